@@ -1,0 +1,52 @@
+# Mimu. `make run` starts a working server on a machine that has Python 3.11, make and a network; `make test` tests it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+LOCK := $(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+
+.PHONY: help run test check bench lock clean
+.DEFAULT_GOAL := help
+
+help: ## Say what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+run: $(VENV)/.run ## Start a server with its own PostgreSQL and Valkey; data in ./var
+	@exec $(BIN)/python server.py
+
+test: $(VENV)/.dev ## Run all the tests, with real services
+	@sh tests/install_coturn.sh
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## Lint and type-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev ## Measure the speed; figures and method in docs/performance.md
+	$(BIN)/python -m tests.bench $(ARGS)
+
+lock: $(VENV)/.dev ## Renew the lock files from setup.cfg
+	$(PIP) install 'pip-tools>=7.4'
+	$(LOCK) -o requirements/server.txt setup.cfg
+	$(LOCK) --extra embedded -o requirements/embedded.txt setup.cfg
+	$(LOCK) --extra embedded --extra test --extra check -o requirements/dev.txt setup.cfg
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Mimu needs Python 3.11 or newer; try make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: requirements/embedded.txt | $(VENV)/bin/python
+	@echo "Installing what Mimu needs (once) ..."
+	@$(PIP) install --require-hashes -r requirements/embedded.txt
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt | $(VENV)/bin/python
+	@echo "Installing what the tests need (once) ..."
+	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@touch $@ $(VENV)/.run
+
+clean: ## Remove what make installed; data in ./var stays
+	rm -rf $(VENV)
