@@ -1,0 +1,1 @@
+"""What the server needs before its first feature: settings, secrets, logs and the embedded services."""

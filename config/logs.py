@@ -1,0 +1,67 @@
+"""Logs: one JSON object a line on standard error, each with the id of the request that caused it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, TextIO
+
+import orjson
+import structlog
+
+
+def _json(event: Any, **_: Any) -> str:
+    return orjson.dumps(event, default=str).decode()
+
+
+def _without_values(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """An exception's own text may quote a row or a frame, so only its type and its place are written."""
+    error = event.pop("exc_info", None)
+    if error is True:
+        error = sys.exc_info()[1]
+    elif isinstance(error, tuple):
+        error = error[1]
+    if isinstance(error, BaseException):
+        places = []
+        trace = error.__traceback__
+        while trace is not None:
+            places.append(f"{trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno}")
+            trace = trace.tb_next
+        event["error"] = type(error).__name__
+        event["at"] = places[-6:]  # the innermost calls tell the story; the rest is the event loop
+    return event
+
+
+def configure(level: str, stream: TextIO | None = None) -> None:
+    """Send structlog's and the standard library's records to ``stream`` as JSON lines.
+
+    ``level`` is ``debug``, ``info``, ``warning`` or ``error``.
+    """
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        _without_values,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(serializer=_json),
+            ],
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # Their debug lines bear statements, parameters and frames.
+    for chatty in ("asyncio", "peewee", "peewee.async", "websockets", "tornado.access", "tornado.general"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))

@@ -1,0 +1,152 @@
+"""Settings: typed sections read once from the environment and an env file, with every fault reported at once."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from dotenv import dotenv_values
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+S = TypeVar("S", bound="Section")
+
+# Loopback, RFC 1918 and RFC 4193: where a scraper of one's own stands.
+PRIVATE_NETWORKS = "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7"
+
+
+def _split(value: object) -> object:
+    """A comma-separated list, as people write one in an environment variable."""
+    return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
+
+
+Items = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Networks = Annotated[tuple[Network, ...], BeforeValidator(_split)]
+
+_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many events in so many seconds; the form in settings is ``5/15 minutes`` or ``3/hour``."""
+
+    count: int
+    seconds: int
+
+    @classmethod
+    def parse(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        count, slash, period = value.partition("/")
+        number, _, unit = period.strip().rpartition(" ")
+        seconds = _UNITS.get(unit.strip().lower().removesuffix("s"))
+        if not (slash and count.strip().isdecimal() and (number.strip() or "1").isdecimal() and seconds):
+            raise ValueError("expected a rate such as 5/15 minutes or 3/hour")
+        rate = cls(int(count), int(number or 1) * seconds)
+        if rate.count < 1 or rate.seconds < 1:
+            raise ValueError("a rate counts at least one event in at least one second")
+        return rate
+
+    def __str__(self) -> str:
+        return f"{self.count}/{self.seconds} seconds"
+
+
+RateLimit = Annotated[Rate, BeforeValidator(Rate.parse)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings. ``turn_host`` is read from ``TURN_HOST``; an empty variable counts as unset."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+
+def _level(value: str) -> str:
+    # RUST_LOG of older env files may name modules too ("info,sqlx=warn"): the first plain word is the level.
+    word = value.split(",")[0].strip().lower()
+    if word not in ("debug", "info", "warning", "warn", "error"):
+        raise ValueError("expected debug, info, warning or error")
+    return "warning" if word == "warn" else word
+
+
+class Core(Section):
+    """What the house itself needs to know; each feature adds a section of its own."""
+
+    host: str = Field("0.0.0.0", description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="HTTP and WebSocket port; 0 takes a free one.")
+    mimu_env: Literal["development", "production"] = Field(
+        "development", description="Unset: development on the embedded database, production with a DATABASE_URL."
+    )
+    mimu_data_dir: Path = Field(Path("var"), description="Where the embedded services, secrets and files live.")
+    log_level: Annotated[str, AfterValidator(_level)] = Field(
+        "info", description="debug, info, warning or error. RUST_LOG is read too."
+    )
+
+    database_url: SecretStr | None = Field(None, description="PostgreSQL 16 or newer; unset starts the embedded one.")
+    database_max_connections: int = Field(20, ge=2, le=1000, description="Size of the connection pool.")
+    redis_url: SecretStr | None = Field(None, description="Redis 7 or Valkey; unset starts the embedded one.")
+
+    jwt_secret: SecretStr | None = Field(None, description="Signs access tokens; at least 32 characters.")
+    jwt_previous_secrets: Annotated[tuple[SecretStr, ...], BeforeValidator(_split)] = Field(
+        (), description="Comma list of former secrets whose tokens are still accepted during a rotation."
+    )
+    jwt_expiration_hours: float = Field(24, gt=0, le=720, description="Life of an access token.")
+
+    trusted_proxies: Networks = Field(
+        (), description="Networks (CIDR) of reverse proxies whose X-Forwarded-For is believed."
+    )
+    cors_allow_origins: Items = Field((), description="Browser origins that may call; empty sends no CORS headers.")
+    min_client_version: str | None = Field(None, description="Older X-Client-Version gets 426.")
+    metrics_allow: Networks = Field(
+        default=PRIVATE_NETWORKS,  # validated like any other value
+        validate_default=True,
+        description="Networks that may read /metrics.",
+    )
+    rate_limits: Literal["on", "off"] = Field("on", description="off is for tests and benchmarks; never in production.")
+    plugins_disabled: Items = Field((), description="Features to leave out, by name.")
+    shutdown_seconds: float = Field(5, ge=0, le=60, description="How long SIGTERM spreads the closing of sockets.")
+
+    @property
+    def production(self) -> bool:
+        return self.mimu_env == "production"
+
+
+class SettingsError(Exception):
+    """The settings can't be used; ``faults`` has one line for each reason, naming the variable and never its value."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = tuple(faults)
+
+
+def environment(env_file: Path | None = None, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment over the env file (``.env`` beside us unless another is named), names in upper case."""
+    named: dict[str, str | None] = dict(dotenv_values(env_file or ".env"))
+    named.update(os.environ if environ is None else environ)
+    values = {name.upper(): value for name, value in named.items() if value}
+    values.setdefault("LOG_LEVEL", values.get("RUST_LOG", "info"))  # the seed's name for it
+    values.setdefault("MIMU_ENV", "production" if "DATABASE_URL" in values else "development")
+    return values
+
+
+def load(sections: Mapping[str, type[Section]], values: Mapping[str, str]) -> dict[str, Section]:
+    """Every section, read from ``values``.
+
+    Raises SettingsError with all faults of all sections at once.
+    """
+    read: dict[str, Section] = {}
+    faults: list[str] = []
+    for name, section in sections.items():
+        given: dict[str, Any] = {f: values[f.upper()] for f in section.model_fields if f.upper() in values}
+        try:
+            read[name] = section.model_validate(given)
+        except ValidationError as error:
+            for fault in error.errors(include_url=False, include_input=False, include_context=False):
+                where = ".".join(str(part) for part in fault["loc"][:1]).upper()
+                faults.append(f"{where}: {fault['msg'].removeprefix('Value error, ')}")
+    if faults:
+        raise SettingsError(faults)
+    return read
