@@ -1,0 +1,214 @@
+"""Calls: one row a call; every transition is one statement that carries its own condition."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+import asyncpg
+import peewee
+
+from models.database import Database, Enum, Table
+from models.users import User
+
+RING_SECONDS = 60  # seed: a call that nobody answers is missed
+HEARTBEAT_HOURS = 1  # seed: an answered call without a heartbeat for this long has ended
+
+
+class CallSession(Table):
+    id = peewee.UUIDField(primary_key=True)
+    caller = peewee.ForeignKeyField(User, null=True, on_delete="SET NULL")
+    callee = peewee.ForeignKeyField(User, null=True, on_delete="SET NULL")
+    call_type = Enum("call_type")
+    status = Enum("call_status", default="ringing")
+    started_at = peewee.DateTimeField()
+    accepted_at = peewee.DateTimeField(null=True)
+    ended_at = peewee.DateTimeField(null=True)
+    end_reason = peewee.TextField(null=True)
+    last_heartbeat = peewee.DateTimeField(null=True)
+    created_at = peewee.DateTimeField()
+
+    class Meta:
+        table_name = "call_sessions"
+
+
+class Call(NamedTuple):
+    """The part of a call that its participants are told of."""
+
+    id: UUID
+    caller_id: UUID | None
+    callee_id: UUID | None
+    call_type: str
+    status: str
+    end_reason: str | None
+    started_at: datetime
+
+    @property
+    def live(self) -> bool:
+        return self.status in ("ringing", "accepted")
+
+    def other(self, user_id: UUID) -> UUID | None:
+        """The other participant; None when their account is gone."""
+        return self.callee_id if user_id == self.caller_id else self.caller_id
+
+
+_CALL = "id, caller_id, callee_id, call_type::text, status::text, end_reason, started_at"
+_PAIR = "least(caller_id, callee_id) = least({0}, {1}) AND greatest(caller_id, callee_id) = greatest({0}, {1})"
+_LIVE = "status IN ('ringing', 'accepted')"
+
+_RING = f"""
+WITH superseded AS (
+    UPDATE call_sessions SET status = 'ended', ended_at = now(), end_reason = 'superseded'
+    WHERE {_PAIR.format("$2::uuid", "$3::uuid")} AND {_LIVE} AND (caller_id = $2 OR status = 'accepted')
+      AND NOT EXISTS (SELECT 1 FROM call_sessions WHERE id = $1)
+    RETURNING {_CALL}
+), rung AS (
+    -- count(*) makes the insert wait for the update above: the pair's index has room only after it
+    INSERT INTO call_sessions (id, caller_id, callee_id, call_type)
+    SELECT $1, $2, $3, $4::text::call_type FROM (SELECT count(*) FROM superseded) AS cleared
+    ON CONFLICT DO NOTHING
+    RETURNING {_CALL}
+)
+SELECT * FROM rung UNION ALL SELECT * FROM superseded
+"""
+
+
+class Rung(NamedTuple):
+    """What an offer met: the call now ringing (or already there), whether it is new, and the calls it ended."""
+
+    call: Call
+    new: bool
+    superseded: list[Call]
+
+
+async def ring(db: Database, call_id: UUID, caller_id: UUID, callee_id: UUID, call_type: str) -> Rung | None:
+    """Start a call between two users, ending the caller's earlier one or an answered one between them.
+
+    ``new`` is False when ``call.id`` is another call that already rings between them (glare), or when this very id
+    was offered before. None when there is no such callee.
+    """
+    for _ in range(5):  # a concurrent offer of the same pair may come between our two statements; rarely twice
+        try:
+            rows = [Call(*row) for row in await db.fetch(_RING, call_id, caller_id, callee_id, call_type)]
+        except asyncpg.ForeignKeyViolationError:
+            return None
+        if rows and rows[0].id == call_id:
+            return Rung(rows[0], True, rows[1:])
+        met = await db.row(
+            f"""SELECT {_CALL} FROM call_sessions
+                WHERE id = $1 OR ({_PAIR.format("$2::uuid", "$3::uuid")} AND {_LIVE})
+                ORDER BY id = $1 DESC LIMIT 1""",
+            call_id,
+            caller_id,
+            callee_id,
+        )
+        if met is not None and (met["id"] == call_id or met["caller_id"] != caller_id):
+            return Rung(Call(*met), False, rows)
+    raise asyncpg.SerializationError("offers of one pair keep colliding")
+
+
+async def answer(db: Database, call_id: UUID, callee_id: UUID) -> Call | None:
+    """ringing → accepted, by the callee, while it rings."""
+    return await _change(
+        db,
+        f"""UPDATE call_sessions SET status = 'accepted', accepted_at = now(), last_heartbeat = now()
+            WHERE id = $1 AND callee_id = $2 AND status = 'ringing'
+              AND started_at > now() - interval '{RING_SECONDS} seconds' RETURNING {_CALL}""",
+        call_id,
+        callee_id,
+    )
+
+
+async def hang_up(db: Database, call_id: UUID, user_id: UUID, reason: str) -> Call | None:
+    """End a live call of the user's. What it becomes depends on who hangs up, and when (contract section 6)."""
+    return await _change(
+        db,
+        f"""UPDATE call_sessions SET ended_at = now(),
+                status = (CASE WHEN $3 = 'failed' THEN 'failed' WHEN status = 'accepted' THEN 'ended'
+                               WHEN callee_id = $2 THEN 'rejected' ELSE 'missed' END)::call_status,
+                end_reason = CASE WHEN $3 = 'failed' THEN 'failed' WHEN status = 'accepted' THEN 'hangup'
+                                  WHEN callee_id = $2 THEN CASE WHEN $3 = 'busy' THEN 'busy' ELSE 'declined' END
+                                  ELSE 'cancelled' END
+            WHERE id = $1 AND $2 IN (caller_id, callee_id) AND {_LIVE} RETURNING {_CALL}""",
+        call_id,
+        user_id,
+        reason,
+    )
+
+
+async def beat(db: Database, call_id: UUID, user_id: UUID) -> bool:
+    """Note that an answered call is still alive."""
+    return (
+        await db.execute(
+            "UPDATE call_sessions SET last_heartbeat = now()"
+            " WHERE id = $1 AND $2 IN (caller_id, callee_id) AND status = 'accepted'",
+            call_id,
+            user_id,
+        )
+        == 1
+    )
+
+
+async def expire(db: Database, call_id: UUID) -> Call | None:
+    """ringing → missed, when the call has rung long enough; by whichever instance comes first."""
+    return await _change(
+        db,
+        f"""UPDATE call_sessions SET status = 'missed', ended_at = now(), end_reason = 'timeout'
+            WHERE id = $1 AND status = 'ringing' AND started_at <= now() - interval '{RING_SECONDS} seconds'
+            RETURNING {_CALL}""",
+        call_id,
+    )
+
+
+async def sweep(db: Database) -> list[Call]:
+    """Time out every call that rang or was silent too long. Run on every instance, each call is ended by one."""
+    rows = await db.fetch(
+        f"""UPDATE call_sessions SET status = 'missed', ended_at = now(), end_reason = 'timeout'
+            WHERE status = 'ringing' AND started_at <= now() - interval '{RING_SECONDS} seconds'
+            RETURNING {_CALL}"""
+    )
+    rows += await db.fetch(
+        f"""UPDATE call_sessions SET status = 'ended', ended_at = now(), end_reason = 'heartbeat_lost'
+            WHERE status = 'accepted' AND last_heartbeat <= now() - interval '{HEARTBEAT_HOURS} hours'
+            RETURNING {_CALL}"""
+    )
+    return [Call(*row) for row in rows]
+
+
+async def get(db: Database, call_id: UUID) -> Call | None:
+    return await _change(db, f"SELECT {_CALL} FROM call_sessions WHERE id = $1", call_id)
+
+
+async def _change(db: Database, sql: str, *args: object) -> Call | None:
+    row = await db.row(sql, *args)
+    return Call(*row) if row else None
+
+
+_HISTORY = """
+SELECT c.id, c.caller_id, c.callee_id, c.call_type::text, c.status::text, c.started_at, c.accepted_at, c.ended_at,
+       c.end_reason, c.last_heartbeat, c.created_at,
+       u.id AS peer_id, u.public_id AS peer_public_id, u.display_name AS peer_name, u.avatar_url AS peer_avatar
+FROM ({calls}) AS c
+LEFT JOIN users u ON u.id = CASE WHEN c.caller_id = $1 THEN c.callee_id ELSE c.caller_id END
+ORDER BY c.created_at DESC, c.id DESC LIMIT {limit}
+"""
+
+
+async def history(
+    db: Database, user_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None
+) -> list[asyncpg.Record]:
+    """A user's calls with their peers, newest first; ``before`` is the place (created_at, id) of the last one seen."""
+    earlier = "AND (created_at, id) < ($3, $4)" if before else ""
+    page = f"{earlier} ORDER BY created_at DESC, id DESC LIMIT $2"
+    calls = (
+        f"(SELECT * FROM call_sessions WHERE caller_id = $1 {page})"
+        f" UNION ALL (SELECT * FROM call_sessions WHERE callee_id = $1 {page})"
+    )
+    return await db.fetch(_HISTORY.format(calls=calls, limit="$2"), user_id, limit, *(before or ()))
+
+
+async def detail(db: Database, user_id: UUID, call_id: UUID) -> asyncpg.Record | None:
+    """One call of the user's, as in the history."""
+    calls = "SELECT * FROM call_sessions WHERE id = $2 AND $1 IN (caller_id, callee_id)"
+    return await db.row(_HISTORY.format(calls=calls, limit="1"), user_id, call_id)

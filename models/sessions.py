@@ -1,0 +1,170 @@
+"""Sessions: signed-in devices. A row is the arbiter of refresh rotation; tokens are known by their SHA-256 only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+import asyncpg
+import peewee
+
+from models.database import Database, Table
+from models.users import User
+
+IDLE_DAYS, WHOLE_DAYS = 30, 180  # contract section 2
+
+
+class Session(Table):
+    id = peewee.UUIDField(primary_key=True)
+    user = peewee.ForeignKeyField(User, on_delete="CASCADE")
+    token_hash = peewee.BlobField(unique=True)
+    previous_hash = peewee.BlobField(null=True)
+    rotated_at = peewee.DateTimeField(null=True)
+    platform = peewee.TextField(null=True)
+    client_version = peewee.TextField(null=True)
+    created_at = peewee.DateTimeField()
+    last_used_at = peewee.DateTimeField()
+    expires_at = peewee.DateTimeField()
+    revoked_at = peewee.DateTimeField(null=True)
+
+    class Meta:
+        table_name = "sessions"
+
+
+class SpentRefreshToken(Table):
+    token_hash = peewee.BlobField(primary_key=True)
+    session = peewee.ForeignKeyField(Session, on_delete="CASCADE")
+
+    class Meta:
+        table_name = "spent_refresh_tokens"
+
+
+class SpentChallenge(Table):
+    nonce = peewee.BlobField(primary_key=True)
+    expires_at = peewee.DateTimeField()
+
+    class Meta:
+        table_name = "spent_challenges"
+
+
+async def open_(
+    db: Database, session_id: UUID, user_id: UUID, token_hash: bytes, platform: str | None, client_version: str | None
+) -> None:
+    """Insert a session whose current refresh token has this hash."""
+    await db.execute(
+        f"""INSERT INTO sessions (id, user_id, token_hash, platform, client_version, expires_at)
+            VALUES ($1, $2, $3, $4, $5, now() + interval '{WHOLE_DAYS} days')""",
+        session_id,
+        user_id,
+        token_hash,
+        platform,
+        client_version,
+    )
+
+
+class Rotated(NamedTuple):
+    """``token_hash`` is the successor that counts: of several candidates the one that the session now has."""
+
+    user_id: UUID
+    public_id: str
+    fingerprint: str
+    token_hash: bytes
+
+
+async def rotate(
+    db: Database,
+    session_id: UUID,
+    token_hash: bytes,
+    successors: Sequence[bytes],
+    grace_seconds: int,
+    platform: str | None,
+    client_version: str | None,
+) -> Rotated | None:
+    """Replace the current token by ``successors[0]``, in one conditional statement; None when it may not be.
+
+    The token rotated away last, presented again within the grace time while its successor (any of ``successors``:
+    the signing secret may have changed meanwhile) is unused, changes nothing and gets the same successor.
+    """
+    row = await db.row(
+        f"""WITH before AS (
+                SELECT id, token_hash = $2 AS is_current FROM sessions
+                WHERE id = $1 AND revoked_at IS NULL AND expires_at > now()
+                  AND last_used_at > now() - interval '{IDLE_DAYS} days'
+                  AND (token_hash = $2 OR (previous_hash = $2 AND token_hash = ANY ($3::bytea[])
+                                           AND rotated_at > now() - make_interval(secs => $4)))
+                FOR UPDATE
+            ), rotated AS (
+                UPDATE sessions SET
+                    token_hash = CASE WHEN before.is_current THEN ($3::bytea[])[1] ELSE token_hash END,
+                    previous_hash = $2,
+                    rotated_at = CASE WHEN before.is_current THEN now() ELSE rotated_at END,
+                    last_used_at = now(),
+                    platform = coalesce($5, platform), client_version = coalesce($6, client_version)
+                FROM before WHERE sessions.id = before.id
+                RETURNING sessions.user_id, sessions.token_hash, before.is_current
+            ), spent AS (
+                INSERT INTO spent_refresh_tokens (token_hash, session_id)
+                SELECT $2, $1 FROM rotated WHERE is_current
+            )
+            SELECT users.id, public_id, fingerprint, rotated.token_hash
+            FROM rotated JOIN users ON users.id = rotated.user_id""",
+        session_id,
+        token_hash,
+        list(successors),
+        grace_seconds,
+        platform,
+        client_version,
+    )
+    return Rotated(*row) if row else None
+
+
+class Ended(NamedTuple):
+    id: UUID
+    user_id: UUID
+
+
+async def end_reused(db: Database, session_id: UUID, token_hash: bytes) -> Ended | None:
+    """End the session whose spent token was presented again; None when the token is unknown. Ending an ended one
+    again is answered the same."""
+    row = await db.row(
+        """UPDATE sessions SET revoked_at = coalesce(revoked_at, now())
+           WHERE id = $1 AND EXISTS (SELECT 1 FROM spent_refresh_tokens WHERE token_hash = $2 AND session_id = $1)
+           RETURNING id, user_id""",
+        session_id,
+        token_hash,
+    )
+    return Ended(*row) if row else None
+
+
+async def end_all(db: Database, user_id: UUID, but: UUID | None = None) -> list[Ended]:
+    """End every session of a user, except one."""
+    rows = await db.fetch(
+        """UPDATE sessions SET revoked_at = now()
+           WHERE user_id = $1 AND revoked_at IS NULL AND id IS DISTINCT FROM $2 RETURNING id, user_id""",
+        user_id,
+        but,
+    )
+    return [Ended(*row) for row in rows]
+
+
+async def ended_since(db: Database, moment: datetime) -> list[Ended]:
+    """Sessions revoked after a moment: what an instance that missed the announcements asks."""
+    rows = await db.fetch("SELECT id, user_id FROM sessions WHERE revoked_at >= $1", moment)
+    return [Ended(*row) for row in rows]
+
+
+async def now(db: Database) -> datetime:
+    """The database's clock, by which rows are stamped."""
+    return await db.value("SELECT now()")  # type: ignore[no-any-return]
+
+
+async def spend_challenge(db: Database, nonce: bytes, expires_at: datetime) -> bool:
+    """Use a challenge up; False when it was used before."""
+    row: asyncpg.Record | None = await db.row(
+        "INSERT INTO spent_challenges (nonce, expires_at) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING nonce",
+        nonce,
+        expires_at,
+    )
+    return row is not None

@@ -1,0 +1,1 @@
+"""What operators run. Scripts know config and models, and nothing of the wire."""

@@ -1,0 +1,52 @@
+"""Bring the database up to date: ``python -m scripts.migrate``. Safe to run again, and from several places at once."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import asyncpg
+
+from config.settings import environment
+from models import migrations
+
+WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
+
+
+async def run(dsn: str, *, check: bool, as_json: bool) -> int:
+    """0 when the database is (now) up to date; with ``check`` nothing is changed, and 1 says that something is due."""
+    if check:
+        due = sorted(set(migrations.versions()) - set(await migrations.applied(dsn)))
+        _say(as_json, {"due": due}, f"due: {', '.join(due)}" if due else "up to date")
+        return 1 if due else 0
+    done = await migrations.migrate(dsn)
+    _say(as_json, {"applied": done}, f"applied: {', '.join(done)}" if done else "up to date")
+    return 0
+
+
+def _say(as_json: bool, value: object, text: str) -> None:
+    print(json.dumps(value) if as_json else text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts.migrate", description=__doc__)
+    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 when a migration is due")
+    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    arguments = parser.parse_args()
+    dsn = environment(arguments.env_file).get("DATABASE_URL")
+    if not dsn:
+        print("DATABASE_URL: missing; the embedded database is migrated by the server itself", file=sys.stderr)
+        return WRONG_SETTINGS
+    try:
+        return asyncio.run(run(dsn, check=arguments.check, as_json=arguments.json))
+    except (migrations.MigrationError, asyncpg.PostgresError, OSError) as error:
+        print(f"migration failed: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
