@@ -1,0 +1,319 @@
+"""The base of every HTTP endpoint: tokens, sizes, strict JSON, errors and headers, the same for all."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+import structlog
+from tornado.iostream import StreamClosedError
+from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
+
+from config.settings import Core, Rate
+from handlers import errors
+from handlers.errors import ApiError, Fault, InvalidRequest
+from handlers.limits import Limits, client_address, limit_key
+from handlers.metrics import Metrics
+from handlers.shapes import Shape, decode, encode
+from handlers.tokens import Session, Tokens
+
+log = structlog.get_logger(__name__)
+S = TypeVar("S", bound=Shape)
+
+MAX_BODY = 256 * 1024  # contract section 1
+LINGER_BYTES, LINGER_SECONDS = 1 << 20, 1.0  # what is read and dropped after a 413, so that the client sees it
+SLOW = 1.0  # seconds; a request that takes longer is worth a line in the log
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_VERSION = re.compile(r"\d{1,6}(\.\d{1,6}){0,3}")
+_CORS_HEADERS = "Authorization, Content-Type, X-PrID, X-Client-Version, X-Platform, X-Request-ID"
+_STATUS: dict[int, type[ApiError]] = {404: errors.NotFound, 405: errors.MethodNotAllowed, 413: errors.TooLarge}
+_PLATFORMS = ("android", "ios", "web", "desktop", "none")
+_METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD")
+
+
+class Site(Application):
+    """The Tornado application, with what every handler needs and nothing that a single feature does."""
+
+    def __init__(
+        self,
+        routes: list[Any],
+        *,
+        core: Core,
+        tokens: Tokens,
+        limits: Limits,
+        metrics: Metrics,
+        outages: tuple[type[BaseException], ...],
+    ) -> None:
+        self.core = core
+        self.tokens = tokens
+        self.limits = limits
+        self.metrics = metrics
+        self.outages = outages  # the exceptions that mean "a service is away", answered with 503
+        self.active = 0  # requests being answered
+        self.background: set[asyncio.Task[None]] = set()  # work that outlives its request; awaited at the end
+        self.minimum_version = version(core.min_client_version)
+        super().__init__(routes, default_handler_class=UnknownRoute)
+
+    def log_request(self, handler: RequestHandler) -> None:
+        """A line for each request belongs to the proxy's access log, and paths bear ids; ours tells what went wrong."""
+
+
+def version(text: str | None) -> tuple[int, ...]:
+    """``1.2.0-beta`` as (1, 2); () for what is not a version. Trailing zeros don't count."""
+    match = _VERSION.match(text or "")
+    parts = [int(part) for part in match.group().split(".")] if match else []
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """What a request says of the app that sent it; stored with its session."""
+
+    platform: str | None
+    version: str | None
+    address: str = field(repr=False)
+
+
+@stream_request_body
+class ApiHandler(RequestHandler):
+    """An endpoint. It wants a valid token unless its class says ``public = True``."""
+
+    public = False
+    max_body = MAX_BODY
+    application: Site
+    _session: Session | None
+
+    def __init__(self, application: Site, request: Any, **kwargs: Any) -> None:
+        # Before super(): set_default_headers, which it calls, wants the id.
+        given = request.headers.get("X-Request-ID", "")
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        self._started = time.perf_counter()
+        self._session = None
+        self._chunks: list[bytes] = []
+        self._received = 0
+        super().__init__(application, request, **kwargs)
+
+    # What endpoints use -----------------------------------------------------------------------------------------
+
+    @property
+    def session(self) -> Session:
+        """Who is asking. Raises Unauthorized where nobody is known."""
+        if self._session is None:
+            raise errors.Unauthorized
+        return self._session
+
+    @property
+    def client(self) -> Client:
+        headers = self.request.headers
+        platform, app = headers.get("X-Platform", "").strip().lower(), headers.get("X-Client-Version", "").strip()
+        return Client(_printable(platform, 16), _printable(app, 32), self.address)
+
+    @property
+    def address(self) -> str:
+        """The client's address; X-Forwarded-For counts only from a trusted proxy."""
+        forwarded = ", ".join(self.request.headers.get_list("X-Forwarded-For")) or None
+        return client_address(self.request.remote_ip or "", forwarded, self.application.core.trusted_proxies)
+
+    def body(self, shape: type[S]) -> S:
+        """The request's JSON body as ``shape``. Raises InvalidRequest or ValidationError with all its faults."""
+        kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise errors.UnsupportedMediaType
+        return shape.model_validate(decode(b"".join(self._chunks)))
+
+    def query(self, shape: type[S]) -> S:
+        """The query string as ``shape``; of a repeated parameter the last one counts."""
+        given = {}
+        for name, values in self.request.query_arguments.items():
+            try:
+                given[name] = values[-1].decode("utf-8")
+            except UnicodeDecodeError:
+                raise InvalidRequest("Some fields are not valid.", details=[Fault(name, "not UTF-8")]) from None
+        return shape.model_validate(given, strict=False)
+
+    async def limit(self, name: str, rate: Rate, key: str | None = None) -> None:
+        """Count this request; by client address unless another key is given. Raises RateLimited."""
+        await self.application.limits.spend(name, key or limit_key(self.address), rate)
+
+    def count_client(self) -> None:
+        """Count a request that signs an app in or keeps it signed in, by platform."""
+        platform = self.client.platform or "none"
+        self.application.metrics.clients.labels(platform if platform in _PLATFORMS else "other").inc()
+
+    def reply(self, value: object, status: int = 200) -> None:
+        """Answer with ``value`` (a shape, or what JSON can hold)."""
+        self.set_status(status)
+        self.finish(value.model_dump_json().encode() if isinstance(value, Shape) else encode(value))
+
+    def reply_nothing(self) -> None:
+        self.set_status(204)
+        self.clear_header("Content-Type")
+        self.finish()
+
+    def link_next(self, **parameters: object) -> None:
+        """Point to the next page of a list (RFC 8288)."""
+        self.set_header("Link", f'<{self.request.path}?{urlencode(parameters)}>; rel="next"')
+
+    # What the house does for all of them --------------------------------------------------------------------------
+
+    def set_default_headers(self) -> None:
+        headers = self._headers
+        headers["Server"] = "Mimu"
+        headers["Content-Type"] = "application/json"
+        headers["X-Content-Type-Options"] = "nosniff"
+        headers["Cache-Control"] = "no-store"
+        headers["X-Request-ID"] = self.request_id
+        allowed = self.application.core.cors_allow_origins
+        if allowed:
+            origin = self.request.headers.get("Origin")
+            headers["Vary"] = "Origin"
+            if origin and (origin in allowed or "*" in allowed):
+                headers["Access-Control-Allow-Origin"] = origin
+                headers["Access-Control-Expose-Headers"] = "Link, Retry-After, X-Request-ID"
+
+    async def _linger(self) -> None:
+        """Read and drop some of what the client is still sending: closing at once would reset the connection, and
+        the refusal would be lost with it."""
+        stream = self.request.connection.stream  # type: ignore[union-attr]
+        left = LINGER_BYTES
+        try:
+            async with asyncio.timeout(LINGER_SECONDS):
+                while left > 0:
+                    left -= len(await stream.read_bytes(65536, partial=True))
+        except (TimeoutError, StreamClosedError):
+            left = 0
+
+    async def _refuse_body(self) -> None:
+        refusal = errors.TooLarge(f"The body is larger than {self.max_body} bytes.")
+        self._answer(refusal)
+        self.set_header("Connection", "close")
+        self.set_header("Content-Length", str(sum(map(len, self._write_buffer))))
+        await self.flush()
+        await self._linger()
+        self.finish()
+
+    def prepare(self) -> Any:
+        self.application.active += 1
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=self.request_id)
+        headers = self.request.headers
+        if self.request.method == "OPTIONS":
+            return None
+        if self.application.minimum_version and "X-Client-Version" in headers:
+            client = version(headers["X-Client-Version"])
+            if client and client < self.application.minimum_version:
+                raise errors.ClientOutdated
+        authorization = headers.get("Authorization")
+        if authorization is not None:
+            scheme, _, token = authorization.partition(" ")
+            if scheme.lower() != "bearer":
+                raise errors.Unauthorized
+            self._session = self.application.tokens.verify(token.strip())
+            claimed = headers.get("X-PrID")
+            if claimed is not None and claimed.lower() != self._session.public_id.lower():
+                raise errors.Forbidden("X-PrID names another user than the token.", code="prid_mismatch")
+        elif not self.public:
+            raise errors.Unauthorized
+        # The connection's own limit is lifted because it answers with a bare 400; this one answers in JSON.
+        length = headers.get("Content-Length", "0")
+        if length.isdecimal() and int(length) > self.max_body:
+            return self._refuse_body()
+        return None
+
+    def data_received(self, chunk: bytes) -> Any:
+        self._received += len(chunk)
+        if self._received > self.max_body:
+            self._chunks.clear()
+            return None if self._finished else self._refuse_body()
+        self._chunks.append(chunk)
+        return None
+
+    def options(self, *_: Any) -> None:
+        """Preflight (CORS), and the methods of this address for whoever asks."""
+        self.set_header("Allow", self.allow())
+        if "Access-Control-Allow-Origin" in self._headers:
+            self.set_header("Access-Control-Allow-Methods", self.allow())
+            self.set_header("Access-Control-Allow-Headers", _CORS_HEADERS)
+            self.set_header("Access-Control-Max-Age", "86400")
+        self.reply_nothing()
+
+    @classmethod
+    def allow(cls) -> str:
+        own = [m for m in _METHODS if getattr(cls, m.lower()) is not getattr(RequestHandler, m.lower())]
+        return ", ".join([*own, "OPTIONS"])
+
+    def compute_etag(self) -> str | None:
+        return None  # answers are per user and moment; hashing each would cost more than it saves
+
+    def check_etag_header(self) -> bool:
+        return False
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error: BaseException | None = kwargs.get("exc_info", (None, None, None))[1]
+        refusal: ApiError | None = None
+        if isinstance(error, HTTPError):
+            refusal = _STATUS.get(
+                error.status_code, InvalidRequest if error.status_code < 500 else errors.InternalError
+            )()
+        elif error is not None:
+            refusal = errors.refusal(error, self.application.outages)
+        self._answer(refusal or errors.InternalError())
+        self.finish()
+
+    def _answer(self, refusal: ApiError) -> None:
+        self.set_status(refusal.status)
+        for name, value in refusal.headers.items():
+            self.set_header(name, value)
+        if refusal.status == 405:
+            self.set_header("Allow", self.allow())
+        self.write(encode({**refusal.body(), "request_id": self.request_id}))
+
+    def log_exception(
+        self,
+        typ: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if value is None or isinstance(value, HTTPError):
+            return
+        refusal = errors.refusal(value, self.application.outages)
+        if refusal is None:
+            log.error("request_failed", handler=type(self).__qualname__, exc_info=value)
+        elif refusal.status >= 500:
+            log.warning("request_unavailable", handler=type(self).__qualname__, cause=type(value).__name__)
+
+    def on_finish(self) -> None:
+        self.application.active -= 1
+        seconds = time.perf_counter() - self._started
+        self.application.metrics.observe(type(self).__qualname__, self.request.method or "", self._status_code, seconds)
+        if seconds > SLOW:
+            log.warning(
+                "request_slow",
+                handler=type(self).__qualname__,
+                status=self._status_code,
+                milliseconds=round(seconds * 1e3),
+            )
+
+
+def _printable(text: str, longest: int) -> str | None:
+    return text[:longest] if text and text.isascii() and text.isprintable() else None
+
+
+class UnknownRoute(ApiHandler):
+    """Any address that no feature claims."""
+
+    public = True
+
+    def _not_found(self, *_: Any) -> None:
+        raise errors.NotFound
+
+    get = post = put = delete = patch = head = options = _not_found

@@ -1,0 +1,192 @@
+"""The bus: Redis pub/sub between instances. What is said on it is a knock, never the truth; losing it loses speed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from uuid import UUID
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+log = structlog.get_logger(__name__)
+
+Listener = Callable[[bytes], None]
+
+QUEUE = 20_000  # messages waiting for Redis; at 1 KiB each that is 20 MiB, and beyond it the oldest are dropped
+BATCH = 256  # messages in one pipeline
+PATIENCE = 1.0  # seconds Redis may take for one answer before it counts as away
+PING = 1.0  # seconds of silence after which the subscription is probed; three of them and it is made anew
+RETRY = 0.5  # seconds between attempts to come back
+_GONE = (RedisError, OSError, TimeoutError)
+
+
+class Bus:
+    """Publishes and subscribes. Local code never waits for it: publishing queues, and one task sends."""
+
+    def __init__(self, redis: Redis, instance_id: UUID) -> None:
+        self._redis = redis
+        self._own = f"ws:instance:{instance_id}"
+        self._listeners: dict[str, Listener] = {}
+        self._confirmed: dict[str, asyncio.Event] = {}
+        self._queue: deque[tuple[str, bytes, asyncio.Future[int] | None]] = deque()
+        self._wake = asyncio.Event()
+        self._pubsub: PubSub | None = None
+        self._speaking = asyncio.Lock()  # commands on the one subscription keep their order
+        self.up = False
+        self.dropped = 0
+        self.on_return: list[Callable[[], None]] = []  # called when the subscriptions are back after an outage
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep both directions going until the block ends; what is queued is sent first."""
+        tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._send())]
+        try:
+            yield
+        finally:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    while self._queue and self.up:
+                        await asyncio.sleep(0.01)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    # Out ----------------------------------------------------------------------------------------------------------
+
+    def publish(self, channel: str, message: bytes) -> None:
+        """Queue a message; it is lost when Redis is away."""
+        self._put(channel, message, None)
+
+    async def publish_counted(self, channel: str, message: bytes) -> int:
+        """Publish and say how many instances took it; 0 when Redis is away."""
+        if not self.up:
+            return 0
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._put(channel, message, answer)
+        try:
+            return await asyncio.wait_for(answer, PATIENCE)
+        except TimeoutError:
+            return 0
+
+    def _put(self, channel: str, message: bytes, answer: asyncio.Future[int] | None) -> None:
+        if len(self._queue) >= QUEUE:
+            self._drop(*self._queue.popleft())
+        self._queue.append((channel, message, answer))
+        self._wake.set()
+
+    def _drop(self, _: str, __: bytes, answer: asyncio.Future[int] | None) -> None:
+        self.dropped += 1
+        if answer is not None and not answer.done():
+            answer.set_result(0)
+
+    async def _send(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+                try:
+                    pipeline = self._redis.pipeline(transaction=False)
+                    for channel, message, _ in batch:
+                        pipeline.publish(channel, message)
+                    async with asyncio.timeout(PATIENCE):
+                        counts = await pipeline.execute()
+                    for (_, _, answer), count in zip(batch, counts, strict=True):
+                        if answer is not None and not answer.done():
+                            answer.set_result(int(count))
+                except _GONE as error:
+                    log.warning("bus_publish_failed", messages=len(batch), cause=type(error).__name__)
+                    for entry in batch:
+                        self._drop(*entry)
+
+    # In -----------------------------------------------------------------------------------------------------------
+
+    async def subscribe(self, channel: str, listener: Listener) -> None:
+        """Hear a channel. Returns when Redis has confirmed it, or at once while Redis is away: the subscription is
+        then made when it returns."""
+        self._listeners[channel] = listener
+        confirmed = self._confirmed.get(channel)
+        asked = confirmed is not None
+        if confirmed is None:
+            confirmed = self._confirmed[channel] = asyncio.Event()
+        if self._pubsub is None or not self.up:
+            return
+        try:
+            async with asyncio.timeout(PATIENCE):
+                if not asked:
+                    async with self._speaking:
+                        await self._pubsub.subscribe(channel)
+                await confirmed.wait()
+        except _GONE:
+            log.warning("bus_subscribe_failed")
+
+    async def unsubscribe(self, channel: str) -> None:
+        self._listeners.pop(channel, None)
+        self._confirmed.pop(channel, None)
+        if self._pubsub is None or not self.up:
+            return
+        with contextlib.suppress(*_GONE):
+            async with asyncio.timeout(PATIENCE), self._speaking:
+                if channel not in self._listeners:  # somebody may have come back while we waited for our turn
+                    await self._pubsub.unsubscribe(channel)
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                await self._hear()
+            except _GONE as error:
+                log.warning("bus_down", cause=type(error).__name__)
+            except Exception:
+                log.exception("bus_failed")
+            self.up, self._pubsub = False, None
+            await asyncio.sleep(RETRY)
+
+    async def _hear(self) -> None:
+        async with contextlib.aclosing(self._redis.pubsub()) as pubsub:
+            async with asyncio.timeout(PATIENCE):
+                # The first use of a PubSub makes its connection; a second task doing the same would lose frames.
+                await pubsub.subscribe(self._own)
+            async with asyncio.timeout(10 * PATIENCE):
+                channels = list(self._listeners)
+                for start in range(0, len(channels), 1000):
+                    await pubsub.subscribe(*channels[start : start + 1000])
+            self._pubsub, self.up = pubsub, True
+            # Whoever subscribed while the list above was being sent is missing from it.
+            late = self._listeners.keys() - set(channels)
+            if late:
+                await pubsub.subscribe(*late)
+            log.info("bus_up", channels=len(channels))
+            for back in self.on_return:
+                back()
+            silence = 0
+            while True:
+                message = await pubsub.get_message(timeout=PING)
+                if message is None:
+                    silence += 1
+                    if silence > 3:
+                        raise TimeoutError
+                    async with asyncio.timeout(PATIENCE):
+                        await pubsub.ping()
+                    continue
+                silence = 0
+                self._take(message)
+
+    def _take(self, message: dict[str, object]) -> None:
+        channel = message["channel"]
+        name = channel.decode() if isinstance(channel, bytes) else str(channel)
+        if message["type"] == "subscribe":
+            confirmed = self._confirmed.get(name)
+            if confirmed is not None:
+                confirmed.set()
+        elif message["type"] == "message":
+            listener, data = self._listeners.get(name), message["data"]
+            if listener is not None and isinstance(data, bytes):
+                try:
+                    listener(data)
+                except Exception:
+                    log.exception("bus_listener_failed")

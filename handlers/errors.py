@@ -1,0 +1,128 @@
+"""Refusals: the one family of errors that HTTP and the socket translate for clients (contract section 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One bad field: ``field`` is its path (``one_time_prekeys[3].key_id``), ``issue`` says what is wrong."""
+
+    field: str
+    issue: str
+
+
+class ApiError(Exception):
+    """A refusal with its HTTP ``status``, stable ``code`` and a sentence for people."""
+
+    status = 400
+    code = "invalid_request"
+    message = "The request is not valid."
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        code: str | None = None,
+        details: Sequence[Fault] = (),
+        headers: Mapping[str, str] | None = None,
+        fields: Mapping[str, object] | None = None,
+    ) -> None:
+        self.message = message or self.message
+        self.code = code or self.code
+        self.details = tuple(details)
+        self.headers = dict(headers or {})
+        self.fields = dict(fields or {})
+        super().__init__(self.code)
+
+    def body(self) -> dict[str, object]:
+        """The JSON body, without the request id that only the handler knows."""
+        body: dict[str, object] = {"error": self.code, "message": self.message, **self.fields}
+        if self.details:
+            body["details"] = [{"field": fault.field, "issue": fault.issue} for fault in self.details]
+        return body
+
+
+class InvalidRequest(ApiError):
+    """400: the bytes, or the fields named in ``details``, are not what the shape asks for."""
+
+
+class Unauthorized(ApiError):
+    status, code, message = 401, "unauthorized", "A valid access token is needed."
+
+    def __init__(self, message: str | None = None, *, code: str | None = None) -> None:
+        super().__init__(message, code=code, headers={"WWW-Authenticate": "Bearer"})
+
+
+class Forbidden(ApiError):
+    status, code, message = 403, "forbidden", "You may not do this."
+
+
+class NotFound(ApiError):
+    status, code, message = 404, "not_found", "There is no such thing."
+
+
+class MethodNotAllowed(ApiError):
+    status, code, message = 405, "method_not_allowed", "This address does not take that method."
+
+
+class Conflict(ApiError):
+    status, code, message = 409, "conflict", "This conflicts with what is already there."
+
+
+class TooLarge(ApiError):
+    status, code, message = 413, "too_large", "The body is larger than this address takes."
+
+
+class UnsupportedMediaType(ApiError):
+    status, code, message = 415, "unsupported_media_type", "The body must be application/json."
+
+
+class ClientOutdated(ApiError):
+    status, code, message = 426, "client_outdated", "This version of the app is too old for the server."
+
+
+class ProofRequired(ApiError):
+    status, code, message = 428, "proof_required", "Sign the challenge with your identity or signing key and repeat."
+
+
+class RateLimited(ApiError):
+    status, code, message = 429, "rate_limited", "Too many requests; try again later."
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(headers={"Retry-After": str(max(1, -int(-retry_after // 1)))})
+
+
+class InternalError(ApiError):
+    status, code, message = 500, "internal_error", "The server made a mistake; it has been recorded."
+
+
+class Unavailable(ApiError):
+    status, code, message = 503, "unavailable", "The server can't do this just now; try again shortly."
+
+    def __init__(self, retry_after: int = 2) -> None:
+        super().__init__(headers={"Retry-After": str(retry_after)})
+
+
+def invalid(error: ValidationError) -> InvalidRequest:
+    """All the bad fields of one body, query or frame at once; their values are never repeated."""
+    faults = []
+    for fault in error.errors(include_url=False, include_input=False, include_context=False):
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
+        faults.append(Fault(path or "body", fault["msg"].removeprefix("Value error, ")))
+    return InvalidRequest("Some fields are not valid.", details=faults)
+
+
+def refusal(error: BaseException, outages: tuple[type[BaseException], ...]) -> ApiError | None:
+    """The refusal that ``error`` means to a client; None when it is our own mistake."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ValidationError):
+        return invalid(error)
+    if isinstance(error, outages):
+        return Unavailable()
+    return None

@@ -1,0 +1,71 @@
+"""Health and metrics: what a load balancer, an operator and Prometheus ask."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import structlog
+
+from handlers import errors
+from handlers.base import ApiHandler
+from handlers.limits import within
+from handlers.metrics import CONTENT_TYPE
+
+log = structlog.get_logger(__name__)
+
+Check = Callable[[], Awaitable[None]]  # raises when the thing is not well
+PATIENCE = 2.0  # seconds; a service that needs longer to say that it is well, isn't
+
+
+async def examine(checks: Mapping[str, Check]) -> dict[str, str]:
+    """``ok`` or ``error`` for each check, all asked at once."""
+
+    async def ask(name: str, check: Check) -> str:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await check()
+        except Exception as error:
+            log.warning("check_failed", check=name, cause=type(error).__name__)
+            return "error"
+        return "ok"
+
+    return dict(zip(checks, await asyncio.gather(*(ask(*item) for item in checks.items())), strict=True))
+
+
+class Health(ApiHandler):
+    """``GET /health`` and ``/health/ready``: 200 when every check passes, else 503."""
+
+    public = True
+
+    def initialize(self, checks: Mapping[str, Check]) -> None:
+        self._checks = checks
+
+    async def get(self) -> None:
+        found = await examine(self._checks)
+        well = all(answer == "ok" for answer in found.values())
+        uptime = int(time.monotonic() - self.application.metrics.started)
+        status = "healthy" if well else "unhealthy"
+        self.reply({"status": status, **found, "uptime_seconds": uptime}, 200 if well else 503)
+
+
+class Live(ApiHandler):
+    """``GET /health/live``: the process answers."""
+
+    public = True
+
+    def get(self) -> None:
+        self.reply({"status": "live"})
+
+
+class MetricsPage(ApiHandler):
+    """``GET /metrics``, for the networks of METRICS_ALLOW only; others are told it isn't there."""
+
+    public = True
+
+    def get(self) -> None:
+        if not within(self.address, self.application.core.metrics_allow):
+            raise errors.NotFound
+        self.set_header("Content-Type", CONTENT_TYPE)
+        self.finish(self.application.metrics.exposition())

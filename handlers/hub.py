@@ -1,0 +1,227 @@
+"""The hub: who is connected here, and how a frame reaches a user wherever their sockets are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+from uuid import UUID
+
+import structlog
+
+from handlers.bus import Bus
+from handlers.metrics import Metrics
+from handlers.shapes import encode
+from handlers.tokens import Session
+
+log = structlog.get_logger(__name__)
+
+SOCKETS_PER_USER = 10  # contract section 5
+PING_EVERY = 25  # seconds; also the number of slots of the wheel
+PONG_WITHIN = 20  # seconds
+ANNOUNCE_EVERY = 20  # seconds between announcements of a user who has sockets on several instances
+FORGET_AFTER = 60  # seconds after which an instance that stopped announcing counts as gone
+
+GOING_AWAY, SESSION_ENDED, SLOW, REPLACED, FLOOD, RESTART = 1001, 4401, 4408, 4409, 4429, 1012
+
+
+class Peer(Protocol):
+    """One open socket, as the hub and the features see it."""
+
+    peer_id: str
+    session: Session
+    answered: float
+
+    def write(self, frame: bytes, droppable: bool) -> None: ...
+    def ping(self) -> None: ...
+    def close(self, code: int, reason: str) -> None: ...
+
+
+Frame = Mapping[str, Any]
+Presence = Callable[[UUID, bool], None]
+
+
+def text_frame(payload: bytes) -> bytes:
+    """A whole unmasked text frame (RFC 6455 section 5.2), built once for all who get it."""
+    size = len(payload)
+    if size < 126:
+        return b"\x81" + size.to_bytes(1) + payload
+    if size < 65536:
+        return b"\x81\x7e" + size.to_bytes(2) + payload
+    return b"\x81\x7f" + size.to_bytes(8) + payload
+
+
+class Hub:
+    """Sends to users. Local sockets are written to directly; other instances hear it through ``ws:user:{id}``.
+
+    On that channel a message is ``{origin} {kind} {peer to skip}\\n{frame}``. Besides frames (``send``, ``drop`` for
+    droppable ones) instances tell each other which of their users they share (``here``, ``too``, ``gone``), so that
+    nothing is published for a user who is only here.
+    """
+
+    def __init__(self, bus: Bus, metrics: Metrics, instance_id: UUID) -> None:
+        self.instance_id = instance_id
+        self._origin = instance_id.hex
+        self._bus = bus
+        self._metrics = metrics
+        self._peers: dict[UUID, list[Peer]] = {}
+        self._elsewhere: dict[UUID, dict[str, float]] = {}
+        self._wheel: list[set[Peer]] = [set() for _ in range(PING_EVERY)]
+        self._turn = 0
+        self.watchers: list[Presence] = []  # told of a user's first and last socket here
+        bus.on_return.append(self._announce_all)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._peers.values()))
+
+    def here(self, user_id: UUID) -> bool:
+        """Whether the user has a socket on this instance."""
+        return user_id in self._peers
+
+    def users(self) -> Iterable[UUID]:
+        return self._peers.keys()
+
+    # Coming and going ---------------------------------------------------------------------------------------------
+
+    async def arrive(self, peer: Peer) -> None:
+        """Register a socket; when this returns, whatever is sent to its user reaches it."""
+        user_id = peer.session.user_id
+        peers = self._peers.get(user_id)
+        self._metrics.sockets.inc()
+        self._wheel[self._turn - 1].add(peer)
+        if peers is not None:
+            peers.append(peer)
+            if len(peers) > SOCKETS_PER_USER:
+                peers[0].close(REPLACED, "too many sockets")
+        else:
+            self._peers[user_id] = [peer]
+            for watch in self.watchers:
+                watch(user_id, True)
+        channel = self._channel(user_id)
+        await self._bus.subscribe(channel, lambda message: self._hear(user_id, message))
+        if peers is None:
+            self._bus.publish(channel, self._envelope("here"))
+
+    async def leave(self, peer: Peer) -> None:
+        """Forget a socket that has closed."""
+        user_id = peer.session.user_id
+        peers = self._peers.get(user_id, [])
+        if peer not in peers:
+            return
+        peers.remove(peer)
+        self._metrics.sockets.dec()
+        for slot in self._wheel:
+            slot.discard(peer)
+        if peers:
+            return
+        del self._peers[user_id]
+        self._elsewhere.pop(user_id, None)
+        for watch in self.watchers:
+            watch(user_id, False)
+        self._bus.publish(self._channel(user_id), self._envelope("gone"))
+        await self._bus.unsubscribe(self._channel(user_id))
+
+    def end_session(self, user_id: UUID, session_id: UUID) -> None:
+        """Close the sockets of a session that was revoked."""
+        for peer in list(self._peers.get(user_id, ())):
+            if peer.session.session_id == session_id:
+                peer.close(SESSION_ENDED, "session ended")
+
+    async def close_all(self, seconds: float) -> None:
+        """Close every socket with 1012, spread over ``seconds`` so that clients don't all return at once."""
+        peers = [peer for peers in self._peers.values() for peer in peers]
+        pause = 0.05
+        slices = max(1, round(seconds / pause))
+        for start in range(slices):
+            for peer in peers[start::slices]:
+                peer.close(RESTART, "server restarting")
+            if len(peers) > start + 1:
+                await asyncio.sleep(pause)
+
+    # Sending ------------------------------------------------------------------------------------------------------
+
+    def send(self, user_id: UUID, frame: Frame, *, skip: str = "", droppable: bool = False) -> None:
+        """Send a frame to every socket of a user, on all instances, but the one called ``skip``.
+
+        ``droppable`` frames (typing, presence) are the first to go when a client reads too slowly.
+        """
+        payload = encode(frame)
+        if not self._write(user_id, payload, skip, droppable) or user_id in self._elsewhere:
+            self._bus.publish(self._channel(user_id), self._envelope("drop" if droppable else "send", skip, payload))
+
+    async def deliver(self, user_id: UUID, frame: Frame, *, skip: str = "") -> bool:
+        """Send a frame and say whether any socket of the user's was there to take it."""
+        payload = encode(frame)
+        local = self._write(user_id, payload, skip, False)
+        message = self._envelope("send", skip, payload)
+        if local:
+            if user_id in self._elsewhere:
+                self._bus.publish(self._channel(user_id), message)
+            return True
+        return await self._bus.publish_counted(self._channel(user_id), message) > 0
+
+    def _write(self, user_id: UUID, payload: bytes, skip: str, droppable: bool) -> bool:
+        peers = self._peers.get(user_id)
+        if peers is None:
+            return False
+        frame = text_frame(payload)
+        for peer in tuple(peers) if len(peers) > 1 else peers:
+            if peer.peer_id != skip:
+                peer.write(frame, droppable)
+        return True
+
+    # Other instances ----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _channel(user_id: UUID) -> str:
+        return f"ws:user:{user_id}"
+
+    def _envelope(self, kind: str, skip: str = "", payload: bytes = b"") -> bytes:
+        return f"{self._origin} {kind} {skip}\n".encode() + payload
+
+    def _hear(self, user_id: UUID, message: bytes) -> None:
+        head, _, payload = message.partition(b"\n")
+        origin, kind, skip = head.decode().split(" ")
+        if origin == self._origin:
+            return
+        if kind in ("send", "drop"):
+            self._write(user_id, payload, skip, kind == "drop")
+        elif kind == "gone":
+            others = self._elsewhere.get(user_id, {})
+            others.pop(origin, None)
+            if not others:
+                self._elsewhere.pop(user_id, None)
+        elif user_id in self._peers:
+            self._elsewhere.setdefault(user_id, {})[origin] = time.monotonic()
+            if kind == "here":
+                self._bus.publish(self._channel(user_id), self._envelope("too"))
+
+    def _announce_all(self) -> None:
+        for user_id in self._peers:
+            self._bus.publish(self._channel(user_id), self._envelope("here"))
+
+    async def announce(self) -> None:
+        """Remind the other instances of the users we share, and forget instances that went silent."""
+        horizon = time.monotonic() - FORGET_AFTER
+        for user_id, others in list(self._elsewhere.items()):
+            for origin in [origin for origin, heard in others.items() if heard < horizon]:
+                del others[origin]
+            if not others:
+                del self._elsewhere[user_id]
+            self._bus.publish(self._channel(user_id), self._envelope("here"))
+
+    # Heartbeat ----------------------------------------------------------------------------------------------------
+
+    async def turn(self) -> None:
+        """One second of the wheel: ping one slot of the sockets, and close those that left the last ping unanswered.
+
+        One timer for all sockets; a timer each would cost more memory than the socket's own buffers.
+        """
+        now = time.monotonic()
+        self._turn = (self._turn + 1) % PING_EVERY
+        for peer in tuple(self._wheel[self._turn]):
+            peer.ping()
+        for peer in tuple(self._wheel[(self._turn - PONG_WITHIN) % PING_EVERY]):
+            if peer.answered < now - PONG_WITHIN - 1:
+                peer.close(GOING_AWAY, "ping unanswered")

@@ -1,0 +1,143 @@
+"""Rate limits: GCRA counted in Redis for all instances together, and in this process while Redis is away."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import time
+from collections import OrderedDict
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from config.settings import Network, Rate
+from handlers.errors import RateLimited
+
+log = structlog.get_logger(__name__)
+
+LOCAL_KEYS = 50_000  # buckets kept while Redis is away; the oldest go first
+REDIS_PATIENCE = 0.25  # seconds; a Redis that is slower than that counts as away
+
+# GCRA keeps one number a bucket, the theoretical arrival time of the next event in microseconds. It is asked of
+# Redis's own clock, so that instances whose clocks differ agree. ARGV: emission interval, burst, cost.
+# Returns 0 when the event fits, else the microseconds until it will.
+_GCRA = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local interval, burst, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local arrival = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)
+local next_arrival = arrival + interval * cost
+local wait = next_arrival - interval * burst - now
+if wait > 0 then return math.ceil(wait) end
+if cost > 0 then
+  redis.call('SET', KEYS[1], string.format('%.0f', next_arrival), 'PX', math.ceil((next_arrival - now) / 1000) + 1000)
+end
+return 0
+"""
+
+
+class Limits:
+    """Counts events a key; ``spend`` raises RateLimited when they come faster than their rate."""
+
+    def __init__(self, redis: Redis, *, on: bool = True) -> None:
+        self.on = on
+        self._redis = redis
+        self._script = redis.register_script(_GCRA)
+        self._local: OrderedDict[str, float] = OrderedDict()
+        self._away_until = 0.0
+
+    async def spend(self, name: str, key: str, rate: Rate, cost: int = 1) -> None:
+        """Count ``cost`` events of the limit ``name`` for ``key``. ``cost=0`` only asks whether one would fit.
+
+        Raises RateLimited with the seconds after which the next one fits.
+        """
+        if not self.on:
+            return
+        wait = await self._wait(f"limit:{name}:{key}", rate, cost)
+        if wait > 0:
+            raise RateLimited(wait)
+
+    async def _wait(self, bucket: str, rate: Rate, cost: int) -> float:
+        interval = rate.seconds / rate.count
+        if time.monotonic() >= self._away_until:
+            try:
+                async with asyncio.timeout(REDIS_PATIENCE):
+                    # A question of cost 0 is whether one more event would fit: asked as one event, not stored.
+                    wait = await self._script(
+                        keys=[bucket], args=[int(interval * 1e6), rate.count - (1 if cost == 0 else 0), cost]
+                    )
+                return int(wait) / 1e6
+            except (RedisError, OSError, TimeoutError):
+                # Ask again in a second: while Redis is away each request would else wait for it.
+                self._away_until = time.monotonic() + 1
+                log.warning("limits_counted_locally")
+        return self._wait_here(bucket, rate, interval, cost)
+
+    def _wait_here(self, bucket: str, rate: Rate, interval: float, cost: int) -> float:
+        now = time.monotonic()
+        following = max(self._local.get(bucket, 0.0), now) + interval * max(cost, 1)
+        wait = following - interval * rate.count - now
+        if wait <= 1e-9 and cost:
+            self._local[bucket] = following
+            self._local.move_to_end(bucket)
+            if len(self._local) > LOCAL_KEYS:
+                self._local.popitem(last=False)
+        return max(wait, 0.0) if wait > 1e-9 else 0.0
+
+
+class Bucket:
+    """A token bucket in this process, for what happens too often to ask Redis about: frames of one socket."""
+
+    __slots__ = ("_burst", "_rate", "_stamp", "_tokens")
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate, self._burst = rate, burst
+        self._tokens = burst
+        self._stamp = time.monotonic()
+
+    def take(self) -> bool:
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._stamp) * self._rate)
+        self._stamp = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+def client_address(peer: str, forwarded: str | None, trusted: tuple[Network, ...]) -> str:
+    """The client's address: the peer, or behind trusted proxies the first untrusted hop of X-Forwarded-For, read
+    from the right, since everything left of it is the client's own word."""
+    hops = [hop.strip() for hop in (forwarded or "").split(",") if hop.strip()]
+    address = peer
+    while hops and within(address, trusted):
+        try:
+            address = str(ipaddress.ip_address(hops.pop()))
+        except ValueError:
+            break
+    return address
+
+
+def within(address: str, networks: tuple[Network, ...]) -> bool:
+    """Whether the address belongs to one of the networks; IPv4 written as IPv6 counts as IPv4."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
+        parsed = parsed.ipv4_mapped
+    return any(parsed in network for network in networks)
+
+
+def limit_key(address: str) -> str:
+    """What an address is counted under: itself, or for IPv6 its /64, which one household has to itself."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.ip_network((parsed, 64), strict=False).network_address) + "/64"
+    return str(parsed)

@@ -1,0 +1,134 @@
+"""Shapes: strict JSON, and the field types of which every feature's requests and answers are made."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import unicodedata
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import orjson
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints
+
+from handlers.errors import Fault, InvalidRequest
+
+MAX_DEPTH = 32  # contract section 1
+MAX_INT32 = 2**31 - 1  # what an INTEGER column and a Signal id can hold
+
+
+class Shape(BaseModel):
+    """What a client may send or gets. Unknown fields are ignored, wrong types are errors (contract section 1)."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, hide_input_in_errors=True)
+
+
+def decode(raw: bytes | str) -> Any:
+    """Strict JSON: UTF-8 only; no NaN, Infinity, NUL or lone surrogate; at most MAX_DEPTH levels.
+
+    Raises InvalidRequest.
+    """
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise InvalidRequest("The body is not valid JSON.", details=[Fault("body", "not valid JSON")]) from None
+    text = raw if isinstance(raw, bytes) else raw.encode()
+    # Both counts are upper bounds that cost a microsecond; the walk is for the rare text that reaches them.
+    if b"\\u0000" in text or text.count(b"{") + text.count(b"[") > MAX_DEPTH:
+        _walk(value, 1)
+    return value
+
+
+def _walk(value: Any, depth: int) -> None:
+    if isinstance(value, str):
+        if "\0" in value:
+            raise InvalidRequest("The body is not valid.", details=[Fault("body", "a string contains NUL")])
+    elif isinstance(value, dict | list):
+        if depth > MAX_DEPTH:
+            issue = f"nested deeper than {MAX_DEPTH} levels"
+            raise InvalidRequest("The body is not valid.", details=[Fault("body", issue)])
+        for item in value.values() if isinstance(value, dict) else value:
+            _walk(item, depth + 1)
+        if isinstance(value, dict):
+            for key in value:
+                _walk(key, depth)
+
+
+def encode(value: Any) -> bytes:
+    """JSON with UUIDs as text and times as RFC 3339 in UTC with ``Z``."""
+    return orjson.dumps(value, default=_text, option=orjson.OPT_UTC_Z)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, UUID):  # asyncpg's own subclass, which orjson leaves to us
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC with ``Z``."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def b64(value: bytes) -> str:
+    """Standard base64, padded: the one form that answers bear."""
+    return base64.b64encode(value).decode()
+
+
+_STANDARD = re.compile(r"[A-Za-z0-9+/]*={0,2}", re.ASCII)
+
+
+def unb64(value: Any) -> Any:
+    """Bytes from standard or URL-safe base64, padded or not; ValueError for anything else."""
+    if not isinstance(value, str):
+        raise ValueError("expected base64 text")
+    text = value.replace("-", "+").replace("_", "/")
+    if not _STANDARD.fullmatch(text):
+        raise ValueError("not valid base64")
+    bare = text.rstrip("=")
+    if len(text) != len(bare) and len(text) % 4:
+        raise ValueError("not valid base64: wrong padding")
+    try:
+        return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
+    except binascii.Error:
+        raise ValueError("not valid base64") from None
+
+
+def _curve_key(value: bytes) -> bytes:
+    if len(value) == 33 and value[0] == 0x05:  # Signal's form: a type byte, then the key
+        value = value[1:]
+    if len(value) != 32:
+        raise ValueError("a public key is 32 bytes, or 33 with a leading 0x05")
+    return value
+
+
+def _signature(value: bytes) -> bytes:
+    if len(value) != 64:
+        raise ValueError("a signature is 64 bytes")
+    return value
+
+
+Base64 = Annotated[bytes, BeforeValidator(unb64), PlainSerializer(b64, return_type=str)]
+PublicKey = Annotated[Base64, AfterValidator(_curve_key)]
+Signature = Annotated[Base64, AfterValidator(_signature)]
+
+
+# Lax for this one type: a JSON document has no UUIDs, only their text; pydantic parses it in native code.
+Id = Annotated[UUID, Field(strict=False)]
+Moment = Annotated[datetime, PlainSerializer(timestamp, return_type=str)]
+Int31 = Annotated[int, Field(ge=0, le=MAX_INT32)]
+Hex256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+PublicId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{3,32}$")]
+
+
+def _visible(value: str) -> str:
+    if any(unicodedata.category(character) == "Cc" for character in value):
+        raise ValueError("control characters are not allowed")
+    return value
+
+
+DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_visible)]
+# BCP 47 as it is written; whether such a language exists is the client's affair.
+Language = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,6}$")]

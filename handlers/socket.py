@@ -1,0 +1,353 @@
+"""The WebSocket endpoint: frames in order, answers by id, limits, and one place that turns errors into frames."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from inspect import isawaitable
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import structlog
+from tornado.httputil import HTTPHeaders
+from tornado.iostream import StreamClosedError
+from tornado.websocket import WebSocketHandler
+
+from handlers import errors, hub
+from handlers.base import ApiHandler
+from handlers.errors import ApiError, InvalidRequest, Unauthorized
+from handlers.hub import Frame, Hub, Peer, text_frame
+from handlers.limits import Bucket
+from handlers.shapes import Shape, decode, encode, timestamp
+from handlers.tokens import Session
+
+log = structlog.get_logger(__name__)
+
+MAX_FRAME = 128 * 1024  # bytes; contract section 5, like the other limits here
+FRAMES_PER_SECOND, FRAME_BURST = 60, 200
+MAX_QUEUED, MAX_QUEUED_BYTES = 1000, 1 << 20  # frames waiting for a slow reader
+WAITING = 32  # frames of one socket that may wait behind a slow one; then its reader pauses
+YIELD_EVERY = 16  # frames after which one socket lets the others have the loop
+EXPIRY_WARNING = 60  # seconds before the token ends
+HEARTBEAT = 30  # seconds between call_heartbeat frames, told to clients
+
+Answer = Mapping[str, object] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a frame type means: its shape, and the function that takes (peer, shape) and returns the ack's fields.
+
+    A function that has nothing to wait for returns its answer at once; any other returns an awaitable, and the
+    frames behind it on the same socket wait their turn.
+    """
+
+    shape: type[Shape]
+    handle: Callable[[Peer, Any], Answer | Awaitable[Answer]]
+
+
+class Auth(Shape):
+    """Prolongs an open socket with a fresh access token."""
+
+    type: str
+    access_token: str
+
+
+class SocketHandler(WebSocketHandler, ApiHandler):
+    """``/ws``. The token comes in the Authorization header, or from browsers as the subprotocol ``bearer.<token>``."""
+
+    public = False
+
+    def initialize(self, hub: Hub, events: Mapping[str, Event], welcome: Callable[[Peer], Awaitable[None]]) -> None:
+        self._hub = hub
+        self._events = events
+        self._welcome = welcome
+
+    # The handshake ------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> Any:
+        offered = [item.strip() for item in self.request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
+        bearer = next((item[7:] for item in offered if item.startswith("bearer.")), None)
+        if bearer is not None and "Authorization" not in self.request.headers:
+            if "mimu.v1" not in offered:
+                raise Unauthorized("Offer the subprotocol mimu.v1 beside the token.")
+            self.request.headers["Authorization"] = f"Bearer {bearer}"
+        if self.request.method != "GET":
+            raise errors.MethodNotAllowed
+        result = ApiHandler.prepare(self)
+        if self.request.headers.get("Upgrade", "").lower() != "websocket":
+            raise InvalidRequest("This address speaks WebSocket only.")
+        if not self.check_origin(self.request.headers.get("Origin")):
+            raise errors.Forbidden("This origin may not open sockets here.")
+        return result
+
+    def check_origin(self, origin: str | None) -> bool:
+        """No Origin (an app), our own host, or an origin of CORS_ALLOW_ORIGINS."""
+        if origin is None:
+            return True
+        allowed = self.application.core.cors_allow_origins
+        return (
+            origin in allowed
+            or "*" in allowed
+            or urlsplit(origin).netloc.lower() == self.request.headers.get("Host", "").lower()
+        )
+
+    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
+        return "mimu.v1" if "mimu.v1" in subprotocols else None
+
+    @property
+    def max_message_size(self) -> int:
+        return MAX_FRAME
+
+    # An open socket -----------------------------------------------------------------------------------------------
+
+    async def open(self, *_: str, **__: str) -> None:
+        session = self._session
+        assert session is not None  # prepare() refused every other caller
+        self.peer: SocketPeer = SocketPeer(self, session)
+        self.set_nodelay(True)
+        # The request is not needed any more, and 9,000 sets of its headers are megabytes.
+        self.request.headers = HTTPHeaders()
+        self.request.body = b""
+        await self._hub.arrive(self.peer)
+        self.peer.schedule()
+        self.peer.send(
+            {
+                "type": "ready",
+                "user_id": str(session.user_id),
+                "session_id": str(session.session_id),
+                "server_time": timestamp(datetime.now(UTC)),
+                "heartbeat_seconds": HEARTBEAT,
+            }
+        )
+        await self._welcome(self.peer)
+
+    def on_message(self, message: str | bytes) -> Awaitable[None] | None:
+        peer = self.peer
+        if peer.closing:
+            return None
+        if self.application.limits.on and not peer.bucket.take():
+            peer.close(hub.FLOOD, "too many frames")
+            return None
+        self._count += 1
+        if peer.waiting is not None:
+            peer.waiting.append(message)
+            return peer.room() if len(peer.waiting) >= WAITING else None
+        pending = self._take(message)
+        if pending is not None:
+            peer.waiting = deque()
+            peer.work = asyncio.get_running_loop().create_task(self._work(pending))
+        if self._count % YIELD_EVERY == 0:
+            return asyncio.sleep(0)
+        return None
+
+    _count = 0
+
+    def _take(self, message: str | bytes) -> Awaitable[None] | None:
+        """Handle one frame; None when that is done, else what remains to be awaited."""
+        frame_id: str | None = None
+        try:
+            if not isinstance(message, str):
+                raise InvalidRequest("Frames are text, not binary.")
+            frame = decode(message)
+            if not isinstance(frame, dict):
+                raise InvalidRequest("A frame is a JSON object.")
+            frame_id = _frame_id(frame)
+            kind = frame.get("type")
+            if kind == "auth":
+                self._prolong(Auth.model_validate(frame))
+                answer: Any = None
+            else:
+                event = self._events.get(kind) if isinstance(kind, str) else None
+                if event is None or not isinstance(kind, str):
+                    raise InvalidRequest("There is no such type of frame.")
+                self.application.metrics.frame(kind)
+                answer = event.handle(self.peer, event.shape.model_validate(frame))
+            if isawaitable(answer):
+                return self._finish_frame(answer, frame_id)
+            self._ack(frame_id, answer)
+        except Exception as error:
+            self._refuse(frame_id, error)
+        return None
+
+    async def _finish_frame(self, answer: Awaitable[Answer], frame_id: str | None) -> None:
+        try:
+            self._ack(frame_id, await answer)
+        except Exception as error:
+            self._refuse(frame_id, error)
+
+    async def _work(self, pending: Awaitable[None]) -> None:
+        """Finish a frame that had to wait, then those that queued up behind it, in their order."""
+        await pending
+        peer = self.peer
+        assert peer.waiting is not None
+        while peer.waiting:
+            following = self._take(peer.waiting.popleft())
+            peer.space.set()
+            if following is not None:
+                await following
+        peer.waiting = peer.work = None
+        peer.space.set()
+
+    def _ack(self, frame_id: str | None, fields: Answer) -> None:
+        if frame_id is not None:
+            self.peer.send({"type": "ack", "id": frame_id, **(fields or {})})
+
+    def _refuse(self, frame_id: str | None, error: Exception) -> None:
+        refusal: ApiError | None = errors.refusal(error, self.application.outages)
+        if refusal is None:
+            log.error("frame_failed", exc_info=error)
+            refusal = errors.InternalError()
+        body = refusal.body()
+        body["code"] = body.pop("error")
+        if "Retry-After" in refusal.headers:
+            body["retry_after"] = int(refusal.headers["Retry-After"])
+        self.peer.send({"type": "error", **({} if frame_id is None else {"id": frame_id}), **body})
+
+    def _prolong(self, auth: Auth) -> None:
+        session = self.application.tokens.verify(auth.access_token)
+        if session.user_id != self.peer.session.user_id:
+            raise errors.Forbidden("The token is another user's.")
+        self.peer.session = session
+        self.peer.schedule()
+
+    def on_pong(self, data: bytes) -> None:
+        self.peer.answered = time.monotonic()
+
+    def on_close(self) -> None:
+        peer = getattr(self, "peer", None)
+        if peer is not None:
+            peer.gone()
+            task = asyncio.get_running_loop().create_task(self._hub.leave(peer))
+            self.application.background.add(task)
+            task.add_done_callback(self.application.background.discard)
+
+    def on_finish(self) -> None:
+        """The handshake is not a request whose time means anything; refused ones are counted as others are."""
+        if self._status_code != 101:
+            ApiHandler.on_finish(self)
+
+    def get_compression_options(self) -> None:
+        return None  # ciphertext does not compress, and deflate costs 150 KiB a socket
+
+
+class SocketPeer:
+    """One open socket: its session, its queue to the client, and the frames that wait for their turn."""
+
+    __slots__ = (
+        "_expiry",
+        "_handler",
+        "_queued",
+        "_queued_bytes",
+        "_space",
+        "answered",
+        "bucket",
+        "closing",
+        "peer_id",
+        "session",
+        "waiting",
+        "work",
+    )
+
+    def __init__(self, handler: SocketHandler, session: Session) -> None:
+        self._handler = handler
+        self.peer_id = uuid4().hex
+        self.session = session
+        self.answered = time.monotonic()
+        self.bucket = Bucket(FRAMES_PER_SECOND, FRAME_BURST)
+        self.closing = False
+        self.waiting: deque[str | bytes] | None = None
+        self.work: asyncio.Task[None] | None = None
+        self._space: asyncio.Event | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._queued = self._queued_bytes = 0
+
+    @property
+    def space(self) -> asyncio.Event:
+        if self._space is None:
+            self._space = asyncio.Event()
+        return self._space
+
+    async def room(self) -> None:
+        """Wait until the frames behind a slow one have moved on."""
+        while self.waiting is not None and len(self.waiting) >= WAITING:
+            self.space.clear()
+            await self.space.wait()
+
+    def send(self, frame: Frame) -> None:
+        self.write(text_frame(encode(frame)), False)
+
+    def write(self, frame: bytes, droppable: bool) -> None:
+        """Send the bytes of a whole frame; what the client is too slow for is dropped, or closes the socket."""
+        if self.closing:
+            return
+        if self._queued and (self._queued >= MAX_QUEUED // 2 or self._queued_bytes >= MAX_QUEUED_BYTES // 2):
+            if droppable:
+                self._handler.application.metrics.frames_dropped.inc()
+                return
+            if self._queued >= MAX_QUEUED or self._queued_bytes + len(frame) > MAX_QUEUED_BYTES:
+                self.close(hub.SLOW, "reading too slowly")
+                return
+        connection = self._handler.ws_connection
+        if connection is None:
+            return
+        try:
+            sent = connection.stream.write(frame)  # type: ignore[union-attr]
+        except StreamClosedError:
+            return
+        if not sent.done():
+            size = len(frame)
+            self._queued += 1
+            self._queued_bytes += size
+            sent.add_done_callback(lambda _: self._drained(size))
+
+    def _drained(self, size: int) -> None:
+        self._queued -= 1
+        self._queued_bytes -= size
+
+    def ping(self) -> None:
+        connection = self._handler.ws_connection
+        if connection is not None and not self.closing:
+            try:
+                connection.write_ping(b"")
+            except StreamClosedError:
+                self.closing = True
+
+    def schedule(self) -> None:
+        """Warn before the token ends, and close when it has."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        left = self.session.expires - time.time()
+        loop = asyncio.get_running_loop()
+        self._expiry = loop.call_later(max(0.0, left - EXPIRY_WARNING), self._expiring)
+
+    def _expiring(self) -> None:
+        left = max(0.0, self.session.expires - time.time())
+        self.send({"type": "token_expiring", "seconds": int(left)})
+        self._expiry = asyncio.get_running_loop().call_later(left, self.close, hub.SESSION_ENDED, "token expired")
+
+    def close(self, code: int, reason: str) -> None:
+        if self.closing:
+            return
+        self.closing = True
+        self._handler.application.metrics.closes.labels(code).inc()
+        self._handler.close(code, reason)
+
+    def gone(self) -> None:
+        self.closing = True
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self.space.set()
+        self.waiting = None if self.waiting is None else deque()
+
+
+def _frame_id(frame: dict[str, Any]) -> str | None:
+    value = frame.get("id")
+    if value is not None and (not isinstance(value, str) or not 1 <= len(value) <= 64):
+        raise InvalidRequest("id is a text of 1 to 64 characters.")
+    return value
