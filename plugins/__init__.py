@@ -1,0 +1,139 @@
+"""Features: each folder (or file) here is one, and its ``setup(app, settings)`` returns a Plugin value.
+
+The folder is the registration. A feature may have a ``Settings`` section of its own; no feature knows another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import pkgutil
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+from uuid import UUID
+
+import structlog
+from redis.asyncio import Redis
+from tornado.ioloop import PeriodicCallback
+
+from config.settings import Core
+from handlers.base import ApiHandler
+from handlers.bus import Bus
+from handlers.health import Check
+from handlers.hub import Hub, Peer
+from handlers.limits import Limits
+from handlers.metrics import Metrics
+from handlers.socket import Event
+from handlers.tokens import Tokens
+from models.database import Database
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """The resources that features build on. Never a feature: nothing here may know what is built."""
+
+    core: Core
+    db: Database
+    redis: Redis
+    bus: Bus
+    hub: Hub
+    tokens: Tokens
+    limits: Limits
+    metrics: Metrics
+    instance_id: UUID
+
+
+Route = tuple[str, type[ApiHandler], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """A periodic task: one run at a time; a failed run is logged and counted, and the next one comes all the same."""
+
+    seconds: float
+    task: Callable[[], Awaitable[object]]
+    name: str
+
+
+class Timer:
+    """An Every at work. Tornado's PeriodicCallback skips overlaps, but its stop() does not wait for a run in flight."""
+
+    def __init__(self, every: Every, metrics: Metrics) -> None:
+        self._every = every
+        self._metrics = metrics
+        self._idle = asyncio.Event()
+        self._idle.set()
+        # In milliseconds; the jitter keeps instances that started together from sweeping together.
+        self._callback = PeriodicCallback(self._run, every.seconds * 1000, jitter=0.1)
+
+    def start(self) -> None:
+        self._callback.start()
+
+    async def stop(self) -> None:
+        """Start no more runs, and wait for the one in flight."""
+        self._callback.stop()
+        await self._idle.wait()
+
+    async def _run(self) -> None:
+        self._idle.clear()
+        outcome = "failed"
+        try:
+            await self._every.task()
+            outcome = "done"
+        except Exception as error:
+            log.error("periodic_failed", task=self._every.name, exc_info=error)
+        finally:
+            self._metrics.periodic_runs.labels(self._every.name, outcome).inc()
+            self._idle.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """What a feature is made of. ``welcome`` is called with each socket that opens, after ``ready``."""
+
+    name: str
+    routes: tuple[Route, ...] = ()
+    events: Mapping[str, Event] = field(default_factory=dict)
+    periodic: tuple[Every, ...] = ()
+    checks: Mapping[str, Check] = field(default_factory=dict)
+    lifespan: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext
+    welcome: Callable[[Peer], Awaitable[None]] | None = None
+
+
+class Clash(Exception):
+    """Two features claim the same route, event or check."""
+
+
+def discover(disabled: Collection[str] = ()) -> dict[str, ModuleType]:
+    """Every feature's module by name, without the disabled ones. Raises LookupError when one of those is no feature."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    unknown = set(disabled) - set(names)
+    if unknown:
+        raise LookupError(
+            f"PLUGINS_DISABLED names no feature: {', '.join(sorted(unknown))}; there are {', '.join(names)}"
+        )
+    return {name: importlib.import_module(f"{__name__}.{name}") for name in names if name not in disabled}
+
+
+def joined(features: Collection[Plugin]) -> tuple[list[Route], dict[str, Event], dict[str, Check]]:
+    """The routes, events and checks of all features. Raises Clash."""
+    claims: dict[tuple[str, str], str] = {}
+    routes: list[Route] = []
+    events: dict[str, Event] = {}
+    checks: dict[str, Check] = {}
+    for feature in features:
+        claimed = [("route", pattern) for pattern, _, _ in feature.routes]
+        claimed += [("event", kind) for kind in feature.events] + [("check", name) for name in feature.checks]
+        for claim in claimed:
+            if claim in claims:
+                raise Clash(f"{feature.name} and {claims[claim]} both claim the {claim[0]} {claim[1]}")
+            claims[claim] = feature.name
+        routes += feature.routes
+        events.update(feature.events)
+        checks.update(feature.checks)
+    return routes, events, checks

@@ -1,0 +1,67 @@
+"""Accounts and sessions: ``/auth`` (contract section 2)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from pydantic import Field
+
+from config.settings import Rate, RateLimit, Section
+from plugins import App, Every, Plugin
+from plugins.auth import http
+from plugins.auth.accounts import Accounts
+from plugins.auth.passwords import Passwords
+from plugins.auth.sessions import ENDED, Sessions
+
+
+class Settings(Section):
+    refresh_grace_seconds: int = Field(
+        30, ge=0, le=300, description="How long a refresh token just rotated away may be repeated; 0 is strict."
+    )
+    rate_limit_register: RateLimit = Field(Rate(3, 3600), description="Registrations an address.")
+    rate_limit_login: RateLimit = Field(Rate(5, 900), description="Logins an address.")
+    rate_limit_login_failures: RateLimit = Field(
+        Rate(10, 900), description="Failed logins an account; beyond it each try is delayed, never refused."
+    )
+    rate_limit_refresh_unknown: RateLimit = Field(
+        Rate(30, 900), description="Refreshes an address with tokens that Redis doesn't know."
+    )
+    rate_limit_reset_password: RateLimit = Field(Rate(3, 3600), description="Password resets with proof, an address.")
+    rate_limit_reset_challenge: RateLimit = Field(Rate(10, 3600), description="Reset challenges an address.")
+
+
+def setup(app: App, settings: Settings) -> Plugin:
+    passwords = Passwords()
+    sessions = Sessions(app.db, app.redis, app.bus, app.hub, app.tokens, settings.refresh_grace_seconds)
+    accounts = Accounts(app.db, passwords, sessions, app.tokens.keyring, app.limits, settings.rate_limit_login_failures)
+
+    @contextlib.asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        await sessions.catch_up()
+        await app.bus.subscribe(ENDED, sessions.hear)
+        try:
+            yield
+        finally:
+            passwords.close()
+
+    return Plugin(
+        name="auth",
+        routes=(
+            ("/auth/register", http.RegisterHandler, {"accounts": accounts, "rate": settings.rate_limit_register}),
+            ("/auth/login", http.LoginHandler, {"accounts": accounts, "rate": settings.rate_limit_login}),
+            ("/auth/refresh", http.RefreshHandler, {"sessions": sessions, "rate": settings.rate_limit_refresh_unknown}),
+            (
+                "/auth/reset-password",
+                http.ResetPasswordHandler,
+                {
+                    "accounts": accounts,
+                    "rate": settings.rate_limit_reset_password,
+                    "challenge_rate": settings.rate_limit_reset_challenge,
+                },
+            ),
+        ),
+        # Every 10 s: with Redis away a revoked session must be refused within 15 s (contract section 2).
+        periodic=(Every(10, sessions.catch_up, "ended_sessions"),),
+        lifespan=lifespan,
+    )

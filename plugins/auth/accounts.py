@@ -1,0 +1,181 @@
+"""Accounts: registration, login and the password reset that only the owner of the keys can do."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import os
+import struct
+import time
+from datetime import UTC, datetime
+
+from config.settings import Rate
+from handlers import keys
+from handlers.base import Client
+from handlers.errors import ApiError, Conflict, Fault, Forbidden, InvalidRequest, ProofRequired, RateLimited
+from handlers.limits import Limits
+from handlers.shapes import b64
+from handlers.tokens import Keyring
+from models import prekeys, sessions, users
+from models.database import Database
+from plugins.auth.passwords import Passwords
+from plugins.auth.sessions import Sessions
+from plugins.auth.shapes import Login, Register, ResetPassword, SignedIn
+
+CHALLENGE_SECONDS = 300  # contract section 2
+FAILURE_DELAY = 2.0  # seconds that a try on an account with many failed ones must wait; it is never locked
+
+TAKEN = {
+    "public_id": ("public_id_taken", "This public id is taken."),
+    "identity_key": ("identity_key_taken", "This identity key is registered already."),
+}
+
+
+class Accounts:
+    def __init__(
+        self,
+        db: Database,
+        passwords: Passwords,
+        sessions: Sessions,
+        keyring: Keyring,
+        limits: Limits,
+        failures: Rate,
+    ) -> None:
+        self._db = db
+        self._passwords = passwords
+        self._sessions = sessions
+        self._keyring = keyring
+        self._limits = limits
+        self._failures = failures
+
+    @staticmethod
+    def judge(request: Register) -> None:
+        """The checks that span fields. Raises InvalidRequest with all that fail."""
+        faults = keys.faults(request, request.identity_key, request.signing_public_key)
+        if request.fingerprint != hashlib.sha256(request.identity_key).hexdigest():
+            faults.insert(0, Fault("fingerprint", "must be the SHA-256 of identity_key in hex"))
+        if faults:
+            raise InvalidRequest("Some fields are not valid.", details=faults)
+
+    async def register(self, request: Register, client: Client) -> SignedIn:
+        """Create an account with its keys and first session, all or nothing. Raises Conflict."""
+        last_resort = request.last_resort_kyber_prekey
+        account = users.NewUser(
+            public_id=request.public_id,
+            password_hash=await self._passwords.hash(request.password),
+            identity_key=request.identity_key,
+            signing_public_key=request.signing_public_key,
+            registration_id=request.registration_id,
+            fingerprint=request.fingerprint,
+            display_name=request.display_name,
+            language=request.language,
+        )
+        try:
+            async with self._db.transaction():
+                user_id = await users.create(self._db, account)
+                await prekeys.add(
+                    self._db,
+                    user_id,
+                    signed=_signed(request.signed_prekey),
+                    one_time=[prekeys.Unsigned(key.key_id, key.public_key) for key in request.one_time_prekeys],
+                    kyber=[_signed(key) for key in request.kyber_prekeys],
+                    last_resort=_signed(last_resort) if last_resort else None,
+                )
+                signed_in = await self._sessions.open(user_id, request.public_id, request.fingerprint, client)
+        except users.Taken as taken:
+            code, message = TAKEN[taken.field]
+            raise Conflict(message, code=code) from None
+        await self._sessions.remember(signed_in.session_id, signed_in.refresh_token)
+        return signed_in
+
+    async def login(self, request: Login, client: Client) -> SignedIn:
+        """A new session for who knows the password. Raises ApiError 401 ``invalid_credentials``."""
+        await self._delay(request.public_id)
+        account = await users.credentials(self._db, request.public_id)
+        if not await self._passwords.check(account and account.password_hash, request.password) or account is None:
+            await self._count_failure(request.public_id)
+            raise InvalidCredentials
+        if self._passwords.outdated(account.password_hash):
+            fresh = await self._passwords.hash(request.password)
+            await users.set_password(self._db, account.id, fresh, instead_of=account.password_hash)
+        signed_in = await self._sessions.open(account.id, account.public_id, account.fingerprint, client)
+        await self._sessions.remember(signed_in.session_id, signed_in.refresh_token)
+        return signed_in
+
+    async def _delay(self, public_id: str) -> None:
+        """Slow down tries on an account that many failed on. A lock would let anyone lock anyone out."""
+        try:
+            await self._limits.spend("login-failures", public_id.lower(), self._failures, cost=0)
+        except RateLimited:
+            await asyncio.sleep(FAILURE_DELAY)
+
+    async def _count_failure(self, public_id: str) -> None:
+        try:
+            await self._limits.spend("login-failures", public_id.lower(), self._failures)
+        except RateLimited:
+            return  # it is delayed already
+
+    # Password reset -----------------------------------------------------------------------------------------------
+
+    def challenge(self, identity_key: bytes) -> ProofRequired:
+        """The answer to a reset without proof; the same for known and unknown keys, and nothing is stored."""
+        body = os.urandom(16) + struct.pack(">Q", int(time.time()) + CHALLENGE_SECONDS)
+        sealed = body + self._keyring.derive("reset", body + identity_key)
+        challenge = base64.urlsafe_b64encode(sealed).decode()
+        return ProofRequired(fields={"challenge": challenge, "expires_in": CHALLENGE_SECONDS})
+
+    def _opened(self, challenge: str, identity_key: bytes) -> tuple[bytes, datetime] | None:
+        """The nonce and end of a challenge that we gave for this key and that has not expired."""
+        try:
+            sealed = base64.b64decode(challenge, altchars=b"-_", validate=True)
+        except ValueError:
+            return None
+        if len(sealed) != 56:
+            return None
+        body, mac = sealed[:24], sealed[24:]
+        if not any(hmac.compare_digest(mac, m) for m in self._keyring.derivations("reset", body + identity_key)):
+            return None
+        expires = struct.unpack(">Q", body[16:])[0]
+        return (body[:16], datetime.fromtimestamp(expires, UTC)) if expires > time.time() else None
+
+    async def reset_password(self, request: ResetPassword, client: Client) -> SignedIn:
+        """Set a new password for who signs the challenge, and end every session. Raises InvalidProof."""
+        assert request.challenge is not None
+        opened = self._opened(request.challenge, request.identity_key)
+        owner = await users.identity_by_key(self._db, request.identity_key)
+        if opened is None or owner is None or not _proves(owner, request):
+            raise InvalidProof
+        password_hash = await self._passwords.hash(request.new_password)
+        async with self._db.transaction():
+            if not await sessions.spend_challenge(self._db, *opened):
+                raise InvalidProof
+            await users.set_password(self._db, owner.id, password_hash)
+            ended = await sessions.end_all(self._db, owner.id)
+            signed_in = await self._sessions.open(owner.id, owner.public_id, owner.fingerprint, client)
+        self._sessions.announce(ended)
+        await self._sessions.remember(signed_in.session_id, signed_in.refresh_token)
+        return signed_in
+
+
+class InvalidCredentials(ApiError):
+    status, code, message = 401, "invalid_credentials", "The public id or the password is wrong."
+
+    def __init__(self) -> None:
+        super().__init__(headers={"WWW-Authenticate": "Bearer"})
+
+
+class InvalidProof(Forbidden):
+    code, message = "invalid_proof", "The proof is not valid."
+
+
+def _proves(owner: users.Identity, request: ResetPassword) -> bool:
+    assert request.signature is not None
+    digest = hashlib.sha256(request.new_password.encode()).hexdigest()
+    message = f"mimu-reset-v1|{b64(request.identity_key)}|{request.challenge}|{digest}".encode()
+    return keys.signed_by(owner.identity_key, owner.signing_public_key, request.signature, message)
+
+
+def _signed(key: keys.SignedPrekey | keys.KyberPrekey) -> prekeys.Signed:
+    return prekeys.Signed(key.key_id, key.public_key, key.signature)

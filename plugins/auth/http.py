@@ -1,0 +1,69 @@
+"""The endpoints of ``/auth``."""
+
+from __future__ import annotations
+
+from config.settings import Rate
+from handlers.base import ApiHandler
+from plugins.auth.accounts import Accounts
+from plugins.auth.sessions import Sessions
+from plugins.auth.shapes import Login, Refresh, Register, ResetPassword
+
+
+class RegisterHandler(ApiHandler):
+    public = True
+
+    def initialize(self, accounts: Accounts, rate: Rate) -> None:
+        self._accounts, self._rate = accounts, rate
+
+    async def post(self) -> None:
+        """201 SignedIn; 400, 409 ``public_id_taken`` or ``identity_key_taken``, 429."""
+        request = self.body(Register)
+        self._accounts.judge(request)
+        await self.limit("register", self._rate)
+        self.count_client()
+        self.reply(await self._accounts.register(request, self.client), 201)
+
+
+class LoginHandler(ApiHandler):
+    public = True
+
+    def initialize(self, accounts: Accounts, rate: Rate) -> None:
+        self._accounts, self._rate = accounts, rate
+
+    async def post(self) -> None:
+        """200 SignedIn; 400, 401 ``invalid_credentials``, 429."""
+        request = self.body(Login)
+        await self.limit("login", self._rate)
+        self.count_client()
+        self.reply(await self._accounts.login(request, self.client))
+
+
+class RefreshHandler(ApiHandler):
+    public = True
+
+    def initialize(self, sessions: Sessions, rate: Rate) -> None:
+        self._sessions, self._rate = sessions, rate
+
+    async def post(self) -> None:
+        """200 Refreshed; 400, 401 ``unauthorized`` or ``token_reused``, 429 for many unknown tokens."""
+        token = self.body(Refresh).refresh_token
+        if not await self._sessions.known(token):
+            await self.limit("refresh-unknown", self._rate)
+        self.count_client()
+        self.reply(await self._sessions.refresh(token, self.client))
+
+
+class ResetPasswordHandler(ApiHandler):
+    public = True
+
+    def initialize(self, accounts: Accounts, rate: Rate, challenge_rate: Rate) -> None:
+        self._accounts, self._rate, self._challenge_rate = accounts, rate, challenge_rate
+
+    async def post(self) -> None:
+        """200 SignedIn; 428 ``proof_required`` with a challenge; 403 ``invalid_proof``; 400, 429."""
+        request = self.body(ResetPassword)
+        if request.challenge is None or request.signature is None:
+            await self.limit("reset-challenge", self._challenge_rate)
+            raise self._accounts.challenge(request.identity_key)
+        await self.limit("reset-password", self._rate)
+        self.reply(await self._accounts.reset_password(request, self.client))

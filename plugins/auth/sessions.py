@@ -1,0 +1,153 @@
+"""Sessions: refresh tokens that rotate, and the news of ended ones that every instance must hear."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import Iterable
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import orjson
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from handlers.base import Client
+from handlers.bus import Bus
+from handlers.errors import Unauthorized
+from handlers.hub import Hub
+from handlers.tokens import Tokens
+from models import sessions
+from models.database import Database
+from models.sessions import Ended
+from plugins.auth.shapes import Refreshed, SignedIn
+
+log = structlog.get_logger(__name__)
+
+ENDED = "sessions:ended"  # the Redis channel on which instances tell each other
+OVERLAP = 30.0  # seconds; rows stamped before the last look but committed after it
+REDIS_PATIENCE = 0.25  # seconds; the look-up only saves PostgreSQL work, so it may not cost time
+
+
+class Sessions:
+    """Opens, refreshes and ends sessions; keeps this instance's knowledge of ended ones fresh."""
+
+    def __init__(self, db: Database, redis: Redis, bus: Bus, hub: Hub, tokens: Tokens, grace_seconds: int) -> None:
+        self._db, self._redis, self._bus, self._hub, self._tokens = db, redis, bus, hub, tokens
+        self._grace = grace_seconds
+        self._looked: float | None = None
+        self._known: set[UUID] = set()
+
+    async def open(self, user_id: UUID, public_id: str, fingerprint: str, client: Client) -> SignedIn:
+        """A new session's row and tokens, in the caller's transaction."""
+        session_id = uuid4()
+        token = (session_id.bytes + secrets.token_bytes(32)).hex()
+        await sessions.open_(self._db, session_id, user_id, _digest(token), client.platform, client.version)
+        return SignedIn(
+            user_id=user_id,
+            session_id=session_id,
+            access_token=self._tokens.issue(user_id, session_id, public_id, fingerprint),
+            refresh_token=token,
+            fingerprint=fingerprint,
+            expires_in=int(self._tokens.lifetime),
+        )
+
+    async def refresh(self, token: str, client: Client) -> Refreshed:
+        """Rotate a refresh token. Raises Unauthorized; ``token_reused`` ends the whole session."""
+        session_id = _family(token)
+        if session_id is None:
+            raise Unauthorized("The refresh token is not valid.")
+        digest = _digest(token)
+        successors = self._successors(session_id, token)
+        rotated = await sessions.rotate(
+            self._db,
+            session_id,
+            digest,
+            [_digest(successor) for successor in successors],
+            self._grace,
+            client.platform,
+            client.version,
+        )
+        if rotated is None:
+            ended = await sessions.end_reused(self._db, session_id, digest)
+            if ended is None:
+                raise Unauthorized("The refresh token is not valid.")
+            self.announce([ended])
+            raise Unauthorized("The refresh token was used before; the session has ended.", code="token_reused")
+        successor = next(item for item in successors if _digest(item) == rotated.token_hash)
+        await self.remember(session_id, successor, digest)
+        return Refreshed(
+            access_token=self._tokens.issue(rotated.user_id, session_id, rotated.public_id, rotated.fingerprint),
+            refresh_token=successor,
+            expires_in=int(self._tokens.lifetime),
+        )
+
+    def _successors(self, session_id: UUID, token: str) -> list[str]:
+        """What the token rotates to, under each accepted secret: derived, so that asking twice gives the same."""
+        derived = self._tokens.keyring.derivations("refresh", token.encode())
+        return [(session_id.bytes + secret).hex() for secret in derived]
+
+    # The look-up in Redis (seed: refresh:{sha256}) ------------------------------------------------------------------
+
+    async def remember(self, session_id: UUID, token: str, spent: bytes | None = None) -> None:
+        """Let ``known`` find the token; a spent one is still found while it may be repeated."""
+        try:
+            async with asyncio.timeout(REDIS_PATIENCE):
+                pipeline = self._redis.pipeline(transaction=False)
+                key = f"refresh:{_digest(token).hex()}"
+                pipeline.set(key, str(session_id), ex=sessions.IDLE_DAYS * 86400)
+                if spent is not None:
+                    pipeline.expire(f"refresh:{spent.hex()}", max(1, self._grace))
+                await pipeline.execute()
+        except (RedisError, OSError, TimeoutError) as error:
+            log.warning("refresh_not_remembered", cause=type(error).__name__)
+
+    async def known(self, token: str) -> bool:
+        """Whether Redis has seen this token. A no is no verdict (Redis forgets), only a reason to count the try."""
+        try:
+            async with asyncio.timeout(REDIS_PATIENCE):
+                return bool(await self._redis.exists(f"refresh:{_digest(token).hex()}"))
+        except (RedisError, OSError, TimeoutError):
+            return False
+
+    # Ended sessions -------------------------------------------------------------------------------------------------
+
+    def announce(self, ended: Iterable[Ended]) -> None:
+        """Refuse these sessions' tokens and close their sockets, here at once and elsewhere by the bus."""
+        pairs = [(str(session.user_id), str(session.id)) for session in ended]
+        if pairs:
+            self._apply(pairs)
+            self._bus.publish(ENDED, orjson.dumps(pairs))
+
+    def hear(self, message: bytes) -> None:
+        self._apply(orjson.loads(message))
+
+    def _apply(self, pairs: Iterable[tuple[str, str]]) -> None:
+        for user, session in pairs:
+            self._tokens.revoke(UUID(session))
+            self._hub.end_session(UUID(user), UUID(session))
+
+    async def catch_up(self) -> None:
+        """Ask PostgreSQL which sessions ended: all that could still have tokens at start, later the recent ones.
+        It is what holds the promise while Redis is away."""
+        now = time.monotonic()
+        since = self._tokens.lifetime if self._looked is None else now - self._looked + OVERLAP
+        moment = await sessions.now(self._db) - timedelta(seconds=since)
+        found = await sessions.ended_since(self._db, moment)
+        self._apply((str(s.user_id), str(s.id)) for s in found if s.id not in self._known)
+        self._known = {session.id for session in found}
+        self._looked = now
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _family(token: str) -> UUID | None:
+    """The session a refresh token names; None for what is not one."""
+    if len(token) != 96 or not all(character in "0123456789abcdef" for character in token):
+        return None
+    return UUID(token[:32])

@@ -1,0 +1,70 @@
+"""What clients send to and get from ``/auth`` (contract section 2)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, StringConstraints
+
+from handlers.keys import CurveKey, KyberPrekey, KyberPrekeys, OneTimePrekeys, SignedPrekey, SigningKey
+from handlers.shapes import DisplayName, Hex256, Id, Int31, Language, PublicId, Shape, Signature
+
+# Names that a route or a person could be mistaken for.
+RESERVED = frozenset(("search", "me", "admin", "support", "mimu", "system"))
+
+
+def _free(value: str) -> str:
+    if value.lower() in RESERVED:
+        raise ValueError("this name is reserved")
+    return value
+
+
+Password = Annotated[str, StringConstraints(min_length=8, max_length=256)]
+
+
+class Register(Shape):
+    public_id: Annotated[PublicId, AfterValidator(_free)]
+    password: Password
+    identity_key: CurveKey
+    fingerprint: Hex256
+    signing_public_key: SigningKey
+    registration_id: Int31
+    signed_prekey: SignedPrekey
+    one_time_prekeys: OneTimePrekeys = ()
+    kyber_prekeys: KyberPrekeys = ()
+    last_resort_kyber_prekey: KyberPrekey | None = None
+    display_name: DisplayName | None = None
+    language: Language | None = None
+
+
+class Login(Shape):
+    public_id: Annotated[str, Field(max_length=64)]
+    password: Annotated[str, Field(max_length=256)]
+
+
+class Refresh(Shape):
+    refresh_token: Annotated[str, Field(max_length=256)]
+
+
+class ResetPassword(Shape):
+    identity_key: CurveKey
+    new_password: Password
+    challenge: Annotated[str, Field(max_length=256)] | None = None
+    signature: Signature | None = None
+
+
+class SignedIn(Shape):
+    """One new session. ``expires_in`` is the access token's life in seconds."""
+
+    user_id: Id
+    session_id: Id
+    access_token: str
+    refresh_token: str
+    fingerprint: str
+    expires_in: int
+
+
+class Refreshed(Shape):
+    access_token: str
+    refresh_token: str
+    expires_in: int

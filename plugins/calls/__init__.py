@@ -1,0 +1,48 @@
+"""Calls: signalling frames, the state of each call, and the history (contract section 6)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from config.settings import Section
+from handlers.socket import Event
+from plugins import App, Every, Plugin
+from plugins.calls import http, shapes
+from plugins.calls.calls import ENDED, Calls
+from plugins.calls.history import History
+
+
+class Settings(Section):
+    """Nothing to set: the times of a call are part of the contract."""
+
+
+def setup(app: App, settings: Settings) -> Plugin:
+    calls = Calls(app.db, app.hub, app.bus, limited=app.limits.on)
+    history = History(app.db)
+
+    @contextlib.asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        await app.bus.subscribe(ENDED, calls.hear_ended)
+        try:
+            yield
+        finally:
+            await calls.stop()
+
+    return Plugin(
+        name="calls",
+        routes=(
+            ("/calls", http.Calls, {"history": history}),
+            ("/calls/([0-9a-fA-F-]{36})", http.Call, {"history": history}),
+        ),
+        events={
+            "call_offer": Event(shapes.Offer, calls.offer),
+            "call_answer": Event(shapes.Answer, calls.answer),
+            "ice_candidate": Event(shapes.Candidate, calls.candidate),
+            "call_hangup": Event(shapes.Hangup, calls.hangup),
+            "call_heartbeat": Event(shapes.Heartbeat, calls.heartbeat),
+        },
+        # The seed's task. Rings are timed by the instance that took the offer; this is for those whose instance died.
+        periodic=(Every(30, calls.sweep, "call_timeouts"),),
+        lifespan=lifespan,
+    )

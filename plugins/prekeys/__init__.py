@@ -1,0 +1,26 @@
+"""Prekeys: bundles handed to who wants to write, and their owner's supply (contract section 3)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from config.settings import Rate, RateLimit, Section
+from plugins import App, Plugin
+from plugins.prekeys import http
+from plugins.prekeys.prekeys import Prekeys
+
+
+class Settings(Section):
+    rate_limit_bundle: RateLimit = Field(Rate(6, 3600), description="Bundles of one target a caller may fetch.")
+    rate_limit_bundles: RateLimit = Field(Rate(60, 600), description="Bundles in all a caller may fetch.")
+
+
+def setup(app: App, settings: Settings) -> Plugin:
+    prekeys = Prekeys(app.db, app.hub, app.limits, settings.rate_limit_bundle, settings.rate_limit_bundles)
+    return Plugin(
+        name="prekeys",
+        routes=(
+            ("/users/me/prekeys", http.Supply, {"prekeys": prekeys}),
+            ("/users/([A-Za-z0-9_]{3,32})/prekeys", http.Bundle, {"prekeys": prekeys}),
+        ),
+    )

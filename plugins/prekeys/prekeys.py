@@ -1,0 +1,107 @@
+"""Bundles: what one needs to open a Signal session (X3DH, PQXDH) with someone who is away."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from config.settings import Rate
+from handlers import keys
+from handlers.errors import Conflict, InvalidRequest, NotFound
+from handlers.hub import Hub
+from handlers.limits import Limits
+from handlers.shapes import b64
+from models import prekeys, users
+from models.database import Database, Row
+from plugins.prekeys.shapes import Upload
+
+LOW = 10  # fewer one-time prekeys than this and the owner is told (contract section 3)
+
+
+class Prekeys:
+    def __init__(self, db: Database, hub: Hub, limits: Limits, per_target: Rate, in_all: Rate) -> None:
+        self._db, self._hub, self._limits = db, hub, limits
+        self._per_target, self._in_all = per_target, in_all
+
+    async def bundle(self, caller: UUID, public_id: str, *, signal_form: bool) -> dict[str, Any]:
+        """A bundle with a one-time prekey nobody else gets. One's own shows no one-time key and spends none.
+
+        ``signal_form`` gives curve keys with Signal's type byte, 33 bytes. Raises NotFound, RateLimited.
+        """
+        owner = await users.identity(self._db, public_id)
+        if owner is None:
+            raise NotFound("There is no such user.")
+        one_time = kyber = None
+        own = owner.id == caller
+        if not own:
+            await self._limits.spend("bundles", str(caller), self._in_all)
+            await self._limits.spend("bundle", f"{caller}:{owner.id}", self._per_target)
+        signed = await prekeys.signed_prekey(self._db, owner.id)
+        if signed is None:
+            raise NotFound("This user has no keys.")
+        if own:
+            kyber = await prekeys.last_resort(self._db, owner.id)
+        else:
+            one_time = await prekeys.claim(self._db, owner.id)
+            kyber = await prekeys.claim_kyber(self._db, owner.id)
+            await self._tell_when_low(owner.id)
+        prefix = keys.SIGNAL_TYPE if signal_form else b""
+        bundle = {
+            "identity_key": b64(prefix + owner.identity_key),
+            "signing_public_key": b64(owner.signing_public_key),
+            "registration_id": owner.registration_id,
+            "fingerprint": owner.fingerprint,
+            "signed_prekey": _key(signed, prefix),
+            "one_time_prekey": one_time and _key(one_time, prefix),
+        }
+        if kyber is not None:
+            bundle["kyber_prekey"] = _key(kyber, b"")
+        return bundle
+
+    async def _tell_when_low(self, owner: UUID) -> None:
+        remaining = await prekeys.left(self._db, owner, LOW)
+        if remaining < LOW:
+            self._hub.send(owner, {"type": "prekeys_low", "remaining": remaining})
+
+    async def supply(self, user_id: UUID) -> dict[str, Any]:
+        """How many keys are left, and the signed prekey that bundles bear now."""
+        remaining = await prekeys.remaining(self._db, user_id)
+        signed = await prekeys.signed_prekey(self._db, user_id)
+        return {
+            "one_time_remaining": remaining.one_time,
+            "kyber_remaining": remaining.kyber,
+            "signed_prekey": signed and {"key_id": signed["key_id"], "created_at": signed["created_at"]},
+        }
+
+    async def upload(self, user_id: UUID, request: Upload) -> dict[str, Any]:
+        """Add keys, all or none; the supply after it. Raises InvalidRequest, Conflict for a key id sent before."""
+        owner = await users.identity_of(self._db, user_id)
+        if owner is None:
+            raise NotFound("There is no such user.")
+        faults = keys.faults(request, owner.identity_key, owner.signing_public_key)
+        if faults:
+            raise InvalidRequest("Some fields are not valid.", details=faults)
+        signed, last_resort = request.signed_prekey, request.last_resort_kyber_prekey
+        try:
+            await prekeys.add(
+                self._db,
+                user_id,
+                signed=_stored(signed) if signed else None,
+                one_time=[prekeys.Unsigned(key.key_id, key.public_key) for key in request.one_time_prekeys],
+                kyber=[_stored(key) for key in request.kyber_prekeys],
+                last_resort=_stored(last_resort) if last_resort else None,
+            )
+        except prekeys.Reused as reused:
+            raise Conflict(f"A key id in {reused.kind} was sent before.") from None
+        return await self.supply(user_id)
+
+
+def _stored(key: keys.SignedPrekey | keys.KyberPrekey) -> prekeys.Signed:
+    return prekeys.Signed(key.key_id, key.public_key, key.signature)
+
+
+def _key(row: Row, prefix: bytes) -> dict[str, Any]:
+    key = {"id": row["id"], "key_id": row["key_id"], "public_key": b64(prefix + row["public_key"])}
+    if "signature" in row.keys():  # noqa: SIM118  # a Record's `in` looks at its values
+        key["signature"] = b64(row["signature"])
+    return key

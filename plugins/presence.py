@@ -1,0 +1,87 @@
+"""Presence: keeps ``is_online`` and ``last_seen`` true for the sockets of all instances (contract section 3)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+import structlog
+
+from config.settings import Section
+from handlers.hub import Hub
+from models import presence
+from models.database import Database, Unavailable
+from plugins import App, Every, Plugin
+
+log = structlog.get_logger(__name__)
+
+GATHER = 0.05  # seconds in which comings and goings are gathered into one statement
+BATCH = 500  # users a statement
+
+
+class Settings(Section):
+    """Nothing to set."""
+
+
+class Presence:
+    """Writes a user's first and last socket on this instance down, in batches and in order."""
+
+    def __init__(self, db: Database, hub: Hub) -> None:
+        self._db, self._hub, self._id = db, hub, hub.instance_id
+        self._changed: dict[UUID, bool] = {}
+        self._wake = asyncio.Event()
+
+    def watch(self, user_id: UUID, online: bool) -> None:
+        """Note a change; only the last one before the next write counts."""
+        self._changed[user_id] = online
+        self._wake.set()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        self._hub.watchers.append(self.watch)
+        await presence.beat(self._db, self._id)
+        writer = asyncio.create_task(self._write())
+        try:
+            yield
+        finally:
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            try:
+                await presence.end(self._db, self._id)
+            except Unavailable:
+                log.warning("presence_left_to_others")  # their sweep ends it within a minute
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(GATHER)
+            self._wake.clear()
+            changed, self._changed = self._changed, {}
+            for online, record in ((True, presence.arrive), (False, presence.leave)):
+                users = [user for user, now in changed.items() if now is online]
+                for start in range(0, len(users), BATCH):
+                    batch = users[start : start + BATCH]
+                    try:
+                        await record(self._db, self._id, batch)
+                    except Unavailable:
+                        # What happened since counts more than what is put back.
+                        self._changed = {**dict.fromkeys(batch, online), **self._changed}
+                        self._wake.set()
+                        await asyncio.sleep(1)
+
+    async def beat(self) -> None:
+        """Say that this instance lives, and sweep those that don't."""
+        if await presence.beat(self._db, self._id):
+            # Somebody took us for dead and swept our users away: they are all here still.
+            for user_id in self._hub.users():
+                self.watch(user_id, True)
+        swept = await presence.sweep(self._db)
+        if swept:
+            log.info("dead_instances_swept", instances=swept)
+
+
+def setup(app: App, settings: Settings) -> Plugin:
+    presence_ = Presence(app.db, app.hub)
+    return Plugin(name="presence", periodic=(Every(10, presence_.beat, "presence"),), lifespan=presence_.lifespan)

@@ -1,0 +1,58 @@
+"""TURN: short-lived credentials for coturn's REST API, which relays calls that NAT would prevent (seed)."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import time
+from uuid import UUID
+
+from pydantic import Field, SecretStr
+
+from config.settings import Rate, RateLimit, Section
+from handlers.base import ApiHandler
+from plugins import App, Plugin
+
+TTL = 3600  # seconds (seed)
+
+
+class Settings(Section):
+    turn_host: str = Field("localhost", description="Public name or address of coturn.")
+    turn_secret: SecretStr = Field(SecretStr(""), description="coturn's static-auth-secret; at least 32 characters.")
+    turn_port: int = Field(3478, ge=1, le=65535, description="coturn's port for UDP and TCP.")
+    turn_tls_port: int = Field(5349, ge=0, le=65535, description="coturn's port for TLS; 0 when it has none.")
+    rate_limit_turn: RateLimit = Field(Rate(20, 3600), description="TURN credentials a user.")
+
+
+class Turn:
+    def __init__(self, settings: Settings) -> None:
+        host, port, tls = settings.turn_host, settings.turn_port, settings.turn_tls_port
+        self._urls = [f"stun:{host}:{port}", f"turn:{host}:{port}?transport=udp", f"turn:{host}:{port}?transport=tcp"]
+        if tls:
+            self._urls.append(f"turns:{host}:{tls}?transport=tcp")
+        self._secret = settings.turn_secret.get_secret_value().encode()
+
+    def credentials(self, user_id: UUID) -> dict[str, object]:
+        """A name that says when it expires, and its HMAC-SHA1: what coturn's use-auth-secret checks."""
+        username = f"{int(time.time()) + TTL}:{user_id}"
+        digest = hmac.digest(self._secret, username.encode(), "sha1")
+        credential = base64.b64encode(digest).decode()
+        return {"urls": self._urls, "username": username, "credential": credential, "ttl": TTL}
+
+
+class Credentials(ApiHandler):
+    def initialize(self, turn: Turn, rate: Rate) -> None:
+        self._turn, self._rate = turn, rate
+
+    async def get(self) -> None:
+        """200 urls, username, credential and ttl in seconds; 429."""
+        await self.limit("turn", self._rate, str(self.session.user_id))
+        self.reply(self._turn.credentials(self.session.user_id))
+
+
+def setup(app: App, settings: Settings) -> Plugin:
+    turn = Turn(settings)
+    return Plugin(
+        name="turn",
+        routes=(("/calls/turn-credentials", Credentials, {"turn": turn, "rate": settings.rate_limit_turn}),),
+    )

@@ -1,0 +1,27 @@
+"""Users: search, profiles and one's own (contract section 3)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from config.settings import Items, Rate, RateLimit, Section
+from plugins import App, Plugin
+from plugins.users import http
+from plugins.users.users import Users
+
+
+class Settings(Section):
+    avatar_allowed_hosts: Items = Field((), description="Hosts an avatar_url may name; empty allows any https host.")
+    rate_limit_search: RateLimit = Field(Rate(20, 60), description="Searches a user.")
+
+
+def setup(app: App, settings: Settings) -> Plugin:
+    users = Users(app.db, settings.avatar_allowed_hosts)
+    return Plugin(
+        name="users",
+        routes=(
+            ("/users/search", http.Search, {"users": users, "rate": settings.rate_limit_search}),
+            ("/users/me", http.Me, {"users": users}),
+            ("/users/([A-Za-z0-9_]{3,32})", http.Profile, {"users": users}),
+        ),
+    )

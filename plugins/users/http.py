@@ -1,0 +1,41 @@
+"""The endpoints of ``/users`` that show and change profiles."""
+
+from __future__ import annotations
+
+from config.settings import Rate
+from handlers.base import ApiHandler
+from plugins.users.shapes import ChangeMe, SearchQuery
+from plugins.users.users import Users
+
+
+class Search(ApiHandler):
+    def initialize(self, users: Users, rate: Rate) -> None:
+        self._users, self._rate = users, rate
+
+    async def get(self) -> None:
+        """200 list of UserSearchItem; 400, 429."""
+        query = self.query(SearchQuery)
+        await self.limit("search", self._rate, str(self.session.user_id))
+        self.reply(await self._users.search(query.q))
+
+
+class Profile(ApiHandler):
+    def initialize(self, users: Users) -> None:
+        self._users = users
+
+    async def get(self, public_id: str) -> None:
+        """200 UserProfile; 404."""
+        self.reply(await self._users.profile(public_id))
+
+
+class Me(ApiHandler):
+    def initialize(self, users: Users) -> None:
+        self._users = users
+
+    async def get(self) -> None:
+        """200 UserProfile with ``identity_key``, ``settings``, ``tier``."""
+        self.reply(await self._users.me(self.session.user_id))
+
+    async def put(self) -> None:
+        """200 the profile after the change; 400."""
+        self.reply(await self._users.change(self.session.user_id, self.body(ChangeMe)))

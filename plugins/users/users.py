@@ -1,0 +1,103 @@
+"""What others see of a user, and what users change of themselves."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from handlers.errors import Fault, InvalidRequest, NotFound
+from handlers.shapes import b64
+from models import subscriptions, users
+from models.database import Database, Row
+from plugins.users.shapes import ChangeMe
+
+SEARCH_LIMIT = 50  # seed
+
+
+class Users:
+    def __init__(self, db: Database, avatar_hosts: Collection[str]) -> None:
+        self._db = db
+        self._avatar_hosts = frozenset(host.lower() for host in avatar_hosts)
+
+    async def search(self, q: str) -> list[dict[str, Any]]:
+        """UserSearchItem for each match, the best first."""
+        found = await users.find(self._db, q, SEARCH_LIMIT)
+        columns = ("public_id", "display_name", "avatar_url", "fingerprint", "is_online")
+        return [{"user_id": row["id"], **{name: row[name] for name in columns}} for row in found]
+
+    async def profile(self, public_id: str) -> dict[str, Any]:
+        """UserProfile. Raises NotFound."""
+        row = await users.profile(self._db, public_id)
+        if row is None:
+            raise NotFound("There is no such user.")
+        return _profile(row)
+
+    async def me(self, user_id: UUID) -> dict[str, Any]:
+        """UserProfile with what only its owner sees. Raises NotFound when the account is gone."""
+        row = await users.me(self._db, user_id)
+        if row is None:
+            raise NotFound("There is no such user.")
+        return {
+            **_profile(row),
+            "identity_key": b64(row["identity_key"]),
+            "settings": row["settings"],
+            "tier": await subscriptions.tier(self._db, row["fingerprint"]) or "free",
+        }
+
+    async def change(self, user_id: UUID, request: ChangeMe) -> dict[str, Any]:
+        """Set the fields that were sent; null clears. Raises InvalidRequest, NotFound."""
+        changes = {name: getattr(request, name) for name in request.model_fields_set & request.columns}
+        if changes.get("avatar_url") is not None:
+            self._judge_avatar(changes["avatar_url"])
+        if "settings" in changes:
+            changes["settings"] = changes["settings"] or {}
+        if changes:
+            await users.update(self._db, user_id, changes)
+        return await self.me(user_id)
+
+    def _judge_avatar(self, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname or "", parts.port
+        except ValueError:
+            host, parts = "", urlsplit("")
+        if parts.scheme != "https" or not host or not url.isascii() or any(c.isspace() for c in url):
+            issue = "must be an https address"
+        elif "@" in parts.netloc:
+            issue = "must not bear user information"
+        elif _is_address(host):
+            issue = "must name a host, not an address"
+        elif self._avatar_hosts and host not in self._avatar_hosts:
+            issue = "that host is not allowed here"
+        else:
+            return
+        raise InvalidRequest("Some fields are not valid.", details=[Fault("avatar_url", issue)])
+
+
+def _is_address(host: str) -> bool:
+    """Whether browsers would take the host for an IP literal; also ``127.1`` and ``0x7f000001``."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        last = host.rstrip(".").rpartition(".")[2]
+        return last.isdecimal() or last.startswith("0x")
+    return True
+
+
+def _profile(row: Row) -> dict[str, Any]:
+    return {
+        "user_id": row["id"],
+        "public_id": row["public_id"],
+        "display_name": row["display_name"],
+        "fingerprint": row["fingerprint"],
+        "signing_public_key": b64(row["signing_public_key"]),
+        "avatar_url": row["avatar_url"],
+        "bio": row["bio"],
+        "is_online": row["is_online"],
+        "last_seen": row["last_seen"],
+        "language": row["language"],
+        "created_at": row["created_at"],
+    }

@@ -1,0 +1,265 @@
+"""Mimu's server: assembles config, models, handlers and plugins, and runs them until it is told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from uuid import uuid4
+
+import structlog
+import uvloop
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+import plugins
+from config import embedded, logs, secrets
+from config.settings import Core, Section, SettingsError, environment, load
+from handlers.base import Site
+from handlers.bus import Bus
+from handlers.health import Check, Health, Live, MetricsPage
+from handlers.hub import Hub, Peer
+from handlers.limits import Limits
+from handlers.listener import Listener
+from handlers.metrics import Metrics
+from handlers.socket import SocketHandler
+from handlers.tokens import Keyring, Tokens
+from models import migrations
+from models.database import Database, Unavailable
+from plugins import App, Every, Plugin, Timer
+
+log = structlog.get_logger(__name__)
+
+WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
+OUTAGES = (Unavailable, RedisError)  # what a client is told as 503
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """All settings, read and judged: the core's, and a section for each enabled feature."""
+
+    core: Core
+    sections: Mapping[str, Section]
+    features: Mapping[str, ModuleType]
+
+
+def configure(values: Mapping[str, str], *, make_secrets: bool = True) -> Configuration:
+    """Read and judge the settings. In development missing secrets are made and kept in the data folder.
+
+    Raises SettingsError with every fault at once.
+    """
+    faults: list[str] = []
+    disabled = [name.strip() for name in values.get("PLUGINS_DISABLED", "").split(",") if name.strip()]
+    try:
+        features = plugins.discover(disabled)
+    except LookupError as error:
+        faults.append(str(error.args[0]))
+        features = plugins.discover()
+    wanted: dict[str, type[Section]] = {"": Core, **{name: module.Settings for name, module in features.items()}}
+    named = [
+        field.upper() for section in wanted.values() for field in section.model_fields if field.endswith("_secret")
+    ]
+    given = dict(values)
+    production = values.get("MIMU_ENV") == "production"
+    if production:
+        faults += secrets.faults({name: values.get(name) for name in named})
+        if values.get("RATE_LIMITS", "on") == "off":
+            faults.append("RATE_LIMITS: off is for tests and benchmarks, not for production")
+        if "*" in values.get("CORS_ALLOW_ORIGINS", ""):
+            faults.append("CORS_ALLOW_ORIGINS: * is refused in production; name the origins")
+    else:
+        folder = Path(values.get("MIMU_DATA_DIR", "var")) / "secrets"
+        for name in named:
+            if not given.get(name):
+                given[name] = secrets.keep(folder, name.lower()) if make_secrets else "-" * secrets.MINIMUM
+    try:
+        read = load(wanted, given)
+    except SettingsError as error:
+        faults += error.faults
+    if faults:
+        raise SettingsError(faults)
+    core = read.pop("")
+    assert isinstance(core, Core)
+    return Configuration(core, read, features)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that is running, and the addresses of the services it uses."""
+
+    app: App
+    features: Sequence[Plugin]
+    port: int
+    database_url: str
+    redis_url: str
+
+    @property
+    def url(self) -> str:
+        host = self.app.core.host
+        return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::', '') else host}:{self.port}"
+
+
+@contextlib.asynccontextmanager
+async def running(configuration: Configuration) -> AsyncIterator[Server]:
+    """Start everything in order; what has started is stopped in reverse, even half-way."""
+    core = configuration.core
+    async with contextlib.AsyncExitStack() as stack:
+        database_url, redis_url = await _services(core, stack)
+        database = await stack.enter_async_context(Database(database_url, core.database_max_connections).open())
+        redis = await stack.enter_async_context(_redis(redis_url))
+
+        instance_id = uuid4()
+        metrics = Metrics()
+        bus = Bus(redis, instance_id)
+        hub = Hub(bus, metrics, instance_id)
+        assert core.jwt_secret is not None  # configure() saw to it
+        keyring = Keyring([secret.get_secret_value() for secret in (core.jwt_secret, *core.jwt_previous_secrets)])
+        tokens = Tokens(keyring, core.jwt_expiration_hours * 3600)
+        limits = Limits(redis, on=core.rate_limits == "on")
+        app = App(core, database, redis, bus, hub, tokens, limits, metrics, instance_id)
+
+        features = [module.setup(app, configuration.sections[name]) for name, module in configuration.features.items()]
+        site = assemble(app, features)
+        await stack.enter_async_context(bus.running())
+        for feature in features:
+            await stack.enter_async_context(feature.lifespan())
+
+        listener = Listener(site)
+        listener.listen(core.port, core.host, reuse_port=False)
+        stack.push_async_callback(_farewell, listener, hub, site, core.shutdown_seconds)
+        own = (Every(1, hub.turn, "heartbeat"), Every(20, hub.announce, "announce"))
+        for every in (*own, *(every for feature in features for every in feature.periodic)):
+            timer = Timer(every, metrics)
+            timer.start()
+            stack.push_async_callback(timer.stop)
+
+        port = next(iter(listener._sockets.values())).getsockname()[1]
+        log.info("started", port=port, features=[feature.name for feature in features], environment=core.mimu_env)
+        yield Server(app, features, port, database_url, redis_url)
+        log.info("stopping")
+
+
+async def _services(core: Core, stack: contextlib.AsyncExitStack) -> tuple[str, str]:
+    """The addresses of PostgreSQL and Redis; those that have none are started here."""
+    if core.database_url is None or core.redis_url is None:
+        stack.enter_context(embedded.lock(core.mimu_data_dir))
+    if core.database_url is None:
+        database_url = await stack.enter_async_context(embedded.postgres(core.mimu_data_dir))
+        await migrations.migrate(database_url)
+    else:
+        database_url = core.database_url.get_secret_value()
+        due = set(migrations.versions()) - set(await migrations.applied(database_url))
+        if due:
+            raise migrations.MigrationError(f"the database lacks {', '.join(sorted(due))}: python -m scripts.migrate")
+    if core.redis_url is None:
+        return database_url, await stack.enter_async_context(embedded.valkey(core.mimu_data_dir))
+    return database_url, core.redis_url.get_secret_value()
+
+
+@contextlib.asynccontextmanager
+async def _redis(url: str) -> AsyncIterator[Redis]:
+    # No retries inside the client: whoever asks decides what a Redis that is away means.
+    redis = Redis.from_url(url, socket_connect_timeout=1, socket_timeout=2, retry=Retry(NoBackoff(), 0))
+    try:
+        yield redis
+    finally:
+        await redis.aclose()
+
+
+def assemble(app: App, features: Sequence[Plugin]) -> Site:
+    """The Tornado application of all features. Raises Clash when two of them claim the same."""
+    routes, events, checks = plugins.joined(features)
+
+    async def database() -> None:
+        await app.db.value("SELECT 1")
+
+    async def redis() -> None:
+        await app.redis.ping()
+        if not app.bus.up:
+            raise Unavailable
+
+    own: dict[str, Check] = {"database": database, "redis": redis}
+    welcomes = [feature.welcome for feature in features if feature.welcome]
+
+    async def welcome(peer: Peer) -> None:
+        for greet in welcomes:
+            await greet(peer)
+
+    health = {"checks": {**own, **checks}}
+    return Site(
+        [
+            ("/health", Health, health),
+            ("/health/ready", Health, health),
+            ("/health/live", Live),
+            ("/metrics", MetricsPage),
+            ("/ws", SocketHandler, {"hub": app.hub, "events": events, "welcome": welcome}),
+            *routes,
+        ],
+        core=app.core,
+        tokens=app.tokens,
+        limits=app.limits,
+        metrics=app.metrics,
+        outages=OUTAGES,
+    )
+
+
+async def _farewell(listener: Listener, hub: Hub, site: Site, seconds: float) -> None:
+    """Take nobody new, send everybody away gently, and finish what is being answered."""
+    listener.stop()
+    await hub.close_all(seconds)
+    await listener.drain(seconds)
+    await asyncio.gather(*site.background, return_exceptions=True)
+
+
+async def serve(configuration: Configuration) -> None:
+    """Run until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    async with running(configuration) as server:
+        # With the default thresholds 9,000 idle sockets cost 40 % of the throughput: each collection visits them all.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000, 50, 1000)
+        core = configuration.core
+        own = [name for name, url in (("PostgreSQL", core.database_url), ("Redis", core.redis_url)) if url is None]
+        data = f"; {' and '.join(own)} and secrets in {core.mimu_data_dir.resolve()}" if own else ""
+        print(f"Mimu listens on {server.url}{data}", flush=True)
+        await stop.wait()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
+    parser.add_argument("--check-config", action="store_true", help="say what is wrong with the settings, and end")
+    arguments = parser.parse_args()
+    try:
+        configuration = configure(environment(arguments.env_file), make_secrets=not arguments.check_config)
+    except SettingsError as error:
+        print("\n".join(error.faults), file=sys.stderr)
+        return WRONG_SETTINGS
+    if arguments.check_config:
+        print("The settings are good.")
+        return 0
+    logs.configure(configuration.core.log_level)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(configuration))
+    except (embedded.EmbeddedError, migrations.MigrationError, plugins.Clash, Unavailable, OSError) as error:
+        print(f"Mimu can't start: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
