@@ -1,0 +1,40 @@
+"""What every test may ask for: real PostgreSQL and Valkey, started once for the run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.running import ROOT, Services
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[Services]:
+    """PostgreSQL and Valkey of the embedded default, in a process that ends with us."""
+    # Not pytest's own folder: it is closed to the unprivileged user that PostgreSQL runs as when we are root.
+    folder = Path(tempfile.mkdtemp(prefix="mimu-tests-"))
+    folder.chmod(0o755)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.services", str(folder)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        addresses = json.loads(process.stdout.readline())
+        yield Services(addresses["dsn"], addresses["redis"])
+    finally:
+        process.stdin.close()
+        process.stdout.close()
+        process.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)

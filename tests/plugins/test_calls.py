@@ -1,0 +1,225 @@
+"""Calls between users of one server and of two: states, frames, history."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import datetime
+from uuid import uuid4
+
+import pytest
+
+from tests.client import Account, Socket
+from tests.running import Services, periodic, place, serving
+
+PAYLOAD = "b3BhcXVlIGNpcGhlcnRleHQ="
+
+
+@contextlib.asynccontextmanager
+async def pair(services: Services, servers: int = 1) -> AsyncIterator[tuple[Account, Account, Socket, Socket]]:
+    """Two users with a socket each; with two servers each on one of them."""
+    async with contextlib.AsyncExitStack() as stack:
+        shared = await stack.enter_async_context(place(services))
+        urls = [(await stack.enter_async_context(serving(shared))).url for _ in range(servers)]
+        alice, bob = await Account().register(urls[0]), await Account().register(urls[-1])
+        sockets = [await stack.enter_async_context(account.socket()) for account in (alice, bob)]
+        yield alice, bob, sockets[0], sockets[1]
+
+
+def offer(to: Account, call_id: str) -> dict[str, str]:
+    return {"call_id": call_id, "to_user_id": to.user_id, "call_type": "audio", "encrypted_payload": PAYLOAD}
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("servers", [1, 2])
+async def test_a_call_from_offer_to_hangup(services: Services, servers: int) -> None:
+    async with pair(services, servers) as (alice, bob, a, b):
+        call_id = str(uuid4())
+        ack = await a.send("call_offer", **offer(bob, call_id), from_user_id=bob.user_id)
+        assert ack["type"] == "ack"
+        assert ack["delivered"] is True
+        rings = await b.expect("call_offer")
+        assert rings["from_user_id"] == alice.user_id
+        assert rings["encrypted_payload"] == PAYLOAD
+        assert rings["expires_at"] == ack["expires_at"]
+        assert datetime.fromisoformat(rings["expires_at"]).tzinfo is not None
+
+        assert (await b.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD))["type"] == "ack"
+        assert (await a.expect("call_answer"))["from_user_id"] == bob.user_id
+        for number in range(3):
+            candidate = PAYLOAD[:-4] + f"{number:03}="
+            assert (await a.send("ice_candidate", call_id=call_id, encrypted_payload=candidate))["type"] == "ack"
+            assert (await b.expect("ice_candidate"))["encrypted_payload"] == candidate
+        assert (await b.send("ice_candidate", call_id=call_id, encrypted_payload=PAYLOAD))["type"] == "ack"
+        assert (await a.expect("ice_candidate"))["from_user_id"] == bob.user_id
+        assert (await a.send("call_heartbeat", call_id=call_id))["type"] == "ack"
+
+        assert (await b.send("call_hangup", call_id=call_id))["end_reason"] == "hangup"
+        assert (await a.expect("call_hangup"))["reason"] == "hangup"
+        again = await a.send("call_hangup", call_id=call_id)
+        assert (again["type"], again["status"]) == ("ack", "ended")
+
+        [outgoing] = (await alice.get("/calls")).json
+        [incoming] = (await bob.get("/calls")).json
+        assert (outgoing["direction"], incoming["direction"]) == ("outgoing", "incoming")
+        assert (outgoing["status"], outgoing["end_reason"]) == ("ended", "hangup")
+        assert outgoing["peer"]["public_id"] == bob.public_id
+        assert incoming["peer"]["user_id"] == alice.user_id
+        assert outgoing["duration_seconds"] == 0
+        assert (await bob.get(f"/calls/{call_id}")).json == incoming
+        stranger = await Account().register(alice.url)
+        assert (await stranger.get(f"/calls/{call_id}")).status == 404
+
+
+@pytest.mark.gen_test
+async def test_who_hangs_up_when_decides_what_the_call_was(services: Services) -> None:
+    async with pair(services) as (alice, bob, a, b):
+        for who, reason, told, status in (
+            (a, "hangup", "cancelled", "missed"),
+            (b, "declined", "declined", "rejected"),
+            (b, "busy", "busy", "rejected"),
+            (b, "hangup", "declined", "rejected"),
+            (a, "failed", "failed", "failed"),
+        ):
+            call_id = str(uuid4())
+            await a.send("call_offer", **offer(bob, call_id))
+            await b.expect("call_offer")
+            assert (await who.send("call_hangup", call_id=call_id, reason=reason))["status"] == status
+            other = b if who is a else a
+            assert (await other.expect("call_hangup"))["reason"] == told
+            entry = (await alice.get(f"/calls/{call_id}")).json
+            assert (entry["status"], entry["end_reason"]) == (status, told)
+
+
+@pytest.mark.gen_test
+async def test_other_events_are_refused_and_change_nothing(services: Services) -> None:
+    async with pair(services) as (alice, bob, a, b):
+        mallory = await Account().register(alice.url)
+        async with mallory.socket() as m:
+            call_id = str(uuid4())
+            await a.send("call_offer", **offer(bob, call_id))
+            await b.expect("call_offer")
+            for kind in ("call_answer", "ice_candidate", "call_hangup", "call_heartbeat"):
+                refused = await m.send(kind, call_id=call_id, encrypted_payload=PAYLOAD)
+                assert (refused["type"], refused["code"]) == ("error", "not_participant"), kind
+                unknown = await m.send(kind, call_id=str(uuid4()), encrypted_payload=PAYLOAD)
+                assert unknown["code"] == "call_not_found"
+            assert (await a.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD))["code"] == "invalid_state"
+            assert (await b.send("call_heartbeat", call_id=call_id))["code"] == "invalid_state"
+            assert (await m.send("call_offer", **offer(bob, call_id)))["code"] == "call_id_conflict"
+            nobody = Account(user_id=str(uuid4()))
+            assert (await a.send("call_offer", **offer(nobody, str(uuid4()))))["code"] == "user_not_found"
+            assert (await a.send("call_offer", **offer(alice, str(uuid4()))))["code"] == "cannot_call_self"
+            assert (await alice.get(f"/calls/{call_id}")).json["status"] == "ringing"
+            await m.silent()
+            await b.silent()
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("servers", [1, 2])
+async def test_glare_supersession_and_repetition(services: Services, servers: int) -> None:
+    async with pair(services, servers) as (alice, bob, a, b):
+        first, second, third = (str(uuid4()) for _ in range(3))
+        await a.send("call_offer", **offer(bob, first))
+        await b.expect("call_offer")
+        glare = await b.send("call_offer", **offer(alice, str(uuid4())))
+        assert (glare["code"], glare["call_id"]) == ("glare", first)
+
+        repeated = await a.send("call_offer", **offer(bob, first))
+        assert (repeated["type"], repeated["repeated"]) == ("ack", True)
+        await b.silent()
+
+        await a.send("call_offer", **offer(bob, second))
+        assert (await b.expect("call_hangup", call_id=first))["reason"] == "superseded"
+        await b.expect("call_offer", call_id=second)
+        await b.send("call_answer", call_id=second, encrypted_payload=PAYLOAD)
+        await a.expect("call_answer")
+        # Bob's phone crashed in the answered call and calls again.
+        assert (await b.send("call_offer", **offer(alice, third)))["type"] == "ack"
+        assert (await a.expect("call_hangup", call_id=second))["reason"] == "superseded"
+        await a.expect("call_offer", call_id=third)
+        calls = {call["id"]: call for call in (await alice.get("/calls")).json}
+        assert [calls[c]["end_reason"] for c in (first, second, third)] == ["superseded", "superseded", None]
+
+
+@pytest.mark.gen_test
+async def test_several_devices_ring_and_the_first_answer_wins(services: Services) -> None:
+    async with pair(services, 2) as (alice, bob, a, b), bob.socket() as tablet, alice.socket() as desk:
+        call_id = str(uuid4())
+        await a.send("call_offer", **offer(bob, call_id))
+        await tablet.expect("call_offer")
+        await b.expect("call_offer")
+        answers = await asyncio.gather(
+            *(s.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD) for s in (b, tablet))
+        )
+        assert sorted(answer["type"] for answer in answers) == ["ack", "error"]
+        loser = b if answers[0]["type"] == "error" else tablet
+        winner = tablet if loser is b else b
+        assert (await loser.expect("call_hangup"))["reason"] == "answered_elsewhere"
+        await a.expect("call_answer")
+        await desk.expect("call_answer")
+        await winner.silent()
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("servers", [1, 2])
+async def test_of_answer_and_hangup_at_once_exactly_one_wins(services: Services, servers: int) -> None:
+    async with pair(services, servers) as (alice, bob, a, b):
+        outcomes = set()
+        for _ in range(20):
+            call_id = str(uuid4())
+            await a.send("call_offer", **offer(bob, call_id))
+            await b.expect("call_offer")
+            hung, answered = await asyncio.gather(
+                a.send("call_hangup", call_id=call_id),
+                b.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD),
+            )
+            assert hung["type"] == "ack"
+            told = (await b.expect("call_hangup"))["reason"]
+            if answered["type"] == "ack":  # the answer came first, then the hangup ended an accepted call
+                assert told == "hangup"
+                await a.expect("call_answer")
+            else:
+                assert (answered["code"], told) == ("invalid_state", "cancelled")
+            entry = (await bob.get(f"/calls/{call_id}")).json
+            assert entry == {
+                **(await alice.get(f"/calls/{call_id}")).json,
+                "direction": "incoming",
+                "peer": entry["peer"],
+            }
+            assert entry["end_reason"] == told
+            outcomes.add(told)
+        await a.silent()
+        await b.silent()
+
+
+@pytest.mark.gen_test
+async def test_an_unanswered_call_is_missed_once_whoever_sweeps(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as one, serving(shared) as two:
+        alice, bob = await Account().register(one.url), await Account().register(two.url)
+        async with alice.socket() as a, bob.socket() as b:
+            ringing, talking = str(uuid4()), str(uuid4())
+            carol = await Account().register(one.url)
+            async with carol.socket() as c:
+                await a.send("call_offer", **offer(bob, ringing))
+                await c.send("call_offer", **offer(bob, talking))
+                await b.expect("call_offer", call_id=ringing)
+                await b.expect("call_offer", call_id=talking)
+                await b.send("call_answer", call_id=talking, encrypted_payload=PAYLOAD)
+                await c.expect("call_answer")
+                db = one.app.db
+                await db.execute("UPDATE call_sessions SET started_at = started_at - interval '61 s'")
+                await db.execute("UPDATE call_sessions SET last_heartbeat = last_heartbeat - interval '61 min'")
+                sweeps = [periodic(server, "call_timeouts") for server in (one, two)]
+                await asyncio.gather(*(sweep() for sweep in sweeps * 3))
+                assert (await a.expect("call_hangup"))["reason"] == "timeout"
+                assert (await b.expect("call_hangup", call_id=ringing))["reason"] == "timeout"
+                assert (await b.expect("call_hangup", call_id=talking))["reason"] == "connection_lost"
+                assert (await c.expect("call_hangup"))["reason"] == "connection_lost"
+                for socket in (a, b, c):
+                    await socket.silent(0.1)
+                entry = (await bob.get(f"/calls/{ringing}")).json
+                assert (entry["status"], entry["end_reason"]) == ("missed", "timeout")
+                entry = (await bob.get(f"/calls/{talking}")).json
+                assert (entry["status"], entry["end_reason"]) == ("ended", "heartbeat_lost")

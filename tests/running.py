@@ -1,0 +1,154 @@
+"""Servers for tests: in this process, or as the real program; each with a database of its own when it is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+from redis.asyncio import Redis
+
+import server
+from models import migrations
+from server import Server
+
+ROOT = Path(__file__).resolve().parent.parent
+_names = count()
+
+
+@dataclass(frozen=True)
+class Services:
+    """A PostgreSQL whose database ``mimu`` may make others, and a Valkey with 16 numbered ones."""
+
+    dsn: str
+    redis: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """A migrated database and an empty Redis, which one or more servers share."""
+
+    dsn: str
+    redis: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "DATABASE_URL": self.dsn,
+            "REDIS_URL": self.redis,
+            "MIMU_ENV": "development",
+            "MIMU_DATA_DIR": tempfile.gettempdir() + "/mimu-tests",
+            "HOST": "127.0.0.1",
+            "PORT": "0",
+            "RATE_LIMITS": "off",
+            "SHUTDOWN_SECONDS": "0",
+            "JWT_SECRET": "only-for-tests-0123456789abcdefghijklmnop",
+            "TURN_SECRET": "only-for-tests-turn-0123456789abcdefghijk",
+        }
+
+
+def _database(dsn: str, name: str) -> str:
+    return urlunsplit(urlsplit(dsn)._replace(path="/" + name))
+
+
+@contextlib.asynccontextmanager
+async def place(services: Services) -> AsyncIterator[Place]:
+    """A fresh copy of the migrated template, dropped at the end."""
+    number = next(_names)
+    name = f"test_{os.getpid()}_{number}"
+    admin = await asyncpg.connect(services.dsn)
+    redis_url = urlunsplit(urlsplit(services.redis)._replace(path=f"/{1 + number % 15}"))
+    redis = Redis.from_url(redis_url)
+    try:
+        if not await admin.fetchval("SELECT 1 FROM pg_database WHERE datname = 'template_mimu'"):
+            await admin.execute("CREATE DATABASE template_mimu")
+            await migrations.migrate(_database(services.dsn, "template_mimu"))
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE template_mimu")
+        await redis.flushdb()
+        yield Place(_database(services.dsn, name), redis_url)
+    finally:
+        await redis.aclose()
+        await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await admin.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(place: Place, **settings: str) -> AsyncIterator[Server]:
+    """A server in this process."""
+    configuration = server.configure({**place.environment, **settings})
+    async with server.running(configuration) as running:
+        async with asyncio.timeout(5):
+            while not running.app.bus.up:
+                await asyncio.sleep(0.01)
+        yield running
+
+
+class Program:
+    """``server.py`` as a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process, url: str, log: Path, place: Place | None) -> None:
+        self.process, self.url, self._log, self.place = process, url, log, place
+
+    def log_text(self) -> str:
+        return self._log.read_text()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    async def stop(self) -> int:
+        """SIGTERM, and its exit code."""
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        return await asyncio.wait_for(self.process.wait(), 30)
+
+
+@contextlib.asynccontextmanager
+async def program(place: Place | None, folder: Path, **settings: str) -> AsyncIterator[Program]:
+    """The real program, with nothing of our environment that could change it."""
+    environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= place.environment if place else {"HOST": "127.0.0.1", "PORT": "0", "SHUTDOWN_SECONDS": "0"}
+    environment |= settings
+    log = folder / f"server-{next(_names)}.log"
+    with log.open("wb") as stderr:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(ROOT / "server.py"),
+            env=environment,
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=stderr,
+        )
+    try:
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
+        found = re.search(r"http://\S+?:\d+", line)
+        assert found, f"the server did not start: {line!r} {log.read_text()}"
+        running = Program(process, found.group(), log, place)
+        yield running
+        await running.stop()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def json_lines(text: str) -> list[dict[str, object]]:
+    """The log's lines, each of which must be one JSON object."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def periodic(server: Server, name: str) -> Callable[[], Awaitable[object]]:
+    """A periodic task of a server's, to be run when a test wants it."""
+    return next(every.task for feature in server.features for every in feature.periodic if every.name == name)
