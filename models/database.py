@@ -7,7 +7,7 @@ import contextlib
 import functools
 import re
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import asyncpg
@@ -31,7 +31,7 @@ _SESSION = {
 
 
 Row = asyncpg.Record
-Raw = PoolConnectionProxy[asyncpg.Record]
+Raw: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
 
 class Unavailable(Exception):
