@@ -190,7 +190,7 @@ async def remaining(db: Database, user_id: UUID) -> Remaining:
 async def left(db: Database, user_id: UUID, at_most: int) -> int:
     """How many one-time prekeys are left, counted no further than ``at_most``."""
     return await db.value(  # type: ignore[no-any-return]
-        "SELECT count(*) FROM (SELECT 1 FROM one_time_prekeys WHERE user_id = $1 AND NOT used LIMIT $2) AS some",
+        "SELECT count(*) FROM (SELECT 1 FROM one_time_prekeys WHERE user_id = $1 AND NOT used LIMIT $2) AS unused",
         user_id,
         at_most,
     )

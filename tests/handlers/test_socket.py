@@ -1,0 +1,226 @@
+"""The socket: who gets in, answers by id, order, limits, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from typing import Any
+
+import pytest
+from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.websocket import WebSocketClosedError, websocket_connect
+
+from handlers import hub as hub_module
+from handlers import socket as socket_module
+from handlers.hub import Hub
+from tests.client import Account, Socket, ask
+from tests.running import Services, place, serving
+
+
+async def handshake(url: str, path: str = "/ws", subprotocols: list[str] | None = None, **headers: str) -> Any:
+    """The status of a refused handshake, or the open connection."""
+    request = HTTPRequest(url.replace("http", "ws", 1) + path, headers=headers)
+    try:
+        return await websocket_connect(request, subprotocols=subprotocols)
+    except HTTPClientError as error:
+        return error.code
+
+
+@pytest.mark.gen_test
+async def test_who_gets_in(services: Services) -> None:
+    async with place(services) as shared, serving(shared, CORS_ALLOW_ORIGINS="https://app.example.org") as server:
+        alice = await Account().register(server.url)
+        bearer = {"Authorization": f"Bearer {alice.token}"}
+        assert await handshake(server.url) == 401
+        assert await handshake(server.url, Authorization="Bearer x") == 401
+        assert await handshake(server.url, f"/ws?token={alice.token}") == 401
+        assert await handshake(server.url, f"/ws?access_token={alice.token}") == 401
+        assert await handshake(server.url, Origin="https://evil.example", **bearer) == 403
+        assert await handshake(server.url, subprotocols=["mimu.v1", "bearer.x"]) == 401
+        assert await handshake(server.url, subprotocols=[f"bearer.{alice.token}"]) == 401
+        for options in (
+            {**bearer},
+            {**bearer, "Origin": "https://app.example.org"},
+            {**bearer, "Origin": server.url},
+        ):
+            connection = await handshake(server.url, **options)
+            assert json.loads(await connection.read_message())["type"] == "ready"
+            connection.close()
+        connection = await handshake(server.url, subprotocols=["mimu.v1", f"bearer.{alice.token}"])
+        assert connection.selected_subprotocol == "mimu.v1"
+        ready = json.loads(await connection.read_message())
+        assert (ready["user_id"], ready["session_id"]) == (alice.user_id, alice.session_id)
+        assert ready["server_time"].endswith("Z")
+        connection.close()
+        plain = await alice.get("/ws")
+        assert (plain.status, plain.code) == (400, "invalid_request")
+
+
+@pytest.mark.gen_test
+async def test_bad_frames_are_answered_and_close_nothing(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        async with alice.socket() as socket:
+            for raw in (
+                "",
+                "x",
+                "[]",
+                "null",
+                "5",
+                '"text"',
+                "{}",
+                '{"type": 5}',
+                '{"type": "nope"}',
+                '{"type": "ready"}',
+            ):
+                await socket.raw(raw)
+                error = await socket.expect("error")
+                assert error["code"] == "invalid_request", raw
+                assert "id" not in error
+            await socket.raw(b"\x00\x01", binary=True)
+            assert (await socket.expect("error"))["code"] == "invalid_request"
+            error = await socket.send("call_offer", call_id="x", encrypted_payload="!")
+            assert {fault["field"] for fault in error["details"]} >= {"call_id", "to_user_id", "encrypted_payload"}
+            for bad_id in ("", "x" * 65, 5, {}, None):
+                await socket.raw(json.dumps({"type": "nope", "id": bad_id}))
+                assert "id" not in await socket.expect("error")
+            await socket.raw('{"type": "call_heartbeat", "call_id": "\\u0000"}')
+            assert (await socket.expect("error"))["code"] == "invalid_request"
+            await socket.silent(0.1)
+
+
+@pytest.mark.gen_test
+async def test_a_frame_too_large_closes(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        async with alice.socket() as socket:
+            await socket.raw(json.dumps({"type": "nope", "x": "y" * (socket_module.MAX_FRAME + 1)}))
+            assert (await socket.expect("closed"))["code"] == 1009
+
+
+@pytest.mark.gen_test
+async def test_a_flood_closes(services: Services) -> None:
+    async with place(services) as shared, serving(shared, RATE_LIMITS="on") as server:
+        alice = await Account().register(server.url)
+        async with alice.socket() as socket:
+            with contextlib.suppress(WebSocketClosedError):
+                for _ in range(2 * socket_module.FRAME_BURST):
+                    await socket.raw('{"type": "nope"}')
+            assert (await socket.expect("closed"))["code"] == 4429
+
+
+@pytest.mark.gen_test
+async def test_the_eleventh_socket_replaces_the_oldest(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        sockets = []
+        for _ in range(hub_module.SOCKETS_PER_USER + 1):
+            request = HTTPRequest(
+                server.url.replace("http", "ws", 1) + "/ws", headers={"Authorization": f"Bearer {alice.token}"}
+            )
+            socket = Socket(await websocket_connect(request))
+            await socket.expect("ready")
+            sockets.append(socket)
+        assert (await sockets[0].expect("closed"))["code"] == 4409
+        await sockets[1].silent(0.1)
+        for socket in sockets:
+            await socket.close()
+
+
+@pytest.mark.gen_test
+async def test_frames_of_a_socket_keep_their_order_behind_a_slow_one(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        async with alice.socket() as socket:
+            db = server.app.db
+            async with db.pool.acquire() as blocker, blocker.transaction():
+                await blocker.execute("LOCK TABLE call_sessions IN ACCESS EXCLUSIVE MODE")
+                call = "00000000-0000-0000-0000-000000000000"
+                await socket.raw(json.dumps({"type": "call_heartbeat", "call_id": call, "id": "slow"}))
+                for number in range(80):
+                    await socket.raw(json.dumps({"type": "nope", "id": f"n{number}"}))
+                pong = time.monotonic()
+                async with asyncio.timeout(2):
+                    # Other sockets are not held up meanwhile.
+                    async with alice.socket() as other:
+                        assert (await other.send("nope"))["code"] == "invalid_request"
+                assert time.monotonic() - pong < 1
+            answers = [await socket.expect("error") for _ in range(81)]
+            assert [answer["id"] for answer in answers] == ["slow", *(f"n{number}" for number in range(80))]
+
+
+@pytest.mark.gen_test
+async def test_a_token_that_ends_closes_and_a_fresh_one_prolongs(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket_module, "EXPIRY_WARNING", 2)
+    async with place(services) as shared, serving(shared, JWT_EXPIRATION_HOURS=str(3 / 3600)) as server:
+        alice = await Account().register(server.url)
+        async with alice.socket() as prolonged, alice.socket() as ended:
+            await prolonged.expect("token_expiring")
+            bob = await Account().register(server.url)
+            assert (await prolonged.send("auth", access_token=bob.token))["code"] == "forbidden"
+            assert (await prolonged.send("auth", access_token="x"))["code"] == "unauthorized"
+            fresh = await ask(server.url, "POST", "/auth/refresh", {"refresh_token": alice.refresh_token})
+            assert (await prolonged.send("auth", access_token=fresh.json["access_token"]))["type"] == "ack"
+            assert (await ended.expect("closed"))["code"] == 4401
+            assert all(frame["type"] != "closed" for frame in prolonged.frames)
+        assert (await alice.get("/users/me")).code == "token_expired"
+
+
+@pytest.mark.gen_test
+async def test_a_dead_peer_is_noticed(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        hub: Hub = server.app.hub
+        async with alice.socket() as alive, alice.socket() as dead:
+            # The dead one's network has gone: its pongs never come, and the last one is long ago.
+            stream = dead.connection.protocol.stream
+            stream.io_loop.remove_handler(stream.fileno())
+            [[_, peer]] = hub._peers.values()
+            peer.answered -= 60
+            for _ in range(hub_module.PING_EVERY):
+                await hub.turn()
+            await alive.silent(0.2)
+            async with asyncio.timeout(10):
+                while len(hub) > 1:
+                    await asyncio.sleep(0.05)
+
+
+@pytest.mark.gen_test
+async def test_a_slow_reader_is_bounded_and_closed(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        hub: Hub = server.app.hub
+        async with alice.socket() as socket:
+            [peer] = [peer for peers in hub._peers.values() for peer in peers]
+            stream = socket.connection.protocol.stream
+            stream.io_loop.remove_handler(stream.fileno())  # it stops reading
+            frame = {"type": "typing", "padding": "x" * 4000}
+            user_id = peer.session.user_id
+            for _ in range(5000):
+                hub.send(user_id, frame, droppable=True)
+            assert not peer.closing
+            assert peer._queued_bytes <= socket_module.MAX_QUEUED_BYTES
+            for _ in range(2 * socket_module.MAX_QUEUED):
+                hub.send(user_id, {**frame, "type": "message"})
+            assert peer.closing
+            assert peer._queued <= socket_module.MAX_QUEUED
+
+
+@pytest.mark.gen_test
+async def test_a_stopping_server_says_restart(services: Services) -> None:
+    async with place(services) as shared:
+        async with serving(shared, SHUTDOWN_SECONDS="0.2") as server:
+            alice = await Account().register(server.url)
+            request = HTTPRequest(
+                server.url.replace("http", "ws", 1) + "/ws", headers={"Authorization": f"Bearer {alice.token}"}
+            )
+            sockets = [Socket(await websocket_connect(request)) for _ in range(3)]
+            for socket in sockets:
+                await socket.expect("ready")
+        for socket in sockets:
+            assert (await socket.expect("closed"))["code"] == 1012
+            await socket.close()

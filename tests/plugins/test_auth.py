@@ -1,0 +1,327 @@
+"""Accounts and sessions: what is checked, what is answered, and what happens under races."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import os
+from typing import Any
+
+import pytest
+from argon2 import PasswordHasher
+from nacl.signing import SigningKey
+from xeddsa import ed25519_priv_sign, priv_force_sign
+
+from handlers import keys
+from models import sessions
+from tests.client import Account, Answer, ask, b64
+from tests.running import Services, place, serving
+
+REFUSED = {
+    "public_id": ["ab", "a" * 33, "alice\n", "аlice", "a-b", "search", "Admin", "", None, 5],
+    "password": ["short", "x" * 257, None, True],
+    "identity_key": [b64(b"\0" * 32), b64(b"\1" + b"\0" * 31), b64(b"\xff" * 32), b64(b"x" * 31), "!!", 7],
+    "fingerprint": ["0" * 64, "A" * 64, "", None],
+    "signing_public_key": [b64(b"\0" * 32), b64(b"\1" + b"\0" * 31), b64(b"\xff" * 32), b64(b"x" * 33)],
+    "registration_id": [-1, 2**31, "1", True, 1.5, None],
+    "signed_prekey": [None, {}, {"key_id": 1, "public_key": b64(b"x" * 32), "signature": b64(b"s" * 64)}],
+    "one_time_prekeys": [[{"key_id": 1}], "none", [{"key_id": n, "public_key": b64(b"x" * 32)} for n in range(101)]],
+    "display_name": ["x" * 65, "", "a\nb", 5],
+    "language": ["!", "english language", 5],
+}
+
+
+@pytest.mark.gen_test
+async def test_registration_names_each_bad_field(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        account = Account()
+        for name, values in REFUSED.items():
+            for value in values:
+                answer = await ask(server.url, "POST", "/auth/register", account.body(**{name: value}))
+                assert answer.status == 400, (name, value, answer.text)
+                assert answer.code == "invalid_request"
+                assert any(field.startswith(name) for field in answer.fields()), (name, value, answer.text)
+        several = account.body(public_id="!", password="x", registration_id=-1)
+        answer = await ask(server.url, "POST", "/auth/register", several)
+        assert set(answer.fields()) == {"public_id", "password", "registration_id"}
+        twice = account.body(one_time_prekeys=[account.prekey(1), account.prekey(2), account.prekey(1)])
+        answer = await ask(server.url, "POST", "/auth/register", twice)
+        assert answer.fields() == ["one_time_prekeys[2].key_id"]
+        # None of these left anything behind.
+        assert await server.app.db.value("SELECT count(*) FROM users") == 0
+        await account.register(server.url)
+
+
+@pytest.mark.gen_test
+async def test_keys_come_in_every_form_and_go_in_one(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        account = Account()
+        body = account.body()
+        raw = account.identity_key
+        body["identity_key"] = base64.urlsafe_b64encode(b"\x05" + raw).decode().rstrip("=")
+        await account.register(server.url, **body)
+        assert (await account.get("/users/me")).json["identity_key"] == b64(raw)
+
+
+@pytest.mark.gen_test
+async def test_the_signed_prekey_may_be_signed_in_four_ways(services: Services) -> None:
+    """By the signing key (Ed25519) or the identity key (XEdDSA), over 32 or 33 bytes."""
+    async with place(services) as shared, serving(shared) as server:
+        for number in range(16):
+            account = Account()
+            prekey = base64.b64decode(account.prekey(1)["public_key"])
+            message = b"\x05" + prekey if number % 2 else prekey
+            if number % 4 < 2:
+                signature = account.signing.sign(message).signature
+            else:
+                signature = xeddsa_sign(bytes(account.identity), message)
+            signed = {"key_id": 1, "public_key": b64(prekey), "signature": b64(signature)}
+            await account.register(server.url, signed_prekey=signed)
+            forged = bytearray(signature)
+            forged[5] ^= 1
+            assert not keys.signed_by(account.identity_key, bytes(account.signing.verify_key), bytes(forged), message)
+
+
+def xeddsa_sign(private: bytes, message: bytes) -> bytes:
+    """Signal's XEdDSA by the xeddsa package, which wants a clamped key."""
+    clamped = bytearray(private)
+    clamped[0] &= 248
+    clamped[31] = clamped[31] & 127 | 64
+    return ed25519_priv_sign(priv_force_sign(bytes(clamped), False), message, os.urandom(64))
+
+
+@pytest.mark.gen_test
+async def test_names_and_keys_are_unique_without_regard_to_case(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account("Alice_1").register(server.url)
+        answer = await ask(server.url, "POST", "/auth/register", Account("aLICE_1").body())
+        assert (answer.status, answer.code) == (409, "public_id_taken")
+        thief = Account(identity=alice.identity)
+        answer = await ask(server.url, "POST", "/auth/register", thief.body())
+        assert (answer.status, answer.code) == (409, "identity_key_taken")
+        rivals = [Account("Rival") for _ in range(10)]
+        answers = await asyncio.gather(*(ask(server.url, "POST", "/auth/register", r.body()) for r in rivals))
+        assert sorted(answer.status for answer in answers) == [201] + [409] * 9
+        assert await server.app.db.value("SELECT count(*) FROM signed_prekeys") == 2
+
+
+@pytest.mark.gen_test
+async def test_a_wrong_password_and_an_unknown_user_are_one_answer(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        assert (await alice.login()).status == 200
+        answers = []
+        for public_id, password in ((alice.public_id, "wrong password"), ("nobody_here", "wrong password"), ("?", "x")):
+            body = {"public_id": public_id, "password": password}
+            answers.append(await ask(server.url, "POST", "/auth/login", body))
+        assert [answer.status for answer in answers] == [401] * 3
+        assert len({json.dumps({**answer.json, "request_id": ""}) for answer in answers}) == 1
+        assert answers[0].code == "invalid_credentials"
+        assert answers[0].headers["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.gen_test
+async def test_a_hash_of_older_parameters_is_renewed_at_login(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        db = server.app.db
+        old = PasswordHasher(time_cost=1, memory_cost=8192, parallelism=1).hash(alice.password)
+        await db.execute("UPDATE users SET password_hash = $1", old)
+        assert (await alice.login()).status == 200
+        assert "m=19456,t=2,p=1" in await db.value("SELECT password_hash FROM users")
+        assert (await alice.login()).status == 200
+
+
+async def refresh(url: str, token: str) -> Answer:
+    return await ask(url, "POST", "/auth/refresh", {"refresh_token": token})
+
+
+@pytest.mark.gen_test
+async def test_refresh_rotates_and_a_lost_answer_may_be_asked_again(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        first = await refresh(server.url, alice.refresh_token)
+        again = await refresh(server.url, alice.refresh_token)
+        assert first.status == again.status == 200
+        successor = first.json["refresh_token"]
+        assert again.json["refresh_token"] == successor != alice.refresh_token
+        assert (await ask(server.url, "GET", "/users/me", token=again.json["access_token"])).status == 200
+        # Only hashes are stored, here and in Redis.
+        rows = await server.app.db.fetch("SELECT token_hash, previous_hash FROM sessions")
+        assert [row["token_hash"] for row in rows] == [hashlib.sha256(successor.encode()).digest()]
+        known = {key.decode() for key in await server.app.redis.keys("refresh:*")}
+        assert f"refresh:{hashlib.sha256(successor.encode()).hexdigest()}" in known
+
+        # The successor is used: now the first token betrays a thief, and the session ends.
+        third = await refresh(server.url, successor)
+        assert third.status == 200
+        reused = await refresh(server.url, alice.refresh_token)
+        assert (reused.status, reused.code) == (401, "token_reused")
+        assert (await refresh(server.url, third.json["refresh_token"])).status == 401
+        assert (await ask(server.url, "GET", "/users/me", token=third.json["access_token"])).status == 401
+
+
+@pytest.mark.gen_test
+async def test_without_grace_any_repetition_ends_the_session(services: Services) -> None:
+    async with place(services) as shared, serving(shared, REFRESH_GRACE_SECONDS="0") as server:
+        alice = await Account().register(server.url)
+        assert (await refresh(server.url, alice.refresh_token)).status == 200
+        assert (await refresh(server.url, alice.refresh_token)).code == "token_reused"
+
+
+@pytest.mark.gen_test
+async def test_rubbish_and_forged_tokens_end_nothing(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        forged = alice.refresh_token[:32] + "0" * 64
+        for token in ("", "x", "0" * 96, forged, alice.refresh_token.upper(), alice.refresh_token + "\n"):
+            answer = await refresh(server.url, token)
+            assert (answer.status, answer.code) == (401, "unauthorized"), token
+        assert (await refresh(server.url, alice.refresh_token)).status == 200
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("round_", range(3))
+async def test_a_hundred_refreshes_at_once_are_one_rotation(services: Services, round_: int) -> None:
+    async with place(services) as shared, serving(shared) as one, serving(shared) as two:
+        alice = await Account().register(one.url)
+        urls = [one.url, two.url] * 50
+        answers = await asyncio.gather(*(refresh(url, alice.refresh_token) for url in urls))
+        assert {answer.status for answer in answers} == {200}
+        assert len({answer.json["refresh_token"] for answer in answers}) == 1
+        assert await one.app.db.value("SELECT count(*) FROM spent_refresh_tokens") == 1
+
+
+@pytest.mark.gen_test
+async def test_losing_redis_logs_nobody_out(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        await server.app.redis.flushdb()
+        answer = await refresh(server.url, alice.refresh_token)
+        assert answer.status == 200
+        assert (await refresh(server.url, answer.json["refresh_token"])).status == 200
+
+
+@pytest.mark.gen_test
+async def test_an_idle_or_old_session_can_not_be_refreshed(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        for change in (
+            f"last_used_at = now() - interval '{sessions.IDLE_DAYS} days 1 minute'",
+            "expires_at = now()",
+            "revoked_at = now()",
+        ):
+            alice = await Account().register(server.url)
+            await server.app.db.execute(f"UPDATE sessions SET {change}")
+            assert (await refresh(server.url, alice.refresh_token)).status == 401, change
+
+
+async def challenge(account: Account) -> dict[str, Any]:
+    body = {"identity_key": b64(account.identity_key), "new_password": "a new password"}
+    answer = await ask(account.url, "POST", "/auth/reset-password", body)
+    assert (answer.status, answer.code) == (428, "proof_required")
+    assert answer.json["expires_in"] == 300
+    return {**body, "challenge": answer.json["challenge"]}
+
+
+def proof_message(body: dict[str, Any]) -> bytes:
+    digest = hashlib.sha256(body["new_password"].encode()).hexdigest()
+    return f"mimu-reset-v1|{body['identity_key']}|{body['challenge']}|{digest}".encode()
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("scheme", ["ed25519", "xeddsa"])
+async def test_reset_takes_a_proof_once_and_ends_every_session(services: Services, scheme: str) -> None:
+    async with place(services) as shared, serving(shared) as one, serving(shared) as two:
+        alice = await Account().register(one.url)
+        async with alice.socket(two.url) as socket:
+            body = await challenge(alice)
+            message = proof_message(body)
+            if scheme == "ed25519":
+                signature = alice.signing.sign(message).signature
+            else:
+                signature = xeddsa_sign(bytes(alice.identity), message)
+            body["signature"] = b64(signature)
+            urls = [one.url, two.url] * 10
+            answers = await asyncio.gather(*(ask(url, "POST", "/auth/reset-password", body) for url in urls))
+            assert sorted(answer.status for answer in answers) == [200] + [403] * 19
+            assert {answer.code for answer in answers if answer.status == 403} == {"invalid_proof"}
+            assert (await socket.expect("closed"))["code"] == 4401
+        [fresh] = [answer.json for answer in answers if answer.status == 200]
+        assert (await ask(two.url, "GET", "/users/me", token=fresh["access_token"])).status == 200
+        assert (await alice.get("/users/me")).status == 401
+        assert (await refresh(one.url, alice.refresh_token)).status == 401
+        alice.password = "a new password"
+        assert (await alice.login()).status == 200
+
+
+@pytest.mark.gen_test
+async def test_no_other_proof_resets_anything(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice, mallory = await Account().register(server.url), await Account().register(server.url)
+        stranger = Account(url=server.url)
+        good = await challenge(alice)
+        sign = alice.signing.sign
+        expired = base64.urlsafe_b64encode(base64.urlsafe_b64decode(good["challenge"])[:16] + bytes(40)).decode()
+        other = await challenge(mallory)
+        bad = [
+            {**good, "signature": b64(mallory.signing.sign(proof_message(good)).signature)},
+            {**good, "signature": b64(sign(b"something else").signature)},
+            {**good, "new_password": "another password", "signature": b64(sign(proof_message(good)).signature)},
+            {
+                **good,
+                "challenge": expired,
+                "signature": b64(sign(proof_message({**good, "challenge": expired})).signature),
+            },
+            {**good, "challenge": "x", "signature": b64(sign(proof_message({**good, "challenge": "x"})).signature)},
+        ]
+        swapped = {**good, "challenge": other["challenge"]}
+        bad.append({**swapped, "signature": b64(sign(proof_message(swapped)).signature)})
+        unknown = await challenge(stranger)
+        bad.append({**unknown, "signature": b64(stranger.signing.sign(proof_message(unknown)).signature)})
+        for body in bad:
+            answer = await ask(server.url, "POST", "/auth/reset-password", body)
+            assert (answer.status, answer.code) == (403, "invalid_proof"), body
+        assert (await alice.get("/users/me")).status == 200
+        assert (await alice.login()).status == 200
+
+
+@pytest.mark.gen_test
+async def test_limits_count_an_address_on_all_instances(services: Services) -> None:
+    async with place(services) as shared:
+        limited = {"RATE_LIMITS": "on", "TRUSTED_PROXIES": "127.0.0.1/32"}
+        async with serving(shared, **limited) as one, serving(shared, **limited) as two:
+            body = {"public_id": "nobody_here", "password": "wrong password"}
+
+            async def login(url: str, address: str) -> Answer:
+                return await ask(url, "POST", "/auth/login", body, headers={"X-Forwarded-For": address})
+
+            statuses = [(await login(url, "203.0.113.7")).status for url in (one.url, two.url) * 3]
+            assert statuses == [401] * 5 + [429]
+            refused = await login(one.url, "203.0.113.7")
+            assert (refused.status, refused.code) == (429, "rate_limited")
+            assert 1 <= int(refused.headers["Retry-After"]) <= 180
+            assert (await login(one.url, "203.0.113.8")).status == 401
+            # A client's own word about where it is counts for nothing.
+            assert (await login(one.url, "198.51.100.1, 203.0.113.7")).status == 429
+            # An IPv6 household is one address.
+            statuses = [(await login(one.url, f"2001:db8:1:2::{n}")).status for n in range(1, 7)]
+            assert statuses == [401] * 5 + [429]
+
+
+def test_small_order_and_mauled_signatures_are_refused() -> None:
+    key = SigningKey.generate()
+    message = b"message"
+    signature = key.sign(message).signature
+    public = bytes(key.verify_key)
+    assert keys.ed25519(public, signature, message)
+    # S + L is the second form of the same signature (RFC 8032 section 5.1.7 forbids it).
+    order = 2**252 + 27742317777372353535851937790883648493
+    s = int.from_bytes(signature[32:], "little") + order
+    assert not keys.ed25519(public, signature[:32] + s.to_bytes(32, "little"), message)
+    # Under a small-order key R = identity, S = 0 would verify for any message.
+    identity = b"\1" + bytes(31)
+    assert not keys.ed25519(identity, identity + bytes(32), message)
+    assert not keys.xeddsa(bytes(32), identity + bytes(32), message)
+    assert not keys.xeddsa((2**255 - 20).to_bytes(32, "little"), signature, message)
