@@ -1,0 +1,124 @@
+"""The folder an embedded program lives in: locked against a second server, and an ordinary user's when we are root."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_IMODE
+
+
+class EmbeddedError(Exception):
+    """The embedded default can't run; the text says why and what to do, and is meant for the operator."""
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold ``folder``, made if it is missing, against every other server on this machine; kill -9 lets go of it.
+
+    Raises EmbeddedError at once when another process holds it.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise EmbeddedError(
+            f"The data folder {folder} can't be used: {error.strerror}. Give it to the user who runs Mimu "
+            "(a start as root may have taken it), or choose another MIMU_DATA_DIR."
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+            raise EmbeddedError(
+                f"The data folder {folder} is in use by another Mimu server{f' (process {holder})' if holder else ''}. "
+                "Stop that one, or give this one a MIMU_DATA_DIR of its own."
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)  # the file stays: removing it would let two servers lock two files of one name
+
+
+@dataclass(frozen=True)
+class Home:
+    """``path`` is ours; ``path``/data belongs to ``user``, or to us when that is None."""
+
+    path: Path
+    user: pwd.struct_passwd | None
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    def give(self, tree: Path) -> None:
+        """Make everything in ``tree`` the user's. Costs nothing when it is already."""
+        if self.user is None or tree.stat().st_uid == self.user.pw_uid:
+            return
+        for parent, folders, files in os.walk(tree):
+            for name in (*folders, *files):
+                os.chown(Path(parent) / name, self.user.pw_uid, self.user.pw_gid, follow_symlinks=False)
+        os.chown(tree, self.user.pw_uid, self.user.pw_gid)  # last: if we are interrupted, the next start does it again
+
+    def write(self, name: str, text: str) -> Path:
+        """A file here, replaced at once, that only the user (and root) can read."""
+        path, part = self.path / name, self.path / f"{name}.part"
+        part.unlink(missing_ok=True)
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+        self.give(part)
+        return part.replace(path)
+
+    def sync(self) -> None:
+        """Names made or changed here so far outlive a power cut."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def inhabit(folder: Path, name: str) -> Iterator[Home]:
+    """The home of the program ``name`` in the data folder, locked. Raises EmbeddedError."""
+    with suppress(OSError):  # the lock says what is wrong with it
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = folder.resolve()
+    with lock(folder / name):
+        user = _unprivileged()
+        if user is not None:
+            for way in (folder, folder / name):
+                mode = way.stat().st_mode
+                if not mode & 0o001:  # the way to its data, for that user's group and nobody else
+                    os.chown(way, -1, user.pw_gid)
+                    way.chmod(S_IMODE(mode) | 0o010)
+        yield Home(folder / name, user)
+
+
+def _unprivileged() -> pwd.struct_passwd | None:
+    """PostgreSQL refuses to run as root, and Valkey shouldn't; None when we aren't root."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        with suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise EmbeddedError("Started as root, and there is neither a user postgres nor nobody: start as an ordinary user.")
+
+
+def shipped(package: str, pattern: str, setting: str) -> Path:
+    """The program at ``pattern`` in an installed wheel. Raises EmbeddedError, with ``setting`` as the way out."""
+    spec = importlib.util.find_spec(package)  # doesn't import it
+    for place in (spec and spec.submodule_search_locations) or ():
+        for found in Path(place).glob(pattern):
+            return found.resolve()
+    raise EmbeddedError(
+        f"{setting} is unset and the embedded default isn't installed: set {setting}, or install the package "
+        f"{package.replace('_', '-')} for this system."
+    )
