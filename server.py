@@ -216,7 +216,7 @@ async def _farewell(listener: Listener, hub: Hub, site: Site, seconds: float) ->
     """Take nobody new, send everybody away gently, and finish what is being answered."""
     listener.stop()
     await hub.close_all(seconds)
-    await listener.drain(seconds)
+    await listener.drain()
     await asyncio.gather(*site.background, return_exceptions=True)
 
 

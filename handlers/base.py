@@ -100,6 +100,8 @@ class ApiHandler(RequestHandler):
         self._session = None
         self._chunks: list[bytes] = []
         self._received = 0
+        application.active += 1
+        self._active = True
         super().__init__(application, request, **kwargs)
 
     # What endpoints use -----------------------------------------------------------------------------------------
@@ -202,7 +204,6 @@ class ApiHandler(RequestHandler):
         self.finish()
 
     def prepare(self) -> Any:
-        self.application.active += 1
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
         headers = self.request.headers
@@ -291,8 +292,17 @@ class ApiHandler(RequestHandler):
         elif refusal.status >= 500:
             log.warning("request_unavailable", handler=type(self).__qualname__, cause=type(value).__name__)
 
+    def _not_active(self) -> None:
+        if self._active:
+            self._active = False
+            self.application.active -= 1
+
+    def on_connection_close(self) -> None:
+        self._not_active()
+        super().on_connection_close()
+
     def on_finish(self) -> None:
-        self.application.active -= 1
+        self._not_active()
         seconds = time.perf_counter() - self._started
         self.application.metrics.observe(type(self).__qualname__, self.request.method or "", self._status_code, seconds)
         if seconds > SLOW:

@@ -15,6 +15,7 @@ from handlers.base import Site
 STALL_SECONDS = 15  # for headers that have begun, and for a body
 IDLE_SECONDS = 60  # between requests of a kept-alive connection
 SWEEP_SECONDS = 2
+DRAIN_SECONDS = 5  # a request takes 3 s at the most
 MAX_HEADERS = 16 * 1024
 
 
@@ -59,13 +60,14 @@ class Listener(HTTPServer):
                 elif stream._read_buffer_size:
                     self._waiting[connection] = now
 
-    async def drain(self, seconds: float) -> None:
+    async def drain(self) -> None:
         """Take no more connections, let requests in flight finish, then close what is left."""
         self.stop()
         if self._sweeper is not None:
             self._sweeper.cancel()
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + DRAIN_SECONDS
         site = self.request_callback
+        await asyncio.sleep(0.05)  # what was accepted a moment ago has not been read yet
         while isinstance(site, Site) and site.active and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         await self.close_all_connections()

@@ -219,6 +219,10 @@ class SocketHandler(WebSocketHandler, ApiHandler):
     def on_pong(self, data: bytes) -> None:
         self.peer.answered = time.monotonic()
 
+    def on_connection_close(self) -> None:
+        self._not_active()
+        WebSocketHandler.on_connection_close(self)
+
     def on_close(self) -> None:
         peer = getattr(self, "peer", None)
         if peer is not None:
@@ -229,6 +233,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
     def on_finish(self) -> None:
         """The handshake is not a request whose time means anything; refused ones are counted as others are."""
+        self._not_active()
         if self._status_code != 101:
             ApiHandler.on_finish(self)
 
