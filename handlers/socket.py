@@ -11,29 +11,22 @@ from datetime import UTC, datetime
 from inspect import isawaitable
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 import structlog
 from tornado.httputil import HTTPHeaders
-from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketHandler
 
 from handlers import errors, hub
 from handlers.base import ApiHandler
 from handlers.errors import ApiError, InvalidRequest, Unauthorized
-from handlers.hub import Frame, Hub, Peer, text_frame
-from handlers.limits import Bucket
-from handlers.shapes import Shape, decode, encode, timestamp
-from handlers.tokens import Session
+from handlers.hub import Hub, Peer
+from handlers.peer import WAITING, Socket
+from handlers.shapes import Shape, decode, timestamp
 
 log = structlog.get_logger(__name__)
 
-MAX_FRAME = 128 * 1024  # bytes; contract section 5, like the other limits here
-FRAMES_PER_SECOND, FRAME_BURST = 60, 200
-MAX_QUEUED, MAX_QUEUED_BYTES = 1000, 1 << 20  # frames waiting for a slow reader
-WAITING = 32  # frames of one socket that may wait behind a slow one; then its reader pauses
+MAX_FRAME = 128 * 1024  # bytes; contract section 5
 YIELD_EVERY = 16  # frames after which one socket lets the others have the loop
-EXPIRY_WARNING = 60  # seconds before the token ends
 HEARTBEAT = 30  # seconds between call_heartbeat frames, told to clients
 
 Answer = Mapping[str, object] | None
@@ -109,7 +102,8 @@ class SocketHandler(WebSocketHandler, ApiHandler):
     async def open(self, *_: str, **__: str) -> None:
         session = self._session
         assert session is not None  # prepare() refused every other caller
-        self.peer: SocketPeer = SocketPeer(self, session)
+        metrics = self.application.metrics
+        self.peer = Socket(self, metrics.frames_dropped, metrics.closes, session)
         self.set_nodelay(True)
         # The request is not needed any more, and 9,000 sets of its headers are megabytes.
         self.request.headers = HTTPHeaders()
@@ -239,116 +233,6 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
     def get_compression_options(self) -> None:
         return None  # ciphertext does not compress, and deflate costs 150 KiB a socket
-
-
-class SocketPeer:
-    """One open socket: its session, its queue to the client, and the frames that wait for their turn."""
-
-    __slots__ = (
-        "_expiry",
-        "_handler",
-        "_queued",
-        "_queued_bytes",
-        "_space",
-        "answered",
-        "bucket",
-        "closing",
-        "peer_id",
-        "session",
-        "waiting",
-        "work",
-    )
-
-    def __init__(self, handler: SocketHandler, session: Session) -> None:
-        self._handler = handler
-        self.peer_id = uuid4().hex
-        self.session = session
-        self.answered = time.monotonic()
-        self.bucket = Bucket(FRAMES_PER_SECOND, FRAME_BURST)
-        self.closing = False
-        self.waiting: deque[str | bytes] | None = None
-        self.work: asyncio.Task[None] | None = None
-        self._space: asyncio.Event | None = None
-        self._expiry: asyncio.TimerHandle | None = None
-        self._queued = self._queued_bytes = 0
-
-    @property
-    def space(self) -> asyncio.Event:
-        if self._space is None:
-            self._space = asyncio.Event()
-        return self._space
-
-    async def room(self) -> None:
-        """Wait until the frames behind a slow one have moved on."""
-        while self.waiting is not None and len(self.waiting) >= WAITING:
-            self.space.clear()
-            await self.space.wait()
-
-    def send(self, frame: Frame) -> None:
-        self.write(text_frame(encode(frame)), False)
-
-    def write(self, frame: bytes, droppable: bool) -> None:
-        """Send the bytes of a whole frame; what the client is too slow for is dropped, or closes the socket."""
-        if self.closing:
-            return
-        if self._queued and (self._queued >= MAX_QUEUED // 2 or self._queued_bytes >= MAX_QUEUED_BYTES // 2):
-            if droppable:
-                self._handler.application.metrics.frames_dropped.inc()
-                return
-            if self._queued >= MAX_QUEUED or self._queued_bytes + len(frame) > MAX_QUEUED_BYTES:
-                self.close(hub.SLOW, "reading too slowly")
-                return
-        connection = self._handler.ws_connection
-        if connection is None:
-            return
-        try:
-            sent = connection.stream.write(frame)  # type: ignore[union-attr]
-        except StreamClosedError:
-            return
-        if not sent.done():
-            size = len(frame)
-            self._queued += 1
-            self._queued_bytes += size
-            sent.add_done_callback(lambda _: self._drained(size))
-
-    def _drained(self, size: int) -> None:
-        self._queued -= 1
-        self._queued_bytes -= size
-
-    def ping(self) -> None:
-        connection = self._handler.ws_connection
-        if connection is not None and not self.closing:
-            try:
-                connection.write_ping(b"")
-            except StreamClosedError:
-                self.closing = True
-
-    def schedule(self) -> None:
-        """Warn before the token ends, and close when it has."""
-        if self._expiry is not None:
-            self._expiry.cancel()
-        left = self.session.expires - time.time()
-        loop = asyncio.get_running_loop()
-        self._expiry = loop.call_later(max(0.0, left - EXPIRY_WARNING), self._expiring)
-
-    def _expiring(self) -> None:
-        left = max(0.0, self.session.expires - time.time())
-        self.send({"type": "token_expiring", "seconds": int(left)})
-        self._expiry = asyncio.get_running_loop().call_later(left, self.close, hub.SESSION_ENDED, "token expired")
-
-    def close(self, code: int, reason: str) -> None:
-        if self.closing:
-            return
-        self.closing = True
-        self._handler.application.metrics.closes.labels(code).inc()
-        self._handler.close(code, reason)
-
-    def gone(self) -> None:
-        self.closing = True
-        if self._expiry is not None:
-            self._expiry.cancel()
-        self.space.set()
-        self.waiting = None if self.waiting is None else deque()
 
 
 def _frame_id(frame: dict[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClosedError, websocket_connect
 
 from handlers import hub as hub_module
+from handlers import peer as peer_module
 from handlers import socket as socket_module
 from handlers.hub import Hub
 from tests.client import Account, Socket, ask
@@ -106,7 +107,7 @@ async def test_a_flood_closes(services: Services) -> None:
         alice = await Account().register(server.url)
         async with alice.socket() as socket:
             with contextlib.suppress(WebSocketClosedError):
-                for _ in range(2 * socket_module.FRAME_BURST):
+                for _ in range(2 * peer_module.FRAME_BURST):
                     await socket.raw('{"type": "nope"}')
             assert (await socket.expect("closed"))["code"] == 4429
 
@@ -155,7 +156,7 @@ async def test_frames_of_a_socket_keep_their_order_behind_a_slow_one(services: S
 async def test_a_token_that_ends_closes_and_a_fresh_one_prolongs(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(socket_module, "EXPIRY_WARNING", 2)
+    monkeypatch.setattr(peer_module, "EXPIRY_WARNING", 2)
     async with place(services) as shared, serving(shared, JWT_EXPIRATION_HOURS=str(3 / 3600)) as server:
         alice = await Account().register(server.url)
         async with alice.socket() as prolonged, alice.socket() as ended:
@@ -203,11 +204,11 @@ async def test_a_slow_reader_is_bounded_and_closed(services: Services) -> None:
             for _ in range(5000):
                 hub.send(user_id, frame, droppable=True)
             assert not peer.closing
-            assert peer._queued_bytes <= socket_module.MAX_QUEUED_BYTES
-            for _ in range(2 * socket_module.MAX_QUEUED):
+            assert peer._queued_bytes <= peer_module.MAX_QUEUED_BYTES
+            for _ in range(2 * peer_module.MAX_QUEUED):
                 hub.send(user_id, {**frame, "type": "message"})
             assert peer.closing
-            assert peer._queued <= socket_module.MAX_QUEUED
+            assert peer._queued <= peer_module.MAX_QUEUED
 
 
 @pytest.mark.gen_test

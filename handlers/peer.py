@@ -1,0 +1,138 @@
+"""One open socket: its session, the queue to its client, and the frames of it that wait their turn."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from uuid import uuid4
+
+from prometheus_client import Counter
+from tornado.iostream import StreamClosedError
+from tornado.websocket import WebSocketHandler
+
+from handlers import hub
+from handlers.hub import Frame, text_frame
+from handlers.limits import Bucket
+from handlers.shapes import encode
+from handlers.tokens import Session
+
+# Contract section 5.
+FRAMES_PER_SECOND, FRAME_BURST = 60, 200
+MAX_QUEUED, MAX_QUEUED_BYTES = 1000, 1 << 20  # frames waiting for a slow reader
+EXPIRY_WARNING = 60  # seconds before the token ends
+
+WAITING = 32  # frames of one socket that may wait behind a slow one; then its reader pauses
+
+
+class Socket:
+    """One open socket: its session, its queue to the client, and the frames that wait for their turn."""
+
+    __slots__ = (
+        "_closed",
+        "_dropped",
+        "_expiry",
+        "_handler",
+        "_queued",
+        "_queued_bytes",
+        "_space",
+        "answered",
+        "bucket",
+        "closing",
+        "peer_id",
+        "session",
+        "waiting",
+        "work",
+    )
+
+    def __init__(self, handler: WebSocketHandler, dropped: Counter, closed: Counter, session: Session) -> None:
+        self._handler = handler
+        self._dropped, self._closed = dropped, closed
+        self.peer_id = uuid4().hex
+        self.session = session
+        self.answered = time.monotonic()
+        self.bucket = Bucket(FRAMES_PER_SECOND, FRAME_BURST)
+        self.closing = False
+        self.waiting: deque[str | bytes] | None = None
+        self.work: asyncio.Task[None] | None = None
+        self._space: asyncio.Event | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._queued = self._queued_bytes = 0
+
+    @property
+    def space(self) -> asyncio.Event:
+        if self._space is None:
+            self._space = asyncio.Event()
+        return self._space
+
+    async def room(self) -> None:
+        """Wait until the frames behind a slow one have moved on."""
+        while self.waiting is not None and len(self.waiting) >= WAITING:
+            self.space.clear()
+            await self.space.wait()
+
+    def send(self, frame: Frame) -> None:
+        self.write(text_frame(encode(frame)), False)
+
+    def write(self, frame: bytes, droppable: bool) -> None:
+        """Send the bytes of a whole frame; what the client is too slow for is dropped, or closes the socket."""
+        if self.closing:
+            return
+        if self._queued and (self._queued >= MAX_QUEUED // 2 or self._queued_bytes >= MAX_QUEUED_BYTES // 2):
+            if droppable:
+                self._dropped.inc()
+                return
+            if self._queued >= MAX_QUEUED or self._queued_bytes + len(frame) > MAX_QUEUED_BYTES:
+                self.close(hub.SLOW, "reading too slowly")
+                return
+        connection = self._handler.ws_connection
+        if connection is None:
+            return
+        try:
+            sent = connection.stream.write(frame)  # type: ignore[union-attr]
+        except StreamClosedError:
+            return
+        if not sent.done():
+            size = len(frame)
+            self._queued += 1
+            self._queued_bytes += size
+            sent.add_done_callback(lambda _: self._drained(size))
+
+    def _drained(self, size: int) -> None:
+        self._queued -= 1
+        self._queued_bytes -= size
+
+    def ping(self) -> None:
+        connection = self._handler.ws_connection
+        if connection is not None and not self.closing:
+            try:
+                connection.write_ping(b"")
+            except StreamClosedError:
+                self.closing = True
+
+    def schedule(self) -> None:
+        """Warn before the token ends, and close when it has."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        left = self.session.expires - time.time()
+        loop = asyncio.get_running_loop()
+        self._expiry = loop.call_later(max(0.0, left - EXPIRY_WARNING), self._expiring)
+
+    def _expiring(self) -> None:
+        left = max(0.0, self.session.expires - time.time())
+        self.send({"type": "token_expiring", "seconds": int(left)})
+        self._expiry = asyncio.get_running_loop().call_later(left, self.close, hub.SESSION_ENDED, "token expired")
+
+    def close(self, code: int, reason: str) -> None:
+        if self.closing:
+            return
+        self.closing = True
+        self._closed.labels(code).inc()
+        self._handler.close(code, reason)
+
+    def gone(self) -> None:
+        self.closing = True
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self.space.set()
+        self.waiting = None if self.waiting is None else deque()
