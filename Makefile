@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
-LOCK := $(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header \
-	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+# uv, because its locks hold for every Python from 3.11 on; pip's tools lock for the one they run on.
+LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-emit-index-url
 
 .PHONY: help run test check bench lock clean
 .DEFAULT_GOAL := help
@@ -29,7 +30,7 @@ bench: $(VENV)/.dev ## Measure the speed; figures and method in docs/performance
 	$(BIN)/python -m tests.bench $(ARGS)
 
 lock: $(VENV)/.dev ## Renew the lock files from setup.cfg
-	$(PIP) install 'pip-tools>=7.4'
+	$(PIP) install 'uv>=0.9'
 	$(LOCK) -o requirements/server.txt setup.cfg
 	$(LOCK) --extra embedded -o requirements/embedded.txt setup.cfg
 	$(LOCK) --extra embedded --extra test --extra check -o requirements/dev.txt setup.cfg
