@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from uuid import uuid4
 
+import asyncpg
 import structlog
 import uvloop
 from redis.asyncio import Redis
@@ -24,13 +25,14 @@ from redis.exceptions import RedisError
 import plugins
 from config import embedded, logs, secrets
 from config.settings import Core, Section, SettingsError, environment, load
-from handlers.base import Site
+from handlers.base import UnknownRoute
 from handlers.bus import Bus
 from handlers.health import Check, Health, Live, MetricsPage
 from handlers.hub import Hub, Peer
 from handlers.limits import Limits
 from handlers.listener import Listener
 from handlers.metrics import Metrics
+from handlers.site import Site
 from handlers.socket import SocketHandler
 from handlers.tokens import Keyring, Tokens
 from models import migrations
@@ -204,6 +206,7 @@ def assemble(app: App, features: Sequence[Plugin]) -> Site:
             ("/ws", SocketHandler, {"hub": app.hub, "events": events, "welcome": welcome}),
             *routes,
         ],
+        unknown=UnknownRoute,
         core=app.core,
         tokens=app.tokens,
         limits=app.limits,
@@ -255,7 +258,14 @@ def main() -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(configuration))
-    except (embedded.EmbeddedError, migrations.MigrationError, plugins.Clash, Unavailable, OSError) as error:
+    except (
+        embedded.EmbeddedError,
+        migrations.MigrationError,
+        plugins.Clash,
+        Unavailable,
+        asyncpg.PostgresError,
+        OSError,
+    ) as error:
         print(f"Mimu can't start: {error}", file=sys.stderr)
         return 1
     return 0

@@ -13,15 +13,15 @@ from urllib.parse import urlencode
 
 import structlog
 from tornado.iostream import StreamClosedError
-from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
+from tornado.web import HTTPError, RequestHandler, stream_request_body
 
-from config.settings import Core, Rate
+from config.settings import Rate
 from handlers import errors
 from handlers.errors import ApiError, Fault, InvalidRequest
-from handlers.limits import Limits, client_address, limit_key
-from handlers.metrics import Metrics
+from handlers.limits import client_address, limit_key
 from handlers.shapes import Shape, decode, encode
-from handlers.tokens import Session, Tokens
+from handlers.site import Site, version
+from handlers.tokens import Session
 
 log = structlog.get_logger(__name__)
 S = TypeVar("S", bound=Shape)
@@ -31,47 +31,10 @@ LINGER_BYTES, LINGER_SECONDS = 1 << 20, 1.0  # what is read and dropped after a 
 SLOW = 1.0  # seconds; a request that takes longer is worth a line in the log
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_VERSION = re.compile(r"\d{1,6}(\.\d{1,6}){0,3}")
 _CORS_HEADERS = "Authorization, Content-Type, X-PrID, X-Client-Version, X-Platform, X-Request-ID"
 _STATUS: dict[int, type[ApiError]] = {404: errors.NotFound, 405: errors.MethodNotAllowed, 413: errors.TooLarge}
 _PLATFORMS = ("android", "ios", "web", "desktop", "none")
 _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD")
-
-
-class Site(Application):
-    """The Tornado application, with what every handler needs and nothing that a single feature does."""
-
-    def __init__(
-        self,
-        routes: list[Any],
-        *,
-        core: Core,
-        tokens: Tokens,
-        limits: Limits,
-        metrics: Metrics,
-        outages: tuple[type[BaseException], ...],
-    ) -> None:
-        self.core = core
-        self.tokens = tokens
-        self.limits = limits
-        self.metrics = metrics
-        self.outages = outages  # the exceptions that mean "a service is away", answered with 503
-        self.active = 0  # requests being answered
-        self.background: set[asyncio.Task[None]] = set()  # work that outlives its request; awaited at the end
-        self.minimum_version = version(core.min_client_version)
-        super().__init__(routes, default_handler_class=UnknownRoute)
-
-    def log_request(self, handler: RequestHandler) -> None:
-        """A line for each request belongs to the proxy's access log, and paths bear ids; ours tells what went wrong."""
-
-
-def version(text: str | None) -> tuple[int, ...]:
-    """``1.2.0-beta`` as (1, 2); () for what is not a version. Trailing zeros don't count."""
-    match = _VERSION.match(text or "")
-    parts = [int(part) for part in match.group().split(".")] if match else []
-    while parts and parts[-1] == 0:
-        parts.pop()
-    return tuple(parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPMessageDelegate, RequestStartLine, ResponseStartLine
 
-from handlers.base import Site
+from handlers.site import Site
 
 STALL_SECONDS = 15  # for headers that have begun, and for a body
 IDLE_SECONDS = 60  # between requests of a kept-alive connection

@@ -109,6 +109,9 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         self.request.headers = HTTPHeaders()
         self.request.body = b""
         await self._hub.arrive(self.peer)
+        if self.application.tokens.revoked(session):  # it ended during the handshake, when the hub didn't know us
+            self.peer.close(hub.SESSION_ENDED, "session ended")
+            return
         self.peer.schedule()
         self.peer.send(
             {

@@ -104,7 +104,7 @@ class Tokens:
         if session.expires <= time.time():
             self._verified.pop(token, None)
             raise Unauthorized("The access token has expired.", code="token_expired")
-        if session.session_id in self._revoked:
+        if self.revoked(session):
             raise Unauthorized("The session has ended.")
         return session
 
@@ -131,6 +131,10 @@ class Tokens:
             raise Unauthorized("The access token has expired.", code="token_expired") from None
         except (jwt.PyJWTError, ValueError, TypeError, AttributeError, RecursionError):
             raise Unauthorized from None
+
+    def revoked(self, session: Session) -> bool:
+        """Whether the session has ended before its token."""
+        return session.session_id in self._revoked
 
     def revoke(self, session_id: UUID) -> None:
         """Refuse the session's tokens from now on; forgotten when the last of them has expired anyway."""

@@ -62,7 +62,7 @@ def _outages() -> Any:
     try:
         yield
     except _AWAY as error:
-        raise Unavailable(type(error).__name__) from error
+        raise Unavailable(f"PostgreSQL is away ({type(error).__name__})") from error
 
 
 class JSONB(peewee.Field):

@@ -288,6 +288,19 @@ async def test_no_other_proof_resets_anything(services: Services) -> None:
 
 
 @pytest.mark.gen_test
+async def test_more_logins_than_can_be_hashed_soon_are_told_to_come_back(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        answers = await asyncio.gather(*(alice.login() for _ in range(120)))
+        statuses = {answer.status for answer in answers}
+        assert statuses == {200, 503}
+        busy = next(answer for answer in answers if answer.status == 503)
+        assert busy.code == "unavailable"
+        assert int(busy.headers["Retry-After"]) >= 1
+        assert (await alice.login()).status == 200
+
+
+@pytest.mark.gen_test
 async def test_limits_count_an_address_on_all_instances(services: Services) -> None:
     async with place(services) as shared:
         limited = {"RATE_LIMITS": "on", "TRUSTED_PROXIES": "127.0.0.1/32"}

@@ -1,0 +1,53 @@
+"""The site: the Tornado application, with what every handler needs."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+from tornado.web import Application, RequestHandler
+
+from config.settings import Core
+from handlers.limits import Limits
+from handlers.metrics import Metrics
+from handlers.tokens import Tokens
+
+_VERSION = re.compile(r"\d{1,6}(\.\d{1,6}){0,3}")
+
+
+class Site(Application):
+    """What is the same for all handlers, and nothing that a single feature does."""
+
+    def __init__(
+        self,
+        routes: list[Any],
+        *,
+        unknown: type[RequestHandler],
+        core: Core,
+        tokens: Tokens,
+        limits: Limits,
+        metrics: Metrics,
+        outages: tuple[type[BaseException], ...],
+    ) -> None:
+        self.core = core
+        self.tokens = tokens
+        self.limits = limits
+        self.metrics = metrics
+        self.outages = outages  # the exceptions that mean "a service is away", answered with 503
+        self.active = 0  # requests being answered
+        self.background: set[asyncio.Task[None]] = set()  # work that outlives its request; awaited at the end
+        self.minimum_version = version(core.min_client_version)
+        super().__init__(routes, default_handler_class=unknown)
+
+    def log_request(self, handler: RequestHandler) -> None:
+        """A line for each request belongs to the proxy's access log, and paths bear ids; ours tells what went wrong."""
+
+
+def version(text: str | None) -> tuple[int, ...]:
+    """``1.2.0-beta`` as (1, 2); () for what is not a version. Trailing zeros don't count."""
+    match = _VERSION.match(text or "")
+    parts = [int(part) for part in match.group().split(".")] if match else []
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)
