@@ -32,6 +32,8 @@ from handlers.hub import Hub, Peer
 from handlers.limits import Limits
 from handlers.listener import Listener
 from handlers.metrics import Metrics
+from handlers.passwords import Passwords
+from handlers.revocations import Revocations
 from handlers.site import Site
 from handlers.socket import SocketHandler
 from handlers.tokens import Keyring, Tokens
@@ -127,11 +129,15 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         keyring = Keyring([secret.get_secret_value() for secret in (core.jwt_secret, *core.jwt_previous_secrets)])
         tokens = Tokens(keyring, core.jwt_expiration_hours * 3600)
         limits = Limits(redis, on=core.rate_limits == "on")
-        app = App(core, database, redis, bus, hub, tokens, limits, metrics, instance_id)
+        passwords = Passwords(limits)
+        stack.callback(passwords.close)
+        revocations = Revocations(tokens, hub, bus)
+        app = App(core, database, redis, bus, hub, tokens, limits, passwords, revocations, metrics, instance_id)
 
         features = [module.setup(app, configuration.sections[name]) for name, module in configuration.features.items()]
         site = assemble(app, features)
         await stack.enter_async_context(bus.running())
+        await stack.enter_async_context(revocations.listening())
         for feature in features:
             await stack.enter_async_context(feature.lifespan())
 

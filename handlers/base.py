@@ -88,6 +88,10 @@ class ApiHandler(RequestHandler):
         forwarded = ", ".join(self.request.headers.get_list("X-Forwarded-For")) or None
         return client_address(self.request.remote_ip or "", forwarded, self.application.core.trusted_proxies)
 
+    @property
+    def has_body(self) -> bool:
+        return self._received > 0
+
     def body(self, shape: type[S]) -> S:
         """The request's JSON body as ``shape``. Raises InvalidRequest or ValidationError with all its faults."""
         kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()

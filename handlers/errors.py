@@ -58,6 +58,10 @@ class Unauthorized(ApiError):
         super().__init__(message, code=code, headers={"WWW-Authenticate": "Bearer"})
 
 
+class InvalidCredentials(Unauthorized):
+    code, message = "invalid_credentials", "The public id or the password is wrong."
+
+
 class Forbidden(ApiError):
     status, code, message = 403, "forbidden", "You may not do this."
 

@@ -50,7 +50,15 @@ CREATE TABLE sessions (
     revoked_at     timestamptz
 );
 CREATE INDEX sessions_user_id ON sessions (user_id) WHERE revoked_at IS NULL;
-CREATE INDEX sessions_revoked_at ON sessions (revoked_at) WHERE revoked_at IS NOT NULL;
+
+-- Sessions that ended before their access tokens did. No foreign key: it outlives the session and the account, so
+-- that an instance which missed the news on Redis still refuses the tokens of a deleted one.
+CREATE TABLE ended_sessions (
+    session_id uuid PRIMARY KEY,
+    user_id    uuid NOT NULL,
+    ended_at   timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX ended_sessions_ended_at ON ended_sessions (ended_at);
 
 -- Tokens rotated away: one of them presented again betrays a thief, and ends the session.
 CREATE TABLE spent_refresh_tokens (
@@ -258,5 +266,5 @@ CREATE INDEX call_sessions_accepted ON call_sessions (last_heartbeat) WHERE stat
 
 DROP TABLE call_sessions, message_reactions, message_reads, messages, chat_participants, chat_threads, subscriptions,
     connections, instances, user_blocks, user_verifications, kyber_prekeys, one_time_prekeys, signed_prekeys,
-    spent_challenges, spent_refresh_tokens, sessions, users;
+    spent_challenges, spent_refresh_tokens, ended_sessions, sessions, users;
 DROP TYPE call_status, call_type, participant_role, chat_type, trust_level, subscription_status, subscription_tier;

@@ -33,6 +33,15 @@ class Session(Table):
         table_name = "sessions"
 
 
+class EndedSession(Table):
+    session_id = peewee.UUIDField(primary_key=True)
+    user_id = peewee.UUIDField()
+    ended_at = peewee.DateTimeField()
+
+    class Meta:
+        table_name = "ended_sessions"
+
+
 class SpentRefreshToken(Table):
     token_hash = peewee.BlobField(primary_key=True)
     session = peewee.ForeignKeyField(Session, on_delete="CASCADE")
@@ -125,34 +134,56 @@ class Ended(NamedTuple):
     user_id: UUID
 
 
-async def end_reused(db: Database, session_id: UUID, token_hash: bytes) -> Ended | None:
-    """End the session whose spent token was presented again; None when the token is unknown. Ending an ended one
-    again is answered the same."""
-    row = await db.row(
-        """UPDATE sessions SET revoked_at = coalesce(revoked_at, now())
-           WHERE id = $1 AND EXISTS (SELECT 1 FROM spent_refresh_tokens WHERE token_hash = $2 AND session_id = $1)
-           RETURNING id, user_id""",
-        session_id,
-        token_hash,
+async def _end(db: Database, condition: str, *args: object) -> list[Ended]:
+    """End the live sessions that meet the condition, and note it where instances that missed the news look."""
+    rows = await db.fetch(
+        f"""WITH ended AS (
+                UPDATE sessions SET revoked_at = now() WHERE revoked_at IS NULL AND {condition} RETURNING id, user_id
+            ), noted AS (
+                INSERT INTO ended_sessions (session_id, user_id) SELECT id, user_id FROM ended ON CONFLICT DO NOTHING
+            )
+            SELECT id, user_id FROM ended""",
+        *args,
     )
-    return Ended(*row) if row else None
+    return [Ended(*row) for row in rows]
+
+
+async def end(db: Database, user_id: UUID, session_id: UUID) -> list[Ended]:
+    """End one live session of a user's; empty when there is no such one."""
+    return await _end(db, "id = $1 AND user_id = $2", session_id, user_id)
 
 
 async def end_all(db: Database, user_id: UUID, but: UUID | None = None) -> list[Ended]:
-    """End every session of a user, except one."""
-    rows = await db.fetch(
-        """UPDATE sessions SET revoked_at = now()
-           WHERE user_id = $1 AND revoked_at IS NULL AND id IS DISTINCT FROM $2 RETURNING id, user_id""",
-        user_id,
-        but,
-    )
-    return [Ended(*row) for row in rows]
+    """End every live session of a user, except one."""
+    return await _end(db, "user_id = $1 AND id IS DISTINCT FROM $2", user_id, but)
+
+
+async def spent(db: Database, session_id: UUID, token_hash: bytes) -> bool:
+    """Whether the session had this refresh token before."""
+    found = "SELECT EXISTS (SELECT 1 FROM spent_refresh_tokens WHERE token_hash = $1 AND session_id = $2)"
+    return await db.value(found, token_hash, session_id)  # type: ignore[no-any-return]
+
+
+async def end_reused(db: Database, session_id: UUID) -> list[Ended]:
+    """End the session of a spent token that was presented again; empty when it had ended before."""
+    return await _end(db, "id = $1", session_id)
 
 
 async def ended_since(db: Database, moment: datetime) -> list[Ended]:
-    """Sessions revoked after a moment: what an instance that missed the announcements asks."""
-    rows = await db.fetch("SELECT id, user_id FROM sessions WHERE revoked_at >= $1", moment)
+    """Sessions that ended after a moment: what an instance that missed the announcements asks."""
+    rows = await db.fetch("SELECT session_id, user_id FROM ended_sessions WHERE ended_at >= $1", moment)
     return [Ended(*row) for row in rows]
+
+
+async def live(db: Database, user_id: UUID) -> list[asyncpg.Record]:
+    """A user's sessions that can still be refreshed, the one used last first."""
+    return await db.fetch(
+        f"""SELECT id, platform, client_version, created_at, last_used_at FROM sessions
+            WHERE user_id = $1 AND revoked_at IS NULL AND expires_at > now()
+              AND last_used_at > now() - interval '{IDLE_DAYS} days'
+            ORDER BY last_used_at DESC, id""",
+        user_id,
+    )
 
 
 async def now(db: Database) -> datetime:

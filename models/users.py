@@ -130,6 +130,12 @@ async def set_password(db: Database, user_id: UUID, password_hash: str, *, inste
     )
 
 
+async def delete(db: Database, user_id: UUID) -> bool:
+    """Erase an account. What is its own goes with it (keys, sessions, contacts, reactions); what others share with it
+    (calls, messages in groups) stays without its name."""
+    return await db.execute("DELETE FROM users WHERE id = $1", user_id) == 1
+
+
 PROFILE = (
     "id, public_id, display_name, fingerprint, signing_public_key, avatar_url, bio, is_online, last_seen, language,"
     " settings, created_at"

@@ -26,6 +26,8 @@ from handlers.health import Check
 from handlers.hub import Hub, Peer
 from handlers.limits import Limits
 from handlers.metrics import Metrics
+from handlers.passwords import Passwords
+from handlers.revocations import Revocations
 from handlers.socket import Event
 from handlers.tokens import Tokens
 from models.database import Database
@@ -44,6 +46,8 @@ class App:
     hub: Hub
     tokens: Tokens
     limits: Limits
+    passwords: Passwords
+    revocations: Revocations
     metrics: Metrics
     instance_id: UUID
 

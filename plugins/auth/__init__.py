@@ -11,8 +11,7 @@ from config.settings import Rate, RateLimit, Section
 from plugins import App, Every, Plugin
 from plugins.auth import http
 from plugins.auth.accounts import Accounts
-from plugins.auth.passwords import Passwords
-from plugins.auth.sessions import ENDED, Sessions
+from plugins.auth.sessions import Sessions
 
 
 class Settings(Section):
@@ -21,9 +20,6 @@ class Settings(Section):
     )
     rate_limit_register: RateLimit = Field(Rate(3, 3600), description="Registrations an address.")
     rate_limit_login: RateLimit = Field(Rate(5, 900), description="Logins an address.")
-    rate_limit_login_failures: RateLimit = Field(
-        Rate(10, 900), description="Failed logins an account; beyond it each try is delayed, never refused."
-    )
     rate_limit_refresh_unknown: RateLimit = Field(
         Rate(30, 900), description="Refreshes an address with tokens that Redis doesn't know."
     )
@@ -32,24 +28,20 @@ class Settings(Section):
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    passwords = Passwords()
-    sessions = Sessions(app.db, app.redis, app.bus, app.hub, app.tokens, settings.refresh_grace_seconds)
-    accounts = Accounts(app.db, passwords, sessions, app.tokens.keyring, app.limits, settings.rate_limit_login_failures)
+    sessions = Sessions(app.db, app.redis, app.tokens, app.revocations, settings.refresh_grace_seconds)
+    accounts = Accounts(app.db, app.passwords, sessions, app.revocations, app.tokens.keyring)
+    confirmed = {"accounts": accounts, "rate": settings.rate_limit_login}
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await sessions.catch_up()
-        await app.bus.subscribe(ENDED, sessions.hear)
-        try:
-            yield
-        finally:
-            passwords.close()
+        yield
 
     return Plugin(
         name="auth",
         routes=(
             ("/auth/register", http.RegisterHandler, {"accounts": accounts, "rate": settings.rate_limit_register}),
-            ("/auth/login", http.LoginHandler, {"accounts": accounts, "rate": settings.rate_limit_login}),
+            ("/auth/login", http.LoginHandler, confirmed),
             ("/auth/refresh", http.RefreshHandler, {"sessions": sessions, "rate": settings.rate_limit_refresh_unknown}),
             (
                 "/auth/reset-password",
@@ -60,6 +52,10 @@ def setup(app: App, settings: Settings) -> Plugin:
                     "challenge_rate": settings.rate_limit_reset_challenge,
                 },
             ),
+            ("/auth/logout", http.LogoutHandler, {"sessions": sessions}),
+            ("/auth/sessions", http.SessionsHandler, {"sessions": sessions}),
+            ("/auth/sessions/([0-9a-fA-F-]{36})", http.SessionHandler, {"sessions": sessions}),
+            ("/auth/change-password", http.ChangePasswordHandler, confirmed),
         ),
         # Every 10 s: with Redis away a revoked session must be refused within 15 s (contract section 2).
         periodic=(Every(10, sessions.catch_up, "ended_sessions"),),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import hmac
@@ -11,21 +10,19 @@ import struct
 import time
 from datetime import UTC, datetime
 
-from config.settings import Rate
 from handlers import keys
 from handlers.base import Client
-from handlers.errors import ApiError, Conflict, Fault, Forbidden, InvalidRequest, ProofRequired, RateLimited
-from handlers.limits import Limits
+from handlers.errors import Conflict, Fault, Forbidden, InvalidCredentials, InvalidRequest, ProofRequired
+from handlers.passwords import Passwords
+from handlers.revocations import Revocations
 from handlers.shapes import b64
-from handlers.tokens import Keyring
+from handlers.tokens import Keyring, Session
 from models import prekeys, sessions, users
 from models.database import Database
-from plugins.auth.passwords import Passwords
 from plugins.auth.sessions import Sessions
-from plugins.auth.shapes import Login, Register, ResetPassword, SignedIn
+from plugins.auth.shapes import ChangePassword, Login, Register, ResetPassword, SignedIn
 
 CHALLENGE_SECONDS = 300  # contract section 2
-FAILURE_DELAY = 2.0  # seconds that a try on an account with many failed ones must wait; it is never locked
 
 TAKEN = {
     "public_id": ("public_id_taken", "This public id is taken."),
@@ -39,16 +36,14 @@ class Accounts:
         db: Database,
         passwords: Passwords,
         sessions: Sessions,
+        revocations: Revocations,
         keyring: Keyring,
-        limits: Limits,
-        failures: Rate,
     ) -> None:
         self._db = db
         self._passwords = passwords
         self._sessions = sessions
+        self._revocations = revocations
         self._keyring = keyring
-        self._limits = limits
-        self._failures = failures
 
     @staticmethod
     def judge(request: Register) -> None:
@@ -92,10 +87,9 @@ class Accounts:
 
     async def login(self, request: Login, client: Client) -> SignedIn:
         """A new session for who knows the password. Raises ApiError 401 ``invalid_credentials``."""
-        await self._delay(request.public_id)
         account = await users.credentials(self._db, request.public_id)
-        if not await self._passwords.check(account and account.password_hash, request.password) or account is None:
-            await self._count_failure(request.public_id)
+        password_hash = account.password_hash if account else None
+        if not await self._passwords.check(request.public_id.lower(), password_hash, request.password) or not account:
             raise InvalidCredentials
         if self._passwords.outdated(account.password_hash):
             fresh = await self._passwords.hash(request.password)
@@ -104,18 +98,20 @@ class Accounts:
         await self._sessions.remember(signed_in.session_id, signed_in.refresh_token)
         return signed_in
 
-    async def _delay(self, public_id: str) -> None:
-        """Slow down tries on an account that many failed on. A lock would let anyone lock anyone out."""
-        try:
-            await self._limits.spend("login-failures", public_id.lower(), self._failures, cost=0)
-        except RateLimited:
-            await asyncio.sleep(FAILURE_DELAY)
-
-    async def _count_failure(self, public_id: str) -> None:
-        try:
-            await self._limits.spend("login-failures", public_id.lower(), self._failures)
-        except RateLimited:
-            return  # it is delayed already
+    async def change_password(self, session: Session, request: ChangePassword) -> None:
+        """Set a new password and end every other session. Raises InvalidCredentials, Conflict."""
+        account = await users.credentials_of(self._db, session.user_id)
+        if account is None or not await self._passwords.check(
+            account.public_id.lower(), account.password_hash, request.old_password
+        ):
+            raise InvalidCredentials
+        password_hash = await self._passwords.hash(request.new_password)
+        async with self._db.transaction():
+            # Only where the confirmed password still is the password: a reset may have come between.
+            if not await users.set_password(self._db, account.id, password_hash, instead_of=account.password_hash):
+                raise Conflict("The password was changed at the same time.")
+            ended = await sessions.end_all(self._db, account.id, but=session.session_id)
+        self._revocations.announce(ended)
 
     # Password reset -----------------------------------------------------------------------------------------------
 
@@ -154,16 +150,9 @@ class Accounts:
             await users.set_password(self._db, owner.id, password_hash)
             ended = await sessions.end_all(self._db, owner.id)
             signed_in = await self._sessions.open(owner.id, owner.public_id, owner.fingerprint, client)
-        self._sessions.announce(ended)
+        self._revocations.announce(ended)
         await self._sessions.remember(signed_in.session_id, signed_in.refresh_token)
         return signed_in
-
-
-class InvalidCredentials(ApiError):
-    status, code, message = 401, "invalid_credentials", "The public id or the password is wrong."
-
-    def __init__(self) -> None:
-        super().__init__(headers={"WWW-Authenticate": "Bearer"})
 
 
 class InvalidProof(Forbidden):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from config.settings import Rate
 from handlers.base import ApiHandler
+from handlers.errors import NotFound
 from plugins.auth.accounts import Accounts
 from plugins.auth.sessions import Sessions
-from plugins.auth.shapes import Login, Refresh, Register, ResetPassword
+from plugins.auth.shapes import ChangePassword, Login, Logout, Refresh, Register, ResetPassword
 
 
 class RegisterHandler(ApiHandler):
@@ -67,3 +70,52 @@ class ResetPasswordHandler(ApiHandler):
             raise self._accounts.challenge(request.identity_key)
         await self.limit("reset-password", self._rate)
         self.reply(await self._accounts.reset_password(request, self.client))
+
+
+class LogoutHandler(ApiHandler):
+    def initialize(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    async def post(self) -> None:
+        """204, and this session (with ``all`` every one) has ended. A body is optional."""
+        everywhere = self.has_body and self.body(Logout).all
+        if everywhere:
+            await self._sessions.end_all(self.session.user_id)
+        else:
+            await self._sessions.end(self.session.user_id, self.session.session_id)
+        self.reply_nothing()
+
+
+class SessionsHandler(ApiHandler):
+    def initialize(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    async def get(self) -> None:
+        """200 list of the live sessions; ``current`` marks the asking one."""
+        self.reply(await self._sessions.listed(self.session.user_id, self.session.session_id))
+
+
+class SessionHandler(ApiHandler):
+    def initialize(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    async def delete(self, session_id: str) -> None:
+        """204; 404 also for a session of others."""
+        try:
+            named = UUID(session_id)
+        except ValueError:
+            raise NotFound("There is no such session.") from None
+        await self._sessions.end(self.session.user_id, named)
+        self.reply_nothing()
+
+
+class ChangePasswordHandler(ApiHandler):
+    def initialize(self, accounts: Accounts, rate: Rate) -> None:
+        self._accounts, self._rate = accounts, rate
+
+    async def post(self) -> None:
+        """204, and every other session has ended; 401 ``invalid_credentials``, 400, 429."""
+        request = self.body(ChangePassword)
+        await self.limit("login", self._rate)
+        await self._accounts.change_password(self.session, request)
+        self.reply_nothing()

@@ -1,4 +1,4 @@
-"""Sessions: refresh tokens that rotate, and the news of ended ones that every instance must hear."""
+"""Sessions: refresh tokens that rotate, and what this instance must know of ended ones."""
 
 from __future__ import annotations
 
@@ -6,28 +6,23 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Iterable
 from datetime import timedelta
 from uuid import UUID, uuid4
 
-import orjson
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from handlers.base import Client
-from handlers.bus import Bus
-from handlers.errors import Unauthorized
-from handlers.hub import Hub
+from handlers.errors import NotFound, Unauthorized
+from handlers.revocations import Revocations
 from handlers.tokens import Tokens
 from models import sessions
 from models.database import Database
-from models.sessions import Ended
 from plugins.auth.shapes import Refreshed, SignedIn
 
 log = structlog.get_logger(__name__)
 
-ENDED = "sessions:ended"  # the Redis channel on which instances tell each other
 OVERLAP = 30.0  # seconds; rows stamped before the last look but committed after it
 REDIS_PATIENCE = 0.25  # seconds; the look-up only saves PostgreSQL work, so it may not cost time
 
@@ -35,8 +30,10 @@ REDIS_PATIENCE = 0.25  # seconds; the look-up only saves PostgreSQL work, so it 
 class Sessions:
     """Opens, refreshes and ends sessions; keeps this instance's knowledge of ended ones fresh."""
 
-    def __init__(self, db: Database, redis: Redis, bus: Bus, hub: Hub, tokens: Tokens, grace_seconds: int) -> None:
-        self._db, self._redis, self._bus, self._hub, self._tokens = db, redis, bus, hub, tokens
+    def __init__(
+        self, db: Database, redis: Redis, tokens: Tokens, revocations: Revocations, grace_seconds: int
+    ) -> None:
+        self._db, self._redis, self._tokens, self._revocations = db, redis, tokens, revocations
         self._grace = grace_seconds
         self._looked: float | None = None
         self._known: set[UUID] = set()
@@ -72,10 +69,9 @@ class Sessions:
             client.version,
         )
         if rotated is None:
-            ended = await sessions.end_reused(self._db, session_id, digest)
-            if ended is None:
+            if not await sessions.spent(self._db, session_id, digest):
                 raise Unauthorized("The refresh token is not valid.")
-            self.announce([ended])
+            self._revocations.announce(await sessions.end_reused(self._db, session_id))
             raise Unauthorized("The refresh token was used before; the session has ended.", code="token_reused")
         successor = next(item for item in successors if _digest(item) == rotated.token_hash)
         await self.remember(session_id, successor, digest)
@@ -89,6 +85,21 @@ class Sessions:
         """What the token rotates to, under each accepted secret: derived, so that asking twice gives the same."""
         derived = self._tokens.keyring.derivations("refresh", token.encode())
         return [(session_id.bytes + secret).hex() for secret in derived]
+
+    async def listed(self, user_id: UUID, current: UUID) -> list[dict[str, object]]:
+        """The user's live sessions, the one used last first."""
+        return [{**row, "current": row["id"] == current} for row in await sessions.live(self._db, user_id)]
+
+    async def end(self, user_id: UUID, session_id: UUID) -> None:
+        """End one session of the user's. Raises NotFound."""
+        ended = await sessions.end(self._db, user_id, session_id)
+        if not ended:
+            raise NotFound("There is no such session.")
+        self._revocations.announce(ended)
+
+    async def end_all(self, user_id: UUID) -> None:
+        """End every session of the user's."""
+        self._revocations.announce(await sessions.end_all(self._db, user_id))
 
     # The look-up in Redis (seed: refresh:{sha256}) ------------------------------------------------------------------
 
@@ -113,22 +124,7 @@ class Sessions:
         except (RedisError, OSError, TimeoutError):
             return False
 
-    # Ended sessions -------------------------------------------------------------------------------------------------
-
-    def announce(self, ended: Iterable[Ended]) -> None:
-        """Refuse these sessions' tokens and close their sockets, here at once and elsewhere by the bus."""
-        pairs = [(str(session.user_id), str(session.id)) for session in ended]
-        if pairs:
-            self._apply(pairs)
-            self._bus.publish(ENDED, orjson.dumps(pairs))
-
-    def hear(self, message: bytes) -> None:
-        self._apply(orjson.loads(message))
-
-    def _apply(self, pairs: Iterable[tuple[str, str]]) -> None:
-        for user, session in pairs:
-            self._tokens.revoke(UUID(session))
-            self._hub.end_session(UUID(user), UUID(session))
+    # Ended sessions --------------------------------------------------------------------------------------------------
 
     async def catch_up(self) -> None:
         """Ask PostgreSQL which sessions ended: all that could still have tokens at start, later the recent ones.
@@ -137,7 +133,7 @@ class Sessions:
         since = self._tokens.lifetime if self._looked is None else now - self._looked + OVERLAP
         moment = await sessions.now(self._db) - timedelta(seconds=since)
         found = await sessions.ended_since(self._db, moment)
-        self._apply((str(s.user_id), str(s.id)) for s in found if s.id not in self._known)
+        self._revocations.apply(session for session in found if session.id not in self._known)
         self._known = {session.id for session in found}
         self._looked = now
 

@@ -53,6 +53,15 @@ class ResetPassword(Shape):
     signature: Signature | None = None
 
 
+class Logout(Shape):
+    all: bool = False
+
+
+class ChangePassword(Shape):
+    old_password: Annotated[str, Field(max_length=256)]
+    new_password: Password
+
+
 class SignedIn(Shape):
     """One new session. ``expires_in`` is the access token's life in seconds."""
 

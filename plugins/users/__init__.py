@@ -13,15 +13,16 @@ from plugins.users.users import Users
 class Settings(Section):
     avatar_allowed_hosts: Items = Field((), description="Hosts an avatar_url may name; empty allows any https host.")
     rate_limit_search: RateLimit = Field(Rate(20, 60), description="Searches a user.")
+    rate_limit_delete: RateLimit = Field(Rate(5, 900), description="Tries to delete an account, an address.")
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    users = Users(app.db, settings.avatar_allowed_hosts)
+    users = Users(app.db, app.passwords, app.revocations, settings.avatar_allowed_hosts)
     return Plugin(
         name="users",
         routes=(
             ("/users/search", http.Search, {"users": users, "rate": settings.rate_limit_search}),
-            ("/users/me", http.Me, {"users": users}),
+            ("/users/me", http.Me, {"users": users, "rate": settings.rate_limit_delete}),
             ("/users/([A-Za-z0-9_]{3,32})", http.Profile, {"users": users}),
         ),
     )

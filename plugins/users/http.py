@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from config.settings import Rate
 from handlers.base import ApiHandler
-from plugins.users.shapes import ChangeMe, SearchQuery
+from plugins.users.shapes import ChangeMe, DeleteMe, SearchQuery
 from plugins.users.users import Users
 
 
@@ -29,8 +29,8 @@ class Profile(ApiHandler):
 
 
 class Me(ApiHandler):
-    def initialize(self, users: Users) -> None:
-        self._users = users
+    def initialize(self, users: Users, rate: Rate) -> None:
+        self._users, self._rate = users, rate
 
     async def get(self) -> None:
         """200 UserProfile with ``identity_key``, ``settings``, ``tier``."""
@@ -39,3 +39,10 @@ class Me(ApiHandler):
     async def put(self) -> None:
         """200 the profile after the change; 400."""
         self.reply(await self._users.change(self.session.user_id, self.body(ChangeMe)))
+
+    async def delete(self) -> None:
+        """204, and the account is gone; 401 ``invalid_credentials``, 400, 429."""
+        request = self.body(DeleteMe)
+        await self.limit("delete-me", self._rate)
+        await self._users.delete(self.session, request.password)
+        self.reply_nothing()

@@ -21,6 +21,10 @@ class SearchQuery(Shape):
     q: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{2,32}$")]
 
 
+class DeleteMe(Shape):
+    password: Annotated[str, StringConstraints(max_length=256)]
+
+
 class ChangeMe(Shape):
     columns: ClassVar[frozenset[str]] = frozenset(("display_name", "bio", "avatar_url", "language", "settings"))
 

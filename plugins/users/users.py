@@ -8,9 +8,12 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from handlers.errors import Fault, InvalidRequest, NotFound
+from handlers.errors import Fault, InvalidCredentials, InvalidRequest, NotFound
+from handlers.passwords import Passwords
+from handlers.revocations import Revocations
 from handlers.shapes import b64
-from models import subscriptions, users
+from handlers.tokens import Session
+from models import sessions, subscriptions, users
 from models.database import Database, Row
 from plugins.users.shapes import ChangeMe
 
@@ -18,8 +21,10 @@ SEARCH_LIMIT = 50  # seed
 
 
 class Users:
-    def __init__(self, db: Database, avatar_hosts: Collection[str]) -> None:
-        self._db = db
+    def __init__(
+        self, db: Database, passwords: Passwords, revocations: Revocations, avatar_hosts: Collection[str]
+    ) -> None:
+        self._db, self._passwords, self._revocations = db, passwords, revocations
         self._avatar_hosts = frozenset(host.lower() for host in avatar_hosts)
 
     async def search(self, q: str) -> list[dict[str, Any]]:
@@ -57,6 +62,18 @@ class Users:
         if changes:
             await users.update(self._db, user_id, changes)
         return await self.me(user_id)
+
+    async def delete(self, session: Session, password: str) -> None:
+        """Erase the account (contract section 10), in one transaction. Raises InvalidCredentials."""
+        account = await users.credentials_of(self._db, session.user_id)
+        if account is None or not await self._passwords.check(
+            account.public_id.lower(), account.password_hash, password
+        ):
+            raise InvalidCredentials
+        async with self._db.transaction():
+            ended = await sessions.end_all(self._db, account.id)
+            await users.delete(self._db, account.id)
+        self._revocations.announce(ended)
 
     def _judge_avatar(self, url: str) -> None:
         try:

@@ -1,0 +1,46 @@
+"""Revocations: the news that sessions have ended, which every instance must hear within a second."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from uuid import UUID
+
+import orjson
+
+from handlers.bus import Bus
+from handlers.hub import Hub
+from handlers.tokens import Tokens
+
+ENDED = "sessions:ended"  # the Redis channel on which instances tell each other
+
+Ended = tuple[UUID, UUID]  # session, user
+
+
+class Revocations:
+    """Refuses the tokens of ended sessions and closes their sockets, here at once and elsewhere by the bus."""
+
+    def __init__(self, tokens: Tokens, hub: Hub, bus: Bus) -> None:
+        self._tokens, self._hub, self._bus = tokens, hub, bus
+
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        await self._bus.subscribe(ENDED, self._hear)
+        yield
+        await self._bus.unsubscribe(ENDED)
+
+    def announce(self, ended: Iterable[Ended]) -> None:
+        """Tell this instance and all others. Call it after the commit."""
+        pairs = list(ended)
+        if pairs:
+            self.apply(pairs)
+            self._bus.publish(ENDED, orjson.dumps([[str(session), str(user)] for session, user in pairs]))
+
+    def apply(self, ended: Iterable[Ended]) -> None:
+        """Tell this instance only."""
+        for session_id, user_id in ended:
+            self._tokens.revoke(session_id)
+            self._hub.end_session(user_id, session_id)
+
+    def _hear(self, message: bytes) -> None:
+        self.apply((UUID(session), UUID(user)) for session, user in orjson.loads(message))
