@@ -250,15 +250,19 @@ CREATE TABLE call_sessions (
     end_reason     text,
     last_heartbeat timestamptz,
     created_at     timestamptz NOT NULL DEFAULT now(),
+    -- The callee had blocked the caller: it rings into the void, and the callee never learns of it.
+    silent         boolean NOT NULL DEFAULT false,
     CHECK (caller_id <> callee_id),
     CHECK ((status IN ('ringing', 'accepted')) = (ended_at IS NULL))
 );
--- A pair has one live call, whoever calls: this index is what decides glare.
+-- A pair has one live call, whoever calls: this index is what decides glare. Silent calls are not in it: glare with
+-- one would tell the callee of it.
 CREATE UNIQUE INDEX call_sessions_live_pair
     ON call_sessions (least(caller_id, callee_id), greatest(caller_id, callee_id))
-    WHERE status IN ('ringing', 'accepted');
+    WHERE status IN ('ringing', 'accepted') AND NOT silent;
 CREATE INDEX call_sessions_caller_id ON call_sessions (caller_id, created_at DESC, id DESC);
 CREATE INDEX call_sessions_callee_id ON call_sessions (callee_id, created_at DESC, id DESC);
+CREATE INDEX call_sessions_silent ON call_sessions (caller_id, callee_id) WHERE silent AND status = 'ringing';
 CREATE INDEX call_sessions_ringing ON call_sessions (started_at) WHERE status = 'ringing';
 CREATE INDEX call_sessions_accepted ON call_sessions (last_heartbeat) WHERE status = 'accepted';
 

@@ -28,13 +28,15 @@ class CallSession(Table):
     end_reason = peewee.TextField(null=True)
     last_heartbeat = peewee.DateTimeField(null=True)
     created_at = peewee.DateTimeField()
+    silent = peewee.BooleanField(default=False)
 
     class Meta:
         table_name = "call_sessions"
 
 
 class Call(NamedTuple):
-    """The part of a call that its participants are told of."""
+    """The part of a call that its participants are told of. Of a ``silent`` one the callee is told nothing: they had
+    blocked the caller."""
 
     id: UUID
     caller_id: UUID | None
@@ -43,30 +45,35 @@ class Call(NamedTuple):
     status: str
     end_reason: str | None
     started_at: datetime
+    silent: bool
 
     @property
     def live(self) -> bool:
         return self.status in ("ringing", "accepted")
 
-    def other(self, user_id: UUID) -> UUID | None:
-        """The other participant; None when their account is gone."""
-        return self.callee_id if user_id == self.caller_id else self.caller_id
+    def concerns(self, user_id: UUID) -> bool:
+        """Whether the user takes part and may know of it."""
+        return user_id == self.caller_id or (user_id == self.callee_id and not self.silent)
 
 
-_CALL = "id, caller_id, callee_id, call_type::text, status::text, end_reason, started_at"
+_CALL = "id, caller_id, callee_id, call_type::text, status::text, end_reason, started_at, silent"
 _PAIR = "least(caller_id, callee_id) = least({0}, {1}) AND greatest(caller_id, callee_id) = greatest({0}, {1})"
+_CONCERNS = "(caller_id = $2 OR (callee_id = $2 AND NOT silent))"
 _LIVE = "status IN ('ringing', 'accepted')"
 
 _RING = f"""
 WITH superseded AS (
     UPDATE call_sessions SET status = 'ended', ended_at = now(), end_reason = 'superseded'
-    WHERE {_PAIR.format("$2::uuid", "$3::uuid")} AND {_LIVE} AND (caller_id = $2 OR status = 'accepted')
+    WHERE ({_PAIR.format("$2::uuid", "$3::uuid")} AND {_LIVE} AND NOT silent AND (caller_id = $2 OR status = 'accepted')
+           OR caller_id = $2 AND callee_id = $3 AND silent AND status = 'ringing')
       AND NOT EXISTS (SELECT 1 FROM call_sessions WHERE id = $1)
     RETURNING {_CALL}
 ), rung AS (
     -- count(*) makes the insert wait for the update above: the pair's index has room only after it
-    INSERT INTO call_sessions (id, caller_id, callee_id, call_type)
-    SELECT $1, $2, $3, $4::text::call_type FROM (SELECT count(*) FROM superseded) AS cleared
+    INSERT INTO call_sessions (id, caller_id, callee_id, call_type, silent)
+    SELECT $1, $2, $3, $4::text::call_type,
+           EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = $3 AND blocked_id = $2)
+    FROM (SELECT count(*) FROM superseded) AS cleared
     ON CONFLICT DO NOTHING
     RETURNING {_CALL}
 )
@@ -97,7 +104,7 @@ async def ring(db: Database, call_id: UUID, caller_id: UUID, callee_id: UUID, ca
             return Rung(rows[0], True, rows[1:])
         met = await db.row(
             f"""SELECT {_CALL} FROM call_sessions
-                WHERE id = $1 OR ({_PAIR.format("$2::uuid", "$3::uuid")} AND {_LIVE})
+                WHERE id = $1 OR ({_PAIR.format("$2::uuid", "$3::uuid")} AND {_LIVE} AND NOT silent)
                 ORDER BY id = $1 DESC LIMIT 1""",
             call_id,
             caller_id,
@@ -113,7 +120,7 @@ async def answer(db: Database, call_id: UUID, callee_id: UUID) -> Call | None:
     return await _change(
         db,
         f"""UPDATE call_sessions SET status = 'accepted', accepted_at = now(), last_heartbeat = now()
-            WHERE id = $1 AND callee_id = $2 AND status = 'ringing'
+            WHERE id = $1 AND callee_id = $2 AND status = 'ringing' AND NOT silent
               AND started_at > now() - interval '{RING_SECONDS} seconds' RETURNING {_CALL}""",
         call_id,
         callee_id,
@@ -130,7 +137,7 @@ async def hang_up(db: Database, call_id: UUID, user_id: UUID, reason: str) -> Ca
                 end_reason = CASE WHEN $3 = 'failed' THEN 'failed' WHEN status = 'accepted' THEN 'hangup'
                                   WHEN callee_id = $2 THEN CASE WHEN $3 = 'busy' THEN 'busy' ELSE 'declined' END
                                   ELSE 'cancelled' END
-            WHERE id = $1 AND $2 IN (caller_id, callee_id) AND {_LIVE} RETURNING {_CALL}""",
+            WHERE id = $1 AND {_CONCERNS} AND {_LIVE} RETURNING {_CALL}""",
         call_id,
         user_id,
         reason,
@@ -141,8 +148,7 @@ async def beat(db: Database, call_id: UUID, user_id: UUID) -> bool:
     """Note that an answered call is still alive."""
     return (
         await db.execute(
-            "UPDATE call_sessions SET last_heartbeat = now()"
-            " WHERE id = $1 AND $2 IN (caller_id, callee_id) AND status = 'accepted'",
+            f"UPDATE call_sessions SET last_heartbeat = now() WHERE id = $1 AND {_CONCERNS} AND status = 'accepted'",
             call_id,
             user_id,
         )
@@ -203,12 +209,12 @@ async def history(
     page = f"{earlier} ORDER BY created_at DESC, id DESC LIMIT $2"
     calls = (
         f"(SELECT * FROM call_sessions WHERE caller_id = $1 {page})"
-        f" UNION ALL (SELECT * FROM call_sessions WHERE callee_id = $1 {page})"
+        f" UNION ALL (SELECT * FROM call_sessions WHERE callee_id = $1 AND NOT silent {page})"
     )
     return await db.fetch(_HISTORY.format(calls=calls, limit="$2"), user_id, limit, *(before or ()))
 
 
 async def detail(db: Database, user_id: UUID, call_id: UUID) -> asyncpg.Record | None:
     """One call of the user's, as in the history."""
-    calls = "SELECT * FROM call_sessions WHERE id = $2 AND $1 IN (caller_id, callee_id)"
+    calls = "SELECT * FROM call_sessions WHERE id = $2 AND (caller_id = $1 OR (callee_id = $1 AND NOT silent))"
     return await db.row(_HISTORY.format(calls=calls, limit="1"), user_id, call_id)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from uuid import UUID
 
-import asyncpg
 import peewee
 
-from models.database import Database, Enum, Table
+from models.database import Database, Enum, Row, Table
 from models.users import User
 
 
@@ -36,25 +35,79 @@ class UserBlock(Table):
 
 
 async def verify(
-    db: Database, verifier_id: UUID, public_id: str, fingerprint: str, method: str, trust: str, notes: str | None
-) -> asyncpg.Record | None:
-    """Note that ``verifier_id`` compared the fingerprint of ``public_id``; replaces an earlier note.
+    db: Database, verifier_id: UUID, verified_id: UUID, fingerprint: str, method: str, trust: str, notes: str | None
+) -> Row | None:
+    """Note that one user compared another's fingerprint; replaces an earlier note.
 
-    None when that user does not have that fingerprint (or does not exist).
+    None when the other does not have that fingerprint (any more).
     """
     return await db.row(
-        """INSERT INTO user_verifications (verifier_id, verified_user_id, method, verified_fingerprint,
-                                          trust_level, notes)
-           SELECT $1, id, $4, fingerprint, $5::text::trust_level, $6 FROM users
-           WHERE lower(public_id) = lower($2) AND fingerprint = $3
-           ON CONFLICT (verifier_id, verified_user_id) DO UPDATE SET
-               method = excluded.method, verified_fingerprint = excluded.verified_fingerprint,
-               trust_level = excluded.trust_level, notes = excluded.notes, verified_at = now()
-           RETURNING id, verified_user_id, method, verified_fingerprint, trust_level::text, notes, verified_at""",
+        """WITH noted AS (
+               INSERT INTO user_verifications (verifier_id, verified_user_id, method, verified_fingerprint,
+                                               trust_level, notes)
+               SELECT $1, id, $4, fingerprint, $5::text::trust_level, $6 FROM users WHERE id = $2 AND fingerprint = $3
+               ON CONFLICT (verifier_id, verified_user_id) DO UPDATE SET
+                   method = excluded.method, verified_fingerprint = excluded.verified_fingerprint,
+                   trust_level = excluded.trust_level, notes = excluded.notes, verified_at = now()
+               RETURNING *
+           )
+           SELECT noted.id, verified_user_id, public_id, method, verified_fingerprint, trust_level::text, notes,
+                  verified_at
+           FROM noted JOIN users ON users.id = verified_user_id""",
         verifier_id,
-        public_id,
+        verified_id,
         fingerprint,
         method,
         trust,
         notes,
+    )
+
+
+async def unverify(db: Database, verifier_id: UUID, verified_id: UUID) -> bool:
+    query = UserVerification.delete().where(
+        (UserVerification.verifier == verifier_id) & (UserVerification.verified_user == verified_id)
+    )
+    return bool(await db.run(query))
+
+
+async def verifications(db: Database, verifier_id: UUID) -> list[Row]:
+    """A user's verifications with the public ids of those verified, the latest first."""
+    return await db.fetch(
+        """SELECT v.id, verified_user_id, public_id, method, verified_fingerprint, trust_level::text, notes, verified_at
+           FROM user_verifications v JOIN users ON users.id = verified_user_id
+           WHERE verifier_id = $1 ORDER BY verified_at DESC, v.id""",
+        verifier_id,
+    )
+
+
+async def block(db: Database, blocker_id: UUID, blocked_id: UUID, at_most: int) -> bool:
+    """Block a user; False when that would make more than ``at_most`` blocks. Again changes nothing."""
+    return bool(
+        await db.value(
+            """WITH added AS (
+                   INSERT INTO user_blocks (blocker_id, blocked_id) SELECT $1, $2
+                   WHERE (SELECT count(*) FROM user_blocks WHERE blocker_id = $1) < $3
+                   ON CONFLICT DO NOTHING RETURNING 1
+               )
+               SELECT EXISTS (SELECT 1 FROM added)
+                   OR EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = $1 AND blocked_id = $2)""",
+            blocker_id,
+            blocked_id,
+            at_most,
+        )
+    )
+
+
+async def unblock(db: Database, blocker_id: UUID, blocked_id: UUID) -> bool:
+    query = UserBlock.delete().where((UserBlock.blocker == blocker_id) & (UserBlock.blocked == blocked_id))
+    return bool(await db.run(query))
+
+
+async def blocks(db: Database, blocker_id: UUID) -> list[Row]:
+    """Whom a user has blocked, the latest first: ``user_id, public_id, display_name, blocked_at``."""
+    return await db.fetch(
+        """SELECT users.id AS user_id, public_id, display_name, b.created_at AS blocked_at
+           FROM user_blocks b JOIN users ON users.id = blocked_id
+           WHERE blocker_id = $1 ORDER BY b.created_at DESC, users.id""",
+        blocker_id,
     )

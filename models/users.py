@@ -8,7 +8,7 @@ from uuid import UUID
 import asyncpg
 import peewee
 
-from models.database import JSONB, Database, Table, like_prefix
+from models.database import JSONB, Database, Table
 
 
 class User(Table):
@@ -136,37 +136,7 @@ async def delete(db: Database, user_id: UUID) -> bool:
     return await db.execute("DELETE FROM users WHERE id = $1", user_id) == 1
 
 
-PROFILE = (
-    "id, public_id, display_name, fingerprint, signing_public_key, avatar_url, bio, is_online, last_seen, language,"
-    " settings, created_at"
-)
-
-
-async def profile(db: Database, public_id: str) -> asyncpg.Record | None:
-    """The columns of PROFILE, by public id."""
-    return await db.row(f"SELECT {PROFILE} FROM users WHERE lower(public_id) = lower($1)", public_id)
-
-
-async def me(db: Database, user_id: UUID) -> asyncpg.Record | None:
-    """The columns of PROFILE and the identity key."""
-    return await db.row(f"SELECT {PROFILE}, identity_key FROM users WHERE id = $1", user_id)
-
-
 async def update(db: Database, user_id: UUID, changes: dict[str, Any]) -> bool:
     """Set the given columns. False when the account is gone."""
     query = User.update({**changes, "updated_at": peewee.fn.now()}).where(User.id == user_id)
     return bool(await db.run(query))
-
-
-async def find(db: Database, q: str, limit: int) -> list[asyncpg.Record]:
-    """Accounts whose public id contains ``q``: the same one first, then those that begin with it, then the rest."""
-    prefix = like_prefix(q.lower())
-    return await db.fetch(
-        """SELECT id, public_id, display_name, avatar_url, fingerprint, is_online, settings,
-                  CASE WHEN lower(public_id) = $1 THEN 0 WHEN lower(public_id) LIKE $2 THEN 1 ELSE 2 END AS rank
-           FROM users WHERE lower(public_id) LIKE '%' || $2
-           ORDER BY rank, lower(public_id) LIMIT $3""",
-        q.lower(),
-        prefix,
-        limit,
-    )

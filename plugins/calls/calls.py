@@ -62,7 +62,8 @@ class _Known:
 
     caller: UUID
     callee: UUID
-    checked: float
+    silent: bool
+    checked: float = 0.0
     candidates: int = 0
 
 
@@ -110,7 +111,7 @@ class Calls:
             "encrypted_payload": offer.encrypted_payload,
             "expires_at": expires,
         }
-        delivered = await self._hub.deliver(offer.to_user_id, frame)
+        delivered = not call.silent and await self._hub.deliver(offer.to_user_id, frame)
         return {"call_id": call.id, "status": call.status, "expires_at": expires, "delivered": delivered}
 
     async def answer(self, peer: Peer, answer: shapes.Answer) -> Answer:
@@ -155,12 +156,16 @@ class Calls:
         if sender == known.caller:
             other = known.callee
         elif sender == known.callee:
+            if known.silent:
+                raise CallNotFound
             other = known.caller
         else:
             raise NotParticipant
         known.candidates += 1
         if self._limited and known.candidates > CANDIDATES:
             raise RateLimited(RING_SECONDS)
+        if known.silent:
+            return
         self._hub.send(
             other,
             {
@@ -178,7 +183,7 @@ class Calls:
         call = await calls.hang_up(self._db, hangup.call_id, user_id, hangup.reason)
         if call is None:
             call = await calls.get(self._db, hangup.call_id)
-            if call is None or call.live or user_id not in (call.caller_id, call.callee_id):
+            if call is None or call.live or not call.concerns(user_id):
                 raise await self._why_not(hangup.call_id, user_id)
         else:
             self._end(call, call.end_reason or "hangup", by=peer, payload=hangup.encrypted_payload)
@@ -194,8 +199,9 @@ class Calls:
         call = await calls.get(self._db, call_id)
         if call is None:
             return CallNotFound()
-        if user_id not in (call.caller_id, call.callee_id):
-            return NotParticipant()
+        if not call.concerns(user_id):
+            # Whom a silent call is kept from gets the same answer as about a call that never was.
+            return CallNotFound() if user_id == call.callee_id else NotParticipant()
         return InvalidState(fields={"call_id": str(call_id), "status": call.status})
 
     # The end of a call --------------------------------------------------------------------------------------------
@@ -207,7 +213,7 @@ class Calls:
         self._bus.publish(ENDED, str(call.id).encode())
         sender = by.session.user_id if by else None
         for user_id in (call.caller_id, call.callee_id):
-            if user_id is None:
+            if user_id is None or not call.concerns(user_id):
                 continue
             own = user_id == sender
             told = f"{reason}_elsewhere" if own and reason == "declined" else reason
@@ -250,7 +256,7 @@ class Calls:
         if known is None:
             if call.caller_id is None or call.callee_id is None:
                 raise InvalidState  # the other account is gone
-            known = self._known[call.id] = _Known(call.caller_id, call.callee_id, 0.0)
+            known = self._known[call.id] = _Known(call.caller_id, call.callee_id, call.silent)
         known.checked = time.monotonic()
         return known
 

@@ -14,7 +14,7 @@ from models.calls import CallSession
 from models.database import Database, Row
 
 Place = tuple[datetime, UUID]
-COLUMNS = tuple(CallSession._meta.columns)
+COLUMNS = tuple(column for column in CallSession._meta.columns if column != "silent")
 
 
 class History:

@@ -16,7 +16,7 @@ class Search(ApiHandler):
         """200 list of UserSearchItem; 400, 429."""
         query = self.query(SearchQuery)
         await self.limit("search", self._rate, str(self.session.user_id))
-        self.reply(await self._users.search(query.q))
+        self.reply(await self._users.search(self.session.user_id, query.q))
 
 
 class Profile(ApiHandler):
@@ -25,7 +25,7 @@ class Profile(ApiHandler):
 
     async def get(self, public_id: str) -> None:
         """200 UserProfile; 404."""
-        self.reply(await self._users.profile(public_id))
+        self.reply(await self._users.profile(self.session.user_id, public_id))
 
 
 class Me(ApiHandler):

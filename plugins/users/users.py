@@ -13,7 +13,7 @@ from handlers.passwords import Passwords
 from handlers.revocations import Revocations
 from handlers.shapes import b64
 from handlers.tokens import Session
-from models import sessions, subscriptions, users
+from models import profiles, sessions, subscriptions, users
 from models.database import Database, Row
 from plugins.users.shapes import ChangeMe
 
@@ -27,22 +27,20 @@ class Users:
         self._db, self._passwords, self._revocations = db, passwords, revocations
         self._avatar_hosts = frozenset(host.lower() for host in avatar_hosts)
 
-    async def search(self, q: str) -> list[dict[str, Any]]:
+    async def search(self, viewer: UUID, q: str) -> list[dict[str, Any]]:
         """UserSearchItem for each match, the best first."""
-        found = await users.find(self._db, q, SEARCH_LIMIT)
-        columns = ("public_id", "display_name", "avatar_url", "fingerprint", "is_online")
-        return [{"user_id": row["id"], **{name: row[name] for name in columns}} for row in found]
+        return [dict(row) for row in await profiles.find(self._db, q, viewer, SEARCH_LIMIT)]
 
-    async def profile(self, public_id: str) -> dict[str, Any]:
-        """UserProfile. Raises NotFound."""
-        row = await users.profile(self._db, public_id)
+    async def profile(self, viewer: UUID, public_id: str) -> dict[str, Any]:
+        """UserProfile, without the presence where it is hidden from the viewer. Raises NotFound."""
+        row = await profiles.profile(self._db, public_id, viewer)
         if row is None:
             raise NotFound("There is no such user.")
         return _profile(row)
 
     async def me(self, user_id: UUID) -> dict[str, Any]:
         """UserProfile with what only its owner sees. Raises NotFound when the account is gone."""
-        row = await users.me(self._db, user_id)
+        row = await profiles.me(self._db, user_id)
         if row is None:
             raise NotFound("There is no such user.")
         return {

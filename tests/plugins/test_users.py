@@ -118,19 +118,3 @@ async def test_an_avatar_is_a_plain_https_address(services: Services) -> None:
         me = await Account().register(server.url)
         assert (await me.put("/users/me", {"avatar_url": good})).status == 400
         assert (await me.put("/users/me", {"avatar_url": "https://CDN.example.org/a"})).status == 200
-
-
-@pytest.mark.gen_test
-async def test_verifying_a_contact(services: Services) -> None:
-    async with place(services) as shared, serving(shared) as server:
-        alice, bob = await Account().register(server.url), await Account().register(server.url)
-        path = f"/users/{bob.public_id}/verify"
-        for method, trust in (("manual", "verified"), ("qr_code", "trusted"), ("voice", "trusted")):
-            answer = await alice.post(path, {"verified_fingerprint": bob.fingerprint, "method": method, "notes": "n"})
-            assert (answer.status, answer.json["trust_level"]) == (200, trust)
-        assert await server.app.db.value("SELECT count(*) FROM user_verifications") == 1
-        answer = await alice.post(path, {"verified_fingerprint": alice.fingerprint, "method": "voice"})
-        assert (answer.status, answer.code) == (409, "fingerprint_mismatch")
-        assert (await alice.post(path, {"verified_fingerprint": bob.fingerprint, "method": "x"})).fields() == ["method"]
-        body = {"verified_fingerprint": bob.fingerprint, "method": "voice"}
-        assert (await alice.post("/users/nobody_here/verify", body)).status == 404

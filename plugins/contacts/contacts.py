@@ -1,0 +1,64 @@
+"""Trust and distrust: verifications with their levels, and blocks that the blocked one can't see."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from handlers.errors import Conflict, InvalidRequest, NotFound
+from models import contacts, users
+from models.database import Database
+from plugins.contacts.shapes import Verification
+
+# Comparing by eye is weaker than a code or a voice one knows.
+TRUST = {"manual": "verified", "qr_code": "trusted", "voice": "trusted"}
+MAX_BLOCKS = 10_000  # a list that long is a script's, and every block is a row to look up
+
+
+class Contacts:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def _other(self, user_id: UUID, public_id: str) -> users.Identity:
+        other = await users.identity(self._db, public_id)
+        if other is None:
+            raise NotFound("There is no such user.")
+        if other.id == user_id:
+            raise InvalidRequest("That is yourself.")
+        return other
+
+    async def verify(self, user_id: UUID, public_id: str, request: Verification) -> dict[str, Any]:
+        """Note a comparison, instead of an earlier one. Raises NotFound, Conflict ``fingerprint_mismatch``."""
+        other = await self._other(user_id, public_id)
+        trust = TRUST[request.method]
+        noted = await contacts.verify(
+            self._db, user_id, other.id, request.verified_fingerprint, request.method, trust, request.notes
+        )
+        if noted is None:
+            raise Conflict("That is not this user's fingerprint.", code="fingerprint_mismatch")
+        return dict(noted)
+
+    async def unverify(self, user_id: UUID, public_id: str) -> None:
+        """Take a verification back. Raises NotFound."""
+        other = await self._other(user_id, public_id)
+        if not await contacts.unverify(self._db, user_id, other.id):
+            raise NotFound("You have not verified this user.")
+
+    async def verifications(self, user_id: UUID) -> list[dict[str, Any]]:
+        """The user's verifications, the latest first."""
+        return [dict(row) for row in await contacts.verifications(self._db, user_id)]
+
+    async def block(self, user_id: UUID, public_id: str) -> None:
+        """Block a user; again changes nothing. Raises NotFound, Conflict when the list is full."""
+        other = await self._other(user_id, public_id)
+        if not await contacts.block(self._db, user_id, other.id, MAX_BLOCKS):
+            raise Conflict(f"One can block at most {MAX_BLOCKS} users.")
+
+    async def unblock(self, user_id: UUID, public_id: str) -> None:
+        """Take a block back; where there is none nothing changes. Raises NotFound for an unknown user."""
+        other = await self._other(user_id, public_id)
+        await contacts.unblock(self._db, user_id, other.id)
+
+    async def blocks(self, user_id: UUID) -> list[dict[str, Any]]:
+        """Whom the user has blocked, the latest first."""
+        return [dict(row) for row in await contacts.blocks(self._db, user_id)]

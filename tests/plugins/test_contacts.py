@@ -1,0 +1,144 @@
+"""Contacts: verifications, blocks that the blocked one can't see, and who may see one's presence."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from tests.client import Account, Answer
+from tests.running import Services, periodic, place, serving
+
+
+@pytest.mark.gen_test
+async def test_verifying_a_contact(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice, bob = await Account().register(server.url), await Account().register(server.url)
+        path = f"/users/{bob.public_id}/verify"
+        for method, trust in (("manual", "verified"), ("qr_code", "trusted"), ("voice", "trusted")):
+            answer = await alice.post(path, {"verified_fingerprint": bob.fingerprint, "method": method, "notes": "n"})
+            assert (answer.status, answer.json["trust_level"]) == (200, trust)
+        [noted] = (await alice.get("/users/me/verifications")).json
+        assert noted == answer.json
+        assert (noted["public_id"], noted["verified_user_id"]) == (bob.public_id, bob.user_id)
+        assert (await bob.get("/users/me/verifications")).json == []
+        wrong = await alice.post(path, {"verified_fingerprint": alice.fingerprint, "method": "voice"})
+        assert (wrong.status, wrong.code) == (409, "fingerprint_mismatch")
+        assert (await alice.post(path, {"verified_fingerprint": bob.fingerprint, "method": "x"})).fields() == ["method"]
+        body = {"verified_fingerprint": bob.fingerprint, "method": "voice"}
+        assert (await alice.post("/users/nobody_here/verify", body)).status == 404
+        assert (await bob.post(path, body)).status == 400
+        assert (await alice.delete(path)).status == 204
+        assert (await alice.delete(path)).status == 404
+        assert (await alice.get("/users/me/verifications")).json == []
+
+
+@pytest.mark.gen_test
+async def test_blocking_is_listed_idempotent_and_the_blockers_alone(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice, bob = await Account().register(server.url), await Account().register(server.url)
+        path = f"/users/{bob.public_id}/block"
+        for _ in range(2):
+            assert (await alice.put(path, {})).status == 204
+        [blocked] = (await alice.get("/users/me/blocks")).json
+        assert (blocked["user_id"], blocked["public_id"]) == (bob.user_id, bob.public_id)
+        assert (await bob.get("/users/me/blocks")).json == []
+        assert (await alice.put(f"/users/{alice.public_id}/block", {})).status == 400
+        assert (await alice.put("/users/nobody_here/block", {})).status == 404
+        for _ in range(2):
+            assert (await alice.delete(path)).status == 204
+        assert (await alice.get("/users/me/blocks")).json == []
+
+
+def offer(to: Account, call_id: str) -> dict[str, str]:
+    return {"call_id": call_id, "to_user_id": to.user_id, "call_type": "audio", "encrypted_payload": "AAAA"}
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("servers", [1, 2])
+async def test_a_blocked_caller_rings_into_the_void(services: Services, servers: int) -> None:
+    async with place(services) as shared, serving(shared) as one, serving(shared) as two:
+        url = one.url if servers == 1 else two.url
+        alice, mallory = await Account().register(one.url), await Account().register(url)
+        await alice.put(f"/users/{mallory.public_id}/block", {})
+        async with alice.socket() as a, mallory.socket() as m:
+            call_id, second = str(uuid4()), str(uuid4())
+            ack = await m.send("call_offer", **offer(alice, call_id))
+            assert (ack["type"], ack["status"], ack["delivered"]) == ("ack", "ringing", False)
+            assert (await m.send("ice_candidate", call_id=call_id, encrypted_payload="AAAA"))["type"] == "ack"
+            again = await m.send("call_offer", **offer(alice, call_id))
+            assert (again["type"], again["repeated"]) == ("ack", True)
+            await a.silent(0.2)
+            # Alice learns nothing of it, not even by asking, and may call Mallory meanwhile without glare.
+            assert (await a.send("call_hangup", call_id=call_id))["code"] == "call_not_found"
+            assert (await a.send("call_answer", call_id=call_id, encrypted_payload="AAAA"))["code"] == "call_not_found"
+            assert (await alice.get("/calls")).json == []
+            assert (await alice.get(f"/calls/{call_id}")).status == 404
+            hers = str(uuid4())
+            assert (await a.send("call_offer", **offer(mallory, hers)))["type"] == "ack"
+            await m.expect("call_offer", call_id=hers)
+            await a.send("call_hangup", call_id=hers)
+            await m.expect("call_hangup", call_id=hers)
+            # A new offer supersedes the silent one, and that one ends as any unanswered call does.
+            await m.send("call_offer", **offer(alice, second))
+            assert (await mallory.get(f"/calls/{call_id}")).json["end_reason"] == "superseded"
+            await one.app.db.execute("UPDATE call_sessions SET started_at = started_at - interval '61 s'")
+            await periodic(one, "call_timeouts")()
+            assert (await m.expect("call_hangup", call_id=second))["reason"] == "timeout"
+            entry = (await mallory.get(f"/calls/{second}")).json
+            assert (entry["status"], entry["end_reason"]) == ("missed", "timeout")
+            assert "silent" not in entry
+            await a.silent(0.2)
+            assert [call["id"] for call in (await alice.get("/calls")).json] == [hers]
+
+
+async def presence(viewer: Account, of: Account) -> tuple[bool, bool]:
+    """Whether the viewer sees them online, in the profile and in the search."""
+    profile = (await viewer.get(f"/users/{of.public_id}")).json
+    [found] = (await viewer.get(f"/users/search?q={of.public_id}")).json
+    assert (profile["last_seen"] is not None) == profile["is_online"]
+    return profile["is_online"], found["is_online"]
+
+
+@pytest.mark.gen_test
+async def test_who_sees_ones_presence(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice, bob, carol = [await Account().register(server.url) for _ in range(3)]
+        db = server.app.db
+
+        async def allow(who: str) -> Answer:
+            return await alice.put("/users/me", {"settings": {"privacy": {"last_seen": who}, "theme": "dark"}})
+
+        async with alice.socket(), bob.socket():
+            while await db.value("SELECT count(*) FROM connections") < 2:
+                pass
+            seen, hidden = (True, True), (False, False)
+            assert await presence(bob, alice) == seen
+            await allow("nobody")
+            assert await presence(bob, alice) == hidden
+            assert await presence(alice, alice) == seen
+            await allow("contacts")
+            assert await presence(bob, alice) == hidden
+            # Whom Alice verified is her contact; who verified her is not.
+            await carol.post(f"/users/{alice.public_id}/verify", _verification(alice))
+            assert await presence(carol, alice) == hidden
+            await alice.post(f"/users/{bob.public_id}/verify", _verification(bob))
+            assert await presence(bob, alice) == seen
+            chat = await db.value("INSERT INTO chat_threads (type) VALUES ('direct') RETURNING id")
+            for account in (alice, carol):
+                await db.execute("INSERT INTO chat_participants VALUES ($1, $2::text::uuid)", chat, account.user_id)
+            assert await presence(carol, alice) == seen
+            # Across a block nobody sees the other, whichever way it is.
+            await allow("everyone")
+            await alice.put(f"/users/{bob.public_id}/block", {})
+            assert await presence(bob, alice) == hidden
+            assert await presence(alice, bob) == hidden
+            await alice.delete(f"/users/{bob.public_id}/block")
+            assert await presence(bob, alice) == seen
+            refused = await allow("friends")
+            assert (refused.status, refused.fields()) == (400, ["settings"])
+            assert (await alice.put("/users/me", {"settings": {"privacy": 5}})).status == 400
+
+
+def _verification(account: Account) -> dict[str, str]:
+    return {"verified_fingerprint": account.fingerprint, "method": "voice"}
