@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 
 import plugins
 from config import embedded, logs, secrets
+from config.keyring import KeyringFile
 from config.settings import Core, Section, SettingsError, environment, load
 from handlers.base import UnknownRoute
 from handlers.bus import Bus
@@ -36,7 +37,7 @@ from handlers.passwords import Passwords
 from handlers.revocations import Revocations
 from handlers.site import Site
 from handlers.socket import SocketHandler
-from handlers.tokens import Keyring, Tokens
+from handlers.tokens import Tokens
 from models import migrations
 from models.database import Database, Unavailable
 from plugins import App, Every, Plugin, Timer
@@ -125,14 +126,15 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         metrics = Metrics()
         bus = Bus(redis, instance_id)
         hub = Hub(bus, metrics, instance_id)
-        assert core.jwt_secret is not None  # configure() saw to it
-        keyring = Keyring([secret.get_secret_value() for secret in (core.jwt_secret, *core.jwt_previous_secrets)])
-        tokens = Tokens(keyring, core.jwt_expiration_hours * 3600)
+        keyrings = KeyringFile(core.keyring_path)
+        tokens = Tokens(keyrings.ring("jwt", core.jwt_secrets), core.jwt_expiration_hours * 3600)
         limits = Limits(redis, on=core.rate_limits == "on")
         passwords = Passwords(limits)
         stack.callback(passwords.close)
         revocations = Revocations(tokens, hub, bus)
-        app = App(core, database, redis, bus, hub, tokens, limits, passwords, revocations, metrics, instance_id)
+        app = App(
+            core, database, redis, bus, hub, tokens, keyrings, limits, passwords, revocations, metrics, instance_id
+        )
 
         features = [module.setup(app, configuration.sections[name]) for name, module in configuration.features.items()]
         site = assemble(app, features)
@@ -144,7 +146,13 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         listener = Listener(site)
         listener.listen(core.port, core.host, reuse_port=False)
         stack.push_async_callback(_farewell, listener, hub, site, core.shutdown_seconds)
-        own = (Every(1, hub.turn, "heartbeat"), Every(20, hub.announce, "announce"))
+
+        async def reload() -> None:
+            if keyrings.reload():
+                log.info("keyring_reloaded")
+
+        # A rotation is taken on by every server well before the new secret signs, a minute later.
+        own = (Every(1, hub.turn, "heartbeat"), Every(20, hub.announce, "announce"), Every(15, reload, "keyring"))
         for every in (*own, *(every for feature in features for every in feature.periodic)):
             timer = Timer(every, metrics)
             timer.start()

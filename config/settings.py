@@ -90,6 +90,9 @@ class Core(Section):
     redis_url: SecretStr | None = Field(None, description="Redis 7 or Valkey; unset starts the embedded one.")
 
     jwt_secret: SecretStr | None = Field(None, description="Signs access tokens; at least 32 characters.")
+    keyring_file: Path | None = Field(
+        None, description="Rotated secrets; unset: secrets/keyring.json in MIMU_DATA_DIR. Shared by all instances."
+    )
     jwt_previous_secrets: Annotated[tuple[SecretStr, ...], BeforeValidator(_split)] = Field(
         (), description="Comma list of former secrets whose tokens are still accepted during a rotation."
     )
@@ -108,6 +111,16 @@ class Core(Section):
     rate_limits: Literal["on", "off"] = Field("on", description="off is for tests and benchmarks; never in production.")
     plugins_disabled: Items = Field((), description="Features to leave out, by name.")
     shutdown_seconds: float = Field(5, ge=0, le=60, description="How long SIGTERM spreads the closing of sockets.")
+
+    @property
+    def keyring_path(self) -> Path:
+        return self.keyring_file or self.mimu_data_dir / "secrets" / "keyring.json"
+
+    @property
+    def jwt_secrets(self) -> list[str]:
+        """The secrets of the settings, the signing one first."""
+        given = (self.jwt_secret, *self.jwt_previous_secrets) if self.jwt_secret else self.jwt_previous_secrets
+        return [secret.get_secret_value() for secret in given]
 
     @property
     def production(self) -> bool:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import jwt
 
+from config.keyring import Keyring
 from handlers.errors import Unauthorized
 
 ISSUER = "mimu"
@@ -28,41 +26,6 @@ class Session:
     public_id: str
     fingerprint: str
     expires: float
-
-
-class Keyring:
-    """The secrets that sign and check: the first one signs, all of them check (rotation logs nobody out)."""
-
-    def __init__(self, secrets: Sequence[str]) -> None:
-        if not secrets:
-            raise ValueError("a keyring needs at least one secret")
-        self._keys = {self.kid(secret): secret.encode() for secret in secrets}
-        self.current = self.kid(secrets[0])
-
-    @staticmethod
-    def kid(secret: str) -> str:
-        """A name for the secret that tells nothing about it."""
-        return hashlib.sha256(b"mimu-kid|" + secret.encode()).hexdigest()[:16]
-
-    @property
-    def signing(self) -> tuple[str, bytes]:
-        """The current secret with its name."""
-        return self.current, self._keys[self.current]
-
-    def key(self, kid: object) -> bytes | None:
-        return self._keys.get(kid) if isinstance(kid, str) else None
-
-    def derive(self, purpose: str, message: bytes) -> bytes:
-        """HMAC-SHA256 under the current secret, in a domain of its own."""
-        return self._mac(self._keys[self.current], purpose, message)
-
-    def derivations(self, purpose: str, message: bytes) -> list[bytes]:
-        """The same under every accepted secret, the current one first."""
-        return [self._mac(key, purpose, message) for key in self._keys.values()]
-
-    @staticmethod
-    def _mac(key: bytes, purpose: str, message: bytes) -> bytes:
-        return hmac.digest(hmac.digest(key, purpose.encode(), "sha256"), message, "sha256")
 
 
 class Tokens:

@@ -19,6 +19,7 @@ import structlog
 from redis.asyncio import Redis
 from tornado.ioloop import PeriodicCallback
 
+from config.keyring import KeyringFile
 from config.settings import Core
 from handlers.base import ApiHandler
 from handlers.bus import Bus
@@ -45,6 +46,7 @@ class App:
     bus: Bus
     hub: Hub
     tokens: Tokens
+    keyrings: KeyringFile
     limits: Limits
     passwords: Passwords
     revocations: Revocations

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from pydantic import Field, SecretStr
 
+from config.keyring import Keyring
 from config.settings import Rate, RateLimit, Section
 from handlers.base import ApiHandler
 from plugins import App, Plugin
@@ -25,17 +26,17 @@ class Settings(Section):
 
 
 class Turn:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, keyring: Keyring) -> None:
         host, port, tls = settings.turn_host, settings.turn_port, settings.turn_tls_port
         self._urls = [f"stun:{host}:{port}", f"turn:{host}:{port}?transport=udp", f"turn:{host}:{port}?transport=tcp"]
         if tls:
             self._urls.append(f"turns:{host}:{tls}?transport=tcp")
-        self._secret = settings.turn_secret.get_secret_value().encode()
+        self._keyring = keyring
 
     def credentials(self, user_id: UUID) -> dict[str, object]:
         """A name that says when it expires, and its HMAC-SHA1: what coturn's use-auth-secret checks."""
         username = f"{int(time.time()) + TTL}:{user_id}"
-        digest = hmac.digest(self._secret, username.encode(), "sha1")
+        digest = hmac.digest(self._keyring.signing[1], username.encode(), "sha1")
         credential = base64.b64encode(digest).decode()
         return {"urls": self._urls, "username": username, "credential": credential, "ttl": TTL}
 
@@ -51,7 +52,7 @@ class Credentials(ApiHandler):
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    turn = Turn(settings)
+    turn = Turn(settings, app.keyrings.ring("turn", [settings.turn_secret.get_secret_value()]))
     return Plugin(
         name="turn",
         routes=(("/calls/turn-credentials", Credentials, {"turn": turn, "rate": settings.rate_limit_turn}),),

@@ -10,13 +10,14 @@ import struct
 import time
 from datetime import UTC, datetime
 
+from config.keyring import Keyring
 from handlers import keys
 from handlers.base import Client
 from handlers.errors import Conflict, Fault, Forbidden, InvalidCredentials, InvalidRequest, ProofRequired
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
 from handlers.shapes import b64
-from handlers.tokens import Keyring, Session
+from handlers.tokens import Session
 from models import prekeys, sessions, users
 from models.database import Database
 from plugins.auth.sessions import Sessions

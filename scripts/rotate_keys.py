@@ -1,0 +1,83 @@
+"""Rotate the JWT or the TURN secret: ``python -m scripts.rotate_keys jwt``. Running servers take it on by themselves.
+
+The new secret is in the keyring file at once, is known to every server within half a minute, and signs a minute from
+now (ten for TURN, so that coturn can be given it first). The old one is accepted until the longest token made with it
+has ended, so no client notices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from config import secrets
+from config.keyring import KeyringFile
+from config.settings import Core, SettingsError, environment, load
+
+WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
+CLOCKS = 300  # seconds by which the clocks of servers may differ; also the life of a reset challenge
+TURN_LIFE = 3600  # seconds a TURN credential lives (contract section 6)
+DELAY = {"jwt": 60, "turn": 600}  # seconds until the new secret signs
+SETTING = {"jwt": "JWT_SECRET", "turn": "TURN_SECRET"}
+
+
+def given(kind: str, core: Core, values: dict[str, str]) -> list[str]:
+    """The secrets that count while the file has none of this kind."""
+    named = values.get(SETTING[kind])
+    kept = core.mimu_data_dir / "secrets" / SETTING[kind].lower()
+    if not named and not core.production and kept.exists():
+        named = secrets.keep(kept.parent, kept.name)
+    if not named:
+        raise SettingsError([f"{SETTING[kind]}: missing; there is nothing to rotate"])
+    previous = [secret.get_secret_value() for secret in core.jwt_previous_secrets] if kind == "jwt" else []
+    return [named, *previous]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts.rotate_keys", description=__doc__)
+    parser.add_argument("kind", choices=sorted(SETTING), help="which secret")
+    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
+    parser.add_argument("--delay", type=int, help="seconds until the new secret signs (default: 60, for turn 600)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be, and change nothing")
+    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    arguments = parser.parse_args()
+    delay = DELAY[arguments.kind] if arguments.delay is None else arguments.delay
+    if delay < 0:
+        parser.error("--delay counts seconds from now")
+    try:
+        values = environment(arguments.env_file)
+        core = load({"": Core}, values)[""]
+        assert isinstance(core, Core)
+        life = core.jwt_expiration_hours * 3600 if arguments.kind == "jwt" else TURN_LIFE
+        file = KeyringFile(core.keyring_path)
+        before = given(arguments.kind, core, values)
+        keys = file.rotate(arguments.kind, before, delay=delay, keep=life + CLOCKS, dry_run=arguments.dry_run)
+    except SettingsError as error:
+        print("\n".join(error.faults), file=sys.stderr)
+        return WRONG_SETTINGS
+    except (OSError, ValueError) as error:
+        print(f"rotation failed: {error}", file=sys.stderr)
+        return 1
+    told = [{"kid": key.kid, "signs_from": _time(key.active_at), "accepted_until": _time(key.until)} for key in keys]
+    if arguments.json:
+        print(json.dumps({"file": str(file.path), "dry_run": arguments.dry_run, "keys": told}))
+        return 0
+    print(f"{'would write' if arguments.dry_run else 'wrote'} {file.path}")
+    for key in told:
+        print(f"{key['kid']}  signs from {key['signs_from']}  accepted until {key['accepted_until']}")
+    if arguments.kind == "turn":
+        print("Give coturn the new secret before it signs: python -m scripts.turnserver_conf, then restart coturn.")
+    return 0
+
+
+def _time(moment: float | None) -> str:
+    if moment is None:
+        return "further notice"
+    return "ever" if moment <= 0 else datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
