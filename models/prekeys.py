@@ -85,6 +85,8 @@ async def add(
 ) -> None:
     """Store keys, in the caller's transaction or one of its own. Raises Reused."""
     async with db.transaction():
+        # Two uploads at once: the second waits, so that one of two new signed prekeys is superseded by the other.
+        await db.execute("SELECT 1 FROM users WHERE id = $1 FOR NO KEY UPDATE", user_id)
         if signed:
             await db.execute(
                 "UPDATE signed_prekeys SET superseded_at = now() WHERE user_id = $1 AND superseded_at IS NULL", user_id

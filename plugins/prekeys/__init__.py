@@ -13,6 +13,7 @@ from plugins.prekeys.prekeys import Prekeys
 class Settings(Section):
     rate_limit_bundle: RateLimit = Field(Rate(6, 3600), description="Bundles of one target a caller may fetch.")
     rate_limit_bundles: RateLimit = Field(Rate(60, 600), description="Bundles in all a caller may fetch.")
+    rate_limit_prekey_upload: RateLimit = Field(Rate(60, 3600), description="Uploads of prekeys a user.")
 
 
 def setup(app: App, settings: Settings) -> Plugin:
@@ -20,7 +21,7 @@ def setup(app: App, settings: Settings) -> Plugin:
     return Plugin(
         name="prekeys",
         routes=(
-            ("/users/me/prekeys", http.Supply, {"prekeys": prekeys}),
+            ("/users/me/prekeys", http.Supply, {"prekeys": prekeys, "rate": settings.rate_limit_prekey_upload}),
             ("/users/([A-Za-z0-9_]{3,32})/prekeys", http.Bundle, {"prekeys": prekeys}),
         ),
     )

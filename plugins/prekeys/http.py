@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from config.settings import Rate
 from handlers.base import ApiHandler
 from plugins.prekeys.prekeys import Prekeys
 from plugins.prekeys.shapes import BundleQuery, Upload
@@ -18,13 +19,15 @@ class Bundle(ApiHandler):
 
 
 class Supply(ApiHandler):
-    def initialize(self, prekeys: Prekeys) -> None:
-        self._prekeys = prekeys
+    def initialize(self, prekeys: Prekeys, rate: Rate) -> None:
+        self._prekeys, self._rate = prekeys, rate
 
     async def get(self) -> None:
         """200 what is left."""
         self.reply(await self._prekeys.supply(self.session.user_id))
 
     async def post(self) -> None:
-        """200 what is left after the upload; 400, 409."""
-        self.reply(await self._prekeys.upload(self.session.user_id, self.body(Upload)))
+        """200 what is left after the upload; 400, 409, 429."""
+        request = self.body(Upload)
+        await self.limit("prekey-upload", self._rate, str(self.session.user_id))
+        self.reply(await self._prekeys.upload(self.session.user_id, request))

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from config.settings import Rate
 from handlers import keys
-from handlers.errors import Conflict, InvalidRequest, NotFound
+from handlers.errors import Conflict, Fault, InvalidRequest, NotFound
 from handlers.hub import Hub
 from handlers.limits import Limits
 from handlers.shapes import b64
@@ -15,6 +15,7 @@ from models import prekeys, users
 from models.database import Database, Row
 from plugins.prekeys.shapes import Upload
 
+MAX_UNUSED = 1000  # keys of a kind; at 100 a week that is half a year, and more is somebody filling our disk
 LOW = 10  # fewer one-time prekeys than this and the owner is told (contract section 3)
 
 
@@ -79,6 +80,13 @@ class Prekeys:
         if owner is None:
             raise NotFound("There is no such user.")
         faults = keys.faults(request, owner.identity_key, owner.signing_public_key)
+        supply = await prekeys.remaining(self._db, user_id)
+        for name, listed, left in (
+            ("one_time_prekeys", request.one_time_prekeys, supply.one_time),
+            ("kyber_prekeys", request.kyber_prekeys, supply.kyber),
+        ):
+            if listed and len(listed) + left > MAX_UNUSED:
+                faults.append(Fault(name, f"there are {left} unused ones; at most {MAX_UNUSED} are kept"))
         if faults:
             raise InvalidRequest("Some fields are not valid.", details=faults)
         signed, last_resort = request.signed_prekey, request.last_resort_kyber_prekey

@@ -126,3 +126,28 @@ async def test_a_caller_can_not_drain_a_target(services: Services) -> None:
         assert 1 <= int((await bob.get(path)).headers["Retry-After"]) <= 600
         assert (await alice.get("/users/me/prekeys")).json["one_time_remaining"] == 14
         assert (await bob.get(f"/users/{bob.public_id}/prekeys")).status == 200
+
+
+@pytest.mark.gen_test
+async def test_rotations_at_once_leave_one_current_key(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as one, serving(shared) as two:
+        alice = await Account().register(one.url)
+        uploads = [
+            ask(url, "POST", "/users/me/prekeys", {"signed_prekey": alice.signed_prekey(number)}, alice.token)
+            for number, url in enumerate([one.url, two.url] * 5, 10)
+        ]
+        answers = await asyncio.gather(*uploads)
+        assert {answer.status for answer in answers} == {200}
+        db = one.app.db
+        assert await db.value("SELECT count(*) FROM signed_prekeys") == 11
+        assert await db.value("SELECT count(*) FROM signed_prekeys WHERE superseded_at IS NULL") == 1
+
+
+@pytest.mark.gen_test
+async def test_nobody_fills_the_disk_with_prekeys(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plugins.prekeys.prekeys.MAX_UNUSED", 7)
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account(one_time=5).register(server.url)
+        refused = await alice.post("/users/me/prekeys", {"one_time_prekeys": [alice.prekey(n) for n in (6, 7, 8)]})
+        assert (refused.status, refused.fields()) == (400, ["one_time_prekeys"])
+        assert (await alice.post("/users/me/prekeys", {"one_time_prekeys": [alice.prekey(6)]})).status == 200
