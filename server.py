@@ -103,6 +103,7 @@ class Server:
 
     app: App
     features: Sequence[Plugin]
+    site: Site
     port: int
     database_url: str
     redis_url: str
@@ -160,7 +161,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
 
         port = next(iter(listener._sockets.values())).getsockname()[1]
         log.info("started", port=port, features=[feature.name for feature in features], environment=core.mimu_env)
-        yield Server(app, features, port, database_url, redis_url)
+        yield Server(app, features, site, port, database_url, redis_url)
         log.info("stopping")
 
 

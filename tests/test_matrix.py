@@ -1,0 +1,197 @@
+"""Who may do what: every route and frame asked as nobody, a stranger, a blocked user, a participant and the owner.
+
+A route, method or frame that is missing from the tables below fails the test: closed until somebody has thought of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from handlers.base import ApiHandler
+from handlers.socket import SocketHandler
+from plugins import joined
+from server import Server
+from tests.client import Account, Answer, ask
+from tests.running import Services, place, serving
+
+PERSONS = ("nobody", "stranger", "blocked", "participant", "owner")
+PUBLIC_ROUTES = {"/health", "/health/ready", "/health/live", "/metrics", "/ws"}
+
+
+@dataclass
+class World:
+    """Alice owns things, has a ringing call with Bob, has blocked Mallory, and has never met Carol."""
+
+    server: Server
+    people: dict[str, Account]
+    call_id: str
+
+    @property
+    def owner(self) -> Account:
+        return self.people["owner"]
+
+
+@contextlib.asynccontextmanager
+async def world(server: Server) -> AsyncIterator[World]:
+    people = {name: await Account().register(server.url) for name in PERSONS[1:]}
+    people["nobody"] = Account(url=server.url)
+    owner, participant, blocked = people["owner"], people["participant"], people["blocked"]
+    assert (await owner.put(f"/users/{blocked.public_id}/block", {})).status == 204
+    body = {"verified_fingerprint": participant.fingerprint, "method": "voice"}
+    assert (await owner.post(f"/users/{participant.public_id}/verify", body)).status == 200
+    made = World(server, people, str(uuid4()))
+    async with owner.socket() as socket:
+        ack = await socket.send("call_offer", **_offer(participant.user_id, made.call_id))
+        assert ack["type"] == "ack"
+        yield made
+
+
+def _offer(to: str, call_id: str) -> dict[str, str]:
+    return {"call_id": call_id, "to_user_id": to, "call_type": "audio", "encrypted_payload": "AAAA"}
+
+
+Ask = Callable[[World, Account], tuple[str, Any]]
+ALIKE = "401 200 200 200 200"  # needs a token, and is the same for everyone who has one
+
+# Path and body of each request, and the statuses for PERSONS. Paths name what is Alice's, unless it is one's own.
+ROUTES: dict[str, tuple[Ask, str]] = {
+    "POST /auth/register": (lambda w, p: ("/auth/register", Account().body()), "201 201 201 201 201"),
+    "POST /auth/login": (
+        lambda w, p: ("/auth/login", {"public_id": w.owner.public_id, "password": "a guess at it"}),
+        "401 401 401 401 401",
+    ),
+    "POST /auth/refresh": (
+        lambda w, p: ("/auth/refresh", {"refresh_token": w.owner.refresh_token[:32] + "0" * 64}),
+        "401 401 401 401 401",
+    ),
+    "POST /auth/reset-password": (
+        lambda w, p: ("/auth/reset-password", {**_key(w.owner), "new_password": "a new password"}),
+        "428 428 428 428 428",
+    ),
+    "POST /auth/logout": (lambda w, p: ("/auth/logout", {}), "401 204 204 204 204"),
+    "GET /auth/sessions": (lambda w, p: ("/auth/sessions", None), ALIKE),
+    "DELETE /auth/sessions/([0-9a-fA-F-]{36})": (
+        lambda w, p: (f"/auth/sessions/{w.owner.session_id}", None),
+        "401 404 404 404 204",
+    ),
+    "POST /auth/change-password": (
+        lambda w, p: ("/auth/change-password", {"old_password": w.owner.password + "x", "new_password": "x" * 9}),
+        "401 401 401 401 401",
+    ),
+    "GET /users/search": (lambda w, p: (f"/users/search?q={w.owner.public_id}", None), ALIKE),
+    "GET /users/me": (lambda w, p: ("/users/me", None), ALIKE),
+    "PUT /users/me": (lambda w, p: ("/users/me", {"bio": "x"}), ALIKE),
+    "DELETE /users/me": (lambda w, p: ("/users/me", {"password": p.password}), "401 204 204 204 204"),
+    "GET /users/([A-Za-z0-9_]{3,32})": (lambda w, p: (f"/users/{w.owner.public_id}", None), ALIKE),
+    "GET /users/me/prekeys": (lambda w, p: ("/users/me/prekeys", None), ALIKE),
+    "POST /users/me/prekeys": (
+        lambda w, p: ("/users/me/prekeys", {"signed_prekey": w.owner.signed_prekey(9)}),
+        "401 400 400 400 200",
+    ),
+    "GET /users/([A-Za-z0-9_]{3,32})/prekeys": (lambda w, p: (f"/users/{w.owner.public_id}/prekeys", None), ALIKE),
+    "GET /users/me/verifications": (lambda w, p: ("/users/me/verifications", None), ALIKE),
+    "GET /users/me/blocks": (lambda w, p: ("/users/me/blocks", None), ALIKE),
+    "POST /users/([A-Za-z0-9_]{3,32})/verify": (
+        lambda w, p: (
+            f"/users/{w.owner.public_id}/verify",
+            {"verified_fingerprint": w.owner.fingerprint, "method": "voice"},
+        ),
+        "401 200 200 200 400",
+    ),
+    "DELETE /users/([A-Za-z0-9_]{3,32})/verify": (
+        lambda w, p: (f"/users/{w.people['participant'].public_id}/verify", None),
+        "401 404 404 400 204",
+    ),
+    "PUT /users/([A-Za-z0-9_]{3,32})/block": (
+        lambda w, p: (f"/users/{w.owner.public_id}/block", None),
+        "401 204 204 204 400",
+    ),
+    "DELETE /users/([A-Za-z0-9_]{3,32})/block": (
+        lambda w, p: (f"/users/{w.people['blocked'].public_id}/block", None),
+        "401 204 400 204 204",
+    ),
+    "GET /calls": (lambda w, p: ("/calls", None), ALIKE),
+    "GET /calls/([0-9a-fA-F-]{36})": (lambda w, p: (f"/calls/{w.call_id}", None), "401 404 404 200 200"),
+    "GET /calls/turn-credentials": (lambda w, p: ("/calls/turn-credentials", None), ALIKE),
+}
+
+# The frame of each type about Alice's call with Bob, and the answers ("ack" or an error's code) for PERSONS[1:].
+FRAMES: dict[str, tuple[Callable[[World], dict[str, Any]], str]] = {
+    "call_offer": (lambda w: _offer(w.owner.user_id, str(uuid4())), "ack ack glare cannot_call_self"),
+    "call_answer": (
+        lambda w: {"call_id": w.call_id, "encrypted_payload": "AAAA"},
+        "not_participant not_participant ack invalid_state",
+    ),
+    "ice_candidate": (
+        lambda w: {"call_id": w.call_id, "encrypted_payload": "AAAA"},
+        "not_participant not_participant ack ack",
+    ),
+    "call_heartbeat": (
+        lambda w: {"call_id": w.call_id},
+        "not_participant not_participant invalid_state invalid_state",
+    ),
+    "call_hangup": (lambda w: {"call_id": w.call_id}, "not_participant not_participant ack ack"),
+}
+
+
+def _key(account: Account) -> dict[str, str]:
+    return {"identity_key": account.body()["identity_key"]}
+
+
+def claimed(server: Server) -> tuple[set[str], set[str]]:
+    """Every method of every route, and every frame type, of the running server's features."""
+    routes, events, _ = joined(server.features)
+    methods = set()
+    for pattern, handler, *_ in routes:
+        for method in handler.allow().split(", "):
+            if method != "OPTIONS":
+                methods.add(f"{method} {pattern}")
+    return methods, set(events)
+
+
+@pytest.mark.gen_test
+async def test_nothing_is_missing_from_the_tables(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        routes, events = claimed(server)
+        assert routes == set(ROUTES)
+        assert events == set(FRAMES)
+        # And the site serves these and the house's own, nothing else.
+        rules = server.site.wildcard_router.rules
+        patterns = {route.partition(" ")[2] for route in ROUTES}
+        assert {rule.matcher.regex.pattern.removesuffix("$") for rule in rules} == patterns | PUBLIC_ROUTES
+        handlers = [rule.target for rule in rules]
+        assert all(issubclass(handler, ApiHandler) for handler in handlers)
+        assert sum(issubclass(handler, SocketHandler) for handler in handlers) == 1
+
+
+@pytest.mark.gen_test(timeout=120)
+@pytest.mark.parametrize("route", ROUTES)
+async def test_each_route_answers_each_person(services: Services, route: str) -> None:
+    request, expected = ROUTES[route]
+    method = route.partition(" ")[0]
+    async with place(services) as shared, serving(shared) as server, world(server) as made:
+        for person, status in zip(PERSONS, expected.split(), strict=True):
+            account = made.people[person]
+            path, body = request(made, account)
+            answer: Answer = await ask(server.url, method, path, body, token=account.token or None)
+            assert answer.status == int(status), (person, answer.text)
+            if answer.status == 401:
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert (await ask(server.url, method, path, body, token="x.y.z")).status == 401
+
+
+@pytest.mark.gen_test(timeout=60)
+@pytest.mark.parametrize("kind", FRAMES)
+async def test_each_frame_answers_each_person(services: Services, kind: str) -> None:
+    fields, expected = FRAMES[kind]
+    async with place(services) as shared, serving(shared) as server, world(server) as made:
+        for person, told in zip(PERSONS[1:], expected.split(), strict=True):
+            async with made.people[person].socket() as socket:
+                answer = await socket.send(kind, **fields(made))
+                assert (answer["code"] if answer["type"] == "error" else "ack") == told, (person, answer)
