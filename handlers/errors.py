@@ -66,6 +66,10 @@ class Forbidden(ApiError):
     status, code, message = 403, "forbidden", "You may not do this."
 
 
+class AccountSuspended(Forbidden):
+    code, message = "account_suspended", "This account is suspended; ask whoever runs this server."
+
+
 class NotFound(ApiError):
     status, code, message = 404, "not_found", "There is no such thing."
 

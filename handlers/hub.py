@@ -26,6 +26,9 @@ FORGET_AFTER = 60  # seconds after which an instance that stopped announcing cou
 GOING_AWAY, SESSION_ENDED, SLOW, REPLACED, FLOOD, RESTART = 1001, 4401, 4408, 4409, 4429, 1012
 
 
+Frame = Mapping[str, Any]
+
+
 class Peer(Protocol):
     """One open socket, as the hub and the features see it."""
 
@@ -33,12 +36,12 @@ class Peer(Protocol):
     session: Session
     answered: float
 
-    def write(self, frame: bytes, droppable: bool) -> None: ...
+    def send(self, frame: Frame, key: str = "") -> None: ...
+    def write(self, frame: bytes, droppable: bool, key: str = "") -> None: ...
     def ping(self) -> None: ...
     def close(self, code: int, reason: str) -> None: ...
 
 
-Frame = Mapping[str, Any]
 Presence = Callable[[UUID, bool], None]
 
 
@@ -55,9 +58,9 @@ def text_frame(payload: bytes) -> bytes:
 class Hub:
     """Sends to users. Local sockets are written to directly; other instances hear it through ``ws:user:{id}``.
 
-    On that channel a message is ``{origin} {kind} {peer to skip}\\n{frame}``. Besides frames (``send``, ``drop`` for
-    droppable ones) instances tell each other which of their users they share (``here``, ``too``, ``gone``), so that
-    nothing is published for a user who is only here.
+    On that channel a message is ``{origin} {kind} {peer to skip} {key}\\n{frame}``. Besides frames (``send``, ``drop``
+    for droppable ones) instances tell each other which of their users they share (``here``, ``too``, ``gone``), so
+    that nothing is published for a user who is only here.
     """
 
     def __init__(self, bus: Bus, metrics: Metrics, instance_id: UUID) -> None:
@@ -141,34 +144,36 @@ class Hub:
 
     # Sending ------------------------------------------------------------------------------------------------------
 
-    def send(self, user_id: UUID, frame: Frame, *, skip: str = "", droppable: bool = False) -> None:
+    def send(self, user_id: UUID, frame: Frame, *, skip: str = "", key: str = "", droppable: bool = False) -> None:
         """Send a frame to every socket of a user, on all instances, but the one called ``skip``.
 
-        ``droppable`` frames (typing, presence) are the first to go when a client reads too slowly.
+        ``droppable`` frames (typing, presence) are the first to go when a client reads too slowly. A frame with a
+        ``key`` goes to a socket once, also when it comes to it by another way.
         """
         payload = encode(frame)
-        if not self._write(user_id, payload, skip, droppable) or user_id in self._elsewhere:
-            self._bus.publish(self._channel(user_id), self._envelope("drop" if droppable else "send", skip, payload))
+        if not self._write(user_id, payload, skip, key, droppable) or user_id in self._elsewhere:
+            kind = "drop" if droppable else "send"
+            self._bus.publish(self._channel(user_id), self._envelope(kind, skip, key, payload))
 
-    async def deliver(self, user_id: UUID, frame: Frame, *, skip: str = "") -> bool:
+    async def deliver(self, user_id: UUID, frame: Frame, *, key: str = "") -> bool:
         """Send a frame and say whether any socket of the user's was there to take it."""
         payload = encode(frame)
-        local = self._write(user_id, payload, skip, False)
-        message = self._envelope("send", skip, payload)
+        local = self._write(user_id, payload, "", key, False)
+        message = self._envelope("send", "", key, payload)
         if local:
             if user_id in self._elsewhere:
                 self._bus.publish(self._channel(user_id), message)
             return True
         return await self._bus.publish_counted(self._channel(user_id), message) > 0
 
-    def _write(self, user_id: UUID, payload: bytes, skip: str, droppable: bool) -> bool:
+    def _write(self, user_id: UUID, payload: bytes, skip: str, key: str, droppable: bool) -> bool:
         peers = self._peers.get(user_id)
         if peers is None:
             return False
         frame = text_frame(payload)
         for peer in tuple(peers) if len(peers) > 1 else peers:
             if peer.peer_id != skip:
-                peer.write(frame, droppable)
+                peer.write(frame, droppable, key)
         return True
 
     # Other instances ----------------------------------------------------------------------------------------------
@@ -177,16 +182,16 @@ class Hub:
     def _channel(user_id: UUID) -> str:
         return f"ws:user:{user_id}"
 
-    def _envelope(self, kind: str, skip: str = "", payload: bytes = b"") -> bytes:
-        return f"{self._origin} {kind} {skip}\n".encode() + payload
+    def _envelope(self, kind: str, skip: str = "", key: str = "", payload: bytes = b"") -> bytes:
+        return f"{self._origin} {kind} {skip} {key}\n".encode() + payload
 
     def _hear(self, user_id: UUID, message: bytes) -> None:
         head, _, payload = message.partition(b"\n")
-        origin, kind, skip = head.decode().split(" ")
+        origin, kind, skip, key = head.decode().split(" ")
         if origin == self._origin:
             return
         if kind in ("send", "drop"):
-            self._write(user_id, payload, skip, kind == "drop")
+            self._write(user_id, payload, skip, key, kind == "drop")
         elif kind == "gone":
             others = self._elsewhere.get(user_id, {})
             others.pop(origin, None)

@@ -22,6 +22,8 @@ FRAMES_PER_SECOND, FRAME_BURST = 60, 200
 MAX_QUEUED, MAX_QUEUED_BYTES = 1000, 1 << 20  # frames waiting for a slow reader
 EXPIRY_WARNING = 60  # seconds before the token ends
 
+MAX_KEYS = 1000  # keys of frames sent once that a socket remembers: a call has 600 at the most
+
 WAITING = 32  # frames of one socket that may wait behind a slow one; then its reader pauses
 
 
@@ -39,6 +41,8 @@ class Socket:
         "answered",
         "bucket",
         "closing",
+        "held",
+        "keys",
         "peer_id",
         "session",
         "waiting",
@@ -53,6 +57,9 @@ class Socket:
         self.answered = time.monotonic()
         self.bucket = Bucket(FRAMES_PER_SECOND, FRAME_BURST)
         self.closing = False
+        # Until the socket's welcome is over, what is sent to it waits here, so that it comes after the welcome.
+        self.held: list[tuple[bytes, str]] | None = []
+        self.keys: set[str] = set()
         self.waiting: deque[str | bytes] | None = None
         self.work: asyncio.Task[None] | None = None
         self._space: asyncio.Event | None = None
@@ -71,20 +78,53 @@ class Socket:
             self.space.clear()
             await self.space.wait()
 
-    def send(self, frame: Frame) -> None:
-        self.write(text_frame(encode(frame)), False)
+    def send(self, frame: Frame, key: str = "") -> None:
+        """Send a frame to this socket alone, at once also during its welcome."""
+        raw = text_frame(encode(frame))
+        if self._has_room(raw, False):
+            self._put(raw, key)
 
-    def write(self, frame: bytes, droppable: bool) -> None:
-        """Send the bytes of a whole frame; what the client is too slow for is dropped, or closes the socket."""
-        if self.closing:
+    def write(self, frame: bytes, droppable: bool, key: str = "") -> None:
+        """Send the bytes of a whole frame; what the client is too slow for is dropped, or closes the socket.
+
+        A frame whose key the socket has seen is not sent again.
+        """
+        if not self._has_room(frame, droppable):
             return
+        if self.held is None:
+            self._put(frame, key)
+        else:
+            self.held.append((frame, key))
+            self._queued += 1
+            self._queued_bytes += len(frame)
+
+    def welcomed(self) -> None:
+        """The welcome is over: send what has come meanwhile, and from now on at once."""
+        held, self.held = self.held or [], None
+        for frame, key in held:
+            self._drained(len(frame))
+            self._put(frame, key)
+
+    def _has_room(self, frame: bytes, droppable: bool) -> bool:
+        """Whether the queue may take the frame. At half its bounds droppable frames go, at its end the socket."""
+        if self.closing:
+            return False
         if self._queued and (self._queued >= MAX_QUEUED // 2 or self._queued_bytes >= MAX_QUEUED_BYTES // 2):
             if droppable:
                 self._dropped.inc()
-                return
+                return False
             if self._queued >= MAX_QUEUED or self._queued_bytes + len(frame) > MAX_QUEUED_BYTES:
                 self.close(hub.SLOW, "reading too slowly")
+                return False
+        return True
+
+    def _put(self, frame: bytes, key: str) -> None:
+        if key:
+            if key in self.keys:
                 return
+            if len(self.keys) >= MAX_KEYS:
+                self.keys.clear()
+            self.keys.add(key)
         connection = self._handler.ws_connection
         if connection is None:
             return

@@ -6,13 +6,10 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable
 from uuid import UUID
 
-import orjson
-
+from config import channels
 from handlers.bus import Bus
 from handlers.hub import Hub
 from handlers.tokens import Tokens
-
-ENDED = "sessions:ended"  # the Redis channel on which instances tell each other
 
 Ended = tuple[UUID, UUID]  # session, user
 
@@ -25,16 +22,16 @@ class Revocations:
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        await self._bus.subscribe(ENDED, self._hear)
+        await self._bus.subscribe(channels.SESSIONS_ENDED, self._hear)
         yield
-        await self._bus.unsubscribe(ENDED)
+        await self._bus.unsubscribe(channels.SESSIONS_ENDED)
 
     def announce(self, ended: Iterable[Ended]) -> None:
         """Tell this instance and all others. Call it after the commit."""
         pairs = list(ended)
         if pairs:
             self.apply(pairs)
-            self._bus.publish(ENDED, orjson.dumps([[str(session), str(user)] for session, user in pairs]))
+            self._bus.publish(channels.SESSIONS_ENDED, channels.sessions_ended(pairs))
 
     def apply(self, ended: Iterable[Ended]) -> None:
         """Tell this instance only."""
@@ -43,4 +40,4 @@ class Revocations:
             self._hub.end_session(user_id, session_id)
 
     def _hear(self, message: bytes) -> None:
-        self.apply((UUID(session), UUID(user)) for session, user in orjson.loads(message))
+        self.apply(channels.read_sessions_ended(message))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from inspect import isawaitable
@@ -122,7 +122,21 @@ class SocketHandler(WebSocketHandler, ApiHandler):
                 "heartbeat_seconds": HEARTBEAT,
             }
         )
-        await self._welcome(self.peer)
+        # Beside the reader, so that a slow database doesn't keep the socket from answering.
+        self._later(self._greet())
+
+    async def _greet(self) -> None:
+        try:
+            await self._welcome(self.peer)
+        except Exception as error:  # a feature that can't greet must not keep the user out
+            log.error("welcome_failed", exc_info=error)
+        self.peer.welcomed()
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Work that may outlive the socket; the server waits for it at its end."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.application.background.add(task)
+        task.add_done_callback(self.application.background.discard)
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         peer = self.peer
@@ -224,9 +238,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         peer = getattr(self, "peer", None)
         if peer is not None:
             peer.gone()
-            task = asyncio.get_running_loop().create_task(self._hub.leave(peer))
-            self.application.background.add(task)
-            task.add_done_callback(self.application.background.discard)
+            self._later(self._hub.leave(peer))
 
     def on_finish(self) -> None:
         """The handshake is not a request whose time means anything; refused ones are counted as others are."""

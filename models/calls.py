@@ -186,6 +186,18 @@ async def get(db: Database, call_id: UUID) -> Call | None:
     return await _change(db, f"SELECT {_CALL} FROM call_sessions WHERE id = $1", call_id)
 
 
+async def ringing_for(db: Database, callee_id: UUID) -> list[UUID]:
+    """The calls that ring for a user just now, the oldest first."""
+    rows = await db.fetch(
+        f"""SELECT id FROM call_sessions
+            WHERE callee_id = $1 AND status = 'ringing' AND NOT silent
+              AND created_at > now() - interval '{RING_SECONDS} seconds'
+            ORDER BY created_at, id""",
+        callee_id,
+    )
+    return [row["id"] for row in rows]
+
+
 async def _change(db: Database, sql: str, *args: object) -> Call | None:
     row = await db.row(sql, *args)
     return Call(*row) if row else None

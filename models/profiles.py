@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from uuid import UUID
 
-from models.database import Database, Row, like_prefix
+from models.database import Database, Row
 
 
 def sees_presence(viewer: str) -> str:
@@ -48,17 +49,52 @@ async def me(db: Database, user_id: UUID) -> Row | None:
     return await db.row(f"SELECT {_COLUMNS}, is_online, last_seen, identity_key FROM users WHERE id = $1", user_id)
 
 
+# A range of an index, where LIKE with a parameter could use one only in a plan made for that very q: an id that begins
+# with q is q or comes after it, and before q with the sign that follows `z`, the last one an id may bear.
+_AFTER_ALL = "{"
+# How often one id can hold the same part behind its first letter: 32 letters hold 30 pairs there.
+_REPEATS = 30
+
+
+@functools.cache
+def _find(limit: int) -> str:
+    """The statement for at most ``limit`` rows.
+
+    Parts of ids are only looked for when fewer than ``limit`` ids begin with q. An id that does, or that holds q
+    several times, must then hide no other: were all that are met so, ``limit`` of them would still be found among
+    ``limit * _REPEATS`` rotations. So much is read at most, however many match; and since ids seldom repeat
+    themselves, twice ``limit`` nearly always does.
+
+    Limits are numbers and q comes by ``(SELECT $1)``, so that PostgreSQL knows the former and not the latter when it
+    plans: it makes one plan for all q and keeps it, instead of spending more on plans than on their execution.
+    """
+    q, after = "(SELECT $1::text)", "(SELECT $2::text)"
+    return f"""
+        WITH beginning AS MATERIALIZED (
+            SELECT lower(public_id) AS name FROM users
+            WHERE lower(public_id) >= {q} AND lower(public_id) < {after} ORDER BY 1 LIMIT {limit}
+        ), met AS MATERIALIZED (  -- read only as far as it is asked for
+            SELECT split_part(rotation, '/', 2) || split_part(rotation, '/', 1) AS name FROM user_rotations
+            WHERE rotation >= {q} AND rotation < {after} AND (SELECT count(*) < {limit} FROM beginning)
+            ORDER BY rotation LIMIT {limit * _REPEATS}
+        ), enough AS (
+            SELECT CASE WHEN count(DISTINCT name) + (SELECT count(*) FROM beginning) < {limit}
+                   THEN {limit * _REPEATS} ELSE {limit * 2} END AS rows
+            FROM (SELECT name FROM met LIMIT {limit * 2}) AS near WHERE NOT starts_with(name, $1)
+        ), found AS (
+            SELECT 1 AS place, name FROM beginning
+            UNION ALL
+            SELECT DISTINCT 2, name FROM (SELECT name FROM met LIMIT (SELECT rows FROM enough)) AS far
+            WHERE NOT starts_with(name, $1)
+            ORDER BY place, name LIMIT {limit}
+        )
+        SELECT id AS user_id, public_id, display_name, avatar_url, fingerprint,
+               is_online AND {sees_presence("$3::uuid")} AS is_online
+        FROM found JOIN users ON lower(public_id) = name ORDER BY place, name"""
+
+
 async def find(db: Database, q: str, viewer: UUID, limit: int) -> list[Row]:
-    """Accounts whose public id contains ``q``: the same one first, then those that begin with it, then the rest."""
-    return await db.fetch(
-        f"""SELECT id AS user_id, public_id, display_name, avatar_url, fingerprint,
-                  is_online AND {sees_presence("$4::uuid")} AS is_online
-           FROM users WHERE lower(public_id) LIKE '%' || $2
-           ORDER BY CASE WHEN lower(public_id) = $1 THEN 0 WHEN lower(public_id) LIKE $2 THEN 1 ELSE 2 END,
-                    lower(public_id)
-           LIMIT $3""",
-        q.lower(),
-        like_prefix(q.lower()),
-        limit,
-        viewer,
-    )
+    """Accounts whose public id contains ``q`` (2 letters or more): the same one first, then those that begin with it,
+    then the rest, each by the alphabet. Of a rest that is too large some are shown, not the first by the alphabet."""
+    q = q.lower()
+    return await db.fetch(_find(limit), q, q + _AFTER_ALL, viewer)

@@ -60,11 +60,20 @@ class SpentChallenge(Table):
 
 async def open_(
     db: Database, session_id: UUID, user_id: UUID, token_hash: bytes, platform: str | None, client_version: str | None
-) -> None:
-    """Insert a session whose current refresh token has this hash."""
-    await db.execute(
-        f"""INSERT INTO sessions (id, user_id, token_hash, platform, client_version, expires_at)
-            VALUES ($1, $2, $3, $4, $5, now() + interval '{WHOLE_DAYS} days')""",
+) -> bool | None:
+    """Insert a session whose current refresh token has this hash. False when the account is suspended, None when it is
+    gone.
+
+    FOR SHARE waits for a suspension under way, and makes the next one wait for us: it then finds this session to end.
+    """
+    return await db.value(  # type: ignore[no-any-return]
+        f"""WITH owner AS (
+                SELECT id, suspended_at IS NULL AS welcome FROM users WHERE id = $2 FOR SHARE
+            ), opened AS (
+                INSERT INTO sessions (id, user_id, token_hash, platform, client_version, expires_at)
+                SELECT $1, id, $3, $4, $5, now() + interval '{WHOLE_DAYS} days' FROM owner WHERE welcome
+            )
+            SELECT welcome FROM owner""",
         session_id,
         user_id,
         token_hash,
@@ -162,6 +171,19 @@ async def spent(db: Database, session_id: UUID, token_hash: bytes) -> bool:
     """Whether the session had this refresh token before."""
     found = "SELECT EXISTS (SELECT 1 FROM spent_refresh_tokens WHERE token_hash = $1 AND session_id = $2)"
     return await db.value(found, token_hash, session_id)  # type: ignore[no-any-return]
+
+
+async def suspended(db: Database, session_id: UUID, token_hash: bytes) -> bool:
+    """Whether the refresh token is or was this session's, and its account is suspended."""
+    return await db.value(  # type: ignore[no-any-return]
+        """SELECT EXISTS (
+               SELECT 1 FROM sessions JOIN users ON users.id = sessions.user_id
+               WHERE sessions.id = $1 AND users.suspended_at IS NOT NULL
+                 AND (sessions.token_hash = $2 OR EXISTS (SELECT 1 FROM spent_refresh_tokens AS spent
+                                                          WHERE spent.token_hash = $2 AND spent.session_id = $1)))""",
+        session_id,
+        token_hash,
+    )
 
 
 async def end_reused(db: Database, session_id: UUID) -> list[Ended]:

@@ -28,9 +28,20 @@ class User(Table):
     last_seen = peewee.DateTimeField(null=True)
     created_at = peewee.DateTimeField()
     updated_at = peewee.DateTimeField()
+    suspended_at = peewee.DateTimeField(null=True)
 
     class Meta:
         table_name = "users"
+
+
+class UserRotation(Table):
+    """A part of an id from some letter to its end, a slash, and what comes before: what search looks through. The
+    database keeps it itself."""
+
+    rotation = peewee.TextField(primary_key=True)
+
+    class Meta:
+        table_name = "user_rotations"
 
 
 class NewUser(NamedTuple):

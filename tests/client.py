@@ -19,6 +19,8 @@ from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
+from tests import canaries
+
 
 def b64(value: bytes) -> str:
     return base64.b64encode(value).decode()
@@ -31,6 +33,8 @@ class Answer:
         self.status = response.code
         self.headers = response.headers
         self.text = response.body.decode() if response.body else ""
+        if self.status >= 400:
+            assert not canaries.escaped(self.text + str(self.headers)), "an error repeats a secret"
 
     @property
     def json(self) -> Any:
@@ -128,6 +132,9 @@ class Account:
         self._keep(answer.json)
         return self
 
+    def __post_init__(self) -> None:
+        canaries.plant(self.password, b64(bytes(self.identity)), b64(bytes(self.signing)))
+
     async def login(self) -> Answer:
         credentials = {"public_id": self.public_id, "password": self.password}
         answer = await ask(self.url, "POST", "/auth/login", credentials)
@@ -138,6 +145,7 @@ class Account:
     def _keep(self, signed_in: dict[str, Any]) -> None:
         self.user_id, self.session_id = signed_in["user_id"], signed_in["session_id"]
         self.token, self.refresh_token = signed_in["access_token"], signed_in["refresh_token"]
+        canaries.plant(self.token, self.refresh_token)
 
     async def get(self, path: str, **headers: str) -> Answer:
         return await ask(self.url, "GET", path, token=self.token, headers=headers)
@@ -212,11 +220,13 @@ class Socket:
     async def send(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Send a frame with an id; its ack or error."""
         frame_id = f"f{next(self._ids)}"
+        canaries.plant(*(value for name, value in fields.items() if name in ("encrypted_payload", "access_token")))
         await self.raw(json.dumps({"type": kind, "id": frame_id, **fields}))
         async with asyncio.timeout(5), self._arrived:
             while True:
                 for number, frame in enumerate(self.frames):
                     if frame.get("id") == frame_id:
+                        assert frame["type"] != "error" or not canaries.escaped(json.dumps(frame))
                         return self.frames.pop(number)
                 await self._arrived.wait()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import shutil
 import subprocess
@@ -12,7 +14,26 @@ from pathlib import Path
 
 import pytest
 
+from config import logs
+from tests import canaries
 from tests.running import ROOT, Services
+
+
+def pytest_configure() -> None:
+    # pytest-tornado puts the loop back that was current before each test. Say that there was none: asyncio would make
+    # one for it, which nobody closes.
+    asyncio.set_event_loop(None)
+
+
+@pytest.fixture(autouse=True)
+def log() -> Iterator[io.StringIO]:
+    """What the servers in this process log, all of it; no test may make them log a secret it sent."""
+    canaries.clear()
+    stream = io.StringIO()
+    logs.configure("debug", stream)
+    yield stream
+    escaped = canaries.escaped(stream.getvalue())
+    assert not escaped, f"the log bears {escaped}"
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from redis.asyncio import Redis
 import server
 from models import migrations
 from server import Server
+from tests import canaries
 
 ROOT = Path(__file__).resolve().parent.parent
 _names = count()
@@ -92,6 +93,7 @@ async def serving(place: Place, **settings: str) -> AsyncIterator[Server]:
             while not running.app.bus.up:
                 await asyncio.sleep(0.01)
         yield running
+        assert not canaries.escaped(running.app.metrics.exposition().decode()), "a metric bears a secret"
 
 
 class Program:

@@ -87,7 +87,7 @@ class Accounts:
         return signed_in
 
     async def login(self, request: Login, client: Client) -> SignedIn:
-        """A new session for who knows the password. Raises ApiError 401 ``invalid_credentials``."""
+        """A new session for who knows the password. Raises InvalidCredentials, AccountSuspended."""
         account = await users.credentials(self._db, request.public_id)
         password_hash = account.password_hash if account else None
         if not await self._passwords.check(request.public_id.lower(), password_hash, request.password) or not account:
@@ -138,7 +138,10 @@ class Accounts:
         return (body[:16], datetime.fromtimestamp(expires, UTC)) if expires > time.time() else None
 
     async def reset_password(self, request: ResetPassword, client: Client) -> SignedIn:
-        """Set a new password for who signs the challenge, and end every session. Raises InvalidProof."""
+        """Set a new password for who signs the challenge, and end every session; for a suspended account nothing.
+
+        Raises InvalidProof, AccountSuspended.
+        """
         assert request.challenge is not None
         opened = self._opened(request.challenge, request.identity_key)
         owner = await users.identity_by_key(self._db, request.identity_key)

@@ -34,7 +34,7 @@ class LoginHandler(ApiHandler):
         self._accounts, self._rate = accounts, rate
 
     async def post(self) -> None:
-        """200 SignedIn; 400, 401 ``invalid_credentials``, 429."""
+        """200 SignedIn; 400, 401 ``invalid_credentials``, 403 ``account_suspended``, 429."""
         request = self.body(Login)
         await self.limit("login", self._rate)
         self.count_client()
@@ -48,7 +48,8 @@ class RefreshHandler(ApiHandler):
         self._sessions, self._rate = sessions, rate
 
     async def post(self) -> None:
-        """200 Refreshed; 400, 401 ``unauthorized`` or ``token_reused``, 429 for many unknown tokens."""
+        """200 Refreshed; 400, 401 ``unauthorized`` or ``token_reused``, 403 ``account_suspended``, 429 for many unknown
+        tokens."""
         token = self.body(Refresh).refresh_token
         if not await self._sessions.known(token):
             await self.limit("refresh-unknown", self._rate)
@@ -63,7 +64,8 @@ class ResetPasswordHandler(ApiHandler):
         self._accounts, self._rate, self._challenge_rate = accounts, rate, challenge_rate
 
     async def post(self) -> None:
-        """200 SignedIn; 428 ``proof_required`` with a challenge; 403 ``invalid_proof``; 400, 429."""
+        """200 SignedIn; 428 ``proof_required`` with a challenge; 403 ``invalid_proof`` or ``account_suspended``; 400,
+        429."""
         request = self.body(ResetPassword)
         if request.challenge is None or request.signature is None:
             await self.limit("reset-challenge", self._challenge_rate)

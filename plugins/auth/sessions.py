@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from handlers.base import Client
-from handlers.errors import NotFound, Unauthorized
+from handlers.errors import AccountSuspended, InvalidCredentials, NotFound, Unauthorized
 from handlers.revocations import Revocations
 from handlers.tokens import Tokens
 from models import sessions
@@ -39,10 +39,15 @@ class Sessions:
         self._known: set[UUID] = set()
 
     async def open(self, user_id: UUID, public_id: str, fingerprint: str, client: Client) -> SignedIn:
-        """A new session's row and tokens, in the caller's transaction."""
+        """A new session's row and tokens, in the caller's transaction. Whoever calls has proof of who asks.
+
+        Raises AccountSuspended, and InvalidCredentials when the account was deleted meanwhile.
+        """
         session_id = uuid4()
         token = (session_id.bytes + secrets.token_bytes(32)).hex()
-        await sessions.open_(self._db, session_id, user_id, _digest(token), client.platform, client.version)
+        opened = await sessions.open_(self._db, session_id, user_id, _digest(token), client.platform, client.version)
+        if not opened:
+            raise InvalidCredentials if opened is None else AccountSuspended
         return SignedIn(
             user_id=user_id,
             session_id=session_id,
@@ -53,7 +58,7 @@ class Sessions:
         )
 
     async def refresh(self, token: str, client: Client) -> Refreshed:
-        """Rotate a refresh token. Raises Unauthorized; ``token_reused`` ends the whole session."""
+        """Rotate a refresh token. Raises Unauthorized (``token_reused`` ends the whole session), AccountSuspended."""
         session_id = _family(token)
         if session_id is None:
             raise Unauthorized("The refresh token is not valid.")
@@ -69,6 +74,9 @@ class Sessions:
             client.version,
         )
         if rotated is None:
+            # The suspension ended the session; the app must not take that for a logout.
+            if await sessions.suspended(self._db, session_id, digest):
+                raise AccountSuspended
             if not await sessions.spent(self._db, session_id, digest):
                 raise Unauthorized("The refresh token is not valid.")
             self._revocations.announce(await sessions.end_reused(self._db, session_id))

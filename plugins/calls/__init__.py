@@ -11,6 +11,7 @@ from plugins import App, Every, Plugin
 from plugins.calls import http, shapes
 from plugins.calls.calls import ENDED, Calls
 from plugins.calls.history import History
+from plugins.calls.waiting import Waiting
 
 
 class Settings(Section):
@@ -18,7 +19,8 @@ class Settings(Section):
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    calls = Calls(app.db, app.hub, app.bus, limited=app.limits.on)
+    waiting = Waiting(app.db, app.redis)
+    calls = Calls(app.db, app.hub, app.bus, waiting, limited=app.limits.on)
     history = History(app.db)
 
     @contextlib.asynccontextmanager
@@ -45,4 +47,5 @@ def setup(app: App, settings: Settings) -> Plugin:
         # The seed's task. Rings are timed by the instance that took the offer; this is for those whose instance died.
         periodic=(Every(30, calls.sweep, "call_timeouts"),),
         lifespan=lifespan,
+        welcome=waiting.greet,
     )

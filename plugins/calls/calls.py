@@ -19,6 +19,7 @@ from models import calls
 from models.calls import RING_SECONDS, Call
 from models.database import Database, Unavailable
 from plugins.calls import shapes
+from plugins.calls.waiting import Waiting
 
 log = structlog.get_logger(__name__)
 
@@ -65,19 +66,20 @@ class _Known:
     silent: bool
     checked: float = 0.0
     candidates: int = 0
+    rings_until: float = 0.0  # as long as that, the caller's candidates are kept for sockets that open later
 
 
 class Calls:
-    def __init__(self, db: Database, hub: Hub, bus: Bus, *, limited: bool) -> None:
-        self._db, self._hub, self._bus, self._limited = db, hub, bus, limited
+    def __init__(self, db: Database, hub: Hub, bus: Bus, waiting: Waiting, *, limited: bool) -> None:
+        self._db, self._hub, self._bus, self._waiting, self._limited = db, hub, bus, waiting, limited
         self._known: dict[UUID, _Known] = {}
         self._rings: dict[UUID, asyncio.TimerHandle] = {}
-        self._timeouts: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def stop(self) -> None:
         for ring in self._rings.values():
             ring.cancel()
-        await asyncio.gather(*self._timeouts, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # Frames from clients ------------------------------------------------------------------------------------------
 
@@ -111,7 +113,11 @@ class Calls:
             "encrypted_payload": offer.encrypted_payload,
             "expires_at": expires,
         }
-        delivered = not call.silent and await self._hub.deliver(offer.to_user_id, frame)
+        delivered = False
+        if not call.silent:
+            # Kept before it is sent: a socket that opens in between gets it one way or the other, and shows it once.
+            await self._waiting.begin(call.id, str(call.id), frame)
+            delivered = await self._hub.deliver(offer.to_user_id, frame, key=str(call.id))
         return {"call_id": call.id, "status": call.status, "expires_at": expires, "delivered": delivered}
 
     async def answer(self, peer: Peer, answer: shapes.Answer) -> Answer:
@@ -121,7 +127,8 @@ class Calls:
         if call is None:
             raise await self._why_not(answer.call_id, callee)
         self._stop_ring(call.id)
-        self._remember(call)
+        self._remember(call).rings_until = 0.0
+        await self._waiting.end(call.id)
         frame = {
             "type": "call_answer",
             "call_id": call.id,
@@ -140,7 +147,16 @@ class Calls:
         known = self._known.get(candidate.call_id)
         if known is None or known.checked < time.monotonic() - FRESH:
             return self._candidate_unknown(peer, candidate)
+        if known.rings_until > time.monotonic() and peer.session.user_id == known.caller:
+            return self._candidate_ringing(peer, candidate, known)
         self._pass(peer, candidate, known)
+        return None
+
+    async def _candidate_ringing(self, peer: Peer, candidate: shapes.Candidate, known: _Known) -> Answer:
+        """While it rings another of the callee's devices may wake, so the caller's candidates are kept as well."""
+        key, frame = self._pass(peer, candidate, known)
+        if not known.silent:
+            await self._waiting.add(candidate.call_id, key, frame)
         return None
 
     async def _candidate_unknown(self, peer: Peer, candidate: shapes.Candidate) -> Answer:
@@ -148,10 +164,14 @@ class Calls:
         if call is None or not call.live:
             self._known.pop(candidate.call_id, None)
             raise await self._why_not(candidate.call_id, peer.session.user_id)
-        self._pass(peer, candidate, self._remember(call))
+        known = self._remember(call)
+        if call.status == "ringing" and peer.session.user_id == known.caller:
+            return await self._candidate_ringing(peer, candidate, known)
+        self._pass(peer, candidate, known)
         return None
 
-    def _pass(self, peer: Peer, candidate: shapes.Candidate, known: _Known) -> None:
+    def _pass(self, peer: Peer, candidate: shapes.Candidate, known: _Known) -> tuple[str, dict[str, object]]:
+        """Send it to the other one; its key and the frame."""
         sender = peer.session.user_id
         if sender == known.caller:
             other = known.callee
@@ -164,18 +184,18 @@ class Calls:
         known.candidates += 1
         if self._limited and known.candidates > CANDIDATES:
             raise RateLimited(RING_SECONDS)
-        if known.silent:
-            return
-        self._hub.send(
-            other,
-            {
-                "type": "ice_candidate",
-                "call_id": candidate.call_id,
-                "from_user_id": sender,
-                "to_user_id": other,
-                "encrypted_payload": candidate.encrypted_payload,
-            },
-        )
+        frame: dict[str, object] = {
+            "type": "ice_candidate",
+            "call_id": candidate.call_id,
+            "from_user_id": sender,
+            "to_user_id": other,
+            "encrypted_payload": candidate.encrypted_payload,
+        }
+        # Only what is kept for sockets that open later can come to one twice.
+        key = f"{peer.peer_id}/{known.candidates}" if known.rings_until > time.monotonic() else ""
+        if not known.silent:
+            self._hub.send(other, frame, key=key)
+        return key, frame
 
     async def hangup(self, peer: Peer, hangup: shapes.Hangup) -> Answer:
         """End a call. Of a finished one it is acked and changes nothing."""
@@ -210,6 +230,7 @@ class Calls:
         """Tell every socket of both, but the one that did it, that the call is over."""
         self._stop_ring(call.id)
         self._known.pop(call.id, None)
+        self._drop(call.id)
         self._bus.publish(ENDED, str(call.id).encode())
         sender = by.session.user_id if by else None
         for user_id in (call.caller_id, call.callee_id):
@@ -220,6 +241,12 @@ class Calls:
             frame = _hangup(call, told, sender, None if own else payload)
             self._hub.send(user_id, frame, skip=by.peer_id if own and by else "")
 
+    def _drop(self, call_id: UUID) -> None:
+        """Let nothing wait for a call that is over; nobody waits for that."""
+        task = asyncio.get_running_loop().create_task(self._waiting.end(call_id))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def hear_ended(self, message: bytes) -> None:
         """Another instance ended a call."""
         call_id = UUID(message.decode())
@@ -229,8 +256,8 @@ class Calls:
     def _ring_over(self, call_id: UUID) -> None:
         self._rings.pop(call_id, None)
         task = asyncio.get_running_loop().create_task(self._expire(call_id))
-        self._timeouts.add(task)
-        task.add_done_callback(self._timeouts.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _expire(self, call_id: UUID) -> None:
         try:
@@ -258,6 +285,7 @@ class Calls:
                 raise InvalidState  # the other account is gone
             known = self._known[call.id] = _Known(call.caller_id, call.callee_id, call.silent)
         known.checked = time.monotonic()
+        known.rings_until = known.checked + RING_SECONDS if call.status == "ringing" else 0.0
         return known
 
     def _stop_ring(self, call_id: UUID) -> None:

@@ -223,3 +223,59 @@ async def test_an_unanswered_call_is_missed_once_whoever_sweeps(services: Servic
                 assert (entry["status"], entry["end_reason"]) == ("missed", "timeout")
                 entry = (await bob.get(f"/calls/{talking}")).json
                 assert (entry["status"], entry["end_reason"]) == ("ended", "heartbeat_lost")
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("servers", [1, 2])
+async def test_a_callee_who_opens_a_socket_in_time_gets_all_of_it_in_order_and_once(
+    services: Services, servers: int
+) -> None:
+    async with place(services) as shared, serving(shared) as one, serving(shared) as two:
+        alice, bob = await Account().register(one.url), await Account().register((one, two)[servers - 1].url)
+        call_id = str(uuid4())
+        async with alice.socket() as a:
+            ack = await a.send("call_offer", **offer(bob, call_id))
+            assert (ack["type"], ack["delivered"]) == ("ack", False)
+            sent = [PAYLOAD[:-4] + f"{number:03}=" for number in range(40)]
+            for payload in sent[:20]:
+                await a.send("ice_candidate", call_id=call_id, encrypted_payload=payload)
+            later = asyncio.ensure_future(_send_all(a, call_id, sent[20:]))
+            async with bob.socket() as phone, bob.socket() as tablet:
+                await later
+                for device in (phone, tablet):
+                    assert (await device.expect("call_offer"))["call_id"] == call_id
+                    assert device.frames[0]["type"] == "ice_candidate"
+                    while len(device.frames) < 40:
+                        await asyncio.sleep(0.01)
+                    assert [frame["encrypted_payload"] for frame in device.frames] == sent
+                    device.frames.clear()
+                await phone.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
+                await tablet.expect("call_hangup", reason="answered_elsewhere")
+                await a.expect("call_answer")
+                assert await one.app.redis.keys("call:waiting:*") == []
+            async with bob.socket() as again:
+                await again.silent(0.2)
+            await a.send("call_hangup", call_id=call_id)
+
+
+async def _send_all(socket: Socket, call_id: str, payloads: list[str]) -> None:
+    for payload in payloads:
+        await socket.send("ice_candidate", call_id=call_id, encrypted_payload=payload)
+
+
+@pytest.mark.gen_test
+async def test_what_waits_vanishes_with_the_call(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice, bob = await Account().register(server.url), await Account().register(server.url)
+        call_id = str(uuid4())
+        async with alice.socket() as a:
+            await a.send("call_offer", **offer(bob, call_id))
+            redis = server.app.redis
+            [key] = await redis.keys("call:waiting:*")
+            assert 50 <= await redis.ttl(key) <= 60
+            await a.send("call_hangup", call_id=call_id)
+            while await redis.keys("call:waiting:*"):
+                await asyncio.sleep(0.01)
+            async with bob.socket() as b:
+                await b.silent(0.2)
+        assert (await bob.get(f"/calls/{call_id}")).json["end_reason"] == "cancelled"

@@ -1,0 +1,86 @@
+"""What operators do to an account: each change is one transaction, with its line in the audit log."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from uuid import UUID
+
+from models import audit, sessions, users
+from models.database import Database, Row
+
+
+async def find(db: Database, public_id: str) -> Row | None:
+    """``id, public_id, created_at, is_online, last_seen, suspended_at``, and ``endable``: how many sessions ending all
+    of them would end."""
+    return await db.row(
+        """SELECT id, public_id, created_at, is_online, last_seen, suspended_at,
+                  (SELECT count(*) FROM sessions WHERE user_id = users.id AND revoked_at IS NULL) AS endable
+           FROM users WHERE lower(public_id) = lower($1)""",
+        public_id,
+    )
+
+
+class Change(NamedTuple):
+    """Whether anything was changed (and noted), and the sessions that ended: tell the servers of them."""
+
+    changed: bool
+    ended: list[sessions.Ended]
+
+
+async def _lock(db: Database, user_id: UUID) -> Row | None:
+    """The account's row, first of all that is changed with it: whoever signs in meanwhile waits, and then finds the
+    change, or was before us and is found by it."""
+    return await db.row("SELECT public_id, suspended_at FROM users WHERE id = $1 FOR UPDATE", user_id)
+
+
+async def suspend(db: Database, user_id: UUID, actor: str) -> Change | None:
+    """Keep an account from signing in, and end its sessions; None when it is gone."""
+    async with db.transaction():
+        account = await _lock(db, user_id)
+        if account is None:
+            return None
+        suspended = await db.execute(
+            "UPDATE users SET suspended_at = now() WHERE id = $1 AND suspended_at IS NULL", user_id
+        )
+        ended = await sessions.end_all(db, user_id)
+        if suspended or ended:
+            await audit.note(db, actor, "suspend", user_id, account["public_id"])
+        return Change(bool(suspended or ended), ended)
+
+
+async def unsuspend(db: Database, user_id: UUID, actor: str) -> Change | None:
+    """Let an account sign in again; None when it is gone. The sessions that it had stay ended."""
+    async with db.transaction():
+        account = await _lock(db, user_id)
+        if account is None:
+            return None
+        changed = await db.execute(
+            "UPDATE users SET suspended_at = NULL WHERE id = $1 AND suspended_at IS NOT NULL", user_id
+        )
+        if changed:
+            await audit.note(db, actor, "unsuspend", user_id, account["public_id"])
+        return Change(bool(changed), [])
+
+
+async def end_sessions(db: Database, user_id: UUID, actor: str) -> Change | None:
+    """Sign an account out everywhere; None when it is gone."""
+    async with db.transaction():
+        account = await _lock(db, user_id)
+        if account is None:
+            return None
+        ended = await sessions.end_all(db, user_id)
+        if ended:
+            await audit.note(db, actor, "end-sessions", user_id, account["public_id"])
+        return Change(bool(ended), ended)
+
+
+async def delete(db: Database, user_id: UUID, actor: str) -> Change | None:
+    """Erase an account as its owner can (contract section 10); None when it is gone."""
+    async with db.transaction():
+        account = await _lock(db, user_id)
+        if account is None:
+            return None
+        ended = await sessions.end_all(db, user_id)
+        await users.delete(db, user_id)
+        await audit.note(db, actor, "delete", user_id, account["public_id"])
+        return Change(True, ended)

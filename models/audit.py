@@ -1,0 +1,32 @@
+"""The audit log: what operators did to whom. A line is written in the transaction of the change it tells of."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import peewee
+
+from models.database import Database, Table
+
+
+class AuditEntry(Table):
+    id = peewee.BigIntegerField(primary_key=True)
+    at = peewee.DateTimeField()
+    actor = peewee.TextField()
+    action = peewee.TextField()
+    user_id = peewee.UUIDField()
+    public_id = peewee.TextField()
+
+    class Meta:
+        table_name = "audit_log"
+
+
+async def note(db: Database, actor: str, action: str, user_id: UUID, public_id: str) -> None:
+    """Write a line, in the caller's transaction. ``actor`` is who did it, ``action`` a verb."""
+    await db.execute(
+        "INSERT INTO audit_log (actor, action, user_id, public_id) VALUES ($1, $2, $3, $4)",
+        actor,
+        action,
+        user_id,
+        public_id,
+    )

@@ -1,0 +1,198 @@
+"""Cleanup: rows that have served their purpose are removed, in batches that hold no lock for long.
+
+Every batch is one statement, and so a transaction of its own. It takes rows that nobody else holds (SKIP LOCKED): it
+waits for no request, and several cleanups at once share the work.
+
+**Prekeys.** A key id that a phone sent before must be refused for ever (contract section 3), so the ids outlive the
+rows, exactly, as a set of ranges for each user and kind: ``spent_prekeys``. A phone counts its keys, so a whole life
+of them is one or a few ranges, where the rows take 200 bytes each, and a Kyber key ten times that. A highest id, up to
+which all is refused, would be smaller still, and wrong: libsignal's apps begin to count at a random id and wrap around,
+and would be refused ids that they never sent. A trigger on the tables of prekeys refuses what is in the set.
+
+**Sessions.** One is of no use when it was revoked, or 30 days after its last use: then it is too idle to be refreshed,
+and the last access token issued to it, which lives 30 days at the most, has expired as well. Until then the row must
+stay, even when ``expires_at`` has passed: without it, changing the password could not end those tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import peewee
+
+from config.retention import Retention
+from models.database import Database, Enum, Table
+from models.sessions import IDLE_DAYS
+from models.users import User
+
+BATCH = 1000  # rows a statement: 10 to 40 ms, where a request may wait 1.5 s for its answer
+# Until then a starting server asks which sessions have ended. The longest life that JWT_EXPIRATION_HOURS may give, not
+# the present one: tokens keep the life they were issued with. An hour more for clocks that differ.
+ENDED_KEPT = timedelta(hours=720 + 1)
+# A challenge is judged by a server's clock, and removed by the database's: one removed too early could be used again.
+CHALLENGES_KEPT = timedelta(hours=1)
+COUNTING = 3600.0  # seconds; to count is to read all that is due, which after years may be long
+
+
+class SpentPrekeys(Table):
+    """The ids of a user's prekeys that are refused though their rows are gone."""
+
+    user = peewee.ForeignKeyField(User, on_delete="CASCADE")
+    kind = Enum("prekey_kind")
+    key_ids = Enum("int8multirange")  # not an enum, but likewise a type that peewee has no field for
+
+    class Meta:
+        table_name = "spent_prekeys"
+        primary_key = peewee.CompositeKey("user", "kind")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One kind of rows. Both statements take how long rows are kept, and give one row with a number for each table:
+    ``count`` of all that is due, ``remove`` of the batch that it has removed."""
+
+    kept: timedelta
+    count: str
+    remove: str
+
+
+def _plain(table: str, key: str, moment: str, kept: timedelta) -> Step:
+    """Rows of which nothing need be remembered, ``kept`` after ``moment``. The oldest go first, for that is how the
+    index has them."""
+    due = f"{moment} < now() - $1::interval"
+    return Step(
+        kept,
+        f"SELECT count(*) AS {table} FROM {table} WHERE {due}",
+        f"""WITH due AS (
+                SELECT {key} FROM {table} WHERE {due} ORDER BY {moment} LIMIT {BATCH} FOR UPDATE SKIP LOCKED
+            ), gone AS (
+                DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM due) RETURNING 1
+            )
+            SELECT count(*) AS {table} FROM gone""",
+    )
+
+
+def _prekeys(table: str, kind: str, name: str, moment: str, which: str, kept: timedelta) -> Step:
+    """Prekeys, whose ids are noted as they go; reported as ``name``.
+
+    The owners are locked with their keys: the note refers to them, and the deletion of an account locks the two in the
+    other order. Notes are written in the order of users, so that two cleanups don't wait for each other in a circle.
+    """
+    due = f"{which} AND p.{moment} < now() - $1::interval"
+    return Step(
+        kept,
+        f"SELECT count(*) AS {name} FROM {table} AS p WHERE {due}",
+        f"""WITH due AS (
+                SELECT p.id FROM {table} AS p JOIN users AS owner ON owner.id = p.user_id
+                WHERE {due} ORDER BY p.{moment} LIMIT {BATCH}
+                FOR UPDATE OF p SKIP LOCKED FOR KEY SHARE OF owner SKIP LOCKED
+            ), gone AS (
+                DELETE FROM {table} WHERE id IN (SELECT id FROM due) RETURNING user_id, key_id
+            ), noted AS (
+                INSERT INTO spent_prekeys AS known (user_id, kind, key_ids)
+                SELECT user_id, '{kind}', range_agg(int8range(key_id, key_id, '[]'))
+                FROM gone GROUP BY user_id ORDER BY user_id
+                ON CONFLICT (user_id, kind) DO UPDATE SET key_ids = known.key_ids + excluded.key_ids
+            )
+            SELECT count(*) AS {name} FROM gone""",
+    )
+
+
+# As the index sessions_over has it.
+_OVER = f"least(revoked_at, (last_used_at AT TIME ZONE 'UTC' + interval '{IDLE_DAYS} days') AT TIME ZONE 'UTC')"
+
+
+def _sessions(kept: timedelta) -> Step:
+    """Sessions with their spent refresh tokens, of which one session may have thousands: a batch takes so many tokens,
+    and the sessions that had none left before it."""
+    due = f"{_OVER} < now() - $1::interval"
+    return Step(
+        kept,
+        f"""SELECT (SELECT count(*) FROM sessions WHERE {due}) AS sessions,
+                   (SELECT count(*) FROM sessions JOIN spent_refresh_tokens ON session_id = sessions.id WHERE {due})
+                       AS spent_refresh_tokens""",
+        f"""WITH due AS (
+                SELECT id FROM sessions WHERE {due} ORDER BY {_OVER} LIMIT {BATCH} FOR UPDATE SKIP LOCKED
+            ), tokens AS (
+                DELETE FROM spent_refresh_tokens WHERE token_hash IN (
+                    SELECT token_hash FROM spent_refresh_tokens WHERE session_id IN (SELECT id FROM due) LIMIT {BATCH})
+                RETURNING 1
+            ), gone AS (
+                DELETE FROM sessions WHERE id IN (SELECT id FROM due)
+                    AND NOT EXISTS (SELECT 1 FROM spent_refresh_tokens WHERE session_id = sessions.id)
+                RETURNING 1
+            )
+            SELECT (SELECT count(*) FROM gone) AS sessions, (SELECT count(*) FROM tokens) AS spent_refresh_tokens""",
+    )
+
+
+def steps(retention: Retention) -> list[Step]:
+    """What there is to clean up."""
+    keys = timedelta(days=retention.prekey_retention_days)
+    found = [
+        _prekeys("one_time_prekeys", "one_time", "one_time_prekeys", "used_at", "p.used", keys),
+        _prekeys("kyber_prekeys", "kyber", "kyber_prekeys", "used_at", "p.used", keys),
+        _prekeys(
+            "kyber_prekeys",
+            "last_resort",
+            "last_resort_kyber_prekeys",
+            "superseded_at",
+            "p.superseded_at IS NOT NULL",
+            keys,
+        ),
+        _prekeys("signed_prekeys", "signed", "signed_prekeys", "superseded_at", "p.superseded_at IS NOT NULL", keys),
+        _sessions(timedelta(days=retention.session_retention_days)),
+        _plain("ended_sessions", "session_id", "ended_at", ENDED_KEPT),
+        _plain("spent_challenges", "nonce", "expires_at", CHALLENGES_KEPT),
+    ]
+    if retention.call_retention_days:
+        # From their end: a call that rings or goes on has none, and is never due.
+        found.append(_plain("call_sessions", "id", "ended_at", timedelta(days=retention.call_retention_days)))
+    return found
+
+
+async def due(db: Database, retention: Retention) -> dict[str, int]:
+    """How many rows of each table a cleanup would remove now."""
+    counted: dict[str, int] = {}
+    async with db.pool.acquire() as connection, connection.transaction(readonly=True):
+        await connection.execute("SET LOCAL statement_timeout = 0")  # the limit is for requests
+        for step in steps(retention):
+            row = await connection.fetchrow(step.count, step.kept, timeout=COUNTING)
+            counted.update(row or {})
+    return counted
+
+
+async def clean(
+    db: Database,
+    retention: Retention,
+    *,
+    seconds: float = float("inf"),
+    tell: Callable[[dict[str, int]], None] = lambda _: None,
+) -> dict[str, int]:
+    """Remove what is due, for about so many seconds at the most; how many rows of each table.
+
+    A batch of each kind in turn, so that much of one does not keep the others waiting; ``tell`` is told after each.
+    After a batch comes a rest of the same length: half of the time is everybody else's, and more when they are slowed.
+    """
+    removed: dict[str, int] = {}
+    deadline = time.monotonic() + seconds
+    left = steps(retention)
+    while left:
+        for step in tuple(left):
+            started = time.monotonic()
+            if started > deadline:
+                return removed
+            row = await db.row(step.remove, step.kept)
+            assert row is not None  # counts always are
+            for table, number in row.items():
+                removed[table] = removed.get(table, 0) + number
+            if any(row.values()):
+                tell(removed)
+                await asyncio.sleep(time.monotonic() - started)
+            else:
+                left.remove(step)
+    return removed
