@@ -1,0 +1,54 @@
+# Mimu's server. Build: docker build -t mimu . -- everything else it needs stands in docker-compose.yml.
+
+# The first stage may have compilers and pip; nothing of it but the installed packages reaches the image.
+FROM python:3.12-slim-bookworm AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+COPY requirements/server.txt /build/server.txt
+# Each file that comes from outside must have a hash of the lock. What is built from source here can't have one, so the
+# environment below is filled from this folder alone, without an index. It gets no pip: who breaks in finds none.
+RUN pip wheel --require-hashes --requirement /build/server.txt --wheel-dir /build/wheels \
+    && python -m venv --without-pip /opt/mimu \
+    && pip --python /opt/mimu/bin/python install --no-index --no-deps --compile /build/wheels/*.whl
+
+FROM python:3.12-slim-bookworm
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="mimu" \
+      org.opencontainers.image.description="The server of an end-to-end encrypted messenger" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+# A number of our own, so that the owner of the volume is the same on every machine. The folders are made here because
+# a named volume takes its owner from what it covers. The base image's pip goes.
+RUN groupadd --system --gid 10001 mimu \
+    && useradd --system --uid 10001 --gid mimu --no-create-home --home-dir /var/lib/mimu \
+       --shell /usr/sbin/nologin mimu \
+    && install -d -o mimu -g mimu -m 0700 /var/lib/mimu /var/lib/mimu/turn \
+    && python -m pip uninstall --yes --quiet --root-user-action=ignore pip
+
+COPY --from=build /opt/mimu /opt/mimu
+WORKDIR /app
+# Owned by root: the server can read its code and not change it.
+COPY server.py turnserver.conf ./
+COPY config ./config
+COPY handlers ./handlers
+COPY migrations ./migrations
+COPY models ./models
+COPY plugins ./plugins
+COPY scripts ./scripts
+
+# Unbuffered, so that the last lines before a crash are in the log. No bytecode is written: the root may be read-only.
+ENV PATH=/opt/mimu/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    MIMU_ENV=production \
+    MIMU_DATA_DIR=/var/lib/mimu
+USER 10001:10001
+EXPOSE 8080
+
+# /health/ready asks PostgreSQL and Redis too, and answers within 2 s; 503 makes urllib raise, which is exit code 1.
+# The empty ProxyHandler: a proxy in the container's environment isn't for its own loopback.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --start-interval=1s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open(f\"http://127.0.0.1:{os.environ.get('PORT') or 8080}/health/ready\", timeout=4)"]
+CMD ["python", "server.py"]
