@@ -44,6 +44,7 @@ from plugins import App, Every, Plugin, Timer
 
 log = structlog.get_logger(__name__)
 
+REFUSED = (asyncpg.PostgresError, asyncpg.InterfaceError, RedisError, ValueError)  # an address or a password is wrong
 WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
 OUTAGES = (Unavailable, RedisError)  # what a client is told as 503
 
@@ -126,6 +127,9 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         instance_id = uuid4()
         metrics = Metrics()
         bus = Bus(redis, instance_id)
+        metrics.counts(
+            "mimu_bus_dropped_total", "Messages between instances that Redis never got.", lambda: bus.dropped
+        )
         hub = Hub(bus, metrics, instance_id)
         keyrings = KeyringFile(core.keyring_path)
         tokens = Tokens(keyrings.ring("jwt", core.jwt_secrets), core.jwt_expiration_hours * 3600)
@@ -212,10 +216,12 @@ def assemble(app: App, features: Sequence[Plugin]) -> Site:
             await greet(peer)
 
     health = {"checks": {**own, **checks}}
+    # Without Redis this server still serves its own users; a load balancer that took it out would serve nobody.
+    ready = {"checks": {"database": database, **checks}}
     return Site(
         [
             ("/health", Health, health),
-            ("/health/ready", Health, health),
+            ("/health/ready", Health, ready),
             ("/health/live", Live),
             ("/metrics", MetricsPage),
             ("/ws", SocketHandler, {"hub": app.hub, "events": events, "welcome": welcome}),
@@ -273,14 +279,7 @@ def main() -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(configuration))
-    except (
-        embedded.EmbeddedError,
-        migrations.MigrationError,
-        plugins.Clash,
-        Unavailable,
-        asyncpg.PostgresError,
-        OSError,
-    ) as error:
+    except (embedded.EmbeddedError, migrations.MigrationError, plugins.Clash, Unavailable, OSError, *REFUSED) as error:
         print(f"Mimu can't start: {error}", file=sys.stderr)
         return 1
     return 0

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
@@ -72,6 +73,24 @@ def _level(value: str) -> str:
     return "warning" if word == "warn" else word
 
 
+def _url(*schemes: str) -> AfterValidator:
+    def check(value: SecretStr) -> SecretStr:
+        try:
+            parts = urlsplit(value.get_secret_value())
+            known = parts.scheme in schemes and bool(parts.hostname or parts.path) and (parts.port or 0) >= 0
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError(f"expected {schemes[0]}://user:password@host:port/name")
+        return value
+
+    return AfterValidator(check)
+
+
+DatabaseUrl = Annotated[SecretStr, _url("postgresql", "postgres")]
+RedisUrl = Annotated[SecretStr, _url("redis", "rediss", "unix")]
+
+
 class Core(Section):
     """What the house itself needs to know; each feature adds a section of its own."""
 
@@ -85,9 +104,9 @@ class Core(Section):
         "info", description="debug, info, warning or error. RUST_LOG is read too."
     )
 
-    database_url: SecretStr | None = Field(None, description="PostgreSQL 16 or newer; unset starts the embedded one.")
+    database_url: DatabaseUrl | None = Field(None, description="PostgreSQL 16 or newer; unset starts the embedded one.")
     database_max_connections: int = Field(20, ge=2, le=1000, description="Size of the connection pool.")
-    redis_url: SecretStr | None = Field(None, description="Redis 7 or Valkey; unset starts the embedded one.")
+    redis_url: RedisUrl | None = Field(None, description="Redis 7 or Valkey; unset starts the embedded one.")
 
     jwt_secret: SecretStr | None = Field(None, description="Signs access tokens; at least 32 characters.")
     keyring_file: Path | None = Field(

@@ -38,7 +38,7 @@ class Bus:
         self._pubsub: PubSub | None = None
         self._speaking = asyncio.Lock()  # commands on the one subscription keep their order
         self.up = False
-        self.dropped = 0
+        self.dropped = 0  # messages that Redis never got
         self.on_return: list[Callable[[], None]] = []  # called when the subscriptions are back after an outage
 
     @contextlib.asynccontextmanager

@@ -35,7 +35,8 @@ async def examine(checks: Mapping[str, Check]) -> dict[str, str]:
 
 
 class Health(ApiHandler):
-    """``GET /health`` and ``/health/ready``: 200 when every check passes, else 503."""
+    """``GET /health``: 200 when every check passes, else 503. ``/health/ready`` asks only for what nothing works
+    without."""
 
     public = True
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -14,6 +17,14 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 
 # A client may invent methods; a label may not be invented.
 _METHODS = frozenset(("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"))
+
+
+class _Kept(Collector):
+    def __init__(self, name: str, text: str, value: Callable[[], float]) -> None:
+        self._name, self._text, self._value = name, text, value
+
+    def collect(self) -> Iterable[Metric]:
+        yield CounterMetricFamily(self._name, self._text, value=self._value())
 
 
 class Metrics:
@@ -52,6 +63,10 @@ class Metrics:
         )
         self.uptime = Gauge("mimu_uptime_seconds", "Time since start.", registry=self.registry)
         self.uptime.set_function(lambda: time.monotonic() - self.started)
+
+    def counts(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """A counter that is read from where it is kept."""
+        self.registry.register(_Kept(name, text, value))
 
     def observe(self, handler: str, method: str, status: int, seconds: float) -> None:
         """One answered request. The children are kept: looking labels up costs more than counting."""

@@ -73,8 +73,11 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         if self.request.method != "GET":
             raise errors.MethodNotAllowed
         result = ApiHandler.prepare(self)
-        if self.request.headers.get("Upgrade", "").lower() != "websocket":
+        headers = self.request.headers
+        if headers.get("Upgrade", "").lower() != "websocket" or "upgrade" not in headers.get("Connection", "").lower():
             raise InvalidRequest("This address speaks WebSocket only.")
+        if headers.get("Sec-WebSocket-Version") not in ("7", "8", "13") or "Sec-WebSocket-Key" not in headers:
+            raise InvalidRequest("The WebSocket handshake must be of version 13 (RFC 6455), with a key.")
         if not self.check_origin(self.request.headers.get("Origin")):
             raise errors.Forbidden("This origin may not open sockets here.")
         return result

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -122,13 +123,23 @@ def test_check_config_tells_every_fault_at_once_and_no_value(tmp_path: Path) -> 
         "RATE_LIMIT_LOGIN": "often",
         "TURN_TLS_PORT": "-1",
         "MIMU_ENV": "staging",
+        "DATABASE_URL": "mysql://" + secret,
+        "REDIS_URL": "redis://host:port-" + secret,
         "PLUGINS_DISABLED": "nope",
         "MIMU_DATA_DIR": str(tmp_path),
     }
     result = check_config(**faulty)
     assert result.returncode == 78
     told = {line.partition(":")[0] for line in result.stderr.splitlines()}
-    assert {"PORT", "TRUSTED_PROXIES", "RATE_LIMIT_LOGIN", "TURN_TLS_PORT", "MIMU_ENV"} <= told
+    assert {
+        "DATABASE_URL",
+        "REDIS_URL",
+        "PORT",
+        "TRUSTED_PROXIES",
+        "RATE_LIMIT_LOGIN",
+        "TURN_TLS_PORT",
+        "MIMU_ENV",
+    } <= told
     assert "PLUGINS_DISABLED" in result.stderr
     assert secret not in result.stderr
     good = check_config(MIMU_DATA_DIR=str(tmp_path))
@@ -162,6 +173,21 @@ def test_production_does_not_start_with_a_bad_secret(jwt: str, turn: str, told: 
         timeout=30,
     )
     assert (started.returncode, started.stderr) == (78, result.stderr)
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_a_wrong_password_is_told_in_a_sentence(services: Services) -> None:
+    async with place(services) as shared:
+        parts = urlsplit(shared.dsn)
+        wrong = shared.dsn.replace(parts.password or "", "wrong")
+        environment = {"PATH": os.environ["PATH"], **shared.environment, "DATABASE_URL": wrong}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, str(ROOT / "server.py"), env=environment, stderr=asyncio.subprocess.PIPE, cwd=ROOT
+        )
+        _, said = await asyncio.wait_for(process.communicate(), 30)
+        assert process.returncode == 1
+        assert "password authentication failed" in said.decode()
+        assert "Traceback" not in said.decode()
 
 
 @pytest.mark.gen_test(timeout=60)

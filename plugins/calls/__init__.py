@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from config.settings import Section
+from pydantic import Field
+
+from config.settings import Rate, RateLimit, Section
 from handlers.socket import Event
 from plugins import App, Every, Plugin
 from plugins.calls import http, shapes
@@ -15,12 +17,12 @@ from plugins.calls.waiting import Waiting
 
 
 class Settings(Section):
-    """Nothing to set: the times of a call are part of the contract."""
+    rate_limit_offers: RateLimit = Field(Rate(60, 600), description="Calls a user may start; each leaves a row.")
 
 
 def setup(app: App, settings: Settings) -> Plugin:
     waiting = Waiting(app.db, app.redis)
-    calls = Calls(app.db, app.hub, app.bus, waiting, limited=app.limits.on)
+    calls = Calls(app.db, app.hub, app.bus, waiting, app.limits, settings.rate_limit_offers)
     history = History(app.db)
 
     @contextlib.asynccontextmanager

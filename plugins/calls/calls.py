@@ -11,9 +11,11 @@ from uuid import UUID
 
 import structlog
 
+from config.settings import Rate
 from handlers.bus import Bus
 from handlers.errors import ApiError, Conflict, Forbidden, InvalidRequest, NotFound, RateLimited
 from handlers.hub import Hub, Peer
+from handlers.limits import Limits
 from handlers.socket import Answer
 from models import calls
 from models.calls import RING_SECONDS, Call
@@ -70,8 +72,9 @@ class _Known:
 
 
 class Calls:
-    def __init__(self, db: Database, hub: Hub, bus: Bus, waiting: Waiting, *, limited: bool) -> None:
-        self._db, self._hub, self._bus, self._waiting, self._limited = db, hub, bus, waiting, limited
+    def __init__(self, db: Database, hub: Hub, bus: Bus, waiting: Waiting, limits: Limits, offers: Rate) -> None:
+        self._db, self._hub, self._bus, self._waiting = db, hub, bus, waiting
+        self._limits, self._offers = limits, offers
         self._known: dict[UUID, _Known] = {}
         self._rings: dict[UUID, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -88,6 +91,7 @@ class Calls:
         caller = peer.session.user_id
         if offer.to_user_id == caller:
             raise CannotCallSelf
+        await self._limits.spend("offers", str(caller), self._offers)
         rung = await calls.ring(self._db, offer.call_id, caller, offer.to_user_id, offer.call_type)
         if rung is None:
             raise UserNotFound
@@ -182,7 +186,7 @@ class Calls:
         else:
             raise NotParticipant
         known.candidates += 1
-        if self._limited and known.candidates > CANDIDATES:
+        if self._limits.on and known.candidates > CANDIDATES:
             raise RateLimited(RING_SECONDS)
         frame: dict[str, object] = {
             "type": "ice_candidate",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, StringConstraints, ValidationError
 
@@ -36,6 +38,32 @@ def _obeyed(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _plain_https(value: str) -> str:
+    """An address that a client may load without betraying anything but that it does."""
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        raise ValueError("not an address") from None
+    if parts.scheme != "https" or not host or not value.isascii() or any(c.isspace() for c in value):
+        raise ValueError("must be an https address")
+    if "@" in parts.netloc:
+        raise ValueError("must not bear user information")
+    if _is_address(host):
+        raise ValueError("must name a host, not an address")
+    return value
+
+
+def _is_address(host: str) -> bool:
+    """Whether browsers would take the host for an IP literal; also ``127.1`` and ``0x7f000001``."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        last = host.rstrip(".").rpartition(".")[2]
+        return last.isdecimal() or last.startswith("0x")
+    return True
+
+
 class SearchQuery(Shape):
     q: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{2,32}$")]
 
@@ -49,6 +77,6 @@ class ChangeMe(Shape):
 
     display_name: DisplayName | None = None
     bio: Annotated[str, StringConstraints(max_length=500)] | None = None
-    avatar_url: Annotated[str, StringConstraints(max_length=2048)] | None = None
+    avatar_url: Annotated[str, StringConstraints(max_length=2048), AfterValidator(_plain_https)] | None = None
     language: Language | None = None
     settings: Annotated[dict[str, Any], AfterValidator(_small), AfterValidator(_obeyed)] | None = None

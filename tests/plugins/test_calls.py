@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from datetime import datetime
 from uuid import uuid4
@@ -261,6 +262,22 @@ async def test_a_callee_who_opens_a_socket_in_time_gets_all_of_it_in_order_and_o
 async def _send_all(socket: Socket, call_id: str, payloads: list[str]) -> None:
     for payload in payloads:
         await socket.send("ice_candidate", call_id=call_id, encrypted_payload=payload)
+
+
+@pytest.mark.gen_test
+async def test_nobody_fills_the_database_with_offers(services: Services) -> None:
+    limits = {"RATE_LIMITS": "on", "RATE_LIMIT_OFFERS": "2/hour"}
+    async with place(services) as shared, serving(shared, **limits) as server:
+        alice, bob = await Account().register(server.url), await Account().register(server.url)
+        async with alice.socket() as a:
+            answers = [await a.send("call_offer", **offer(bob, str(uuid4()))) for _ in range(3)]
+            assert [answer["type"] for answer in answers] == ["ack", "ack", "error"]
+            assert (answers[2]["code"], answers[2]["retry_after"] > 0) == ("rate_limited", True)
+            call_id = answers[1]["call_id"]
+            for _ in range(300):
+                await a.raw(json.dumps({"type": "ice_candidate", "call_id": call_id, "encrypted_payload": "AAAA"}))
+                await asyncio.sleep(0.017)
+            assert (await a.send("ice_candidate", call_id=call_id, encrypted_payload="AAAA"))["code"] == "rate_limited"
 
 
 @pytest.mark.gen_test

@@ -113,6 +113,8 @@ async def test_an_avatar_is_a_plain_https_address(services: Services) -> None:
         ):
             answer = await me.put("/users/me", {"avatar_url": bad})
             assert (answer.status, answer.fields()) == (400, ["avatar_url"]), bad
+        both = await me.put("/users/me", {"avatar_url": "http://x", "bio": "x" * 501})
+        assert set(both.fields()) == {"avatar_url", "bio"}
         assert (await me.get("/users/me")).json["avatar_url"] == good
     async with place(services) as shared, serving(shared, AVATAR_ALLOWED_HOSTS="cdn.example.org") as server:
         me = await Account().register(server.url)
