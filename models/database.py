@@ -167,6 +167,10 @@ class _Pool(PoolBackend):
 
     pool: asyncpg.Pool[asyncpg.Record] | None
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._returning: set[asyncio.Task[None]] = set()
+
     async def create(self) -> None:
         options = dict(self.connect_params)
         with _outages():
@@ -189,19 +193,32 @@ class _Pool(PoolBackend):
     def has_acquired_connections(self) -> bool:
         return self.pool is not None and self.pool.get_idle_size() < self.pool.get_size()
 
-    async def acquire(self) -> Any:
+    async def raw(self) -> Raw:
+        """A connection, within ACQUIRE_SECONDS. Raises Unavailable."""
         with _outages():
             if self.pool is None:
                 raise OSError("the pool is closed")
-            return _Connection(await self.pool.acquire(timeout=ACQUIRE_SECONDS))
+            connection: Raw = await self.pool.acquire(timeout=ACQUIRE_SECONDS)
+            return connection
 
-    async def release(self, conn: Any) -> None:
+    async def give_back(self, raw: Raw) -> None:
         # Nothing resets a connection here, so one that comes back inside a transaction must not be used again.
-        if conn.raw.is_in_transaction():
-            conn.raw.terminate()
+        if raw.is_in_transaction():
+            raw.terminate()
         if self.pool is not None:
             with contextlib.suppress(*_AWAY):
-                await self.pool.release(conn.raw)
+                await self.pool.release(raw)
+
+    def give_back_later(self, raw: Raw) -> None:
+        task = asyncio.get_running_loop().create_task(self.give_back(raw))
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
+
+    async def acquire(self) -> Any:
+        return _Connection(await self.raw())
+
+    async def release(self, conn: Any) -> None:
+        await self.give_back(conn.raw)
 
     async def close(self) -> None:
         if self.pool is None:
@@ -255,51 +272,77 @@ class Database:
             async with self._peewee.aio_atomic():  # a savepoint
                 yield
             return
-        connection = await self._peewee.pool_backend.acquire()
-        context = ConnectionContext(connection)
-        context.transaction_is_opened = True
-        token = connection_context.set(context)
-        try:
-            await self.execute("BEGIN")
-            yield
-            await self.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(Unavailable):
-                await self.execute("ROLLBACK")
-            raise
-        finally:
-            connection_context.reset(token)
-            await self._peewee.pool_backend.release(connection)
+        async with self._connection() as raw:
+            context = ConnectionContext(_Connection(raw))
+            context.transaction_is_opened = True
+            token = connection_context.set(context)
+            try:
+                await self.execute("BEGIN")
+                yield
+                await self.execute("COMMIT")
+            except Unavailable:
+                raise  # the connection is given up with its transaction; asking it again would only take longer
+            except BaseException:
+                with contextlib.suppress(Unavailable):
+                    await self.execute("ROLLBACK")
+                raise
+            finally:
+                connection_context.reset(token)
 
     async def fetch(self, sql: str, *args: Any) -> list[asyncpg.Record]:
-        with _outages():
-            return await self._here().fetch(sql, *args)  # type: ignore[no-any-return]
+        async with self._connection() as connection:
+            return await connection.fetch(sql, *args)
 
     async def row(self, sql: str, *args: Any) -> asyncpg.Record | None:
-        with _outages():
-            return await self._here().fetchrow(sql, *args)  # type: ignore[no-any-return]
+        async with self._connection() as connection:
+            return await connection.fetchrow(sql, *args)
 
     async def value(self, sql: str, *args: Any) -> Any:
-        with _outages():
-            return await self._here().fetchval(sql, *args)
+        async with self._connection() as connection:
+            return await connection.fetchval(sql, *args)
 
     async def execute(self, sql: str, *args: Any) -> int:
         """Run a statement; the number of rows it changed."""
-        with _outages():
-            status: str = await self._here().execute(sql, *args)
+        async with self._connection() as connection:
+            status: str = await connection.execute(sql, *args)
         last = status.rpartition(" ")[2]
         return int(last) if last.isdecimal() else 0
 
     async def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run a statement once for each row, in one round trip."""
         if rows:
-            with _outages():
-                await self._here().executemany(sql, rows)
+            async with self._connection() as connection:
+                await connection.executemany(sql, rows)
 
-    def _here(self) -> Any:
-        """The connection of the transaction we are in, else the pool."""
+    def _connection(self) -> _Held:
+        """The connection of the transaction we are in, else one of the pool's while the block lasts."""
         context = connection_context.get()
-        return self.pool if context is None else context.connection.raw
+        backend: _Pool = self._peewee.pool_backend
+        return _Held(backend, None if context is None else context.connection.raw)
+
+
+class _Held:
+    """A connection for one block, which waits for it and for its answers no longer than a request may."""
+
+    __slots__ = ("_backend", "_own", "_raw")
+
+    def __init__(self, backend: _Pool, raw: Raw | None) -> None:
+        self._backend, self._raw, self._own = backend, raw, raw is None
+
+    async def __aenter__(self) -> Raw:
+        if self._raw is None:
+            self._raw = await self._backend.raw()
+        return self._raw
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if self._own and self._raw is not None:
+            if error is None:
+                await self._backend.give_back(self._raw)
+            else:
+                # After a timeout asyncpg waits here for its own cancelling; nobody else has to.
+                self._backend.give_back_later(self._raw)
+        if isinstance(error, _AWAY):
+            raise Unavailable(f"PostgreSQL is away ({type(error).__name__})") from error
 
 
 def like_prefix(text: str) -> str:
