@@ -150,6 +150,11 @@ class Socket:
             except StreamClosedError:
                 self.closing = True
 
+    def prolong(self, session: Session) -> None:
+        """Go on under a fresh token."""
+        self.session = session
+        self.schedule()
+
     def schedule(self) -> None:
         """Warn before the token ends, and close when it has."""
         if self._expiry is not None:

@@ -30,15 +30,25 @@ def decode(raw: bytes | str) -> Any:
 
     Raises InvalidRequest.
     """
+    value = parse(raw)
+    judge(raw, value)
+    return value
+
+
+def parse(raw: bytes | str) -> Any:
+    """What a text says, when it is JSON. It may still hold what ``judge`` refuses."""
     try:
-        value = orjson.loads(raw)
+        return orjson.loads(raw)
     except orjson.JSONDecodeError:
         raise InvalidRequest("The body is not valid JSON.", details=[Fault("body", "not valid JSON")]) from None
+
+
+def judge(raw: bytes | str, value: Any) -> None:
+    """Refuse NUL in a string, and nesting deeper than MAX_DEPTH. Raises InvalidRequest."""
     text = raw if isinstance(raw, bytes) else raw.encode()
     # Both counts are upper bounds that cost a microsecond; the walk is for the rare text that reaches them.
     if b"\\u0000" in text or text.count(b"{") + text.count(b"[") > MAX_DEPTH:
         _walk(value, 1)
-    return value
 
 
 def _walk(value: Any, depth: int) -> None:

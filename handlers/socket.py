@@ -21,7 +21,8 @@ from handlers.base import ApiHandler
 from handlers.errors import ApiError, InvalidRequest, Unauthorized
 from handlers.hub import Hub, Peer
 from handlers.peer import WAITING, Socket
-from handlers.shapes import Shape, decode, timestamp
+from handlers.shapes import Shape, judge, parse, timestamp
+from handlers.tokens import Tokens
 
 log = structlog.get_logger(__name__)
 
@@ -45,10 +46,20 @@ class Event:
 
 
 class Auth(Shape):
-    """Prolongs an open socket with a fresh access token."""
-
-    type: str
     access_token: str
+
+
+def prolonging(tokens: Tokens) -> Event:
+    """The frame ``auth {access_token}``, which prolongs an open socket with a fresh token of the same user."""
+
+    def prolong(peer: Peer, auth: Auth) -> Answer:
+        session = tokens.verify(auth.access_token)
+        if session.user_id != peer.session.user_id:
+            raise errors.Forbidden("The token is another user's.")
+        peer.prolong(session)
+        return None
+
+    return Event(Auth, prolong)
 
 
 class SocketHandler(WebSocketHandler, ApiHandler):
@@ -76,7 +87,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         headers = self.request.headers
         if headers.get("Upgrade", "").lower() != "websocket" or "upgrade" not in headers.get("Connection", "").lower():
             raise InvalidRequest("This address speaks WebSocket only.")
-        if headers.get("Sec-WebSocket-Version") not in ("7", "8", "13") or "Sec-WebSocket-Key" not in headers:
+        if headers.get("Sec-WebSocket-Version") != "13" or "Sec-WebSocket-Key" not in headers:
             raise InvalidRequest("The WebSocket handshake must be of version 13 (RFC 6455), with a key.")
         if not self.check_origin(self.request.headers.get("Origin")):
             raise errors.Forbidden("This origin may not open sockets here.")
@@ -87,11 +98,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         if origin is None:
             return True
         allowed = self.application.core.cors_allow_origins
-        return (
-            origin in allowed
-            or "*" in allowed
-            or urlsplit(origin).netloc.lower() == self.request.headers.get("Host", "").lower()
-        )
+        return origin in allowed or "*" in allowed or _host(origin) == self.request.headers.get("Host", "").lower()
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
         return "mimu.v1" if "mimu.v1" in subprotocols else None
@@ -168,20 +175,17 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         try:
             if not isinstance(message, str):
                 raise InvalidRequest("Frames are text, not binary.")
-            frame = decode(message)
+            frame = parse(message)
             if not isinstance(frame, dict):
                 raise InvalidRequest("A frame is a JSON object.")
-            frame_id = _frame_id(frame)
+            frame_id = _frame_id(frame)  # first, so that every refusal of what follows can name it
+            judge(message, frame)
             kind = frame.get("type")
-            if kind == "auth":
-                self._prolong(Auth.model_validate(frame))
-                answer: Any = None
-            else:
-                event = self._events.get(kind) if isinstance(kind, str) else None
-                if event is None or not isinstance(kind, str):
-                    raise InvalidRequest("There is no such type of frame.")
-                self.application.metrics.frame(kind)
-                answer = event.handle(self.peer, event.shape.model_validate(frame))
+            event = self._events.get(kind) if isinstance(kind, str) else None
+            if event is None or not isinstance(kind, str):
+                raise InvalidRequest("There is no such type of frame.")
+            self.application.metrics.frame(kind)
+            answer: Any = event.handle(self.peer, event.shape.model_validate(frame))
             if isawaitable(answer):
                 return self._finish_frame(answer, frame_id)
             self._ack(frame_id, answer)
@@ -223,13 +227,6 @@ class SocketHandler(WebSocketHandler, ApiHandler):
             body["retry_after"] = int(refusal.headers["Retry-After"])
         self.peer.send({"type": "error", **({} if frame_id is None else {"id": frame_id}), **body})
 
-    def _prolong(self, auth: Auth) -> None:
-        session = self.application.tokens.verify(auth.access_token)
-        if session.user_id != self.peer.session.user_id:
-            raise errors.Forbidden("The token is another user's.")
-        self.peer.session = session
-        self.peer.schedule()
-
     def on_pong(self, data: bytes) -> None:
         self.peer.answered = time.monotonic()
 
@@ -251,6 +248,13 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
     def get_compression_options(self) -> None:
         return None  # ciphertext does not compress, and deflate costs 150 KiB a socket
+
+
+def _host(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _frame_id(frame: dict[str, Any]) -> str | None:

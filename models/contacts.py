@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from uuid import UUID
 
 import peewee
@@ -70,13 +71,17 @@ async def unverify(db: Database, verifier_id: UUID, verified_id: UUID) -> bool:
     return bool(await db.run(query))
 
 
-async def verifications(db: Database, verifier_id: UUID) -> list[Row]:
+async def verifications(db: Database, verifier_id: UUID, limit: int, before: tuple[datetime, UUID] | None) -> list[Row]:
     """A user's verifications with the public ids of those verified, the latest first."""
+    earlier = "AND (verified_at, v.id) < ($3, $4)" if before else ""
     return await db.fetch(
-        """SELECT v.id, verified_user_id, public_id, method, verified_fingerprint, trust_level::text, notes, verified_at
+        f"""SELECT v.id, verified_user_id, public_id, method, verified_fingerprint, trust_level::text, notes,
+                   verified_at
            FROM user_verifications v JOIN users ON users.id = verified_user_id
-           WHERE verifier_id = $1 ORDER BY verified_at DESC, v.id""",
+           WHERE verifier_id = $1 {earlier} ORDER BY verified_at DESC, v.id DESC LIMIT $2""",
         verifier_id,
+        limit,
+        *(before or ()),
     )
 
 
@@ -103,11 +108,14 @@ async def unblock(db: Database, blocker_id: UUID, blocked_id: UUID) -> bool:
     return bool(await db.run(query))
 
 
-async def blocks(db: Database, blocker_id: UUID) -> list[Row]:
+async def blocks(db: Database, blocker_id: UUID, limit: int, before: tuple[datetime, UUID] | None) -> list[Row]:
     """Whom a user has blocked, the latest first: ``user_id, public_id, display_name, blocked_at``."""
+    earlier = "AND (b.created_at, blocked_id) < ($3, $4)" if before else ""
     return await db.fetch(
-        """SELECT users.id AS user_id, public_id, display_name, b.created_at AS blocked_at
+        f"""SELECT users.id AS user_id, public_id, display_name, b.created_at AS blocked_at
            FROM user_blocks b JOIN users ON users.id = blocked_id
-           WHERE blocker_id = $1 ORDER BY b.created_at DESC, users.id""",
+           WHERE blocker_id = $1 {earlier} ORDER BY b.created_at DESC, blocked_id DESC LIMIT $2""",
         blocker_id,
+        limit,
+        *(before or ()),
     )

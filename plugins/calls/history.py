@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from handlers.errors import Fault, InvalidRequest
+from handlers.pages import Place
 from models import calls
 from models.calls import CallSession
 from models.database import Database, Row
 
-Place = tuple[datetime, UUID]
 COLUMNS = tuple(column for column in CallSession._meta.columns if column != "silent")
 
 
@@ -21,11 +17,9 @@ class History:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def page(self, user_id: UUID, limit: int, before: str | None) -> tuple[list[dict[str, Any]], str | None]:
-        """Up to ``limit`` calls, newest first, and the cursor of the next page if there is one."""
-        rows = await calls.history(self._db, user_id, limit + 1, _place(before) if before else None)
-        following = _cursor(rows[limit - 1]) if len(rows) > limit else None
-        return [_entry(user_id, row) for row in rows[:limit]], following
+    async def calls(self, user_id: UUID, limit: int, before: Place | None) -> list[dict[str, Any]]:
+        """Up to ``limit`` calls, newest first."""
+        return [_entry(user_id, row) for row in await calls.history(self._db, user_id, limit, before)]
 
     async def call(self, user_id: UUID, call_id: UUID) -> dict[str, Any] | None:
         """One call of the user's; None when there is no such call of theirs."""
@@ -49,18 +43,3 @@ def _entry(user_id: UUID, row: Row) -> dict[str, Any]:
         },
         "duration_seconds": round((ended - answered).total_seconds()) if answered and ended else None,
     }
-
-
-def _cursor(row: Row) -> str:
-    return base64.urlsafe_b64encode(f"{row['created_at'].isoformat()} {row['id']}".encode()).decode()
-
-
-def _place(cursor: str) -> Place:
-    try:
-        moment, _, call_id = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii").partition(" ")
-        place = datetime.fromisoformat(moment), UUID(call_id)
-        if place[0].tzinfo is None:
-            raise ValueError("a cursor bears its time zone")
-    except (ValueError, binascii.Error):
-        raise InvalidRequest("Some fields are not valid.", details=[Fault("before", "not a cursor of ours")]) from None
-    return place

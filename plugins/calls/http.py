@@ -6,8 +6,8 @@ from uuid import UUID
 
 from handlers.base import ApiHandler
 from handlers.errors import NotFound
+from handlers.pages import PageQuery, reply_page
 from plugins.calls.history import History
-from plugins.calls.shapes import HistoryQuery
 
 
 class Calls(ApiHandler):
@@ -16,11 +16,9 @@ class Calls(ApiHandler):
 
     async def get(self) -> None:
         """200 list of CallSession, newest first, with a Link to the next page; 400."""
-        query = self.query(HistoryQuery)
-        entries, following = await self._history.page(self.session.user_id, query.limit, query.before)
-        if following:
-            self.link_next(limit=query.limit, before=following)
-        self.reply(entries)
+        query = self.query(PageQuery)
+        entries = await self._history.calls(self.session.user_id, query.limit + 1, query.place)
+        reply_page(self, query, entries, "created_at", "id")
 
 
 class Call(ApiHandler):

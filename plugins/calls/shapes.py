@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, StringConstraints
 
 from handlers.shapes import Id, Shape
 
@@ -48,8 +48,3 @@ class Hangup(Shape):
 
 class Heartbeat(Shape):
     call_id: Id
-
-
-class HistoryQuery(Shape):
-    limit: Annotated[int, Field(ge=1, le=100)] = 50
-    before: Annotated[str, Field(max_length=128)] | None = None

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from handlers.errors import Conflict, InvalidRequest, NotFound
+from handlers.pages import Place
 from models import contacts, users
 from models.database import Database
 from plugins.contacts.shapes import Verification
@@ -44,9 +45,9 @@ class Contacts:
         if not await contacts.unverify(self._db, user_id, other.id):
             raise NotFound("You have not verified this user.")
 
-    async def verifications(self, user_id: UUID) -> list[dict[str, Any]]:
+    async def verifications(self, user_id: UUID, limit: int, before: Place | None) -> list[dict[str, Any]]:
         """The user's verifications, the latest first."""
-        return [dict(row) for row in await contacts.verifications(self._db, user_id)]
+        return [dict(row) for row in await contacts.verifications(self._db, user_id, limit, before)]
 
     async def block(self, user_id: UUID, public_id: str) -> None:
         """Block a user; again changes nothing. Raises NotFound, Conflict when the list is full."""
@@ -59,6 +60,6 @@ class Contacts:
         other = await self._other(user_id, public_id)
         await contacts.unblock(self._db, user_id, other.id)
 
-    async def blocks(self, user_id: UUID) -> list[dict[str, Any]]:
+    async def blocks(self, user_id: UUID, limit: int, before: Place | None) -> list[dict[str, Any]]:
         """Whom the user has blocked, the latest first."""
-        return [dict(row) for row in await contacts.blocks(self._db, user_id)]
+        return [dict(row) for row in await contacts.blocks(self._db, user_id, limit, before)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from handlers.base import ApiHandler
+from handlers.pages import PageQuery, reply_page
 from plugins.contacts.contacts import Contacts
 from plugins.contacts.shapes import Verification
 
@@ -25,8 +26,10 @@ class Verify(_Contacts):
 
 class Verifications(_Contacts):
     async def get(self) -> None:
-        """200 list of verifications."""
-        self.reply(await self._contacts.verifications(self.session.user_id))
+        """200 list of verifications, the latest first, with a Link to the next page; 400."""
+        query = self.query(PageQuery)
+        entries = await self._contacts.verifications(self.session.user_id, query.limit + 1, query.place)
+        reply_page(self, query, entries, "verified_at", "id")
 
 
 class Block(_Contacts):
@@ -43,5 +46,7 @@ class Block(_Contacts):
 
 class Blocks(_Contacts):
     async def get(self) -> None:
-        """200 list of blocked users."""
-        self.reply(await self._contacts.blocks(self.session.user_id))
+        """200 list of blocked users, the latest first, with a Link to the next page; 400."""
+        query = self.query(PageQuery)
+        entries = await self._contacts.blocks(self.session.user_id, query.limit + 1, query.place)
+        reply_page(self, query, entries, "blocked_at", "user_id")

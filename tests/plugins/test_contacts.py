@@ -142,3 +142,26 @@ async def test_who_sees_ones_presence(services: Services) -> None:
 
 def _verification(account: Account) -> dict[str, str]:
     return {"verified_fingerprint": account.fingerprint, "method": "voice"}
+
+
+@pytest.mark.gen_test
+async def test_long_lists_come_in_pages(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        others = [await Account().register(server.url) for _ in range(5)]
+        for other in others:
+            await alice.put(f"/users/{other.public_id}/block", {})
+            await alice.post(f"/users/{other.public_id}/verify", _verification(other))
+        for path in ("/users/me/blocks", "/users/me/verifications"):
+            seen: list[str] = []
+            following = f"{path}?limit=2"
+            while following:
+                answer = await alice.get(following)
+                assert len(answer.json) <= 2
+                seen += [entry["public_id"] for entry in answer.json]
+                link = answer.headers.get("Link", "")
+                assert not link or link.endswith('; rel="next"')
+                following = link.partition(">")[0].removeprefix("<")
+            assert seen == [other.public_id for other in reversed(others)]
+            for bad in ("limit=0", "limit=101", "limit=x", "before=x", "before=MjAyNg=="):
+                assert (await alice.get(f"{path}?{bad}")).status == 400
