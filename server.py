@@ -36,7 +36,7 @@ from handlers.metrics import Metrics
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
 from handlers.site import Site
-from handlers.socket import SocketHandler
+from handlers.socket import Event, SocketHandler, prolonging
 from handlers.tokens import Tokens
 from models import migrations
 from models.database import Database, Unavailable
@@ -197,8 +197,7 @@ async def _redis(url: str) -> AsyncIterator[Redis]:
 
 
 def assemble(app: App, features: Sequence[Plugin]) -> Site:
-    """The Tornado application of all features. Raises Clash when two of them claim the same."""
-    routes, events, checks = plugins.joined(features)
+    """The Tornado application of the house and all features. Raises Clash when two of them claim the same."""
 
     async def database() -> None:
         await app.db.value("SELECT 1")
@@ -208,25 +207,33 @@ def assemble(app: App, features: Sequence[Plugin]) -> Site:
         if not app.bus.up:
             raise Unavailable
 
-    own: dict[str, Check] = {"database": database, "redis": redis}
-    welcomes = [feature.welcome for feature in features if feature.welcome]
-
     async def welcome(peer: Peer) -> None:
-        for greet in welcomes:
-            await greet(peer)
+        for feature in features:
+            if feature.welcome:
+                await feature.welcome(peer)
 
-    health = {"checks": {**own, **checks}}
-    # Without Redis this server still serves its own users; a load balancer that took it out would serve nobody.
-    ready = {"checks": {"database": database, **checks}}
-    return Site(
-        [
-            ("/health", Health, health),
-            ("/health/ready", Health, ready),
-            ("/health/live", Live),
-            ("/metrics", MetricsPage),
+    checks: dict[str, Check] = {}
+    ready: dict[str, Check] = {}
+    events: dict[str, Event] = {}
+    house = Plugin(
+        name="house",
+        routes=(
+            ("/health", Health, {"checks": checks}),
+            ("/health/ready", Health, {"checks": ready}),
+            ("/health/live", Live, {}),
+            ("/metrics", MetricsPage, {}),
             ("/ws", SocketHandler, {"hub": app.hub, "events": events, "welcome": welcome}),
-            *routes,
-        ],
+        ),
+        events={"auth": prolonging(app.tokens)},
+        checks={"database": database, "redis": redis},
+    )
+    routes, claimed_events, claimed_checks = plugins.joined([house, *features])
+    events.update(claimed_events)
+    checks.update(claimed_checks)
+    # Without Redis this server still serves its own users; a load balancer that took it out would serve nobody.
+    ready.update({name: check for name, check in checks.items() if name != "redis"})
+    return Site(
+        list(routes),
         unknown=UnknownRoute,
         core=app.core,
         tokens=app.tokens,

@@ -168,7 +168,8 @@ async def expire(db: Database, call_id: UUID) -> Call | None:
 
 
 async def sweep(db: Database) -> list[Call]:
-    """Time out every call that rang or was silent too long. Run on every instance, each call is ended by one."""
+    """End every call that rang or was silent too long, or whose other account was erased. Run on every instance, each
+    call is ended by one."""
     rows = await db.fetch(
         f"""UPDATE call_sessions SET status = 'missed', ended_at = now(), end_reason = 'timeout'
             WHERE status = 'ringing' AND started_at <= now() - interval '{RING_SECONDS} seconds'
@@ -178,6 +179,10 @@ async def sweep(db: Database) -> list[Call]:
         f"""UPDATE call_sessions SET status = 'ended', ended_at = now(), end_reason = 'heartbeat_lost'
             WHERE status = 'accepted' AND last_heartbeat <= now() - interval '{HEARTBEAT_HOURS} hours'
             RETURNING {_CALL}"""
+    )
+    rows += await db.fetch(
+        f"""UPDATE call_sessions SET status = 'ended', ended_at = now(), end_reason = 'connection_lost'
+            WHERE {_LIVE} AND (caller_id IS NULL OR callee_id IS NULL) RETURNING {_CALL}"""
     )
     return [Call(*row) for row in rows]
 
