@@ -1,0 +1,294 @@
+"""The rules of the house that a reader can check by looking, checked by a test: who imports whom, and what is where."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import copy
+import importlib
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics import MetricWrapperBase
+from redis.asyncio import Redis
+from tornado.web import Application, RequestHandler
+
+import plugins
+from handlers.base import ApiHandler
+from handlers.bus import Bus
+from handlers.hub import Hub
+from handlers.limits import Limits
+from handlers.metrics import Metrics
+from handlers.tokens import Keyring, Tokens
+from models.database import Database
+from tests.client import Account
+from tests.running import ROOT, Services, place, serving
+
+ROOMS = ("config", "handlers", "models", "plugins", "scripts")
+PRODUCT = sorted([ROOT / "server.py", *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))])
+OURS = {*ROOMS, "server", "tests"}
+MAY_IMPORT = {
+    "config": {"config"},
+    "handlers": {"handlers", "config"},
+    "models": {"models", "config"},
+    "plugins": {"plugins", "handlers", "models", "config"},
+    "scripts": {"scripts", "models", "config"},
+    "server": set(ROOMS),
+}
+
+# Closed by default: whoever opens an endpoint to callers without a token writes it down here as well.
+PUBLIC = {
+    "handlers.base.UnknownRoute",
+    "handlers.health.Health",
+    "handlers.health.Live",
+    "handlers.health.MetricsPage",  # for the networks of METRICS_ALLOW
+    "plugins.auth.http.LoginHandler",
+    "plugins.auth.http.RefreshHandler",
+    "plugins.auth.http.RegisterHandler",
+    "plugins.auth.http.ResetPasswordHandler",
+}
+
+STATE = (
+    plugins.App,
+    plugins.Timer,
+    Bus,
+    Database,
+    Hub,
+    Keyring,
+    Limits,
+    Metrics,
+    Redis,
+    Application,
+    Tokens,
+    CollectorRegistry,
+    MetricWrapperBase,
+    Executor,
+    asyncio.Event,
+    asyncio.Future,
+    asyncio.Lock,
+    asyncio.Queue,
+    asyncio.Semaphore,
+    threading.Thread,
+)
+CONTAINERS = (dict, list, set, bytearray, deque)
+EMPTY = {"dict", "list", "set", "bytearray", "deque", "defaultdict", "OrderedDict", "WeakSet", "WeakValueDictionary"}
+
+
+def name_of(path: Path) -> str:
+    """The dotted name of a module of ours."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
+    """Every module that the code imports, anywhere in it: ``from a import b`` gives a.b, since b may be a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def trespasses(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """The imports of a module of ours that go against the arrows."""
+    features = set(plugins.discover())
+    room, _, rest = module.partition(".")
+    own = rest.split(".")[0]
+    found = []
+    tree = ast.parse(source)
+    for line, target in imported(tree, module if is_package else module.rpartition(".")[0]):
+        parts = target.split(".")
+        if parts[0] not in OURS:
+            continue
+        wrong = parts[0] not in MAY_IMPORT[room]
+        if room == parts[0] == "plugins":
+            wrong = len(parts) > 1 and parts[1] in features and parts[1] != own
+        if wrong:
+            found.append(f"{module}:{line} imports {target}")
+    # A module named at run time would go past everything above.
+    for node in ast.walk(tree):
+        called = node.func if isinstance(node, ast.Call) else None
+        name = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+        if name in ("import_module", "__import__") and module != "plugins":
+            found.append(f"{module}:{node.lineno} imports by name")
+    return found
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
+def test_imports_follow_the_arrows(path: Path) -> None:
+    assert trespasses(path.read_text(), name_of(path), is_package=path.name == "__init__.py") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("handlers.hub", "from models import users"),
+        ("handlers.hub", "import plugins"),
+        ("models.users", "from handlers.shapes import Shape"),
+        ("models.users", "def f():\n    import plugins.calls"),
+        ("plugins.calls.calls", "from plugins import auth"),
+        ("plugins.calls.calls", "from plugins.auth.sessions import Sessions"),
+        ("plugins.calls.calls", "import plugins.auth"),
+        ("plugins.calls.calls", "from ..auth import sessions"),
+        ("plugins.calls.calls", "import importlib\nimportlib.import_module('plugins.auth')"),
+        ("plugins.turn", "from server import running"),
+        ("config.settings", "from models.database import Database"),
+        ("scripts.migrate", "from handlers.tokens import Tokens"),
+        ("models.users", "from tests.client import Account"),
+    ],
+)
+def test_the_guard_sees_every_way_to_import(module: str, line: str) -> None:
+    assert trespasses(line, module)
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("plugins.calls.calls", "from plugins import App, Plugin"),
+        ("plugins.calls.calls", "from plugins.calls import shapes"),
+        ("plugins.calls.calls", "from . import shapes"),
+        ("plugins.turn", "from handlers.base import ApiHandler"),
+        ("scripts.migrate", "from models import migrations"),
+        ("server", "import plugins"),
+    ],
+)
+def test_the_guard_lets_the_others_through(module: str, line: str) -> None:
+    assert trespasses(line, module) == []
+
+
+# Nothing is global ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def modules() -> list[ModuleType]:
+    # launch.py is a program that nothing imports, and it is run by path.
+    return [importlib.import_module(name_of(path)) for path in PRODUCT if path.name != "launch.py"]
+
+
+def containers(modules: list[ModuleType]) -> dict[str, Any]:
+    """What is held in containers at module level, and in those of the classes there."""
+    held = {}
+    for module in modules:
+        spaces = {module.__name__: vars(module)}
+        for name, value in vars(module).items():
+            if isinstance(value, type) and value.__module__ == module.__name__:
+                spaces[f"{module.__name__}.{name}"] = dict(vars(value))
+        for space, names in spaces.items():
+            for name, value in names.items():
+                if isinstance(value, CONTAINERS) and not name.startswith("__"):
+                    held[f"{space}.{name}"] = value
+    return held
+
+
+def test_no_module_holds_the_state_of_a_server(modules: list[ModuleType]) -> None:
+    kept = [
+        f"{module.__name__}.{name}"
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, STATE)
+    ]
+    assert kept == []
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
+def test_no_module_or_class_keeps_something_to_fill(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    found = [
+        f"{node.lineno}: global {', '.join(node.names)}" for node in ast.walk(tree) if isinstance(node, ast.Global)
+    ]
+    bodies = [tree.body, *(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]
+    for statement in (statement for body in bodies for statement in body):
+        if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
+            continue
+        value = statement.value
+        empty = isinstance(value, ast.Dict) and not value.keys
+        empty |= isinstance(value, ast.List | ast.Set) and not value.elts
+        if isinstance(value, ast.Call):
+            called = value.func.attr if isinstance(value.func, ast.Attribute) else getattr(value.func, "id", "")
+            empty |= called in EMPTY and not value.args
+        if empty:
+            found.append(f"{statement.lineno}: {ast.unparse(statement)}")
+    assert found == []
+
+
+@pytest.mark.gen_test
+async def test_a_server_at_work_changes_nothing_at_module_level(services: Services, modules: list[ModuleType]) -> None:
+    held = containers(modules)
+    before = copy.deepcopy({name: value for name, value in held.items() if not isinstance(value, dict)})
+    # A dict of classes or functions can't be copied deeply; its keys tell enough.
+    keys = {name: list(value) for name, value in held.items() if isinstance(value, dict)}
+    async with place(services) as shared, serving(shared) as one:
+        alice = await Account().register(one.url)
+        async with alice.socket() as socket:
+            await socket.send("call_heartbeat", call_id=alice.user_id)
+    after = containers(modules)
+    assert {name: after[name] for name in before} == before
+    assert {name: list(after[name]) for name in keys} == keys
+
+
+# Form ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
+def test_no_error_is_swallowed_in_silence(path: Path) -> None:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ExceptHandler):
+            if node.type is None:
+                found.append(f"{node.lineno}: a bare except")
+            silent = all(
+                isinstance(statement, ast.Pass)
+                or (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
+                for statement in node.body
+            )
+            if silent:
+                found.append(f"{node.lineno}: an except that does nothing; contextlib.suppress says it is meant")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
+            broad = {"Exception", "BaseException"} & {ast.unparse(argument) for argument in node.args}
+            found += [f"{node.lineno}: suppress({name})" for name in broad]
+    assert found == []
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
+def test_a_module_opens_with_a_sentence_that_says_what_it_is(path: Path) -> None:
+    words = ast.get_docstring(ast.parse(path.read_text()), clean=False)
+    assert words, "no docstring"
+    opening = words.partition("\n\n")[0]
+    assert opening[0].isupper() or opening.startswith("``")
+    assert opening.rstrip().endswith("."), "a sentence ends with a full stop"
+    assert len(words.partition("\n")[0]) <= 117, "the sentence stands in the opening line"
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
+def test_a_file_is_short_enough_to_be_read(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+# Endpoints ------------------------------------------------------------------------------------------------------------
+
+
+def below(kind: type[Any]) -> Iterator[type[Any]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from below(child)
+
+
+def test_every_endpoint_that_needs_no_token_is_listed_here(modules: list[ModuleType]) -> None:
+    names = {module.__name__ for module in modules}
+    ours = {kind for kind in below(ApiHandler) if kind.__module__ in names}
+    assert {f"{kind.__module__}.{kind.__qualname__}" for kind in ours if kind.public} == PUBLIC
+
+
+def test_every_endpoint_is_an_api_handler(modules: list[ModuleType]) -> None:
+    names = {module.__name__ for module in modules}
+    others = [kind for kind in below(RequestHandler) if kind.__module__ in names and not issubclass(kind, ApiHandler)]
+    assert others == []
