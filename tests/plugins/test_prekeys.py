@@ -151,3 +151,13 @@ async def test_nobody_fills_the_disk_with_prekeys(services: Services, monkeypatc
         refused = await alice.post("/users/me/prekeys", {"one_time_prekeys": [alice.prekey(n) for n in (6, 7, 8)]})
         assert (refused.status, refused.fields()) == (400, ["one_time_prekeys"])
         assert (await alice.post("/users/me/prekeys", {"one_time_prekeys": [alice.prekey(6)]})).status == 200
+
+
+@pytest.mark.gen_test
+async def test_a_fetch_does_not_wait_for_the_key_another_one_is_taking(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice, bob = await Account().register(server.url), await Account().register(server.url)
+        async with server.app.db.pool.acquire() as other, other.transaction():
+            await other.execute("SELECT 1 FROM one_time_prekeys WHERE key_id = 1 FOR UPDATE")
+            bundle = await bob.get(f"/users/{alice.public_id}/prekeys")
+            assert (bundle.status, bundle.json["one_time_prekey"]["key_id"]) == (200, 2)
