@@ -77,7 +77,9 @@ def _url(*schemes: str) -> AfterValidator:
     def check(value: SecretStr) -> SecretStr:
         try:
             parts = urlsplit(value.get_secret_value())
-            known = parts.scheme in schemes and bool(parts.hostname or parts.path) and (parts.port or 0) >= 0
+            # PostgreSQL takes several hosts, each with its port: then there is no single port to judge.
+            port = 0 if "," in parts.netloc else parts.port or 0
+            known = parts.scheme in schemes and bool(parts.netloc or parts.path) and port >= 0
         except ValueError:
             known = False
         if not known:

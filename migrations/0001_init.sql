@@ -5,6 +5,7 @@
 
 CREATE TYPE subscription_tier AS ENUM ('premium', 'ultra');
 CREATE TYPE subscription_status AS ENUM ('active', 'expired', 'cancelled');
+CREATE TYPE prekey_kind AS ENUM ('signed', 'one_time', 'kyber', 'last_resort');
 CREATE TYPE trust_level AS ENUM ('unverified', 'verified', 'trusted');
 CREATE TYPE chat_type AS ENUM ('direct', 'group', 'channel', 'secret', 'cloud');
 CREATE TYPE participant_role AS ENUM ('owner', 'admin', 'member', 'restricted');
@@ -31,9 +32,42 @@ CREATE TABLE users (
     is_online          boolean NOT NULL DEFAULT false,
     last_seen          timestamptz,
     created_at         timestamptz NOT NULL DEFAULT now(),
-    updated_at         timestamptz NOT NULL DEFAULT now()
+    updated_at         timestamptz NOT NULL DEFAULT now(),
+    -- Since when an operator keeps the account from signing in. It has no session then: whoever opens one looks here.
+    suspended_at       timestamptz
 );
 CREATE UNIQUE INDEX users_public_id_key ON users (lower(public_id));
+
+-- The search for a part of an id. `alice` is here as `lice/a`, `ice/al` and `ce/ali`: from each letter but the first
+-- (users_public_id_key has that one) to the end, then what came before. Whatever is in an id is thus where a row
+-- begins, and those rows lie side by side in the index: a popular part costs no more than a rare one, where n-grams
+-- under a GIN index would read all that match before the first is shown. The row alone tells the id, so the index is
+-- all that is read. No row begins with the last letter: nobody searches for fewer than two.
+CREATE TABLE user_rotations (
+    rotation text COLLATE "C" PRIMARY KEY
+);
+
+-- The slash is in no id, and sorts before all that is: `ice/al` stands before `iced/al`.
+CREATE FUNCTION rotations(public_id text) RETURNS text[] LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT ARRAY(SELECT substr(lower(public_id), n) || '/' || left(lower(public_id), n - 1)
+                 FROM generate_series(2, length(public_id) - 1) AS n)
+$$;
+
+-- In the database, so that no way of writing an account can forget it. What a user changes is rarely the id: the
+-- trigger does not run for other columns, such as is_online.
+CREATE FUNCTION keep_user_rotations() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP <> 'INSERT' THEN
+        DELETE FROM user_rotations WHERE rotation = ANY (rotations(OLD.public_id));
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
+        INSERT INTO user_rotations SELECT unnest(rotations(NEW.public_id));
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER users_keep_rotations AFTER INSERT OR DELETE OR UPDATE OF public_id ON users
+    FOR EACH ROW EXECUTE FUNCTION keep_user_rotations();
 
 -- One row a signed-in device. The row is the arbiter of refresh-token rotation; only SHA-256 of a token is kept.
 CREATE TABLE sessions (
@@ -49,7 +83,11 @@ CREATE TABLE sessions (
     expires_at     timestamptz NOT NULL,
     revoked_at     timestamptz
 );
-CREATE INDEX sessions_user_id ON sessions (user_id) WHERE revoked_at IS NULL;
+CREATE INDEX sessions_user_id ON sessions (user_id);
+-- The moment from which a session is of no use, for the cleanup (models/cleanup.py says why it is this one). UTC is
+-- named because only then is the sum the same in every connection, as an index demands.
+CREATE INDEX sessions_over
+    ON sessions (least(revoked_at, (last_used_at AT TIME ZONE 'UTC' + interval '30 days') AT TIME ZONE 'UTC'));
 
 -- Sessions that ended before their access tokens did. No foreign key: it outlives the session and the account, so
 -- that an instance which missed the news on Redis still refuses the tokens of a deleted one.
@@ -87,6 +125,7 @@ CREATE TABLE signed_prekeys (
     UNIQUE (user_id, key_id)
 );
 CREATE UNIQUE INDEX signed_prekeys_current ON signed_prekeys (user_id) WHERE superseded_at IS NULL;
+CREATE INDEX signed_prekeys_superseded ON signed_prekeys (superseded_at) WHERE superseded_at IS NOT NULL;
 
 CREATE TABLE one_time_prekeys (
     id         uuid PRIMARY KEY DEFAULT gen_random_uuid(),
@@ -99,6 +138,7 @@ CREATE TABLE one_time_prekeys (
     UNIQUE (user_id, key_id)
 );
 CREATE INDEX one_time_prekeys_unused ON one_time_prekeys (user_id, key_id) WHERE NOT used;
+CREATE INDEX one_time_prekeys_used ON one_time_prekeys (used_at) WHERE used;
 
 -- ML-KEM-1024 keys of PQXDH, as clients send them (with their type byte). A last-resort key is never used up.
 CREATE TABLE kyber_prekeys (
@@ -117,6 +157,38 @@ CREATE TABLE kyber_prekeys (
 );
 CREATE INDEX kyber_prekeys_unused ON kyber_prekeys (user_id, key_id) WHERE NOT used AND NOT last_resort;
 CREATE UNIQUE INDEX kyber_prekeys_last_resort ON kyber_prekeys (user_id) WHERE last_resort AND superseded_at IS NULL;
+CREATE INDEX kyber_prekeys_used ON kyber_prekeys (used_at) WHERE used;
+CREATE INDEX kyber_prekeys_superseded ON kyber_prekeys (superseded_at) WHERE superseded_at IS NOT NULL;
+
+-- The ids of prekeys whose rows were cleaned up. One row for each user and kind: phones count their keys, so that the
+-- set is a few ranges (int8: the end of a range lies one beyond the last id, which may be 2^31 - 1).
+CREATE TABLE spent_prekeys (
+    user_id uuid NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    kind    prekey_kind NOT NULL,
+    key_ids int8multirange NOT NULL,
+    PRIMARY KEY (user_id, kind)
+);
+
+-- A key id that was sent before is refused, whether its row is still there (UNIQUE above) or not (here): to a client it
+-- is the same error. After the insertion, not before: an insertion that met the old row has by then waited for the
+-- cleanup that removes it, and this query sees what that cleanup noted.
+CREATE FUNCTION refuse_spent_prekey() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT 1 FROM spent_prekeys
+               WHERE user_id = NEW.user_id AND kind = TG_ARGV[0]::prekey_kind AND key_ids @> NEW.key_id::bigint) THEN
+        RAISE unique_violation USING MESSAGE = 'a prekey with this id was sent before';
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER signed_prekeys_spent AFTER INSERT ON signed_prekeys
+    FOR EACH ROW EXECUTE FUNCTION refuse_spent_prekey('signed');
+CREATE TRIGGER one_time_prekeys_spent AFTER INSERT ON one_time_prekeys
+    FOR EACH ROW EXECUTE FUNCTION refuse_spent_prekey('one_time');
+CREATE TRIGGER kyber_prekeys_spent AFTER INSERT ON kyber_prekeys
+    FOR EACH ROW WHEN (NOT NEW.last_resort) EXECUTE FUNCTION refuse_spent_prekey('kyber');
+CREATE TRIGGER kyber_prekeys_spent_last_resort AFTER INSERT ON kyber_prekeys
+    FOR EACH ROW WHEN (NEW.last_resort) EXECUTE FUNCTION refuse_spent_prekey('last_resort');
 
 -- Contacts ---------------------------------------------------------------------------------------------------------
 
@@ -259,16 +331,36 @@ CREATE TABLE call_sessions (
 -- one would tell the callee of it.
 CREATE UNIQUE INDEX call_sessions_live_pair
     ON call_sessions (least(caller_id, callee_id), greatest(caller_id, callee_id))
-    WHERE status IN ('ringing', 'accepted') AND NOT silent;
+    WHERE status IN ('ringing', 'accepted') AND NOT silent
+        -- least(NULL, x) is x: calls of erased accounts would collide
+        AND caller_id IS NOT NULL AND callee_id IS NOT NULL;
 CREATE INDEX call_sessions_caller_id ON call_sessions (caller_id, created_at DESC, id DESC);
 CREATE INDEX call_sessions_callee_id ON call_sessions (callee_id, created_at DESC, id DESC);
 CREATE INDEX call_sessions_silent ON call_sessions (caller_id, callee_id) WHERE silent AND status = 'ringing';
 CREATE INDEX call_sessions_ringing ON call_sessions (started_at) WHERE status = 'ringing';
 CREATE INDEX call_sessions_accepted ON call_sessions (last_heartbeat) WHERE status = 'accepted';
+CREATE INDEX call_sessions_deserted ON call_sessions (id)
+    WHERE status IN ('ringing', 'accepted') AND (caller_id IS NULL OR callee_id IS NULL);
+CREATE INDEX call_sessions_ended ON call_sessions (ended_at) WHERE ended_at IS NOT NULL;
+
+-- Operators --------------------------------------------------------------------------------------------------------
+
+-- What operators did to whom. No foreign key: that an account was deleted must be known after it.
+CREATE TABLE audit_log (
+    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at        timestamptz NOT NULL DEFAULT now(),
+    actor     text NOT NULL CHECK (actor <> ''),
+    action    text NOT NULL CHECK (action <> ''),
+    user_id   uuid NOT NULL,
+    public_id text NOT NULL
+);
 
 -- migrate:down
 
-DROP TABLE call_sessions, message_reactions, message_reads, messages, chat_participants, chat_threads, subscriptions,
-    connections, instances, user_blocks, user_verifications, kyber_prekeys, one_time_prekeys, signed_prekeys,
-    spent_challenges, spent_refresh_tokens, ended_sessions, sessions, users;
-DROP TYPE call_status, call_type, participant_role, chat_type, trust_level, subscription_status, subscription_tier;
+DROP TABLE audit_log, call_sessions, message_reactions, message_reads, messages, chat_participants, chat_threads,
+    subscriptions, connections, instances, user_blocks, user_verifications, spent_prekeys, kyber_prekeys,
+    one_time_prekeys, signed_prekeys, spent_challenges, spent_refresh_tokens, ended_sessions, sessions, user_rotations,
+    users;
+DROP FUNCTION refuse_spent_prekey, keep_user_rotations, rotations;
+DROP TYPE call_status, call_type, participant_role, chat_type, trust_level, prekey_kind, subscription_status,
+    subscription_tier;

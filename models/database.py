@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -343,8 +342,3 @@ class _Held:
                 self._backend.give_back_later(self._raw)
         if isinstance(error, _AWAY):
             raise Unavailable(f"PostgreSQL is away ({type(error).__name__})") from error
-
-
-def like_prefix(text: str) -> str:
-    """``text`` with LIKE's own signs made literal, and anything after it."""
-    return re.sub(r"([\\%_])", r"\\\1", text) + "%"

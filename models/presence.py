@@ -54,24 +54,40 @@ async def arrive(db: Database, instance_id: UUID, users: Sequence[UUID]) -> None
     )
 
 
+# Locks are taken in one order everywhere, users by their ids and then their connections, as an erasure does; else the
+# two could wait for each other.
+_LOCK = "SELECT 1 FROM users WHERE id = ANY ($1::uuid[]) ORDER BY id FOR UPDATE"
+
+
 async def leave(db: Database, instance_id: UUID, users: Sequence[UUID]) -> None:
     """The users' last sockets on the instance closed; who has none anywhere is offline."""
     async with db.transaction():
-        await db.execute(
-            "DELETE FROM connections WHERE instance_id = $1 AND user_id = ANY ($2::uuid[])", instance_id, list(users)
-        )
-        await _offline(db, users)
+        await db.execute(_LOCK, list(users))
+        await _take_away(db, [instance_id], users)
 
 
-async def _offline(db: Database, users: Sequence[UUID]) -> None:
-    # Two statements: the second one's snapshot sees whatever arrived while the first waited for the rows.
-    await db.execute("SELECT 1 FROM users WHERE id = ANY ($1::uuid[]) ORDER BY id FOR UPDATE", list(users))
+async def _take_away(db: Database, instances: Sequence[UUID], users: Sequence[UUID]) -> None:
+    """Forget the users' connections to the instances. The rows of the users are locked, so that what the second
+    statement sees stays true."""
+    await db.execute(
+        "DELETE FROM connections WHERE instance_id = ANY ($1::uuid[]) AND user_id = ANY ($2::uuid[])",
+        list(instances),
+        list(users),
+    )
     await db.execute(
         """UPDATE users SET last_seen = now(),
                is_online = EXISTS (SELECT 1 FROM connections WHERE connections.user_id = users.id)
            WHERE id = ANY ($1::uuid[])""",
         list(users),
     )
+
+
+async def _end(db: Database, instances: Sequence[UUID]) -> None:
+    found = await db.fetch("SELECT DISTINCT user_id FROM connections WHERE instance_id = ANY ($1::uuid[])", instances)
+    users = [row["user_id"] for row in found]
+    await db.execute(_LOCK, users)
+    await _take_away(db, instances, users)
+    await db.execute("DELETE FROM instances WHERE id = ANY ($1::uuid[])", list(instances))
 
 
 async def sweep(db: Database) -> int:
@@ -83,16 +99,11 @@ async def sweep(db: Database) -> int:
         )
         if not dead:
             return 0
-        ids = [row["id"] for row in dead]
-        gone = await db.fetch("DELETE FROM connections WHERE instance_id = ANY ($1::uuid[]) RETURNING user_id", ids)
-        await _offline(db, [row["user_id"] for row in gone])
-        await db.execute("DELETE FROM instances WHERE id = ANY ($1::uuid[])", ids)
-        return len(ids)
+        await _end(db, [row["id"] for row in dead])
+        return len(dead)
 
 
 async def end(db: Database, instance_id: UUID) -> None:
     """The instance stops in order; its users are offline unless another one has them."""
     async with db.transaction():
-        gone = await db.fetch("DELETE FROM connections WHERE instance_id = $1 RETURNING user_id", instance_id)
-        await _offline(db, [row["user_id"] for row in gone])
-        await db.execute("DELETE FROM instances WHERE id = $1", instance_id)
+        await _end(db, [instance_id])

@@ -13,19 +13,22 @@ def sees_presence(viewer: str) -> str:
 
     Not across a block, whichever way; else as that user's ``settings.privacy.last_seen`` says: ``everyone`` (also when
     unset), ``contacts`` (whom they have verified or share a direct chat with) or ``nobody``.
+
+    ``OFFSET 0`` keeps PostgreSQL from reading all who blocked or verified the viewer, which may be 100,000, to look the
+    few rows at hand up among them (30 ms instead of 0.5).
     """
     return f"""
         (users.id = {viewer} OR (
-            NOT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = users.id AND blocked_id = {viewer})
-            AND NOT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = {viewer} AND blocked_id = users.id)
+            NOT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = users.id AND blocked_id = {viewer} OFFSET 0)
+            AND NOT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = {viewer} AND blocked_id = users.id OFFSET 0)
             AND CASE users.settings #>> '{{privacy,last_seen}}'
                 WHEN 'nobody' THEN false
                 WHEN 'contacts' THEN
                     EXISTS (SELECT 1 FROM user_verifications
-                            WHERE verifier_id = users.id AND verified_user_id = {viewer})
+                            WHERE verifier_id = users.id AND verified_user_id = {viewer} OFFSET 0)
                     OR EXISTS (SELECT 1 FROM chat_participants mine JOIN chat_participants theirs USING (chat_id)
                                JOIN chat_threads ON chat_threads.id = chat_id AND type = 'direct'
-                               WHERE mine.user_id = users.id AND theirs.user_id = {viewer})
+                               WHERE mine.user_id = users.id AND theirs.user_id = {viewer} OFFSET 0)
                 ELSE true END))"""
 
 
@@ -65,8 +68,8 @@ def _find(limit: int) -> str:
     ``limit * _REPEATS`` rotations. So much is read at most, however many match; and since ids seldom repeat
     themselves, twice ``limit`` nearly always does.
 
-    Limits are numbers and q comes by ``(SELECT $1)``, so that PostgreSQL knows the former and not the latter when it
-    plans: it makes one plan for all q and keeps it, instead of spending more on plans than on their execution.
+    Limits are numbers, q and the viewer come by ``(SELECT $1)``, so that PostgreSQL knows the former and not the latter
+    when it plans: it makes one plan for all and keeps it, instead of spending more on plans than on their execution.
     """
     q, after = "(SELECT $1::text)", "(SELECT $2::text)"
     return f"""
@@ -89,7 +92,7 @@ def _find(limit: int) -> str:
             ORDER BY place, name LIMIT {limit}
         )
         SELECT id AS user_id, public_id, display_name, avatar_url, fingerprint,
-               is_online AND {sees_presence("$3::uuid")} AS is_online
+               is_online AND {sees_presence("(SELECT $3::uuid)")} AS is_online
         FROM found JOIN users ON lower(public_id) = name ORDER BY place, name"""
 
 

@@ -14,8 +14,8 @@ log = structlog.get_logger(__name__)
 Settings = Retention
 
 INTERVAL = 3600  # seconds; nothing here is so large or so secret that an hour matters
-# A server that stops waits for the run in flight, and has 30 s in all before it is killed. With rests, 10 s are some
-# 200,000 rows, millions a day; what is more than that is for the script.
+# A server that stops waits for the run in flight, and has 30 s in all before it is killed. With the rests between, 10 s
+# are some 100,000 rows: two millions a day for each instance. What is more than that is for the script.
 SECONDS = 10.0
 
 

@@ -1,0 +1,20 @@
+"""Retention: for how long the database keeps what has served its purpose."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from config.settings import Section
+
+
+class Retention(Section):
+    """Read by the servers, which clean up every hour, and by ``scripts.cleanup``."""
+
+    # Contract section 3: whoever fetched a bundle just before its signed prekey was replaced has this long to write.
+    # Used keys are kept as long, since they belong to the same bundles.
+    prekey_retention_days: int = Field(30, ge=30, le=3650, description="How long used and superseded prekeys stay.")
+    # A week after a logout somebody may still ask what signed them out, and an app that was away over the weekend is
+    # told why (token_reused, account_suspended) and not only that its token is unknown.
+    session_retention_days: int = Field(7, ge=1, le=3650, description="How long sessions that ended stay.")
+    # What apps show as the call history. Who called whom is what a server should know least of: a year, not for ever.
+    call_retention_days: int = Field(365, ge=0, le=36500, description="How long calls stay; 0 keeps them for ever.")

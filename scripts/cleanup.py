@@ -1,0 +1,81 @@
+"""Remove what has served its purpose: ``python -m scripts.cleanup``. Safe beside running servers and other cleanups."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import asyncpg
+
+from config.retention import Retention
+from config.settings import Core, SettingsError, environment, load
+from models import cleanup
+from models.database import Database, Unavailable
+
+WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
+
+EPILOG = """\
+Used and superseded prekeys go after PREKEY_RETENTION_DAYS (30), ended sessions after SESSION_RETENTION_DAYS (7), calls
+after CALL_RETENTION_DAYS (365; 0 keeps them for ever), answered reset challenges and the list of ended sessions as soon
+as nothing depends on them. Servers do the same every hour; this is for whoever has years to catch up, or has switched
+that feature off. It can be interrupted at any time. Exit codes: 0 done, 1 failed, 78 wrong settings.
+"""
+
+
+async def run(dsn: str, retention: Retention, *, dry_run: bool, as_json: bool) -> int:
+    """Clean up, or with ``dry_run`` only count what is due, and say how many rows that is."""
+    try:
+        async with Database(dsn, max_connections=2).open() as db:
+            rows = await (cleanup.due(db, retention) if dry_run else cleanup.clean(db, retention, tell=_progress))
+    finally:
+        if sys.stderr.isatty():
+            print(end="\r\033[K", file=sys.stderr, flush=True)  # the line of progress
+    what = "due" if dry_run else "removed"
+    if as_json:
+        print(json.dumps({what: rows}))
+    else:
+        told = [f"{number:>10}  {table}" for table, number in rows.items() if number]
+        print("\n".join([f"{what}:", *told]) if told else f"nothing {what}")
+    return 0
+
+
+def _progress(removed: dict[str, int]) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{sum(removed.values())} rows removed", end="", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="scripts.cleanup",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
+    parser.add_argument("--dry-run", action="store_true", help="change nothing; count what would be removed")
+    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    arguments = parser.parse_args()
+    try:
+        core, retention = load({"": Core, "cleanup": Retention}, environment(arguments.env_file)).values()
+    except SettingsError as error:
+        print("\n".join(error.faults), file=sys.stderr)
+        return WRONG_SETTINGS
+    assert isinstance(core, Core) and isinstance(retention, Retention)
+    if core.database_url is None:
+        print("DATABASE_URL: missing; the embedded database is cleaned up by the server itself", file=sys.stderr)
+        return WRONG_SETTINGS
+    dsn = core.database_url.get_secret_value()
+    try:
+        return asyncio.run(run(dsn, retention, dry_run=arguments.dry_run, as_json=arguments.json))
+    except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        print(f"cleanup failed: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped; what is removed stays removed", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

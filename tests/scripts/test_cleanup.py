@@ -1,0 +1,517 @@
+"""``python -m scripts.cleanup`` and the feature that does the same: what goes, what stays, and what stays refused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from config.retention import Retention
+from models import cleanup
+from models.database import Database
+from tests.client import Account, ask
+from tests.running import ROOT, Place, Services, periodic, place, serving
+from tests.scripts.program import script
+
+NOTHING = {
+    "one_time_prekeys": 0,
+    "kyber_prekeys": 0,
+    "last_resort_kyber_prekeys": 0,
+    "signed_prekeys": 0,
+    "sessions": 0,
+    "spent_refresh_tokens": 0,
+    "ended_sessions": 0,
+    "spent_challenges": 0,
+    "call_sessions": 0,
+}
+TABLES = [
+    *("one_time_prekeys", "kyber_prekeys", "signed_prekeys", "sessions", "spent_refresh_tokens", "ended_sessions"),
+    *("spent_challenges", "call_sessions", "users", "spent_prekeys"),
+]
+
+
+@contextlib.asynccontextmanager
+async def connected(shared: Place) -> AsyncIterator[Any]:
+    connection = await asyncpg.connect(shared.dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def contents(connection: Any) -> dict[str, Any]:
+    """A fingerprint of all the rows of each table."""
+    return {
+        table: await connection.fetchval(
+            f"SELECT md5(coalesce(string_agg(t::text, '' ORDER BY t::text), '')) FROM {table} t"
+        )
+        for table in TABLES
+    }
+
+
+async def user(connection: Any, name: str = "alice") -> Any:
+    """The row of an account that has nothing."""
+    return await connection.fetchval(
+        """INSERT INTO users (public_id, password_hash, identity_key, signing_public_key, registration_id, fingerprint)
+           VALUES ($1, '', sha256($1::text::bytea), sha256($1::text::bytea), 1, encode(sha256($1::text::bytea), 'hex'))
+           RETURNING id""",
+        name,
+    )
+
+
+async def one_time(connection: Any, owner: Any, ids: range, days: float | None) -> None:
+    """One-time prekeys that were used so many days ago; unused ones when None."""
+    await connection.execute(
+        """INSERT INTO one_time_prekeys (user_id, key_id, public_key, used, used_at)
+           SELECT $1, key_id, sha256(key_id::text::bytea), $3::interval IS NOT NULL, now() - $3::interval
+           FROM unnest($2::int[]) AS key_id""",
+        owner,
+        list(ids),
+        None if days is None else timedelta(days=days),
+    )
+
+
+async def session(connection: Any, owner: Any, *, used: float, revoked: float | None = None, spent: int = 0) -> Any:
+    """A session last used, and revoked, so many days ago, with spent tokens."""
+    session_id = await connection.fetchval(
+        """INSERT INTO sessions (user_id, token_hash, expires_at, last_used_at, revoked_at)
+           VALUES ($1, sha256(gen_random_uuid()::text::bytea), now() + interval '90 days',
+                   now() - $2::interval, now() - $3::interval) RETURNING id""",
+        owner,
+        timedelta(days=used),
+        None if revoked is None else timedelta(days=revoked),
+    )
+    await connection.execute(
+        """INSERT INTO spent_refresh_tokens
+           SELECT sha256(gen_random_uuid()::text::bytea), $1 FROM generate_series(1, $2::int)""",
+        session_id,
+        spent,
+    )
+    return session_id
+
+
+# What goes and what stays ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gen_test
+async def test_prekeys_go_and_their_ids_stay_refused(services: Services) -> None:
+    highest = 2**31 - 1
+    async with place(services) as shared, serving(shared) as server, connected(shared) as db:
+        alice, bob = Account(one_time=3), await Account(one_time=1).register(server.url)
+        await alice.register(
+            server.url,
+            one_time_prekeys=[alice.prekey(key_id) for key_id in (1, 2, 7, highest)],
+            kyber_prekeys=[alice.kyber_prekey(1), alice.kyber_prekey(2)],
+            last_resort_kyber_prekey=alice.kyber_prekey(5),
+        )
+        path = f"/users/{alice.public_id}/prekeys"
+        for _ in range(4):
+            assert (await bob.get(path)).status == 200  # all one-time keys, both Kyber keys, then the last resort
+        renewed = {
+            "signed_prekey": alice.signed_prekey(2),
+            "last_resort_kyber_prekey": alice.kyber_prekey(6),
+            "one_time_prekeys": [alice.prekey(10), alice.prekey(11)],
+        }
+        assert (await alice.post("/users/me/prekeys", renewed)).status == 200
+        assert (await bob.get(path)).json["one_time_prekey"]["key_id"] == 10  # used today
+        for table, moment in (
+            ("one_time_prekeys", "used_at"),
+            ("kyber_prekeys", "used_at"),
+            ("kyber_prekeys", "superseded_at"),
+            ("signed_prekeys", "superseded_at"),
+        ):
+            today = "AND key_id <> 10" if table == "one_time_prekeys" else ""
+            await db.execute(f"UPDATE {table} SET {moment} = {moment} - interval '31 days' WHERE true {today}")
+
+        done = await script(shared, "cleanup", "--json")
+        assert (done.code, done.err) == (0, "")
+        keys = {"one_time_prekeys": 4, "kyber_prekeys": 2, "last_resort_kyber_prekeys": 1, "signed_prekeys": 1}
+        assert done.json == {"removed": {**NOTHING, **keys}}
+        left = "SELECT key_id FROM {} WHERE user_id = $1::text::uuid ORDER BY key_id"
+        for table, ids in (("one_time_prekeys", [10, 11]), ("kyber_prekeys", [6]), ("signed_prekeys", [2])):
+            assert [row[0] for row in await db.fetch(left.format(table), alice.user_id)] == ids, table
+        # Ranges: what a phone counts is small.
+        noted = await db.fetch("SELECT kind::text, key_ids::text FROM spent_prekeys ORDER BY spent_prekeys.kind")
+        assert [tuple(row) for row in noted] == [
+            ("signed", "{[1,2)}"),
+            ("one_time", f"{{[1,3),[7,8),[{highest},{highest + 1})}}"),
+            ("kyber", "{[1,3)}"),
+            ("last_resort", "{[5,6)}"),
+        ]
+
+        # Gone or not, an id that was sent before is refused, and nothing of the upload stays.
+        fresh = alice.prekey(20)
+        for upload in (
+            *({"one_time_prekeys": [fresh, alice.prekey(key_id)]} for key_id in (1, 2, 7, highest, 10, 11)),
+            *({"one_time_prekeys": [fresh], "kyber_prekeys": [alice.kyber_prekey(key_id)]} for key_id in (1, 2)),
+            *({"one_time_prekeys": [fresh], "signed_prekey": alice.signed_prekey(key_id)} for key_id in (1, 2)),
+            *({"last_resort_kyber_prekey": alice.kyber_prekey(key_id)} for key_id in (5, 6)),
+        ):
+            refused = await alice.post("/users/me/prekeys", upload)
+            assert (refused.status, refused.code) == (409, "conflict"), upload.keys()
+        # Any other id is taken: one below, one between, one of another kind, one of another user's.
+        others = {
+            "one_time_prekeys": [alice.prekey(key_id) for key_id in (0, 3, 5, 8)],
+            "kyber_prekeys": [alice.kyber_prekey(key_id) for key_id in (0, 3, 5)],
+            "last_resort_kyber_prekey": alice.kyber_prekey(1),
+            "signed_prekey": alice.signed_prekey(7),
+        }
+        assert (await alice.post("/users/me/prekeys", others)).status == 200
+        assert (await bob.post("/users/me/prekeys", {"one_time_prekeys": [bob.prekey(2), bob.prekey(7)]})).status == 200
+
+
+@pytest.mark.gen_test
+async def test_what_is_noted_grows_with_each_cleanup_and_goes_with_the_account(services: Services) -> None:
+    async with place(services) as shared, connected(shared) as db:
+        alice = await user(db)
+        for ids in (range(10, 20), range(20, 30), range(5, 10)):
+            await one_time(db, alice, ids, 40)
+            assert (await script(shared, "cleanup", "--json")).json["removed"]["one_time_prekeys"] == len(ids)
+        assert await db.fetchval("SELECT key_ids::text FROM spent_prekeys") == "{[5,30)}"
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await one_time(db, alice, range(29, 31), None)
+        await db.execute("DELETE FROM users")
+        assert await db.fetchval("SELECT count(*) FROM spent_prekeys") == 0
+
+
+@pytest.mark.gen_test
+async def test_an_id_sent_again_just_as_its_row_goes_is_refused(services: Services) -> None:
+    """The insertion waits for the deletion; then it must see what that noted."""
+    async with place(services) as shared, connected(shared) as db, connected(shared) as other:
+        alice = await user(db)
+        await one_time(db, alice, range(1, 2), 40)
+        [step, *_] = cleanup.steps(Retention())
+        async with db.transaction():
+            assert await db.fetchval(step.remove, step.kept) == 1
+            again = asyncio.create_task(one_time(other, alice, range(1, 2), None))
+            await asyncio.sleep(0.2)
+            assert not again.done()
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await again
+        assert await db.fetchval("SELECT count(*) FROM one_time_prekeys") == 0
+
+
+@pytest.mark.gen_test
+async def test_sessions_go_when_nothing_can_depend_on_them(services: Services) -> None:
+    async with place(services) as shared, connected(shared) as db:
+        alice = await user(db)
+        gone = [
+            await session(db, alice, used=8, revoked=7.1, spent=3),
+            await session(db, alice, used=37.1, spent=2),
+            await session(db, alice, used=300, revoked=299),
+        ]
+        stay = [
+            await session(db, alice, used=8, revoked=6.9, spent=1),
+            await session(db, alice, used=36.9, spent=1),
+            await session(db, alice, used=0),
+        ]
+        # It can't be refreshed any more, but its last access token may live for weeks: a changed password must end it.
+        lately = await session(db, alice, used=20)
+        await db.execute("UPDATE sessions SET expires_at = now() - interval '19 days' WHERE id = $1", lately)
+        await db.execute(
+            """INSERT INTO ended_sessions SELECT gen_random_uuid(), $1, now() - make_interval(hours => hours)
+               FROM unnest('{1, 719, 720, 722, 9999}'::int[]) AS hours""",
+            alice,
+        )
+        await db.execute(
+            """INSERT INTO spent_challenges SELECT sha256(minutes::text::bytea), now() - make_interval(mins => minutes)
+               FROM unnest('{-5, 1, 59, 61, 9999}'::int[]) AS minutes"""
+        )
+        done = await script(shared, "cleanup", "--json")
+        removed = {"sessions": 3, "spent_refresh_tokens": 5, "ended_sessions": 2, "spent_challenges": 2}
+        assert done.json == {"removed": {**NOTHING, **removed}}
+        left = {row["id"] for row in await db.fetch("SELECT id FROM sessions")}
+        assert left == {*stay, lately}
+        assert not left & set(gone)
+        assert await db.fetchval("SELECT count(*) FROM spent_refresh_tokens") == 2
+
+
+async def call(connection: Any, caller: Any, callee: Any, status: str, days: float) -> None:
+    over = status not in ("ringing", "accepted")
+    await connection.execute(
+        """INSERT INTO call_sessions (id, caller_id, callee_id, call_type, status, started_at, created_at, ended_at)
+           SELECT $1, $2, $3, 'audio', $4::text::call_status, moment, moment, CASE WHEN $6 THEN moment END
+           FROM (SELECT now() - $5::interval AS moment) AS at""",
+        uuid4(),
+        caller,
+        callee,
+        status,
+        timedelta(days=days),
+        over,
+    )
+
+
+@pytest.mark.gen_test
+async def test_calls_go_after_a_year_or_as_set_or_never(services: Services) -> None:
+    async with place(services) as shared, connected(shared) as db:
+        alice, bob = await user(db), await user(db, "bob")
+        for status, days in (("ended", 364), ("ended", 366), ("missed", 800), ("rejected", 1), ("accepted", 900)):
+            await call(db, alice, bob, status, days)
+
+        async def removed(**settings: str) -> int:
+            done = await script(shared, "cleanup", "--json", **settings)
+            return int(done.json["removed"].get("call_sessions", 0))
+
+        assert await removed(CALL_RETENTION_DAYS="0") == 0
+        assert await removed() == 2
+        assert await removed(CALL_RETENTION_DAYS="2") == 1
+        left = [row[0] for row in await db.fetch("SELECT status::text FROM call_sessions ORDER BY status")]
+        assert left == ["accepted", "rejected"]
+
+
+# How --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_a_dry_run_counts_and_changes_nothing(services: Services) -> None:
+    async with place(services) as shared, connected(shared) as db:
+        alice = await user(db)
+        await one_time(db, alice, range(3000), 31)
+        await one_time(db, alice, range(3000, 3010), 29)
+        await one_time(db, alice, range(4000, 4010), None)
+        await session(db, alice, used=8, revoked=8, spent=2500)
+        await session(db, alice, used=40)
+        before = await contents(db)
+        dry = await script(shared, "cleanup", "--dry-run", "--json")
+        assert await contents(db) == before
+        due = {"one_time_prekeys": 3000, "sessions": 2, "spent_refresh_tokens": 2500}
+        assert (dry.code, dry.json) == (0, {"due": {**NOTHING, **due}})
+        text = await script(shared, "cleanup", "--dry-run")
+        assert text.out.splitlines() == [
+            "due:",
+            "      3000  one_time_prekeys",
+            "         2  sessions",
+            "      2500  spent_refresh_tokens",
+        ]
+        assert text.err == "", "no progress where there is no terminal"
+
+        # What was foretold is done, in batches.
+        done = await script(shared, "cleanup", "--json")
+        assert done.json == {"removed": {**NOTHING, **due}}
+        again = await script(shared, "cleanup")
+        assert (again.code, again.out, again.err) == (0, "nothing removed\n", "")
+        assert await db.fetchval("SELECT count(*) FROM one_time_prekeys") == 20
+
+
+@pytest.mark.gen_test
+async def test_a_batch_is_a_transaction_of_a_thousand_rows(services: Services) -> None:
+    async with place(services) as shared, connected(shared) as db:
+        alice = await user(db)
+        await one_time(db, alice, range(3000), 31)
+        await session(db, alice, used=8, revoked=8, spent=1500)
+        told: list[tuple[int, int]] = []
+        seen: list[Any] = []
+        async with Database(shared.dsn, 2).open() as own:
+            removed = await cleanup.clean(
+                own,
+                Retention(),
+                tell=lambda so_far: told.append((so_far["one_time_prekeys"], so_far.get("spent_refresh_tokens", 0))),
+            )
+            seen = await db.fetch("SELECT xmin::text FROM spent_prekeys")
+        assert (removed["one_time_prekeys"], removed["sessions"], removed["spent_refresh_tokens"]) == (3000, 1, 1500)
+        # In turn, so that neither waits for the other; the session goes when its tokens have gone.
+        assert told == [(1000, 0), (1000, 1000), (2000, 1000), (2000, 1500), (3000, 1500), (3000, 1500)]
+        assert len(seen) == 1
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_two_at_once_share_the_work(services: Services) -> None:
+    async with place(services) as shared, connected(shared) as db:
+        owners = [await user(db, f"user_{number}") for number in range(20)]
+        for owner in owners:
+            await one_time(db, owner, range(600), 31)
+            await session(db, owner, used=40, spent=100)
+        runs = await asyncio.gather(*(script(shared, "cleanup", "--json") for _ in range(3)))
+        assert [(run.code, run.err) for run in runs] == [(0, "")] * 3
+        parts = [run.json["removed"] for run in runs]
+        together = {table: sum(part[table] for part in parts) for table in NOTHING}
+        assert together == {**NOTHING, "one_time_prekeys": 12000, "sessions": 20, "spent_refresh_tokens": 2000}
+        noted = await db.fetch("SELECT DISTINCT key_ids::text FROM spent_prekeys")
+        assert [row[0] for row in noted] == ["{[0,600)}"], "whoever noted them, no id is missing"
+
+
+@pytest.mark.gen_test
+async def test_it_waits_for_nobody(services: Services) -> None:
+    """Rows and users that a request holds are left for the next time."""
+    async with place(services) as shared, connected(shared) as db, connected(shared) as other:
+        alice, bob, carol, dave = owners = [await user(db, name) for name in ("alice", "bob", "carol", "dave")]
+        for owner in owners:
+            await one_time(db, owner, range(5), 31)
+        async with other.transaction():
+            await other.execute("DELETE FROM users WHERE id = $1", alice)
+            await other.execute("SELECT 1 FROM users WHERE id = $1 FOR UPDATE", carol)  # as a deletion begins
+            await other.execute("SELECT 1 FROM one_time_prekeys WHERE user_id = $1 AND key_id < 2 FOR UPDATE", bob)
+            held = await asyncio.wait_for(script(shared, "cleanup", "--json"), 10)
+            assert held.json["removed"]["one_time_prekeys"] == 8
+        rest = await script(shared, "cleanup", "--json")
+        assert rest.json["removed"]["one_time_prekeys"] == 7
+        assert {row[0] for row in await db.fetch("SELECT user_id FROM spent_prekeys")} == {bob, carol, dave}
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_accounts_that_are_deleted_meanwhile_are_no_hindrance(services: Services) -> None:
+    async with place(services) as shared, connected(shared) as db, connected(shared) as other:
+        owners = [await user(db, f"user_{number}") for number in range(60)]
+        for owner in owners:
+            await one_time(db, owner, range(100), 31)
+            await session(db, owner, used=40, spent=30)
+
+        async def erase() -> None:
+            for owner in owners[::2]:
+                await other.execute("DELETE FROM users WHERE id = $1", owner)
+
+        async with Database(shared.dsn, 4).open() as own:
+            await asyncio.gather(erase(), *(cleanup.clean(own, Retention()) for _ in range(2)))
+            await cleanup.clean(own, Retention())
+        assert await db.fetchval("SELECT count(*) FROM one_time_prekeys") == 0
+        assert await db.fetchval("SELECT count(*) FROM spent_prekeys") == 30
+
+
+@pytest.mark.gen_test
+async def test_each_batch_finds_its_rows_by_an_index(services: Services) -> None:
+    """With many rows that stay, it reads those that go, and no table as a whole."""
+    async with place(services) as shared, connected(shared) as db:
+        alice, bob = await user(db), await user(db, "bob")
+        await one_time(db, alice, range(20_000), 1)
+        await one_time(db, bob, range(20), 31)
+        await db.execute(
+            """INSERT INTO kyber_prekeys (user_id, key_id, public_key, signature, used, used_at, last_resort,
+                                          superseded_at)
+               SELECT $1, key_id, decode(repeat('00', 1568), 'hex'), decode(repeat('00', 64), 'hex'), key_id % 2 = 0,
+                      CASE WHEN key_id % 2 = 0 THEN now() END, key_id % 2 = 1, CASE WHEN key_id % 2 = 1 THEN now() END
+               FROM generate_series(1, 20000) AS key_id""",
+            alice,
+        )
+        await db.execute(
+            """INSERT INTO signed_prekeys (user_id, key_id, public_key, signature, superseded_at)
+               SELECT $1, key_id, decode(repeat('00', 32), 'hex'), decode(repeat('00', 64), 'hex'), now()
+               FROM generate_series(1, 20000) AS key_id""",
+            alice,
+        )
+        await db.execute(
+            """INSERT INTO sessions (user_id, token_hash, expires_at)
+               SELECT $1, sha256(n::text::bytea), now() + interval '180 days' FROM generate_series(1, 20000) AS n""",
+            alice,
+        )
+        await db.execute("INSERT INTO spent_refresh_tokens SELECT sha256(token_hash), id FROM sessions")
+        await session(db, bob, used=40, spent=20)
+        await db.execute(
+            "INSERT INTO ended_sessions SELECT gen_random_uuid(), $1, now() FROM generate_series(1, 20000)",
+            alice,
+        )
+        await db.execute(
+            "INSERT INTO spent_challenges SELECT sha256(n::text::bytea), now() FROM generate_series(1, 20000) AS n"
+        )
+        await db.execute(
+            """INSERT INTO call_sessions (id, caller_id, callee_id, call_type, status, ended_at)
+               SELECT gen_random_uuid(), $1, $2, 'audio', 'ended', now() FROM generate_series(1, 20000)""",
+            alice,
+            bob,
+        )
+        await db.execute("ANALYZE")
+        for step in cleanup.steps(Retention()):
+            plan = "\n".join(row[0] for row in await db.fetch("EXPLAIN " + step.remove, step.kept))
+            assert "Seq Scan" not in plan.replace("Seq Scan on users", ""), plan
+
+
+@pytest.mark.gen_test
+async def test_the_server_does_the_same_every_hour(services: Services) -> None:
+    async with place(services) as shared, serving(shared, CALL_RETENTION_DAYS="10") as server, connected(shared) as db:
+        [feature] = [feature for feature in server.features if feature.name == "cleanup"]
+        assert [every.seconds for every in feature.periodic] == [3600]
+        alice, bob = await Account().register(server.url), await user(db, "bob")
+        await one_time(db, bob, range(2100), 31)
+        await call(db, bob, None, "missed", 11)
+        stale = await session(db, bob, used=40, spent=3)
+        await periodic(server, "cleanup")()
+        assert await db.fetchval("SELECT count(*) FROM one_time_prekeys WHERE user_id = $1", bob) == 0
+        assert await db.fetchval("SELECT count(*) FROM sessions WHERE id = $1", stale) == 0
+        assert await db.fetchval("SELECT count(*) FROM call_sessions") == 0
+        assert (await alice.get("/users/me")).status == 200
+        assert (await ask(server.url, "POST", "/auth/refresh", {"refresh_token": alice.refresh_token})).status == 200
+
+
+@pytest.mark.gen_test
+async def test_a_run_of_the_server_s_ends_in_time(services: Services) -> None:
+    async with place(services) as shared, connected(shared) as db:
+        await one_time(db, await user(db), range(3000), 31)
+        async with Database(shared.dsn, 2).open() as own:
+            removed = await cleanup.clean(own, Retention(), seconds=0.001)
+        assert removed["one_time_prekeys"] == 1000
+        assert await db.fetchval("SELECT count(*) FROM one_time_prekeys") == 2000
+
+
+@pytest.mark.gen_test
+async def test_on_a_terminal_it_shows_how_far_it_is(services: Services) -> None:
+    async with place(services) as shared, connected(shared) as db:
+        await one_time(db, await user(db), range(2500), 31)
+        ours, theirs = os.openpty()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "scripts.cleanup", "--env-file", os.devnull, "--json"),
+            cwd=ROOT,
+            env={"PATH": os.environ["PATH"], **shared.environment},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        out, _ = await asyncio.wait_for(process.communicate(), 30)
+        shown = os.read(ours, 65536).decode()
+        os.close(ours)
+        assert b'"one_time_prekeys": 2500' in out
+        for rows in (1000, 2000, 2500):
+            assert f"\r{rows} rows removed" in shown
+        assert shown.endswith("\r\x1b[K"), "the line is wiped in the end"
+
+
+# Exit codes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize(
+    ("settings", "faults"),
+    [
+        ({"DATABASE_URL": ""}, ["DATABASE_URL: missing"]),
+        ({"DATABASE_URL": "postgres://mimu:pa/ss@h/x"}, ["DATABASE_URL: expected"]),
+        ({"DATABASE_URL": "mimu", "PREKEY_RETENTION_DAYS": "29"}, ["DATABASE_URL", "PREKEY_RETENTION_DAYS"]),
+        ({"SESSION_RETENTION_DAYS": "0", "CALL_RETENTION_DAYS": "-1"}, ["SESSION_RETENTION", "CALL_RETENTION"]),
+        ({"CALL_RETENTION_DAYS": "a year"}, ["CALL_RETENTION_DAYS"]),
+    ],
+    ids=["missing", "no address", "two", "out of range", "no number"],
+)
+async def test_wrong_settings_end_it_with_78(services: Services, settings: dict[str, str], faults: list[str]) -> None:
+    nowhere = Place("postgres://mimu:never-told@127.0.0.1:1/mimu", services.redis)
+    ended = await script(nowhere, "cleanup", **settings)
+    assert (ended.code, ended.out) == (78, "")
+    lines = ended.err.splitlines()
+    assert len(lines) == len(faults)
+    assert all(line.startswith(fault) for line, fault in zip(lines, faults, strict=True)), lines
+    assert "pa/ss" not in ended.err
+
+
+@pytest.mark.gen_test
+async def test_what_fails_ends_it_with_1(services: Services) -> None:
+    async with place(services) as shared:
+        away = await script(Place("postgres://mimu:never-told@127.0.0.1:1/mimu", shared.redis), "cleanup")
+        lacking = await script(Place(services.dsn, shared.redis), "cleanup")
+        refused = await script(Place(shared.dsn.replace("mimu:", "mimu:not-"), shared.redis), "cleanup", "--dry-run")
+    for ended in (away, lacking, refused):
+        assert (ended.code, ended.out) == (1, "")
+        assert ended.err.startswith("cleanup failed: ")
+
+
+@pytest.mark.gen_test
+async def test_help_and_wrong_usage(services: Services, tmp_path: Path) -> None:
+    said, wrong = await asyncio.gather(script(None, "cleanup", "--help"), script(None, "cleanup", "--everything"))
+    assert said.code == 0
+    for word in ("--dry-run", "--json", "CALL_RETENTION_DAYS", "78"):
+        assert word in said.out
+    assert (wrong.code, wrong.out) == (2, "")
