@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from uuid import UUID
 
 from models.database import Database, Row
@@ -32,24 +33,41 @@ def sees_presence(viewer: str) -> str:
                 ELSE true END))"""
 
 
-_COLUMNS = (
-    "id, public_id, display_name, fingerprint, signing_public_key, avatar_url, bio, language, settings, created_at"
+_COLUMNS = ", ".join(
+    f"users.{column}"
+    for column in (
+        "id",
+        "public_id",
+        "display_name",
+        "fingerprint",
+        "signing_public_key",
+        "avatar_url",
+        "bio",
+        "language",
+        "created_at",
+    )
 )
-_PROFILE = f"""
-SELECT {_COLUMNS}, visible AND is_online AS is_online, CASE WHEN visible THEN last_seen END AS last_seen
-FROM users, LATERAL (SELECT {sees_presence("$2::uuid")} AS visible) AS seen
-WHERE lower(public_id) = lower($1)
+_PROFILES = f"""
+SELECT asked.place, {_COLUMNS}, visible AND is_online AS is_online, CASE WHEN visible THEN last_seen END AS last_seen
+FROM unnest($1::text[], $2::uuid[]) WITH ORDINALITY AS asked (public_id, viewer, place)
+JOIN users ON lower(users.public_id) = lower(asked.public_id),
+    LATERAL (SELECT {sees_presence("asked.viewer")} AS visible) AS seen
 """
 
 
-async def profile(db: Database, public_id: str, viewer: UUID) -> Row | None:
-    """A user as ``viewer`` may see them: presence is false and null where it is hidden."""
-    return await db.row(_PROFILE, public_id, viewer)
+async def profiles(db: Database, asked: Sequence[tuple[str, UUID]]) -> list[Row | None]:
+    """For each (public id, viewer) that user as the viewer may see them: presence is false and null where hidden."""
+    found: list[Row | None] = [None] * len(asked)
+    for row in await db.fetch(_PROFILES, [public_id for public_id, _ in asked], [viewer for _, viewer in asked]):
+        found[row["place"] - 1] = row
+    return found
 
 
 async def me(db: Database, user_id: UUID) -> Row | None:
     """A user as they see themselves, with the identity key."""
-    return await db.row(f"SELECT {_COLUMNS}, is_online, last_seen, identity_key FROM users WHERE id = $1", user_id)
+    return await db.row(
+        f"SELECT {_COLUMNS}, settings, is_online, last_seen, identity_key FROM users WHERE id = $1", user_id
+    )
 
 
 # A range of an index, where LIKE with a parameter could use one only in a plan made for that very q: an id that begins

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -13,6 +14,7 @@ from handlers.revocations import Revocations
 from handlers.shapes import b64
 from handlers.tokens import Session
 from models import profiles, sessions, subscriptions, users
+from models.batch import Batch
 from models.database import Database, Row
 from plugins.users.shapes import ChangeMe
 
@@ -24,6 +26,7 @@ class Users:
         self, db: Database, passwords: Passwords, revocations: Revocations, avatar_hosts: Collection[str]
     ) -> None:
         self._db, self._passwords, self._revocations = db, passwords, revocations
+        self._profiles: Batch[tuple[str, UUID], Row | None] = Batch(partial(profiles.profiles, db))
         self._avatar_hosts = frozenset(host.lower() for host in avatar_hosts)
 
     async def search(self, viewer: UUID, q: str) -> list[dict[str, Any]]:
@@ -32,7 +35,7 @@ class Users:
 
     async def profile(self, viewer: UUID, public_id: str) -> dict[str, Any]:
         """UserProfile, without the presence where it is hidden from the viewer. Raises NotFound."""
-        row = await profiles.profile(self._db, public_id, viewer)
+        row = await self._profiles.get((public_id, viewer))
         if row is None:
             raise NotFound("There is no such user.")
         return _profile(row)

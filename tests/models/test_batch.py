@@ -1,0 +1,57 @@
+"""Batches: everyone gets their own answer, and nobody waits for a batch to fill."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from models import batch
+from models.batch import Batch
+
+
+@pytest.mark.gen_test
+async def test_what_comes_while_a_statement_runs_goes_together_in_the_next() -> None:
+    asked: list[list[int]] = []
+    go = asyncio.Event()
+
+    async def load(keys: Sequence[int]) -> list[int]:
+        asked.append(list(keys))
+        await go.wait()
+        return [key * 10 for key in keys]
+
+    tens = Batch(load)
+    first = asyncio.ensure_future(tens.get(1))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert asked == [[1]]
+    others = [asyncio.ensure_future(tens.get(key)) for key in (2, 3, 2)]
+    gone = asyncio.ensure_future(tens.get(4))
+    await asyncio.sleep(0)
+    gone.cancel()
+    go.set()
+    assert await first == 10
+    assert await asyncio.gather(*others) == [20, 30, 20]
+    assert asked == [[1], [2, 3, 2, 4]]
+    assert await tens.get(5) == 50
+
+
+@pytest.mark.gen_test
+async def test_a_failure_is_told_to_all_who_asked_and_to_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "MOST", 2)
+
+    async def load(keys: Sequence[int]) -> list[int]:
+        if 13 in keys:
+            raise LookupError
+        return list(keys)
+
+    same = Batch(load)
+    answers = await asyncio.gather(*(same.get(key) for key in (1, 2, 13, 3, 4)), return_exceptions=True)
+    assert [answer if isinstance(answer, int) else type(answer) for answer in answers] == [
+        1,
+        2,
+        LookupError,
+        LookupError,
+        4,
+    ]
