@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 log = structlog.get_logger(__name__)
 
-Listener = Callable[[bytes], None]
+Listener = Callable[[str, bytes], None]  # channel, message
 
 QUEUE = 20_000  # messages waiting for Redis; at 1 KiB each that is 20 MiB, and beyond it the oldest are dropped
 BATCH = 256  # messages in one pipeline
@@ -32,7 +32,8 @@ class Bus:
         self._redis = redis
         self._own = f"ws:instance:{instance_id}"
         self._listeners: dict[str, Listener] = {}
-        self._confirmed: dict[str, asyncio.Event] = {}
+        # Channels that were asked for and are not confirmed yet. An Event each for good would be 700 bytes a user.
+        self._unconfirmed: dict[str, asyncio.Event] = {}
         self._queue: deque[tuple[str, bytes, asyncio.Future[int] | None]] = deque()
         self._wake = asyncio.Event()
         self._pubsub: PubSub | None = None
@@ -109,16 +110,18 @@ class Bus:
     async def subscribe(self, channel: str, listener: Listener) -> None:
         """Hear a channel. Returns when Redis has confirmed it, or at once while Redis is away: the subscription is
         then made when it returns."""
+        known = channel in self._listeners
         self._listeners[channel] = listener
-        confirmed = self._confirmed.get(channel)
-        asked = confirmed is not None
-        if confirmed is None:
-            confirmed = self._confirmed[channel] = asyncio.Event()
         if self._pubsub is None or not self.up:
             return
+        confirmed = self._unconfirmed.get(channel)
+        if confirmed is None:
+            if known:
+                return
+            confirmed = self._unconfirmed[channel] = asyncio.Event()
         try:
             async with asyncio.timeout(PATIENCE):
-                if not asked:
+                if not known:
                     async with self._speaking:
                         await self._pubsub.subscribe(channel)
                 await confirmed.wait()
@@ -127,7 +130,7 @@ class Bus:
 
     async def unsubscribe(self, channel: str) -> None:
         self._listeners.pop(channel, None)
-        self._confirmed.pop(channel, None)
+        self._unconfirmed.pop(channel, None)
         if self._pubsub is None or not self.up:
             return
         with contextlib.suppress(*_GONE):
@@ -180,13 +183,13 @@ class Bus:
         channel = message["channel"]
         name = channel.decode() if isinstance(channel, bytes) else str(channel)
         if message["type"] == "subscribe":
-            confirmed = self._confirmed.get(name)
+            confirmed = self._unconfirmed.pop(name, None)
             if confirmed is not None:
                 confirmed.set()
         elif message["type"] == "message":
             listener, data = self._listeners.get(name), message["data"]
             if listener is not None and isinstance(data, bytes):
                 try:
-                    listener(data)
+                    listener(name, data)
                 except Exception:
                     log.exception("bus_listener_failed")

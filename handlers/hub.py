@@ -17,6 +17,7 @@ from handlers.tokens import Session
 
 log = structlog.get_logger(__name__)
 
+CHANNEL = "ws:user:"  # of each user, by their id (seed)
 SOCKETS_PER_USER = 10  # contract section 5
 PING_EVERY = 25  # seconds; also the number of slots of the wheel
 PONG_WITHIN = 20  # seconds
@@ -103,7 +104,7 @@ class Hub:
             for watch in self.watchers:
                 watch(user_id, True)
         channel = self._channel(user_id)
-        await self._bus.subscribe(channel, lambda message: self._hear(user_id, message))
+        await self._bus.subscribe(channel, self._hear)
         if peers is None:
             self._bus.publish(channel, self._envelope("here"))
 
@@ -181,12 +182,13 @@ class Hub:
 
     @staticmethod
     def _channel(user_id: UUID) -> str:
-        return f"ws:user:{user_id}"
+        return f"{CHANNEL}{user_id}"
 
     def _envelope(self, kind: str, skip: str = "", key: str = "", payload: bytes = b"") -> bytes:
         return f"{self._origin} {kind} {skip} {key}\n".encode() + payload
 
-    def _hear(self, user_id: UUID, message: bytes) -> None:
+    def _hear(self, channel: str, message: bytes) -> None:
+        user_id = UUID(channel[len(CHANNEL) :])
         head, _, payload = message.partition(b"\n")
         origin, kind, skip, key = head.decode().split(" ")
         if origin == self._origin:

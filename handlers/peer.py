@@ -59,7 +59,7 @@ class Socket:
         self.closing = False
         # Until the socket's welcome is over, what is sent to it waits here, so that it comes after the welcome.
         self.held: list[tuple[bytes, str]] | None = []
-        self.keys: set[str] = set()
+        self.keys: set[str] | None = None  # most sockets never see a frame with a key
         self.waiting: deque[str | bytes] | None = None
         self.work: asyncio.Task[None] | None = None
         self._space: asyncio.Event | None = None
@@ -120,10 +120,10 @@ class Socket:
 
     def _put(self, frame: bytes, key: str) -> None:
         if key:
+            if self.keys is None or len(self.keys) >= MAX_KEYS:
+                self.keys = set()
             if key in self.keys:
                 return
-            if len(self.keys) >= MAX_KEYS:
-                self.keys.clear()
             self.keys.add(key)
         connection = self._handler.ws_connection
         if connection is None:

@@ -39,5 +39,5 @@ class Revocations:
             self._tokens.revoke(session_id)
             self._hub.end_session(user_id, session_id)
 
-    def _hear(self, message: bytes) -> None:
+    def _hear(self, _: str, message: bytes) -> None:
         self.apply(channels.read_sessions_ended(message))

@@ -251,7 +251,7 @@ class Calls:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def hear_ended(self, message: bytes) -> None:
+    def hear_ended(self, _: str, message: bytes) -> None:
         """Another instance ended a call."""
         call_id = UUID(message.decode())
         self._known.pop(call_id, None)
