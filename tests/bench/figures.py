@@ -1,0 +1,82 @@
+"""Figures: what is measured, and how ours and the yardstick take turns so that noise hits both alike."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from tests.bench.machine import Target, Use
+from tests.bench.users import User
+
+NOISE = 0.1  # share of the server's core that others may take before a measurement is made again
+
+
+@dataclass
+class Figure:
+    """One line of the table. ``ours`` and ``yardstick`` have a value for each run."""
+
+    name: str
+    unit: str
+    beside: str  # what the yardstick is
+    goal: float | None  # what the ratio is to reach (``more``) or to stay within
+    more: bool
+    ours: list[float] = field(default_factory=list)
+    yardstick: list[float] = field(default_factory=list)
+    use_ours: list[Use] = field(default_factory=list)
+    use_yardstick: list[Use] = field(default_factory=list)
+
+    @property
+    def ratios(self) -> list[float]:
+        """Ours to the yardstick of the same run: what both lose to a busy machine cancels out."""
+        return [ours / other for ours, other in zip(self.ours, self.yardstick, strict=False)]
+
+    @property
+    def ratio(self) -> float | None:
+        return statistics.median(self.ratios) if self.ratios else None
+
+    @property
+    def reached(self) -> bool | None:
+        if self.goal is None or self.ratio is None:
+            return None
+        return self.ratio >= self.goal if self.more else self.ratio <= self.goal
+
+
+Measured = tuple[list[float], Use]
+
+
+@dataclass
+class Bench:
+    """The two servers, accounts on ours, and how long (seconds) and how often to measure."""
+
+    ours: Target
+    bare: Target
+    users: list[User]
+    runs: int
+    seconds: float
+    warm_up: float
+    attempts: int
+
+    async def take_turns(
+        self, figures: list[Figure], measure: Callable[[bool], Awaitable[Measured]], *, timed: bool = True
+    ) -> list[Figure]:
+        """Yardstick, ours, yardstick, ours, … What is not ``timed`` others can't disturb, so it is measured once."""
+        for _ in range(self.runs):
+            for ours in (False, True):
+                values, use = await self._quietly(partial(measure, ours), self.attempts if timed else 1)
+                for figure, value in zip(figures, values, strict=True):
+                    (figure.ours if ours else figure.yardstick).append(value)
+                    (figure.use_ours if ours else figure.use_yardstick).append(use)
+        return figures
+
+    async def _quietly(self, measure: Callable[[], Awaitable[Measured]], most: int) -> Measured:
+        """Measure, and again while others take too much of the core; the quietest attempt counts, whatever it says."""
+        attempts: list[Measured] = []
+        while len(attempts) < most:
+            gc.collect()  # now rather than in the middle: it is off otherwise
+            attempts.append(await measure())
+            if attempts[-1][1].others <= NOISE:
+                break
+        return min(attempts, key=lambda attempt: attempt[1].others)
