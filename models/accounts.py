@@ -1,4 +1,4 @@
-"""What operators do to an account: each change is one transaction, with its line in the audit log."""
+"""What is done to a whole account: erasing it, and what operators do, each with its line in the audit log."""
 
 from __future__ import annotations
 
@@ -75,12 +75,21 @@ async def end_sessions(db: Database, user_id: UUID, actor: str) -> Change | None
 
 
 async def delete(db: Database, user_id: UUID, actor: str) -> Change | None:
-    """Erase an account as its owner can (contract section 10); None when it is gone."""
+    """Erase an account as its owner can; None when it is gone."""
     async with db.transaction():
         account = await _lock(db, user_id)
         if account is None:
             return None
-        ended = await sessions.end_all(db, user_id)
-        await users.delete(db, user_id)
+        ended = await erase(db, user_id)
         await audit.note(db, actor, "delete", user_id, account["public_id"])
         return Change(True, ended)
+
+
+async def erase(db: Database, user_id: UUID) -> list[sessions.Ended]:
+    """Erase an account with all that is its own (contract section 10); the sessions that ended. Its row is locked
+    first: a session that is opened meanwhile is ended with the others, or is not opened at all."""
+    async with db.transaction():
+        await _lock(db, user_id)
+        ended = await sessions.end_all(db, user_id)
+        await users.delete(db, user_id)
+        return ended

@@ -13,7 +13,7 @@ from handlers.passwords import Passwords
 from handlers.revocations import Revocations
 from handlers.shapes import b64
 from handlers.tokens import Session
-from models import profiles, sessions, subscriptions, users
+from models import accounts, profiles, subscriptions, users
 from models.batch import Batch
 from models.database import Database, Row
 from plugins.users.shapes import ChangeMe
@@ -73,10 +73,7 @@ class Users:
             account.public_id.lower(), account.password_hash, password
         ):
             raise InvalidCredentials
-        async with self._db.transaction():
-            ended = await sessions.end_all(self._db, account.id)
-            await users.delete(self._db, account.id)
-        self._revocations.announce(ended)
+        self._revocations.announce(await accounts.erase(self._db, account.id))
 
 
 def _profile(row: Row) -> dict[str, Any]:

@@ -192,3 +192,20 @@ async def test_deletion_erases_table_by_table(services: Services) -> None:
         assert (await bob.get(f"/users/{alice.public_id}")).status == 404
         # The name and the key are free again.
         await Account(alice.public_id, identity=alice.identity).register(one.url)
+
+
+@pytest.mark.gen_test
+async def test_a_login_during_the_deletion_leaves_no_token_that_works(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as one, serving(shared) as two:
+        for _ in range(5):
+            alice = await Account().register(one.url)
+            devices = [
+                Account(alice.public_id, alice.password, identity=alice.identity, url=url)
+                for url in (one.url, two.url) * 3
+            ]
+            deletion = ask(one.url, "DELETE", "/users/me", {"password": alice.password}, token=alice.token)
+            done, *_ = await asyncio.gather(deletion, *(device.login() for device in devices))
+            assert done.status == 204
+            for device in devices:
+                for url in (one.url, two.url) if device.token else ():
+                    await refused_soon(device, url)
