@@ -141,10 +141,11 @@ def document(figures: list[Figure], runs: int) -> dict[str, Any]:
 
 
 async def _until_told(names: list[str], runs: int, quick: bool) -> list[Figure]:
-    """SIGTERM ends us as Ctrl-C does: with our children."""
+    """Ctrl-C and SIGTERM end our children with us."""
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(name, task.cancel)
     return await measure(names, runs, quick)
 
 
