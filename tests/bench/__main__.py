@@ -89,7 +89,7 @@ def table(figures: list[Figure]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     foot = (
-        "CPU, % of a core: server + PostgreSQL and Valkey + others on their core / load generator. All are medians;"
+        "CPU, % of a core: server + PostgreSQL and Valkey + others / load generator + others. All are medians;"
         " the ratio is that of the runs' ratios. Rates are per second of the core that others left."
     )
     return "\n".join([*rows, foot])
@@ -110,7 +110,9 @@ def _use(uses: list[Use]) -> str:
     if not uses:
         return ""
     use = _middle(uses)
-    return f"{use.server:.0%} + {use.services:.0%} + {use.others:.0%} / {use.load:.0%}".replace("%", "")
+    return f"{use.server:.0%} + {use.services:.0%} + {use.others:.0%} / {use.load:.0%} + {use.load_others:.0%}".replace(
+        "%", ""
+    )
 
 
 def document(figures: list[Figure], runs: int) -> dict[str, Any]:

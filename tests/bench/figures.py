@@ -11,7 +11,7 @@ from functools import partial
 from tests.bench.machine import Target, Use
 from tests.bench.users import User
 
-NOISE = 0.1  # share of the server's core that others may take before a measurement is made again
+NOISE = 0.1  # share of either core that others may take before a measurement is made again
 
 
 @dataclass
@@ -72,11 +72,11 @@ class Bench:
         return figures
 
     async def _quietly(self, measure: Callable[[], Awaitable[Measured]], most: int) -> Measured:
-        """Measure, and again while others take too much of the core; the quietest attempt counts, whatever it says."""
+        """Measure, and again while others take too much of a core; the quietest attempt counts, whatever it says."""
         attempts: list[Measured] = []
         while len(attempts) < most:
             gc.collect()  # now rather than in the middle: it is off otherwise
             attempts.append(await measure())
-            if attempts[-1][1].others <= NOISE:
+            if attempts[-1][1].noise <= NOISE:
                 break
-        return min(attempts, key=lambda attempt: attempt[1].others)
+        return min(attempts, key=lambda attempt: attempt[1].noise)

@@ -77,12 +77,18 @@ class Target:
 @dataclass(frozen=True)
 class Use:
     """Shares of a core used during a measurement: by the server process, by its PostgreSQL and Valkey, by others on
-    the same core (a noisy neighbour, or the hypervisor), and by the load generator on its own core."""
+    the same core (a noisy neighbour, or the hypervisor), by the load generator, and by others on that one's core."""
 
     server: float
     services: float
     others: float
     load: float
+    load_others: float
+
+    @property
+    def noise(self) -> float:
+        """What others took of either core; they delay what the load generator sees as much as what the server does."""
+        return max(self.others, self.load_others)
 
     @property
     def left(self) -> float:
@@ -97,14 +103,14 @@ class Meter:
         self._target = target
         self._wall, self._before = time.perf_counter(), self._now()
 
-    def _now(self) -> tuple[float, float, float, float]:
+    def _now(self) -> tuple[float, ...]:
         used = _processes()
         server = used[self._target.pid][1]
         services = sum(used[pid][1] for pid in _family(used, self._target.services))
-        line = next(x for x in Path("/proc/stat").read_text().splitlines() if x.startswith(f"cpu{SERVER_CORE} "))
-        ticks = [int(x) for x in line.split()[1:9]]
-        core = (sum(ticks) - ticks[3] - ticks[4]) / _TICK  # all but idle and iowait
-        return server, services, core - server - services, time.process_time()
+        load = time.process_time()
+        ours = server + services + (load if LOAD_CORE == SERVER_CORE else 0)
+        beside = 0.0 if LOAD_CORE == SERVER_CORE else _busy(LOAD_CORE) - load
+        return server, services, _busy(SERVER_CORE) - ours, load, beside
 
     @property
     def seconds(self) -> float:
@@ -113,6 +119,13 @@ class Meter:
     def read(self) -> Use:
         wall, now = self.seconds, self._now()
         return Use(*(max(0.0, after - before) / wall for before, after in zip(self._before, now, strict=True)))
+
+
+def _busy(core: int) -> float:
+    """Seconds that a core was not idle since the machine started (proc(5))."""
+    line = next(x for x in Path("/proc/stat").read_text().splitlines() if x.startswith(f"cpu{core} "))
+    ticks = [int(x) for x in line.split()[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / _TICK  # the fourth and fifth: idle, iowait
 
 
 def _processes() -> dict[int, tuple[int, float]]:
