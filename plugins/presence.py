@@ -65,8 +65,10 @@ class Presence:
                     batch = users[start : start + BATCH]
                     try:
                         await record(self._db, self._id, batch)
-                    except Unavailable:
-                        # What happened since counts more than what is put back.
+                    except Exception as error:
+                        # PostgreSQL is away, or another instance took us for dead and removed our row; the next beat
+                        # brings it back. What happened since counts more than what is put back.
+                        log.warning("presence_delayed", cause=type(error).__name__)
                         self._changed = {**dict.fromkeys(batch, online), **self._changed}
                         self._wake.set()
                         await asyncio.sleep(1)

@@ -86,3 +86,16 @@ async def test_arrivals_and_leavings_at_once_end_in_the_truth(services: Services
             await presence.leave(db, two, [user])
             assert not await db.value("SELECT is_online FROM users")
         assert (await alice.get("/users/me")).json["is_online"] is False
+
+
+@pytest.mark.gen_test
+async def test_who_comes_while_we_are_taken_for_dead_is_online_after_the_next_beat(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice, bob = await Account().register(server.url), await Account().register(server.url)
+        await server.app.db.execute("DELETE FROM instances")
+        async with alice.socket():
+            await asyncio.sleep(0.3)  # long enough for the attempt that fails
+            assert (await bob.get(f"/users/{alice.public_id}")).json["is_online"] is False
+            await periodic(server, "presence")()
+            await eventually(bob, alice.public_id, True)
+        await eventually(bob, alice.public_id, False)
