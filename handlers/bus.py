@@ -100,7 +100,7 @@ class Bus:
                     for (_, _, answer), count in zip(batch, counts, strict=True):
                         if answer is not None and not answer.done():
                             answer.set_result(int(count))
-                except _GONE as error:
+                except Exception as error:  # whatever it is, the next batch must go
                     log.warning("bus_publish_failed", messages=len(batch), cause=type(error).__name__)
                     for entry in batch:
                         self._drop(*entry)

@@ -301,6 +301,17 @@ async def test_more_logins_than_can_be_hashed_soon_are_told_to_come_back(service
 
 
 @pytest.mark.gen_test
+async def test_signatures_are_checked_for_those_within_the_limit_only(services: Services) -> None:
+    async with place(services) as shared, serving(shared, RATE_LIMITS="on") as server:
+        stranger = Account()
+        forged = Account().body(signed_prekey=stranger.signed_prekey(1))
+        answers = [await ask(server.url, "POST", "/auth/register", forged) for _ in range(4)]
+        assert [answer.status for answer in answers] == [400, 400, 400, 429]
+        # What has no form is refused before, and counts for nothing.
+        assert (await ask(server.url, "POST", "/auth/register", {})).status == 400
+
+
+@pytest.mark.gen_test
 async def test_limits_count_an_address_on_all_instances(services: Services) -> None:
     async with place(services) as shared:
         limited = {"RATE_LIMITS": "on", "TRUSTED_PROXIES": "127.0.0.1/32"}
