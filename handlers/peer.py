@@ -14,6 +14,7 @@ from tornado.websocket import WebSocketHandler
 from handlers import hub
 from handlers.hub import Frame, text_frame
 from handlers.limits import Bucket
+from handlers.rfc6455 import Protocol
 from handlers.shapes import encode
 from handlers.tokens import Session
 
@@ -126,14 +127,25 @@ class Socket:
                 return
             self.keys.add(key)
         connection = self._handler.ws_connection
-        if connection is None:
+        if not isinstance(connection, Protocol):
             return
+        stream = connection.stream
+        rest: bytes | memoryview = frame
+        if not (stream.writing() or stream.closed()):
+            # Most clients keep up, and then the socket takes it all: the stream's queue and futures cost as much again.
+            try:
+                taken = stream.write_to_fd(memoryview(frame))
+            except OSError:
+                taken = 0  # what is wrong, if anything, the stream finds out
+            if taken == len(frame):
+                return
+            rest = memoryview(frame)[taken:]
         try:
-            sent = connection.stream.write(frame)  # type: ignore[union-attr]
+            sent = stream.write(rest)
         except StreamClosedError:
             return
         if not sent.done():
-            size = len(frame)
+            size = len(rest)
             self._queued += 1
             self._queued_bytes += size
             sent.add_done_callback(lambda _: self._drained(size))

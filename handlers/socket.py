@@ -14,20 +14,20 @@ from urllib.parse import urlsplit
 
 import structlog
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
-from tornado.websocket import WebSocketHandler
+from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
 from handlers import errors, hub
 from handlers.base import ApiHandler
 from handlers.errors import ApiError, InvalidRequest, Unauthorized
 from handlers.hub import Hub, Peer
 from handlers.peer import WAITING, Socket
+from handlers.rfc6455 import Protocol, Violation
 from handlers.shapes import Shape, judge, parse, timestamp
 from handlers.tokens import Tokens
 
 log = structlog.get_logger(__name__)
 
 MAX_FRAME = 128 * 1024  # bytes; contract section 5
-YIELD_EVERY = 16  # frames after which one socket lets the others have the loop
 HEARTBEAT = 30  # seconds between call_heartbeat frames, told to clients
 
 # What open sockets show instead of the request that they were.
@@ -112,6 +112,10 @@ class SocketHandler(WebSocketHandler, ApiHandler):
     def max_message_size(self) -> int:
         return MAX_FRAME
 
+    def get_websocket_protocol(self) -> WebSocketProtocol | None:
+        protocol = super().get_websocket_protocol()
+        return Protocol(self, False, protocol.params) if isinstance(protocol, WebSocketProtocol13) else None
+
     # An open socket -----------------------------------------------------------------------------------------------
 
     async def open(self, *_: str, **__: str) -> None:
@@ -155,14 +159,20 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         self.application.background.add(task)
         task.add_done_callback(self.application.background.discard)
 
+    def admits(self) -> bool:
+        """Count a frame of any kind; whether it is to be handled. Raises Violation when they come too fast."""
+        if self.peer.closing:
+            return False
+        if self.application.limits.on and not self.peer.bucket.take():
+            raise Violation(hub.FLOOD, "too many frames")
+        return True
+
+    def fail(self, violation: Violation) -> None:
+        """The client broke the protocol, or its limits."""
+        self.peer.close(violation.code, violation.reason)
+
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         peer = self.peer
-        if peer.closing:
-            return None
-        if self.application.limits.on and not peer.bucket.take():
-            peer.close(hub.FLOOD, "too many frames")
-            return None
-        self._count += 1
         if peer.waiting is not None:
             peer.waiting.append(message)
             return peer.room() if len(peer.waiting) >= WAITING else None
@@ -170,11 +180,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         if pending is not None:
             peer.waiting = deque()
             peer.work = asyncio.get_running_loop().create_task(self._work(pending))
-        if self._count % YIELD_EVERY == 0:
-            return asyncio.sleep(0)
         return None
-
-    _count = 0
 
     def _take(self, message: str | bytes) -> Awaitable[None] | None:
         """Handle one frame; None when that is done, else what remains to be awaited."""

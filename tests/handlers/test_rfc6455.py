@@ -1,0 +1,207 @@
+"""RFC 6455 at the socket: what is well formed comes through however it was cut, and what isn't ends with its code."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import struct
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.rfc6455 import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Parser, Violation
+from tests.client import Account
+from tests.running import Services, place, serving
+
+LIMIT = 1000
+
+
+def frame(opcode: int, payload: bytes, *, fin: bool = True, masked: bool = True, reserved: int = 0) -> bytes:
+    """A client's frame (RFC 6455 section 5.2)."""
+    size = len(payload)
+    head = bytes((0x80 * fin | reserved | opcode,))
+    bit = 0x80 * masked
+    if size < 126:
+        head += bytes((bit | size,))
+    elif size < 65536:
+        head += struct.pack("!BH", bit | 126, size)
+    else:
+        head += struct.pack("!BQ", bit | 127, size)
+    if not masked:
+        return head + payload
+    mask = os.urandom(4)
+    return head + mask + bytes(byte ^ mask[place % 4] for place, byte in enumerate(payload))
+
+
+def fed(wire: bytes, sizes: list[int]) -> list[tuple[int, bytes]]:
+    """What a parser gives of the bytes, cut to pieces of those sizes, again and again."""
+    parser, found, at, turn = Parser(LIMIT), [], 0, 0
+    while at < len(wire):
+        piece = wire[at : at + sizes[turn % len(sizes)]]
+        at, turn = at + len(piece), turn + 1
+        found += [(opcode, payload) for opcode, payload in parser.feed(piece) if opcode != CONTINUATION]
+    return found
+
+
+messages = st.tuples(
+    st.sampled_from([TEXT, BINARY]), st.lists(st.binary(max_size=300), min_size=1, max_size=3).filter(any)
+)
+controls = st.tuples(st.sampled_from([CLOSE, PING, PONG]), st.binary(max_size=125))
+
+
+@given(
+    st.lists(st.tuples(messages, st.lists(controls, max_size=2)), max_size=6),
+    st.lists(st.integers(1, 700), min_size=1, max_size=5),
+)
+def test_what_is_well_formed_comes_out_whole_however_it_was_cut(
+    said: list[tuple[tuple[int, list[bytes]], list[tuple[int, bytes]]]], sizes: list[int]
+) -> None:
+    wire, expected = b"", []
+    for (opcode, fragments), between in said:
+        for number, fragment in enumerate(fragments):
+            last = number == len(fragments) - 1
+            if last:  # control frames may come between the fragments of a message
+                wire += b"".join(frame(*control) for control in between)
+                expected += between
+            wire += frame(opcode if number == 0 else CONTINUATION, fragment, fin=last)
+        expected.append((opcode, b"".join(fragments)))
+    assert fed(wire, sizes) == expected
+
+
+@given(st.binary(max_size=400), st.lists(st.integers(1, 50), min_size=1, max_size=3))
+def test_rubbish_is_a_violation_or_the_beginning_of_something(wire: bytes, sizes: list[int]) -> None:
+    with contextlib.suppress(Violation):
+        for _, payload in fed(wire, sizes):
+            assert len(payload) <= LIMIT
+
+
+def test_a_large_message_in_single_bytes_costs_no_square() -> None:
+    parser = Parser(1 << 20)
+    wire = frame(TEXT, b"x" * (1 << 18))
+    found = [entry for at in range(len(wire)) for entry in parser.feed(wire[at : at + 1])]
+    assert found == [(TEXT, b"x" * (1 << 18))]  # a parser that looks each time would take minutes
+
+
+@contextlib.asynccontextmanager
+async def line(services: Services, **settings: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """An upgraded connection whose ``ready`` has come, with nothing between us and its bytes."""
+    async with place(services) as shared, serving(shared, **settings) as server:
+        alice = await Account().register(server.url)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        key = base64.b64encode(os.urandom(16)).decode()
+        head = "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        head += f"Authorization: Bearer {alice.token}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
+        writer.write(f"{head}\r\n".encode())
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        opcode, payload = await received(reader)
+        assert (opcode, json.loads(payload)["type"]) == (TEXT, "ready")
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+async def received(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    async with asyncio.timeout(10):
+        first, size = await reader.readexactly(2)
+        if size == 126:
+            size = int.from_bytes(await reader.readexactly(2))
+        assert first & 0xF0 == 0x80
+        return first & 0x0F, await reader.readexactly(size)
+
+
+NOPE = b'{"type": "nope", "id": "1"}'
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize(
+    ("wire", "code"),
+    [
+        (frame(TEXT, NOPE, masked=False), 1002),
+        (frame(TEXT, NOPE, reserved=0x40), 1002),  # compression that nobody agreed on
+        (frame(0x3, NOPE), 1002),
+        (frame(0xB, b""), 1002),
+        (frame(PING, b"", fin=False), 1002),
+        (frame(PING, b"x" * 126), 1002),
+        (frame(CONTINUATION, NOPE), 1002),
+        (frame(TEXT, b"{", fin=False) + frame(TEXT, b"}"), 1002),
+        (frame(CLOSE, b"x"), 1002),
+        (frame(CLOSE, struct.pack("!H", 1005)), 1002),
+        (frame(CLOSE, struct.pack("!H", 1000) + b"\xff"), 1007),
+        (frame(TEXT, b'{"type": "\xff"}'), 1007),
+        (frame(TEXT, b'{"type": "\xed\xa0\x80"}'), 1007),  # a surrogate
+        (frame(TEXT, b"\xc3", fin=False) + frame(CONTINUATION, b""), 1007),
+        (frame(TEXT, b"x" * (128 * 1024 + 1)), 1009),
+        (frame(TEXT, b"x" * 100_000, fin=False) + frame(CONTINUATION, b"x" * 100_000), 1009),
+        (b"\x81\xff" + b"\x7f" + b"\xff" * 7 + b"mask", 1009),  # only the head of 2^63 bytes
+    ],
+    ids=[
+        "unmasked",
+        "reserved bit",
+        "unknown opcode",
+        "unknown control opcode",
+        "control in fragments",
+        "long control",
+        "nothing to continue",
+        "message within a message",
+        "short close",
+        "close with a code of nobody",
+        "close reason not UTF-8",
+        "not UTF-8",
+        "surrogate",
+        "half a character",
+        "large",
+        "large in fragments",
+        "head of a huge one",
+    ],
+)
+async def test_what_breaks_the_protocol_is_closed_with_its_code(services: Services, wire: bytes, code: int) -> None:
+    async with line(services) as (reader, writer):
+        writer.write(wire)
+        opcode, payload = await received(reader)
+        assert (opcode, int.from_bytes(payload[:2])) == (CLOSE, code)
+        assert await reader.read() == b""  # and then the connection ends
+
+
+@pytest.mark.gen_test
+async def test_fragments_pings_and_closes_as_the_rfc_says(services: Services) -> None:
+    async with line(services) as (reader, writer):
+        writer.write(frame(TEXT, NOPE[:5], fin=False) + frame(PING, b"between") + frame(CONTINUATION, b"", fin=False))
+        assert await received(reader) == (PONG, b"between")
+        writer.write(frame(CONTINUATION, NOPE[5:]))
+        opcode, payload = await received(reader)
+        assert (opcode, json.loads(payload)["id"]) == (TEXT, "1")
+        # A character may be cut in two by fragments, but not by the message's end.
+        text = '{"type": "неизвестно", "id": "2"}'.encode()
+        writer.write(frame(TEXT, text[:11], fin=False) + frame(CONTINUATION, text[11:]))
+        assert json.loads((await received(reader))[1])["id"] == "2"
+        writer.write(frame(PONG, b"nobody asked"))
+        writer.write(frame(CLOSE, struct.pack("!H", 4000) + b"bye") + frame(TEXT, NOPE))
+        assert await received(reader) == (CLOSE, struct.pack("!H", 4000))
+        assert await reader.read() == b""
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize(
+    "wire",
+    [frame(TEXT, b'{"type": "nope"}'), frame(PING, b""), frame(PONG, b""), frame(TEXT, b"", fin=False)],
+    ids=["messages", "pings", "pongs", "fragments"],
+)
+async def test_frames_of_every_kind_count_as_a_flood(services: Services, wire: bytes) -> None:
+    async with line(services, RATE_LIMITS="on") as (reader, writer):
+        if not wire[0] & 0x80:
+            writer.write(wire)
+            wire = frame(CONTINUATION, b"", fin=False)
+        writer.write(wire * 2000)
+        while True:
+            opcode, payload = await received(reader)
+            if opcode == CLOSE:
+                break
+        assert int.from_bytes(payload[:2]) == 4429
