@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 import structlog
 
 from handlers.bus import Bus
 from handlers.metrics import Metrics
-from handlers.shapes import encode
+from handlers.shapes import decode, encode
 from handlers.tokens import Session
 
 log = structlog.get_logger(__name__)
@@ -23,6 +23,7 @@ PING_EVERY = 25  # seconds; also the number of slots of the wheel
 PONG_WITHIN = 20  # seconds
 ANNOUNCE_EVERY = 20  # seconds between announcements of a user who has sockets on several instances
 FORGET_AFTER = 60  # seconds after which an instance that stopped announcing counts as gone
+PATIENCE = 1.0  # seconds a socket may wait for the other instances to know of it
 
 GOING_AWAY, SESSION_ENDED, SLOW, REPLACED, FLOOD, RESTART = 1001, 4401, 4408, 4409, 4429, 1012
 
@@ -35,7 +36,9 @@ class Peer(Protocol):
 
     peer_id: str
     session: Session
+    opened: float  # seconds since 1970
     answered: float
+    closing: bool
 
     def send(self, frame: Frame, key: str = "") -> None: ...
     def write(self, frame: bytes, droppable: bool, key: str = "") -> None: ...
@@ -45,6 +48,14 @@ class Peer(Protocol):
 
 
 Presence = Callable[[UUID, bool], None]
+Opened = tuple[float, str]  # when a socket was opened, and its peer_id: the order in which a user's sockets go
+
+
+class _There(NamedTuple):
+    """A user's sockets on another instance, as it told last."""
+
+    heard: float  # monotonic
+    sockets: list[Opened]
 
 
 def text_frame(payload: bytes) -> bytes:
@@ -61,8 +72,9 @@ class Hub:
     """Sends to users. Local sockets are written to directly; other instances hear it through ``ws:user:{id}``.
 
     On that channel a message is ``{origin} {kind} {peer to skip} {key}\\n{frame}``. Besides frames (``send``, ``drop``
-    for droppable ones) instances tell each other which of their users they share (``here``, ``too``, ``gone``), so
-    that nothing is published for a user who is only here.
+    for droppable ones) instances tell each other which of their users they share, so that nothing is published for a
+    user who is only here: ``here`` asks for an answer, ``too`` is one, or news. Both bear the user's sockets there, so
+    that every instance knows which is the oldest of all. ``gone`` ends it.
     """
 
     def __init__(self, bus: Bus, metrics: Metrics, instance_id: UUID) -> None:
@@ -71,7 +83,9 @@ class Hub:
         self._bus = bus
         self._metrics = metrics
         self._peers: dict[UUID, list[Peer]] = {}
-        self._elsewhere: dict[UUID, dict[str, float]] = {}
+        self._elsewhere: dict[UUID, dict[str, _There]] = {}
+        self._introductions: dict[UUID, asyncio.Task[None]] = {}
+        self._news: dict[UUID, asyncio.Event] = {}
         self._wheel: list[set[Peer]] = [set() for _ in range(PING_EVERY)]
         self._turn = 0
         self.watchers: list[Presence] = []  # told of a user's first and last socket here
@@ -92,21 +106,40 @@ class Hub:
     async def arrive(self, peer: Peer) -> None:
         """Register a socket; when this returns, whatever is sent to its user reaches it."""
         user_id = peer.session.user_id
-        peers = self._peers.get(user_id)
         self._metrics.sockets.inc()
         self._wheel[self._turn - 1].add(peer)
-        if peers is not None:
-            peers.append(peer)
-            if len(peers) > SOCKETS_PER_USER:
-                peers[0].close(REPLACED, "too many sockets")
-        else:
+        first = user_id not in self._peers
+        if first:
             self._peers[user_id] = [peer]
+            self._introductions[user_id] = asyncio.get_running_loop().create_task(self._introduce(user_id))
             for watch in self.watchers:
                 watch(user_id, True)
+        else:
+            self._peers[user_id].append(peer)
+            self._close_oldest(user_id)
+        if user_id in self._introductions:
+            await asyncio.wait([self._introductions[user_id]])
+        if not first and user_id in self._elsewhere:
+            self._announce(user_id, "too")
+
+    async def _introduce(self, user_id: UUID) -> None:
+        """Hear the user's channel, and wait until every other instance that has the user knows that we have them as
+        well: until then it would keep to itself what it sends."""
         channel = self._channel(user_id)
-        await self._bus.subscribe(channel, self._hear)
-        if peers is None:
-            self._bus.publish(channel, self._envelope("here"))
+        news = self._news[user_id] = asyncio.Event()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._bus.subscribe(channel, self._hear)
+                here = self._envelope("here", payload=self._own(user_id))
+                others = await self._bus.publish_counted(channel, here) - 1
+                while len(self._elsewhere.get(user_id, ())) < others:
+                    news.clear()
+                    await news.wait()
+        except TimeoutError:
+            log.warning("introduction_unanswered")  # Redis or an instance is away; the next announcement will do
+        finally:
+            if self._news.get(user_id) is news:  # else the user has gone and come again meanwhile
+                del self._news[user_id], self._introductions[user_id]
 
     async def leave(self, peer: Peer) -> None:
         """Forget a socket that has closed."""
@@ -119,6 +152,8 @@ class Hub:
         for slot in self._wheel:
             slot.discard(peer)
         if peers:
+            if user_id in self._elsewhere:
+                self._announce(user_id, "too")
             return
         del self._peers[user_id]
         self._elsewhere.pop(user_id, None)
@@ -126,6 +161,15 @@ class Hub:
             watch(user_id, False)
         self._bus.publish(self._channel(user_id), self._envelope("gone"))
         await self._bus.unsubscribe(self._channel(user_id))
+
+    def _close_oldest(self, user_id: UUID) -> None:
+        """Close those of our sockets that are not among the user's newest on all instances. Every instance comes to
+        the same order, so each closes its own and none has to ask."""
+        own = {(peer.opened, peer.peer_id): peer for peer in self._peers.get(user_id, ()) if not peer.closing}
+        others = [opened for there in self._elsewhere.get(user_id, {}).values() for opened in there.sockets]
+        for opened in sorted([*own, *others], reverse=True)[SOCKETS_PER_USER:]:
+            if opened in own:
+                own[opened].close(REPLACED, "too many sockets")
 
     def end_session(self, user_id: UUID, session_id: UUID) -> None:
         """Close the sockets of a session that was revoked."""
@@ -201,23 +245,35 @@ class Hub:
             if not others:
                 self._elsewhere.pop(user_id, None)
         elif user_id in self._peers:
-            self._elsewhere.setdefault(user_id, {})[origin] = time.monotonic()
+            sockets = [(opened, peer_id) for opened, peer_id in decode(payload)]
+            self._elsewhere.setdefault(user_id, {})[origin] = _There(time.monotonic(), sockets)
             if kind == "here":
-                self._bus.publish(self._channel(user_id), self._envelope("too"))
+                self._announce(user_id, "too")
+            if user_id in self._news:
+                self._news[user_id].set()
+            self._close_oldest(user_id)
+
+    def _own(self, user_id: UUID) -> bytes:
+        peers = self._peers.get(user_id, ())
+        return encode([(peer.opened, peer.peer_id) for peer in peers if not peer.closing])
+
+    def _announce(self, user_id: UUID, kind: str) -> None:
+        if user_id in self._peers:
+            self._bus.publish(self._channel(user_id), self._envelope(kind, payload=self._own(user_id)))
 
     def _announce_all(self) -> None:
         for user_id in self._peers:
-            self._bus.publish(self._channel(user_id), self._envelope("here"))
+            self._announce(user_id, "here")
 
     async def announce(self) -> None:
         """Remind the other instances of the users we share, and forget instances that went silent."""
         horizon = time.monotonic() - FORGET_AFTER
         for user_id, others in list(self._elsewhere.items()):
-            for origin in [origin for origin, heard in others.items() if heard < horizon]:
+            for origin in [origin for origin, there in others.items() if there.heard < horizon]:
                 del others[origin]
             if not others:
                 del self._elsewhere[user_id]
-            self._bus.publish(self._channel(user_id), self._envelope("here"))
+            self._announce(user_id, "here")
 
     # Heartbeat ----------------------------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ class Socket:
         "closing",
         "held",
         "keys",
+        "opened",
         "peer_id",
         "session",
         "waiting",
@@ -55,6 +56,7 @@ class Socket:
         self._dropped, self._closed = dropped, closed
         self.peer_id = uuid4().hex
         self.session = session
+        self.opened = time.time()
         self.answered = time.monotonic()
         self.bucket = Bucket(FRAMES_PER_SECOND, FRAME_BURST)
         self.closing = False

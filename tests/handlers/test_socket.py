@@ -112,21 +112,50 @@ async def test_a_flood_closes(services: Services) -> None:
             assert (await socket.expect("closed"))["code"] == 4429
 
 
+async def opened(account: Account, url: str) -> Socket:
+    """A socket that the test closes, or the server."""
+    address = url.replace("http", "ws", 1) + "/ws"
+    socket = Socket(await websocket_connect(HTTPRequest(address, headers={"Authorization": f"Bearer {account.token}"})))
+    await socket.expect("ready")
+    return socket
+
+
 @pytest.mark.gen_test
-async def test_the_eleventh_socket_replaces_the_oldest(services: Services) -> None:
+@pytest.mark.parametrize("servers", [1, 2])
+async def test_the_eleventh_socket_replaces_the_oldest_wherever_it_is(services: Services, servers: int) -> None:
+    async with place(services) as shared, contextlib.AsyncExitStack() as stack:
+        urls = [(await stack.enter_async_context(serving(shared))).url for _ in range(servers)]
+        alice = await Account().register(urls[0])
+        sockets = [await opened(alice, urls[number % servers]) for number in range(hub_module.SOCKETS_PER_USER)]
+        for number in range(4):  # the oldest are on one instance and the other in turn, the new ones all on the last
+            sockets.append(await opened(alice, urls[-1]))
+            assert (await sockets[number].expect("closed"))["code"] == 4409
+        for socket in sockets[4:]:
+            assert socket.frames == []
+        for socket in sockets[4:8]:  # those that have gone make room
+            await socket.close()
+        await asyncio.sleep(0.2)
+        sockets += [await opened(alice, url) for url in (urls * 4)[:4]]
+        await sockets[8].silent()
+        assert all(socket.frames == [] for socket in sockets[8:])
+        for socket in sockets:
+            await socket.close()
+
+
+@pytest.mark.gen_test
+async def test_sockets_that_do_not_answer_a_close_are_not_counted(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account().register(server.url)
+        hub: Hub = server.app.hub
         sockets = []
-        for _ in range(hub_module.SOCKETS_PER_USER + 1):
-            request = HTTPRequest(
-                server.url.replace("http", "ws", 1) + "/ws", headers={"Authorization": f"Bearer {alice.token}"}
-            )
-            socket = Socket(await websocket_connect(request))
-            await socket.expect("ready")
-            sockets.append(socket)
-        assert (await sockets[0].expect("closed"))["code"] == 4409
-        await sockets[1].silent(0.1)
+        for _ in range(hub_module.SOCKETS_PER_USER + 3):
+            sockets.append(await opened(alice, server.url))
+            stream = sockets[-1].connection.protocol.stream
+            stream.io_loop.remove_handler(stream.fileno())  # deaf from now on
+        [peers] = hub._peers.values()
+        assert sum(not peer.closing for peer in peers) == hub_module.SOCKETS_PER_USER
         for socket in sockets:
+            socket.connection.protocol.stream.close()
             await socket.close()
 
 
@@ -225,3 +254,18 @@ async def test_a_stopping_server_says_restart(services: Services) -> None:
         for socket in sockets:
             assert (await socket.expect("closed"))["code"] == 1012
             await socket.close()
+
+
+@pytest.mark.gen_test
+async def test_from_ready_on_nothing_is_missed_on_any_instance(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other instance hears late that the user is here as well: until it has, it would send to its own only."""
+    async with place(services) as shared, serving(shared) as one, serving(shared) as two:
+        alice = await Account().register(one.url)
+        hub: Hub = two.app.hub
+        hear = hub._hear
+        monkeypatch.setattr(hub, "_hear", lambda *message: asyncio.get_running_loop().call_later(0.3, hear, *message))
+        async with alice.socket(two.url), alice.socket(one.url) as socket:
+            hub.send(next(iter(hub.users())), {"type": "news"})
+            await socket.expect("news")
