@@ -13,6 +13,8 @@ from models.database import Database, Enum, Table
 from models.users import User
 
 RING_SECONDS = 60  # seed: a call that nobody answers is missed
+CANDIDATES = 300  # a call, contract section 6; a phone with many networks gathers a few dozen
+RESERVED = 20  # candidates that an instance sets aside at once: one statement for each phone of a usual call
 HEARTBEAT_HOURS = 1  # seed: an answered call without a heartbeat for this long has ended
 
 
@@ -29,6 +31,8 @@ class CallSession(Table):
     last_heartbeat = peewee.DateTimeField(null=True)
     created_at = peewee.DateTimeField()
     silent = peewee.BooleanField(default=False)
+    candidates = peewee.SmallIntegerField(default=0)
+    answered_by = peewee.UUIDField(null=True)
 
     class Meta:
         table_name = "call_sessions"
@@ -115,16 +119,36 @@ async def ring(db: Database, call_id: UUID, caller_id: UUID, callee_id: UUID, ca
     raise asyncpg.SerializationError("offers of one pair keep colliding")
 
 
-async def answer(db: Database, call_id: UUID, callee_id: UUID) -> Call | None:
-    """ringing → accepted, by the callee, while it rings."""
-    return await _change(
-        db,
-        f"""UPDATE call_sessions SET status = 'accepted', accepted_at = now(), last_heartbeat = now()
-            WHERE id = $1 AND callee_id = $2 AND status = 'ringing' AND NOT silent
-              AND started_at > now() - interval '{RING_SECONDS} seconds' RETURNING {_CALL}""",
+async def answer(db: Database, call_id: UUID, callee_id: UUID, session_id: UUID) -> tuple[Call | None, bool]:
+    """ringing → accepted, by the callee, while it rings. The call, and whether this is what answered it: the session
+    that did may say so again."""
+    row = await db.row(
+        f"""WITH answered AS (
+                UPDATE call_sessions
+                SET status = 'accepted', accepted_at = now(), last_heartbeat = now(), answered_by = $3
+                WHERE id = $1 AND callee_id = $2 AND status = 'ringing' AND NOT silent
+                  AND started_at > now() - interval '{RING_SECONDS} seconds' RETURNING {_CALL}
+            )
+            SELECT *, true AS new FROM answered
+            UNION ALL
+            SELECT {_CALL}, false FROM call_sessions
+            WHERE id = $1 AND callee_id = $2 AND status = 'accepted' AND answered_by = $3
+            LIMIT 1""",
         call_id,
         callee_id,
+        session_id,
     )
+    return (None, False) if row is None else (Call(*row[:-1]), row["new"])
+
+
+async def reserve_candidates(db: Database, call_id: UUID) -> int:
+    """Set some of a live call's candidates aside for the asking instance; how many, 0 when all are used up."""
+    taken = await db.execute(
+        f"""UPDATE call_sessions SET candidates = candidates + {RESERVED}
+            WHERE id = $1 AND {_LIVE} AND candidates <= {CANDIDATES - RESERVED}""",
+        call_id,
+    )
+    return RESERVED * taken
 
 
 async def hang_up(db: Database, call_id: UUID, user_id: UUID, reason: str) -> Call | None:
@@ -207,6 +231,9 @@ async def _change(db: Database, sql: str, *args: object) -> Call | None:
     row = await db.row(sql, *args)
     return Call(*row) if row else None
 
+
+# What the history shows of a call: the seed's columns.
+SHOWN = tuple(name for name in CallSession._meta.columns if name not in ("silent", "candidates", "answered_by"))
 
 _HISTORY = """
 SELECT c.id, c.caller_id, c.callee_id, c.call_type::text, c.status::text, c.started_at, c.accepted_at, c.ended_at,

@@ -11,7 +11,8 @@ from config.settings import Rate, RateLimit, Section
 from handlers.socket import Event
 from plugins import App, Every, Plugin
 from plugins.calls import http, shapes
-from plugins.calls.calls import ENDED, Calls
+from plugins.calls.calls import NEWS, Calls
+from plugins.calls.candidates import Candidates
 from plugins.calls.history import History
 from plugins.calls.waiting import Waiting
 
@@ -21,17 +22,19 @@ class Settings(Section):
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    waiting = Waiting(app.db, app.redis)
-    calls = Calls(app.db, app.hub, app.bus, waiting, app.limits, settings.rate_limit_offers)
+    waiting = Waiting(app.db, app.redis, app.hub)
+    candidates = Candidates(app.db, app.hub, waiting, app.limits)
+    calls = Calls(app.db, app.hub, app.bus, waiting, candidates, app.limits, settings.rate_limit_offers)
     history = History(app.db)
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        await app.bus.subscribe(ENDED, calls.hear_ended)
-        try:
-            yield
-        finally:
-            await calls.stop()
+        await app.bus.subscribe(NEWS, calls.hear)
+        async with waiting.running():
+            try:
+                yield
+            finally:
+                await calls.stop()
 
     return Plugin(
         name="calls",
@@ -42,7 +45,7 @@ def setup(app: App, settings: Settings) -> Plugin:
         events={
             "call_offer": Event(shapes.Offer, calls.offer),
             "call_answer": Event(shapes.Answer, calls.answer),
-            "ice_candidate": Event(shapes.Candidate, calls.candidate),
+            "ice_candidate": Event(shapes.Candidate, candidates.take),
             "call_hangup": Event(shapes.Hangup, calls.hangup),
             "call_heartbeat": Event(shapes.Heartbeat, calls.heartbeat),
         },

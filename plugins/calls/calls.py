@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable
-from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
@@ -13,7 +10,6 @@ import structlog
 
 from config.settings import Rate
 from handlers.bus import Bus
-from handlers.errors import ApiError, Conflict, Forbidden, InvalidRequest, NotFound, RateLimited
 from handlers.hub import Hub, Peer
 from handlers.limits import Limits
 from handlers.socket import Answer
@@ -21,61 +17,24 @@ from models import calls
 from models.calls import RING_SECONDS, Call
 from models.database import Database, Unavailable
 from plugins.calls import shapes
+from plugins.calls.candidates import Candidates
+from plugins.calls.refusals import CallIdConflict, CannotCallSelf, Glare, UserNotFound, why_not
 from plugins.calls.waiting import Waiting
 
 log = structlog.get_logger(__name__)
 
-ENDED = "calls:ended"  # the Redis channel on which instances tell each other which calls they need not know any more
-CANDIDATES = 300  # a call, contract section 6; a phone with many networks gathers a few dozen
-FRESH = 10.0  # seconds a call is believed to be live without asking; the news on ENDED comes much sooner
+NEWS = "calls:news"  # the Redis channel on which instances tell each other which calls were answered or are over
 SLACK = 0.1  # seconds after the ring's end: the row's clock is PostgreSQL's
 
 
-class NotParticipant(Forbidden):
-    code, message = "not_participant", "Only the two of a call may do this."
-
-
-class CallNotFound(NotFound):
-    code, message = "call_not_found", "There is no such call."
-
-
-class InvalidState(Conflict):
-    code, message = "invalid_state", "The call is in a state that does not allow this."
-
-
-class CallIdConflict(Conflict):
-    code, message = "call_id_conflict", "This call_id belongs to another call."
-
-
-class UserNotFound(NotFound):
-    code, message = "user_not_found", "There is no such user."
-
-
-class CannotCallSelf(InvalidRequest):
-    code, message = "cannot_call_self", "One can't call oneself."
-
-
-class Glare(Conflict):
-    code, message = "glare", "The other side is calling you already."
-
-
-@dataclass(slots=True)
-class _Known:
-    """A live call as this instance remembers it, so that a candidate asks neither PostgreSQL nor Redis."""
-
-    caller: UUID
-    callee: UUID
-    silent: bool
-    checked: float = 0.0
-    candidates: int = 0
-    rings_until: float = 0.0  # as long as that, the caller's candidates are kept for sockets that open later
-
-
 class Calls:
-    def __init__(self, db: Database, hub: Hub, bus: Bus, waiting: Waiting, limits: Limits, offers: Rate) -> None:
-        self._db, self._hub, self._bus, self._waiting = db, hub, bus, waiting
+    """What happens to calls, told to every socket of the two."""
+
+    def __init__(
+        self, db: Database, hub: Hub, bus: Bus, waiting: Waiting, candidates: Candidates, limits: Limits, offers: Rate
+    ) -> None:
+        self._db, self._hub, self._bus, self._waiting, self._candidates = db, hub, bus, waiting, candidates
         self._limits, self._offers = limits, offers
-        self._known: dict[UUID, _Known] = {}
         self._rings: dict[UUID, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -105,34 +64,35 @@ class Calls:
             return {"call_id": call.id, "status": call.status, "expires_at": expires, "repeated": True}
         for old in rung.superseded:
             self._end(old, "superseded", by=peer)
-        self._remember(call)
+        self._candidates.learn(call)
         loop = asyncio.get_running_loop()
         self._rings[call.id] = loop.call_later(RING_SECONDS + SLACK, self._ring_over, call.id)
-        frame = {
-            "type": "call_offer",
-            "call_id": call.id,
-            "from_user_id": caller,
-            "to_user_id": offer.to_user_id,
-            "call_type": offer.call_type,
-            "encrypted_payload": offer.encrypted_payload,
-            "expires_at": expires,
-        }
         delivered = False
         if not call.silent:
-            # Kept before it is sent: a socket that opens in between gets it one way or the other, and shows it once.
-            await self._waiting.begin(call.id, str(call.id), frame)
+            frame = {
+                "type": "call_offer",
+                "call_id": call.id,
+                "from_user_id": caller,
+                "to_user_id": offer.to_user_id,
+                "call_type": offer.call_type,
+                "encrypted_payload": offer.encrypted_payload,
+                "expires_at": expires,
+            }
+            self._waiting.begin(call.id, offer.to_user_id, frame)
             delivered = await self._hub.deliver(offer.to_user_id, frame, key=str(call.id))
         return {"call_id": call.id, "status": call.status, "expires_at": expires, "delivered": delivered}
 
     async def answer(self, peer: Peer, answer: shapes.Answer) -> Answer:
         """Accept a ringing call; the first of the callee's devices wins, and the others stop ringing."""
         callee = peer.session.user_id
-        call = await calls.answer(self._db, answer.call_id, callee)
+        call, new = await calls.answer(self._db, answer.call_id, callee, peer.session.session_id)
         if call is None:
-            raise await self._why_not(answer.call_id, callee)
-        self._stop_ring(call.id)
-        self._remember(call).rings_until = 0.0
-        await self._waiting.end(call.id)
+            raise await why_not(self._db, answer.call_id, callee)
+        if not new:
+            return {"call_id": call.id, "status": call.status, "repeated": True}
+        self._candidates.learn(call)
+        self._settled(call.id)
+        self._bus.publish(NEWS, f"{call.id} answered".encode())
         frame = {
             "type": "call_answer",
             "call_id": call.id,
@@ -146,61 +106,6 @@ class Calls:
         self._hub.send(callee, _hangup(call, "answered_elsewhere"), skip=peer.peer_id)
         return {"call_id": call.id, "status": call.status}
 
-    def candidate(self, peer: Peer, candidate: shapes.Candidate) -> Answer | Awaitable[Answer]:
-        """Pass an ICE candidate on to the other participant."""
-        known = self._known.get(candidate.call_id)
-        if known is None or known.checked < time.monotonic() - FRESH:
-            return self._candidate_unknown(peer, candidate)
-        if known.rings_until > time.monotonic() and peer.session.user_id == known.caller:
-            return self._candidate_ringing(peer, candidate, known)
-        self._pass(peer, candidate, known)
-        return None
-
-    async def _candidate_ringing(self, peer: Peer, candidate: shapes.Candidate, known: _Known) -> Answer:
-        """While it rings another of the callee's devices may wake, so the caller's candidates are kept as well."""
-        key, frame = self._pass(peer, candidate, known)
-        if not known.silent:
-            await self._waiting.add(candidate.call_id, key, frame)
-        return None
-
-    async def _candidate_unknown(self, peer: Peer, candidate: shapes.Candidate) -> Answer:
-        call = await calls.get(self._db, candidate.call_id)
-        if call is None or not call.live:
-            self._known.pop(candidate.call_id, None)
-            raise await self._why_not(candidate.call_id, peer.session.user_id)
-        known = self._remember(call)
-        if call.status == "ringing" and peer.session.user_id == known.caller:
-            return await self._candidate_ringing(peer, candidate, known)
-        self._pass(peer, candidate, known)
-        return None
-
-    def _pass(self, peer: Peer, candidate: shapes.Candidate, known: _Known) -> tuple[str, dict[str, object]]:
-        """Send it to the other one; its key and the frame."""
-        sender = peer.session.user_id
-        if sender == known.caller:
-            other = known.callee
-        elif sender == known.callee:
-            if known.silent:
-                raise CallNotFound
-            other = known.caller
-        else:
-            raise NotParticipant
-        known.candidates += 1
-        if self._limits.on and known.candidates > CANDIDATES:
-            raise RateLimited(RING_SECONDS)
-        frame: dict[str, object] = {
-            "type": "ice_candidate",
-            "call_id": candidate.call_id,
-            "from_user_id": sender,
-            "to_user_id": other,
-            "encrypted_payload": candidate.encrypted_payload,
-        }
-        # Only what is kept for sockets that open later can come to one twice.
-        key = f"{peer.peer_id}/{known.candidates}" if known.rings_until > time.monotonic() else ""
-        if not known.silent:
-            self._hub.send(other, frame, key=key)
-        return key, frame
-
     async def hangup(self, peer: Peer, hangup: shapes.Hangup) -> Answer:
         """End a call. Of a finished one it is acked and changes nothing."""
         user_id = peer.session.user_id
@@ -208,7 +113,7 @@ class Calls:
         if call is None:
             call = await calls.get(self._db, hangup.call_id)
             if call is None or call.live or not call.concerns(user_id):
-                raise await self._why_not(hangup.call_id, user_id)
+                raise await why_not(self._db, hangup.call_id, user_id)
         else:
             self._end(call, call.end_reason or "hangup", by=peer, payload=hangup.encrypted_payload)
         return {"call_id": call.id, "status": call.status, "end_reason": call.end_reason}
@@ -216,26 +121,23 @@ class Calls:
     async def heartbeat(self, peer: Peer, heartbeat: shapes.Heartbeat) -> Answer:
         """Keep an answered call alive."""
         if not await calls.beat(self._db, heartbeat.call_id, peer.session.user_id):
-            raise await self._why_not(heartbeat.call_id, peer.session.user_id)
+            raise await why_not(self._db, heartbeat.call_id, peer.session.user_id)
         return {"call_id": heartbeat.call_id}
 
-    async def _why_not(self, call_id: UUID, user_id: UUID) -> ApiError:
-        call = await calls.get(self._db, call_id)
-        if call is None:
-            return CallNotFound()
-        if not call.concerns(user_id):
-            # Whom a silent call is kept from gets the same answer as about a call that never was.
-            return CallNotFound() if user_id == call.callee_id else NotParticipant()
-        return InvalidState(fields={"call_id": str(call_id), "status": call.status})
+    # The end of a ring, and of a call -------------------------------------------------------------------------------
 
-    # The end of a call --------------------------------------------------------------------------------------------
+    def _settled(self, call_id: UUID) -> None:
+        """The call rings no more, on whichever instance it was answered or ended."""
+        ring = self._rings.pop(call_id, None)
+        if ring is not None:
+            ring.cancel()
+        self._waiting.end(call_id)
 
     def _end(self, call: Call, reason: str, by: Peer | None = None, payload: str | None = None) -> None:
         """Tell every socket of both, but the one that did it, that the call is over."""
-        self._stop_ring(call.id)
-        self._known.pop(call.id, None)
-        self._drop(call.id)
-        self._bus.publish(ENDED, str(call.id).encode())
+        self._candidates.forget(call.id)
+        self._settled(call.id)
+        self._bus.publish(NEWS, f"{call.id} ended".encode())
         sender = by.session.user_id if by else None
         for user_id in (call.caller_id, call.callee_id):
             if user_id is None or not call.concerns(user_id):
@@ -245,17 +147,18 @@ class Calls:
             frame = _hangup(call, told, sender, None if own else payload)
             self._hub.send(user_id, frame, skip=by.peer_id if own and by else "")
 
-    def _drop(self, call_id: UUID) -> None:
-        """Let nothing wait for a call that is over; nobody waits for that."""
-        task = asyncio.get_running_loop().create_task(self._waiting.end(call_id))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def hear_ended(self, _: str, message: bytes) -> None:
-        """Another instance ended a call."""
-        call_id = UUID(message.decode())
-        self._known.pop(call_id, None)
-        self._stop_ring(call_id)
+    def hear(self, _: str, message: bytes) -> None:
+        """Another instance tells what became of a call. (One's own news come back as well, and change nothing.)"""
+        call, _, news = message.decode().partition(" ")
+        call_id = UUID(call)
+        if news == "ended":
+            self._candidates.forget(call_id)
+        else:
+            self._candidates.answered(call_id)
+        ring = self._rings.pop(call_id, None)
+        if ring is not None:
+            ring.cancel()
+        self._waiting.forget(call_id)
 
     def _ring_over(self, call_id: UUID) -> None:
         self._rings.pop(call_id, None)
@@ -273,29 +176,11 @@ class Calls:
             self._end(call, "timeout")
 
     async def sweep(self) -> None:
-        """End what rang or was silent too long, and forget calls that nobody asked about."""
+        """End what rang or was silent too long, and forget what nobody asked about."""
         for call in await calls.sweep(self._db):
             self._end(call, "timeout" if call.end_reason == "timeout" else "connection_lost")
-        stale = time.monotonic() - 60 * FRESH
-        for call_id in [call_id for call_id, known in self._known.items() if known.checked < stale]:
-            del self._known[call_id]
-
-    # What this instance remembers -----------------------------------------------------------------------------------
-
-    def _remember(self, call: Call) -> _Known:
-        known = self._known.get(call.id)
-        if known is None:
-            if call.caller_id is None or call.callee_id is None:
-                raise InvalidState  # the other account is gone
-            known = self._known[call.id] = _Known(call.caller_id, call.callee_id, call.silent)
-        known.checked = time.monotonic()
-        known.rings_until = known.checked + RING_SECONDS if call.status == "ringing" else 0.0
-        return known
-
-    def _stop_ring(self, call_id: UUID) -> None:
-        ring = self._rings.pop(call_id, None)
-        if ring is not None:
-            ring.cancel()
+        self._candidates.forget_silent()
+        self._waiting.forget_silent()
 
 
 def _hangup(call: Call, reason: str, sender: UUID | None = None, payload: str | None = None) -> dict[str, object]:

@@ -7,10 +7,7 @@ from uuid import UUID
 
 from handlers.pages import Place
 from models import calls
-from models.calls import CallSession
 from models.database import Database, Row
-
-COLUMNS = tuple(column for column in CallSession._meta.columns if column != "silent")
 
 
 class History:
@@ -32,7 +29,7 @@ def _entry(user_id: UUID, row: Row) -> dict[str, Any]:
     ``duration_seconds`` (null for a call that was not answered or has not ended)."""
     answered, ended = row["accepted_at"], row["ended_at"]
     return {
-        **{column: row[column] for column in COLUMNS},
+        **{column: row[column] for column in calls.SHOWN},
         "direction": "outgoing" if row["caller_id"] == user_id else "incoming",
         "peer": row["peer_id"]
         and {

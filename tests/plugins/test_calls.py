@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator
 from datetime import datetime
 from uuid import uuid4
 
 import pytest
 
+from plugins.calls.waiting import Waiting
 from tests.client import Account, Socket
 from tests.running import Services, periodic, place, serving
 
@@ -253,7 +253,8 @@ async def test_a_callee_who_opens_a_socket_in_time_gets_all_of_it_in_order_and_o
                 await phone.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
                 await tablet.expect("call_hangup", reason="answered_elsewhere")
                 await a.expect("call_answer")
-                assert await one.app.redis.keys("call:waiting:*") == []
+                while await one.app.redis.keys("call:waiting:*"):
+                    await asyncio.sleep(0.01)
             async with bob.socket() as again:
                 await again.silent(0.2)
             await a.send("call_hangup", call_id=call_id)
@@ -273,11 +274,85 @@ async def test_nobody_fills_the_database_with_offers(services: Services) -> None
             answers = [await a.send("call_offer", **offer(bob, str(uuid4()))) for _ in range(3)]
             assert [answer["type"] for answer in answers] == ["ack", "ack", "error"]
             assert (answers[2]["code"], answers[2]["retry_after"] > 0) == ("rate_limited", True)
-            call_id = answers[1]["call_id"]
-            for _ in range(300):
-                await a.raw(json.dumps({"type": "ice_candidate", "call_id": call_id, "encrypted_payload": "AAAA"}))
-                await asyncio.sleep(0.017)
-            assert (await a.send("ice_candidate", call_id=call_id, encrypted_payload="AAAA"))["code"] == "rate_limited"
+
+
+@pytest.mark.gen_test
+async def test_a_call_has_300_candidates_whichever_instances_they_come_to(services: Services) -> None:
+    async with place(services) as shared, contextlib.AsyncExitStack() as stack:
+        urls = [(await stack.enter_async_context(serving(shared, RATE_LIMITS="on"))).url for _ in range(2)]
+        alice, bob = await Account().register(urls[0]), await Account().register(urls[1])
+        mallory = await Account().register(urls[0])
+        phone, desk, other, stranger = [
+            await stack.enter_async_context(account.socket(url))
+            for account, url in ((alice, urls[0]), (alice, urls[1]), (bob, urls[0]), (mallory, urls[0]))
+        ]
+        call_id = str(uuid4())
+        await phone.send("call_offer", **offer(bob, call_id))
+        await other.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
+        candidate = {"call_id": call_id, "encrypted_payload": PAYLOAD}
+        for _ in range(60):
+            assert (await stranger.send("ice_candidate", **candidate))["code"] == "not_participant"
+        answers = []
+        for _ in range(110):  # of each; a socket may send 200 frames at once
+            answers += [await socket.send("ice_candidate", **candidate) for socket in (phone, desk, other)]
+        assert [answer["type"] for answer in answers].count("ack") == 300
+        refused = answers[-1]
+        assert (refused["code"], refused["retry_after"] > 0) == ("rate_limited", True)
+        assert (await phone.send("call_hangup", call_id=call_id))["status"] == "ended"
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("servers", [1, 2])
+async def test_an_answer_whose_ack_was_lost_may_be_sent_again(services: Services, servers: int) -> None:
+    async with pair(services, servers) as (_, bob, a, b):
+        call_id = str(uuid4())
+        await a.send("call_offer", **offer(bob, call_id))
+        await b.expect("call_offer")
+        tablet = Account(public_id=bob.public_id, password=bob.password, url=bob.url)
+        await tablet.login()
+        first = await b.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
+        await a.expect("call_answer")
+        async with bob.socket() as again, tablet.socket() as other:
+            repeated = await again.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
+            assert {**repeated, "id": first["id"]} == {**first, "repeated": True}
+            late = await other.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
+            assert (late["code"], late["status"]) == ("invalid_state", "accepted")
+            await a.silent()
+            await b.silent(0.1)
+            await a.send("call_hangup", call_id=call_id)
+            over = await again.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
+            assert (over["code"], over["status"]) == ("invalid_state", "ended")
+
+
+@pytest.mark.gen_test
+async def test_a_socket_that_opens_while_an_offer_is_being_kept_rings_once(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It opened too late for the frame itself, and looked at what waits before it was there."""
+    async with place(services) as shared, serving(shared) as server:
+        alice, bob = await Account().register(server.url), await Account().register(server.url)
+        call_id, kept = str(uuid4()), asyncio.Event()
+        flush = Waiting._flush
+
+        async def slow(waiting: Waiting) -> None:
+            await kept.wait()
+            await flush(waiting)
+
+        monkeypatch.setattr(Waiting, "_flush", slow)
+        async with alice.socket() as a:
+            assert (await a.send("call_offer", **offer(bob, call_id)))["delivered"] is False
+            await a.send("ice_candidate", call_id=call_id, encrypted_payload=PAYLOAD)
+            async with bob.socket() as b:
+                await b.silent()
+                kept.set()
+                await b.expect("call_offer")
+                await b.expect("ice_candidate")
+                await b.silent()
+                async with bob.socket() as tablet:
+                    await tablet.expect("ice_candidate")
+                    await tablet.expect("call_offer")
+                    await tablet.silent(0.1)
+                    await b.silent(0.1)
 
 
 @pytest.mark.gen_test
@@ -288,7 +363,9 @@ async def test_what_waits_vanishes_with_the_call(services: Services) -> None:
         async with alice.socket() as a:
             await a.send("call_offer", **offer(bob, call_id))
             redis = server.app.redis
-            [key] = await redis.keys("call:waiting:*")
+            while not (keys := await redis.keys("call:waiting:*")):
+                await asyncio.sleep(0.01)
+            [key] = keys
             assert 50 <= await redis.ttl(key) <= 60
             await a.send("call_hangup", call_id=call_id)
             while await redis.keys("call:waiting:*"):
