@@ -32,7 +32,7 @@ class CallSession(Table):
     created_at = peewee.DateTimeField()
     silent = peewee.BooleanField(default=False)
     candidates = peewee.SmallIntegerField(default=0)
-    answered_by = peewee.UUIDField(null=True)
+    answer_hash = peewee.BlobField(null=True)
 
     class Meta:
         table_name = "call_sessions"
@@ -119,24 +119,24 @@ async def ring(db: Database, call_id: UUID, caller_id: UUID, callee_id: UUID, ca
     raise asyncpg.SerializationError("offers of one pair keep colliding")
 
 
-async def answer(db: Database, call_id: UUID, callee_id: UUID, session_id: UUID) -> tuple[Call | None, bool]:
-    """ringing → accepted, by the callee, while it rings. The call, and whether this is what answered it: the session
-    that did may say so again."""
+async def answer(db: Database, call_id: UUID, callee_id: UUID, answer_hash: bytes) -> tuple[Call | None, bool]:
+    """ringing → accepted, by the callee, while it rings. The call, and whether this is what answered it: the same
+    answer may come again."""
     row = await db.row(
         f"""WITH answered AS (
                 UPDATE call_sessions
-                SET status = 'accepted', accepted_at = now(), last_heartbeat = now(), answered_by = $3
+                SET status = 'accepted', accepted_at = now(), last_heartbeat = now(), answer_hash = $3
                 WHERE id = $1 AND callee_id = $2 AND status = 'ringing' AND NOT silent
                   AND started_at > now() - interval '{RING_SECONDS} seconds' RETURNING {_CALL}
             )
             SELECT *, true AS new FROM answered
             UNION ALL
             SELECT {_CALL}, false FROM call_sessions
-            WHERE id = $1 AND callee_id = $2 AND status = 'accepted' AND answered_by = $3
+            WHERE id = $1 AND callee_id = $2 AND status = 'accepted' AND answer_hash = $3
             LIMIT 1""",
         call_id,
         callee_id,
-        session_id,
+        answer_hash,
     )
     return (None, False) if row is None else (Call(*row[:-1]), row["new"])
 
@@ -233,7 +233,7 @@ async def _change(db: Database, sql: str, *args: object) -> Call | None:
 
 
 # What the history shows of a call: the seed's columns.
-SHOWN = tuple(name for name in CallSession._meta.columns if name not in ("silent", "candidates", "answered_by"))
+SHOWN = tuple(name for name in CallSession._meta.columns if name not in ("silent", "candidates", "answer_hash"))
 
 _HISTORY = """
 SELECT c.id, c.caller_id, c.callee_id, c.call_type::text, c.status::text, c.started_at, c.accepted_at, c.ended_at,

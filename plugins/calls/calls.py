@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from datetime import timedelta
 from uuid import UUID
 
@@ -85,7 +86,8 @@ class Calls:
     async def answer(self, peer: Peer, answer: shapes.Answer) -> Answer:
         """Accept a ringing call; the first of the callee's devices wins, and the others stop ringing."""
         callee = peer.session.user_id
-        call, new = await calls.answer(self._db, answer.call_id, callee, peer.session.session_id)
+        answer_hash = hashlib.sha256(answer.encrypted_payload.encode()).digest()
+        call, new = await calls.answer(self._db, answer.call_id, callee, answer_hash)
         if call is None:
             raise await why_not(self._db, answer.call_id, callee)
         if not new:

@@ -152,7 +152,10 @@ async def test_several_devices_ring_and_the_first_answer_wins(services: Services
         await tablet.expect("call_offer")
         await b.expect("call_offer")
         answers = await asyncio.gather(
-            *(s.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD) for s in (b, tablet))
+            *(
+                s.send("call_answer", call_id=call_id, encrypted_payload=own)
+                for s, own in ((b, PAYLOAD), (tablet, "b3duIQ=="))
+            )
         )
         assert sorted(answer["type"] for answer in answers) == ["ack", "error"]
         loser = b if answers[0]["type"] == "error" else tablet
@@ -308,14 +311,12 @@ async def test_an_answer_whose_ack_was_lost_may_be_sent_again(services: Services
         call_id = str(uuid4())
         await a.send("call_offer", **offer(bob, call_id))
         await b.expect("call_offer")
-        tablet = Account(public_id=bob.public_id, password=bob.password, url=bob.url)
-        await tablet.login()
         first = await b.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
         await a.expect("call_answer")
-        async with bob.socket() as again, tablet.socket() as other:
+        async with bob.socket() as again, bob.socket() as other:
             repeated = await again.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
             assert {**repeated, "id": first["id"]} == {**first, "repeated": True}
-            late = await other.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
+            late = await other.send("call_answer", call_id=call_id, encrypted_payload="b3duIQ==")
             assert (late["code"], late["status"]) == ("invalid_state", "accepted")
             await a.silent()
             await b.silent(0.1)
