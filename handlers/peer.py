@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from uuid import uuid4
@@ -25,6 +26,9 @@ EXPIRY_WARNING = 60  # seconds before the token ends
 
 MAX_KEYS = 1000  # keys of frames sent once that a socket remembers: a call has 600 at the most
 
+GATHERED = 64  # frames of one turn of the loop that go to the kernel together; a call of it costs more than a frame
+LARGE = 8 * 1024  # bytes; a frame that large gains nothing by waiting for others
+
 WAITING = 32  # frames of one socket that may wait behind a slow one; then its reader pauses
 
 
@@ -36,6 +40,7 @@ class Socket:
         "_dropped",
         "_expiry",
         "_handler",
+        "_out",
         "_queued",
         "_queued_bytes",
         "_space",
@@ -67,6 +72,7 @@ class Socket:
         self.work: asyncio.Task[None] | None = None
         self._space: asyncio.Event | None = None
         self._expiry: asyncio.TimerHandle | None = None
+        self._out: list[bytes] = []
         self._queued = self._queued_bytes = 0
 
     @property
@@ -105,7 +111,7 @@ class Socket:
         """The welcome is over: send what has come meanwhile, and from now on at once."""
         held, self.held = self.held or [], None
         for frame, key in held:
-            self._drained(len(frame))
+            self._drained(1, len(frame))
             self._put(frame, key)
 
     def _has_room(self, frame: bytes, droppable: bool) -> bool:
@@ -128,32 +134,40 @@ class Socket:
             if key in self.keys:
                 return
             self.keys.add(key)
+        self._queued += 1
+        self._queued_bytes += len(frame)
+        self._out.append(frame)
+        if len(self._out) == GATHERED or len(frame) >= LARGE:
+            self.flush()
+        elif len(self._out) == 1:
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Hand what was gathered to the kernel; what it doesn't take is queued until the client reads."""
+        if not self._out:
+            return
+        frames, data = len(self._out), b"".join(self._out)
+        size = len(data)
+        self._out.clear()
         connection = self._handler.ws_connection
         if not isinstance(connection, Protocol):
             return
-        stream = connection.stream
-        rest: bytes | memoryview = frame
+        stream, taken = connection.stream, 0
         if not (stream.writing() or stream.closed()):
             # Most clients keep up, and then the socket takes it all: the stream's queue and futures cost as much again.
-            try:
-                taken = stream.write_to_fd(memoryview(frame))
-            except OSError:
-                taken = 0  # what is wrong, if anything, the stream finds out
-            if taken == len(frame):
-                return
-            rest = memoryview(frame)[taken:]
+            with contextlib.suppress(OSError):  # what is wrong, if anything, the stream finds out
+                taken = stream.write_to_fd(memoryview(data))
+        if taken == size:
+            self._drained(frames, size)
+            return
         try:
-            sent = stream.write(rest)
+            sent = stream.write(memoryview(data)[taken:])
         except StreamClosedError:
             return
-        if not sent.done():
-            size = len(rest)
-            self._queued += 1
-            self._queued_bytes += size
-            sent.add_done_callback(lambda _: self._drained(size))
+        sent.add_done_callback(lambda _: self._drained(frames, size))
 
-    def _drained(self, size: int) -> None:
-        self._queued -= 1
+    def _drained(self, frames: int, size: int) -> None:
+        self._queued -= frames
         self._queued_bytes -= size
 
     def ping(self) -> None:
@@ -185,6 +199,7 @@ class Socket:
     def close(self, code: int, reason: str) -> None:
         if self.closing:
             return
+        self.flush()
         self.closing = True
         self._closed.labels(code).inc()
         self._handler.close(code, reason)
