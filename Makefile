@@ -18,7 +18,7 @@ run: $(VENV)/.run ## Start a server with its own PostgreSQL and Valkey; data in 
 	@exec $(BIN)/python server.py
 
 test: $(VENV)/.dev ## Run all the tests, with real services
-	@sh tests/install_coturn.sh
+	@sh tests/install_programs.sh
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev ## Lint and type-check

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from aioice.turn import TurnClientUdpProtocol
 
 from tests.phones.signal_protocol import Json
 
@@ -33,6 +34,15 @@ REPLACED = re.compile(
     r"|log-file|syslog|simple-log|no-stdout-log|pidfile|(\w+-)?userdb|redis-statsdb|proc-(user|group)"
     r"|(prometheus|web-admin)(-[\w-]+)?"
 )
+
+
+@dataclass(frozen=True)
+class Tls:
+    """The port on which it speaks TLS, and the files with the certificate and its key."""
+
+    port: int
+    certificate: Path
+    key: Path
 
 
 @dataclass(frozen=True)
@@ -61,11 +71,12 @@ class Coturn:
 
 @contextlib.asynccontextmanager
 async def running_coturn(
-    secret: str | None = None, base: Path | None = None, *, loopback: bool = True
+    secret: str | None = None, base: Path | None = None, *, loopback: bool = True, tls: Tls | None = None
 ) -> AsyncIterator[Coturn]:
     """Run turnserver with the lines of `base`; skip the test where there is no turnserver.
 
     With `loopback` it relays to this machine, as the phones need; without, whom it relays to is for `base` to say.
+    It speaks TLS only where `tls` says how.
     """
     program = shutil.which("turnserver")
     if program is None:
@@ -75,19 +86,23 @@ async def running_coturn(
     with tempfile.TemporaryDirectory(prefix="coturn-") as folder:
         conf, log = Path(folder, "turnserver.conf"), Path(folder, "log")
         given = base.read_text() if base else ""
-        conf.write_text(configuration(given, port, shared, folder, loopback=loopback))
+        conf.write_text(configuration(given, port, shared, folder, loopback=loopback, tls=tls))
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 program, "-c", str(conf), cwd=folder, stdout=output, stderr=output, stdin=asyncio.subprocess.DEVNULL
             )
         try:
             await _answers(process, port, log)
-            yield Coturn(port, shared, process.pid, log)
+            coturn = Coturn(port, shared, process.pid, log)
+            await _settle(coturn)
+            yield coturn
         finally:
             await _stop(process)
 
 
-def configuration(base: str, port: int, secret: str, folder: str, *, loopback: bool = True) -> str:
+def configuration(
+    base: str, port: int, secret: str, folder: str, *, loopback: bool = True, tls: Tls | None = None
+) -> str:
     """The text of `base`, its own lines on listening, TLS, storage and (with `loopback`) the loopback replaced."""
     kept = [line for line in base.splitlines() if _stays(line, loopback=loopback)]
     first = random.randrange(61000, 65535 - RELAY_PORTS)  # above the ports that Linux hands out by itself
@@ -101,7 +116,7 @@ def configuration(base: str, port: int, secret: str, folder: str, *, loopback: b
         "use-auth-secret",
         f"static-auth-secret={secret}",
         "realm=mimu.test",
-        "no-tls",
+        *([f"tls-listening-port={tls.port}", f"cert={tls.certificate}", f"pkey={tls.key}"] if tls else ["no-tls"]),
         "no-dtls",
         "no-cli",
         "log-file=stdout",
@@ -166,6 +181,19 @@ def _allocate(port: int) -> bool:
         except OSError:
             return False
     return answer[:2] == b"\x01\x13" and answer[8:20] == transaction
+
+
+async def _settle(coturn: Coturn) -> None:
+    """Allocate once as somebody: coturn makes its database for the first, and refuses whoever comes meanwhile."""
+    server, turn = (HOST, coturn.port), coturn.credentials("somebody")
+    transport, client = await asyncio.get_running_loop().create_datagram_endpoint(
+        lambda: TurnClientUdpProtocol(server, turn["username"], turn["credential"], 60, 60), remote_addr=server
+    )
+    try:
+        await client.connect()
+        await client.delete()
+    finally:
+        transport.close()
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

@@ -1,0 +1,32 @@
+#!/bin/sh
+# Tests of calls need two programs that pip doesn't bring: coturn, which relays them, and Chromium, which makes some.
+# Install from the system's packages what is missing, when we may; nothing is asked. Say what could not be installed.
+
+missing() {
+    case $1 in
+        coturn) ! command -v turnserver ;;
+        chromium) ! { command -v chromium || command -v chromium-browser || command -v google-chrome; } ;;
+    esac >/dev/null 2>&1
+}
+
+wanted=
+for package in coturn chromium; do
+    if missing $package; then wanted="$wanted $package"; fi
+done
+
+if [ -n "$wanted" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    echo "Installing what the tests of calls need (once):$wanted ..."
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq </dev/null >/dev/null 2>&1
+    for package in $wanted; do # one by one: a system may have the one and not the other
+        # No service is started by it: the tests run their own on loopback.
+        RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $package </dev/null >/dev/null 2>&1
+    done
+fi
+
+if missing coturn; then
+    echo "WARNING: coturn (turnserver) is not installed; the tests that relay calls WILL BE SKIPPED." >&2
+fi
+if missing chromium; then
+    echo "WARNING: Chromium is not installed; the tests of calls in a browser WILL BE SKIPPED." >&2
+fi
