@@ -19,6 +19,7 @@ Listener = Callable[[str, bytes], None]  # channel, message
 
 QUEUE = 20_000  # messages waiting for Redis; at 1 KiB each that is 20 MiB, and beyond it the oldest are dropped
 BATCH = 256  # messages in one pipeline
+SUBSCRIPTIONS = 1_000  # channels in one command
 PATIENCE = 1.0  # seconds Redis may take for one answer before it counts as away
 PING = 1.0  # seconds of silence after which the subscription is probed; three of them and it is made anew
 RETRY = 0.5  # seconds between attempts to come back
@@ -37,7 +38,8 @@ class Bus:
         self._queue: deque[tuple[str, bytes, asyncio.Future[int] | None]] = deque()
         self._wake = asyncio.Event()
         self._pubsub: PubSub | None = None
-        self._speaking = asyncio.Lock()  # commands on the one subscription keep their order
+        self._changed: dict[str, None] = {}  # channels of which Redis is to be told whether they are wanted
+        self._speak_up = asyncio.Event()
         self.up = False
         self.dropped = 0  # messages that Redis never got
         self.on_return: list[Callable[[], None]] = []  # called when the subscriptions are back after an outage
@@ -45,7 +47,7 @@ class Bus:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep both directions going until the block ends; what is queued is sent first."""
-        tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._send())]
+        tasks = [asyncio.create_task(work) for work in (self._listen(), self._speak(), self._send())]
         try:
             yield
         finally:
@@ -112,31 +114,51 @@ class Bus:
         then made when it returns."""
         known = channel in self._listeners
         self._listeners[channel] = listener
-        if self._pubsub is None or not self.up:
+        if not self.up:
             return
         confirmed = self._unconfirmed.get(channel)
         if confirmed is None:
             if known:
                 return
             confirmed = self._unconfirmed[channel] = asyncio.Event()
+            self._change(channel)
         try:
             async with asyncio.timeout(PATIENCE):
-                if not known:
-                    async with self._speaking:
-                        await self._pubsub.subscribe(channel)
                 await confirmed.wait()
-        except _GONE:
+        except TimeoutError:
             log.warning("bus_subscribe_failed")
 
-    async def unsubscribe(self, channel: str) -> None:
+    def unsubscribe(self, channel: str) -> None:
+        """Hear a channel no more."""
         self._listeners.pop(channel, None)
         self._unconfirmed.pop(channel, None)
-        if self._pubsub is None or not self.up:
-            return
-        with contextlib.suppress(*_GONE):
-            async with asyncio.timeout(PATIENCE), self._speaking:
-                if channel not in self._listeners:  # somebody may have come back while we waited for our turn
-                    await self._pubsub.unsubscribe(channel)
+        if self.up:
+            self._change(channel)
+
+    def _change(self, channel: str) -> None:
+        self._changed[channel] = None
+        self._speak_up.set()
+
+    async def _speak(self) -> None:
+        """Tell Redis which channels are wanted and which are no more, many at a time: thousands of sockets may come or
+        go at once, and a subscription that stayed behind would count as an instance that does not answer."""
+        while True:
+            await self._speak_up.wait()
+            self._speak_up.clear()
+            while self._changed and self._pubsub is not None:
+                channels = [self._changed.popitem()[0] for _ in range(min(SUBSCRIPTIONS, len(self._changed)))]
+                wanted = [channel for channel in channels if channel in self._listeners]
+                unwanted = [channel for channel in channels if channel not in self._listeners]
+                try:
+                    async with asyncio.timeout(PATIENCE):
+                        if wanted:
+                            await self._pubsub.subscribe(*wanted)
+                        if unwanted:
+                            await self._pubsub.unsubscribe(*unwanted)
+                except Exception as error:  # whatever it is, they are tried again
+                    log.warning("bus_subscriptions_failed", channels=len(channels), cause=type(error).__name__)
+                    self._changed.update(dict.fromkeys(channels))
+                    await asyncio.sleep(RETRY)
 
     async def _listen(self) -> None:
         while True:
@@ -155,14 +177,14 @@ class Bus:
                 # The first use of a PubSub makes its connection; a second task doing the same would lose frames.
                 await pubsub.subscribe(self._own)
             async with asyncio.timeout(10 * PATIENCE):
+                self._changed.clear()  # this connection has no subscriptions yet
                 channels = list(self._listeners)
-                for start in range(0, len(channels), 1000):
-                    await pubsub.subscribe(*channels[start : start + 1000])
+                for start in range(0, len(channels), SUBSCRIPTIONS):
+                    await pubsub.subscribe(*channels[start : start + SUBSCRIPTIONS])
             self._pubsub, self.up = pubsub, True
-            # Whoever subscribed while the list above was being sent is missing from it.
-            late = self._listeners.keys() - set(channels)
-            if late:
-                await pubsub.subscribe(*late)
+            # Who came or went while the list above was being sent.
+            for channel in self._listeners.keys() ^ set(channels):
+                self._change(channel)
             log.info("bus_up", channels=len(channels))
             for back in self.on_return:
                 back()

@@ -141,7 +141,7 @@ class Hub:
             if self._news.get(user_id) is news:  # else the user has gone and come again meanwhile
                 del self._news[user_id], self._introductions[user_id]
 
-    async def leave(self, peer: Peer) -> None:
+    def leave(self, peer: Peer) -> None:
         """Forget a socket that has closed."""
         user_id = peer.session.user_id
         peers = self._peers.get(user_id, [])
@@ -160,7 +160,7 @@ class Hub:
         for watch in self.watchers:
             watch(user_id, False)
         self._bus.publish(self._channel(user_id), self._envelope("gone"))
-        await self._bus.unsubscribe(self._channel(user_id))
+        self._bus.unsubscribe(self._channel(user_id))
 
     def _close_oldest(self, user_id: UUID) -> None:
         """Close those of our sockets that are not among the user's newest on all instances. Every instance comes to

@@ -24,7 +24,7 @@ class Revocations:
     async def listening(self) -> AsyncIterator[None]:
         await self._bus.subscribe(channels.SESSIONS_ENDED, self._hear)
         yield
-        await self._bus.unsubscribe(channels.SESSIONS_ENDED)
+        self._bus.unsubscribe(channels.SESSIONS_ENDED)
 
     def announce(self, ended: Iterable[Ended]) -> None:
         """Tell this instance and all others. Call it after the commit."""

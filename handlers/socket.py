@@ -251,7 +251,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         peer = getattr(self, "peer", None)
         if peer is not None:
             peer.gone()
-            self._later(self._hub.leave(peer))
+            self._hub.leave(peer)
 
     def on_finish(self) -> None:
         """The handshake is not a request whose time means anything; refused ones are counted as others are."""

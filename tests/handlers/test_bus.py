@@ -1,0 +1,84 @@
+"""The bus with a real Redis: what is heard there is what is wanted here, however many come and go at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+from redis.asyncio import Redis
+
+from handlers.bus import Bus
+from tests.running import Place, Services, place
+
+CHANNELS = [f"ws:user:{number}" for number in range(15_000)]  # enough to keep a loop busy for longer than its patience
+
+
+@contextlib.asynccontextmanager
+async def on(where: Place) -> AsyncIterator[tuple[Bus, Redis]]:
+    async with Redis.from_url(where.redis) as redis, Redis.from_url(where.redis) as asking:
+        bus = Bus(redis, uuid4())
+        async with bus.running(), asyncio.timeout(30):
+            while not bus.up:
+                await asyncio.sleep(0.01)
+            yield bus, asking
+
+
+async def heard(redis: Redis, expected: int) -> None:
+    """Wait until so many users' channels are subscribed to."""
+    async with asyncio.timeout(10):
+        while len(await redis.pubsub_channels("ws:user:*")) != expected:
+            await asyncio.sleep(0.05)
+
+
+def nothing(_: str, __: bytes) -> None:
+    """A listener."""
+
+
+def test_no_subscription_stays_behind_when_thousands_go_at_once(services: Services) -> None:
+    async def come_and_go() -> None:
+        async with place(services) as where, on(where) as (bus, redis):
+            await asyncio.gather(*(bus.subscribe(channel, nothing) for channel in CHANNELS))
+            await heard(redis, len(CHANNELS))
+            for channel in CHANNELS:
+                bus.unsubscribe(channel)
+            await heard(redis, 0)
+
+    asyncio.run(come_and_go())
+
+
+def test_who_comes_back_at_once_is_heard(services: Services) -> None:
+    async def come_and_go() -> None:
+        async with place(services) as where, on(where) as (bus, redis):
+            came: list[bytes] = []
+            for number in range(50):
+                await bus.subscribe("ws:user:one", lambda _, message: came.append(message))
+                await redis.publish("ws:user:one", b"%d" % number)
+                async with asyncio.timeout(5):
+                    while not came or came[-1] != b"%d" % number:
+                        await asyncio.sleep(0.001)
+                bus.unsubscribe("ws:user:one")
+                if number % 3:  # let Redis hear of it, or not
+                    await asyncio.sleep(0.001)
+            await heard(redis, 0)
+
+    asyncio.run(come_and_go())
+
+
+def test_what_came_and_went_while_redis_was_away_is_put_right(services: Services) -> None:
+    async def come_and_go() -> None:
+        async with place(services) as where, on(where) as (bus, redis):
+            for channel in CHANNELS[:100]:
+                await bus.subscribe(channel, nothing)
+            own = next(client for client in await redis.client_list() if int(client["sub"]) > 0)
+            await redis.client_kill(own["addr"])
+            while bus.up:
+                await asyncio.sleep(0.01)
+            for channel in CHANNELS[:50]:
+                bus.unsubscribe(channel)
+            for channel in CHANNELS[100:200]:
+                await bus.subscribe(channel, nothing)
+            await heard(redis, 150)
+
+    asyncio.run(come_and_go())
