@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from handlers.bus import Bus
 from tests.running import Place, Services, place
 
-CHANNELS = [f"ws:user:{number}" for number in range(15_000)]  # enough to keep a loop busy for longer than its patience
+CHANNELS = [f"ws:user:{number}" for number in range(40_000)]  # enough to keep a loop busy for longer than its patience
 
 
 @contextlib.asynccontextmanager
