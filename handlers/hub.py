@@ -17,6 +17,7 @@ from handlers.tokens import Session
 
 log = structlog.get_logger(__name__)
 
+ENDS = "-"  # before a key: what has that key is over
 CHANNEL = "ws:user:"  # of each user, by their id (seed)
 SOCKETS_PER_USER = 10  # contract section 5
 PING_EVERY = 25  # seconds; also the number of slots of the wheel
@@ -56,6 +57,11 @@ class _There(NamedTuple):
 
     heard: float  # monotonic
     sockets: list[Opened]
+
+
+def ends(key: str) -> str:
+    """The key of a frame after which none of ``key`` may come."""
+    return ENDS + key
 
 
 def text_frame(payload: bytes) -> bytes:
@@ -194,7 +200,8 @@ class Hub:
         """Send a frame to every socket of a user, on all instances, but the one called ``skip``.
 
         ``droppable`` frames (typing, presence) are the first to go when a client reads too slowly. A frame with a
-        ``key`` goes to a socket once, also when it comes to it by another way.
+        ``key`` goes to a socket once, also when it comes to it by another way. With ``ends(key)`` as its key a frame
+        is sent as any other, and those of that key are not sent after it, whichever instance they come from.
         """
         payload = encode(frame)
         if not self._write(user_id, payload, skip, key, droppable) or user_id in self._elsewhere:

@@ -133,7 +133,7 @@ class Socket:
                 self.keys = set()
             if key in self.keys:
                 return
-            self.keys.add(key)
+            self.keys.add(key.removeprefix(hub.ENDS))
         self._queued += 1
         self._queued_bytes += len(frame)
         self._out.append(frame)

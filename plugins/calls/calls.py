@@ -11,7 +11,7 @@ import structlog
 
 from config.settings import Rate
 from handlers.bus import Bus
-from handlers.hub import Hub, Peer
+from handlers.hub import Hub, Peer, ends
 from handlers.limits import Limits
 from handlers.socket import Answer
 from models import calls
@@ -105,7 +105,7 @@ class Calls:
         }
         if call.caller_id is not None:
             self._hub.send(call.caller_id, frame)
-        self._hub.send(callee, _hangup(call, "answered_elsewhere"), skip=peer.peer_id)
+        self._hub.send(callee, _hangup(call, "answered_elsewhere"), skip=peer.peer_id, key=ends(str(call.id)))
         return {"call_id": call.id, "status": call.status}
 
     async def hangup(self, peer: Peer, hangup: shapes.Hangup) -> Answer:
@@ -147,7 +147,8 @@ class Calls:
             own = user_id == sender
             told = f"{reason}_elsewhere" if own and reason == "declined" else reason
             frame = _hangup(call, told, sender, None if own else payload)
-            self._hub.send(user_id, frame, skip=by.peer_id if own and by else "")
+            # An offer that another instance is just passing on must not ring after this.
+            self._hub.send(user_id, frame, skip=by.peer_id if own and by else "", key=ends(str(call.id)))
 
     def hear(self, _: str, message: bytes) -> None:
         """Another instance tells what became of a call. (One's own news come back as well, and change nothing.)"""
