@@ -10,6 +10,7 @@ import re
 import secrets
 import shutil
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -39,16 +40,19 @@ class Relay:
     log: Path
     held: list[TurnTransport] = field(default_factory=list)
 
-    def credentials(self, user_id: UUID) -> tuple[str, str]:
+    def credentials(self, user_id: UUID, secret: str = "") -> tuple[str, str]:
         """Name and password, made by the server's own code."""
         settings = Settings(turn_host=self.host, turn_port=self.port)
-        made = Turn(settings, Keyring([self.secret])).credentials(user_id)
+        made = Turn(settings, Keyring([secret or self.secret])).credentials(user_id)
         return str(made["username"]), str(made["credential"])
 
-    async def allocate(self, username: str, credential: str, transport: str = "udp") -> TurnTransport:
+    async def allocate(
+        self, username: str, credential: str, transport: str = "udp", tls: ssl.SSLContext | None = None
+    ) -> TurnTransport:
         """A TURN allocation. Raises aioice.stun.TransactionFailed."""
+        address = (self.host, self.tls_port if tls else self.port)
         endpoint, _ = await create_turn_endpoint(
-            asyncio.DatagramProtocol, (self.host, self.port), username, credential, transport=transport
+            asyncio.DatagramProtocol, address, username, credential, ssl=tls or False, transport=transport
         )
         self.held.append(endpoint)
         return endpoint
@@ -84,13 +88,16 @@ def here(conf: str, host: str, port: int, tls_port: int) -> str:
 
 
 @contextlib.asynccontextmanager
-async def relaying(host: str = "127.0.0.1", *, more: str = "", forgotten: bool = False) -> AsyncIterator[Relay]:
-    """turnserver with the shipped configuration on ``host``, its secret written where the file says, or forgotten."""
+async def relaying(
+    host: str = "127.0.0.1", *, conf: str = "", more: str = "", forgotten: bool = False
+) -> AsyncIterator[Relay]:
+    """turnserver with the shipped configuration on ``host``, its secret written where the file says, or forgotten; or
+    with one that was rendered from it, and bears secrets already."""
     program = turnserver()
     secret = secrets.token_hex(32)
     with folder() as place:
-        conf = SHIPPED.read_text()
-        if not forgotten:
+        rendered, conf = bool(conf), conf or SHIPPED.read_text()
+        if not (forgotten or rendered):
             conf, replaced = re.subn(r"(?m)^#static-auth-secret=.*$", f"static-auth-secret={secret}", conf)
             assert replaced == 1
         if not may_become_turnserver():

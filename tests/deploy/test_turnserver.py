@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import pytest
 from aioice.stun import Class, Message, Method, TransactionFailed
-from aioice.turn import TurnTransport, create_turn_endpoint
+from aioice.turn import TurnTransport
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -28,6 +28,7 @@ from cryptography.x509.oid import NameOID
 import plugins.turn
 from plugins.turn import TTL
 from tests.deploy.relay import SHIPPED, Relay, folder, ipv6_loopback, protocol, relaying, turnserver
+from tests.scripts.program import script
 
 USER_QUOTA = 10  # contract section 6
 
@@ -135,15 +136,32 @@ async def test_tls_with_the_certificate_lines() -> None:
         assert re.search(r"(?m)^#cert=", lines)
         assert re.search(r"(?m)^#pkey=", lines)
         async with relaying(more=f"cert={certificate}\npkey={key}\n") as relay:
-            endpoint, _ = await create_turn_endpoint(
-                asyncio.DatagramProtocol,
-                (relay.host, relay.tls_port),
-                *relay.credentials(uuid4()),
-                ssl=ssl.create_default_context(cafile=str(certificate)),
-                transport="tcp",
-            )
-            relay.held.append(endpoint)
+            trusting = ssl.create_default_context(cafile=str(certificate))
+            await relay.allocate(*relay.credentials(uuid4()), transport="tcp", tls=trusting)
             assert complaints(relay) == []
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_during_a_rotation_both_secrets_open_it_and_then_the_new_one_alone(tmp_path: Path) -> None:
+    old, settings = "t" * 40, {"MIMU_DATA_DIR": str(tmp_path), "TURN_SECRET": "t" * 40}
+    assert (await script(None, "rotate_keys", "turn", **settings)).code == 0
+    with folder() as place:
+        certificate, key, output = place / "fullchain.pem", place / "privkey.pem", tmp_path / "turnserver.conf"
+        issue(certificate, key)
+        lines = ("--output", str(output), "--cert", str(certificate), "--pkey", str(key))
+        assert (await script(None, "turnserver_conf", *lines, **settings)).code == 0
+        both = re.findall(r"(?m)^static-auth-secret=(.+)$", output.read_text())
+        [new] = [secret for secret in both if secret != old]
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        async with relaying(conf=output.read_text()) as relay:
+            for secret in (old, new):
+                for transport, tls in (("udp", None), ("tcp", None), ("tcp", trusting)):
+                    await relay.allocate(*relay.credentials(uuid4(), secret), transport, tls)
+        only_new = output.read_text().replace(f"static-auth-secret={old}\n", "")
+        async with relaying(conf=only_new) as relay:
+            await relay.allocate(*relay.credentials(uuid4(), new))
+            with pytest.raises(TransactionFailed):
+                await relay.allocate(*relay.credentials(uuid4(), old))
 
 
 @pytest.mark.gen_test

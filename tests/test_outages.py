@@ -1,0 +1,211 @@
+"""Redis that dies or freezes, and an instance that dies in a call: others notice little, and all is soon well."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+import pytest
+
+from config import embedded
+from tests.client import Account, Socket, b64
+from tests.running import Place, Services, place, program, serving
+
+CALLS = 10  # between two instances, and as many between users of the first
+FROZEN = float(os.environ.get("MIMU_TEST_FREEZE", "6"))  # seconds; longer than all patience the server has
+BACK = 3.0  # seconds in which all must be well again
+SOON = 1.0  # seconds a candidate between users of one instance may take, at any time
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    # Not tmp_path: its parents are closed to the user whom Valkey runs as when the tests run as root.
+    path = Path(tempfile.mkdtemp(prefix="mimu-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@dataclass
+class Call:
+    """An answered call. Candidates are numbered, so that a lost or a doubled one is known."""
+
+    call_id: str
+    caller: Socket
+    callee: Socket
+    sent: int = 0
+
+    async def say(self, to: Socket, by: Socket) -> str:
+        """Send a candidate, which is acked; what it says."""
+        self.sent += 1
+        payload = b64(f"{self.call_id} {self.sent}".encode())
+        ack = await by.send("ice_candidate", call_id=self.call_id, encrypted_payload=payload)
+        assert ack["type"] == "ack", ack
+        return payload
+
+    async def heard_both_ways(self, seconds: float) -> bool:
+        """Whether each side hears the other within so many seconds."""
+        said = [
+            (self.callee, await self.say(self.callee, self.caller)),
+            (self.caller, await self.say(self.caller, self.callee)),
+        ]
+        try:
+            for socket, payload in said:
+                await socket.expect("ice_candidate", seconds, encrypted_payload=payload)
+        except AssertionError:
+            return False
+        return True
+
+
+async def talking(alice: Account, bob: Account, a: Socket, b: Socket) -> Call:
+    call_id = str(uuid4())
+    offer = {"call_id": call_id, "to_user_id": bob.user_id, "encrypted_payload": b64(b"offer")}
+    assert (await a.send("call_offer", **offer, call_type="audio"))["delivered"] is True
+    await b.expect("call_offer")
+    assert (await b.send("call_answer", call_id=call_id, encrypted_payload=b64(b"answer")))["type"] == "ack"
+    await a.expect("call_answer")
+    return Call(call_id, a, b)
+
+
+@contextlib.asynccontextmanager
+async def on_two_instances(shared: Place) -> AsyncIterator[tuple[list[Call], list[Call]]]:
+    """Calls within one instance, and calls between it and another."""
+    async with contextlib.AsyncExitStack() as stack:
+        urls = [(await stack.enter_async_context(serving(shared))).url for _ in range(2)]
+
+        async def call(url: str) -> Call:
+            alice, bob = [await Account(one_time=0).register(urls[0]) for _ in range(2)]
+            a, b = [await stack.enter_async_context(who.socket(at)) for who, at in ((alice, urls[0]), (bob, url))]
+            return await talking(alice, bob, a, b)
+
+        yield [await call(urls[0]) for _ in range(CALLS)], [await call(urls[1]) for _ in range(CALLS)]
+
+
+async def goes_on(calls: list[Call], until: Callable[[], bool]) -> float:
+    """Talk within the instance until then; the longest that a candidate took."""
+    longest = 0.0
+    while not until():
+        for call in calls:
+            started = time.monotonic()
+            assert await call.heard_both_ways(10)
+            longest = max(longest, time.monotonic() - started)
+        await asyncio.sleep(0.1)
+    return longest
+
+
+async def is_well(calls: list[Call]) -> float:
+    """Seconds until every call between the instances is heard both ways."""
+    started = time.monotonic()
+    waiting = list(calls)
+    while waiting:
+        heard = await asyncio.gather(*(call.heard_both_ways(0.2) for call in waiting))
+        waiting = [call for call, well in zip(waiting, heard, strict=True) if not well]
+        assert time.monotonic() - started < 30, f"{len(waiting)} of {len(calls)} calls hear nothing"
+    return time.monotonic() - started
+
+
+async def once(calls: list[Call]) -> None:
+    """From now on all is heard, and each once."""
+    said: list[str] = []
+    for call in calls:
+        for _ in range(3):
+            said += [await call.say(call.callee, call.caller), await call.say(call.caller, call.callee)]
+
+    def heard() -> Counter[str]:
+        sockets = [socket for call in calls for socket in (call.caller, call.callee)]
+        frames = [frame for socket in sockets for frame in socket.frames]
+        return Counter(frame["encrypted_payload"] for frame in frames if frame["type"] == "ice_candidate")
+
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(10):
+            while set(said) - set(heard()):
+                await asyncio.sleep(0.05)
+    await asyncio.sleep(0.3)  # what comes twice comes soon
+    assert [payload for payload in said if heard()[payload] != 1] == []
+    assert max(heard().values()) == 1, "something came twice"
+
+
+def valkey(folder: Path) -> int:
+    """The process of the Valkey in that folder."""
+    [found] = [
+        process.pid
+        for process in psutil.Process().children(recursive=True)
+        if any(str(folder) in part for part in process.cmdline()) and "valkey" in process.name()
+    ]
+    return found
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_a_redis_that_freezes(services: Services, folder: Path) -> None:
+    async with (
+        place(services) as shared,
+        embedded.valkey(folder) as redis,
+        on_two_instances(replace(shared, redis=redis)) as (within, between),
+    ):
+        assert await is_well(between) < BACK
+        process = valkey(folder)
+        os.kill(process, signal.SIGSTOP)
+        try:
+            thaw = time.monotonic() + FROZEN
+            assert await goes_on(within, lambda: time.monotonic() > thaw) < SOON
+        finally:
+            os.kill(process, signal.SIGCONT)
+        assert await is_well(between) < BACK
+        await once(within + between)
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_a_redis_that_is_killed(services: Services, folder: Path) -> None:
+    async with (
+        place(services) as shared,
+        embedded.valkey(folder) as redis,
+        on_two_instances(replace(shared, redis=redis)) as (within, between),
+    ):
+        assert await is_well(between) < BACK
+        killed = valkey(folder)
+        os.kill(killed, signal.SIGKILL)
+        over = time.monotonic() + 2
+        assert await goes_on(within, lambda: time.monotonic() > over and valkey(folder) != killed) < SOON
+        assert await is_well(between) < BACK
+        await once(within + between)
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_an_instance_that_is_killed_in_a_call(services: Services, tmp_path: Path) -> None:
+    async with place(services) as shared, serving(shared) as stays, program(shared, tmp_path) as dies:
+        alice, bob = await Account().register(stays.url), await Account().register(stays.url)
+        async with alice.socket() as a, contextlib.AsyncExitStack() as lost:
+            call = await talking(alice, bob, a, await lost.enter_async_context(bob.socket(dies.url)))
+            dies.kill()
+            await call.callee.expect("closed")
+            # Bob's phone comes back on the other instance, where the call is still his.
+            async with bob.socket() as b:
+                assert await replace(call, callee=b).heard_both_ways(5)
+                assert (await a.send("call_hangup", call_id=call.call_id))["status"] == "ended"
+                assert (await b.expect("call_hangup"))["reason"] == "hangup"
+                again = await talking(alice, bob, a, b)
+                assert await again.heard_both_ways(5)
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_who_was_on_a_killed_instance_is_called_anew_without_a_hangup(services: Services, tmp_path: Path) -> None:
+    async with place(services) as shared, serving(shared) as stays, program(shared, tmp_path) as dies:
+        alice, bob = await Account().register(stays.url), await Account().register(stays.url)
+        async with bob.socket() as b, contextlib.AsyncExitStack() as lost:
+            a = await lost.enter_async_context(alice.socket(dies.url))
+            old = await talking(alice, bob, a, b)
+            dies.kill()
+            async with alice.socket() as back:
+                await talking(alice, bob, back, b)
+                assert (await b.expect("call_hangup", call_id=old.call_id))["reason"] == "superseded"
