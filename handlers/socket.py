@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from inspect import isawaitable
+from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,6 +30,9 @@ log = structlog.get_logger(__name__)
 
 MAX_FRAME = 128 * 1024  # bytes; contract section 5
 HEARTBEAT = 30  # seconds between call_heartbeat frames, told to clients
+# Bytes of frames that the kernel keeps for a socket, twice as many with its bookkeeping. Left alone it takes 4 MiB for
+# whoever reads nothing, and 1,000 of those are 4 GiB that no limit of ours sees.
+KERNEL_BYTES = 128 * 1024
 
 # What open sockets show instead of the request that they were.
 _UPGRADED = HTTPServerRequest(
@@ -124,6 +128,9 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         metrics = self.application.metrics
         self.peer = Socket(self, metrics.frames_dropped, metrics.closes, session)
         self.set_nodelay(True)
+        connection = self.ws_connection
+        assert isinstance(connection, Protocol)  # ours, see get_websocket_protocol
+        connection.stream.socket.setsockopt(SOL_SOCKET, SO_SNDBUF, KERNEL_BYTES)
         # The request and its connection are not needed any more, nor what was answered to it: together they are more
         # than the socket itself, and 9,000 of them are 40 MiB.
         self.request = _UPGRADED

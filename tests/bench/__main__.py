@@ -69,7 +69,8 @@ def table(figures: list[Figure]) -> str:
     for figure in figures:
         goal = ""
         if figure.goal is not None:
-            goal = f"{'>=' if figure.more else '<='} {figure.goal} {'reached' if figure.reached else 'MISSED'}"
+            unit = f" {figure.unit}" if figure.absolute else ""
+            goal = f"{'>=' if figure.more else '<='} {figure.goal}{unit} {'reached' if figure.reached else 'MISSED'}"
         ratio = ""
         if figure.ratio is not None:
             ratio = f"{figure.ratio:.2f} ({min(figure.ratios):.2f}-{max(figure.ratios):.2f})"

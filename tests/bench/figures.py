@@ -23,6 +23,7 @@ class Figure:
     beside: str  # what the yardstick is
     goal: float | None  # what the ratio is to reach (``more``) or to stay within
     more: bool
+    absolute: bool = False  # the goal is one for ours, not for the ratio
     ours: list[float] = field(default_factory=list)
     yardstick: list[float] = field(default_factory=list)
     use_ours: list[Use] = field(default_factory=list)
@@ -39,9 +40,12 @@ class Figure:
 
     @property
     def reached(self) -> bool | None:
-        if self.goal is None or self.ratio is None:
+        judged = self.ratio
+        if self.absolute:
+            judged = statistics.median(self.ours) if self.ours else None
+        if self.goal is None or judged is None:
             return None
-        return self.ratio >= self.goal if self.more else self.ratio <= self.goal
+        return judged >= self.goal if self.more else judged <= self.goal
 
 
 Measured = tuple[list[float], Use]

@@ -48,9 +48,12 @@ class Socket(asyncio.Protocol):
         Raises ConnectionError when the server refuses.
         """
         _, socket = await asyncio.get_running_loop().create_connection(lambda: cls(path, token, greeted), host, port)
-        async with asyncio.timeout(PATIENCE):
-            await socket._open
+        await socket.opened()
         return socket
+
+    async def opened(self) -> None:
+        async with asyncio.timeout(PATIENCE):
+            await self._open
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own class, which is no subclass
@@ -104,6 +107,10 @@ class Socket(asyncio.Protocol):
 
     def send(self, frames: bytes) -> None:
         self._transport.write(frames)
+
+    def pause(self) -> None:
+        """Read nothing any more."""
+        self._transport.pause_reading()
 
     def close(self) -> None:
         self._transport.abort()

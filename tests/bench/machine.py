@@ -73,6 +73,11 @@ class Target:
         """Resident memory in KiB."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE
 
+    def peak(self) -> int:
+        """The most resident memory it ever had, in KiB."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0])
+
 
 @dataclass(frozen=True)
 class Use:

@@ -241,6 +241,24 @@ async def test_a_slow_reader_is_bounded_and_closed(services: Services) -> None:
 
 
 @pytest.mark.gen_test
+async def test_the_kernel_keeps_little_for_a_slow_reader_too(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        hub: Hub = server.app.hub
+        async with alice.socket() as socket:
+            [peer] = [peer for peers in hub._peers.values() for peer in peers]
+            stream = socket.connection.protocol.stream
+            stream.io_loop.remove_handler(stream.fileno())  # it stops reading
+            sent = 0
+            while not peer.closing:
+                hub.send(peer.session.user_id, {"type": "message", "padding": "x" * 60_000})
+                sent += 60_000
+                await asyncio.sleep(0.002)  # what the kernel would take it can
+            # Our queue, the kernel's at both ends, and what is lost to its bookkeeping.
+            assert sent < 3 * peer_module.MAX_QUEUED_BYTES
+
+
+@pytest.mark.gen_test
 async def test_a_stopping_server_says_restart(services: Services) -> None:
     async with place(services) as shared:
         async with serving(shared, SHUTDOWN_SECONDS="0.2") as server:
