@@ -18,3 +18,5 @@ class Retention(Section):
     session_retention_days: int = Field(7, ge=1, le=3650, description="How long sessions that ended stay.")
     # What apps show as the call history. Who called whom is what a server should know least of: a year, not for ever.
     call_retention_days: int = Field(365, ge=0, le=36500, description="How long calls stay; 0 keeps them for ever.")
+    # Contract section 7. A phone in a drawer for longer takes a new cursor and lists its chats.
+    sync_retention_days: int = Field(30, ge=1, le=365, description="How long /sync tells what has happened in chats.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 from uuid import UUID
 
-from models import audit, sessions, users
+from models import audit, changes, messages, participants, sessions, users
 from models.database import Database, Row
 
 
@@ -74,22 +74,39 @@ async def end_sessions(db: Database, user_id: UUID, actor: str) -> Change | None
         return Change(bool(ended), ended)
 
 
+class Erased(NamedTuple):
+    """What an erasure did: the sessions that ended, and what happened in the account's chats."""
+
+    ended: list[sessions.Ended]
+    departed: list[tuple[changes.Change, list[changes.Event]]]
+
+
 async def delete(db: Database, user_id: UUID, actor: str) -> Change | None:
     """Erase an account as its owner can; None when it is gone."""
-    async with db.transaction():
-        account = await _lock(db, user_id)
-        if account is None:
-            return None
-        ended = await erase(db, user_id)
-        await audit.note(db, actor, "delete", user_id, account["public_id"])
-        return Change(True, ended)
+    erased = await erase(db, user_id, actor)
+    return None if erased is None else Change(True, erased.ended)
 
 
-async def erase(db: Database, user_id: UUID) -> list[sessions.Ended]:
-    """Erase an account with all that is its own (contract section 10); the sessions that ended. Its row is locked
-    first: a session that is opened meanwhile is ended with the others, or is not opened at all."""
-    async with db.transaction():
-        await _lock(db, user_id)
-        ended = await sessions.end_all(db, user_id)
-        await users.delete(db, user_id)
-        return ended
+async def erase(db: Database, user_id: UUID, actor: str | None = None) -> Erased | None:
+    """Erase an account with all that is its own (contract section 10); None when it is gone. With an ``actor`` it is
+    noted in the audit log.
+
+    It leaves its chats first, each by itself, for chats are locked before accounts everywhere; then its name is taken
+    off its messages, many at a time. What a crash in between leaves is an account that can be erased. At the end its
+    row is locked: a session that is opened meanwhile is ended with the others, or is not opened at all.
+    """
+    departed = []
+    while True:
+        departed += await participants.depart(db, user_id)
+        await messages.forget_sender(db, user_id)
+        async with db.transaction():
+            account = await _lock(db, user_id)
+            if account is None:
+                return None
+            if await db.value("SELECT EXISTS (SELECT 1 FROM chat_participants WHERE user_id = $1)", user_id):
+                continue  # let into a chat a moment ago; with the row locked nobody can do that any more
+            ended = await sessions.end_all(db, user_id)
+            if actor is not None:
+                await audit.note(db, actor, "delete", user_id, account["public_id"])
+            await users.delete(db, user_id)
+            return Erased(ended, departed)

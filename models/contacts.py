@@ -7,6 +7,7 @@ from uuid import UUID
 
 import peewee
 
+from models import chats
 from models.database import Database, Enum, Row, Table
 from models.users import User
 
@@ -87,8 +88,8 @@ async def verifications(db: Database, verifier_id: UUID, limit: int, before: tup
 
 async def block(db: Database, blocker_id: UUID, blocked_id: UUID, at_most: int) -> bool:
     """Block a user; False when that would make more than ``at_most`` blocks. Again changes nothing."""
-    return bool(
-        await db.value(
+    async with db.transaction():
+        blocked = await db.value(
             """WITH added AS (
                    INSERT INTO user_blocks (blocker_id, blocked_id) SELECT $1, $2
                    WHERE (SELECT count(*) FROM user_blocks WHERE blocker_id = $1) < $3
@@ -100,12 +101,16 @@ async def block(db: Database, blocker_id: UUID, blocked_id: UUID, at_most: int) 
             blocked_id,
             at_most,
         )
-    )
+        await chats.renew_pair(db, blocker_id, blocked_id)
+        return bool(blocked)
 
 
 async def unblock(db: Database, blocker_id: UUID, blocked_id: UUID) -> bool:
     query = UserBlock.delete().where((UserBlock.blocker == blocker_id) & (UserBlock.blocked == blocked_id))
-    return bool(await db.run(query))
+    async with db.transaction():
+        removed = bool(await db.run(query))
+        await chats.renew_pair(db, blocker_id, blocked_id)
+        return removed
 
 
 async def blocks(db: Database, blocker_id: UUID, limit: int, before: tuple[datetime, UUID] | None) -> list[Row]:

@@ -1,11 +1,18 @@
-"""Messages: ciphertext with its metadata, who has read it, and reactions to it."""
+"""Messages: ciphertext with its metadata. The statement that stores them, and what is done to them afterwards."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
 import peewee
 
-from models.chats import ChatThread
-from models.database import JSONB, Table
+from models.changes import POSITION, Change
+from models.database import JSONB, Database, Row, Table
+from models.listing import MESSAGE, UNEXPIRED
+from models.threads import ChatThread
 from models.users import User
 
 
@@ -23,6 +30,12 @@ class Message(Table):
     deleted_at = peewee.DateTimeField(null=True)
     expires_at = peewee.DateTimeField(null=True)
     created_at = peewee.DateTimeField()
+    seq = peewee.BigIntegerField()
+    number = peewee.BigIntegerField()
+    position = peewee.BigIntegerField()
+    client_id = peewee.UUIDField()
+    payload_hash = peewee.BigIntegerField()
+    sealed = peewee.BooleanField(default=False)
 
     class Meta:
         table_name = "messages"
@@ -47,3 +60,265 @@ class MessageReaction(Table):
     class Meta:
         table_name = "message_reactions"
         primary_key = peewee.CompositeKey("message", "user", "emoji")
+
+
+# Posting ------------------------------------------------------------------------------------------------------------
+
+
+class Post(NamedTuple):
+    """A message to be stored. ``access`` is that of the view by which its sender was let post (models/access.py);
+    ``expires_in`` is in seconds."""
+
+    id: UUID
+    chat_id: UUID
+    sender_id: UUID | None
+    client_id: UUID
+    payload: bytes
+    payload_hash: int
+    message_type: str
+    metadata: dict[str, Any] | None
+    reply_to: UUID | None
+    forwarded_from: UUID | None
+    expires_in: int | None
+    access: int
+    sealed: bool = False
+
+
+class Posted(NamedTuple):
+    """Where a message stands in its chat. ``payload_hash`` is set when the sender had posted this client_id before:
+    then it and the rest are of that message."""
+
+    id: UUID
+    chat_id: UUID
+    seq: int
+    created_at: datetime
+    expires_at: datetime | None
+    payload_hash: int | None
+
+
+# Each message is stored unless its sender has stored this client_id before, or the access of its chat is not the one
+# that it relied on: then nothing is said of it. Chats are locked in the order of their ids, so that two instances don't
+# wait for each other in a circle; numbers are given under that lock, and so in the order of commits.
+_POST = f"""
+WITH given AS (
+    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::bytea[], $6::bigint[], $7::text[],
+                         $8::jsonb[], $9::uuid[], $10::uuid[], $11::integer[], $12::bigint[], $13::boolean[])
+        WITH ORDINALITY AS g (id, chat_id, sender_id, client_id, payload, payload_hash, message_type, metadata,
+                              reply_to, forwarded_from, expires_in, access, sealed, place)
+), known AS (
+    SELECT given.place, m.id, m.chat_id, abs(m.seq) AS seq, m.created_at, m.expires_at, m.payload_hash
+    FROM given JOIN messages m ON m.sender_id = given.sender_id AND m.client_id = given.client_id
+    UNION ALL
+    SELECT given.place, m.id, m.chat_id, abs(m.seq), m.created_at, m.expires_at, m.payload_hash
+    FROM given JOIN messages m ON m.sealed AND m.chat_id = given.chat_id AND m.client_id = given.client_id
+    WHERE given.sealed
+), fresh AS (
+    SELECT given.*, row_number() OVER (PARTITION BY chat_id, access ORDER BY place) AS nth FROM given
+    WHERE place NOT IN (SELECT place FROM known)
+), counted AS (
+    SELECT chat_id, access, count(*) AS many FROM fresh GROUP BY chat_id, access
+), locked AS (
+    SELECT t.id, counted.access, counted.many FROM counted
+    JOIN chat_threads t ON t.id = counted.chat_id AND t.access = counted.access AND t.deleted_at IS NULL
+    ORDER BY t.id FOR NO KEY UPDATE OF t
+), moved AS (
+    UPDATE chat_threads t SET last_seq = last_seq + many, last_number = last_number + many, updated_at = now(),
+        last_position = greatest(last_position, {POSITION})
+    FROM locked WHERE t.id = locked.id
+    RETURNING t.id, locked.access, last_seq - many AS seq, last_number - many AS number, last_position AS position
+), stored AS (
+    INSERT INTO messages (id, chat_id, sender_id, client_id, encrypted_payload, payload_hash, message_type, metadata,
+                          reply_to, forwarded_from, expires_at, sealed, seq, number, position)
+    SELECT fresh.id, chat_id, sender_id, client_id, payload, payload_hash, message_type, coalesce(metadata, '{{}}'),
+           reply_to, forwarded_from, now() + expires_in * interval '1 second', sealed,
+           moved.seq + nth, moved.number + nth, moved.position
+    FROM fresh JOIN moved ON moved.id = chat_id AND moved.access = fresh.access
+    RETURNING id, chat_id, sender_id, seq, created_at, expires_at
+), own AS (
+    UPDATE chat_participants p SET own_after = own_after + many
+    FROM (SELECT chat_id, sender_id, count(*) AS many FROM stored GROUP BY chat_id, sender_id) AS s
+    WHERE p.chat_id = s.chat_id AND p.user_id = s.sender_id
+)
+SELECT place, stored.id, stored.chat_id, stored.seq, stored.created_at, stored.expires_at, NULL::bigint AS payload_hash
+FROM stored JOIN fresh ON fresh.id = stored.id
+UNION ALL
+SELECT * FROM known
+"""
+
+
+async def post(db: Database, posts: Sequence[Post]) -> list[Posted | None]:
+    """Store messages in one statement, and say of each where it stands; None when it relied on an access that is out of
+    date. No two may have one sender and client_id. It is all or nothing for what is an error to the database."""
+    found: list[Posted | None] = [None] * len(posts)
+    for row in await db.fetch(_POST, *map(list, zip(*posts, strict=True))):
+        place, *rest = row
+        found[place - 1] = Posted(*rest)
+    return found
+
+
+async def replied_to(db: Database, message_id: UUID, chat_id: UUID, seen_from: int) -> bool:
+    """Whether a message may be replied to in a chat, by who sees it from there on."""
+    return bool(
+        await db.value(
+            f"SELECT 1 FROM messages m WHERE m.id = $1 AND m.chat_id = $2 AND m.seq >= $3 AND {UNEXPIRED}",
+            message_id,
+            chat_id,
+            seen_from,
+        )
+    )
+
+
+async def seen_by(db: Database, message_id: UUID, user_id: UUID) -> Row | None:
+    """``chat_id`` of a message that is there and that a user may see, else None."""
+    return await db.row(
+        f"""SELECT m.chat_id FROM messages m
+            JOIN chat_threads t ON t.id = m.chat_id AND t.deleted_at IS NULL
+            JOIN chat_participants p ON p.chat_id = m.chat_id AND p.user_id = $2
+            WHERE m.id = $1 AND m.seq > 0 AND {UNEXPIRED}
+              AND (t.type IN ('channel', 'cloud') OR m.seq >= p.joined_seq)""",
+        message_id,
+        user_id,
+    )
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+async def history(
+    db: Database, chat_id: UUID, seen_from: int, *, before: int | None, after: int | None, limit: int
+) -> list[Row]:
+    """Messages of a chat: the oldest first when ``after`` a seq is asked for, else the newest first."""
+    low, high = max(seen_from - 1, after or 0), before or 2**63 - 1
+    return await db.fetch(
+        f"""SELECT {MESSAGE} FROM messages m
+            WHERE m.chat_id = $1 AND m.seq > $2 AND m.seq < $3 AND {UNEXPIRED}
+            ORDER BY m.seq {"DESC" if after is None else "ASC"} LIMIT $4""",
+        chat_id,
+        low,
+        high,
+        limit,
+    )
+
+
+async def get(db: Database, message_id: UUID) -> Row | None:
+    """One message that is there, with its ``number``."""
+    return await db.row(
+        f"SELECT {MESSAGE}, m.number FROM messages m WHERE m.id = $1 AND m.seq > 0 AND {UNEXPIRED}", message_id
+    )
+
+
+# Changing: each in a Change, so with the chat locked ---------------------------------------------------------------
+
+
+async def edit(
+    change: Change, message_id: UUID, payload: bytes, message_type: str | None, metadata: dict[str, Any] | None
+) -> None:
+    """Replace a message's payload; where the others are None they stay."""
+    await change.db.execute(
+        """UPDATE messages SET encrypted_payload = $2, message_type = coalesce($3, message_type),
+               metadata = coalesce($4, metadata), edited_at = now()
+           WHERE id = $1""",
+        message_id,
+        payload,
+        message_type,
+        metadata,
+    )
+
+
+# The payload goes and the place is left to a row of chat_events; the sender, if it was theirs and unread by themselves,
+# has one less of their own to subtract.
+_ERASE = """
+WITH doomed AS (
+    SELECT id, chat_id, seq, number, position, sender_id, created_at FROM messages
+    WHERE chat_id = $1 AND id = ANY ($2::uuid[]) AND seq > 0 FOR UPDATE
+), gone AS (
+    UPDATE messages m SET encrypted_payload = '', metadata = '{}', reply_to = NULL, forwarded_from = NULL,
+        expires_at = NULL, seq = -m.seq, deleted_at = now()
+    FROM doomed WHERE m.id = doomed.id
+), placed AS (
+    INSERT INTO chat_events (chat_id, seq, position, type, message_id, data, created_at)
+    SELECT chat_id, seq, position, 'message_deleted', id, jsonb_build_object('reason', $3::text), created_at FROM doomed
+), reads AS (
+    DELETE FROM message_reads WHERE message_id IN (SELECT id FROM doomed)
+), reactions AS (
+    DELETE FROM message_reactions WHERE message_id IN (SELECT id FROM doomed)
+), own AS (
+    UPDATE chat_participants p SET own_after = own_after - many
+    FROM (SELECT doomed.sender_id, count(*) AS many FROM doomed
+          JOIN chat_participants author ON author.chat_id = $1 AND author.user_id = doomed.sender_id
+          WHERE doomed.number > author.read_number GROUP BY doomed.sender_id) AS s
+    WHERE p.chat_id = $1 AND p.user_id = s.sender_id
+), blocks AS (
+    INSERT INTO chat_gone AS known (chat_id, block, numbers, count)
+    SELECT $1, number / 4096, range_agg(int8range(number, number, '[]')), count(*) FROM doomed GROUP BY number / 4096
+    ON CONFLICT (chat_id, block) DO UPDATE
+        SET numbers = known.numbers + excluded.numbers, count = known.count + excluded.count
+)
+SELECT id FROM doomed ORDER BY seq
+"""
+
+
+async def erase(change: Change, message_ids: Sequence[UUID], reason: str) -> list[UUID]:
+    """Erase messages of a chat, each with an event; those that were there."""
+    rows = await change.db.fetch(_ERASE, change.chat_id, list(message_ids), reason)
+    erased = [row["id"] for row in rows]
+    await change.append_for("message_deleted", erased, {"reason": reason})
+    return erased
+
+
+async def react(change: Change, message_id: UUID, emoji: str, at_most: int) -> bool | None:
+    """Add a reaction. False when it was there; None when the user has ``at_most`` kinds on this message already."""
+    known = await change.db.fetch(
+        "SELECT emoji FROM message_reactions WHERE message_id = $1 AND user_id = $2", message_id, change.user_id
+    )
+    if any(row["emoji"] == emoji for row in known):
+        return False
+    if len(known) >= at_most:
+        return None
+    await change.db.execute(
+        "INSERT INTO message_reactions (message_id, user_id, emoji) VALUES ($1, $2, $3)",
+        message_id,
+        change.user_id,
+        emoji,
+    )
+    await change.append("reaction_added", message_id=message_id, user_id=change.user_id, data={"emoji": emoji})
+    return True
+
+
+async def unreact(change: Change, message_id: UUID, emoji: str) -> bool:
+    """Take a reaction back; False when there was none."""
+    taken = await change.db.execute(
+        "DELETE FROM message_reactions WHERE message_id = $1 AND user_id = $2 AND emoji = $3",
+        message_id,
+        change.user_id,
+        emoji,
+    )
+    if taken:
+        await change.append("reaction_removed", message_id=message_id, user_id=change.user_id, data={"emoji": emoji})
+    return bool(taken)
+
+
+async def expired(db: Database, limit: int) -> list[tuple[UUID, list[UUID]]]:
+    """Messages whose time has come, by chat."""
+    rows = await db.fetch(
+        """SELECT chat_id, array_agg(id) AS ids FROM (
+               SELECT chat_id, id FROM messages WHERE expires_at <= now() AND deleted_at IS NULL
+               ORDER BY expires_at LIMIT $1
+           ) AS due GROUP BY chat_id ORDER BY chat_id""",
+        limit,
+    )
+    return [(row["chat_id"], row["ids"]) for row in rows]
+
+
+async def forget_sender(db: Database, user_id: UUID) -> None:
+    """Take an account's name off its messages, and its reads and reactions away, a batch a statement: an erasure that
+    did all at once would hold up everybody."""
+    for statement in (
+        "UPDATE messages SET sender_id = NULL WHERE id IN (SELECT id FROM messages WHERE sender_id = $1 LIMIT 2000)",
+        """DELETE FROM message_reads WHERE user_id = $1 AND message_id IN
+               (SELECT message_id FROM message_reads WHERE user_id = $1 LIMIT 2000)""",
+        """DELETE FROM message_reactions WHERE user_id = $1 AND message_id IN
+               (SELECT message_id FROM message_reactions WHERE user_id = $1 LIMIT 2000)""",
+    ):
+        while await db.execute(statement, user_id):
+            continue

@@ -29,6 +29,8 @@ class User(Table):
     created_at = peewee.DateTimeField()
     updated_at = peewee.DateTimeField()
     suspended_at = peewee.DateTimeField(null=True)
+    sealed_access_key = peewee.BlobField(null=True)
+    sealed_chat_id = peewee.UUIDField(null=True)  # no field of peewee's for it: chats know users
 
     class Meta:
         table_name = "users"

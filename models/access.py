@@ -1,0 +1,97 @@
+"""Access: who takes part in a chat and what they may do there, remembered and never believed past its time."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+from uuid import UUID
+
+from models.database import Database
+
+# Participants remembered, of all chats together: an id and its place in two dictionaries are some 200 bytes, so this is
+# 60 MB at the most. The chats that were not used for longest go first.
+REMEMBERED = 300_000
+
+
+class View(NamedTuple):
+    """A chat as it was when its ``access`` had this number. ``severed``: one of the two has blocked the other.
+    ``live`` is false when it was deleted, and its participants are only kept to be told."""
+
+    access: int
+    type: str
+    roles: Mapping[UUID, str]
+    severed: bool
+    live: bool
+
+    def has(self, user_id: UUID) -> bool:
+        return self.live and user_id in self.roles
+
+    def may_post(self, user_id: UUID) -> bool:
+        role = self.roles.get(user_id)
+        if role is None or role == "restricted" or self.severed or not self.live:
+            return False
+        return role in ("owner", "admin") or self.type != "channel"
+
+
+class Access:
+    """Views of chats. A view may be out of date: whoever changes something by it names its ``access`` in the statement,
+    and looks again when that was not the present one."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._views: OrderedDict[UUID, View] = OrderedDict()
+        self._count = 0
+
+    def known(self, chat_id: UUID) -> View | None:
+        """What is remembered of a chat."""
+        view = self._views.get(chat_id)
+        if view is not None:
+            self._views.move_to_end(chat_id)
+        return view
+
+    def forget(self, chat_id: UUID) -> None:
+        view = self._views.pop(chat_id, None)
+        if view is not None:
+            self._count -= len(view.roles)
+
+    async def view(self, chat_id: UUID, access: int = 0) -> View | None:
+        """A chat as it is since ``access`` at least; None when there is no such chat."""
+        view = self.known(chat_id)
+        if view is None or view.access < access:
+            view = await self.fresh(chat_id)
+        return view
+
+    async def members(self, chat_id: UUID, access: int) -> Collection[UUID]:
+        """Who takes part in a chat since ``access`` at least."""
+        view = await self.view(chat_id, access)
+        return () if view is None else view.roles
+
+    async def fresh(self, chat_id: UUID) -> View | None:
+        """A chat as it is now."""
+        row = await self._db.row(
+            """SELECT t.access, t.type::text,
+                      ARRAY(SELECT user_id FROM chat_participants WHERE chat_id = t.id ORDER BY user_id) AS users,
+                      ARRAY(SELECT role::text FROM chat_participants WHERE chat_id = t.id ORDER BY user_id) AS roles,
+                      t.type = 'direct' AND EXISTS (
+                          SELECT 1 FROM chat_participants one
+                          JOIN chat_participants other ON other.chat_id = t.id AND other.user_id <> one.user_id
+                          JOIN user_blocks ON blocker_id = one.user_id AND blocked_id = other.user_id
+                          WHERE one.chat_id = t.id) AS severed,
+                      t.deleted_at IS NULL AS live
+               FROM chat_threads t WHERE t.id = $1""",
+            chat_id,
+        )
+        newer = self._views.get(chat_id)
+        if newer is not None and row is not None and newer.access > row["access"]:
+            return newer  # somebody asked after us, and was answered before
+        self.forget(chat_id)
+        if row is None:
+            return None
+        roles = dict(zip(row["users"], row["roles"], strict=True))
+        view = View(row["access"], row["type"], roles, row["severed"], row["live"])
+        self._views[chat_id] = view
+        self._count += len(view.roles)
+        while self._count > REMEMBERED and len(self._views) > 1:
+            self.forget(next(iter(self._views)))
+        return view

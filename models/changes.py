@@ -1,0 +1,201 @@
+"""Changes: the lock under which anything in a chat changes, and the events that tell of it, in one order for all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import peewee
+
+from models.database import JSONB, Database, Enum, Table
+from models.threads import ChatThread
+
+
+class ChatEvent(Table):
+    """A durable change other than a new message."""
+
+    chat = peewee.ForeignKeyField(ChatThread, on_delete="CASCADE")
+    seq = peewee.BigIntegerField()
+    position = peewee.BigIntegerField()
+    type = Enum("chat_event_type")
+    message_id = peewee.UUIDField(null=True)
+    user_id = peewee.UUIDField(null=True)
+    data = JSONB()
+    created_at = peewee.DateTimeField()
+
+    class Meta:
+        table_name = "chat_events"
+        primary_key = peewee.CompositeKey("chat", "seq")
+
+
+class ChatGone(Table):
+    """Which messages of a block of 4,096 are gone, by number."""
+
+    chat = peewee.ForeignKeyField(ChatThread, on_delete="CASCADE")
+    block = peewee.BigIntegerField()
+    numbers = Enum("int8multirange")  # not an enum, but likewise a type that peewee has no field for
+    count = peewee.IntegerField()
+
+    class Meta:
+        table_name = "chat_gone"
+        primary_key = peewee.CompositeKey("chat", "block")
+
+
+# The position of what this transaction does; once for each statement.
+POSITION = "(SELECT base + pg_current_xact_id()::text::bigint FROM sync_epoch)"
+
+
+class Event(NamedTuple):
+    """A durable change at its place in a chat. ``fields`` are what its type bears beside these."""
+
+    type: str
+    chat_id: UUID
+    seq: int
+    created_at: datetime
+    fields: Mapping[str, Any]
+
+    @property
+    def frame(self) -> dict[str, Any]:
+        """As clients get it, from a socket and from ``/sync``."""
+        return {
+            "type": self.type,
+            "chat_id": self.chat_id,
+            "seq": self.seq,
+            "created_at": self.created_at,
+            **self.fields,
+        }
+
+
+@dataclass
+class Change:
+    """A chat whose row is locked until the transaction ends, as one of its participants sees it.
+
+    ``role`` is None for who takes no part. ``events`` are what was appended; they may be told after the commit, to the
+    participants that the chat has under ``access``.
+    """
+
+    db: Database
+    chat_id: UUID
+    type: str
+    access: int
+    participant_count: int
+    user_id: UUID
+    role: str | None
+    joined_seq: int
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def two(self) -> bool:
+        """Whether it is a chat of two, whose participants never change."""
+        return self.type in ("direct", "secret")
+
+    @property
+    def seen_from(self) -> int:
+        """The first seq that the participant may see."""
+        return seen_from(self.type, self.joined_seq)
+
+    async def append(
+        self,
+        kind: str,
+        *,
+        message_id: UUID | None = None,
+        user_id: UUID | None = None,
+        data: Mapping[str, Any] | None = None,
+        fields: Mapping[str, Any] | None = None,
+    ) -> Event:
+        """Add an event: its row, and what it is told with (``fields``; when None, the row's own columns)."""
+        row = await self.db.row(
+            f"""WITH moved AS (
+                    UPDATE chat_threads SET last_seq = last_seq + 1, updated_at = now(),
+                        last_position = greatest(last_position, {POSITION})
+                    WHERE id = $1 RETURNING last_seq, last_position
+                )
+                INSERT INTO chat_events (chat_id, seq, position, type, message_id, user_id, data)
+                SELECT $1, last_seq, last_position, $2::text::chat_event_type, $3, $4, $5 FROM moved
+                RETURNING seq, created_at""",
+            self.chat_id,
+            kind,
+            message_id,
+            user_id,
+            dict(data or {}),
+        )
+        assert row is not None  # the chat is locked, so it is there
+        told = event_fields(kind, message_id, user_id, data or {}) if fields is None else fields
+        event = Event(kind, self.chat_id, row["seq"], row["created_at"], told)
+        self.events.append(event)
+        return event
+
+    async def append_for(self, kind: str, message_ids: Sequence[UUID], data: Mapping[str, Any]) -> None:
+        """Add the same event for each of these messages, in their order."""
+        rows = await self.db.fetch(
+            f"""WITH moved AS (
+                    UPDATE chat_threads SET last_seq = last_seq + cardinality($3::uuid[]), updated_at = now(),
+                        last_position = greatest(last_position, {POSITION})
+                    WHERE id = $1 RETURNING last_seq - cardinality($3::uuid[]) AS seq, last_position
+                )
+                INSERT INTO chat_events (chat_id, seq, position, type, message_id, data)
+                SELECT $1, seq + place, last_position, $2::text::chat_event_type, message_id, $4
+                FROM moved, unnest($3::uuid[]) WITH ORDINALITY AS m (message_id, place)
+                RETURNING seq, message_id, created_at""",
+            self.chat_id,
+            kind,
+            list(message_ids),
+            dict(data),
+        )
+        for row in sorted(rows, key=lambda row: row["seq"]):
+            told = event_fields(kind, row["message_id"], None, data)
+            self.events.append(Event(kind, self.chat_id, row["seq"], row["created_at"], told))
+
+    async def renew_access(self) -> None:
+        """Who may do what is another thing from now on: what instances remember of it is out of date."""
+        self.access = await self.db.value(
+            "UPDATE chat_threads SET access = access + 1 WHERE id = $1 RETURNING access", self.chat_id
+        )
+
+
+def event_fields(kind: str, message_id: UUID | None, user_id: UUID | None, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row of ``chat_events`` tells of itself."""
+    fields: dict[str, Any] = {}
+    if message_id is not None:
+        fields["message_id"] = message_id
+    if user_id is not None:
+        fields["user_id"] = user_id
+    return {**fields, **data}
+
+
+def seen_from(kind: str, joined_seq: int) -> int:
+    """The first seq that who joined at ``joined_seq`` may see: a channel and a cloud are kept to be read from their
+    beginning, all others are closed to who was not there."""
+    return 1 if kind in ("channel", "cloud") else joined_seq
+
+
+@contextlib.asynccontextmanager
+async def changing(db: Database, chat_id: UUID, user_id: UUID) -> AsyncIterator[Change | None]:
+    """Lock a chat and look at it as a user; None when there is no such chat. What the block does commits with it."""
+    async with db.transaction():
+        thread = await db.row(
+            """SELECT type::text, access, participant_count FROM chat_threads
+               WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE""",
+            chat_id,
+        )
+        if thread is None:
+            yield None
+            return
+        # After the lock, in a statement of its own: what it sees can't change any more.
+        own = await db.row(
+            "SELECT role::text, joined_seq FROM chat_participants WHERE chat_id = $1 AND user_id = $2", chat_id, user_id
+        )
+        yield Change(
+            db,
+            chat_id,
+            thread["type"],
+            thread["access"],
+            thread["participant_count"],
+            user_id,
+            own["role"] if own else None,
+            own["joined_seq"] if own else 0,
+        )

@@ -1,0 +1,70 @@
+"""Listing: a user's chats as they see them, each with its newest message and how much of it is unread."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from models.database import Database, Row
+
+_REACTIONS = """(SELECT coalesce(jsonb_agg(jsonb_build_object('user_id', r.user_id, 'emoji', r.emoji)), '[]')
+    FROM (SELECT user_id, emoji FROM message_reactions WHERE message_id = m.id
+          ORDER BY created_at, user_id, emoji LIMIT 200) AS r)"""
+
+# A message as it is shown. 200 reactions are more than a screen has room for, and bound what an answer may grow to.
+MESSAGE = f"""m.id, m.chat_id, m.seq, m.sender_id, m.client_id, m.encrypted_payload, m.message_type, m.metadata,
+    m.reply_to, m.forwarded_from, {_REACTIONS} AS reactions, m.created_at, m.edited_at, m.expires_at"""
+UNEXPIRED = "(m.expires_at IS NULL OR m.expires_at > now())"
+
+_SEEN_FROM = "CASE WHEN t.type IN ('channel', 'cloud') THEN 1 ELSE p.joined_seq END"
+UNREAD = """greatest(0, t.last_number - p.read_number - p.own_after
+    - CASE WHEN t.last_number > p.read_number THEN gone_after(t.id, p.read_number) ELSE 0 END)"""
+
+_ENTRIES = f"""
+SELECT t.id, t.type, t.title, t.avatar_url, t.created_by, t.settings, t.created_at, t.updated_at, t.role,
+       t.participant_count, t.last_seq, t.read_seq, t.delivered_seq, t.unread_count,
+       peer.user_id AS peer_id, peer.public_id AS peer_public_id, peer.display_name AS peer_name,
+       peer.avatar_url AS peer_avatar, m.*
+FROM (
+    SELECT t.id, t.type::text, t.title, t.avatar_url, t.created_by, t.settings, t.created_at, t.updated_at,
+           t.participant_count, t.last_seq, p.user_id, p.role::text, p.read_seq, p.delivered_seq,
+           {UNREAD} AS unread_count, {_SEEN_FROM} AS seen_from
+    FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
+    WHERE p.user_id = $1 AND t.deleted_at IS NULL {{which}}
+) AS t
+LEFT JOIN LATERAL (
+    SELECT users.id AS user_id, users.public_id, users.display_name, users.avatar_url
+    FROM chat_participants other JOIN users ON users.id = other.user_id
+    WHERE other.chat_id = t.id AND other.user_id <> t.user_id LIMIT 1
+) AS peer ON t.type IN ('direct', 'secret')
+LEFT JOIN LATERAL (
+    SELECT m.id AS message_id, m.seq, m.sender_id, m.client_id, m.encrypted_payload, m.message_type, m.metadata,
+           m.reply_to, m.forwarded_from, {_REACTIONS} AS reactions, m.created_at AS sent_at, m.edited_at, m.expires_at
+    FROM messages m WHERE m.chat_id = t.id AND m.seq >= t.seen_from AND {UNEXPIRED} ORDER BY m.seq DESC LIMIT 1
+) AS m ON true
+ORDER BY t.updated_at DESC, t.id DESC
+"""
+_ALL = _ENTRIES.format(which="ORDER BY t.updated_at DESC, t.id DESC LIMIT $2")
+_EARLIER = _ENTRIES.format(which="AND (t.updated_at, t.id) < ($3, $4) ORDER BY t.updated_at DESC, t.id DESC LIMIT $2")
+_ONE = _ENTRIES.format(which="AND t.id = $2")
+
+
+async def entries(db: Database, user_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None) -> list[Row]:
+    """A user's chats with their newest message and how much is unread, the last active first."""
+    return await db.fetch(_EARLIER if before else _ALL, user_id, limit, *(before or ()))
+
+
+async def entry(db: Database, user_id: UUID, chat_id: UUID) -> Row | None:
+    """One chat as in the list; None when the user takes no part in it."""
+    return await db.row(_ONE, user_id, chat_id)
+
+
+async def place_of(db: Database, user_id: UUID, chat_id: UUID) -> Row | None:
+    """``type, role, joined_seq`` of a participant; None for others, and where the chat was deleted."""
+    return await db.row(
+        """SELECT t.type::text, p.role::text, p.joined_seq FROM chat_participants p
+           JOIN chat_threads t ON t.id = p.chat_id
+           WHERE p.chat_id = $2 AND p.user_id = $1 AND t.deleted_at IS NULL""",
+        user_id,
+        chat_id,
+    )

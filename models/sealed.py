@@ -1,0 +1,40 @@
+"""Sealed inboxes: where messages arrive of which not even the server knows who sent them."""
+
+from __future__ import annotations
+
+import hashlib
+from uuid import UUID
+
+from models.chats import NewChat, create
+from models.database import Database, Row
+
+
+def key_hash(key: bytes) -> bytes:
+    """What is kept of an access key: whoever reads the database can't write into inboxes."""
+    return hashlib.sha256(key).digest()
+
+
+async def set_key(db: Database, user_id: UUID, key: bytes | None) -> None:
+    """Open a user's inbox under a key, or close it (None); what is in it stays."""
+    async with db.transaction():
+        row = await db.row("SELECT sealed_chat_id FROM users WHERE id = $1 FOR NO KEY UPDATE", user_id)
+        if row is None:
+            return
+        chat_id = row["sealed_chat_id"]
+        if chat_id is None and key is not None:
+            chat_id, _, _ = await create(db, user_id, NewChat("secret", None, None, {}, ()))
+        await db.execute(
+            "UPDATE users SET sealed_access_key = $2, sealed_chat_id = $3, updated_at = now() WHERE id = $1",
+            user_id,
+            key and key_hash(key),
+            chat_id,
+        )
+
+
+async def inbox(db: Database, public_id: str) -> Row | None:
+    """``sealed_access_key`` and ``sealed_chat_id`` of who has opened an inbox."""
+    return await db.row(
+        """SELECT sealed_access_key, sealed_chat_id FROM users
+           WHERE lower(public_id) = lower($1) AND sealed_access_key IS NOT NULL AND sealed_chat_id IS NOT NULL""",
+        public_id,
+    )

@@ -1,0 +1,60 @@
+"""Threads: the tables of chats and of who takes part in them."""
+
+from __future__ import annotations
+
+import peewee
+
+from models.database import JSONB, Enum, Table
+from models.users import User
+
+
+class ChatThread(Table):
+    id = peewee.UUIDField(primary_key=True)
+    type = Enum("chat_type")
+    title = peewee.TextField(null=True)
+    avatar_url = peewee.TextField(null=True)
+    created_by = peewee.ForeignKeyField(User, null=True, column_name="created_by", on_delete="SET NULL")
+    settings = JSONB()
+    created_at = peewee.DateTimeField()
+    updated_at = peewee.DateTimeField()
+    last_seq = peewee.BigIntegerField(default=0)
+    last_number = peewee.BigIntegerField(default=0)
+    last_position = peewee.BigIntegerField(default=0)
+    access = peewee.BigIntegerField(default=1)
+    participant_count = peewee.IntegerField(default=0)
+    pair = peewee.BlobField(null=True)
+    deleted_at = peewee.DateTimeField(null=True)
+
+    class Meta:
+        table_name = "chat_threads"
+
+
+class ChatParticipant(Table):
+    chat = peewee.ForeignKeyField(ChatThread, on_delete="CASCADE")
+    user = peewee.ForeignKeyField(User, on_delete="CASCADE")
+    role = Enum("participant_role", default="member")
+    joined_at = peewee.DateTimeField()
+    joined_seq = peewee.BigIntegerField(default=1)
+    delivered_seq = peewee.BigIntegerField(default=0)
+    read_seq = peewee.BigIntegerField(default=0)
+    read_number = peewee.BigIntegerField(default=0)
+    own_after = peewee.BigIntegerField(default=0)
+
+    class Meta:
+        table_name = "chat_participants"
+        primary_key = peewee.CompositeKey("chat", "user")
+
+
+class ChatDeparture(Table):
+    """Somebody who takes part no more, and which events were theirs to see."""
+
+    chat = peewee.ForeignKeyField(ChatThread, on_delete="CASCADE")
+    user = peewee.ForeignKeyField(User, on_delete="CASCADE")
+    joined_seq = peewee.BigIntegerField()
+    left_seq = peewee.BigIntegerField()
+    position = peewee.BigIntegerField()
+    left_at = peewee.DateTimeField()
+
+    class Meta:
+        table_name = "chat_departures"
+        primary_key = peewee.CompositeKey("chat", "user", "left_seq")
