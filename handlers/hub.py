@@ -208,6 +208,27 @@ class Hub:
             kind = "drop" if droppable else "send"
             self._bus.publish(self._channel(user_id), self._envelope(kind, skip, key, payload))
 
+    def write_all(self, users: Iterable[UUID], frame: bytes, skip: str, droppable: bool) -> list[UUID]:
+        """Write the bytes of a whole frame to the sockets here of many users; the users who aren't only here."""
+        others = []
+        mine, elsewhere = self._peers, self._elsewhere
+        for user_id in users:
+            peers = mine.get(user_id)
+            if peers is None:
+                others.append(user_id)
+                continue
+            for peer in tuple(peers) if len(peers) > 1 else peers:
+                if peer.peer_id != skip:
+                    peer.write(frame, droppable)
+            if user_id in elsewhere:
+                others.append(user_id)
+        return others
+
+    def publish(self, user_id: UUID, payload: bytes, skip: str, droppable: bool) -> None:
+        """Send a frame's payload to the sockets of a user on other instances only."""
+        kind = "drop" if droppable else "send"
+        self._bus.publish(self._channel(user_id), self._envelope(kind, skip, "", payload))
+
     async def deliver(self, user_id: UUID, frame: Frame, *, key: str = "") -> bool:
         """Send a frame and say whether any socket of the user's was there to take it."""
         payload = encode(frame)

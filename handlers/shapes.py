@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import re
 import unicodedata
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import orjson
@@ -67,13 +69,15 @@ def _walk(value: Any, depth: int) -> None:
 
 
 def encode(value: Any) -> bytes:
-    """JSON with UUIDs as text and times as RFC 3339 in UTC with ``Z``."""
+    """JSON with UUIDs as text, times as RFC 3339 in UTC with ``Z``, and bytes as standard base64."""
     return orjson.dumps(value, default=_text, option=orjson.OPT_UTC_Z)
 
 
 def _text(value: object) -> str:
     if isinstance(value, UUID):  # asyncpg's own subclass, which orjson leaves to us
         return str(value)
+    if isinstance(value, bytes):
+        return b64(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
@@ -139,6 +143,47 @@ def _visible(value: str) -> str:
     return value
 
 
+def _plain_https(value: str) -> str:
+    """An address that a client may load without betraying anything but that it does."""
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        raise ValueError("not an address") from None
+    if parts.scheme != "https" or not host or not value.isascii() or any(c.isspace() for c in value):
+        raise ValueError("must be an https address")
+    if "@" in parts.netloc:
+        raise ValueError("must not bear user information")
+    if _is_address(host):
+        raise ValueError("must name a host, not an address")
+    return value
+
+
+def _is_address(host: str) -> bool:
+    """Whether browsers would take the host for an IP literal; also ``127.1`` and ``0x7f000001``."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        last = host.rstrip(".").rpartition(".")[2]
+        return last.isdecimal() or last.startswith("0x")
+    return True
+
+
+HttpsUrl = Annotated[str, StringConstraints(max_length=2048), AfterValidator(_plain_https)]
+
+
+def bounded(most: int) -> AfterValidator:
+    """An object whose JSON has at most so many bytes."""
+
+    def check(value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and len(encode(value)) > most:
+            raise ValueError(f"larger than {most} bytes")
+        return value
+
+    return AfterValidator(check)
+
+
 DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_visible)]
+Title = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_visible)]
 # BCP 47 as it is written; whether such a language exists is the client's affair.
 Language = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,6}$")]
