@@ -28,6 +28,7 @@ from config.keyring import KeyringFile
 from config.settings import Core, Section, SettingsError, environment, load
 from handlers.base import UnknownRoute
 from handlers.bus import Bus
+from handlers.delivery import Delivery
 from handlers.health import Check, Health, Live, MetricsPage
 from handlers.hub import Hub, Peer
 from handlers.limits import Limits
@@ -39,6 +40,7 @@ from handlers.site import Site
 from handlers.socket import Event, SocketHandler, prolonging
 from handlers.tokens import Tokens
 from models import migrations
+from models.access import Access
 from models.database import Database, Unavailable
 from plugins import App, Every, Plugin, Timer
 
@@ -131,6 +133,8 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             "mimu_bus_dropped_total", "Messages between instances that Redis never got.", lambda: bus.dropped
         )
         hub = Hub(bus, metrics, instance_id)
+        access = Access(database)
+        delivery = Delivery(hub, bus, access.members)
         keyrings = KeyringFile(core.keyring_path)
         tokens = Tokens(keyrings.ring("jwt", core.jwt_secrets), core.jwt_expiration_hours * 3600)
         limits = Limits(redis, on=core.rate_limits == "on")
@@ -138,13 +142,27 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         stack.callback(passwords.close)
         revocations = Revocations(tokens, hub, bus)
         app = App(
-            core, database, redis, bus, hub, tokens, keyrings, limits, passwords, revocations, metrics, instance_id
+            core=core,
+            db=database,
+            redis=redis,
+            bus=bus,
+            hub=hub,
+            access=access,
+            delivery=delivery,
+            tokens=tokens,
+            keyrings=keyrings,
+            limits=limits,
+            passwords=passwords,
+            revocations=revocations,
+            metrics=metrics,
+            instance_id=instance_id,
         )
 
         features = [module.setup(app, configuration.sections[name]) for name, module in configuration.features.items()]
         site = assemble(app, features)
         await stack.enter_async_context(bus.running())
         await stack.enter_async_context(revocations.listening())
+        await stack.enter_async_context(delivery.running())
         for feature in features:
             await stack.enter_async_context(feature.lifespan())
 

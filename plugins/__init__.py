@@ -23,6 +23,7 @@ from config.keyring import KeyringFile
 from config.settings import Core
 from handlers.base import ApiHandler
 from handlers.bus import Bus
+from handlers.delivery import Delivery
 from handlers.health import Check
 from handlers.hub import Hub, Peer
 from handlers.limits import Limits
@@ -31,6 +32,7 @@ from handlers.passwords import Passwords
 from handlers.revocations import Revocations
 from handlers.socket import Event
 from handlers.tokens import Tokens
+from models.access import Access
 from models.database import Database
 
 log = structlog.get_logger(__name__)
@@ -45,6 +47,8 @@ class App:
     redis: Redis
     bus: Bus
     hub: Hub
+    access: Access
+    delivery: Delivery
     tokens: Tokens
     keyrings: KeyringFile
     limits: Limits

@@ -17,7 +17,7 @@ class Settings(Section):
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    users = Users(app.db, app.passwords, app.revocations, settings.avatar_allowed_hosts)
+    users = Users(app.db, app.passwords, app.revocations, app.delivery, settings.avatar_allowed_hosts)
     return Plugin(
         name="users",
         routes=(

@@ -8,12 +8,13 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from handlers.delivery import Delivery
 from handlers.errors import Fault, InvalidCredentials, InvalidRequest, NotFound
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
 from handlers.shapes import b64
 from handlers.tokens import Session
-from models import accounts, profiles, subscriptions, users
+from models import accounts, profiles, sealed, subscriptions, users
 from models.batch import Batch
 from models.database import Database, Row
 from plugins.users.shapes import ChangeMe
@@ -23,9 +24,14 @@ SEARCH_LIMIT = 50  # seed
 
 class Users:
     def __init__(
-        self, db: Database, passwords: Passwords, revocations: Revocations, avatar_hosts: Collection[str]
+        self,
+        db: Database,
+        passwords: Passwords,
+        revocations: Revocations,
+        delivery: Delivery,
+        avatar_hosts: Collection[str],
     ) -> None:
-        self._db, self._passwords, self._revocations = db, passwords, revocations
+        self._db, self._passwords, self._revocations, self._delivery = db, passwords, revocations, delivery
         self._profiles: Batch[tuple[str, UUID], Row | None] = Batch(partial(profiles.profiles, db))
         self._avatar_hosts = frozenset(host.lower() for host in avatar_hosts)
 
@@ -64,6 +70,8 @@ class Users:
             changes["settings"] = changes["settings"] or {}
         if changes:
             await users.update(self._db, user_id, changes)
+        if "sealed_access_key" in request.model_fields_set:
+            await sealed.set_key(self._db, user_id, request.sealed_access_key)
         return await self.me(user_id)
 
     async def delete(self, session: Session, password: str) -> None:
@@ -73,7 +81,11 @@ class Users:
             account.public_id.lower(), account.password_hash, password
         ):
             raise InvalidCredentials
-        self._revocations.announce(await accounts.erase(self._db, account.id))
+        erased = await accounts.erase(self._db, account.id)
+        if erased is not None:
+            self._revocations.announce(erased.ended)
+            for change, events in erased.departed:
+                await self._delivery.announce(change.chat_id, change.access, [event.frame for event in events])
 
 
 def _profile(row: Row) -> dict[str, Any]:

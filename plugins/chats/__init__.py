@@ -1,0 +1,44 @@
+"""Chats of all five types: who takes part, roles, invites, and who is typing (contract section 7)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from config.settings import Rate, RateLimit, Section
+from handlers.socket import Event
+from plugins import App, Plugin
+from plugins.chats import http, shapes
+from plugins.chats.chats import Chats
+from plugins.chats.invites import Invites
+from plugins.chats.typing import Typing
+
+ID = "([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
+
+
+class Settings(Section):
+    rate_limit_chats: RateLimit = Field(Rate(120, 3600), description="Chats a user may make.")
+    rate_limit_participants: RateLimit = Field(Rate(600, 3600), description="People a user may add to chats.")
+    rate_limit_join: RateLimit = Field(Rate(60, 3600), description="Tries of a user to join by an invite.")
+
+
+def setup(app: App, settings: Settings) -> Plugin:
+    chats = Chats(app.db, app.delivery)
+    invites = Invites(app.db, chats)
+    typing = Typing(app.access, app.delivery)
+    return Plugin(
+        name="chats",
+        routes=(
+            ("/chats", http.Listing, {"chats": chats, "rate": settings.rate_limit_chats}),
+            ("/chats/join", http.Join, {"chats": chats, "rate": settings.rate_limit_join}),
+            (f"/chats/{ID}", http.One, {"chats": chats}),
+            (
+                f"/chats/{ID}/participants",
+                http.Participants,
+                {"chats": chats, "rate": settings.rate_limit_participants},
+            ),
+            (f"/chats/{ID}/participants/{ID}", http.Participant, {"chats": chats}),
+            (f"/chats/{ID}/invites", http.InviteList, {"invites": invites}),
+            (f"/chats/{ID}/invites/{ID}", http.Invite, {"invites": invites}),
+        ),
+        events={"typing": Event(shapes.Typing, typing.typing)},
+    )

@@ -1,0 +1,73 @@
+"""Messages: posted once, in one order for all, told after the commit, caught up by ``/sync`` (contract section 7)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import structlog
+from pydantic import Field
+
+from config.retention import Retention
+from config.settings import Rate, RateLimit
+from handlers.socket import Event
+from models import sync as sync_model
+from plugins import App, Every, Plugin
+from plugins.messages import http, shapes
+from plugins.messages.journal import Journal
+from plugins.messages.messages import Messages
+from plugins.messages.receipts import Receipts
+from plugins.messages.sealed import Inboxes
+from plugins.messages.sync import Sync
+
+log = structlog.get_logger(__name__)
+
+ID = "([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
+
+
+class Settings(Retention):
+    rate_limit_messages: RateLimit = Field(Rate(1200, 60), description="Messages and their changes a user, over HTTP.")
+    rate_limit_receipts: RateLimit = Field(Rate(1200, 60), description="Receipts a user.")
+    rate_limit_sync: RateLimit = Field(Rate(600, 60), description="Pages of /sync a user.")
+    rate_limit_sealed: RateLimit = Field(Rate(120, 60), description="Sealed messages an address.")
+    rate_limit_sealed_inbox: RateLimit = Field(Rate(600, 60), description="Sealed messages to a user.")
+
+
+def setup(app: App, settings: Settings) -> Plugin:
+    journal = Journal(app.db, app.access, app.delivery, app.metrics)
+    messages = Messages(app.db, app.access, app.delivery, journal)
+    receipts = Receipts(app.db, app.delivery)
+    inboxes = Inboxes(app.db, app.access, journal)
+    sync = Sync(app.db, settings.sync_retention_days)
+    by_user = {"messages": messages, "rate": settings.rate_limit_messages}
+
+    @contextlib.asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        if await sync_model.settle_epoch(app.db):
+            log.info("sync_epoch_begun")
+        async with journal.running():
+            yield
+
+    return Plugin(
+        name="messages",
+        routes=(
+            (f"/chats/{ID}/messages", http.ChatMessages, by_user),
+            (f"/chats/{ID}/receipts", http.Receipt, {"receipts": receipts, "rate": settings.rate_limit_receipts}),
+            (
+                "/messages/sealed",
+                http.SealedMessages,
+                {
+                    "inboxes": inboxes,
+                    "rate": settings.rate_limit_sealed,
+                    "inbox_rate": settings.rate_limit_sealed_inbox,
+                },
+            ),
+            (f"/messages/{ID}", http.OneMessage, by_user),
+            (f"/messages/{ID}/reactions/([^/]{{1,96}})", http.Reaction, by_user),
+            ("/sync", http.SyncPage, {"sync": sync, "rate": settings.rate_limit_sync}),
+        ),
+        events={"message_send": Event(shapes.Send, messages.send)},
+        # Contract section 7: erased within 15 s of the time.
+        periodic=(Every(5, messages.expire, "message_expiry"),),
+        lifespan=lifespan,
+    )

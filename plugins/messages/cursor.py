@@ -1,0 +1,68 @@
+"""Cursors of ``/sync``: how far a client has seen all its chats, in a text that it need not understand."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import struct
+import time
+from dataclasses import dataclass, field
+from uuid import UUID
+
+VERSION = 1
+# Chats whose place a cursor bears; of those beyond it some events may be shown twice, and none is missed.
+SEEN = 300
+_HEAD = struct.Struct(">B16sIQB")  # version, epoch, when it was made (seconds since 1970), since, what follows
+_PAGE = struct.Struct(">Q16sQH")  # target, chat and seq of the last event shown, number of entries for the target
+_ENTRY = struct.Struct(">16sQ")  # chat, seq
+ZERO = UUID(int=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """All events below the position ``since`` were seen, and of the chats in ``seen`` those up to that seq.
+
+    In the middle of a walk through all chats also where it is (``at``, a chat and a seq), and what the cursor at its
+    end will be: ``target`` is its ``since``, and ``reached`` what is known of its ``seen``.
+    """
+
+    epoch: UUID
+    made: int
+    since: int
+    seen: dict[UUID, int] = field(default_factory=dict)
+    target: int | None = None
+    at: tuple[UUID, int] = (ZERO, 0)
+    reached: dict[UUID, int] = field(default_factory=dict)
+
+    def text(self) -> str:
+        parts = [_HEAD.pack(VERSION, self.epoch.bytes, self.made, self.since, self.target is not None)]
+        reached = list(self.reached.items())[:SEEN]
+        if self.target is not None:
+            parts.append(_PAGE.pack(self.target, self.at[0].bytes, self.at[1], len(reached)))
+            parts += [_ENTRY.pack(chat.bytes, seq) for chat, seq in reached]
+        parts += [_ENTRY.pack(chat.bytes, seq) for chat, seq in list(self.seen.items())[:SEEN]]
+        return base64.urlsafe_b64encode(b"".join(parts)).decode().rstrip("=")
+
+    @classmethod
+    def read(cls, text: str) -> Cursor:
+        """A cursor from its text. Raises ValueError for one that isn't ours."""
+        try:
+            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+            version, epoch, made, since, paging = _HEAD.unpack_from(raw)
+            place, target, at, count = _HEAD.size, None, (ZERO, 0), 0
+            if paging:
+                target, chat, seq, count = _PAGE.unpack_from(raw, place)
+                place += _PAGE.size
+                at = UUID(bytes=chat), seq
+            entries = [(UUID(bytes=chat), seq) for chat, seq in _ENTRY.iter_unpack(raw[place:])]
+        except (struct.error, binascii.Error, UnicodeEncodeError) as error:
+            raise ValueError("not a cursor of ours") from error
+        numbers = [since, target or 0, at[1], *(seq for _, seq in entries)]
+        if version != VERSION or paging > 1 or count > len(entries) or max(numbers) >= 2**62:
+            raise ValueError("not a cursor of ours")
+        return cls(UUID(bytes=epoch), made, since, dict(entries[count:]), target, at, dict(entries[:count]))
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was made."""
+        return time.time() - self.made

@@ -1,0 +1,201 @@
+"""The journal: what many users post at the same moment goes to the disk in one statement, and is told after it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+
+import asyncpg
+import structlog
+
+from handlers.delivery import Delivery
+from handlers.errors import ApiError, Forbidden, NotFound, Unavailable
+from handlers.metrics import Metrics
+from handlers.shapes import b64
+from models import messages
+from models.access import Access, View
+from models.database import Database
+from models.database import Unavailable as Away
+from models.messages import Post, Posted
+
+log = structlog.get_logger(__name__)
+
+MOST = 128  # messages of one statement: enough to share its commit, few enough not to keep the last one waiting
+WAITING = 4096  # messages, some 0.3 s of work; beyond it a client is told to come back
+WAITING_BYTES = 32 << 20  # of their payloads
+LOOKS = 5  # times a message's chat is looked at anew before its sender is told to come back
+
+
+class _Entry:
+    """A message that waits: by which view it was let in, and to which socket it isn't told."""
+
+    __slots__ = ("looks", "post", "posted", "skip", "view")
+
+    def __init__(self, post: Post, view: View, skip: str) -> None:
+        self.post, self.view, self.skip = post, view, skip
+        self.posted: asyncio.Future[Posted] = asyncio.get_running_loop().create_future()
+        self.looks = 0
+
+
+class Journal:
+    """Stores messages by group commit: one task, which writes what has come while the last commit was on its way.
+
+    Nobody lingers: a message that comes alone is written at once. The answer to a message, and the frame to the others,
+    come after the commit. The access of a chat that let a message in is judged again by the statement; when it has
+    changed, the chat is looked at anew.
+    """
+
+    def __init__(self, db: Database, access: Access, delivery: Delivery, metrics: Metrics) -> None:
+        self._db, self._access, self._delivery = db, access, delivery
+        self._queue: deque[_Entry] = deque()
+        self._bytes = 0
+        self._wake = asyncio.Event()
+        self._batches = self._messages = 0
+        metrics.counts("mimu_journal_batches_total", "Statements that stored messages.", lambda: self._batches)
+        metrics.counts("mimu_journal_messages_total", "Messages in these statements.", lambda: self._messages)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Write until the block ends; what waits then is written first."""
+        writer = asyncio.create_task(self._write())
+        try:
+            yield
+        finally:
+            while self._queue:
+                await asyncio.sleep(0.01)
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+
+    def put(self, post: Post, view: View, skip: str = "") -> asyncio.Future[Posted]:
+        """Store a message that ``view`` lets in, and tell it to all who take part but the socket ``skip``.
+
+        The answer is where it stands. Raises Unavailable, at once or later; then it may have been stored or not, and
+        the same client_id may be posted again.
+        """
+        size = len(post.payload)
+        if len(self._queue) >= WAITING or self._bytes + size > WAITING_BYTES or self._delivery.behind(post.chat_id):
+            raise Unavailable
+        entry = _Entry(post, view, skip)
+        self._queue.append(entry)
+        self._bytes += size
+        self._wake.set()
+        return entry.posted
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                batch = self._take()
+                try:
+                    await self._store(batch)
+                except Exception as error:  # whatever it is, the next ones must be written
+                    log.error("journal_failed", exc_info=error)
+                    for entry in batch:
+                        _refuse(entry, Unavailable())
+
+    def _take(self) -> list[_Entry]:
+        """The next ones; a second message with a client_id of the batch waits for the next, and is known by then."""
+        batch: list[_Entry] = []
+        known = set()
+        while self._queue and len(batch) < MOST:
+            post = self._queue[0].post
+            key = (post.sender_id or post.chat_id, post.client_id)
+            if key in known:
+                break
+            known.add(key)
+            batch.append(self._queue.popleft())
+            self._bytes -= len(post.payload)
+        return batch
+
+    async def _store(self, batch: Sequence[_Entry]) -> None:
+        try:
+            found = await messages.post(self._db, [entry.post for entry in batch])
+        except Away:
+            for entry in batch:
+                _refuse(entry, Unavailable())
+            return
+        except asyncpg.PostgresError as error:
+            if len(batch) == 1:
+                _refuse(batch[0], _meaning(error))
+                return
+            # One of them is at fault, or two instances met: each for itself, and only that one is refused.
+            for entry in batch:
+                await self._store([entry])
+            return
+        self._batches += 1
+        self._messages += len(batch)
+        stale = []
+        for entry, posted in zip(batch, found, strict=True):
+            if posted is None:
+                stale.append(entry)
+                continue
+            if posted.payload_hash is None:
+                self._tell(entry, posted)
+            if not entry.posted.done():
+                entry.posted.set_result(posted)
+        for entry in stale:
+            await self._look_again(entry)
+
+    def _tell(self, entry: _Entry, posted: Posted) -> None:
+        post, view = entry.post, entry.view
+        frame = {
+            "type": "message_new",
+            "chat_id": post.chat_id,
+            "seq": posted.seq,
+            "created_at": posted.created_at,
+            "message": {
+                "id": post.id,
+                "chat_id": post.chat_id,
+                "seq": posted.seq,
+                "sender_id": post.sender_id,
+                "client_id": post.client_id,
+                "encrypted_payload": b64(post.payload),
+                "message_type": post.message_type,
+                "metadata": post.metadata or {},
+                "reply_to": post.reply_to,
+                "forwarded_from": post.forwarded_from,
+                "reactions": (),
+                "created_at": posted.created_at,
+                "edited_at": None,
+                "expires_at": posted.expires_at,
+            },
+        }
+        self._delivery.tell(post.chat_id, view.access, view.roles, frame, skip=entry.skip)
+
+    async def _look_again(self, entry: _Entry) -> None:
+        """The chat has changed since the message was let in: judge it by what it is now."""
+        entry.looks += 1
+        post = entry.post
+        try:
+            view = await self._access.view(post.chat_id, entry.view.access + 1)
+        except Away:
+            _refuse(entry, Unavailable())
+            return
+        if view is None or not (view.has(post.sender_id) if post.sender_id else view.live):
+            _refuse(entry, NotFound("There is no such chat."))
+        elif post.sender_id is not None and not view.may_post(post.sender_id):
+            _refuse(entry, Forbidden("You may not post here."))
+        elif entry.looks > LOOKS:
+            _refuse(entry, Unavailable())
+        else:
+            entry.view, entry.post = view, post._replace(access=view.access)
+            self._queue.append(entry)
+            self._bytes += len(post.payload)
+            self._wake.set()
+
+
+def _refuse(entry: _Entry, error: ApiError) -> None:
+    if not entry.posted.done():
+        entry.posted.set_exception(error)
+
+
+def _meaning(error: asyncpg.PostgresError) -> ApiError:
+    """What an error of the database means to who posted this one message."""
+    if isinstance(error, asyncpg.ForeignKeyViolationError):  # the sender's account, or what it replies to, is gone
+        return NotFound("What this message refers to is gone.")
+    if not isinstance(error, asyncpg.DeadlockDetectedError | asyncpg.SerializationError | asyncpg.UniqueViolationError):
+        log.error("message_not_stored", exc_info=error)
+    return Unavailable()

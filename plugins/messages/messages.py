@@ -1,0 +1,203 @@
+"""Messages: who may post, edit, delete, react to and read them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+from handlers.delivery import Delivery
+from handlers.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
+from handlers.hub import Peer
+from handlers.socket import Answer
+from models import listing, messages
+from models.access import Access, View
+from models.changes import Change, changing, seen_from
+from models.database import Database, Row
+from models.messages import Posted
+from plugins.messages import shapes
+from plugins.messages.journal import Journal
+
+REACTIONS = 20  # kinds a user and message, contract section 7
+NOBODY = UUID(int=0)
+NO_CHAT, NO_MESSAGE = "There is no such chat.", "There is no such message."
+
+
+def new_id() -> UUID:
+    """A UUID of version 7 (RFC 9562): in the order of time, so that the index grows at its end."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = (milliseconds << 80) | (0x7 << 76) | (int.from_bytes(os.urandom(10)) & ~(0xF << 76))
+    return UUID(int=(value & ~(0x3 << 62)) | (0x2 << 62))
+
+
+def payload_hash(payload: bytes) -> int:
+    """Tells a payload from another one in 8 bytes; nobody gains anything by finding two alike."""
+    return int.from_bytes(hashlib.blake2b(payload, digest_size=8).digest(), signed=True)
+
+
+class Messages:
+    """What users do with messages. Of what they may not see they are told that it does not exist."""
+
+    def __init__(self, db: Database, access: Access, delivery: Delivery, journal: Journal) -> None:
+        self._db, self._access, self._delivery, self._journal = db, access, delivery, journal
+
+    # Posting ----------------------------------------------------------------------------------------------------------
+
+    def send(self, peer: Peer, request: shapes.Send) -> Awaitable[Answer]:
+        """The frame ``message_send``; acked after the commit."""
+        return self._send(peer, request)
+
+    async def _send(self, peer: Peer, request: shapes.Send) -> Answer:
+        posted, repeated = await self.post(peer.session.user_id, request.chat_id, request, peer.peer_id)
+        answer: dict[str, object] = {
+            "message_id": posted.id,
+            "chat_id": posted.chat_id,
+            "seq": posted.seq,
+            "created_at": posted.created_at,
+        }
+        return {**answer, "repeated": True} if repeated else answer
+
+    async def post(self, user_id: UUID, chat_id: UUID, request: shapes.Post, skip: str = "") -> tuple[Posted, bool]:
+        """Store a message; where it stands, and whether it stood there before. Raises NotFound, Forbidden,
+        InvalidRequest, Conflict (the client_id names another message), Unavailable."""
+        view = self._access.known(chat_id)
+        if view is None or not view.may_post(user_id):
+            view = await self._judged(user_id, chat_id)
+        if request.reply_to is not None or request.forwarded_from is not None:
+            await self._judge_references(user_id, chat_id, request)
+        hashed = payload_hash(request.encrypted_payload)
+        post = messages.Post(
+            new_id(),
+            chat_id,
+            user_id,
+            request.client_id,
+            request.encrypted_payload,
+            hashed,
+            request.message_type,
+            request.metadata,
+            request.reply_to,
+            request.forwarded_from,
+            request.expires_in,
+            view.access,
+        )
+        posted = await self._journal.put(post, view, skip)
+        if posted.payload_hash is None:
+            return posted, False
+        if posted.payload_hash != hashed or posted.chat_id != chat_id:
+            raise Conflict("You have posted another message under this client_id.")
+        return posted, True
+
+    async def _judged(self, user_id: UUID, chat_id: UUID) -> View:
+        view = await self._access.fresh(chat_id)
+        if view is None or not view.has(user_id):
+            raise NotFound(NO_CHAT)
+        if not view.may_post(user_id):
+            raise Forbidden("You may not post here.")
+        return view
+
+    async def _judge_references(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> None:
+        """A reply stays in its chat; what is forwarded is a message that one sees."""
+        faults = []
+        if request.reply_to is not None:
+            seen = await messages.seen_by(self._db, request.reply_to, user_id)
+            if seen is None or seen["chat_id"] != chat_id:
+                faults.append(Fault("reply_to", "no such message in this chat"))
+        forwarded = request.forwarded_from
+        if forwarded is not None and await messages.seen_by(self._db, forwarded, user_id) is None:
+            faults.append(Fault("forwarded_from", "no such message"))
+        if faults:
+            raise InvalidRequest("Some fields are not valid.", details=faults)
+
+    # Reading ----------------------------------------------------------------------------------------------------------
+
+    async def history(self, user_id: UUID, chat_id: UUID, query: shapes.HistoryQuery) -> list[Row]:
+        """One more than ``limit`` messages, if there are: the oldest first behind ``after_seq``, else the newest first.
+        Raises NotFound."""
+        place = await listing.place_of(self._db, user_id, chat_id)
+        if place is None:
+            raise NotFound(NO_CHAT)
+        first = seen_from(place["type"], place["joined_seq"])
+        return await messages.history(
+            self._db, chat_id, first, before=query.before_seq, after=query.after_seq, limit=query.limit + 1
+        )
+
+    # Changing ---------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _changing(self, user_id: UUID, message_id: UUID) -> AsyncIterator[tuple[Change, Row]]:
+        """A message that the user sees, with its chat locked; what happened is told when the block ends well."""
+        seen = await messages.seen_by(self._db, message_id, user_id)
+        if seen is None:
+            raise NotFound(NO_MESSAGE)
+        async with changing(self._db, seen["chat_id"], user_id) as change:
+            if change is None or change.role is None:
+                raise NotFound(NO_MESSAGE)
+            row = await messages.get(self._db, message_id)
+            if row is None or row["seq"] < change.seen_from:
+                raise NotFound(NO_MESSAGE)
+            yield change, row
+        await self.tell(change)
+
+    async def edit(self, user_id: UUID, message_id: UUID, request: shapes.Edit) -> dict[str, Any]:
+        """Replace the payload of one's own message; the message after it. Raises NotFound, Forbidden."""
+        async with self._changing(user_id, message_id) as (change, row):
+            if row["sender_id"] != user_id or change.role == "restricted":
+                raise Forbidden("Only its sender edits a message.")
+            await messages.edit(change, message_id, request.encrypted_payload, request.message_type, request.metadata)
+            after = shown(await messages.get(self._db, message_id))
+            await change.append("message_edited", message_id=message_id, user_id=user_id, fields={"message": after})
+        return after
+
+    async def delete(self, user_id: UUID, message_id: UUID) -> None:
+        """Erase one's own message, or as admin of a chat of many anybody's. Raises NotFound, Forbidden."""
+        async with self._changing(user_id, message_id) as (change, row):
+            governs = change.role in ("owner", "admin") and not change.two
+            if row["sender_id"] != user_id and not governs and not self._inbox(change, row):
+                raise Forbidden("Only its sender, or an admin of the chat, deletes a message.")
+            await messages.erase(change, [message_id], "deleted")
+
+    @staticmethod
+    def _inbox(change: Change, row: Row) -> bool:
+        """Whether it is a message in one's own sealed inbox."""
+        return row["sender_id"] is None and change.participant_count == 1
+
+    async def react(self, user_id: UUID, message_id: UUID, emoji: str) -> None:
+        """React; again changes nothing. Raises NotFound, Forbidden, Conflict beyond the kinds that one may have."""
+        async with self._changing(user_id, message_id) as (change, _):
+            if change.role == "restricted":
+                raise Forbidden("You may only read here.")
+            if await messages.react(change, message_id, emoji, REACTIONS) is None:
+                raise Conflict(f"One has at most {REACTIONS} reactions to a message.")
+
+    async def unreact(self, user_id: UUID, message_id: UUID, emoji: str) -> None:
+        """Take a reaction back; where there is none nothing changes. Raises NotFound."""
+        async with self._changing(user_id, message_id) as (change, _):
+            await messages.unreact(change, message_id, emoji)
+
+    async def tell(self, change: Change) -> None:
+        """Tell the events of a change that is committed to all who take part."""
+        await self._delivery.announce(change.chat_id, change.access, [event.frame for event in change.events])
+
+    # Disappearing -----------------------------------------------------------------------------------------------------
+
+    async def expire(self) -> None:
+        """Erase what has had its time; on whichever instance comes first."""
+        while due := await messages.expired(self._db, 500):
+            for chat_id, message_ids in due:
+                async with changing(self._db, chat_id, NOBODY) as change:
+                    if change is not None:
+                        await messages.erase(change, message_ids, "expired")
+                if change is not None:
+                    await self.tell(change)
+            if sum(len(ids) for _, ids in due) < 500:
+                return
+
+
+def shown(row: Row | None) -> dict[str, Any]:
+    """A message as clients get it."""
+    assert row is not None
+    return {name: value for name, value in row.items() if name != "number"}

@@ -1,0 +1,27 @@
+"""Receipts: how far a participant has received and read a chat."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from handlers.delivery import Delivery
+from handlers.errors import NotFound
+from models import receipts
+from models.changes import changing
+from models.database import Database
+from plugins.messages.shapes import Receipt
+
+
+class Receipts:
+    def __init__(self, db: Database, delivery: Delivery) -> None:
+        self._db, self._delivery = db, delivery
+
+    async def advance(self, user_id: UUID, chat_id: UUID, request: Receipt) -> dict[str, Any]:
+        """Move the user's watermarks forward; where they are now, and what is unread. Raises NotFound."""
+        async with changing(self._db, chat_id, user_id) as change:
+            if change is None or change.role is None:
+                raise NotFound("There is no such chat.")
+            marks = await receipts.advance(change, request.delivered_seq, request.read_seq)
+        await self._delivery.announce(chat_id, change.access, [event.frame for event in change.events])
+        return marks._asdict()

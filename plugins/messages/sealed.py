@@ -1,0 +1,55 @@
+"""Sealed sender: messages to an inbox whose key one knows, from somebody whom the server does not learn."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Any
+
+from handlers.errors import Conflict, NotFound, Unauthorized
+from handlers.shapes import unb64
+from models import messages, sealed
+from models.access import Access
+from models.database import Database
+from plugins.messages.journal import Journal
+from plugins.messages.messages import new_id, payload_hash
+from plugins.messages.shapes import Sealed
+
+
+class Inboxes:
+    def __init__(self, db: Database, access: Access, journal: Journal) -> None:
+        self._db, self._access, self._journal = db, access, journal
+
+    async def deliver(self, key: str, request: Sealed) -> tuple[dict[str, Any], bool]:
+        """Put a message into an inbox; ``id`` and ``created_at``, and whether it is new. Nothing is kept or logged of
+        who sends it. Raises Unauthorized, the same for a wrong key, an unknown user and one without an inbox."""
+        try:
+            given = sealed.key_hash(unb64(key))
+        except ValueError:
+            raise Unauthorized("This key opens no inbox of that user.") from None
+        row = await sealed.inbox(self._db, request.public_id)
+        kept = row["sealed_access_key"] if row else bytes(32)
+        if not hmac.compare_digest(given, kept) or row is None:
+            raise Unauthorized("This key opens no inbox of that user.")
+        view = await self._access.view(row["sealed_chat_id"])
+        if view is None or not view.live:
+            raise NotFound("This inbox is closed.")
+        hashed = payload_hash(request.encrypted_payload)
+        post = messages.Post(
+            new_id(),
+            row["sealed_chat_id"],
+            None,
+            request.client_id,
+            request.encrypted_payload,
+            hashed,
+            request.message_type,
+            request.metadata,
+            None,
+            None,
+            request.expires_in,
+            view.access,
+            sealed=True,
+        )
+        posted = await self._journal.put(post, view)
+        if posted.payload_hash not in (None, hashed):
+            raise Conflict("Another message was posted under this client_id.")
+        return {"id": posted.id, "created_at": posted.created_at}, posted.payload_hash is None
