@@ -35,6 +35,7 @@ BATCH = 1000  # rows a statement: 10 to 60 ms, with millions of rows; a statemen
 ENDED_KEPT = timedelta(hours=720 + 1)
 # A challenge is judged by a server's clock, and removed by the database's: one removed too early could be used again.
 CHALLENGES_KEPT = timedelta(hours=1)
+INVITES_KEPT = timedelta(days=7)  # after their end: long enough for who made one to see that it has ended
 COUNTING = 3600.0  # seconds; to count is to read all that is due, which after years may be long
 
 
@@ -70,7 +71,7 @@ def _plain(table: str, key: str, moment: str, kept: timedelta) -> Step:
         f"""WITH due AS (
                 SELECT {key} FROM {table} WHERE {due} ORDER BY {moment} LIMIT {BATCH} FOR UPDATE SKIP LOCKED
             ), gone AS (
-                DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM due) RETURNING 1
+                DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM due) RETURNING 1
             )
             SELECT count(*) AS {table} FROM gone""",
     )
@@ -130,6 +131,31 @@ def _sessions(kept: timedelta) -> Step:
     )
 
 
+def _deleted_chats(kept: timedelta) -> Step:
+    """Chats that were deleted, with who took part: a channel may have 100,000 of them, so a batch takes so many, and
+    the chats that had none left before it. Their messages went before (models/chats.py)."""
+    due = "deleted_at < now() - $1::interval"
+    return Step(
+        kept,
+        f"""SELECT (SELECT count(*) FROM chat_threads WHERE {due}) AS chat_threads,
+                   (SELECT count(*) FROM chat_threads JOIN chat_participants ON chat_id = id WHERE {due})
+                       AS chat_participants""",
+        f"""WITH due AS (
+                SELECT id FROM chat_threads WHERE {due} ORDER BY deleted_at LIMIT {BATCH} FOR UPDATE SKIP LOCKED
+            ), people AS (
+                DELETE FROM chat_participants WHERE (chat_id, user_id) IN (
+                    SELECT chat_id, user_id FROM chat_participants WHERE chat_id IN (SELECT id FROM due) LIMIT {BATCH})
+                RETURNING 1
+            ), gone AS (
+                DELETE FROM chat_threads WHERE id IN (SELECT id FROM due)
+                    AND NOT EXISTS (SELECT 1 FROM chat_participants WHERE chat_id = chat_threads.id)
+                    AND NOT EXISTS (SELECT 1 FROM messages WHERE chat_id = chat_threads.id)
+                RETURNING 1
+            )
+            SELECT (SELECT count(*) FROM gone) AS chat_threads, (SELECT count(*) FROM people) AS chat_participants""",
+    )
+
+
 def steps(retention: Retention) -> list[Step]:
     """What there is to clean up."""
     keys = timedelta(days=retention.prekey_retention_days)
@@ -148,6 +174,16 @@ def steps(retention: Retention) -> list[Step]:
         _sessions(timedelta(days=retention.session_retention_days)),
         _plain("ended_sessions", "session_id", "ended_at", ENDED_KEPT),
         _plain("spent_challenges", "nonce", "expires_at", CHALLENGES_KEPT),
+    ]
+    # What /sync tells no more. A day longer than its cursors live, for clocks that differ.
+    told = timedelta(days=retention.sync_retention_days + 1)
+    found += [
+        _plain("chat_events", "chat_id, seq", "created_at", told),
+        _plain("chat_departures", "chat_id, user_id, left_seq", "left_at", told),
+        _plain("chat_invites", "id", "expires_at", INVITES_KEPT),
+        # Without payload since they were deleted: kept so that who posts one again is not taken for posting another.
+        _plain("messages", "id", "deleted_at", told),
+        _deleted_chats(told),
     ]
     if retention.call_retention_days:
         # From their end: a call that rings or goes on has none, and is never due.

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from config.settings import Rate, RateLimit, Section
 from handlers.socket import Event
-from plugins import App, Plugin
+from plugins import App, Every, Plugin
 from plugins.chats import http, shapes
 from plugins.chats.chats import Chats
 from plugins.chats.invites import Invites
@@ -40,5 +40,6 @@ def setup(app: App, settings: Settings) -> Plugin:
             (f"/chats/{ID}/invites", http.InviteList, {"invites": invites}),
             (f"/chats/{ID}/invites/{ID}", http.Invite, {"invites": invites}),
         ),
+        periodic=(Every(30, chats.purge, "deleted_chats"),),
         events={"typing": Event(shapes.Typing, typing.typing)},
     )

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -31,11 +31,18 @@ NOTHING = {
     "spent_refresh_tokens": 0,
     "ended_sessions": 0,
     "spent_challenges": 0,
+    "chat_events": 0,
+    "chat_departures": 0,
+    "chat_invites": 0,
+    "messages": 0,
+    "chat_threads": 0,
+    "chat_participants": 0,
     "call_sessions": 0,
 }
 TABLES = [
     *("one_time_prekeys", "kyber_prekeys", "signed_prekeys", "sessions", "spent_refresh_tokens", "ended_sessions"),
-    *("spent_challenges", "call_sessions", "users", "spent_prekeys"),
+    *("spent_challenges", "call_sessions", "users", "spent_prekeys", "chat_events", "chat_departures", "chat_invites"),
+    *("messages", "chat_threads", "chat_participants"),
 ]
 
 
@@ -417,10 +424,73 @@ async def test_each_batch_finds_its_rows_by_an_index(services: Services) -> None
             alice,
             bob,
         )
+        await fill_chats(db, alice, 20_000)
         await db.execute("ANALYZE")
         for step in cleanup.steps(Retention()):
             plan = "\n".join(row[0] for row in await db.fetch("EXPLAIN " + step.remove, step.kept))
             assert "Seq Scan" not in plan.replace("Seq Scan on users", ""), plan
+
+
+async def fill_chats(db: Any, user_id: Any, rows: int) -> None:
+    """Chats, each with an event, a participant, a departure, an invite and a message, all of them live."""
+    await db.execute(
+        """INSERT INTO chat_threads (id, type)
+           SELECT md5(n::text)::uuid, 'group' FROM generate_series(1, $1::int) AS n""",
+        rows,
+    )
+    for statement in (
+        "chat_events (chat_id, seq, position, type) SELECT id, 1, 1, 'chat_created' FROM chat_threads",
+        "chat_participants (chat_id, user_id) SELECT id, $1 FROM chat_threads",
+        "chat_departures (chat_id, user_id, joined_seq, left_seq, position) SELECT id, $1, 1, 1, 1 FROM chat_threads",
+        """chat_invites (chat_id, created_by, token_hash, expires_at)
+           SELECT id, $1, sha256(id::text::bytea), now() FROM chat_threads""",
+        """messages (chat_id, sender_id, encrypted_payload, message_type, seq, number, position, client_id,
+                     payload_hash)
+           SELECT id, $1, '', 'x', 2, 1, 1, id, 0 FROM chat_threads""",
+    ):
+        await db.execute("INSERT INTO " + statement, *([user_id] if "$1" in statement else []))
+
+
+@pytest.mark.gen_test
+async def test_what_sync_tells_no_more_goes_and_what_it_tells_stays(services: Services) -> None:
+    async with place(services) as shared, serving(shared, SYNC_RETENTION_DAYS="10") as server, connected(shared) as db:
+        alice, bob = [await Account(one_time=0).register(server.url) for _ in range(2)]
+        chats = []
+        for _ in range(3):
+            chat = (await alice.post("/chats", {"type": "group", "participants": [bob.public_id]})).json["id"]
+            chats.append(chat)
+            for _ in range(2):
+                message = {"client_id": str(uuid4()), "encrypted_payload": "AAAA", "message_type": "x"}
+                posted = await alice.post(f"/chats/{chat}/messages", message)
+            assert (await alice.delete(f"/messages/{posted.json['id']}")).status == 204
+            assert (await alice.delete(f"/chats/{chat}/participants/{bob.user_id}")).status == 204
+        old, ended, fresh = chats
+        assert (await alice.delete(f"/chats/{ended}")).status == 204
+        await periodic(server, "deleted_chats")()
+        assert await db.fetchval("SELECT count(*) FROM messages WHERE chat_id = $1", ended) == 0
+        assert await db.fetchval("SELECT array_agg(type::text) FROM chat_events WHERE chat_id = $1", ended) == [
+            "chat_deleted"
+        ]
+
+        for table, moment in (("chat_events", "created_at"), ("chat_departures", "left_at")):
+            await db.execute(f"UPDATE {table} SET {moment} = now() - interval '12 days' WHERE chat_id <> $1", fresh)
+        await db.execute(
+            "UPDATE messages SET deleted_at = now() - interval '12 days' WHERE seq < 0 AND chat_id = $1", old
+        )
+        await db.execute("UPDATE chat_threads SET deleted_at = now() - interval '12 days' WHERE id = $1", ended)
+        await periodic(server, "cleanup")()
+        assert await db.fetchval("SELECT array_agg(id) FROM chat_threads") in (
+            [*map(UUID, [old, fresh])],
+            [*map(UUID, [fresh, old])],
+        )
+        left = await db.fetch("SELECT chat_id, count(*) FROM chat_events GROUP BY chat_id")
+        assert {str(row["chat_id"]): row["count"] for row in left} == {fresh: 4}
+        left = await db.fetch("SELECT chat_id, count(*) FROM messages GROUP BY chat_id")
+        assert {str(row["chat_id"]): row["count"] for row in left} == {old: 1, fresh: 2}
+        assert await db.fetchval("SELECT count(*) FROM chat_departures") == 1
+        # What is left is read as before.
+        assert len((await alice.get(f"/chats/{old}/messages")).json) == 1
+        assert [chat["unread_count"] for chat in (await alice.get("/chats")).json] == [0, 0]
 
 
 @pytest.mark.gen_test
