@@ -40,18 +40,22 @@ async def beat(db: Database, instance_id: UUID) -> bool:
     )
 
 
-async def arrive(db: Database, instance_id: UUID, users: Sequence[UUID]) -> None:
-    """The users' first sockets on the instance opened. Rows are locked in the order of their ids."""
-    await db.execute(
+async def arrive(db: Database, instance_id: UUID, users: Sequence[UUID]) -> list[UUID]:
+    """The users' first sockets on the instance opened; those who were offline until now. Rows are locked in the order
+    of their ids."""
+    rows = await db.fetch(
         """WITH here AS (
                INSERT INTO connections (user_id, instance_id)
                SELECT users.id, $1 FROM users WHERE id = ANY ($2::uuid[]) ORDER BY id ON CONFLICT DO NOTHING
+           ), before AS (
+               SELECT id, is_online FROM users WHERE id = ANY ($2::uuid[]) ORDER BY id FOR UPDATE
            )
-           UPDATE users SET is_online = true, last_seen = now()
-           WHERE id IN (SELECT id FROM users WHERE id = ANY ($2::uuid[]) ORDER BY id FOR UPDATE)""",
+           UPDATE users SET is_online = true, last_seen = now() FROM before WHERE users.id = before.id
+           RETURNING users.id, before.is_online""",
         instance_id,
         list(users),
     )
+    return [row["id"] for row in rows if not row["is_online"]]
 
 
 # Locks are taken in one order everywhere, users by their ids and then their connections, as an erasure does; else the
@@ -59,51 +63,52 @@ async def arrive(db: Database, instance_id: UUID, users: Sequence[UUID]) -> None
 _LOCK = "SELECT 1 FROM users WHERE id = ANY ($1::uuid[]) ORDER BY id FOR UPDATE"
 
 
-async def leave(db: Database, instance_id: UUID, users: Sequence[UUID]) -> None:
-    """The users' last sockets on the instance closed; who has none anywhere is offline."""
+async def leave(db: Database, instance_id: UUID, users: Sequence[UUID]) -> list[UUID]:
+    """The users' last sockets on the instance closed; those who have none anywhere, and are offline."""
     async with db.transaction():
         await db.execute(_LOCK, list(users))
-        await _take_away(db, [instance_id], users)
+        return await _take_away(db, [instance_id], users)
 
 
-async def _take_away(db: Database, instances: Sequence[UUID], users: Sequence[UUID]) -> None:
-    """Forget the users' connections to the instances. The rows of the users are locked, so that what the second
-    statement sees stays true."""
+async def _take_away(db: Database, instances: Sequence[UUID], users: Sequence[UUID]) -> list[UUID]:
+    """Forget the users' connections to the instances; those who are offline now. The rows of the users are locked, so
+    that what the second statement sees stays true."""
     await db.execute(
         "DELETE FROM connections WHERE instance_id = ANY ($1::uuid[]) AND user_id = ANY ($2::uuid[])",
         list(instances),
         list(users),
     )
-    await db.execute(
+    rows = await db.fetch(
         """UPDATE users SET last_seen = now(),
                is_online = EXISTS (SELECT 1 FROM connections WHERE connections.user_id = users.id)
-           WHERE id = ANY ($1::uuid[])""",
+           WHERE id = ANY ($1::uuid[]) RETURNING id, is_online""",
         list(users),
     )
+    return [row["id"] for row in rows if not row["is_online"]]
 
 
-async def _end(db: Database, instances: Sequence[UUID]) -> None:
+async def _end(db: Database, instances: Sequence[UUID]) -> list[UUID]:
     found = await db.fetch("SELECT DISTINCT user_id FROM connections WHERE instance_id = ANY ($1::uuid[])", instances)
     users = [row["user_id"] for row in found]
     await db.execute(_LOCK, users)
-    await _take_away(db, instances, users)
+    offline = await _take_away(db, instances, users)
     await db.execute("DELETE FROM instances WHERE id = ANY ($1::uuid[])", list(instances))
+    return offline
 
 
-async def sweep(db: Database) -> int:
-    """Take dead instances away, with the presence they held; how many there were."""
+async def sweep(db: Database) -> tuple[int, list[UUID]]:
+    """Take dead instances away, with the presence they held; how many there were, and who is offline now."""
     async with db.transaction():
         dead = await db.fetch(
             f"""SELECT id FROM instances WHERE beat_at < now() - interval '{STALE_SECONDS} seconds'
                 FOR UPDATE SKIP LOCKED"""
         )
         if not dead:
-            return 0
-        await _end(db, [row["id"] for row in dead])
-        return len(dead)
+            return 0, []
+        return len(dead), await _end(db, [row["id"] for row in dead])
 
 
-async def end(db: Database, instance_id: UUID) -> None:
-    """The instance stops in order; its users are offline unless another one has them."""
+async def end(db: Database, instance_id: UUID) -> list[UUID]:
+    """The instance stops in order; those of its users whom no other one has, and who are offline now."""
     async with db.transaction():
-        await _end(db, [instance_id])
+        return await _end(db, [instance_id])

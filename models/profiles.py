@@ -63,6 +63,17 @@ async def profiles(db: Database, asked: Sequence[tuple[str, UUID]]) -> list[Row 
     return found
 
 
+async def presence(db: Database, asked: Sequence[tuple[UUID, UUID]]) -> list[Row]:
+    """For each (user, viewer) that has an answer ``user_id, viewer, is_online, last_seen``: not where it is hidden."""
+    return await db.fetch(
+        f"""SELECT users.id AS user_id, asked.viewer, is_online, last_seen
+            FROM unnest($1::uuid[], $2::uuid[]) AS asked (user_id, viewer)
+            JOIN users ON users.id = asked.user_id WHERE {sees_presence("asked.viewer")}""",
+        [user for user, _ in asked],
+        [viewer for _, viewer in asked],
+    )
+
+
 async def me(db: Database, user_id: UUID) -> Row | None:
     """A user as they see themselves, with the identity key."""
     return await db.row(

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from uuid import UUID
 
 import structlog
 
-from config.settings import Section
 from handlers.hub import Hub
 from models import presence
 from models.database import Database, Unavailable
-from plugins import App, Every, Plugin
 
 log = structlog.get_logger(__name__)
 
@@ -21,15 +19,12 @@ GATHER = 0.05  # seconds in which comings and goings are gathered into one state
 BATCH = 500  # users a statement
 
 
-class Settings(Section):
-    """Nothing to set."""
-
-
 class Presence:
-    """Writes a user's first and last socket on this instance down, in batches and in order."""
+    """Writes a user's first and last socket on this instance down, in batches and in order. ``tell`` is called with
+    those for whom that made a difference."""
 
-    def __init__(self, db: Database, hub: Hub) -> None:
-        self._db, self._hub, self._id = db, hub, hub.instance_id
+    def __init__(self, db: Database, hub: Hub, tell: Callable[[Sequence[UUID]], None]) -> None:
+        self._db, self._hub, self._id, self._tell = db, hub, hub.instance_id, tell
         self._changed: dict[UUID, bool] = {}
         self._wake = asyncio.Event()
 
@@ -49,7 +44,7 @@ class Presence:
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
             try:
-                await presence.end(self._db, self._id)
+                self._tell(await presence.end(self._db, self._id))
             except Unavailable:
                 log.warning("presence_left_to_others")  # their sweep ends it within a minute
 
@@ -64,7 +59,7 @@ class Presence:
                 for start in range(0, len(users), BATCH):
                     batch = users[start : start + BATCH]
                     try:
-                        await record(self._db, self._id, batch)
+                        self._tell(await record(self._db, self._id, batch))
                     except Exception as error:
                         # PostgreSQL is away, or another instance took us for dead and removed our row; the next beat
                         # brings it back. What happened since counts more than what is put back.
@@ -79,11 +74,7 @@ class Presence:
             # Somebody took us for dead and swept our users away: they are all here still.
             for user_id in self._hub.users():
                 self.watch(user_id, True)
-        swept = await presence.sweep(self._db)
+        swept, offline = await presence.sweep(self._db)
         if swept:
             log.info("dead_instances_swept", instances=swept)
-
-
-def setup(app: App, settings: Settings) -> Plugin:
-    presence_ = Presence(app.db, app.hub)
-    return Plugin(name="presence", periodic=(Every(10, presence_.beat, "presence"),), lifespan=presence_.lifespan)
+            self._tell(offline)

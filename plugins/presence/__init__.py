@@ -1,0 +1,36 @@
+"""Presence: who is online, kept true over all instances, and told to who asks for it (contract sections 3 and 7)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from pydantic import Field
+
+from config.settings import Rate, RateLimit, Section
+from handlers.socket import Event
+from plugins import App, Every, Plugin
+from plugins.presence.presence import Presence
+from plugins.presence.watching import CHANNEL, Subscribe, Watching
+
+
+class Settings(Section):
+    rate_limit_presence: RateLimit = Field(Rate(60, 60), description="Lists of people to watch a user.")
+
+
+def setup(app: App, settings: Settings) -> Plugin:
+    watching = Watching(app.db, app.bus, app.limits, settings.rate_limit_presence, app.instance_id)
+    presence = Presence(app.db, app.hub, watching.tell)
+
+    @contextlib.asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        await app.bus.subscribe(CHANNEL, watching.hear)
+        async with presence.lifespan(), watching.running():
+            yield
+
+    return Plugin(
+        name="presence",
+        events={"presence_subscribe": Event(Subscribe, watching.subscribe)},
+        periodic=(Every(10, presence.beat, "presence"), Every(30, watching.forget_closed, "presence_watchers")),
+        lifespan=lifespan,
+    )
