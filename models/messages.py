@@ -302,8 +302,9 @@ async def expired(db: Database, limit: int) -> list[tuple[UUID, list[UUID]]]:
     """Messages whose time has come, by chat."""
     rows = await db.fetch(
         """SELECT chat_id, array_agg(id) AS ids FROM (
-               SELECT chat_id, id FROM messages WHERE expires_at <= now() AND deleted_at IS NULL
-               ORDER BY expires_at LIMIT $1
+               SELECT m.chat_id, m.id FROM messages m
+               JOIN chat_threads t ON t.id = m.chat_id AND t.deleted_at IS NULL  -- else they are being purged
+               WHERE m.expires_at <= now() AND m.deleted_at IS NULL ORDER BY m.expires_at LIMIT $1
            ) AS due GROUP BY chat_id ORDER BY chat_id""",
         limit,
     )

@@ -52,6 +52,8 @@ class Journal:
         self._queue: deque[_Entry] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._batches = self._messages = 0
         metrics.counts("mimu_journal_batches_total", "Statements that stored messages.", lambda: self._batches)
         metrics.counts("mimu_journal_messages_total", "Messages in these statements.", lambda: self._messages)
@@ -63,8 +65,7 @@ class Journal:
         try:
             yield
         finally:
-            while self._queue:
-                await asyncio.sleep(0.01)
+            await self._idle.wait()
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
 
@@ -81,6 +82,7 @@ class Journal:
         self._queue.append(entry)
         self._bytes += size
         self._wake.set()
+        self._idle.clear()
         return entry.posted
 
     async def _write(self) -> None:
@@ -95,6 +97,7 @@ class Journal:
                     log.error("journal_failed", exc_info=error)
                     for entry in batch:
                         _refuse(entry, Unavailable())
+            self._idle.set()
 
     def _take(self) -> list[_Entry]:
         """The next ones; a second message with a client_id of the batch waits for the next, and is known by then."""
