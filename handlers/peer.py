@@ -29,7 +29,9 @@ MAX_KEYS = 1000  # keys of frames sent once that a socket remembers: a call has 
 GATHERED = 64  # frames of one turn of the loop that go to the kernel together; a call of it costs more than a frame
 LARGE = 8 * 1024  # bytes; a frame that large gains nothing by waiting for others
 
-WAITING = 32  # frames of one socket that may wait behind a slow one; then its reader pauses
+# Frames of one socket, and bytes of them, that may wait behind a slow one; then its reader pauses, and its pongs with
+# it. A burst has room.
+WAITING, WAITING_BYTES = 256, 256 * 1024
 
 
 class Socket:
@@ -53,6 +55,7 @@ class Socket:
         "peer_id",
         "session",
         "waiting",
+        "waiting_bytes",
         "work",
     )
 
@@ -69,6 +72,7 @@ class Socket:
         self.held: list[tuple[bytes, str]] | None = []
         self.keys: set[str] | None = None  # most sockets never see a frame with a key
         self.waiting: deque[str | bytes] | None = None
+        self.waiting_bytes = 0
         self.work: asyncio.Task[None] | None = None
         self._space: asyncio.Event | None = None
         self._expiry: asyncio.TimerHandle | None = None
@@ -81,11 +85,29 @@ class Socket:
             self._space = asyncio.Event()
         return self._space
 
+    @property
+    def full(self) -> bool:
+        """Whether no more frames may wait behind a slow one."""
+        return self.waiting is not None and (len(self.waiting) >= WAITING or self.waiting_bytes >= WAITING_BYTES)
+
     async def room(self) -> None:
         """Wait until the frames behind a slow one have moved on."""
-        while self.waiting is not None and len(self.waiting) >= WAITING:
+        while self.full:
             self.space.clear()
             await self.space.wait()
+
+    def wait(self, message: str | bytes) -> None:
+        """Let a frame wait its turn behind a slow one."""
+        assert self.waiting is not None
+        self.waiting.append(message)
+        self.waiting_bytes += len(message)
+
+    def following(self) -> str | bytes:
+        """The frame whose turn it is now."""
+        assert self.waiting is not None
+        message = self.waiting.popleft()
+        self.waiting_bytes -= len(message)
+        return message
 
     def send(self, frame: Frame, key: str = "") -> None:
         """Send a frame to this socket alone, at once also during its welcome."""
@@ -209,4 +231,4 @@ class Socket:
         if self._expiry is not None:
             self._expiry.cancel()
         self.space.set()
-        self.waiting = None if self.waiting is None else deque()
+        self.waiting, self.waiting_bytes = None if self.waiting is None else deque(), 0

@@ -21,7 +21,7 @@ from handlers import errors, hub
 from handlers.base import ApiHandler
 from handlers.errors import ApiError, InvalidRequest, Unauthorized
 from handlers.hub import Hub, Peer
-from handlers.peer import WAITING, Socket
+from handlers.peer import Socket
 from handlers.rfc6455 import Protocol, Violation
 from handlers.shapes import Shape, judge, parse, timestamp
 from handlers.tokens import Tokens
@@ -181,8 +181,8 @@ class SocketHandler(WebSocketHandler, ApiHandler):
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         peer = self.peer
         if peer.waiting is not None:
-            peer.waiting.append(message)
-            return peer.room() if len(peer.waiting) >= WAITING else None
+            peer.wait(message)
+            return peer.room() if peer.full else None
         pending = self._take(message)
         if pending is not None:
             peer.waiting = deque()
@@ -225,7 +225,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         peer = self.peer
         assert peer.waiting is not None
         while peer.waiting:
-            following = self._take(peer.waiting.popleft())
+            following = self._take(peer.following())
             peer.space.set()
             if following is not None:
                 await following
