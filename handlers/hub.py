@@ -94,6 +94,7 @@ class Hub:
         self._news: dict[UUID, asyncio.Event] = {}
         self._wheel: list[set[Peer]] = [set() for _ in range(PING_EVERY)]
         self._turn = 0
+        self._stopping = False
         self.watchers: list[Presence] = []  # told of a user's first and last socket here
         bus.on_return.append(self._announce_all)
 
@@ -127,6 +128,8 @@ class Hub:
             await asyncio.wait([self._introductions[user_id]])
         if not first and user_id in self._elsewhere:
             self._announce(user_id, "too")
+        if self._stopping:
+            peer.close(RESTART, "server restarting")
 
     async def _introduce(self, user_id: UUID) -> None:
         """Hear the user's channel, and wait until every other instance that has the user knows that we have them as
@@ -184,7 +187,9 @@ class Hub:
                 peer.close(SESSION_ENDED, "session ended")
 
     async def close_all(self, seconds: float) -> None:
-        """Close every socket with 1012, spread over ``seconds`` so that clients don't all return at once."""
+        """Close every socket with 1012, spread over ``seconds`` so that clients don't all return at once; and from now
+        on every one that still comes, over a connection that was there before."""
+        self._stopping = True
         peers = [peer for peers in self._peers.values() for peer in peers]
         pause = 0.05
         slices = max(1, round(seconds / pause))

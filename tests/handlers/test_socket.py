@@ -286,19 +286,43 @@ async def test_the_kernel_keeps_little_for_a_slow_reader_too(services: Services)
 
 
 @pytest.mark.gen_test
-async def test_a_stopping_server_says_restart(services: Services) -> None:
-    async with place(services) as shared:
-        async with serving(shared, SHUTDOWN_SECONDS="0.2") as server:
-            alice = await Account().register(server.url)
-            request = HTTPRequest(
-                server.url.replace("http", "ws", 1) + "/ws", headers={"Authorization": f"Bearer {alice.token}"}
-            )
-            sockets = [Socket(await websocket_connect(request)) for _ in range(3)]
-            for socket in sockets:
-                await socket.expect("ready")
-        for socket in sockets:
-            assert (await socket.expect("closed"))["code"] == 1012
-            await socket.close()
+async def test_a_stopping_server_says_restart_to_one_after_the_other(services: Services) -> None:
+    async with place(services) as shared, contextlib.AsyncExitStack() as opened_here:
+        async with serving(shared, SHUTDOWN_SECONDS="1") as server:
+            people = [await Account(one_time=0).register(server.url) for _ in range(4)]
+            sockets = [await opened_here.enter_async_context(people[n % 4].socket()) for n in range(20)]
+            closings = [asyncio.ensure_future(closed_at(socket)) for socket in sockets]
+        times = sorted(await asyncio.gather(*closings))
+        assert times[-1] - times[0] > 0.5
+        # Never many at once, however busy the machine is.
+        assert all(later - earlier > 0.1 for earlier, later in zip(times, times[10:], strict=False))
+
+
+async def closed_at(socket: Socket) -> float:
+    assert (await socket.expect("closed", 10))["code"] == 1012
+    return time.monotonic()
+
+
+@pytest.mark.gen_test
+async def test_who_comes_while_the_server_stops_is_sent_away_too(services: Services) -> None:
+    """Over a connection that was there before: a proxy keeps some to us."""
+    async with place(services) as shared, contextlib.AsyncExitStack() as lines:
+        async with serving(shared, SHUTDOWN_SECONDS="0.5") as server:
+            people = [await Account(one_time=0).register(server.url) for _ in range(2)]
+            crowd = [await lines.enter_async_context(people[0].socket()) for _ in range(10)]
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            lines.callback(writer.close)
+            writer.write(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b"200" in await reader.readuntil(b"}")
+            coming = asyncio.ensure_future(crowd[0].expect("closed"))
+            coming.add_done_callback(lambda _: shake_hands(writer, people[1]))
+        assert (await reader.readuntil(b"restarting")).endswith(b"\x03\xf4server restarting")
+
+
+def shake_hands(writer: asyncio.StreamWriter, account: Account) -> None:
+    head = "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    head += f"Authorization: Bearer {account.token}\r\nSec-WebSocket-Version: 13\r\n"
+    writer.write(f"{head}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode())
 
 
 @pytest.mark.gen_test
