@@ -227,23 +227,26 @@ async def test_a_token_that_ends_closes_and_a_fresh_one_prolongs(
         assert (await alice.get("/users/me")).code == "token_expired"
 
 
-@pytest.mark.gen_test
-async def test_a_dead_peer_is_noticed(services: Services) -> None:
+@pytest.mark.gen_test(timeout=30)
+async def test_a_dead_peer_is_noticed_and_one_that_answers_pings_stays(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "PING_EVERY", 2)
+    monkeypatch.setattr(hub_module, "PONG_WITHIN", 1)
     async with place(services) as shared, serving(shared) as server:
         alice = await Account().register(server.url)
-        hub: Hub = server.app.hub
         async with alice.socket() as alive, alice.socket() as dead:
-            # The dead one's network has gone: its pongs never come, and the last one is long ago.
+            # The dead one's network has gone: its pongs never come.
             stream = dead.connection.protocol.stream
             stream.io_loop.remove_handler(stream.fileno())
-            [[_, peer]] = hub._peers.values()
-            peer.answered -= 60
-            for _ in range(hub_module.PING_EVERY):
-                await hub.turn()
-            await alive.silent(0.2)
+            [[_, peer]] = server.app.hub._peers.values()
             async with asyncio.timeout(10):
-                while len(hub) > 1:
+                while not peer.closing:
                     await asyncio.sleep(0.05)
+            code = await asyncio.get_running_loop().sock_recv(stream.socket, 1000)
+            assert code.endswith(b"\x03\xe9ping unanswered")
+            stream.close()
+            await alive.silent()
 
 
 @pytest.mark.gen_test
