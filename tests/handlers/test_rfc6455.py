@@ -8,13 +8,14 @@ import contextlib
 import json
 import os
 import struct
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.rfc6455 import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Parser, Violation
+from handlers.rfc6455 import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Parser, Protocol, Violation
 from tests.client import Account
 from tests.running import Services, place, serving
 
@@ -205,3 +206,30 @@ async def test_frames_of_every_kind_count_as_a_flood(services: Services, wire: b
             if opcode == CLOSE:
                 break
         assert int.from_bytes(payload[:2]) == 4429
+
+
+@pytest.mark.gen_test
+async def test_a_flood_lets_others_have_their_turn(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, handled = 0, Counter[int]()
+    take = Protocol._take
+
+    def counting(protocol: Protocol, opcode: int, payload: bytes) -> Awaitable[None] | None:
+        handled[turns] += 1
+        return take(protocol, opcode, payload)
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(Protocol, "_take", counting)
+    async with line(services) as (reader, writer):  # without limits, or the flood would soon be over
+        quiet = asyncio.ensure_future(others())
+        try:
+            writer.write(frame(PING, b"") * 10_000)
+            for _ in range(10_000):
+                assert await received(reader) == (PONG, b"")
+        finally:
+            quiet.cancel()
+        assert max(handled.values()) <= 32
