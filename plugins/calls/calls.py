@@ -161,7 +161,7 @@ class Calls:
         ring = self._rings.pop(call_id, None)
         if ring is not None:
             ring.cancel()
-        self._waiting.forget(call_id)
+        self._waiting.ended_elsewhere(call_id)
 
     def _ring_over(self, call_id: UUID) -> None:
         self._rings.pop(call_id, None)

@@ -78,12 +78,14 @@ class Waiting:
 
     def end(self, call_id: UUID) -> None:
         """Drop what waits: the call was answered, or is over."""
-        self.forget(call_id)
+        self._rings.pop(call_id, None)
         self._put(_Change(call_id))
 
-    def forget(self, call_id: UUID) -> None:
-        """Another instance has dropped what waits: nothing of it is to be sent once more."""
-        self._rings.pop(call_id, None)
+    def ended_elsewhere(self, call_id: UUID) -> None:
+        """Another instance has dropped what waits. Of a call that began here something may not have been written yet:
+        it is dropped after that once more."""
+        if call_id in self._rings:
+            self.end(call_id)
 
     def forget_silent(self) -> None:
         """Forget rings whose end nobody told us."""

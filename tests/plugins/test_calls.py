@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import datetime
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from plugins.calls import calls as calls_module
 from plugins.calls.waiting import Waiting
 from tests.client import Account, Socket
-from tests.running import Services, periodic, place, serving
+from tests.running import Services, periodic, place, program, serving
 
 PAYLOAD = "b3BhcXVlIGNpcGhlcnRleHQ="
 
@@ -231,6 +233,84 @@ async def test_an_unanswered_call_is_missed_once_whoever_sweeps(services: Servic
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
+async def test_a_ring_ends_in_time_by_the_timer_of_the_instance_that_took_the_offer(
+    services: Services, monkeypatch: pytest.MonkeyPatch, servers: int
+) -> None:
+    monkeypatch.setattr(calls_module, "RING_SECONDS", 0.5)
+    async with place(services) as shared, serving(shared) as one, serving(shared) as two:
+        alice, bob = await Account().register(one.url), await Account().register((one, two)[servers - 1].url)
+        async with alice.socket() as a, bob.socket() as b:
+            call_id = str(uuid4())
+            await a.send("call_offer", **offer(bob, call_id))
+            await b.expect("call_offer")
+            await one.app.db.execute("UPDATE call_sessions SET started_at = started_at - interval '59.5 s'")
+            for socket in (a, b):
+                assert (await socket.expect("call_hangup", 2, call_id=call_id))["reason"] == "timeout"
+            await asyncio.gather(*(periodic(server, "call_timeouts")() for server in (one, two)))
+            for socket in (a, b):
+                await socket.silent(0.1)
+            assert await one.app.redis.keys("call:waiting:*") == []
+        assert (await bob.get(f"/calls/{call_id}")).json["end_reason"] == "timeout"
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_a_ring_whose_instance_died_is_ended_by_another(services: Services, tmp_path: Path) -> None:
+    async with place(services) as shared, serving(shared) as stays, program(shared, tmp_path) as dies:
+        alice, bob = await Account().register(stays.url), await Account().register(stays.url)
+        async with bob.socket() as b, contextlib.AsyncExitStack() as lost:
+            call_id = str(uuid4())
+            a = await lost.enter_async_context(alice.socket(dies.url))
+            await a.send("call_offer", **offer(bob, call_id))
+            await b.expect("call_offer")
+            dies.kill()
+            await a.expect("closed")
+            async with alice.socket() as back:
+                await stays.app.db.execute("UPDATE call_sessions SET started_at = started_at - interval '60 s'")
+                await asyncio.gather(*(periodic(stays, "call_timeouts")() for _ in range(3)))
+                for socket in (back, b):
+                    assert (await socket.expect("call_hangup", call_id=call_id))["reason"] == "timeout"
+                    await socket.silent(0.1)
+            while await stays.app.redis.keys("call:waiting:*"):
+                await asyncio.sleep(0.01)
+        sweeps = [every for feature in stays.features for every in feature.periodic if every.name == "call_timeouts"]
+        assert [sweep.seconds for sweep in sweeps] == [30]
+
+
+@pytest.mark.gen_test
+async def test_after_the_ring_nobody_rings_or_answers_although_nobody_has_ended_it_yet(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice, bob = await Account().register(server.url), await Account().register(server.url)
+        async with alice.socket() as a, bob.socket() as b:
+            call_id = str(uuid4())
+            await a.send("call_offer", **offer(bob, call_id))
+            await b.expect("call_offer")
+            await server.app.db.execute(
+                "UPDATE call_sessions SET started_at = now() - interval '60 s', created_at = now() - interval '60 s'"
+            )
+            late = await b.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
+            assert late["code"] == "invalid_state"
+            async with bob.socket() as woken:
+                await woken.silent()
+            await a.silent(0.1)
+
+
+@pytest.mark.gen_test
+async def test_a_heartbeat_of_either_keeps_a_call_alive(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice, bob = await Account().register(server.url), await Account().register(server.url)
+        async with alice.socket() as a, bob.socket() as b:
+            call_id = str(uuid4())
+            await a.send("call_offer", **offer(bob, call_id))
+            await b.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
+            for socket in (a, b):
+                await server.app.db.execute("UPDATE call_sessions SET last_heartbeat = now() - interval '61 min'")
+                assert (await socket.send("call_heartbeat", call_id=call_id))["type"] == "ack"
+                await periodic(server, "call_timeouts")()
+                assert (await alice.get(f"/calls/{call_id}")).json["status"] == "accepted"
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("servers", [1, 2])
 async def test_a_callee_who_opens_a_socket_in_time_gets_all_of_it_in_order_and_once(
     services: Services, servers: int
 ) -> None:
@@ -261,6 +341,33 @@ async def test_a_callee_who_opens_a_socket_in_time_gets_all_of_it_in_order_and_o
             async with bob.socket() as again:
                 await again.silent(0.2)
             await a.send("call_hangup", call_id=call_id)
+
+
+@pytest.mark.gen_test
+async def test_a_device_that_wakes_on_another_instance_while_it_rings_hears_all_that_the_first_one_did(
+    services: Services,
+) -> None:
+    async with place(services) as shared, serving(shared) as one, serving(shared) as two:
+        alice, bob = await Account().register(one.url), await Account().register(one.url)
+        call_id = str(uuid4())
+        async with alice.socket() as a, bob.socket() as phone:
+            assert (await a.send("call_offer", **offer(bob, call_id)))["delivered"] is True
+            sent = [PAYLOAD[:-4] + f"{number:03}=" for number in range(60)]
+            await _send_all(a, call_id, sent[:20])
+            later = asyncio.ensure_future(_send_all(a, call_id, sent[20:]))
+            async with bob.socket(two.url) as tablet:
+                await later
+                for device in (phone, tablet):
+                    while len(device.frames) < 61:
+                        await asyncio.sleep(0.01)
+                    assert device.frames[0]["type"] == "call_offer"
+                    assert [frame["encrypted_payload"] for frame in device.frames[1:]] == sent
+                    device.frames.clear()
+                await tablet.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
+                await phone.expect("call_hangup", reason="answered_elsewhere")
+                await a.expect("call_answer")
+                for device in (phone, tablet):
+                    await device.silent(0.1)
 
 
 async def _send_all(socket: Socket, call_id: str, payloads: list[str]) -> None:
@@ -374,3 +481,30 @@ async def test_what_waits_vanishes_with_the_call(services: Services) -> None:
             async with bob.socket() as b:
                 await b.silent(0.2)
         assert (await bob.get(f"/calls/{call_id}")).json["end_reason"] == "cancelled"
+
+
+@pytest.mark.gen_test
+async def test_what_was_not_kept_yet_vanishes_too_when_another_instance_ends_the_call(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place(services) as shared, serving(shared) as one, serving(shared) as two:
+        alice, bob = await Account().register(one.url), await Account().register(two.url)
+        call_id, kept = str(uuid4()), asyncio.Event()
+        flush = Waiting._flush
+
+        async def slow(waiting: Waiting) -> None:
+            if waiting._hub is one.app.hub:
+                await kept.wait()
+            await flush(waiting)
+
+        monkeypatch.setattr(Waiting, "_flush", slow)
+        async with alice.socket() as phone, alice.socket(two.url) as desk:
+            await phone.send("call_offer", **offer(bob, call_id))
+            await _send_all(phone, call_id, [PAYLOAD] * 3)
+            assert (await desk.send("call_hangup", call_id=call_id))["end_reason"] == "cancelled"
+            await phone.expect("call_hangup", call_id=call_id)
+            kept.set()
+            async with bob.socket() as b:
+                await b.silent()
+            assert await one.app.redis.keys("call:waiting:*") == []
+            assert (await phone.send("ice_candidate", call_id=call_id, encrypted_payload=PAYLOAD))["status"] == "missed"
