@@ -263,11 +263,57 @@ async def test_a_slow_reader_is_bounded_and_closed(services: Services) -> None:
             for _ in range(5000):
                 hub.send(user_id, frame, droppable=True)
             assert not peer.closing
-            assert peer._queued_bytes <= peer_module.MAX_QUEUED_BYTES
+            # What can be missed never takes the room of what can't.
+            assert peer._queued_bytes <= peer_module.MAX_QUEUED_BYTES // 2 + 5000
+            dropped = server.app.metrics.frames_dropped._value.get()
+            for _ in range(100):
+                hub.send(user_id, {**frame, "type": "message"})
+            assert not peer.closing
+            assert dropped > 0
+            assert server.app.metrics.frames_dropped._value.get() == dropped
             for _ in range(2 * peer_module.MAX_QUEUED):
                 hub.send(user_id, {**frame, "type": "message"})
             assert peer.closing
             assert peer._queued <= peer_module.MAX_QUEUED
+
+
+@pytest.mark.gen_test
+async def test_a_slow_reader_that_reads_on_gets_what_was_queued_and_then_4408(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        async with alice.socket() as socket:
+            [[peer]] = server.app.hub._peers.values()
+            while peer.held is not None:  # its welcome
+                await asyncio.sleep(0.01)
+            user_id = peer.session.user_id
+            for number in range(2 * peer_module.MAX_QUEUED):  # in one turn of the loop, in which nobody reads
+                server.app.hub.send(user_id, {"type": "message", "number": number, "padding": "x" * 4000})
+            assert (await socket.expect("closed"))["code"] == 4408
+            numbers = [frame["number"] for frame in socket.frames]
+            assert numbers == list(range(len(numbers)))
+            assert 200 < len(numbers) < peer_module.MAX_QUEUED
+
+
+@pytest.mark.gen_test
+async def test_an_instance_hears_of_its_own_users_and_no_others(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as one, serving(shared) as two:
+        alice = await Account().register(one.url)
+        channel = f"{hub_module.CHANNEL}{alice.user_id}"
+
+        async def heard(instances: int) -> None:
+            async with asyncio.timeout(5):
+                while dict(await one.app.redis.pubsub_numsub(channel))[channel.encode()] != instances:
+                    await asyncio.sleep(0.02)
+
+        await heard(0)
+        async with alice.socket(one.url), alice.socket(one.url) as second:
+            await heard(1)
+            async with alice.socket(two.url):
+                await heard(2)
+            await heard(1)
+            await second.silent()
+            await heard(1)
+        await heard(0)
 
 
 @pytest.mark.gen_test
