@@ -191,12 +191,12 @@ class Hub:
         on every one that still comes, over a connection that was there before."""
         self._stopping = True
         peers = [peer for peers in self._peers.values() for peer in peers]
-        pause = 0.05
-        slices = max(1, round(seconds / pause))
+        slices = max(1, min(len(peers), round(seconds / 0.05)))
+        pause = min(seconds / slices, 0.25)  # a few sockets need not take all the time
         for start in range(slices):
             for peer in peers[start::slices]:
                 peer.close(RESTART, "server restarting")
-            if len(peers) > start + 1:
+            if start + 1 < slices:
                 await asyncio.sleep(pause)
 
     # Sending ------------------------------------------------------------------------------------------------------

@@ -347,6 +347,17 @@ async def test_a_stopping_server_says_restart_to_one_after_the_other(services: S
         assert all(later - earlier > 0.1 for earlier, later in zip(times, times[10:], strict=False))
 
 
+@pytest.mark.gen_test
+async def test_a_few_sockets_are_sent_away_one_by_one(services: Services) -> None:
+    async with place(services) as shared, contextlib.AsyncExitStack() as opened_here:
+        async with serving(shared, SHUTDOWN_SECONDS="5") as server:
+            alice = await Account(one_time=0).register(server.url)
+            sockets = [await opened_here.enter_async_context(alice.socket()) for _ in range(4)]
+            closings = [asyncio.ensure_future(closed_at(socket)) for socket in sockets]
+        times = sorted(await asyncio.gather(*closings))
+        assert 0.5 < times[-1] - times[0] < 2
+
+
 async def closed_at(socket: Socket) -> float:
     assert (await socket.expect("closed", 10))["code"] == 1012
     return time.monotonic()
