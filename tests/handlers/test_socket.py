@@ -15,7 +15,7 @@ from tornado.websocket import WebSocketClosedError, websocket_connect
 from handlers import hub as hub_module
 from handlers import peer as peer_module
 from handlers import socket as socket_module
-from handlers.hub import Hub
+from handlers.hub import Hub, Peer
 from tests.client import Account, Socket, ask
 from tests.running import Services, place, serving
 
@@ -383,6 +383,25 @@ def shake_hands(writer: asyncio.StreamWriter, account: Account) -> None:
     head = "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     head += f"Authorization: Bearer {account.token}\r\nSec-WebSocket-Version: 13\r\n"
     writer.write(f"{head}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode())
+
+
+@pytest.mark.gen_test
+async def test_a_session_that_ends_during_the_handshake_gets_no_socket(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        arrive = server.app.hub.arrive
+
+        async def after_a_logout(peer: Peer) -> None:
+            await alice.post("/auth/logout", {})
+            await arrive(peer)
+
+        monkeypatch.setattr(server.app.hub, "arrive", after_a_logout)
+        socket = Socket(await handshake(server.url, Authorization=f"Bearer {alice.token}"))
+        assert (await socket.expect("closed"))["code"] == 4401
+        assert socket.frames == []
+        await socket.close()
 
 
 @pytest.mark.gen_test

@@ -13,7 +13,7 @@ import pytest
 
 from plugins.calls import calls as calls_module
 from plugins.calls.waiting import Waiting
-from tests.client import Account, Socket
+from tests.client import Account, Socket, ask
 from tests.running import Services, periodic, place, program, serving
 
 PAYLOAD = "b3BhcXVlIGNpcGhlcnRleHQ="
@@ -292,6 +292,23 @@ async def test_after_the_ring_nobody_rings_or_answers_although_nobody_has_ended_
             async with bob.socket() as woken:
                 await woken.silent()
             await a.silent(0.1)
+
+
+@pytest.mark.gen_test
+async def test_a_call_with_an_account_that_was_erased_ends(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice, bob = await Account().register(server.url), await Account().register(server.url)
+        async with alice.socket() as a, bob.socket() as b:
+            call_id = str(uuid4())
+            await a.send("call_offer", **offer(bob, call_id))
+            await b.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
+            await a.expect("call_answer")
+            erased = await ask(bob.url, "DELETE", "/users/me", {"password": bob.password}, bob.token)
+            assert erased.status == 204
+            await periodic(server, "call_timeouts")()
+            assert (await a.expect("call_hangup"))["reason"] == "connection_lost"
+            entry = (await alice.get(f"/calls/{call_id}")).json
+            assert (entry["status"], entry["peer"]) == ("ended", None)
 
 
 @pytest.mark.gen_test

@@ -71,7 +71,8 @@ async def test_a_blocked_caller_rings_into_the_void(services: Services, servers:
             await a.silent(0.2)
             # Alice learns nothing of it, not even by asking, and may call Mallory meanwhile without glare.
             assert (await a.send("call_hangup", call_id=call_id))["code"] == "call_not_found"
-            assert (await a.send("call_answer", call_id=call_id, encrypted_payload="AAAA"))["code"] == "call_not_found"
+            for kind in ("call_answer", "ice_candidate", "call_heartbeat"):
+                assert (await a.send(kind, call_id=call_id, encrypted_payload="AAAA"))["code"] == "call_not_found"
             assert (await alice.get("/calls")).json == []
             assert (await alice.get(f"/calls/{call_id}")).status == 404
             hers = str(uuid4())
