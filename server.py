@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
 import plugins
 from config import embedded, logs, secrets
@@ -206,8 +207,16 @@ async def _services(core: Core, stack: contextlib.AsyncExitStack) -> tuple[str, 
 
 @contextlib.asynccontextmanager
 async def _redis(url: str) -> AsyncIterator[Redis]:
-    # No retries inside the client: whoever asks decides what a Redis that is away means.
-    redis = Redis.from_url(url, socket_connect_timeout=1, socket_timeout=2, retry=Retry(NoBackoff(), 0))
+    # No retries inside the client: whoever asks decides what a Redis that is away means. And no notifications of
+    # maintenance, which only Redis's own cloud sends: with them the client takes connections for good that a Redis
+    # closed when it died, and what is said first after its return is lost.
+    redis = Redis.from_url(
+        url,
+        socket_connect_timeout=1,
+        socket_timeout=2,
+        retry=Retry(NoBackoff(), 0),
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
+    )
     try:
         yield redis
     finally:

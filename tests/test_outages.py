@@ -19,11 +19,12 @@ import psutil
 import pytest
 
 from config import embedded
+from config.embedded.child import Child
 from tests.client import Account, Socket, b64
 from tests.running import Place, Services, place, program, serving
 
 CALLS = 10  # between two instances, and as many between users of the first
-FROZEN = float(os.environ.get("MIMU_TEST_FREEZE", "6"))  # seconds; longer than all patience the server has
+FROZEN = float(os.environ.get("MIMU_TEST_FREEZE", "6"))  # seconds that Redis is away; longer than anybody's patience
 BACK = 3.0  # seconds in which all must be well again
 SOON = 1.0  # seconds a candidate between users of one instance may take, at any time
 
@@ -79,8 +80,8 @@ async def talking(alice: Account, bob: Account, a: Socket, b: Socket) -> Call:
 
 
 @contextlib.asynccontextmanager
-async def on_two_instances(shared: Place) -> AsyncIterator[tuple[list[Call], list[Call]]]:
-    """Calls within one instance, and calls between it and another."""
+async def on_two_instances(shared: Place) -> AsyncIterator[tuple[list[Call], list[Call], Newcomers]]:
+    """Calls within one instance, calls between it and another, and two who will come later, one on each."""
     async with contextlib.AsyncExitStack() as stack:
         urls = [(await stack.enter_async_context(serving(shared))).url for _ in range(2)]
 
@@ -89,7 +90,30 @@ async def on_two_instances(shared: Place) -> AsyncIterator[tuple[list[Call], lis
             a, b = [await stack.enter_async_context(who.socket(at)) for who, at in ((alice, urls[0]), (bob, url))]
             return await talking(alice, bob, a, b)
 
-        yield [await call(urls[0]) for _ in range(CALLS)], [await call(urls[1]) for _ in range(CALLS)]
+        later = [await Account(one_time=0).register(url) for url in urls]
+        within, between = [[await call(url) for _ in range(CALLS)] for url in urls]
+        yield within, between, Newcomers(later[0], later[1], stack)
+
+
+@dataclass
+class Newcomers:
+    """Two who open their sockets while Redis is away, each on both instances."""
+
+    alice: Account
+    bob: Account
+    stack: contextlib.AsyncExitStack
+
+    async def come(self) -> None:
+        urls = (self.alice.url, self.bob.url)
+        self.a, self.desk, self.tablet, self.b = [
+            await self.stack.enter_async_context(who.socket(url)) for who in (self.alice, self.bob) for url in urls
+        ]
+
+    async def talk(self) -> Call:
+        call = await talking(self.alice, self.bob, self.a, self.b)
+        await self.tablet.expect("call_hangup", call_id=call.call_id, reason="answered_elsewhere")
+        await self.desk.expect("call_answer", call_id=call.call_id)
+        return call
 
 
 async def goes_on(calls: list[Call], until: Callable[[], bool]) -> float:
@@ -151,34 +175,42 @@ async def test_a_redis_that_freezes(services: Services, folder: Path) -> None:
     async with (
         place(services) as shared,
         embedded.valkey(folder) as redis,
-        on_two_instances(replace(shared, redis=redis)) as (within, between),
+        on_two_instances(replace(shared, redis=redis)) as (within, between, newcomers),
     ):
         assert await is_well(between) < BACK
         process = valkey(folder)
         os.kill(process, signal.SIGSTOP)
         try:
             thaw = time.monotonic() + FROZEN
+            await newcomers.come()
             assert await goes_on(within, lambda: time.monotonic() > thaw) < SOON
         finally:
             os.kill(process, signal.SIGCONT)
         assert await is_well(between) < BACK
-        await once(within + between)
+        await once([*within, *between, await newcomers.talk()])
 
 
 @pytest.mark.gen_test(timeout=120)
-async def test_a_redis_that_is_killed(services: Services, folder: Path) -> None:
+async def test_a_redis_that_is_killed(services: Services, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with (
         place(services) as shared,
         embedded.valkey(folder) as redis,
-        on_two_instances(replace(shared, redis=redis)) as (within, between),
+        on_two_instances(replace(shared, redis=redis)) as (within, between, newcomers),
     ):
         assert await is_well(between) < BACK
-        killed = valkey(folder)
-        os.kill(killed, signal.SIGKILL)
-        over = time.monotonic() + 2
-        assert await goes_on(within, lambda: time.monotonic() > over and valkey(folder) != killed) < SOON
+        start, back = Child._start, asyncio.Event()
+
+        async def much_later(child: Child, port: int) -> None:
+            await asyncio.sleep(FROZEN)
+            await start(child, port)
+            back.set()
+
+        monkeypatch.setattr(Child, "_start", much_later)
+        os.kill(valkey(folder), signal.SIGKILL)
+        await newcomers.come()
+        assert await goes_on(within, back.is_set) < SOON
         assert await is_well(between) < BACK
-        await once(within + between)
+        await once([*within, *between, await newcomers.talk()])
 
 
 @pytest.mark.gen_test(timeout=60)
