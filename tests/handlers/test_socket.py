@@ -212,8 +212,8 @@ async def test_what_waits_behind_a_slow_frame_is_bounded(services: Services) -> 
 async def test_a_token_that_ends_closes_and_a_fresh_one_prolongs(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peer_module, "EXPIRY_WARNING", 2)
-    async with place(services) as shared, serving(shared, JWT_EXPIRATION_HOURS=str(3 / 3600)) as server:
+    monkeypatch.setattr(peer_module, "EXPIRY_WARNING", 4)
+    async with place(services) as shared, serving(shared, JWT_EXPIRATION_HOURS=str(5 / 3600)) as server:
         alice = await Account().register(server.url)
         async with alice.socket() as prolonged, alice.socket() as ended:
             await prolonged.expect("token_expiring")
@@ -222,7 +222,7 @@ async def test_a_token_that_ends_closes_and_a_fresh_one_prolongs(
             assert (await prolonged.send("auth", access_token="x"))["code"] == "unauthorized"
             fresh = await ask(server.url, "POST", "/auth/refresh", {"refresh_token": alice.refresh_token})
             assert (await prolonged.send("auth", access_token=fresh.json["access_token"]))["type"] == "ack"
-            assert (await ended.expect("closed"))["code"] == 4401
+            assert (await ended.expect("closed", 8))["code"] == 4401
             assert all(frame["type"] != "closed" for frame in prolonged.frames)
         assert (await alice.get("/users/me")).code == "token_expired"
 
