@@ -395,6 +395,7 @@ async def test_a_session_that_ends_during_the_handshake_gets_no_socket(
 
         async def after_a_logout(peer: Peer) -> None:
             await alice.post("/auth/logout", {})
+            await asyncio.sleep(0.3)  # the news of it have come by the bus as well
             await arrive(peer)
 
         monkeypatch.setattr(server.app.hub, "arrive", after_a_logout)
