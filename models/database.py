@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
@@ -28,6 +28,14 @@ _SESSION = {
     "idle_in_transaction_session_timeout": "10000",  # ms; nor hold its locks when our process hangs
 }
 
+# For statements that run thousands of times a second: they are planned once, not for each set of parameters, and by
+# index whatever the tables hold at that moment. A plan made while they are empty would else read all of them later.
+_STEADY = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
 
 Row = asyncpg.Record
 Raw: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
@@ -175,14 +183,14 @@ class _Pool(PoolBackend):
         with _outages():
             self.pool = await asyncpg.create_pool(
                 options.pop("dsn"),
-                min_size=2,
+                min_size=min(2, options["max_size"]),
                 max_size=options.pop("max_size"),
                 command_timeout=COMMAND_SECONDS,
                 timeout=ACQUIRE_SECONDS,
                 max_inactive_connection_lifetime=300,
                 init=_codecs,
                 reset=_keep,
-                server_settings=_SESSION,
+                server_settings={**_SESSION, **options.pop("settings")},
             )
 
     @property
@@ -240,9 +248,11 @@ class Database:
     All of them join the transaction that is open around them, and raise Unavailable when the server is away.
     """
 
-    def __init__(self, dsn: str, max_connections: int = 20) -> None:
+    def __init__(self, dsn: str, max_connections: int = 20, settings: Mapping[str, str] | None = None) -> None:
         name = unquote(urlsplit(dsn).path.lstrip("/")) or "mimu"
-        self._peewee = _Peewee(name, pool_params={"dsn": dsn, "max_size": max_connections})
+        self._dsn = dsn
+        pool = {"dsn": dsn, "max_size": max_connections, "settings": settings or {}}
+        self._peewee = _Peewee(name, pool_params=pool)
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[Database]:
@@ -252,6 +262,11 @@ class Database:
             yield self
         finally:
             await self._peewee.aio_close()
+
+    def steady(self) -> Database:
+        """The same database over one connection of its own, for the statements that everybody waits for: it waits for
+        no other one, and plans each of them once."""
+        return Database(self._dsn, 1, _STEADY)
 
     @property
     def pool(self) -> asyncpg.Pool[asyncpg.Record]:

@@ -106,11 +106,17 @@ WITH given AS (
         WITH ORDINALITY AS g (id, chat_id, sender_id, client_id, payload, payload_hash, message_type, metadata,
                               reply_to, forwarded_from, expires_in, access, sealed, place)
 ), known AS (
-    SELECT given.place, m.id, m.chat_id, abs(m.seq) AS seq, m.created_at, m.expires_at, m.payload_hash
-    FROM given JOIN messages m ON m.sender_id = given.sender_id AND m.client_id = given.client_id
+    SELECT given.place, given.id AS asked, m.* FROM given,
+    LATERAL (
+        SELECT id, chat_id, abs(seq) AS seq, created_at, expires_at, payload_hash FROM messages
+        WHERE sender_id = given.sender_id AND client_id = given.client_id LIMIT 1
+    ) AS m
     UNION ALL
-    SELECT given.place, m.id, m.chat_id, abs(m.seq), m.created_at, m.expires_at, m.payload_hash
-    FROM given JOIN messages m ON m.sealed AND m.chat_id = given.chat_id AND m.client_id = given.client_id
+    SELECT given.place, given.id, m.* FROM given,
+    LATERAL (
+        SELECT id, chat_id, abs(seq), created_at, expires_at, payload_hash FROM messages
+        WHERE sealed AND chat_id = given.chat_id AND client_id = given.client_id LIMIT 1
+    ) AS m
     WHERE given.sealed
 ), fresh AS (
     SELECT given.*, row_number() OVER (PARTITION BY chat_id, access ORDER BY place) AS nth FROM given
@@ -139,21 +145,18 @@ WITH given AS (
     FROM (SELECT chat_id, sender_id, count(*) AS many FROM stored GROUP BY chat_id, sender_id) AS s
     WHERE p.chat_id = s.chat_id AND p.user_id = s.sender_id
 )
-SELECT place, stored.id, stored.chat_id, stored.seq, stored.created_at, stored.expires_at, NULL::bigint AS payload_hash
-FROM stored JOIN fresh ON fresh.id = stored.id
+SELECT id AS asked, id, chat_id, seq, created_at, expires_at, NULL::bigint AS payload_hash FROM stored
 UNION ALL
-SELECT * FROM known
+SELECT asked, id, chat_id, seq, created_at, expires_at, payload_hash FROM known
 """
 
 
 async def post(db: Database, posts: Sequence[Post]) -> list[Posted | None]:
     """Store messages in one statement, and say of each where it stands; None when it relied on an access that is out of
     date. No two may have one sender and client_id. It is all or nothing for what is an error to the database."""
-    found: list[Posted | None] = [None] * len(posts)
-    for row in await db.fetch(_POST, *map(list, zip(*posts, strict=True))):
-        place, *rest = row
-        found[place - 1] = Posted(*rest)
-    return found
+    rows = await db.fetch(_POST, *map(list, zip(*posts, strict=True)))
+    found = {row[0]: Posted(*row[1:]) for row in rows}
+    return [found.get(post.id) for post in posts]
 
 
 async def replied_to(db: Database, message_id: UUID, chat_id: UUID, seen_from: int) -> bool:

@@ -48,7 +48,7 @@ class Journal:
     """
 
     def __init__(self, db: Database, access: Access, delivery: Delivery, metrics: Metrics) -> None:
-        self._db, self._access, self._delivery = db, access, delivery
+        self._db, self._access, self._delivery = db.steady(), access, delivery
         self._queue: deque[_Entry] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
@@ -61,13 +61,14 @@ class Journal:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Write until the block ends; what waits then is written first."""
-        writer = asyncio.create_task(self._write())
-        try:
-            yield
-        finally:
-            await self._idle.wait()
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+        async with self._db.open():
+            writer = asyncio.create_task(self._write())
+            try:
+                yield
+            finally:
+                await self._idle.wait()
+                writer.cancel()
+                await asyncio.gather(writer, return_exceptions=True)
 
     def put(self, post: Post, view: View, skip: str = "") -> asyncio.Future[Posted]:
         """Store a message that ``view`` lets in, and tell it to all who take part but the socket ``skip``.
