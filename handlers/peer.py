@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from typing import Any
 from uuid import uuid4
 
 from prometheus_client import Counter
@@ -34,6 +35,9 @@ LARGE = 8 * 1024  # bytes; a frame that large gains nothing by waiting for other
 WAITING, WAITING_BYTES = 256, 256 * 1024
 
 
+UNDER_WAY = 64  # frames of one socket that are worked on at once; a share of the journal's batch for each of two
+
+
 class Socket:
     """One open socket: its session, its queue to the client, and the frames that wait for their turn."""
 
@@ -54,6 +58,7 @@ class Socket:
         "opened",
         "peer_id",
         "session",
+        "under_way",
         "waiting",
         "waiting_bytes",
         "work",
@@ -71,6 +76,8 @@ class Socket:
         # Until the socket's welcome is over, what is sent to it waits here, so that it comes after the welcome.
         self.held: list[tuple[bytes, str]] | None = []
         self.keys: set[str] | None = None  # most sockets never see a frame with a key
+        # Frames whose work will end in its order, by their ids; most sockets never have any.
+        self.under_way: deque[tuple[str | None, asyncio.Future[Any]]] | None = None
         self.waiting: deque[str | bytes] | None = None
         self.waiting_bytes = 0
         self.work: asyncio.Task[None] | None = None
@@ -93,6 +100,12 @@ class Socket:
     async def room(self) -> None:
         """Wait until the frames behind a slow one have moved on."""
         while self.full:
+            self.space.clear()
+            await self.space.wait()
+
+    async def settled(self) -> None:
+        """Wait until all that is under way is answered."""
+        while self.under_way:
             self.space.clear()
             await self.space.wait()
 

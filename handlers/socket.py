@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from inspect import isawaitable
 from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +20,7 @@ from handlers import errors, hub
 from handlers.base import ApiHandler
 from handlers.errors import ApiError, InvalidRequest, Unauthorized
 from handlers.hub import Hub, Peer
-from handlers.peer import Socket
+from handlers.peer import UNDER_WAY, Socket
 from handlers.rfc6455 import Protocol, Violation
 from handlers.shapes import Shape, judge, parse, timestamp
 from handlers.tokens import Tokens
@@ -46,8 +45,9 @@ Answer = Mapping[str, object] | None
 class Event:
     """What a frame type means: its shape, and the function that takes (peer, shape) and returns the ack's fields.
 
-    A function that has nothing to wait for returns its answer at once; any other returns an awaitable, and the
-    frames behind it on the same socket wait their turn.
+    A function that has nothing to wait for returns its answer at once. One whose work is under way, and will end in
+    the order in which it began, returns a Future: the frames behind it are taken meanwhile, and answered after it. Any
+    other returns a coroutine: it begins when all before it are answered, and the frames behind it wait their turn.
     """
 
     shape: type[Shape]
@@ -206,15 +206,43 @@ class SocketHandler(WebSocketHandler, ApiHandler):
                 raise InvalidRequest("There is no such type of frame.")
             self.application.metrics.frame(kind)
             answer: Any = event.handle(self.peer, event.shape.model_validate(frame))
-            if isawaitable(answer):
+            if isinstance(answer, asyncio.Future):
+                return self._under_way(frame_id, answer)
+            if answer is not None and not isinstance(answer, Mapping):
                 return self._finish_frame(answer, frame_id)
+            if self.peer.under_way:
+                return self._under_way(frame_id, _settled(answer))
             self._ack(frame_id, answer)
         except Exception as error:
+            if self.peer.under_way:
+                return self._under_way(frame_id, _settled(None, error))
             self._refuse(frame_id, error)
         return None
 
+    def _under_way(self, frame_id: str | None, answer: asyncio.Future[Answer]) -> Awaitable[None] | None:
+        """Answer a frame when it is done, and all before it are answered."""
+        under_way = self.peer.under_way
+        if under_way is None:
+            under_way = self.peer.under_way = deque()
+        under_way.append((frame_id, answer))
+        answer.add_done_callback(self._settle)
+        return self.peer.settled() if len(under_way) >= UNDER_WAY else None
+
+    def _settle(self, _: asyncio.Future[Answer]) -> None:
+        under_way = self.peer.under_way
+        while under_way and under_way[0][1].done():
+            frame_id, answer = under_way.popleft()
+            try:
+                self._ack(frame_id, answer.result())
+            except Exception as error:
+                self._refuse(frame_id, error)
+        if not under_way:
+            self.peer.under_way = None
+            self.peer.space.set()
+
     async def _finish_frame(self, answer: Awaitable[Answer], frame_id: str | None) -> None:
         try:
+            await self.peer.settled()
             self._ack(frame_id, await answer)
         except Exception as error:
             self._refuse(frame_id, error)
@@ -268,6 +296,16 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
     def get_compression_options(self) -> None:
         return None  # ciphertext does not compress, and deflate costs 150 KiB a socket
+
+
+def _settled(answer: Answer, error: Exception | None = None) -> asyncio.Future[Answer]:
+    """An answer that waits for nothing but those before it."""
+    future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    if error is None:
+        future.set_result(answer)
+    else:
+        future.set_exception(error)
+    return future
 
 
 def _host(origin: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 import asyncpg
 import structlog
@@ -28,15 +29,30 @@ WAITING_BYTES = 32 << 20  # of their payloads
 LOOKS = 5  # times a message's chat is looked at anew before its sender is told to come back
 
 
-class _Entry:
-    """A message that waits: by which view it was let in, and to which socket it isn't told."""
+A = TypeVar("A")
 
-    __slots__ = ("looks", "post", "posted", "skip", "view")
 
-    def __init__(self, post: Post, view: View, skip: str) -> None:
-        self.post, self.view, self.skip = post, view, skip
-        self.posted: asyncio.Future[Posted] = asyncio.get_running_loop().create_future()
+class _Entry(Generic[A]):
+    """A message that waits: by which view it was let in, what is answered when it is stored, and to which socket it
+    isn't told."""
+
+    __slots__ = ("answer", "answered", "looks", "post", "skip", "view")
+
+    def __init__(self, post: Post, view: View, answer: Callable[[Post, Posted], A], skip: str) -> None:
+        self.post, self.view, self.answer, self.skip = post, view, answer, skip
+        self.answered: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self.looks = 0
+
+    def stored(self, posted: Posted) -> None:
+        if not self.answered.done():
+            try:
+                self.answered.set_result(self.answer(self.post, posted))
+            except ApiError as error:
+                self.answered.set_exception(error)
+
+    def refused(self, error: ApiError) -> None:
+        if not self.answered.done():
+            self.answered.set_exception(error)
 
 
 class Journal:
@@ -49,7 +65,7 @@ class Journal:
 
     def __init__(self, db: Database, access: Access, delivery: Delivery, metrics: Metrics) -> None:
         self._db, self._access, self._delivery = db.steady(), access, delivery
-        self._queue: deque[_Entry] = deque()
+        self._queue: deque[_Entry[Any]] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -70,21 +86,22 @@ class Journal:
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
 
-    def put(self, post: Post, view: View, skip: str = "") -> asyncio.Future[Posted]:
+    def put(self, post: Post, view: View, answer: Callable[[Post, Posted], A], skip: str = "") -> asyncio.Future[A]:
         """Store a message that ``view`` lets in, and tell it to all who take part but the socket ``skip``.
 
-        The answer is where it stands. Raises Unavailable, at once or later; then it may have been stored or not, and
-        the same client_id may be posted again.
+        What ``answer`` makes of where it stands then is the result; messages are answered in the order in which they
+        were put, but for those that have to be judged again. Raises Unavailable, at once or later; then it may have
+        been stored or not, and the same client_id may be posted again.
         """
         size = len(post.payload)
         if len(self._queue) >= WAITING or self._bytes + size > WAITING_BYTES or self._delivery.behind(post.chat_id):
             raise Unavailable
-        entry = _Entry(post, view, skip)
+        entry = _Entry(post, view, answer, skip)
         self._queue.append(entry)
         self._bytes += size
         self._wake.set()
         self._idle.clear()
-        return entry.posted
+        return entry.answered
 
     async def _write(self) -> None:
         while True:
@@ -97,12 +114,12 @@ class Journal:
                 except Exception as error:  # whatever it is, the next ones must be written
                     log.error("journal_failed", exc_info=error)
                     for entry in batch:
-                        _refuse(entry, Unavailable())
+                        entry.refused(Unavailable())
             self._idle.set()
 
-    def _take(self) -> list[_Entry]:
+    def _take(self) -> list[_Entry[Any]]:
         """The next ones; a second message with a client_id of the batch waits for the next, and is known by then."""
-        batch: list[_Entry] = []
+        batch: list[_Entry[Any]] = []
         known = set()
         while self._queue and len(batch) < MOST:
             post = self._queue[0].post
@@ -114,16 +131,16 @@ class Journal:
             self._bytes -= len(post.payload)
         return batch
 
-    async def _store(self, batch: Sequence[_Entry]) -> None:
+    async def _store(self, batch: Sequence[_Entry[Any]]) -> None:
         try:
             found = await messages.post(self._db, [entry.post for entry in batch])
         except Away:
             for entry in batch:
-                _refuse(entry, Unavailable())
+                entry.refused(Unavailable())
             return
         except asyncpg.PostgresError as error:
             if len(batch) == 1:
-                _refuse(batch[0], _meaning(error))
+                batch[0].refused(_meaning(error))
                 return
             # One of them is at fault, or two instances met: each for itself, and only that one is refused.
             for entry in batch:
@@ -138,12 +155,11 @@ class Journal:
                 continue
             if posted.payload_hash is None:
                 self._tell(entry, posted)
-            if not entry.posted.done():
-                entry.posted.set_result(posted)
+            entry.stored(posted)
         for entry in stale:
             await self._look_again(entry)
 
-    def _tell(self, entry: _Entry, posted: Posted) -> None:
+    def _tell(self, entry: _Entry[Any], posted: Posted) -> None:
         post, view = entry.post, entry.view
         frame = {
             "type": "message_new",
@@ -169,31 +185,26 @@ class Journal:
         }
         self._delivery.tell(post.chat_id, view.access, view.roles, frame, skip=entry.skip)
 
-    async def _look_again(self, entry: _Entry) -> None:
+    async def _look_again(self, entry: _Entry[Any]) -> None:
         """The chat has changed since the message was let in: judge it by what it is now."""
         entry.looks += 1
         post = entry.post
         try:
             view = await self._access.view(post.chat_id, entry.view.access + 1)
         except Away:
-            _refuse(entry, Unavailable())
+            entry.refused(Unavailable())
             return
         if view is None or not (view.has(post.sender_id) if post.sender_id else view.live):
-            _refuse(entry, NotFound("There is no such chat."))
+            entry.refused(NotFound("There is no such chat."))
         elif post.sender_id is not None and not view.may_post(post.sender_id):
-            _refuse(entry, Forbidden("You may not post here."))
+            entry.refused(Forbidden("You may not post here."))
         elif entry.looks > LOOKS:
-            _refuse(entry, Unavailable())
+            entry.refused(Unavailable())
         else:
             entry.view, entry.post = view, post._replace(access=view.access)
             self._queue.append(entry)
             self._bytes += len(post.payload)
             self._wake.set()
-
-
-def _refuse(entry: _Entry, error: ApiError) -> None:
-    if not entry.posted.done():
-        entry.posted.set_exception(error)
 
 
 def _meaning(error: asyncpg.PostgresError) -> ApiError:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,6 +17,7 @@ from models.changes import Change, changing, seen_from
 from models.database import Database, Row
 from models.messages import Posted
 from plugins.messages import shapes
+from plugins.messages.ids import new_id, payload_hash
 from plugins.messages.journal import Journal
 
 REACTIONS = 20  # kinds a user and message, contract section 7
@@ -27,16 +25,41 @@ NOBODY = UUID(int=0)
 NO_CHAT, NO_MESSAGE = "There is no such chat.", "There is no such message."
 
 
-def new_id() -> UUID:
-    """A UUID of version 7 (RFC 9562): in the order of time, so that the index grows at its end."""
-    milliseconds = time.time_ns() // 1_000_000
-    value = (milliseconds << 80) | (0x7 << 76) | (int.from_bytes(os.urandom(10)) & ~(0xF << 76))
-    return UUID(int=(value & ~(0x3 << 62)) | (0x2 << 62))
+def _post(user_id: UUID, chat_id: UUID, request: shapes.Post, view: View) -> messages.Post:
+    return messages.Post(
+        new_id(),
+        chat_id,
+        user_id,
+        request.client_id,
+        request.encrypted_payload,
+        payload_hash(request.encrypted_payload),
+        request.message_type,
+        request.metadata,
+        request.reply_to,
+        request.forwarded_from,
+        request.expires_in,
+        view.access,
+    )
 
 
-def payload_hash(payload: bytes) -> int:
-    """Tells a payload from another one in 8 bytes; nobody gains anything by finding two alike."""
-    return int.from_bytes(hashlib.blake2b(payload, digest_size=8).digest(), signed=True)
+def known(post: messages.Post, posted: Posted) -> tuple[Posted, bool]:
+    """Where a message stands, and whether it stood there before. Raises Conflict when that is another message."""
+    if posted.payload_hash is None:
+        return posted, False
+    if posted.payload_hash != post.payload_hash or posted.chat_id != post.chat_id:
+        raise Conflict("Another message was posted under this client_id.")
+    return posted, True
+
+
+def _acked(post: messages.Post, posted: Posted) -> Answer:
+    posted, repeated = known(post, posted)
+    answer: dict[str, object] = {
+        "message_id": posted.id,
+        "chat_id": posted.chat_id,
+        "seq": posted.seq,
+        "created_at": posted.created_at,
+    }
+    return {**answer, "repeated": True} if repeated else answer
 
 
 class Messages:
@@ -48,55 +71,37 @@ class Messages:
     # Posting ----------------------------------------------------------------------------------------------------------
 
     def send(self, peer: Peer, request: shapes.Send) -> Awaitable[Answer]:
-        """The frame ``message_send``; acked after the commit."""
-        return self._send(peer, request)
+        """The frame ``message_send``; acked after the commit. What can be judged by what is known is under way at once,
+        so that a phone may send all that it has and needn't wait for each commit."""
+        user_id = peer.session.user_id
+        view = self._access.known(request.chat_id)
+        if view is None or not view.may_post(user_id) or request.reply_to or request.forwarded_from:
+            return self._send(peer, request)
+        post = _post(user_id, request.chat_id, request, view)
+        return self._journal.put(post, view, _acked, peer.peer_id)
 
     async def _send(self, peer: Peer, request: shapes.Send) -> Answer:
-        posted, repeated = await self.post(peer.session.user_id, request.chat_id, request, peer.peer_id)
-        answer: dict[str, object] = {
-            "message_id": posted.id,
-            "chat_id": posted.chat_id,
-            "seq": posted.seq,
-            "created_at": posted.created_at,
-        }
-        return {**answer, "repeated": True} if repeated else answer
+        user_id = peer.session.user_id
+        view = await self._judged(user_id, request.chat_id, request)
+        post = _post(user_id, request.chat_id, request, view)
+        return await self._journal.put(post, view, _acked, peer.peer_id)
 
-    async def post(self, user_id: UUID, chat_id: UUID, request: shapes.Post, skip: str = "") -> tuple[Posted, bool]:
+    async def post(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> tuple[Posted, bool]:
         """Store a message; where it stands, and whether it stood there before. Raises NotFound, Forbidden,
         InvalidRequest, Conflict (the client_id names another message), Unavailable."""
+        view = await self._judged(user_id, chat_id, request)
+        return await self._journal.put(_post(user_id, chat_id, request, view), view, known)
+
+    async def _judged(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> View:
         view = self._access.known(chat_id)
         if view is None or not view.may_post(user_id):
-            view = await self._judged(user_id, chat_id)
-        if request.reply_to is not None or request.forwarded_from is not None:
-            await self._judge_references(user_id, chat_id, request)
-        hashed = payload_hash(request.encrypted_payload)
-        post = messages.Post(
-            new_id(),
-            chat_id,
-            user_id,
-            request.client_id,
-            request.encrypted_payload,
-            hashed,
-            request.message_type,
-            request.metadata,
-            request.reply_to,
-            request.forwarded_from,
-            request.expires_in,
-            view.access,
-        )
-        posted = await self._journal.put(post, view, skip)
-        if posted.payload_hash is None:
-            return posted, False
-        if posted.payload_hash != hashed or posted.chat_id != chat_id:
-            raise Conflict("You have posted another message under this client_id.")
-        return posted, True
-
-    async def _judged(self, user_id: UUID, chat_id: UUID) -> View:
-        view = await self._access.fresh(chat_id)
+            view = await self._access.fresh(chat_id)  # they may have been let in a moment ago
         if view is None or not view.has(user_id):
             raise NotFound(NO_CHAT)
         if not view.may_post(user_id):
             raise Forbidden("You may not post here.")
+        if request.reply_to is not None or request.forwarded_from is not None:
+            await self._judge_references(user_id, chat_id, request)
         return view
 
     async def _judge_references(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> None:

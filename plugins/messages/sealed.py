@@ -5,13 +5,14 @@ from __future__ import annotations
 import hmac
 from typing import Any
 
-from handlers.errors import Conflict, NotFound, Unauthorized
+from handlers.errors import NotFound, Unauthorized
 from handlers.shapes import unb64
 from models import messages, sealed
 from models.access import Access
 from models.database import Database
+from plugins.messages.ids import new_id, payload_hash
 from plugins.messages.journal import Journal
-from plugins.messages.messages import new_id, payload_hash
+from plugins.messages.messages import known
 from plugins.messages.shapes import Sealed
 
 
@@ -33,14 +34,13 @@ class Inboxes:
         view = await self._access.view(row["sealed_chat_id"])
         if view is None or not view.live:
             raise NotFound("This inbox is closed.")
-        hashed = payload_hash(request.encrypted_payload)
         post = messages.Post(
             new_id(),
             row["sealed_chat_id"],
             None,
             request.client_id,
             request.encrypted_payload,
-            hashed,
+            payload_hash(request.encrypted_payload),
             request.message_type,
             request.metadata,
             None,
@@ -49,7 +49,5 @@ class Inboxes:
             view.access,
             sealed=True,
         )
-        posted = await self._journal.put(post, view)
-        if posted.payload_hash not in (None, hashed):
-            raise Conflict("Another message was posted under this client_id.")
-        return {"id": posted.id, "created_at": posted.created_at}, posted.payload_hash is None
+        posted, repeated = await self._journal.put(post, view, known)
+        return {"id": posted.id, "created_at": posted.created_at}, not repeated
