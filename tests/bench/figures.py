@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from tests.bench.machine import Target, Use
 from tests.bench.users import User
 
+OURS = "ours"
 NOISE = 0.1  # share of either core that others may take before a measurement is made again
 
 
@@ -67,12 +68,33 @@ class Bench:
         self, figures: list[Figure], measure: Callable[[bool], Awaitable[Measured]], *, timed: bool = True
     ) -> list[Figure]:
         """Yardstick, ours, yardstick, ours, … What is not ``timed`` others can't disturb, so it is measured once."""
+        return await self.compare({"yardstick": figures}, lambda name: measure(name == OURS), timed=timed)
+
+    async def compare(
+        self,
+        figures: Mapping[str, list[Figure]],
+        measure: Callable[[str], Awaitable[Measured]],
+        *,
+        ours: bool = True,
+        timed: bool = True,
+    ) -> list[Figure]:
+        """Every yardstick by its name, then OURS, which counts beside each of them; and again."""
         for _ in range(self.runs):
-            for ours in (False, True):
-                values, use = await self._quietly(partial(measure, ours), self.attempts if timed else 1)
-                for figure, value in zip(figures, values, strict=True):
-                    (figure.ours if ours else figure.yardstick).append(value)
-                    (figure.use_ours if ours else figure.use_yardstick).append(use)
+            for name in (*figures, OURS) if ours else figures:
+                values, use = await self._quietly(partial(measure, name), self.attempts if timed else 1)
+                for each in figures.values() if name == OURS else (figures[name],):
+                    for figure, value in zip(each, values, strict=True):
+                        (figure.ours if name == OURS else figure.yardstick).append(value)
+                        (figure.use_ours if name == OURS else figure.use_yardstick).append(use)
+        return [figure for each in figures.values() for figure in each]
+
+    async def alone(self, figures: list[Figure], measure: Callable[[], Awaitable[Measured]]) -> list[Figure]:
+        """Ours, beside nothing."""
+        for _ in range(self.runs):
+            values, use = await self._quietly(measure, self.attempts)
+            for figure, value in zip(figures, values, strict=True):
+                figure.ours.append(value)
+                figure.use_ours.append(use)
         return figures
 
     async def _quietly(self, measure: Callable[[], Awaitable[Measured]], most: int) -> Measured:
