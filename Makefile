@@ -8,11 +8,11 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-emit-index-url
 
-.PHONY: help run test check bench lock clean
+.PHONY: help run test check bench bench-peers lock clean
 .DEFAULT_GOAL := help
 
 help: ## Say what can be made
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 13
 
 run: $(VENV)/.run ## Start a server with its own PostgreSQL and Valkey; data in ./var
 	@exec $(BIN)/python server.py
@@ -28,6 +28,9 @@ check: $(VENV)/.dev ## Lint and type-check
 
 bench: $(VENV)/.dev ## Measure the speed; figures and method in docs/performance.md
 	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-peers: $(VENV)/.dev ## Measure ejabberd and prosody (from apt) under the same load as ours
+	$(BIN)/python -m tests.bench.peers $(ARGS)
 
 lock: $(VENV)/.dev ## Renew the lock files from setup.cfg
 	$(PIP) install 'uv>=0.9'

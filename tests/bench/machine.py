@@ -33,7 +33,7 @@ SERVER_CORE, LOAD_CORE = cores()
 
 
 @contextlib.contextmanager
-def _pinned(core: int) -> Iterator[None]:
+def pinned(core: int) -> Iterator[None]:
     """Stay on that core until the block ends; processes started inside stay there for ever."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
@@ -157,7 +157,7 @@ def _family(processes: dict[int, tuple[int, float]], root: int) -> set[int]:
 @contextlib.asynccontextmanager
 async def _child(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """A program on the servers' core that tells one line when it is up, and ends with its standard input."""
-    with _pinned(SERVER_CORE):
+    with pinned(SERVER_CORE):
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *arguments,
@@ -208,7 +208,7 @@ async def server(where: Place, beside: int) -> AsyncIterator[Target]:
     """The real program, on a database that is there already; ``beside`` is the process of the services."""
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mimu-bench-")))
-        with _pinned(SERVER_CORE):
+        with pinned(SERVER_CORE):
             settings = {"LOG_LEVEL": "warning", "MIMU_DATA_DIR": str(folder)}
             running = await stack.enter_async_context(program(where, folder, **settings))
         address = urlsplit(running.url)
