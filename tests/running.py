@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -128,8 +128,10 @@ class Program:
 
 
 @contextlib.asynccontextmanager
-async def program(place: Place | None, folder: Path, **settings: str) -> AsyncIterator[Program]:
-    """The real program, with nothing of our environment that could change it."""
+async def program(
+    place: Place | None, folder: Path, *, started: Sequence[str] = (str(ROOT / "server.py"),), **settings: str
+) -> AsyncIterator[Program]:
+    """The real program, or what is ``started`` in its place, with nothing of our environment that could change it."""
     environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
     environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
     environment |= place.environment if place else {"HOST": "127.0.0.1", "PORT": "0", "SHUTDOWN_SECONDS": "0"}
@@ -138,7 +140,7 @@ async def program(place: Place | None, folder: Path, **settings: str) -> AsyncIt
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            str(ROOT / "server.py"),
+            *started,
             env=environment,
             cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,

@@ -18,6 +18,7 @@ from tests.bench.users import User, payload
 T = TypeVar("T")
 
 WINDOW, BURST = 16, 8  # frames of a pair on their way; how many are sent when there is room for them
+OPENING = 50  # sockets that are opened at a time
 PAYLOAD = 300  # characters of encrypted_payload, what an ICE candidate makes
 
 
@@ -26,11 +27,15 @@ async def sockets_of(target: Target, accounts: list[User]) -> AsyncIterator[list
     """An open socket for each; ours have told ``ready``."""
     sockets: list[Socket] = []
     try:
-        for account in accounts:
-            path = target.socket_path(account.user_id)
+        for start in range(0, len(accounts), OPENING):
             # Ours greets with `ready` when all is in place; a bare socket has nothing to say.
-            socket = await Socket.open(target.host, target.port, path, account.token, greeted=target.ours)
-            sockets.append(socket)
+            opening = [
+                Socket.open(
+                    target.host, target.port, target.socket_path(account.user_id), account.token, greeted=target.ours
+                )
+                for account in accounts[start : start + OPENING]
+            ]
+            sockets += await asyncio.gather(*opening)
         yield sockets
     finally:
         for socket in sockets:

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from tests.running import ROOT, Place, Services, place, program
 
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE") // 1024
+QUIET = 0.05  # share of its core that a server uses, with its services, when it has nothing to do
 SOCKETS = 16_384  # open files that a run may need: sockets at both ends
 
 
@@ -61,6 +62,7 @@ class Target:
     pid: int
     services: int  # the process whose children PostgreSQL and Valkey are
     place: Place | None = None
+    more: tuple[int, ...] = ()  # processes of other instances, whose use counts as well
 
     @property
     def url(self) -> str:
@@ -110,7 +112,7 @@ class Meter:
 
     def _now(self) -> tuple[float, ...]:
         used = _processes()
-        server = used[self._target.pid][1]
+        server = sum(used[pid][1] for pid in (self._target.pid, *self._target.more))
         services = sum(used[pid][1] for pid in _family(used, self._target.services))
         load = time.process_time()
         ours = server + services + (load if LOAD_CORE == SERVER_CORE else 0)
@@ -124,6 +126,16 @@ class Meter:
     def read(self) -> Use:
         wall, now = self.seconds, self._now()
         return Use(*(max(0.0, after - before) / wall for before, after in zip(self._before, now, strict=True)))
+
+
+async def quiet(target: Target) -> None:
+    """Wait until a server has done what the coming or going of many sockets left it to do, half a minute at most."""
+    for _ in range(60):
+        meter = Meter(target)
+        await asyncio.sleep(0.5)
+        use = meter.read()
+        if use.server + use.services < QUIET:
+            return
 
 
 def _busy(core: int) -> float:
@@ -155,7 +167,7 @@ def _family(processes: dict[int, tuple[int, float]], root: int) -> set[int]:
 
 
 @contextlib.asynccontextmanager
-async def _child(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def child(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """A program on the servers' core that tells one line when it is up, and ends with its standard input."""
     with pinned(SERVER_CORE):
         process = await asyncio.create_subprocess_exec(
@@ -189,7 +201,7 @@ async def services() -> AsyncIterator[tuple[Services, int]]:
     folder = Path(tempfile.mkdtemp(prefix="mimu-bench-"))
     folder.chmod(0o755)  # PostgreSQL runs as another user when we are root
     try:
-        async with _child("-m", "tests.services", str(folder)) as (process, line):
+        async with child("-m", "tests.services", str(folder)) as (process, line):
             addresses = json.loads(line)
             yield Services(addresses["dsn"], addresses["redis"]), process.pid
     finally:
@@ -199,18 +211,20 @@ async def services() -> AsyncIterator[tuple[Services, int]]:
 @contextlib.asynccontextmanager
 async def yardstick(beside: int) -> AsyncIterator[Target]:
     """The bare program; ``beside`` is the process of the services, which have nothing to do for it."""
-    async with _child("-m", "tests.bench.yardsticks") as (process, line):
+    async with child("-m", "tests.bench.yardsticks") as (process, line):
         yield Target(False, "127.0.0.1", int(line), process.pid, beside)
 
 
 @contextlib.asynccontextmanager
-async def server(where: Place, beside: int) -> AsyncIterator[Target]:
+async def server(
+    where: Place, beside: int, *, started: Sequence[str] = (str(ROOT / "server.py"),), **settings: str
+) -> AsyncIterator[Target]:
     """The real program, on a database that is there already; ``beside`` is the process of the services."""
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mimu-bench-")))
         with pinned(SERVER_CORE):
-            settings = {"LOG_LEVEL": "warning", "MIMU_DATA_DIR": str(folder)}
-            running = await stack.enter_async_context(program(where, folder, **settings))
+            settings = {"LOG_LEVEL": "warning", "MIMU_DATA_DIR": str(folder), **settings}
+            running = await stack.enter_async_context(program(where, folder, started=started, **settings))
         address = urlsplit(running.url)
         assert address.hostname
         assert address.port
@@ -222,4 +236,17 @@ async def server(where: Place, beside: int) -> AsyncIterator[Target]:
                 print(f"The server complained:\n{complaints[:2000]}", file=sys.stderr)
 
 
-__all__ = ["Meter", "Place", "Target", "Use", "place", "server", "services", "take_load_core", "yardstick"]
+__all__ = [
+    "Meter",
+    "Place",
+    "Target",
+    "Use",
+    "child",
+    "pinned",
+    "place",
+    "quiet",
+    "server",
+    "services",
+    "take_load_core",
+    "yardstick",
+]
