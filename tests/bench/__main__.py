@@ -9,10 +9,11 @@ import gc
 import sys
 import time
 
-from tests.bench import machine, report, users
+from tests.bench import fanout, machine, messages, reading, report, scenarios, users
 from tests.bench.figures import Bench, Figure
-from tests.bench.scenarios import IDLE, IDLE_WARM, SCENARIOS
+from tests.bench.scenarios import IDLE, IDLE_WARM
 
+SCENARIOS = {**scenarios.SCENARIOS, **messages.SCENARIOS, **fanout.SCENARIOS, **reading.SCENARIOS}
 MOST = 600  # seconds that one run of one scenario may take; beyond it something hangs
 ATTEMPTS = 4  # at a measurement that others disturb
 
@@ -29,7 +30,9 @@ async def measure(names: list[str], runs: int, quick: bool) -> list[Figure]:
         accounts = await users.create(place, IDLE + IDLE_WARM, "bench")
         bare = await stack.enter_async_context(machine.yardstick(beside))
         ours = await stack.enter_async_context(machine.server(place, beside))
-        bench = Bench(ours, bare, accounts, runs, seconds, warm_up, attempts=1 if quick else ATTEMPTS)
+        bench = Bench(
+            ours, bare, accounts, runs, seconds, warm_up, attempts=1 if quick else ATTEMPTS, services=services
+        )
         gc.collect()
         gc.freeze()
         gc.disable()

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import orjson
 
 from tests.bench.calls import sockets_of
@@ -40,7 +41,7 @@ class Post:
 
     def __init__(self, fields: dict[str, Any]) -> None:
         slot = "0" * 36
-        frame = {"id": "m", "client_id": slot, "message_type": "text", "encrypted_payload": payload(CONTENT), **fields}
+        frame = {**fields, "id": "m", "client_id": slot, "message_type": "text", "encrypted_payload": payload(CONTENT)}
         clear = orjson.dumps(frame)
         self.size, at, mask = len(clear), clear.index(slot.encode()), os.urandom(4)
         key = (mask * (self.size // 4 + 1))[: self.size]
@@ -127,3 +128,21 @@ async def talking(
             members += pair
         await asyncio.sleep(0.2)  # the chats' own events are no part of the load
         yield members
+
+
+async def audit(target: Target, members: list[Member]) -> int:
+    """How many messages are stored. Raises RuntimeError unless it is as many as were acknowledged to these members,
+    who must be the only ones that ever wrote there.
+    """
+    assert target.place is not None
+    connection = await asyncpg.connect(target.place.dsn)
+    try:
+        stored = int(await connection.fetchval("SELECT count(*) FROM messages"))
+    finally:
+        await connection.close()
+    for _ in range(100):  # a message may arrive before its ack does
+        acked = sum(member.acked for member in members)
+        if acked == stored:
+            return stored
+        await asyncio.sleep(0.01)
+    raise RuntimeError(f"{acked:,} messages were acknowledged, and {stored:,} are stored")

@@ -10,6 +10,7 @@ from functools import partial
 
 from tests.bench.machine import Target, Use
 from tests.bench.users import User
+from tests.running import Services
 
 OURS = "ours"
 NOISE = 0.1  # share of either core that others may take before a measurement is made again
@@ -63,6 +64,7 @@ class Bench:
     seconds: float
     warm_up: float
     attempts: int
+    services: Services | None = None  # what ours uses, for further servers of ours
 
     async def take_turns(
         self, figures: list[Figure], measure: Callable[[bool], Awaitable[Measured]], *, timed: bool = True

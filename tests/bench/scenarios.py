@@ -91,12 +91,12 @@ async def offer(bench: Bench) -> list[Figure]:
         return await bench.take_turns(figures, measure)
 
 
-def _get(path: str, token: str) -> bytes:
+def get(path: str, token: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
 
 
 @contextlib.asynccontextmanager
-async def _asking(target: Target, requests: list[list[bytes]]) -> AsyncIterator[list[Asker]]:
+async def asking(target: Target, requests: list[list[bytes]]) -> AsyncIterator[list[Asker]]:
     """A connection in closed loop for each list of requests."""
     loop, askers = asyncio.get_running_loop(), []
     try:
@@ -116,13 +116,13 @@ async def profile(bench: Bench) -> list[Figure]:
     """Authenticated GET /users/{public_id} a second."""
     figure = Figure("profile", "req/s", "bare JSON handler", 0.5, True)
     requests = [
-        [_get(f"/users/{other.public_id}", user.token) for other in bench.users[:100]]
+        [get(f"/users/{other.public_id}", user.token) for other in bench.users[:100]]
         for user in bench.users[:CONNECTIONS]
     ]
 
     async def measure(own: bool) -> Measured:
         target = bench.ours if own else bench.bare
-        async with _asking(target, requests) as askers:
+        async with asking(target, requests) as askers:
             await asyncio.sleep(bench.warm_up)
             meter, before = Meter(target), sum(asker.answers for asker in askers)
             await asyncio.sleep(bench.seconds)
@@ -146,7 +146,7 @@ async def logins(bench: Bench) -> list[Figure]:
             clock = Clock()
             for number, pair in enumerate(pairs):
                 pair.callee.take = partial(_came, clock, number)
-            async with _asking(bench.ours, [[login]] * LOGINS if busy else []) as askers:
+            async with asking(bench.ours, [[login]] * LOGINS if busy else []) as askers:
 
                 def send(number: int) -> None:
                     clock.sent(number % QUIET)
@@ -209,7 +209,7 @@ async def stalled(bench: Bench) -> list[Figure]:
     place = bench.ours.place
     assert place is not None
     accounts = bench.users[2 * QUIET : 2 * QUIET + 1 + SLOW]
-    requests = [_get(f"/users/{other.public_id}", bench.users[0].token) for other in bench.users[:100]]
+    requests = [get(f"/users/{other.public_id}", bench.users[0].token) for other in bench.users[:100]]
 
     async def measure(busy: bool) -> Measured:
         # A fresh process each time: memory once taken is not given back.
