@@ -20,6 +20,7 @@ from tests.bench.users import User, payload
 from tests.client import ask
 
 CONTENT = PAYLOAD * 4 // 3  # characters of base64
+REQUESTED = 1_000  # participants named in one request
 _NEW, _ACK, _ERROR = b'"message_new"', b'"ack"', b'"error"'
 _HEAD = 24  # bytes of a frame within which its type is
 
@@ -31,6 +32,29 @@ async def chat(target: Target, creator: User, kind: str, others: list[User], **f
     if answer.status not in (200, 201):
         raise RuntimeError(f"no chat was made: {answer.status} {answer.text[:500]}")
     return str(answer.json["id"])
+
+
+async def large(target: Target, creator: User, kind: str, others: list[User]) -> str:
+    """Make a chat of more people than one request takes: the rest come as rows, since requests would take long."""
+    chat_id = await chat(target, creator, kind, others[:REQUESTED], title="bench")
+    rest = others[REQUESTED:]
+    if rest:
+        assert target.place is not None
+        connection = await asyncpg.connect(target.place.dsn)
+        try:
+            rows = [(UUID(chat_id), UUID(user.user_id)) for user in rest]
+            await connection.copy_records_to_table("chat_participants", records=rows, columns=("chat_id", "user_id"))
+            # With another `access` the instance looks at the chat anew.
+            await connection.execute(
+                """UPDATE chat_threads SET participant_count = participant_count + $2, access = access + 1
+                   WHERE id = $1""",
+                UUID(chat_id),
+                len(rest),
+            )
+            await connection.execute("ANALYZE chat_participants")
+        finally:
+            await connection.close()
+    return chat_id
 
 
 class Post:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 
 from tests.bench import users
-from tests.bench.chats import Post, chat
+from tests.bench.chats import Post, large
 from tests.bench.figures import Bench, Figure, Measured
 from tests.bench.load import PATIENCE
 from tests.bench.machine import Meter, Target
@@ -136,7 +136,7 @@ async def _measure(bench: Bench, target: Target, accounts: list[User], posts: li
 
 async def _reach(bench: Bench, figure: Figure, kind: str, accounts: list[User], senders: int) -> list[Figure]:
     """Measure deliveries to all of a new chat of theirs, which the first of them makes."""
-    chat_id = await chat(bench.ours, accounts[0], kind, accounts[1:], title="bench")
+    chat_id = await large(bench.ours, accounts[0], kind, accounts[1:])
     posts = {True: [Post.to(chat_id)] * senders, False: [Post.relayed(TO_ALL)] * senders}
 
     async def measure(own: bool) -> Measured:
