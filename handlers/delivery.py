@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
@@ -20,6 +20,9 @@ log = structlog.get_logger(__name__)
 CHANNEL = "ws:groups"  # heard by every instance
 FEW = 16  # users who aren't only here to whom a frame is published one by one; for more it is published once, to all
 SLICE = 256  # sockets written to in one turn of the loop: some 2 ms
+TOGETHER = (
+    16  # frames that a socket of a large group gets at once, when so many wait: they go to the kernel in one call
+)
 BEHIND = 64  # frames that may wait for one large group; then nothing more is taken for it
 
 Members = Callable[[UUID, int], Awaitable[Collection[UUID]]]
@@ -34,6 +37,10 @@ class _Told(NamedTuple):
     payload: bytes
     skip: str
     droppable: bool
+
+
+def _alike(one: _Told, other: _Told) -> bool:
+    return one.members is other.members and one.access == other.access
 
 
 class Delivery:
@@ -119,23 +126,32 @@ class Delivery:
     async def _work(self, group: UUID, queue: deque[_Told]) -> None:
         try:
             while queue:
+                first = queue[0]
+                together = [queue.popleft()]
+                # Frames to the same people; those from elsewhere are looked up by their access.
+                while queue and len(together) < TOGETHER and _alike(first, queue[0]):
+                    together.append(queue.popleft())
                 try:
-                    await self._send(group, queue.popleft())
+                    await self._send(group, together)
                 except Exception as error:  # PostgreSQL is away; clients see the gap, and sync
                     log.warning("group_frame_lost", cause=type(error).__name__)
         finally:
             del self._queues[group]
 
-    async def _send(self, group: UUID, told: _Told) -> None:
-        members = await self._members(group, told.access) if told.members is None else told.members
-        everyone = list(members)
-        whole = text_frame(told.payload)
+    async def _send(self, group: UUID, together: Sequence[_Told]) -> None:
+        here = together[0].members
+        everyone = list(await self._members(group, together[0].access) if here is None else here)
+        frames = [text_frame(told.payload) for told in together]
         others: list[UUID] = []
         for start in range(0, len(everyone), SLICE):
-            others += self._hub.write_all(everyone[start : start + SLICE], whole, told.skip, told.droppable)
+            part = everyone[start : start + SLICE]
+            for told, frame in zip(together, frames, strict=True):
+                elsewhere = self._hub.write_all(part, frame, told.skip, told.droppable)
+            others += elsewhere  # the same of every frame
             await asyncio.sleep(0)
-        if told.members is not None:
-            self._publish(group, told, others)
+        if here is not None:
+            for told in together:
+                self._publish(group, told, others)
 
     def _hear(self, _: str, message: bytes) -> None:
         head, _newline, payload = message.partition(b"\n")

@@ -133,7 +133,7 @@ class Socket:
 
         A frame whose key the socket has seen is not sent again.
         """
-        if not self._has_room(frame, droppable):
+        if (self._queued and not self._has_room(frame, droppable)) or self.closing:
             return
         if self.held is None:
             self._put(frame, key)
@@ -181,7 +181,8 @@ class Socket:
         """Hand what was gathered to the kernel; what it doesn't take is queued until the client reads."""
         if not self._out:
             return
-        frames, data = len(self._out), b"".join(self._out)
+        frames = len(self._out)
+        data = self._out[0] if frames == 1 else b"".join(self._out)
         size = len(data)
         self._out.clear()
         connection = self._handler.ws_connection
@@ -193,7 +194,8 @@ class Socket:
             with contextlib.suppress(OSError):  # what is wrong, if anything, the stream finds out
                 taken = stream.write_to_fd(memoryview(data))
         if taken == size:
-            self._drained(frames, size)
+            self._queued -= frames
+            self._queued_bytes -= size
             return
         try:
             sent = stream.write(memoryview(data)[taken:])
