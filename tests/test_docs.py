@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nacl.exceptions import BadSignatureError
 
 import plugins
 import server
@@ -305,6 +306,50 @@ async def test_the_first_call_is_heard_as_the_readme_says(services: Services) ->
         assert command, last
         [call] = (await Account(url=running.url, token=command[1]).get(command[2])).json
         assert (call["direction"], call["status"], call["end_reason"]) == ("outgoing", "ended", "hangup")
+
+
+@pytest.mark.gen_test
+async def test_the_example_client_reads_what_was_written(services: Services) -> None:
+    async with place(services) as shared, serving(shared, RATE_LIMITS="on") as running:
+        script = str(EXAMPLES / "messaging_client.py")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, script, running.url, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        said, failed = await asyncio.wait_for(process.communicate(), 40)
+        assert (process.returncode, failed.decode()) == (0, "")
+        assert said.decode().splitlines() == [
+            "bob reads: Hello, Bob.",
+            "alice reads: Hello, Alice.",
+            "bob reads: Hello, both of you; this was encrypted once.",
+            "carol was away, and comes back",
+            "carol reads: Hello, both of you; this was encrypted once.",
+        ]
+        stored = await running.app.db.fetch("SELECT message_type, encrypted_payload FROM messages ORDER BY created_at")
+        assert [row["message_type"] for row in stored] == ["pair", "pair", "pair", "pair", "group"]
+        assert not any(b"Hello" in row["encrypted_payload"] for row in stored)
+
+
+def sender_keys() -> Any:
+    """``SenderKey`` of the examples, which are no package."""
+    spec = importlib.util.spec_from_file_location("signal_device", EXAMPLES / "signal_device.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SenderKey
+
+
+def test_a_sender_key_steps_over_what_was_deleted_and_reads_nothing_twice() -> None:
+    kind = sender_keys()
+    own = kind.generate("chat alice")
+    own.encrypt(b"before")
+    theirs = kind.received("chat alice", own.shared())
+    first, _, third = (own.encrypt(text) for text in (b"1", b"2", b"3"))
+    assert [theirs.decrypt(first), theirs.decrypt(third)] == [b"1", b"3"]
+    with pytest.raises(ValueError, match="read before"):
+        theirs.decrypt(first)
+    with pytest.raises(BadSignatureError):
+        kind.received("chat mallory", own.shared()).decrypt(own.encrypt(b"4"))
 
 
 @pytest.fixture
