@@ -21,7 +21,6 @@ import server
 from config.settings import Core
 from handlers import hub
 from handlers.errors import ApiError
-from handlers.metrics import Metrics
 from tests.client import Account
 from tests.running import ROOT, Services, place, serving
 
@@ -115,15 +114,26 @@ async def test_the_api_page_has_every_frame_from_clients_and_no_other(services: 
     assert sorted(headings("Frames from clients")) == sorted(taken | {"auth"})
 
 
-def test_the_api_page_has_every_frame_from_the_server_and_no_other() -> None:
-    sent = set()
+def sent() -> set[str]:
+    """The types of frames that the server makes: of literals, and of the events that are appended to a chat."""
+    found = set()
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Dict):
                 for key, value in zip(node.keys, node.values, strict=True):
                     if isinstance(key, ast.Constant) and key.value == "type" and isinstance(value, ast.Constant):
-                        sent.add(str(value.value))
-    assert sorted(headings("Frames from the server")) == sorted(sent)
+                        found.add(str(value.value))
+            if isinstance(node, ast.Await) and isinstance(node.value, ast.Call):
+                call = node.value
+                if isinstance(call.func, ast.Attribute) and call.func.attr in ("append", "append_for"):
+                    [kind, *_] = call.args
+                    assert isinstance(kind, ast.Constant), f"{name_of(path)} appends an event whose type is not written"
+                    found.add(str(kind.value))
+    return found
+
+
+def test_the_api_page_has_every_frame_from_the_server_and_no_other() -> None:
+    assert sorted(headings("Frames from the server")) == sorted(sent())
 
 
 def codes(tree: ast.Module) -> Iterator[str]:
@@ -217,10 +227,11 @@ def test_rate_limits_are_told_with_their_defaults() -> None:
     assert table == {name: (rate.count, rate.seconds) for name, rate in defaults.items()}
 
 
-def test_every_metric_is_described_and_no_other() -> None:
-    counted = set()
-    for family in Metrics().registry.collect():
-        counted.add(family.name + ("_total" if family.type == "counter" else ""))
+@pytest.mark.gen_test
+async def test_every_metric_is_described_and_no_other(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as running:
+        families = list(running.app.metrics.registry.collect())
+    counted = {family.name + ("_total" if family.type == "counter" else "") for family in families}
     assert first_cells(OPERATIONS, "Metrics") == counted
 
 
