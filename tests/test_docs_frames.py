@@ -1,9 +1,10 @@
-"""docs/realtime.md and docs/calls.md against a running server: each JSON example is sent to it or heard from it, each
-sequence diagram is played, each table that can be tried is tried.
+"""docs/realtime.md, docs/calls.md and docs/messaging.md against a running server: each JSON example is sent to it or
+heard from it, each sequence diagram is played, each table that can be tried is tried.
 
 An example's label stands above it, in a comment. ``client …`` is sent as it stands, ``server …`` is what a socket must
-hear, ``http …`` an answer over HTTP, ``sealed …`` what apps put into encrypted_payload. Ids, tokens and names of the
-documents stand for those of the run; times and the values of ``FREE`` may differ, all else is compared.
+hear, ``body …`` goes to a route and ``http …`` is an answer over HTTP, ``sealed …`` and ``inside …`` are what apps put
+into encrypted_payload. Ids, tokens and names of the documents stand for those of the run; times and the values of
+``FREE`` may differ, all else is compared.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
@@ -32,25 +34,38 @@ from models import calls
 from models.database import Unavailable
 from plugins import turn
 from plugins.calls.shapes import Hangup
+from plugins.chats import chats, invites
+from plugins.chats import typing as typing_
+from plugins.chats.shapes import NewChat
+from plugins.messages import messages
+from plugins.messages import shapes as message_shapes
+from plugins.presence import watching
 from server import Server
 from tests import canaries
-from tests.client import Account, Socket, ask, b64
+from tests.client import Account, Answer, Socket, ask, b64
 from tests.running import ROOT, Services, periodic, place, serving
-from tests.test_docs import API, SOURCES, codes, first_cells, name_of, part
+from tests.test_docs import API, SOURCES, codes, first_cells, name_of, part, sent
 
-REALTIME, CALLS = ROOT / "docs/realtime.md", ROOT / "docs/calls.md"
-PAGES = (REALTIME, CALLS)
+REALTIME, CALLS, MESSAGING = (ROOT / f"docs/{name}.md" for name in ("realtime", "calls", "messaging"))
+PAGES = (REALTIME, CALLS, MESSAGING)
 
 # The people and things of the documents.
 ALICE, BOB = "a11ce000-51d5-4c8e-9b0a-3f1e6d7c2a01", "b0b00000-7c3e-4f6a-8d21-5e9a4b8c1d02"
 CALL, SESSION = "ca110000-2f4d-4e19-a7b3-6c0d9e8f5a03", "5e550000-9a1b-4d3c-b2e8-7f6a5c4d3e05"
 TOKEN = "eyJhbGciOiJIUzI1NiIsImtpZCI6…"
+CAROL = "ca201000-9e4f-4b2c-8d7a-1f0e3c5b6a03"
+DIRECT, GROUP = "d12ec700-4b1a-4c58-9e0d-2a7f6b3c8d11", "92009000-6c3e-4d7f-8a10-5b9e2f4c7d12"
+SECRET, INBOX = "5ec2e700-7a9b-4d1e-8c3f-0b2d4f6a8e16", "5ea1ed00-8b0c-4e2f-9d40-1c3e5f7b9f19"
+MESSAGE, SEALED_MESSAGE = "3e55a9e0-1d2c-7b4a-9f83-6e5d4c3b2a13", "3e55a9e1-1d2c-7b4a-9f83-6e5d4c3b2a18"
+INVITE = "1a017e00-3b5d-4c7e-9f10-8d6b4a2c0e15"
 
-FREE = {"credential", "duration_seconds", "request_id", "retry_after", "seconds", "username"}  # type alone is compared
+# Of these the type alone is compared.
+FREE = {"credential", "cursor", "duration_seconds", "request_id", "retry_after", "seconds", "token", "username"}
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
 CLIENT_CODES = {1000, 1006}  # of the client, and of its library: the server sends neither
-BEFORE_UPGRADE = {"method_not_allowed"}  # a refusal of the handshake that no open socket hears
+# Refusals that no open socket hears: of the handshake, and of what is only asked over HTTP.
+ELSEWHERE = {"method_not_allowed", "cursor_expired"}
 
 _EXAMPLE = re.compile(r"^<!-- example: ([^\n]+) -->\n```json\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -69,6 +84,7 @@ def examples() -> dict[str, Any]:
 
 EXAMPLES = examples()
 SEALED = sorted(label for label in EXAMPLES if label.startswith("sealed "))
+INSIDE = sorted(label for label in EXAMPLES if label.startswith("inside "))
 
 
 def diagrams() -> dict[str, str]:
@@ -128,6 +144,7 @@ class Stage:
     alice: Account
     bob: Account
     call_id: str = field(default_factory=lambda: str(uuid4()))
+    names: dict[str, str] = field(default_factory=dict)  # of chats, messages and others: their ids in the run
 
     def real(self, value: Any, **other: str) -> Any:
         """A document's value with the ids, names and tokens of this run."""
@@ -141,7 +158,9 @@ class Stage:
             CALL: other.get("call", self.call_id),
             SESSION: self.alice.session_id,
             TOKEN: other.get("token", self.alice.token),
+            "alice": self.alice.public_id,
             "bob": self.bob.public_id,
+            **self.names,
         }
         return cast.get(value, value) if isinstance(value, str) else value
 
@@ -153,9 +172,38 @@ class Stage:
 
     async def hears(self, listener: Socket, label: str) -> None:
         """The next frame of the example's type (and id) must be as the document has it."""
-        example = self.real(EXAMPLES[label])
+        example = EXAMPLES[label]
         frame = await listener.expect(example["type"], **({"id": example["id"]} if "id" in example else {}))
-        same(example, frame, label)
+        self.learn(example, frame)
+        same(self.real(example), frame, label)
+
+    def learn(self, example: Any, real: Any) -> None:
+        """The ids that the server has made: of chats, messages and invites that are seen for the first time."""
+        if isinstance(example, dict) and isinstance(real, dict):
+            for name in example.keys() & real.keys():
+                self.learn(example[name], real[name])
+        elif example in (DIRECT, GROUP, SECRET, INBOX, MESSAGE, SEALED_MESSAGE, INVITE):
+            self.names.setdefault(example, real)
+
+    async def asks(self, account: Account, method: str, path: str, label: str = "", answer: str = "") -> Answer:
+        """A request, with the body of one example, whose answer must be another one, if they are named."""
+        for name, real in self.names.items():
+            path = path.replace(name, real)
+        body = self.real(EXAMPLES[label]) if label else None
+        got = await ask(account.url, method, path, body, account.token)
+        if answer:
+            self.learn(EXAMPLES[answer], got.json)
+            same(self.real(EXAMPLES[answer]), got.json, answer)
+        else:
+            assert got.status < 300, got.text
+        return got
+
+    async def chat(self, kind: str, *others: Account, by: Account | None = None, **fields: Any) -> str:
+        """A new chat of Alice's (or another's) with others; its id."""
+        body = {"type": kind, "participants": [other.public_id for other in others], **fields}
+        answer = await (by or self.alice).post("/chats", body)
+        assert answer.status == 201, answer.text
+        return str(answer.json["id"])
 
     async def rings(self, caller: Socket, *callees: Socket) -> None:
         """A new call, as the documents have it."""
@@ -178,7 +226,7 @@ class Stage:
 @contextlib.asynccontextmanager
 async def stage(services: Services, **settings: str) -> AsyncIterator[Stage]:
     async with place(services) as shared, serving(shared, TURN_HOST="turn.example.org", **settings) as running:
-        alice = await Account().register(running.url)
+        alice = await Account().register(running.url, display_name="Alice")
         bob = await Account().register(running.url, display_name="Bob")
         yield Stage(running, alice, bob)
 
@@ -317,6 +365,252 @@ def test_every_reason_is_explained_and_heard() -> None:
     for text in SEQUENCES.values():
         heard |= set(re.findall(r"S->>\w+: call_hangup.* reason (\w+)", text))
     assert heard == ours | REASONS
+
+
+# Messages ------------------------------------------------------------------------------------------------------------
+
+
+async def with_carol(on: Stage) -> Account:
+    carol = await Account().register(on.server.url)
+    on.names |= {CAROL: carol.user_id, "carol": carol.public_id}
+    return carol
+
+
+@pytest.mark.gen_test
+async def test_the_frames_of_a_message(services: Services) -> None:
+    async with stage(services) as on:
+        on.names[DIRECT] = await on.chat("direct", on.bob)
+        began = await on.asks(on.bob, "GET", "/sync", answer="http sync, no cursor")
+        since = f"/sync?cursor={began.json['cursor']}"
+        async with on.alice.socket() as a, on.bob.socket() as b:
+            await on.says(a, "client message_send")
+            await on.hears(a, "server ack of message_send")
+            await on.hears(b, "server message_new")
+            await on.says(a, "client message_send")
+            await on.hears(a, "server ack of message_send, repeated")
+            await on.asks(on.bob, "GET", "/chats", answer="http chats")
+            receipts = f"/chats/{DIRECT}/receipts"
+            await on.asks(on.bob, "POST", receipts, "body POST /receipts", "http receipts")
+            await on.hears(a, "server receipt")
+            await on.hears(b, "server receipt")
+            await on.asks(on.bob, "GET", since, answer="http sync")
+            await on.asks(on.alice, "PUT", f"/messages/{MESSAGE}", "body PUT /messages")
+            await on.hears(b, "server message_edited")
+            reaction = f"/messages/{MESSAGE}/reactions/{quote(EXAMPLES['server reaction_added']['emoji'])}"
+            assert f"`…{reaction.removeprefix(f'/messages/{MESSAGE}')}`" in MESSAGING.read_text()
+            for _ in range(2):  # a repetition is no event
+                await on.asks(on.bob, "PUT", reaction)
+            await on.hears(a, "server reaction_added")
+            for _ in range(2):
+                await on.asks(on.bob, "DELETE", reaction)
+            await on.hears(a, "server reaction_removed")
+            await on.asks(on.alice, "DELETE", f"/messages/{MESSAGE}")
+            await on.hears(b, "server message_deleted")
+            await on.says(a, "client message_send")
+            await on.hears(a, "server ack of message_send, repeated")
+            events = (await on.bob.get(since)).json["events"]
+            assert [event["seq"] for event in events] == [2, 3, 4, 5, 6, 7]
+            assert [event["seq"] for event in events if event["type"] == "message_deleted"] == [2, 4, 7]
+            await on.says(a, "client typing")
+            await on.hears(a, "server ack of typing")
+            await on.hears(b, "server typing")
+            await on.says(a, "client presence_subscribe")
+            await on.hears(a, "server ack of presence_subscribe")
+            await on.hears(a, "server presence")
+
+
+@pytest.mark.gen_test
+async def test_a_message_that_disappears(services: Services) -> None:
+    async with stage(services) as on, on.alice.socket() as a, on.bob.socket() as b:
+        on.names[DIRECT] = await on.chat("direct", on.bob)
+        for _ in range(6):
+            await a.send("message_send", **{**_fields(on, "client message_send"), "client_id": str(uuid4())})
+        ack = await a.send("message_send", **_fields(on, "client message_send"), expires_in=5)
+        on.names[MESSAGE] = ack["message_id"]
+        await on.server.app.db.execute("UPDATE messages SET expires_at = now() WHERE expires_at IS NOT NULL")
+        await periodic(on.server, "message_expiry")()
+        await on.hears(b, "server message_deleted, expired")
+
+
+@pytest.mark.gen_test
+async def test_what_happens_in_a_chat(services: Services) -> None:
+    async with stage(services) as on, on.alice.socket() as a:
+        carol = await with_carol(on)
+        body = {**on.real(EXAMPLES["body POST /chats"]), "participants": [on.bob.public_id]}
+        assert (await on.alice.post("/chats", body)).status == 201
+        await on.hears(a, "server chat_created")
+        group = f"/chats/{on.names[GROUP]}"
+        assert (await on.alice.post(f"{group}/participants", {"public_id": carol.public_id})).status == 201
+        await on.hears(a, "server participant_added")
+        assert (await on.alice.put(f"{group}/participants/{carol.user_id}", {"role": "admin"})).status == 200
+        await on.hears(a, "server participant_role")
+        assert (await on.alice.put(group, {"title": "Monday"})).status == 200
+        await on.hears(a, "server chat_updated")
+        made = await on.alice.post(f"{group}/invites", {"max_uses": 10, "expires_in": 86400})
+        on.learn(EXAMPLES["http invite"], made.json)
+        same(on.real(EXAMPLES["http invite"]), made.json, "http invite")
+        assert len(made.json["token"]) == len(EXAMPLES["http invite"]["token"])
+        assert (await on.alice.delete(f"{group}/participants/{carol.user_id}")).status == 204
+        await on.hears(a, "server participant_removed")
+        assert (await on.alice.delete(group)).status == 204
+        await on.hears(a, "server chat_deleted")
+
+
+@pytest.mark.gen_test
+async def test_secret_and_sealed_messages(services: Services) -> None:
+    async with stage(services) as on, on.alice.socket() as a, on.bob.socket() as b:
+        on.names[SECRET] = await on.chat("secret", on.bob)
+        ack = await a.send("message_send", **{**_fields(on, "client message_send"), "chat_id": on.names[SECRET]})
+        on.names[MESSAGE] = ack["message_id"]
+        await on.asks(on.bob, "POST", f"/chats/{SECRET}/receipts", "body POST /receipts, secret")
+        await on.hears(a, "server message_deleted, delivered")
+        assert (await on.bob.get(f"/chats/{on.names[SECRET]}/messages")).json == []
+        b.frames.clear()
+        key = EXAMPLES["body PUT /users/me"]["sealed_access_key"]
+        assert f"`Unidentified-Access-Key: {key}`" in MESSAGING.read_text()
+        await on.asks(on.bob, "PUT", "/users/me", "body PUT /users/me")
+        body = on.real(EXAMPLES["body POST /messages/sealed"])
+        headers = {"Unidentified-Access-Key": key}
+        for status in (201, 200):
+            answer = await ask(on.server.url, "POST", "/messages/sealed", body, headers=headers)
+            assert answer.status == status
+            on.learn(EXAMPLES["http sealed"], answer.json)
+            same(on.real(EXAMPLES["http sealed"]), answer.json, "http sealed")
+        await on.hears(b, "server message_new, sealed")
+        inbox = (await on.bob.get(f"/chats/{on.names[INBOX]}")).json
+        assert (inbox["type"], inbox["peer"]) == ("secret", None)
+
+
+@pytest.mark.gen_test
+async def test_what_messages_are_refused_with(services: Services) -> None:
+    async with stage(services, SYNC_RETENTION_DAYS="1") as on, on.alice.socket() as a:
+        on.names[DIRECT] = str(uuid4())
+        await on.says(a, "client message_send")
+        await on.hears(a, "server error not_found")
+        on.names[DIRECT] = await on.chat("direct", on.bob)
+        await on.says(a, "client message_send")
+        await a.expect("ack")
+        again = {**on.real(EXAMPLES["client message_send"]), "encrypted_payload": "AAAA"}
+        await a.raw(json.dumps(again))
+        await on.hears(a, "server error conflict")
+        assert (await on.bob.put(f"/users/{on.alice.public_id}/block", {})).status == 204
+        await a.raw(json.dumps({**again, "client_id": str(uuid4())}))
+        await on.hears(a, "server error forbidden, restricted")
+        cursor = (await on.alice.get("/sync")).json["cursor"]
+        raw = bytearray(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        raw[17:21] = (int.from_bytes(raw[17:21]) - 86_401).to_bytes(4)  # when it was made (plugins/messages/cursor.py)
+        old = base64.urlsafe_b64encode(raw).decode().rstrip("=")
+        answer = await on.alice.get(f"/sync?cursor={old}")
+        assert answer.status == 410
+        same(EXAMPLES["http 410"], answer.json, "http 410")
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("label", INSIDE)
+async def test_what_is_inside_arrives_as_it_was(services: Services, label: str) -> None:
+    inside = b64(json.dumps(EXAMPLES[label]).encode())
+    async with stage(services) as on, on.alice.socket() as a, on.bob.socket() as b:
+        on.names[DIRECT] = await on.chat("direct", on.bob)
+        fields = {**_fields(on, "client message_send"), "encrypted_payload": inside}
+        assert (await a.send("message_send", **fields))["type"] == "ack"
+        assert (await b.expect("message_new"))["message"]["encrypted_payload"] == inside
+
+
+ROLES = ("owner", "admin", "member", "restricted")
+
+
+@pytest.mark.gen_test
+async def test_roles_may_do_what_the_table_says(services: Services) -> None:
+    table = {row[0]: dict(zip(ROLES, row[1:], strict=True)) for row in rows(MESSAGING, "Roles")}
+    async with stage(services) as on:
+        people = {name: await Account().register(on.server.url) for name in (*ROLES, "other", "chief")}
+        owner, other, chief = people["owner"], people["other"], people["chief"]
+
+        async def group() -> str:
+            others = [person for name, person in people.items() if name != "owner"]
+            made = f"/chats/{await on.chat('group', *others, by=owner)}"
+            for name, role in (("admin", "admin"), ("restricted", "restricted"), ("chief", "admin")):
+                assert (await owner.put(f"{made}/participants/{people[name].user_id}", {"role": role})).status == 200
+            return made
+
+        async def post(account: Account, chat: str) -> Answer:
+            body = {"client_id": str(uuid4()), "encrypted_payload": "AAAA", "message_type": "group"}
+            return await account.post(f"{chat}/messages", body)
+
+        async def own(account: Account, role: str, chat: str) -> str:
+            """A message of somebody's who may post no more, perhaps."""
+            person = f"{chat}/participants/{account.user_id}"
+            if role == "restricted":
+                await owner.put(person, {"role": "member"})
+            path = f"/messages/{(await post(account, chat)).json['id']}"
+            if role == "restricted":
+                await owner.put(person, {"role": "restricted"})
+            return path
+
+        for role in ROLES:
+            who, chat = people[role], await group()
+            posted = f"/messages/{(await post(other, chat)).json['id']}"
+            person = f"{chat}/participants/{other.user_id}"
+            edit, admin = {"encrypted_payload": "BBBB"}, {"role": "admin"}
+            async with who.socket() as speaker:
+                typed = await speaker.send("typing", chat_id=chat.removeprefix("/chats/"))
+            tried = {
+                "read, sync, receipts": [
+                    await who.get(f"{chat}/messages"),
+                    await who.get("/sync"),
+                    await who.post(f"{chat}/receipts", {"read_seq": 1}),
+                ],
+                "post, type": [await post(who, chat)],
+                "react": [await who.put(f"{posted}/reactions/%F0%9F%91%8D", {})],
+                "edit one's own message": [await who.put(await own(who, role, chat), edit)],
+                "delete one's own message": [await who.delete(await own(who, role, chat))],
+                "delete another's message": [await who.delete(posted)],
+                "change title, avatar, settings": [await who.put(chat, {"title": "x"})],
+                "add a member, make an invite": [
+                    await who.post(f"{chat}/participants", {"public_id": on.bob.public_id}),
+                    await who.post(f"{chat}/invites", {}),
+                ],
+                "restrict or remove a member": [
+                    await who.put(person, {"role": "restricted"}),
+                    await who.delete(person),
+                ],
+                "make an admin, remove an admin": [
+                    await who.put(f"{chat}/participants/{people['member'].user_id}", admin)
+                    if role != "member"
+                    else await who.put(f"{chat}/participants/{people['restricted'].user_id}", admin),
+                    await who.delete(f"{chat}/participants/{chief.user_id}"),
+                ],
+                "leave": [await who.delete(f"{chat}/participants/{who.user_id}")],
+            }
+            tried["delete the chat"] = [await who.delete(await group())]
+            for what, answers in tried.items():
+                said = {"yes" if answer.status < 300 else answer.code for answer in answers}
+                assert said == {table[what][role].strip("`")}, f"{what}, {role}"
+            assert (typed["type"] == "ack") == (table["post, type"][role] == "yes")
+            assert table.keys() == tried.keys()
+
+
+def test_limits_of_messages_are_those_of_the_code() -> None:
+    table = " ".join(cell for row in rows(MESSAGING, "Limits of messages") for cell in row)
+    most = next(m.max_length for m in NewChat.model_fields["participants"].metadata if hasattr(m, "max_length"))
+    for limit in (
+        f"{message_shapes.MAX_PAYLOAD >> 10} KiB",
+        f"{message_shapes.MAX_METADATA >> 10} KiB of JSON",
+        f"{peer.FRAMES_PER_SECOND} frames/s, a burst of {peer.FRAME_BURST}",
+        f"{chats.MOST['direct']}; {chats.MOST['group']:,}; in a channel {chats.MOST['channel']:,}",
+        f"{most:,} others",
+        f"{invites.MOST} invites",
+        f"{messages.REACTIONS} reactions",
+        f"{watching.MOST} people",
+        "1,000 events, 200 messages",
+    ):
+        assert limit in table
+    text = MESSAGING.read_text()
+    assert f"more than one in {typing_.EVERY:.0f} seconds" in text
+    types = {named(row[0])[0]: row[1] for row in rows(MESSAGING, "Types")}
+    assert types.keys() == chats.MOST.keys()
+    for kind, who in types.items():
+        assert f"{chats.MOST[kind]:,}" in who or (chats.MOST[kind] == 2 and who == "two people")
 
 
 # The socket ----------------------------------------------------------------------------------------------------------
@@ -505,7 +799,7 @@ def test_every_block_of_json_is_an_example(page: Path) -> None:
 def test_every_example_is_tried() -> None:
     tree = ast.parse(Path(__file__).read_text())
     tried = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    assert EXAMPLES.keys() - tried - set(SEALED) == set()
+    assert EXAMPLES.keys() - tried - set(SEALED) - set(INSIDE) == set()
 
 
 @pytest.mark.gen_test
@@ -515,7 +809,7 @@ async def test_every_frame_and_every_error_of_the_socket_has_an_example(services
     said = {frame["type"] for label, frame in EXAMPLES.items() if label.startswith("client ")}
     heard = {frame["type"] for label, frame in EXAMPLES.items() if label.startswith("server ")}
     assert said == {*events, "auth"}
-    assert heard == set(sent())
+    assert heard == sent()
     table = rows(REALTIME, "Types of frames")
     directions = [(kind, direction) for kinds, direction, _ in table for kind in named(kinds)]
     assert {kind for kind, direction in directions if direction in ("to the server", "both")} == said
@@ -523,20 +817,11 @@ async def test_every_frame_and_every_error_of_the_socket_has_an_example(services
     acked = {label.partition(" of ")[2].partition(",")[0] for label in EXAMPLES if label.startswith("server ack")}
     assert acked == said, "each ack has an example"
 
-    may = set(refusals({event.handle.__module__ for event in events.values()})) - BEFORE_UPGRADE
+    may = set(refusals({event.handle.__module__ for event in events.values()})) - ELSEWHERE
     shown = {frame["code"] for frame in EXAMPLES.values() if isinstance(frame, dict) and frame.get("type") == "error"}
     assert shown == may
-    assert first_cells(REALTIME, "Errors") | first_cells(CALLS, "Errors of calls") == may
-
-
-def sent() -> Iterator[str]:
-    """The types of frames that the server makes."""
-    for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Dict):
-                for key, value in zip(node.keys, node.values, strict=True):
-                    if isinstance(key, ast.Constant) and key.value == "type" and isinstance(value, ast.Constant):
-                        yield str(value.value)
+    explained = first_cells(REALTIME, "Errors") | first_cells(CALLS, "Errors of calls")
+    assert explained | first_cells(MESSAGING, "Errors of messages") - ELSEWHERE == may
 
 
 def refusals(features: set[str]) -> Iterator[str]:
@@ -604,14 +889,25 @@ def test_diagrams_are_well_formed(name: str) -> None:
 @pytest.mark.parametrize("name", SEQUENCES)
 async def test_diagrams_are_what_happens(services: Services, name: str) -> None:
     async with stage(services) as on, Play(on, SEQUENCES[name]) as play:
+        if name.startswith(MESSAGING.stem):
+            await play.meet()
         await play.all()
+
+
+def _borne(pair: str) -> tuple[str, Any]:
+    """What a step says that a frame bears, ``seq 2``."""
+    key, value = pair.split(" ")
+    if value.isdecimal() and key != "call":
+        return key, int(value)
+    return key, {"true": True, "false": False}.get(value, value)
 
 
 class Play:
     """Plays a sequence diagram: sends what goes to S, and wants to hear what comes from S, and nothing else.
 
-    A step is a type of frame (or a request and its status) and what it bears, ``reason busy, call 2``. Steps that are
-    neither to nor from S, and notes that are not about time, are for people.
+    A step is a type of frame (or a request and its status) and what it bears, ``reason busy, call 2``. ``chat group``
+    is the one that has this name in the run, as is ``{group}`` in a path. Steps that are neither to nor from S, and
+    notes that are not about time, are for people.
     """
 
     def __init__(self, on: Stage, text: str) -> None:
@@ -621,8 +917,11 @@ class Play:
         self._sockets: dict[str, Socket] = {}
         self._stack = contextlib.AsyncExitStack()
         self._asked: dict[str, list[str]] = {person: [] for person in self._people}
-        self._status: dict[str, list[int]] = {person: [] for person in self._people}
+        self._answers: dict[str, list[Answer]] = {person: [] for person in self._people}
         self._ids = 0
+        self._names: dict[str, str] = {}  # of chats, people and cursors
+        self._carol: Account | None = None
+        self._sent = ""  # the client_id of the last message
 
     async def __aenter__(self) -> Play:
         return self
@@ -631,7 +930,24 @@ class Play:
         await self._stack.aclose()
 
     def _account(self, person: str) -> Account:
+        if person.startswith("C"):
+            assert self._carol is not None
+            return self._carol
         return self._on.alice if person.startswith("A") else self._on.bob
+
+    async def meet(self) -> None:
+        """Make the chats that a diagram of messages takes for granted, and take a cursor."""
+        on, names = self._on, self._names
+        names["direct"] = on.names[DIRECT] = await on.chat("direct", on.bob)
+        if "C" in self._people:
+            self._carol = await with_carol(on)
+            names |= {"carol_id": self._carol.user_id, "carol": await on.chat("direct", self._carol)}
+            if "POST /chats\n" not in self._text:
+                names["group"] = await on.chat("group", on.bob, self._carol)
+        if "chat secret" in self._text:
+            names["secret"] = await on.chat("secret", on.bob)
+        for person in set(self._people) - {"S"}:
+            names[f"cursor of {person}"] = (await self._account(person).get("/sync")).json["cursor"]
 
     async def _open(self, person: str) -> None:
         self._sockets[person] = await self._stack.enter_async_context(self._account(person).socket())
@@ -669,10 +985,10 @@ class Play:
         elif target == "S":
             await self._to_server(source, what, dict(pair.split(" ") for pair in rest))
         elif source == "S":
-            bears = {key: {"true": True, "false": False}.get(value, value) for key, value in map(str.split, rest)}
+            bears = dict(_borne(pair) for pair in rest)
             await self._from_server(target, what, bears, answer=arrow == "-->>")
         else:
-            assert what not in {"ack", *sent()}, "frames go through S"
+            assert what.partition(" ")[0] not in {"ack", *sent()}, "frames go through S"
 
     async def _to_server(self, person: str, what: str, bears: dict[str, str]) -> None:
         account = self._account(person)
@@ -683,11 +999,26 @@ class Play:
         elif what == "POST /auth/refresh":
             answer = await account.post(path, {"refresh_token": account.refresh_token})
             account.token = answer.json["access_token"]
-            self._status[person].append(answer.status)
+            self._answers[person].append(answer)
         elif path:
-            path = path.replace("/alice", f"/{self._on.alice.public_id}")
-            body = {} if method in ("POST", "PUT") else None
-            self._status[person].append((await ask(account.url, method, path, body, account.token)).status)
+            path = path.replace("/alice", f"/{self._on.alice.public_id}").replace("/bob", f"/{self._on.bob.public_id}")
+            path = path.replace("{cursor}", f"{{cursor of {person}}}")
+            path = re.sub(r"\{([^}]+)\}", lambda found: self._names[found[1]], path)
+            body = {key: int(value) for key, value in bears.items()} if method in ("POST", "PUT") else None
+            if what == "POST /chats":
+                body = self._on.real(EXAMPLES["body POST /chats"])
+            answer = await ask(account.url, method, path, body, account.token)
+            if what == "POST /chats":
+                self._names["group"] = answer.json["id"]
+            self._answers[person].append(answer)
+        elif what == "message_send":
+            if "the" not in bears:  # the same
+                self._sent = str(uuid4())
+            chat = self._names[bears.get("chat", "direct")]
+            frame = {**EXAMPLES["client message_send"], "chat_id": chat, "client_id": self._sent}
+            self._ids += 1
+            self._asked[person].append(f"p{self._ids}")
+            await self._sockets[person].raw(json.dumps({**frame, "id": f"p{self._ids}"}))
         else:
             call = self._calls[bears.pop("call", "1")]
             other = self._on.bob if account is self._on.alice else self._on.alice
@@ -701,7 +1032,10 @@ class Play:
     async def _from_server(self, person: str, what: str, bears: dict[str, Any], *, answer: bool) -> None:
         kind, _, code = what.partition(" ")
         if what.isdecimal():
-            assert self._status[person].pop(0) == int(what)
+            got = self._answers[person].pop(0)
+            assert got.status == int(what), got.text
+            if "events" in bears:
+                assert len(got.json["events"]) == bears["events"]
             return
         assert answer == (kind in ("ready", "ack", "error")), "answers are dashed, and nothing else is"
         if kind == "ready":
@@ -709,6 +1043,8 @@ class Play:
             return
         if "call" in bears or (not answer and kind.startswith(("call_", "ice_"))):
             bears["call_id"] = self._calls[bears.pop("call", "1")]
+        if "chat" in bears:
+            bears["chat_id"] = self._names[bears.pop("chat")]
         if answer:
             bears["id"] = self._asked[person].pop(0)
         if code:
