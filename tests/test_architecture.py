@@ -53,6 +53,7 @@ PUBLIC = {
     "plugins.auth.http.RefreshHandler",
     "plugins.auth.http.RegisterHandler",
     "plugins.auth.http.ResetPasswordHandler",
+    "plugins.messages.http.SealedMessages",  # the server must not learn who sends
 }
 
 STATE = (
