@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable
 from uuid import UUID
 
 from handlers.delivery import Delivery
 from handlers.errors import Forbidden, NotFound
 from handlers.hub import Peer
 from handlers.socket import Answer
-from models.access import Access, View
+from models.access import Access
 from plugins.chats import shapes
 
 EVERY = 3.0  # seconds; of what comes sooner nothing is passed on (contract section 7)
@@ -23,31 +22,27 @@ class Typing:
         self._access, self._delivery = access, delivery
         self._last: OrderedDict[tuple[UUID, UUID], float] = OrderedDict()
 
-    def typing(self, peer: Peer, request: shapes.Typing) -> Answer | Awaitable[Answer]:
+    async def typing(self, peer: Peer, request: shapes.Typing) -> Answer:
         """Pass it on, unless the same was passed on a moment ago. Raises NotFound, Forbidden."""
-        view = self._access.known(request.chat_id)
-        if view is None or not view.may_post(peer.session.user_id):
-            return self._after_looking(peer, request)
-        return self._pass(peer, request.chat_id, view)
-
-    async def _after_looking(self, peer: Peer, request: shapes.Typing) -> Answer:
-        view = await self._access.fresh(request.chat_id)
-        if view is None or not view.has(peer.session.user_id):
-            raise NotFound("There is no such chat.")
-        if not view.may_post(peer.session.user_id):
-            raise Forbidden("You may not post here.")
-        return self._pass(peer, request.chat_id, view)
-
-    def _pass(self, peer: Peer, chat_id: UUID, view: View) -> Answer:
-        user_id, now = peer.session.user_id, time.monotonic()
+        user_id, chat_id, now = peer.session.user_id, request.chat_id, time.monotonic()
         key = (user_id, chat_id)
-        if view.type == "channel" or self._last.get(key, -EVERY) > now - EVERY:
+        if self._last.get(key, -EVERY) > now - EVERY:
             return None
+        # No statement judges it again as it does a message, so what is remembered of the chat won't do.
+        view = await self._access.present(chat_id)
+        if view is None or not view.has(user_id):
+            raise NotFound("There is no such chat.")
+        if not view.may_post(user_id):
+            raise Forbidden("You may not post here.")
+        if view.type != "channel" and self._last.get(key, -EVERY) <= now - EVERY:  # nor by another socket meanwhile
+            self._note(key, now)
+            others = [member for member in view.roles if member != user_id]
+            frame = {"type": "typing", "chat_id": chat_id, "user_id": user_id}
+            self._delivery.tell(chat_id, view.access, others, frame, droppable=True)
+        return None
+
+    def _note(self, key: tuple[UUID, UUID], now: float) -> None:
         self._last[key] = now
         self._last.move_to_end(key)
         if len(self._last) > REMEMBERED:
             self._last.popitem(last=False)
-        others = [member for member in view.roles if member != user_id]
-        frame = {"type": "typing", "chat_id": chat_id, "user_id": user_id}
-        self._delivery.tell(chat_id, view.access, others, frame, droppable=True)
-        return None
