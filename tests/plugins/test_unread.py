@@ -117,15 +117,12 @@ async def test_over_blocks_of_what_is_gone(services: Services) -> None:
 
 PEOPLE = 3
 
-does = st.one_of(
-    st.tuples(st.just("post"), st.integers(0, PEOPLE - 1), st.booleans()),  # who, and whether it is to expire
-    st.tuples(st.just("post"), st.integers(0, PEOPLE - 1), st.just(False)),
-    st.tuples(st.just("delete"), st.integers(0, PEOPLE - 1), st.integers(0, 10)),  # which of those there are
-    st.tuples(st.just("read"), st.integers(0, PEOPLE - 1), st.integers(0, 12)),  # how far before the end
-    st.tuples(st.just("react"), st.integers(0, PEOPLE - 1), st.integers(0, 10)),
-    st.tuples(st.just("leave"), st.integers(1, PEOPLE - 1), st.just(0)),
-    st.tuples(st.just("come"), st.integers(1, PEOPLE - 1), st.just(0)),
-    st.tuples(st.just("expire"), st.just(0), st.just(0)),
+# A step, who takes it, and a number: of the message among those there are, or how far before the end is read.
+WEIGHTS = {"post": 7, "fade": 1, "delete": 5, "read": 5, "react": 1, "leave": 1, "come": 2, "expire": 1}
+does = st.tuples(
+    st.sampled_from([step for step, weight in WEIGHTS.items() for _ in range(weight)]),
+    st.integers(0, PEOPLE - 1),
+    st.sampled_from([0, 0, 1, 1, 2, 3, 5, 8, 12]),
 )
 
 
@@ -143,7 +140,7 @@ class Model:
         return sum(1 for seq, (_, by, _) in self.sent.items() if seq > seen_from and by != who)
 
 
-async def live(made: Town, steps: list[tuple[str, int, Any]]) -> None:
+async def live(made: Town, steps: list[tuple[str, int, int]]) -> None:
     """Do the steps, and compare after each."""
     people, model = made.people, Model()
     here = await chat(*people)
@@ -151,14 +148,14 @@ async def live(made: Town, steps: list[tuple[str, int, Any]]) -> None:
     for step, who, what in steps:
         by, inside = people[who], who in model.marks
         theirs = [seq for seq in model.sent if inside and seq >= model.joined[who]]
-        if step == "post" and inside:
-            answer = await by.post(f"{path}/messages", message(**({"expires_in": 3600} if what else {})))
+        if step in ("post", "fade") and inside:
+            answer = await by.post(f"{path}/messages", message(**({"expires_in": 3600} if step == "fade" else {})))
             assert answer.status == 201, answer.text
             model.last += 1
             assert answer.json["seq"] == model.last
-            model.sent[model.last] = answer.json["id"], who, what
+            model.sent[model.last] = answer.json["id"], who, step == "fade"
         elif step == "delete" and theirs:
-            seq = theirs[what % len(theirs)]
+            seq = theirs[-1 - what % len(theirs)]
             allowed = model.sent[seq][1] == who or who == 0
             answer = await by.delete(f"/messages/{model.sent[seq][0]}")
             assert answer.status == (204 if allowed else 403), answer.text
@@ -173,12 +170,12 @@ async def live(made: Town, steps: list[tuple[str, int, Any]]) -> None:
             assert (marks["read_seq"], marks["unread_count"]) == (model.marks[who], model.unread(who))
             model.last += moved
         elif step == "react" and theirs:
-            seq = theirs[what % len(theirs)]
+            seq = theirs[-1 - what % len(theirs)]
             before = (await seen(by, here))["last_seq"]
             assert (await by.put(f"/messages/{model.sent[seq][0]}/reactions/%F0%9F%91%8D", {})).status == 204
             model.last = (await seen(by, here))["last_seq"]
             assert model.last - before in (0, 1)
-        elif step == "leave" and inside:
+        elif step == "leave" and inside and who > 0:
             assert (await by.delete(f"{path}/participants/{by.user_id}")).status == 204
             model.last += 1
             del model.marks[who], model.joined[who]
@@ -232,14 +229,14 @@ def test_whatever_happens_the_count_is_that_of_a_simple_model(services: Services
 
         @seed(7)
         @settings(
-            max_examples=40,
+            max_examples=25,
             deadline=None,
             database=None,
-            phases=[Phase.generate, Phase.shrink],
+            phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )
-        @given(st.lists(does, min_size=10, max_size=40))
-        def check(steps: list[tuple[str, int, Any]]) -> None:
+        @given(st.lists(does, min_size=20, max_size=60))
+        def check(steps: list[tuple[str, int, int]]) -> None:
             at(lambda made: live(made, steps))
 
         check()
