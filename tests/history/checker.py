@@ -1,0 +1,238 @@
+"""Holds what a run left behind against what its clients were told: a pure function of both, which returns faults."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from tests.history.ledger import Known, Ledger, Send
+from tests.history.view import Conflict, Event, Message, View, merge
+
+
+class Row(NamedTuple):
+    """A row of the table messages."""
+
+    chat: str
+    seq: int
+    id: str
+    client_id: str | None
+    live: bool
+
+
+@dataclass
+class Stored:
+    """What PostgreSQL holds: rows, the seqs of chat_events, and last_seq."""
+
+    messages: list[Row] = field(default_factory=list)
+    events: list[tuple[str, int]] = field(default_factory=list)
+    last: dict[str, int] = field(default_factory=dict)
+
+
+class Shown(NamedTuple):
+    """A chat as GET shows it to one of its members."""
+
+    last_seq: int
+    read_seq: int
+    unread: int
+    messages: list[Message]  # oldest first
+
+
+@dataclass
+class Seen:
+    """What a device knows: one that lists, or one that only follows /sync and ``heard`` these seqs in this order."""
+
+    user: str
+    name: str
+    views: dict[str, View]
+    shown: dict[str, Shown] = field(default_factory=dict)
+    heard: dict[str, list[int]] | None = None
+
+
+class Checker:
+    """``check`` appends what must not be to the ledger's faults."""
+
+    def __init__(self, ledger: Ledger, stored: Stored, seen: list[Seen]) -> None:
+        self.ledger, self.stored, self.seen = ledger, stored, seen
+        self.logs: dict[str, dict[int, Event]] = defaultdict(dict)  # of each chat, what all know together
+        self._moves: dict[str, dict[str, list[Event]]] = {}  # of each chat and user, who comes and goes
+        self._rows: dict[str, list[Row]] = defaultdict(list)
+        for row in stored.messages:
+            self._rows[row.chat].append(row)
+
+    def check(self) -> None:
+        self._sends()
+        self._seqs()
+        self._together()
+        for seen in self.seen:
+            self._membership(seen)
+            for chat in sorted(self.stored.last):
+                self._events(seen, chat)
+            for chat, shown in seen.shown.items():
+                self._shown(seen, chat, shown)
+
+    def _sends(self) -> None:
+        """What was acknowledged is there once, where it was said to be; nothing is there that nobody sent."""
+        rows: dict[str | None, list[Row]] = defaultdict(list)
+        for row in self.stored.messages:
+            rows[row.client_id].append(row)
+        for send in self.ledger.sends.values():
+            found = rows.pop(send.client_id, [])
+            if len(send.places) > 1:
+                self.fault("doubled", send.chat, f"{send.client_id} was answered with {len(send.places)} places")
+            if len(found) > 1:
+                self.fault("doubled", send.chat, f"{send.client_id} is there {len(found)} times", found[0].seq)
+            elif not found and send.exists is Known.YES and send.deleted is Known.NO:
+                self.fault("lost", send.chat, f"{send.client_id} was acknowledged", next(iter(send.places))[1])
+            elif found and send.exists is Known.NO:
+                self.fault("invented", send.chat, f"{send.client_id} was refused, and is there", found[0].seq)
+            for row in found:
+                if row.chat != send.chat or (send.acked and (row.id, row.seq) not in send.places):
+                    self.fault("order", send.chat, f"{send.client_id} is not where it was said to be", row.seq)
+                if row.live and send.deleted is Known.YES:
+                    self.fault("content", send.chat, f"{send.client_id} was deleted, and is there", row.seq)
+                if not row.live and send.deleted is Known.NO:
+                    self.fault("lost", send.chat, f"{send.client_id} is deleted, and nobody did it", row.seq)
+        for others in rows.values():
+            for row in others:
+                self.fault("invented", row.chat, f"{row.client_id} was sent by nobody", row.seq)
+
+    def _seqs(self) -> None:
+        """The seqs of each chat are 1, 2, 3, ... last_seq."""
+        seqs: dict[str, Counter[int]] = defaultdict(Counter)
+        for row in self.stored.messages:
+            seqs[row.chat][row.seq] += 1
+        for chat, seq in self.stored.events:
+            seqs[chat][seq] += 1
+        for chat in self.stored.last.keys() | seqs.keys():
+            last = self.stored.last.get(chat, 0)
+            for seq in sorted(set(range(1, last + 1)) - seqs[chat].keys()):
+                self.fault("gap", chat, "nothing has this seq", seq)
+            for seq, times in seqs[chat].items():
+                if times > 1:
+                    self.fault("doubled", chat, f"{times} rows have this seq", seq)
+                if seq > last:
+                    self.fault("order", chat, f"beyond last_seq {last}", seq)
+
+    def _together(self) -> None:
+        """All agree on what is at each place, and together they know every place."""
+        for seen in self.seen:
+            for chat, view in seen.views.items():
+                for event in view.events.values():
+                    try:
+                        merge(self.logs[chat], event)
+                    except Conflict as conflict:
+                        self.fault("order", chat, f"{seen.name} and others: {conflict}", event.seq)
+        for chat, last in self.stored.last.items():
+            moves = self._moves[chat] = defaultdict(list)
+            for event in sorted(self.logs[chat].values(), key=lambda event: event.seq):
+                if event.kind in ("participant_added", "participant_removed"):
+                    moves[event.about].append(event)
+            for seq in sorted(set(range(1, last + 1)) - self.logs[chat].keys()):
+                self.fault("gap", chat, "nobody knows what is there", seq)
+        for row in self.stored.messages:
+            event = self.logs[row.chat].get(row.seq)
+            if event is not None and (event.kind not in ("message_new", "message_deleted") or event.about != row.id):
+                self.fault("order", row.chat, f"a message's place, and clients have {event.kind}", row.seq)
+
+    def spells(self, user: str, chat: str) -> list[tuple[int, int | None]]:
+        """From where to where a user was in a chat."""
+        spells: list[tuple[int, int | None]] = []
+        since = 1 if user in self.ledger.founders.get(chat, ()) else None
+        for event in self._moves.get(chat, {}).get(user, ()):
+            if event.kind == "participant_added" and since is None:
+                since = event.seq
+            elif event.kind == "participant_removed" and since is not None:
+                spells.append((since, event.seq))
+                since = None
+        return spells if since is None else [*spells, (since, None)]
+
+    def _events(self, seen: Seen, chat: str) -> None:
+        """Somebody has every event of the time it was in the chat, and no other."""
+        view = seen.views.get(chat)
+        base = view.base if view else 0
+        has = view.events.keys() if view else set()
+        allowed: set[int] = set()
+        for first, last in self.spells(seen.user, chat):
+            allowed.update(range(first, (last or self.stored.last[chat]) + 1))
+        needed = {seq for seq in allowed if seq > base}
+        for seq in sorted(needed - has):
+            self.fault("gap", chat, f"{seen.name} misses it", seq)
+        for seq in sorted(has - allowed):
+            self.fault("leaked", chat, f"{seen.name} was not in the chat", seq)
+        heard = (seen.heard or {}).get(chat, [])
+        for before, after in itertools.pairwise(heard):
+            if after == before:
+                self.fault("doubled", chat, f"/sync tells {seen.name} of it again", after)
+            elif after < before:
+                self.fault("order", chat, f"/sync tells {seen.name} of it after {before}", after)
+
+    def _membership(self, seen: Seen) -> None:
+        """GET /chats has the chats that the events say one is in."""
+        if seen.heard is not None:
+            return
+        inside = {chat for chat in self.stored.last if any(last is None for _, last in self.spells(seen.user, chat))}
+        for chat in inside ^ seen.shown.keys():
+            self.fault("membership", chat, f"{seen.name} is {'not ' * (chat in inside)}listed in it, the events differ")
+
+    def _shown(self, seen: Seen, chat: str, shown: Shown) -> None:
+        """What GET shows is what a client made of its events, and what was asked for."""
+        if chat not in self.stored.last:
+            self.fault("invented", chat, f"{seen.name} sees it, and it is not stored")
+            return
+        if shown.last_seq != self.stored.last[chat]:
+            self.fault("order", chat, f"{seen.name} is shown last_seq {shown.last_seq}")
+        spells = self.spells(seen.user, chat)
+        since = spells[-1][0] if spells else 1
+        seqs = [message.seq for message in shown.messages]
+        if seqs != sorted(set(seqs)):
+            self.fault("order", chat, f"GET shows {seen.name} messages out of order, or twice")
+        live = {row.id for row in self._rows[chat] if row.live and row.seq >= since}
+        mine = list(seen.views[chat].messages.values()) if chat in seen.views else []
+        for name, messages in (("GET", shown.messages), (seen.name, mine)):
+            known = {message.id: message for message in messages}
+            for missing in live - known.keys():
+                self.fault("lost", chat, f"{name} ({seen.name}) has no {missing}")
+            for message in messages:
+                if message.id not in live and message.seq >= since:
+                    self.fault("invented", chat, f"{name} ({seen.name}) has {message.id}", message.seq)
+                for text in self._content(message):
+                    self.fault("content", chat, f"{name} ({seen.name}): {text}", message.seq)
+        for theirs, ours in self._pairs(shown.messages, mine):
+            if theirs != ours:
+                names = [name for name in Message._fields if getattr(theirs, name) != getattr(ours, name)]
+                self.fault("content", chat, f"GET and {seen.name} differ in {names} of {theirs.id}", theirs.seq)
+        unread = sum(
+            message.sender != seen.user and message.seq > max(shown.read_seq, since) for message in shown.messages
+        )
+        if unread != shown.unread:
+            self.fault("unread", chat, f"{seen.name} has {unread} after {shown.read_seq}, shown {shown.unread}")
+        read = self.ledger.read.get((chat, seen.user), 0)
+        if shown.read_seq < read and read > since:
+            self.fault("unread", chat, f"{seen.name} read {read}, shown {shown.read_seq}")
+
+    @staticmethod
+    def _pairs(first: list[Message], second: list[Message]) -> Iterator[tuple[Message, Message]]:
+        by_id = {message.id: message for message in second}
+        for message in first:
+            if message.id in by_id:
+                yield message, by_id[message.id]
+
+    def _content(self, message: Message) -> Iterator[str]:
+        send: Send | None = self.ledger.sends.get(message.client_id or "")
+        if send is None:
+            return
+        if message.sender != send.sender:
+            yield "it has another sender"
+        if message.payload not in send.payloads:
+            yield "it is not as it was sent or edited"
+        for reaction, known in send.reactions.items():
+            if known is not Known.MAYBE and (known is Known.YES) != (reaction in message.reactions):
+                yield f"the reaction of {reaction[0][:8]} should {'not ' * (known is Known.NO)}be there"
+        for who, emoji in message.reactions - send.reactions.keys():
+            yield f"nobody reacted with {emoji} as {who[:8]}"
+
+    def fault(self, kind: str, chat: str, text: str, seq: int = 0) -> None:
+        self.ledger.fault(kind, chat, text, seq)

@@ -1,0 +1,226 @@
+"""Clients that keep a copy of their chats: those that write, over a socket and HTTP, and those that only page /sync."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict, deque
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from tests.bench.users import User
+from tests.client import Answer
+from tests.history.ledger import Ledger
+from tests.history.line import Frame, Line, Lost, Refused
+from tests.history.stage import Stage
+from tests.history.view import Conflict, Event, Message, View
+
+
+def following(answer: Answer) -> str | None:
+    """The query of the next page, by the Link header (RFC 8288)."""
+    link = answer.headers.get("Link", "")
+    return urlsplit(link[link.index("<") + 1 : link.index(">")]).query if 'rel="next"' in link else None
+
+
+class Reader:
+    """What every client can do: list, and page /sync from where it was."""
+
+    def __init__(self, user: User, stage: Stage, luck: random.Random, ledger: Ledger) -> None:
+        self.user, self.luck, self.ledger = user, luck, ledger
+        self.line = Line(user, stage, luck, ledger, self._frame, self._opened)
+        self.views: dict[str, View] = {}
+        self.cursor = ""
+
+    def _frame(self, frame: Frame) -> None:
+        raise NotImplementedError
+
+    def _opened(self) -> None:
+        raise NotImplementedError
+
+    def _synced(self, event: Event) -> None:
+        raise NotImplementedError
+
+    async def begin(self) -> None:
+        """Take the cursor first, then list the chats."""
+        answer = (await self.line.surely(lambda: self.line.ask("GET", "/sync"))).json
+        if answer["events"] or answer["has_more"]:
+            self.ledger.fault("answer", "", "/sync without a cursor has events")
+        self.cursor = answer["cursor"]
+        for chat in await self.chats():
+            view = self.views[chat["id"]] = View(chat["last_seq"])
+            view.member, view.role = True, chat["role"]
+
+    async def chats(self) -> list[Any]:
+        return await self._pages("/chats", self.luck.choice((3, 10, 100)))
+
+    async def messages(self, chat: str) -> list[Message]:
+        """All of a chat, oldest first. Raises Refused when it isn't (or no longer) in it."""
+        limit = self.luck.choice((7, 50, 200, 200))
+        if self.luck.random() < 0.5:
+            pages = await self._pages(f"/chats/{chat}/messages", limit)
+            pages.reverse()
+        else:
+            pages = await self._pages(f"/chats/{chat}/messages", limit, "after_seq=0")
+        return [Message.read(message) for message in pages]
+
+    async def _pages(self, path: str, limit: int, query: str = "") -> list[Any]:
+        found: list[Any] = []
+        next_query: str | None = f"limit={limit}" + (f"&{query}" if query else "")
+        while next_query is not None:
+            asked = f"{path}?{next_query}"
+            answer = await self.line.surely(lambda asked=asked: self.line.ask("GET", asked))
+            if len(answer.json) > int(parse_qs(next_query)["limit"][0]):
+                self.ledger.fault("answer", "", f"{path} has more than its limit")
+            found += answer.json
+            next_query = following(answer)
+        return found
+
+    async def sync(self, limit: int) -> bool:
+        """One page of /sync; whether there is more. Raises Lost."""
+        answer = (await self.line.ask("GET", f"/sync?cursor={self.cursor}&limit={limit}")).json
+        events = answer["events"]
+        if len(events) > limit:
+            self.ledger.fault("answer", "", f"/sync has {len(events)} events where {limit} were asked for")
+        for wire in events:
+            event = self.read(wire)
+            if event is not None:
+                self._synced(event)
+        self.cursor = answer["cursor"]
+        return bool(answer["has_more"])
+
+    def read(self, wire: Frame) -> Event | None:
+        try:
+            return self.ledger.same(Event.read(wire))
+        except (KeyError, ValueError, TypeError) as error:
+            self.ledger.fault("answer", str(wire.get("chat_id")), f"no event of the contract: {error!r}")
+            return None
+
+
+class Follower(Reader):
+    """Another device of a user's, which never opens a socket: its pages alone must tell everything, once."""
+
+    def __init__(self, user: User, stage: Stage, luck: random.Random, ledger: Ledger) -> None:
+        super().__init__(user, stage, luck, ledger)
+        self.heard: dict[str, list[int]] = defaultdict(list)  # seqs as they came
+        self.logs: dict[str, dict[int, Event]] = defaultdict(dict)
+
+    def _synced(self, event: Event) -> None:
+        self.heard[event.chat].append(event.seq)
+        if event.seq in self.logs[event.chat]:
+            self.ledger.fault("doubled", event.chat, f"/sync tells {self.user.public_id} of it again", event.seq)
+        self.logs[event.chat][event.seq] = event
+
+    async def follow(self, until: asyncio.Event) -> None:
+        """Page on until then."""
+        while not until.is_set():
+            try:
+                more = await self.sync(self.luck.choice((1, 2, 3, 5, 10, 40)))
+            except Lost:
+                more = False
+            if not more:
+                await asyncio.sleep(self.luck.uniform(0.05, 0.4))
+
+    async def settle(self) -> None:
+        while await self.line.surely(lambda: self.sync(self.luck.choice((5, 40, 200)))):
+            pass
+
+
+class Client(Reader):
+    """A phone: a socket most of the time, and /sync whenever it may have missed something."""
+
+    def __init__(self, user: User, stage: Stage, luck: random.Random, ledger: Ledger) -> None:
+        super().__init__(user, stage, luck, ledger)
+        self.recent: dict[str, deque[Event]] = defaultdict(lambda: deque(maxlen=30))  # message_new
+        self.away = False  # it closed its socket, and wants none for now
+        self._unlisted: set[str] = set()
+        self._behind = asyncio.Event()
+        self._syncing = asyncio.Lock()
+
+    async def begin(self) -> None:
+        await super().begin()
+        for chat, view in self.views.items():
+            await self._list(chat, view)
+
+    async def _list(self, chat: str, view: View) -> None:
+        # A client that joined again while it lists ignores what it listed: it lists once more.
+        start = view.start
+        try:
+            found = (await self.line.surely(lambda: self.line.ask("GET", f"/chats/{chat}"))).json
+            messages = await self.messages(chat)
+        except Refused:
+            return  # it was removed meanwhile, and will hear of it
+        if view.start == start:
+            view.role = found["role"]
+            view.listed = {message.id: message for message in messages}
+
+    def _opened(self) -> None:
+        self._behind.set()
+
+    def _frame(self, frame: Frame) -> None:
+        event = self.read(frame)
+        if event is not None:
+            self.ledger.counts["frames"] += 1
+            self.learn(event)
+            if self.views[event.chat].behind:
+                self._behind.set()
+
+    def _synced(self, event: Event) -> None:
+        self.learn(event)
+
+    def learn(self, event: Event) -> None:
+        """Merge an event by (chat, seq)."""
+        view = self.views.setdefault(event.chat, View())
+        try:
+            new = view.add(event)
+        except Conflict as conflict:
+            self.ledger.fault("doubled", event.chat, f"{self.user.public_id}: {conflict}", event.seq)
+            return
+        if not new:
+            return
+        if event.kind == "message_new":
+            self.recent[event.chat].append(event)
+        me = event.about == self.user.user_id
+        if (event.kind == "participant_added" and me) or event.kind == "chat_created":
+            if view.joined(event.seq, event.what):
+                self._unlisted.add(event.chat)
+        elif event.kind == "participant_removed" and me:
+            view.left(event.seq)
+        elif event.kind == "participant_role" and me:
+            view.role = event.what
+
+    async def keep_up(self, until: asyncio.Event) -> None:
+        """Stay online and complete until then."""
+        while not until.is_set():
+            try:
+                if not self.away:
+                    await self.line.connect()
+                if self._behind.is_set():
+                    # Frames of two servers pass each other: what is missing often is on its way.
+                    await asyncio.sleep(0.2)
+                    await self.catch_up(self.luck.choice((3, 20, 200, 1000)))
+            except Lost:
+                await asyncio.sleep(self.luck.uniform(0.05, 0.3))
+            await asyncio.sleep(0.05)
+
+    async def catch_up(self, limit: int) -> None:
+        """Page /sync to its end, and list chats that are new. Raises Lost."""
+        async with self._syncing:
+            self._behind.clear()
+            try:
+                while await self.sync(limit):
+                    pass
+                while self._unlisted:
+                    chat = self._unlisted.pop()
+                    await self._list(chat, self.views[chat])
+            except Lost:
+                self._behind.set()
+                raise
+
+    async def settle(self) -> None:
+        """Be online, and know everything."""
+        self.away = False
+        await self.line.surely(self.line.connect)
+        await self.line.surely(lambda: self.catch_up(200))
+
+    async def close(self) -> None:
+        await self.line.close()

@@ -1,0 +1,104 @@
+"""What clients asked for and what they were told: the model that the server is held against."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from tests.history.view import Event
+
+
+class Fault(NamedTuple):
+    """Something that must not be. ``kind`` is a word that the summary counts."""
+
+    kind: str
+    chat: str
+    text: str
+    seq: int = 0
+
+
+class Known(Enum):
+    """What can be said of something that was asked for, and whose answer may have been lost."""
+
+    NO = "no"
+    MAYBE = "maybe"
+    YES = "yes"
+
+
+@dataclass
+class Send:
+    """A message that somebody wanted to send."""
+
+    client_id: str
+    chat: str
+    sender: str
+    payload: str
+    refused: bool = False  # at the first try, so that it can't exist
+    places: set[tuple[str, int]] = field(default_factory=set)  # (message id, seq), as answered
+    payloads: set[str] = field(default_factory=set)  # what it may bear now
+    deleted: Known = Known.NO
+    reactions: dict[tuple[str, str], Known] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.payloads.add(self.payload)
+
+    @property
+    def acked(self) -> bool:
+        return bool(self.places)
+
+    @property
+    def message_id(self) -> str:
+        return next(iter(self.places))[0]
+
+    @property
+    def exists(self) -> Known:
+        """Whether it must be in its chat (as long as nobody deletes it)."""
+        if self.acked:
+            return Known.YES
+        return Known.NO if self.refused else Known.MAYBE
+
+
+class Ledger:
+    """Of the whole run. What must not be is noted, so that the run goes on and shows more of it."""
+
+    def __init__(self) -> None:
+        self.sends: dict[str, Send] = {}
+        self.kinds: dict[str, str] = {}  # of chats
+        self.founders: dict[str, set[str]] = {}  # who was in a chat from its first event on
+        self.read: dict[tuple[str, str], int] = {}  # (chat, user): the highest read_seq that was acknowledged
+        self.faults: list[Fault] = []
+        self.counts: Counter[str] = Counter()
+        self._numbers = itertools.count()
+        self._same: dict[Event, Event] = {}
+
+    def send(self, chat: str, sender: str, client_id: str, size: int) -> Send:
+        """A message of about so many bytes that somebody is going to send."""
+        text = f"{next(self._numbers)} ".encode().ljust(size, b".")
+        send = Send(client_id, chat, sender, base64.b64encode(text).decode())
+        self.sends[send.client_id] = send
+        return send
+
+    def chat(self, chat: str, kind: str, founders: set[str]) -> None:
+        """A chat that was made. Of two people there is one, however often and by whomever it is asked for."""
+        if kind == "direct":
+            for other, pair in self.founders.items():
+                if self.kinds[other] == "direct" and pair == founders and other != chat:
+                    self.fault("doubled", chat, f"a direct chat of two who have {other}")
+        self.kinds[chat], self.founders[chat] = kind, founders
+
+    def text(self) -> str:
+        """A payload that no message bears yet."""
+        return base64.b64encode(f"edited {next(self._numbers)}".encode()).decode()
+
+    def same(self, event: Event) -> Event:
+        """One copy of equal events: each is heard by many."""
+        return self._same.setdefault(event, event)
+
+    def fault(self, kind: str, chat: str, text: str, seq: int = 0) -> None:
+        if len(self.faults) < 1000:
+            self.faults.append(Fault(kind, chat, text, seq))
+        self.counts[f"fault:{kind}"] += 1
