@@ -32,12 +32,12 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--pace", type=float, default=Plan.pace, help="seconds between two deeds of a client")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--vanishing", type=float, default=0.03, help="share of messages that expire")
+    parser.add_argument("--lossy", action="store_true", help="commit without the disk: shows that losses are found")
     given = parser.parse_args()
     logs.configure("critical")  # that PostgreSQL died is no news here
     print(f"seed {given.seed}", flush=True)
-    report = uvloop.run(
-        play(Plan(given.seed, given.instances, given.server_kills, given.postgres_kills, given.clients, given.pace))
-    )
+    report = uvloop.run(play(Plan(**vars(given))))
     print(report.story())
     for what, times in sorted(report.counts.items()):
         print(f"  {what}: {times}")

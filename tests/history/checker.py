@@ -13,7 +13,7 @@ from tests.history.view import Conflict, Event, Message, View, merge
 
 
 class Row(NamedTuple):
-    """A row of the table messages."""
+    """A row of the table messages. The place of one that isn't live is a row of chat_events."""
 
     chat: str
     seq: int
@@ -66,6 +66,7 @@ class Checker:
         self._sends()
         self._seqs()
         self._together()
+        self._sense()
         for seen in self.seen:
             self._membership(seen)
             for chat in sorted(self.stored.last):
@@ -91,8 +92,8 @@ class Checker:
             for row in found:
                 if row.chat != send.chat or (send.acked and (row.id, row.seq) not in send.places):
                     self.fault("order", send.chat, f"{send.client_id} is not where it was said to be", row.seq)
-                if row.live and send.deleted is Known.YES:
-                    self.fault("content", send.chat, f"{send.client_id} was deleted, and is there", row.seq)
+                if row.live and (send.deleted is Known.YES or send.vanishes):
+                    self.fault("content", send.chat, f"{send.client_id} was deleted or expired, and is there", row.seq)
                 if not row.live and send.deleted is Known.NO:
                     self.fault("lost", send.chat, f"{send.client_id} is deleted, and nobody did it", row.seq)
         for others in rows.values():
@@ -103,7 +104,7 @@ class Checker:
         """The seqs of each chat are 1, 2, 3, ... last_seq."""
         seqs: dict[str, Counter[int]] = defaultdict(Counter)
         for row in self.stored.messages:
-            seqs[row.chat][row.seq] += 1
+            seqs[row.chat][row.seq] += row.live
         for chat, seq in self.stored.events:
             seqs[chat][seq] += 1
         for chat in self.stored.last.keys() | seqs.keys():
@@ -136,6 +137,29 @@ class Checker:
             event = self.logs[row.chat].get(row.seq)
             if event is not None and (event.kind not in ("message_new", "message_deleted") or event.about != row.id):
                 self.fault("order", row.chat, f"a message's place, and clients have {event.kind}", row.seq)
+
+    def _sense(self) -> None:
+        """A repetition is no event, and receipts only grow."""
+        for chat, log in self.logs.items():
+            inside = set(self.ledger.founders.get(chat, ()))
+            reactions: set[tuple[str, str, str]] = set()
+            receipts: dict[str, tuple[int, ...]] = {}
+            for event in sorted(log.values(), key=lambda event: event.seq):
+                repeated = False
+                if event.kind in ("participant_added", "participant_removed"):
+                    adds = event.kind == "participant_added"
+                    repeated = adds == (event.about in inside) and event.seq > 1
+                    (inside.add if adds else inside.discard)(event.about)
+                elif event.kind in ("reaction_added", "reaction_removed"):
+                    key, adds = (event.about, event.by, event.what), event.kind == "reaction_added"
+                    repeated = adds == (key in reactions)
+                    (reactions.add if adds else reactions.discard)(key)
+                elif event.kind == "receipt":
+                    before = receipts.get(event.by, (0, 0))
+                    now = receipts[event.by] = tuple(int(mark) for mark in event.what.split("/"))
+                    repeated = now == before or any(new < old for new, old in zip(now, before, strict=True))
+                if repeated:
+                    self.fault("order", chat, f"{event.kind} that changes nothing, or goes back", event.seq)
 
     def spells(self, user: str, chat: str) -> list[tuple[int, int | None]]:
         """From where to where a user was in a chat."""

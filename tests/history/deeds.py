@@ -15,18 +15,22 @@ from tests.history.line import Refused
 from tests.history.view import Event, Message
 
 EMOJI = ("👍", "❤️", "😂", "🔥")
+EXPIRES = 5  # seconds, the least there is
 MOST = 20  # people in a group
 OUTSIDE = {"not_found", "forbidden"}  # what whoever is not (or no longer) in a chat is told
 
 
 class Actor:
-    """A client that acts. ``people`` are all users by id, for those it may add."""
+    """A client that acts. ``people`` are all users by id, for those it may add.
 
-    def __init__(self, client: Client, people: dict[str, User], pace: float) -> None:
+    ``pace`` is the mean of seconds between two deeds, ``vanishing`` the share of messages that expire.
+    """
+
+    def __init__(self, client: Client, people: dict[str, User], pace: float, vanishing: float) -> None:
         self.client, self.people = client, people
         self.luck, self.ledger, self.line = client.luck, client.ledger, client.line
         self.me = client.user.user_id
-        self._pace = pace
+        self._pace, self._vanishing = pace, vanishing
         self._own: list[Send] = []
         self._deeds: list[tuple[int, Callable[[str], Any]]] = [
             (60, self.write),
@@ -58,13 +62,17 @@ class Actor:
         if self.ledger.kinds.get(chat) == "channel" and self.client.views[chat].role not in ("owner", "admin"):
             await self.receipt(chat)
             return
-        await asyncio.gather(*(self.send(chat) for _ in range(self.luck.choice((1, 1, 1, 2, 4)))))
+        many = self.luck.choice((1, 1, 1, 2, 4))
+        await asyncio.gather(*(self.send(chat, self.luck.random() < self._vanishing) for _ in range(many)))
 
-    async def send(self, chat: str) -> Send | None:
+    async def send(self, chat: str, vanishes: bool = False) -> Send | None:
         """A message under one client_id until it is answered, each time over the socket or over HTTP."""
         client_id = str(UUID(int=self.luck.getrandbits(128), version=4))
         send = self.ledger.send(chat, self.me, client_id, self.luck.randint(12, 300))
-        body = {"client_id": send.client_id, "encrypted_payload": send.payload, "message_type": "text"}
+        body: dict[str, Any] = {"client_id": send.client_id, "encrypted_payload": send.payload, "message_type": "text"}
+        if vanishes:
+            send.vanishes, send.deleted = True, Known.MAYBE
+            body["expires_in"] = EXPIRES
 
         async def once() -> None:
             if self.luck.random() < 0.8:

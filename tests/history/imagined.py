@@ -117,7 +117,8 @@ class Imagined:
             for wire in self.events
             if wire["type"] == "message_new"
         ]
-        others = [(CHAT, wire["seq"]) for wire in self.events if wire["type"] != "message_new"]
+        live = {row.seq for row in rows if row.live}
+        others = [(CHAT, wire["seq"]) for wire in self.events if wire["seq"] not in live]
         return Stored(rows, others, {CHAT: self.last})
 
     def seen(self, user: str) -> Seen:

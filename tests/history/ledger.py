@@ -41,6 +41,7 @@ class Send:
     places: set[tuple[str, int]] = field(default_factory=set)  # (message id, seq), as answered
     payloads: set[str] = field(default_factory=set)  # what it may bear now
     deleted: Known = Known.NO
+    vanishes: bool = False
     reactions: dict[tuple[str, str], Known] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -15,12 +15,13 @@ from tests.bench import users
 from tests.bench.users import User
 from tests.history.checker import Checker, Row, Seen, Shown, Stored
 from tests.history.clients import Client, Follower, Reader
-from tests.history.deeds import Actor
+from tests.history.deeds import EXPIRES, Actor
 from tests.history.ledger import Fault, Ledger
 from tests.history.stage import Killed, Stage, stage
 from tests.history.view import Event, View
 
 SETTLE = 90.0  # seconds for all to finish what they began; each waits for PostgreSQL's recovery at most
+ERASED = 16.0  # seconds until what has expired is erased (contract section 7: within 15)
 REACH = 10.0  # seconds a frame may take when all is quiet
 
 
@@ -33,6 +34,8 @@ class Plan:
     clients: int = 50
     pace: float = 0.15  # seconds between two deeds of a client, in the mean
     pause: tuple[float, float] = (0.5, 1.5)  # seconds between kills
+    vanishing: float = 0.0  # share of messages that expire
+    lossy: bool = False  # let PostgreSQL acknowledge what isn't on the disk, to see that this is found
 
 
 @dataclass
@@ -81,7 +84,7 @@ class Run:
         self.luck = random.Random(f"{plan.seed} run")
         by_id = {person.user_id: person for person in people}
         self.clients = [Client(person, theatre, self._luck("client", person), self.ledger) for person in people]
-        self.actors = [Actor(client, by_id, plan.pace) for client in self.clients]
+        self.actors = [Actor(client, by_id, plan.pace, plan.vanishing) for client in self.clients]
         chosen = self.luck.sample(people, min(10, len(people)))
         self.followers = [Follower(person, theatre, self._luck("follower", person), self.ledger) for person in chosen]
         self._over = asyncio.Event()
@@ -105,6 +108,7 @@ class Run:
             await self._kill()
             self._over.set()
         await self.stage.whole()
+        await asyncio.sleep(EXPIRES + ERASED if self.plan.vanishing else 0)
         await self._settle()
 
     async def _settle(self) -> None:
@@ -204,7 +208,7 @@ async def stored(dsn: str) -> Stored:
     connection = await asyncpg.connect(dsn)
     try:
         messages = await connection.fetch(
-            "SELECT chat_id::text, seq, id::text, client_id::text, deleted_at IS NULL FROM messages"
+            "SELECT chat_id::text, abs(seq), id::text, client_id::text, deleted_at IS NULL FROM messages"
         )
         events = await connection.fetch("SELECT chat_id::text, seq FROM chat_events")
         last = await connection.fetch("SELECT id::text, last_seq FROM chat_threads")
@@ -217,6 +221,8 @@ async def run(plan: Plan, folder: Path) -> Report:
     """All of it. ``folder`` must be open to the user whom PostgreSQL runs as."""
     started = time.monotonic()
     async with stage(folder, plan.instances) as theatre:
+        if plan.lossy:
+            await theatre.postgres.be_lossy()
         people = await users.create(theatre.place, plan.clients, f"h{plan.seed % 10_000}")
         one = Run(plan, theatre, people)
         try:

@@ -13,6 +13,8 @@ from pathlib import Path
 from unittest import mock
 from urllib.parse import urlsplit
 
+import asyncpg
+
 from config import embedded
 from models import migrations
 from tests.running import Place, program
@@ -48,6 +50,14 @@ class Postgres(Killed):
         super().__init__()
         self._folder = folder
         self.dsn = ""
+
+    async def be_lossy(self) -> None:
+        """Let it acknowledge commits that are not on the disk yet."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            await connection.execute("ALTER ROLE mimu SET synchronous_commit = off")
+        finally:
+            await connection.close()
 
     async def run(self) -> None:
         # The embedded default restarts its own child, but waits ever longer when it dies again and again: here each

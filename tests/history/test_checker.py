@@ -153,6 +153,28 @@ def different_events(case: Case) -> None:
     events[4] = events[4]._replace(about=case.second)
 
 
+def receipt_repeated(case: Case) -> None:
+    case.server.happen("receipt", user_id=BOB, delivered_seq=3, read_seq=2)
+    case.stored = case.server.stored()
+    case.alice.views[CHAT].add(Event.read(case.server.events[-1]))
+
+
+def reaction_repeated(case: Case) -> None:
+    case.server.happen("reaction_added", message_id=case.first, user_id=BOB, emoji="a")
+    case.stored = case.server.stored()
+    case.alice.views[CHAT].add(Event.read(case.server.events[-1]))
+
+
+def added_twice(case: Case) -> None:
+    case.server.happen("participant_added", user_id=CAROL, role="member")
+    case.stored = case.server.stored()
+    case.alice.views[CHAT].add(Event.read(case.server.events[-1]))
+
+
+def not_expired(case: Case) -> None:
+    case.server.ledger.sends[case.client_id(case.third)].vanishes = True
+
+
 def shown_to_the_removed(case: Case) -> None:
     case.bob.shown[CHAT] = Shown(case.server.last, 1, 3, [])
 
@@ -214,6 +236,10 @@ def view_differs(case: Case) -> None:
         (heard_between, "leaked"),
         (removal_untold, "gap"),
         (different_events, "order"),
+        (receipt_repeated, "order"),
+        (reaction_repeated, "order"),
+        (added_twice, "order"),
+        (not_expired, "content"),
         (shown_to_the_removed, "membership"),
         (not_shown_to_a_member, "membership"),
         (out_of_order, "order"),

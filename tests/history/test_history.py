@@ -1,0 +1,23 @@
+"""A short random history on one instance and on two; ``python -m tests.history`` plays long ones."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from tests.history.__main__ import play
+from tests.history.run import Plan
+
+# Another one each time, which the failure names.
+SEED = int(os.environ.get("MIMU_TEST_SEED") or random.SystemRandom().randrange(10**6))
+
+
+@pytest.mark.gen_test(timeout=300)
+@pytest.mark.parametrize(("instances", "server_kills", "postgres_kills"), [(1, 2, 1), (2, 3, 2)])
+async def test_nothing_is_lost_doubled_or_out_of_order(instances: int, server_kills: int, postgres_kills: int) -> None:
+    report = await play(Plan(SEED, instances, server_kills, postgres_kills, pace=0.3))
+    print(report.story())
+    assert not report.faults, report.story()
+    assert report.counts["acked"] > 100, report.story()
