@@ -22,12 +22,21 @@ class Row(NamedTuple):
     live: bool
 
 
+class Place(NamedTuple):
+    """A row of the table chat_events."""
+
+    chat: str
+    seq: int
+    kind: str = ""
+    user: str | None = None
+
+
 @dataclass
 class Stored:
-    """What PostgreSQL holds: rows, the seqs of chat_events, and last_seq."""
+    """What PostgreSQL holds: messages, chat_events, and last_seq."""
 
     messages: list[Row] = field(default_factory=list)
-    events: list[tuple[str, int]] = field(default_factory=list)
+    events: list[Place] = field(default_factory=list)
     last: dict[str, int] = field(default_factory=dict)
 
 
@@ -57,10 +66,15 @@ class Checker:
     def __init__(self, ledger: Ledger, stored: Stored, seen: list[Seen]) -> None:
         self.ledger, self.stored, self.seen = ledger, stored, seen
         self.logs: dict[str, dict[int, Event]] = defaultdict(dict)  # of each chat, what all know together
-        self._moves: dict[str, dict[str, list[Event]]] = {}  # of each chat and user, who comes and goes
+        self._moves: dict[tuple[str, str | None], list[Place]] = defaultdict(
+            list
+        )  # of chats and users, who comes and goes
         self._rows: dict[str, list[Row]] = defaultdict(list)
         for row in stored.messages:
             self._rows[row.chat].append(row)
+        for place in sorted(stored.events, key=lambda place: place.seq):
+            if place.kind in ("participant_added", "participant_removed"):
+                self._moves[place.chat, place.user].append(place)
 
     def check(self) -> None:
         self._sends()
@@ -105,8 +119,8 @@ class Checker:
         seqs: dict[str, Counter[int]] = defaultdict(Counter)
         for row in self.stored.messages:
             seqs[row.chat][row.seq] += row.live
-        for chat, seq in self.stored.events:
-            seqs[chat][seq] += 1
+        for place in self.stored.events:
+            seqs[place.chat][place.seq] += 1
         for chat in self.stored.last.keys() | seqs.keys():
             last = self.stored.last.get(chat, 0)
             for seq in sorted(set(range(1, last + 1)) - seqs[chat].keys()):
@@ -118,7 +132,7 @@ class Checker:
                     self.fault("order", chat, f"beyond last_seq {last}", seq)
 
     def _together(self) -> None:
-        """All agree on what is at each place, and together they know every place."""
+        """All agree on what is at each place, and it is what is stored there."""
         for seen in self.seen:
             for chat, view in seen.views.items():
                 for event in view.events.values():
@@ -126,17 +140,14 @@ class Checker:
                         merge(self.logs[chat], event)
                     except Conflict as conflict:
                         self.fault("order", chat, f"{seen.name} and others: {conflict}", event.seq)
-        for chat, last in self.stored.last.items():
-            moves = self._moves[chat] = defaultdict(list)
-            for event in sorted(self.logs[chat].values(), key=lambda event: event.seq):
-                if event.kind in ("participant_added", "participant_removed"):
-                    moves[event.about].append(event)
-            for seq in sorted(set(range(1, last + 1)) - self.logs[chat].keys()):
-                self.fault("gap", chat, "nobody knows what is there", seq)
         for row in self.stored.messages:
             event = self.logs[row.chat].get(row.seq)
             if event is not None and (event.kind not in ("message_new", "message_deleted") or event.about != row.id):
                 self.fault("order", row.chat, f"a message's place, and clients have {event.kind}", row.seq)
+        for place in self.stored.events:
+            event = self.logs[place.chat].get(place.seq)
+            if event is not None and event.kind != place.kind and not event.gone and place.kind != "message_deleted":
+                self.fault("order", place.chat, f"the place of {place.kind}, and clients have {event.kind}", place.seq)
 
     def _sense(self) -> None:
         """A repetition is no event, and receipts only grow."""
@@ -165,11 +176,11 @@ class Checker:
         """From where to where a user was in a chat."""
         spells: list[tuple[int, int | None]] = []
         since = 1 if user in self.ledger.founders.get(chat, ()) else None
-        for event in self._moves.get(chat, {}).get(user, ()):
-            if event.kind == "participant_added" and since is None:
-                since = event.seq
-            elif event.kind == "participant_removed" and since is not None:
-                spells.append((since, event.seq))
+        for move in self._moves.get((chat, user), ()):
+            if move.kind == "participant_added" and since is None:
+                since = move.seq
+            elif move.kind == "participant_removed" and since is not None:
+                spells.append((since, move.seq))
                 since = None
         return spells if since is None else [*spells, (since, None)]
 

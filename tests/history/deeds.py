@@ -38,7 +38,7 @@ class Actor:
             (4, self.delete),
             (9, self.react),
             (9, self.receipt),
-            (3, self.membership),
+            (6, self.membership),
             (2, self.wander),
             (1, self.meet),
         ]
@@ -177,7 +177,7 @@ class Actor:
         path = f"/chats/{chat}/participants"
         try:
             if self.client.views[chat].role != "owner":
-                if self.luck.random() < 0.4:
+                if self.luck.random() < 0.2:
                     await self.line.surely(lambda: self.line.ask("DELETE", f"{path}/{self.me}"))
                     self.ledger.counts["left"] += 1
                 return

@@ -6,7 +6,7 @@ import base64
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.history.checker import Row, Seen, Shown, Stored
+from tests.history.checker import Place, Row, Seen, Shown, Stored
 from tests.history.ledger import Known, Ledger
 from tests.history.view import Event, Message, View
 
@@ -118,7 +118,11 @@ class Imagined:
             if wire["type"] == "message_new"
         ]
         live = {row.seq for row in rows if row.live}
-        others = [(CHAT, wire["seq"]) for wire in self.events if wire["seq"] not in live]
+        others = [
+            Place(CHAT, wire["seq"], wire["type"], wire.get("user_id"))
+            for wire in self.events
+            if wire["seq"] not in live
+        ]
         return Stored(rows, others, {CHAT: self.last})
 
     def seen(self, user: str) -> Seen:

@@ -13,7 +13,7 @@ import asyncpg
 
 from tests.bench import users
 from tests.bench.users import User
-from tests.history.checker import Checker, Row, Seen, Shown, Stored
+from tests.history.checker import Checker, Place, Row, Seen, Shown, Stored
 from tests.history.clients import Client, Follower, Reader
 from tests.history.deeds import EXPIRES, Actor
 from tests.history.ledger import Fault, Ledger
@@ -210,11 +210,11 @@ async def stored(dsn: str) -> Stored:
         messages = await connection.fetch(
             "SELECT chat_id::text, abs(seq), id::text, client_id::text, deleted_at IS NULL FROM messages"
         )
-        events = await connection.fetch("SELECT chat_id::text, seq FROM chat_events")
+        events = await connection.fetch("SELECT chat_id::text, seq, type::text, user_id::text FROM chat_events")
         last = await connection.fetch("SELECT id::text, last_seq FROM chat_threads")
     finally:
         await connection.close()
-    return Stored([Row(*row) for row in messages], [(chat, seq) for chat, seq in events], dict(last))
+    return Stored([Row(*row) for row in messages], [Place(*row) for row in events], dict(last))
 
 
 async def run(plan: Plan, folder: Path) -> Report:

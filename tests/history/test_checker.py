@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.history.checker import Checker, Seen, Shown, Stored
+from tests.history.checker import Checker, Place, Seen, Shown, Stored
 from tests.history.imagined import CHAT, Imagined
 from tests.history.ledger import Known
 from tests.history.view import Event, View
@@ -67,7 +67,7 @@ def doubled(case: Case) -> None:
 
 
 def seq_doubled(case: Case) -> None:
-    case.stored.events.append((CHAT, 4))
+    case.stored.events.append(Place(CHAT, 4))
 
 
 def gap(case: Case) -> None:
@@ -124,6 +124,12 @@ def follower_missed(case: Case) -> None:
 def missed_by_all(case: Case) -> None:
     for seen in (case.alice, case.bob, case.carol, case.follower):
         seen.views[CHAT].events.pop(5, None)
+
+
+def stored_differently(case: Case) -> None:
+    places = case.stored.events
+    number = next(number for number, place in enumerate(places) if place.kind == "reaction_added")
+    places[number] = places[number]._replace(kind="reaction_removed")
 
 
 def told_twice(case: Case) -> None:
@@ -230,6 +236,7 @@ def view_differs(case: Case) -> None:
         (event_missed, "gap"),
         (follower_missed, "gap"),
         (missed_by_all, "gap"),
+        (stored_differently, "order"),
         (told_twice, "doubled"),
         (told_late, "order"),
         (heard_after_removal, "leaked"),

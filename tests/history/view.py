@@ -78,7 +78,7 @@ class Event(NamedTuple):
         return self.kind == "message_deleted"
 
     def __str__(self) -> str:
-        return f"{self.seq:>5} {self.kind:<19} {self.about[:8]:<8} by {self.by[:8] or '-':<8} {self.what}"
+        return f"{self.seq:>5} {self.kind:<19} {self.about[-8:]:<8} by {self.by[:8] or '-':<8} {self.what}"
 
 
 class Conflict(Exception):
