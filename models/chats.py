@@ -101,7 +101,8 @@ WITH ended AS (
 ), messages_ AS (
     SELECT m.id FROM ended JOIN messages m ON m.chat_id = ended.id LIMIT $1
 ), events_ AS (
-    SELECT e.chat_id, e.seq FROM ended JOIN chat_events e ON e.chat_id = ended.id AND e.seq < ended.last_seq LIMIT $1
+    SELECT e.chat_id, e.seq FROM ended JOIN chat_events e ON e.chat_id = ended.id AND e.seq < ended.last_seq
+    WHERE NOT EXISTS (SELECT 1 FROM chat_departures d WHERE d.chat_id = e.chat_id AND d.left_seq = e.seq) LIMIT $1
 ), gone AS (
     DELETE FROM messages WHERE id IN (SELECT id FROM messages_) RETURNING 1
 ), untold AS (
@@ -112,7 +113,7 @@ SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM untold)
 
 
 async def purge(db: Database, batch: int) -> int:
-    """Erase messages and events of chats that were deleted, a batch of each; how many. Only the end of a chat stays, to
-    be told by ``/sync``."""
+    """Erase messages and events of chats that were deleted, a batch of each; how many. Only the end of a chat
+    stays, and that of each who left it, to be told by ``/sync``."""
     gone: int = await db.value(_PURGE, batch)
     return gone

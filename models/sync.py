@@ -84,7 +84,7 @@ async def now(db: Database, user_id: UUID) -> tuple[Moment, dict[UUID, int]]:
     return moment, {row["chat_id"]: row["last_seq"] for row in rows if row["chat_id"]}
 
 
-# Of a chat that was deleted only its end is told: the rest is being erased.
+# Of a chat that was deleted only its end is told, and to who had left before, that they did: the rest is being erased.
 _SPANS = f"""
 WITH moment AS MATERIALIZED ({_NOW}), spans AS (
     SELECT t.id AS chat_id, CASE WHEN t.deleted_at IS NULL THEN p.joined_seq ELSE t.last_seq END AS joined,
@@ -92,8 +92,8 @@ WITH moment AS MATERIALIZED ({_NOW}), spans AS (
     FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
     WHERE p.user_id = $1 AND t.last_position >= $2
     UNION ALL
-    SELECT d.chat_id, d.joined_seq, d.left_seq, d.position FROM chat_departures d
-    JOIN chat_threads t ON t.id = d.chat_id AND t.deleted_at IS NULL
+    SELECT d.chat_id, CASE WHEN t.deleted_at IS NULL THEN d.joined_seq ELSE d.left_seq END, d.left_seq, d.position
+    FROM chat_departures d JOIN chat_threads t ON t.id = d.chat_id
     WHERE d.user_id = $1 AND d.position >= $2
 ), next AS (
     SELECT * FROM spans WHERE chat_id >= $3 ORDER BY chat_id, joined LIMIT $4

@@ -455,7 +455,7 @@ async def fill_chats(db: Any, user_id: Any, rows: int) -> None:
 async def test_what_sync_tells_no_more_goes_and_what_it_tells_stays(services: Services) -> None:
     async with place(services) as shared, serving(shared, SYNC_RETENTION_DAYS="10") as server, connected(shared) as db:
         alice, bob = [await Account(one_time=0).register(server.url) for _ in range(2)]
-        chats = []
+        chats, cursor = [], (await bob.get("/sync")).json["cursor"]
         for _ in range(3):
             chat = (await alice.post("/chats", {"type": "group", "participants": [bob.public_id]})).json["id"]
             chats.append(chat)
@@ -468,9 +468,14 @@ async def test_what_sync_tells_no_more_goes_and_what_it_tells_stays(services: Se
         assert (await alice.delete(f"/chats/{ended}")).status == 204
         await periodic(server, "deleted_chats")()
         assert await db.fetchval("SELECT count(*) FROM messages WHERE chat_id = $1", ended) == 0
-        assert await db.fetchval("SELECT array_agg(type::text) FROM chat_events WHERE chat_id = $1", ended) == [
-            "chat_deleted"
+        assert await db.fetchval(
+            "SELECT array_agg(type::text ORDER BY seq) FROM chat_events WHERE chat_id = $1", ended
+        ) == [
+            "participant_removed",  # for Bob, who was not there any more to hear of the end
+            "chat_deleted",
         ]
+        told = (await bob.get(f"/sync?cursor={cursor}")).json["events"]
+        assert [event["type"] for event in told if event["chat_id"] == ended] == ["participant_removed"]
 
         for table, moment in (("chat_events", "created_at"), ("chat_departures", "left_at")):
             await db.execute(f"UPDATE {table} SET {moment} = now() - interval '12 days' WHERE chat_id <> $1", fresh)
