@@ -414,6 +414,9 @@ async def test_the_frames_of_a_message(services: Services) -> None:
             await on.says(a, "client typing")
             await on.hears(a, "server ack of typing")
             await on.hears(b, "server typing")
+            async with asyncio.timeout(5):  # comings are written down a moment later
+                while not (await on.alice.get(f"/users/{on.bob.public_id}")).json["is_online"]:
+                    await asyncio.sleep(0.02)
             await on.says(a, "client presence_subscribe")
             await on.hears(a, "server ack of presence_subscribe")
             await on.hears(a, "server presence")
