@@ -171,6 +171,11 @@ async def replied_to(db: Database, message_id: UUID, chat_id: UUID, seen_from: i
     )
 
 
+async def posted(db: Database, sender_id: UUID, client_id: UUID) -> bool:
+    """Whether somebody has posted a message under this client_id."""
+    return bool(await db.value("SELECT 1 FROM messages WHERE sender_id = $1 AND client_id = $2", sender_id, client_id))
+
+
 async def seen_by(db: Database, message_id: UUID, user_id: UUID) -> Row | None:
     """``chat_id`` of a message that is there and that a user may see, else None."""
     return await db.row(

@@ -114,7 +114,8 @@ class Messages:
         forwarded = request.forwarded_from
         if forwarded is not None and await messages.seen_by(self._db, forwarded, user_id) is None:
             faults.append(Fault("forwarded_from", "no such message"))
-        if faults:
+        # What a repetition refers to may be gone by now; the message was taken nevertheless.
+        if faults and not await messages.posted(self._db, user_id, request.client_id):
             raise InvalidRequest("Some fields are not valid.", details=faults)
 
     # Reading ----------------------------------------------------------------------------------------------------------

@@ -145,6 +145,24 @@ async def test_a_client_id_names_one_message_for_good(services: Services) -> Non
 
 
 @pytest.mark.gen_test
+async def test_a_repetition_is_known_also_when_what_it_refers_to_is_gone(services: Services) -> None:
+    async with town(services, people=2) as made:
+        alice, bob = made.people
+        pair = await chat(alice, bob, kind="direct")
+        asked, forwarded = await say(bob, pair, "a question"), await say(bob, pair, "a joke")
+        body = message("an answer", reply_to=asked["id"], forwarded_from=forwarded["id"])
+        path = f"/chats/{pair['id']}/messages"
+        first = await alice.post(path, body)
+        assert first.status == 201
+        for gone in (asked, forwarded):
+            assert (await bob.delete(f"/messages/{gone['id']}")).status == 204
+        again = await alice.post(path, body)
+        assert (again.status, again.json) == (200, first.json), "else she posts it anew, and it is there twice"
+        new = await alice.post(path, {**body, "client_id": str(uuid4())})
+        assert (new.status, new.fields()) == (400, ["reply_to", "forwarded_from"])
+
+
+@pytest.mark.gen_test
 async def test_what_a_message_may_refer_to(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
