@@ -30,8 +30,10 @@ class ChatMessages(ApiHandler):
             last = rows[query.limit - 1]["seq"]
             if query.after_seq is None:
                 self.link_next(limit=query.limit, before_seq=last)
-            else:
+            elif query.before_seq is None:
                 self.link_next(limit=query.limit, after_seq=last)
+            else:
+                self.link_next(limit=query.limit, after_seq=last, before_seq=query.before_seq)
         self.reply([shown(row) for row in rows[: query.limit]])
 
     async def post(self, chat_id: str) -> None:

@@ -252,6 +252,8 @@ async def test_history_in_pages_both_ways(services: Services) -> None:
             up = await pages(bob, f"{path}?limit={limit}&after_seq=0")
             assert [m["seq"] for page in up for m in page] == left
             assert len(down) == len(up) == -(-len(left) // limit)
+            between = await pages(bob, f"{path}?limit={limit}&after_seq={left[1]}&before_seq={left[6]}")
+            assert [m["seq"] for page in between for m in page] == left[2:6]
             earlier = await pages(bob, f"{path}?limit={limit}&before_seq={left[3]}")
             assert [m["seq"] for page in earlier for m in page] == left[2::-1]
         assert await history(bob, group, f"?after_seq={left[-1]}") == []
