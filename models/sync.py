@@ -17,7 +17,7 @@ import peewee
 
 from models.changes import event_fields
 from models.database import Database, Row, Table
-from models.listing import MESSAGE
+from models.listing import MESSAGE, UNEXPIRED
 
 
 class SyncEpoch(Table):
@@ -135,8 +135,10 @@ async def events(db: Database, ranges: Sequence[tuple[UUID, int, int]]) -> list[
 
 
 async def messages(db: Database, ids: Sequence[UUID]) -> dict[UUID, Row]:
-    """Messages that are there, by id, as they are shown."""
-    rows = await db.fetch(f"SELECT {MESSAGE} FROM messages m WHERE m.id = ANY ($1::uuid[]) AND m.seq > 0", list(ids))
+    """Messages that are there and have not expired, by id, as they are shown."""
+    rows = await db.fetch(
+        f"SELECT {MESSAGE} FROM messages m WHERE m.id = ANY ($1::uuid[]) AND m.seq > 0 AND {UNEXPIRED}", list(ids)
+    )
     return {row["id"]: row for row in rows}
 
 

@@ -278,6 +278,7 @@ async def test_what_has_expired_is_shown_nowhere_before_it_is_erased(
         cursor = (await bob.get("/sync")).json["cursor"]
         stays = await say(alice, here, "it stays")
         fading = await say(alice, here, "it fades, and was edited", expires_in=60)
+        assert (await alice.put(f"/messages/{fading['id']}", {"encrypted_payload": NEW})).status == 200
         await made.sql("UPDATE messages SET expires_at = now() WHERE expires_at IS NOT NULL")
         assert [m["id"] for m in await history(bob, here)] == [stays["id"]]
         assert (await seen(bob, here))["last_message"]["id"] == stays["id"]
@@ -286,8 +287,9 @@ async def test_what_has_expired_is_shown_nowhere_before_it_is_erased(
         reply = await bob.post(f"/chats/{here['id']}/messages", message(reply_to=fading["id"]))
         assert reply.fields() == ["reply_to"]
         page = await bob.get(f"/sync?cursor={cursor}")
+        assert "message_edited" not in page.text and NEW not in page.text
         events = [(e["type"], e["seq"], e.get("message_id")) for e in page.json["events"]]
-        assert events[-1:] == [("message_deleted", 3, fading["id"])]
+        assert events[-2:] == [("message_deleted", 3, fading["id"]), ("message_deleted", 4, fading["id"])]
         waits.set()
         await periodic(made.servers[0], "message_expiry")()
         for socket in (a, b):
