@@ -17,10 +17,14 @@ def key_hash(key: bytes) -> bytes:
 async def set_key(db: Database, user_id: UUID, key: bytes | None) -> None:
     """Open a user's inbox under a key, or close it (None); what is in it stays."""
     async with db.transaction():
-        row = await db.row("SELECT sealed_chat_id FROM users WHERE id = $1 FOR NO KEY UPDATE", user_id)
+        row = await db.row(
+            """SELECT (SELECT id FROM chat_threads WHERE id = sealed_chat_id AND deleted_at IS NULL) AS chat_id
+               FROM users WHERE id = $1 FOR NO KEY UPDATE""",
+            user_id,
+        )
         if row is None:
             return
-        chat_id = row["sealed_chat_id"]
+        chat_id = row["chat_id"]  # None also when its owner has deleted it
         if chat_id is None and key is not None:
             chat_id, _, _ = await create(db, user_id, NewChat("secret", None, None, {}, ()))
         await db.execute(

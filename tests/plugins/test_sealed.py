@@ -147,3 +147,18 @@ async def test_an_inbox_counts_fades_and_is_its_owners_to_clear(services: Servic
             ("client_id", "x"),
         ):
             assert (await sealed(bob, **{name: value})).fields() == [name]
+
+
+@pytest.mark.gen_test
+async def test_an_inbox_that_was_deleted_can_be_opened_anew(services: Services) -> None:
+    async with town(services, people=1) as made:
+        [bob] = made.people
+        chat_id = await inbox(made, bob)
+        assert (await sealed(bob)).status == 201
+        assert (await bob.delete(f"/chats/{chat_id}")).status == 204
+        assert (await sealed(bob)).status in (401, 404)
+        assert (await bob.get("/chats")).json == []
+        new = await inbox(made, bob)
+        assert new != chat_id
+        assert (await sealed(bob)).status == 201
+        assert len(await history(bob, new)) == 1
