@@ -50,6 +50,9 @@ class Reader:
         for chat in await self._pages("/chats", 500):
             view = self.views[chat["id"]] = View(chat["last_seq"])
             view.member, view.role = True, chat["role"]
+        # Of the chats that it is not in, or no more, it may know what comes from now on.
+        for other, last in (await self.line.stage.lasts()).items():
+            self.views.setdefault(other, View(last))
 
     async def chats(self) -> list[Any]:
         return await self._pages("/chats", self.luck.choice((3, 10, 100)))
@@ -139,8 +142,9 @@ class Client(Reader):
 
     async def begin(self) -> None:
         await super().begin()
-        for chat, view in self.views.items():
-            await self._list(chat, view)
+        for chat, view in list(self.views.items()):
+            if view.member:
+                await self._list(chat, view)
 
     async def _list(self, chat: str, view: View) -> None:
         # A client that joined again while it lists ignores what it listed: it lists once more.

@@ -16,7 +16,9 @@ from tests.history.view import Event, Message
 
 EMOJI = ("👍", "❤️", "😂", "🔥")
 EXPIRES = 5  # seconds, the least there is
-MOST = 20  # people in a group
+ROLES = ("owner", "admin", "admin", "member", "member", "restricted")
+CROWDS = ("group", "channel")
+MOST = 40  # people in a group
 OUTSIDE = {"not_found", "forbidden"}  # what whoever is not (or no longer) in a chat is told
 
 
@@ -171,33 +173,41 @@ class Actor:
                 self.ledger.fault("unread", chat, f"read {read}, answered {answer['read_seq']}")
 
     async def membership(self, chat: str) -> None:
-        """Leave, or as the owner of a group add somebody, remove somebody, or make somebody something else."""
-        if self.ledger.kinds.get(chat) != "group":
-            return
-        path = f"/chats/{chat}/participants"
+        """Govern a chat of one's own, or leave this one."""
+        crowds = [
+            one for one, view in self.client.views.items() if view.member and self.ledger.kinds.get(one) in CROWDS
+        ]
+        own = [one for one in crowds if self.client.views[one].role in ("owner", "admin")]
         try:
-            if self.client.views[chat].role != "owner":
-                if self.luck.random() < 0.2:
-                    await self.line.surely(lambda: self.line.ask("DELETE", f"{path}/{self.me}"))
-                    self.ledger.counts["left"] += 1
-                return
-            inside = await self.line.surely(lambda: self.line.ask("GET", f"{path}?limit=1000"))
-            others = sorted({person["user_id"] for person in inside.json} - {self.me})
-            outside = sorted(self.people.keys() - set(others) - {self.me})
-            choice = self.luck.choice(("add", "add", "add", "remove", "role"))
-            if choice == "add" and outside and len(others) < MOST:
-                body = {"public_id": self.people[self.luck.choice(outside)].public_id}
-                await self.line.surely(lambda: self.line.ask("POST", path, body))
-                self.ledger.counts["added"] += 1
-            elif choice == "remove" and len(others) > 1:
-                other = self.luck.choice(others)
-                await self.line.surely(lambda: self.line.ask("DELETE", f"{path}/{other}"))
-                self.ledger.counts["removed"] += 1
-            elif choice == "role" and others:
-                other, role = self.luck.choice(others), self.luck.choice(("admin", "member", "member", "restricted"))
-                await self.line.surely(lambda: self.line.ask("PUT", f"{path}/{other}", {"role": role}))
+            if own and self.luck.random() < 0.8:
+                await self._govern(self.luck.choice(own))
+            elif chat in crowds and self.client.views[chat].role != "owner" and self.luck.random() < 0.3:
+                await self.line.surely(lambda: self.line.ask("DELETE", f"/chats/{chat}/participants/{self.me}"))
+                self.ledger.counts["left"] += 1
         except Refused as refusal:
             self.refused(refusal, chat, OUTSIDE | {"conflict"})
+
+    async def _govern(self, chat: str) -> None:
+        """Add or remove somebody, give a role (the owner's, too), or give the chat a title."""
+        path = f"/chats/{chat}/participants"
+        inside = await self.line.surely(lambda: self.line.ask("GET", f"{path}?limit=1000"))
+        others = sorted({person["user_id"] for person in inside.json} - {self.me})
+        outside = sorted(self.people.keys() - set(others) - {self.me})
+        choice = self.luck.choice(("add", "add", "add", "add", "remove", "role", "title"))
+        if choice == "add" and outside and len(others) < MOST:
+            body = {"public_id": self.people[self.luck.choice(outside)].public_id}
+            await self.line.surely(lambda: self.line.ask("POST", path, body))
+            self.ledger.counts["added"] += 1
+        elif choice == "remove" and len(others) > 1:
+            other = self.luck.choice(others)
+            await self.line.surely(lambda: self.line.ask("DELETE", f"{path}/{other}"))
+            self.ledger.counts["removed"] += 1
+        elif choice == "role" and others:
+            other, role = self.luck.choice(others), self.luck.choice(ROLES)
+            await self.line.surely(lambda: self.line.ask("PUT", f"{path}/{other}", {"role": role}))
+            self.ledger.counts["roles"] += 1
+        elif choice == "title":
+            await self.line.surely(lambda: self.line.ask("PUT", f"/chats/{chat}", {"title": self.ledger.text()}))
 
     async def meet(self, chat: str) -> None:
         """Have a direct chat with somebody."""

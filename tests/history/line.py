@@ -51,7 +51,7 @@ class Line:
         heard: Callable[[Frame], None],
         opened: Callable[[], None],
     ) -> None:
-        self._user, self._stage, self._luck, self._ledger = user, stage, luck, ledger
+        self._user, self.stage, self._luck, self._ledger = user, stage, luck, ledger
         self._heard, self._opened = heard, opened
         self._socket: WebSocketClientConnection | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -172,7 +172,7 @@ class Line:
                 await asyncio.sleep(self._luck.uniform(0.05, 0.3))
 
     def _url(self) -> str:
-        url = self._stage.url(self._luck)
+        url = self.stage.url(self._luck)
         if url is None:
             raise Lost
         return url

@@ -118,7 +118,7 @@ class Run:
         """Direct chats, groups and a channel, at random."""
         for number in range(max(3, len(self.people) // 2)):
             kind = "direct" if number > len(self.people) // 8 else "group" if number else "channel"
-            size = {"direct": 2, "group": self.luck.randint(3, min(15, len(self.people))), "channel": len(self.people)}
+            size = {"direct": 2, "group": self.luck.randint(3, min(30, len(self.people))), "channel": len(self.people)}
             members = self.luck.sample(self.people, size[kind])
             owner, others = members[0], members[1:]
             body = {"type": kind, "title": None if kind == "direct" else f"{kind} {number}"}

@@ -128,6 +128,19 @@ class Stage:
         urls = [instance.url for instance in self.instances if instance.url]
         return luck.choice(urls) if urls else None
 
+    async def lasts(self) -> dict[str, int]:
+        """The last_seq of every chat, as PostgreSQL has it, once it is up."""
+        while True:
+            await self.postgres.up.wait()
+            try:
+                connection = await asyncpg.connect(self.postgres.dsn)
+                try:
+                    return dict(await connection.fetch("SELECT id::text, last_seq FROM chat_threads"))
+                finally:
+                    await connection.close()
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # killed just now
+                await asyncio.sleep(0.1)
+
     async def whole(self) -> None:
         """Until everything is up."""
         for part in (self.postgres, *self.instances):
