@@ -52,8 +52,9 @@ class Reader:
         assert answer["events"] == []
         self._cursor = answer["cursor"]
 
-    async def page(self) -> bool:
-        path = f"/sync?cursor={self._cursor}&limit={self._luck.choice((1, 3, 10, 100))}"
+    async def page(self, limit: int | None = None) -> bool:
+        """The next events; whether there are more."""
+        path = f"/sync?cursor={self._cursor}&limit={limit or self._luck.choice((1, 3, 10, 100))}"
         answer = await ask(self._luck.choice(self._urls), "GET", path, token=self._account.token)
         assert answer.status == 200, answer.text
         self.seen += [(event["chat_id"], event["seq"]) for event in answer.json["events"]]
@@ -162,3 +163,33 @@ async def writes(who: Account, chats: dict[str, list[Account]], urls: list[str],
         return 0
     async with who.socket(luck.choice(urls)) as socket:
         return await write(who, socket, own, urls, luck)
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_there_is_more_as_long_as_a_walk_has_left_something_behind(services: Services) -> None:
+    luck = random.Random(7)
+    async with place(services) as shared, serving(shared) as server:
+        alice, bob = [await Account(one_time=0).register(server.url) for _ in range(2)]
+        chats = sorted(
+            [
+                (await alice.post("/chats", {"type": "group", "title": name, "participants": [bob.public_id]})).json[
+                    "id"
+                ]
+                for name in ("one", "two", "three")
+            ]
+        )
+        reader = Reader(bob, [server.url], luck)
+        await reader.begin()
+
+        async def post(chat: str) -> Place:
+            body = {"client_id": str(uuid4()), "encrypted_payload": b64(b"hi"), "message_type": "text"}
+            return chat, (await alice.post(f"/chats/{chat}/messages", body)).json["seq"]
+
+        sent = [await post(chat) for chat in chats for _ in range(2)]
+        while len(reader.seen) < 3:
+            assert await reader.page(limit=1)
+        # A client that was killed here goes on later, from the cursor that it kept.
+        sent += [await post(chat) for chat in chats]
+        while await reader.page():
+            pass
+        assert Counter(reader.seen) == Counter(sent)
