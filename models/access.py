@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 from uuid import UUID
 
+from models.changes import SEVERED
 from models.database import Database
 
 # Participants remembered, of all chats together: an id and its place in two dictionaries are some 200 bytes, so this is
@@ -79,14 +80,10 @@ class Access:
     async def fresh(self, chat_id: UUID) -> View | None:
         """A chat as it is now."""
         row = await self._db.row(
-            """SELECT t.access, t.type::text,
+            f"""SELECT t.access, t.type::text,
                       ARRAY(SELECT user_id FROM chat_participants WHERE chat_id = t.id ORDER BY user_id) AS users,
                       ARRAY(SELECT role::text FROM chat_participants WHERE chat_id = t.id ORDER BY user_id) AS roles,
-                      t.type = 'direct' AND EXISTS (
-                          SELECT 1 FROM chat_participants one
-                          JOIN chat_participants other ON other.chat_id = t.id AND other.user_id <> one.user_id
-                          JOIN user_blocks ON blocker_id = one.user_id AND blocked_id = other.user_id
-                          WHERE one.chat_id = t.id) AS severed,
+                      {SEVERED} AS severed,
                       t.deleted_at IS NULL AS live
                FROM chat_threads t WHERE t.id = $1""",
             chat_id,

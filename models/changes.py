@@ -48,6 +48,16 @@ class ChatGone(Table):
 # The position of what this transaction does; once for each statement.
 POSITION = "(SELECT base + pg_current_xact_id()::text::bigint FROM sync_epoch)"
 
+# Whether one of the two in a direct or secret chat ``t`` has blocked the other: then neither may write to the other.
+SEVERED = """(t.type IN ('direct', 'secret') AND EXISTS (
+    SELECT 1 FROM chat_participants one
+    JOIN chat_participants other ON other.chat_id = t.id AND other.user_id <> one.user_id
+    JOIN user_blocks ON blocker_id = one.user_id AND blocked_id = other.user_id
+    WHERE one.chat_id = t.id))"""
+
+# What brings a chat to the top of the list, as new messages do. A receipt, or a change of what was said, does not.
+ACTIVE = ("chat_created", "chat_updated", "participant_added", "participant_removed", "participant_role")
+
 
 class Event(NamedTuple):
     """A durable change at its place in a chat. ``fields`` are what its type bears beside these."""
@@ -74,8 +84,8 @@ class Event(NamedTuple):
 class Change:
     """A chat whose row is locked until the transaction ends, as one of its participants sees it.
 
-    ``role`` is None for who takes no part. ``events`` are what was appended; they may be told after the commit, to the
-    participants that the chat has under ``access``.
+    ``role`` is None for who takes no part; ``severed``: one of the two has blocked the other. ``events`` are what was
+    appended; they may be told after the commit, to the participants that the chat has under ``access``.
     """
 
     db: Database
@@ -86,12 +96,18 @@ class Change:
     user_id: UUID
     role: str | None
     joined_seq: int
+    severed: bool = False
     events: list[Event] = field(default_factory=list)
 
     @property
     def two(self) -> bool:
         """Whether it is a chat of two, whose participants never change."""
         return self.type in ("direct", "secret")
+
+    @property
+    def may_write(self) -> bool:
+        """Whether the participant may do what others get to see as theirs."""
+        return self.role not in (None, "restricted") and not self.severed
 
     @property
     def seen_from(self) -> int:
@@ -110,7 +126,8 @@ class Change:
         """Add an event: its row, and what it is told with (``fields``; when None, the row's own columns)."""
         row = await self.db.row(
             f"""WITH moved AS (
-                    UPDATE chat_threads SET last_seq = last_seq + 1, updated_at = now(),
+                    UPDATE chat_threads SET last_seq = last_seq + 1,
+                        updated_at = CASE WHEN $6 THEN now() ELSE updated_at END,
                         last_position = greatest(last_position, {POSITION})
                     WHERE id = $1 RETURNING last_seq, last_position
                 )
@@ -122,6 +139,7 @@ class Change:
             message_id,
             user_id,
             dict(data or {}),
+            kind in ACTIVE,
         )
         assert row is not None  # the chat is locked, so it is there
         told = event_fields(kind, message_id, user_id, data or {}) if fields is None else fields
@@ -133,7 +151,7 @@ class Change:
         """Add the same event for each of these messages, in their order."""
         rows = await self.db.fetch(
             f"""WITH moved AS (
-                    UPDATE chat_threads SET last_seq = last_seq + cardinality($3::uuid[]), updated_at = now(),
+                    UPDATE chat_threads SET last_seq = last_seq + cardinality($3::uuid[]),
                         last_position = greatest(last_position, {POSITION})
                     WHERE id = $1 RETURNING last_seq - cardinality($3::uuid[]) AS seq, last_position
                 )
@@ -187,7 +205,10 @@ async def changing(db: Database, chat_id: UUID, user_id: UUID) -> AsyncIterator[
             return
         # After the lock, in a statement of its own: what it sees can't change any more.
         own = await db.row(
-            "SELECT role::text, joined_seq FROM chat_participants WHERE chat_id = $1 AND user_id = $2", chat_id, user_id
+            f"""SELECT p.role::text, p.joined_seq, {SEVERED} AS severed
+                FROM chat_threads t JOIN chat_participants p ON p.chat_id = t.id WHERE t.id = $1 AND p.user_id = $2""",
+            chat_id,
+            user_id,
         )
         yield Change(
             db,
@@ -198,4 +219,5 @@ async def changing(db: Database, chat_id: UUID, user_id: UUID) -> AsyncIterator[
             user_id,
             own["role"] if own else None,
             own["joined_seq"] if own else 0,
+            own["severed"] if own else False,
         )

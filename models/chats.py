@@ -28,9 +28,15 @@ def _pair(one: UUID, other: UUID) -> bytes:
 
 
 async def renew_pair(db: Database, one: UUID, other: UUID) -> None:
-    """One of two has blocked the other, or takes it back: that changes who may post in their direct chat."""
+    """One of two has blocked the other, or takes it back: that changes who may write in the chats of these two."""
     await db.execute(
-        "UPDATE chat_threads SET access = access + 1 WHERE pair = $1 AND deleted_at IS NULL", _pair(one, other)
+        """UPDATE chat_threads SET access = access + 1 WHERE id IN (
+               SELECT t.id FROM chat_participants mine
+               JOIN chat_participants theirs ON theirs.chat_id = mine.chat_id AND theirs.user_id = $2
+               JOIN chat_threads t ON t.id = mine.chat_id AND t.type IN ('direct', 'secret') AND t.deleted_at IS NULL
+               WHERE mine.user_id = $1 ORDER BY t.id FOR NO KEY UPDATE OF t)""",
+        one,
+        other,
     )
 
 

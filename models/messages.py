@@ -240,8 +240,8 @@ WITH doomed AS (
     SELECT id, chat_id, seq, number, position, sender_id, created_at FROM messages
     WHERE chat_id = $1 AND id = ANY ($2::uuid[]) AND seq > 0 FOR UPDATE
 ), gone AS (
-    UPDATE messages m SET encrypted_payload = '', metadata = '{}', reply_to = NULL, forwarded_from = NULL,
-        expires_at = NULL, seq = -m.seq, deleted_at = now()
+    UPDATE messages m SET encrypted_payload = '', metadata = jsonb_build_object('reason', $3::text), message_type = '',
+        reply_to = NULL, forwarded_from = NULL, expires_at = NULL, seq = -m.seq, deleted_at = now()
     FROM doomed WHERE m.id = doomed.id
 ), placed AS (
     INSERT INTO chat_events (chat_id, seq, position, type, message_id, data, created_at)

@@ -77,7 +77,8 @@ async def presence(db: Database, asked: Sequence[tuple[UUID, UUID]]) -> list[Row
 async def me(db: Database, user_id: UUID) -> Row | None:
     """A user as they see themselves, with the identity key."""
     return await db.row(
-        f"SELECT {_COLUMNS}, settings, is_online, last_seen, identity_key FROM users WHERE id = $1", user_id
+        f"SELECT {_COLUMNS}, settings, is_online, last_seen, identity_key, sealed_chat_id FROM users WHERE id = $1",
+        user_id,
     )
 
 

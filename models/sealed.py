@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from uuid import UUID
 
+from models.changes import Event
 from models.chats import NewChat, create
 from models.database import Database, Row
 
@@ -14,8 +15,10 @@ def key_hash(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-async def set_key(db: Database, user_id: UUID, key: bytes | None) -> None:
-    """Open a user's inbox under a key, or close it (None); what is in it stays."""
+async def set_key(db: Database, user_id: UUID, key: bytes | None) -> tuple[int, Event] | None:
+    """Open a user's inbox under a key, or close it (None); what is in it stays. The access and the first event of the
+    chat, where that had to be made."""
+    made = None
     async with db.transaction():
         row = await db.row(
             """SELECT (SELECT id FROM chat_threads WHERE id = sealed_chat_id AND deleted_at IS NULL) AS chat_id
@@ -23,16 +26,18 @@ async def set_key(db: Database, user_id: UUID, key: bytes | None) -> None:
             user_id,
         )
         if row is None:
-            return
+            return None
         chat_id = row["chat_id"]  # None also when its owner has deleted it
         if chat_id is None and key is not None:
-            chat_id, _, _ = await create(db, user_id, NewChat("secret", None, None, {}, ()))
+            chat_id, access, event = await create(db, user_id, NewChat("secret", None, None, {}, ()))
+            made = event and (access, event)
         await db.execute(
             "UPDATE users SET sealed_access_key = $2, sealed_chat_id = $3, updated_at = now() WHERE id = $1",
             user_id,
             key and key_hash(key),
             chat_id,
         )
+    return made
 
 
 async def inbox(db: Database, public_id: str) -> Row | None:

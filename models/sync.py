@@ -134,12 +134,14 @@ async def events(db: Database, ranges: Sequence[tuple[UUID, int, int]]) -> list[
     return [(ranges[row["place"] - 1][0], row) for row in rows]
 
 
-async def messages(db: Database, ids: Sequence[UUID]) -> dict[UUID, Row]:
-    """Messages that are there and have not expired, by id, as they are shown."""
+async def messages(db: Database, ids: Sequence[UUID]) -> dict[UUID, Row | str]:
+    """Messages by id as they are shown; of one that is gone, or has expired, the reason."""
     rows = await db.fetch(
-        f"SELECT {MESSAGE} FROM messages m WHERE m.id = ANY ($1::uuid[]) AND m.seq > 0 AND {UNEXPIRED}", list(ids)
+        f"""SELECT CASE WHEN m.seq < 0 THEN m.metadata ->> 'reason' WHEN NOT {UNEXPIRED} THEN 'expired' END AS gone,
+                   {MESSAGE} FROM messages m WHERE m.id = ANY ($1::uuid[])""",
+        list(ids),
     )
-    return {row["id"]: row for row in rows}
+    return {row["id"]: row["gone"] or row for row in rows}
 
 
 def fields_of(row: Row) -> dict[str, Any]:

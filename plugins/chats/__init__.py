@@ -17,7 +17,7 @@ ID = "([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
 
 class Settings(Section):
     rate_limit_chats: RateLimit = Field(Rate(120, 3600), description="Chats a user may make.")
-    rate_limit_participants: RateLimit = Field(Rate(600, 3600), description="People a user may add to chats.")
+    rate_limit_participants: RateLimit = Field(Rate(2500, 3600), description="People a user may bring into chats.")
     rate_limit_join: RateLimit = Field(Rate(60, 3600), description="Tries of a user to join by an invite.")
 
 
@@ -28,7 +28,11 @@ def setup(app: App, settings: Settings) -> Plugin:
     return Plugin(
         name="chats",
         routes=(
-            ("/chats", http.Listing, {"chats": chats, "rate": settings.rate_limit_chats}),
+            (
+                "/chats",
+                http.Listing,
+                {"chats": chats, "rate": settings.rate_limit_chats, "people": settings.rate_limit_participants},
+            ),
             ("/chats/join", http.Join, {"chats": chats, "rate": settings.rate_limit_join}),
             (f"/chats/{ID}", http.One, {"chats": chats}),
             (

@@ -94,6 +94,8 @@ class Chats:
         async with self._changing(user_id, chat_id) as change:
             if not change.two:
                 self._at_least(change, "admin")
+            elif not change.may_write:
+                raise Forbidden("You may only read here.")
             if changes:
                 await chats.update(change, changes)
                 event = await change.append("chat_updated", user_id=user_id, fields={})

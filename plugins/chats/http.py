@@ -13,8 +13,8 @@ from plugins.chats.invites import Invites
 
 
 class Listing(ApiHandler):
-    def initialize(self, chats: Chats, rate: Rate) -> None:
-        self._chats, self._rate = chats, rate
+    def initialize(self, chats: Chats, rate: Rate, people: Rate) -> None:
+        self._chats, self._rate, self._people = chats, rate, people
 
     async def get(self) -> None:
         """200 list of Chat, the last active first, with a Link to the next page; 400."""
@@ -25,7 +25,10 @@ class Listing(ApiHandler):
     async def post(self) -> None:
         """201 Chat; 200 for the direct chat that the two have; 400, 403, 429."""
         request = self.body(shapes.NewChat)
-        await self.limit("chats", self._rate, str(self.session.user_id))
+        user = str(self.session.user_id)
+        await self.limit("chats", self._rate, user)
+        if request.participants:
+            await self.application.limits.spend("participants", user, self._people, len(request.participants))
         chat, new = await self._chats.create(self.session.user_id, request)
         self.reply(chat, 201 if new else 200)
 

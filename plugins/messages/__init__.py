@@ -37,7 +37,7 @@ def setup(app: App, settings: Settings) -> Plugin:
     journal = Journal(app.db, app.access, app.delivery, app.metrics)
     messages = Messages(app.db, app.access, app.delivery, journal)
     receipts = Receipts(app.db, app.delivery)
-    inboxes = Inboxes(app.db, app.access, journal)
+    inboxes = Inboxes(app.db, app.access, journal, app.limits, settings.rate_limit_sealed_inbox)
     sync = Sync(app.db, settings.sync_retention_days)
     by_user = {"messages": messages, "rate": settings.rate_limit_messages}
 
@@ -53,15 +53,7 @@ def setup(app: App, settings: Settings) -> Plugin:
         routes=(
             (f"/chats/{ID}/messages", http.ChatMessages, by_user),
             (f"/chats/{ID}/receipts", http.Receipt, {"receipts": receipts, "rate": settings.rate_limit_receipts}),
-            (
-                "/messages/sealed",
-                http.SealedMessages,
-                {
-                    "inboxes": inboxes,
-                    "rate": settings.rate_limit_sealed,
-                    "inbox_rate": settings.rate_limit_sealed_inbox,
-                },
-            ),
+            ("/messages/sealed", http.SealedMessages, {"inboxes": inboxes, "rate": settings.rate_limit_sealed}),
             (f"/messages/{ID}", http.OneMessage, by_user),
             (f"/messages/{ID}/reactions/([^/]{{1,96}})", http.Reaction, by_user),
             ("/sync", http.SyncPage, {"sync": sync, "rate": settings.rate_limit_sync}),

@@ -107,8 +107,8 @@ class Receipt(ApiHandler):
 class SealedMessages(ApiHandler):
     public = True  # the server must not learn who sends
 
-    def initialize(self, inboxes: Inboxes, rate: Rate, inbox_rate: Rate) -> None:
-        self._inboxes, self._rate, self._inbox_rate = inboxes, rate, inbox_rate
+    def initialize(self, inboxes: Inboxes, rate: Rate) -> None:
+        self._inboxes, self._rate = inboxes, rate
 
     async def post(self) -> None:
         """201 ``id, created_at``; 200 when it was posted before; 400, 401, 409, 429."""
@@ -117,7 +117,6 @@ class SealedMessages(ApiHandler):
         if key is None:
             raise Unauthorized("The header Unidentified-Access-Key is needed.")
         await self.limit("sealed", self._rate)
-        await self.limit("sealed-inbox", self._inbox_rate, request.public_id.lower())
         answer, new = await self._inboxes.deliver(key, request)
         self.reply(answer, 201 if new else 200)
 

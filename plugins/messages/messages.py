@@ -151,8 +151,8 @@ class Messages:
     async def edit(self, user_id: UUID, message_id: UUID, request: shapes.Edit) -> dict[str, Any]:
         """Replace the payload of one's own message; the message after it. Raises NotFound, Forbidden."""
         async with self._changing(user_id, message_id) as (change, row):
-            if row["sender_id"] != user_id or change.role == "restricted":
-                raise Forbidden("Only its sender edits a message.")
+            if row["sender_id"] != user_id or not change.may_write:
+                raise Forbidden("Only its sender edits a message, while they may post.")
             await messages.edit(change, message_id, request.encrypted_payload, request.message_type, request.metadata)
             after = shown(await messages.get(self._db, message_id))
             await change.append("message_edited", message_id=message_id, user_id=user_id, fields={"message": after})
@@ -174,7 +174,7 @@ class Messages:
     async def react(self, user_id: UUID, message_id: UUID, emoji: str) -> None:
         """React; again changes nothing. Raises NotFound, Forbidden, Conflict beyond the kinds that one may have."""
         async with self._changing(user_id, message_id) as (change, _):
-            if change.role == "restricted":
+            if not change.may_write:
                 raise Forbidden("You may only read here.")
             if await messages.react(change, message_id, emoji, REACTIONS) is None:
                 raise Conflict(f"One has at most {REACTIONS} reactions to a message.")
@@ -206,4 +206,4 @@ class Messages:
 def shown(row: Row | None) -> dict[str, Any]:
     """A message as clients get it."""
     assert row is not None
-    return {name: value for name, value in row.items() if name != "number"}
+    return {name: value for name, value in row.items() if name not in ("number", "gone")}

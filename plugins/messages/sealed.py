@@ -5,7 +5,9 @@ from __future__ import annotations
 import hmac
 from typing import Any
 
+from config.settings import Rate
 from handlers.errors import NotFound, Unauthorized
+from handlers.limits import Limits
 from handlers.shapes import unb64
 from models import messages, sealed
 from models.access import Access
@@ -17,12 +19,14 @@ from plugins.messages.shapes import Sealed
 
 
 class Inboxes:
-    def __init__(self, db: Database, access: Access, journal: Journal) -> None:
+    def __init__(self, db: Database, access: Access, journal: Journal, limits: Limits, rate: Rate) -> None:
         self._db, self._access, self._journal = db, access, journal
+        self._limits, self._rate = limits, rate
 
     async def deliver(self, key: str, request: Sealed) -> tuple[dict[str, Any], bool]:
         """Put a message into an inbox; ``id`` and ``created_at``, and whether it is new. Nothing is kept or logged of
-        who sends it. Raises Unauthorized, the same for a wrong key, an unknown user and one without an inbox."""
+        who sends it. Raises RateLimited, and Unauthorized, the same for a wrong key, an unknown user and one without an
+        inbox."""
         try:
             given = sealed.key_hash(unb64(key))
         except ValueError:
@@ -31,6 +35,8 @@ class Inboxes:
         kept = row["sealed_access_key"] if row else bytes(32)
         if not hmac.compare_digest(given, kept) or row is None:
             raise Unauthorized("This key opens no inbox of that user.")
+        # Not before: who has no key could else keep it shut for those who have.
+        await self._limits.spend("sealed-inbox", str(row["sealed_chat_id"]), self._rate)
         view = await self._access.view(row["sealed_chat_id"])
         if view is None or not view.live:
             raise NotFound("This inbox is closed.")

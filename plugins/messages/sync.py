@@ -74,9 +74,9 @@ class Sync:
         for chat_id, row in events:
             kind, fields = row["type"], sync.fields_of(row)
             if kind in ("message_new", "message_edited"):
-                message = messages.get(row["message_id"])
-                if message is None:
-                    kind, fields = "message_deleted", {"message_id": row["message_id"], "reason": "deleted"}
+                message = messages.get(row["message_id"], "deleted")
+                if isinstance(message, str):
+                    kind, fields = "message_deleted", {"message_id": row["message_id"], "reason": message}
                 else:
                     fields = {"message": shown(message)}
             elif kind in ("chat_created", "chat_updated", "chat_deleted"):

@@ -55,6 +55,7 @@ class Users:
             **_profile(row),
             "identity_key": b64(row["identity_key"]),
             "settings": row["settings"],
+            "sealed_chat_id": row["sealed_chat_id"],
             "tier": await subscriptions.tier(self._db, row["fingerprint"]) or "free",
         }
 
@@ -71,7 +72,10 @@ class Users:
         if changes:
             await users.update(self._db, user_id, changes)
         if "sealed_access_key" in request.model_fields_set:
-            await sealed.set_key(self._db, user_id, request.sealed_access_key)
+            made = await sealed.set_key(self._db, user_id, request.sealed_access_key)
+            if made is not None:
+                access, event = made
+                await self._delivery.announce(event.chat_id, access, [event.frame])
         return await self.me(user_id)
 
     async def delete(self, session: Session, password: str) -> None:
