@@ -71,6 +71,7 @@ class Line:
             url = self._url()
             headers = {"Authorization": f"Bearer {self._user.token}"}
             request = HTTPRequest(url.replace("http", "ws", 1) + "/ws", headers=headers)
+            socket, ready = None, None
             try:
                 async with asyncio.timeout(PATIENCE):
                     socket = await websocket_connect(request)
@@ -82,6 +83,9 @@ class Line:
                 if isinstance(error, HTTPClientError) and error.code not in (503, 599):
                     self._ledger.fault("answer", "", f"a socket was refused with {error.code}")
                 raise Lost from error
+            finally:
+                if socket is not None and ready is None:
+                    socket.close()
             if ready is None:
                 raise Lost
             if orjson.loads(ready)["type"] != "ready":
@@ -103,6 +107,7 @@ class Line:
             elif "seq" in frame and "chat_id" in frame and frame["type"] != "ack":
                 self._heard(frame)
         self._ledger.counts[f"closed with {socket.close_code}"] += 1
+        socket.close()
         self._socket = None
         waiting, self._waiting = self._waiting, {}
         for answer in waiting.values():

@@ -19,6 +19,13 @@ from config import embedded
 from models import migrations
 from tests.running import Place, program
 
+KILLED = (
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)  # PostgreSQL was, just now
+
 
 class Killed:
     """Something that runs until it is killed, and then runs again."""
@@ -138,7 +145,7 @@ class Stage:
                     return dict(await connection.fetch("SELECT id::text, last_seq FROM chat_threads"))
                 finally:
                     await connection.close()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # killed just now
+            except KILLED:
                 await asyncio.sleep(0.1)
 
     async def whole(self) -> None:

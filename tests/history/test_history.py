@@ -20,4 +20,4 @@ async def test_nothing_is_lost_doubled_or_out_of_order(instances: int, server_ki
     report = await play(Plan(SEED, instances, server_kills, postgres_kills, pace=0.3))
     print(report.story())
     assert not report.faults, report.story()
-    assert report.counts["acked"] > 100, report.story()
+    assert report.counts["acked"] > 20, report.story()
