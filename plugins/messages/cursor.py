@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 VERSION = 1
-# Chats whose place a cursor bears; of those beyond it some events may be shown twice, and none is missed.
-SEEN = 300
+# Chats whose place each of a cursor's two lists bears; of those beyond it some events may be shown twice, and none is
+# missed. With both the text has 11,606 characters, which a request's first line and the shape have room for.
+SEEN = 180
 _HEAD = struct.Struct(">B16sIQB")  # version, epoch, when it was made (seconds since 1970), since, what follows
 _PAGE = struct.Struct(">Q16sQH")  # target, chat and seq of the last event shown, number of entries for the target
 _ENTRY = struct.Struct(">16sQ")  # chat, seq

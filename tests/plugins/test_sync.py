@@ -292,3 +292,14 @@ async def test_another_s_cursor_tells_nothing_of_theirs(services: Services) -> N
                 assert {event["chat_id"] for event in events} <= {mine["id"]}
         nobody = Account(url=alice.url)
         assert (await ask(nobody, cursor)).status == 401
+
+
+@pytest.mark.gen_test
+async def test_the_largest_cursor_that_is_given_is_taken(services: Services) -> None:
+    """In the middle of a walk it bears two lists of chats."""
+    async with town(services, people=1) as made:
+        [bob] = made.people
+        present = Cursor.read(await cursor_of(bob))
+        many = {uuid4(): 2**40 for _ in range(400)}
+        largest = replace(present, seen=many, reached=many, target=present.since, at=(uuid4(), 5)).text()
+        assert (await ask(bob, largest)).status == 200
