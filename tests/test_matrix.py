@@ -16,6 +16,7 @@ import pytest
 from handlers.base import ApiHandler
 from handlers.socket import SocketHandler
 from plugins import joined
+from plugins.chats import ID
 from server import Server
 from tests.client import Account, Answer, ask
 from tests.running import Services, place, serving
@@ -26,11 +27,17 @@ PUBLIC_ROUTES = {"/health", "/health/ready", "/health/live", "/metrics", "/ws"}
 
 @dataclass
 class World:
-    """Alice owns things, has a ringing call with Bob, has blocked Mallory, and has never met Carol."""
+    """Alice owns things, has a ringing call and a group with Bob, has blocked Mallory, with whom she had a direct chat,
+    and has never met Carol."""
 
     server: Server
     people: dict[str, Account]
     call_id: str
+    group: str
+    pair: str
+    message_id: str
+    invite_id: str
+    invite: str
 
     @property
     def owner(self) -> Account:
@@ -42,10 +49,15 @@ async def world(server: Server) -> AsyncIterator[World]:
     people = {name: await Account().register(server.url) for name in PERSONS[1:]}
     people["nobody"] = Account(url=server.url)
     owner, participant, blocked = people["owner"], people["participant"], people["blocked"]
+    pair = await _made(owner, "/chats", {"type": "direct", "participants": [blocked.public_id]})
+    group = await _made(owner, "/chats", {"type": "group", "participants": [participant.public_id]})
+    message = await _made(owner, f"/chats/{group['id']}/messages", _message())
+    invite = await _made(owner, f"/chats/{group['id']}/invites", {})
     assert (await owner.put(f"/users/{blocked.public_id}/block", {})).status == 204
     body = {"verified_fingerprint": participant.fingerprint, "method": "voice"}
     assert (await owner.post(f"/users/{participant.public_id}/verify", body)).status == 200
-    made = World(server, people, str(uuid4()))
+    of_chats = group["id"], pair["id"], message["id"], invite["id"], invite["token"]
+    made = World(server, people, str(uuid4()), *of_chats)
     async with owner.socket() as socket:
         ack = await socket.send("call_offer", **_offer(participant.user_id, made.call_id))
         assert ack["type"] == "ack"
@@ -54,6 +66,17 @@ async def world(server: Server) -> AsyncIterator[World]:
 
 def _offer(to: str, call_id: str) -> dict[str, str]:
     return {"call_id": call_id, "to_user_id": to, "call_type": "audio", "encrypted_payload": "AAAA"}
+
+
+def _message() -> dict[str, str]:
+    return {"client_id": str(uuid4()), "encrypted_payload": "AAAA", "message_type": "text"}
+
+
+async def _made(by: Account, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    answer = await by.post(path, body)
+    assert answer.status == 201, answer.text
+    made: dict[str, Any] = answer.json
+    return made
 
 
 Ask = Callable[[World, Account], tuple[str, Any]]
@@ -119,9 +142,65 @@ ROUTES: dict[str, tuple[Ask, str]] = {
     "GET /calls": (lambda w, p: ("/calls", None), ALIKE),
     "GET /calls/([0-9a-fA-F-]{36})": (lambda w, p: (f"/calls/{w.call_id}", None), "401 404 404 200 200"),
     "GET /calls/turn-credentials": (lambda w, p: ("/calls/turn-credentials", None), ALIKE),
+    "GET /chats": (lambda w, p: ("/chats", None), ALIKE),
+    "POST /chats": (
+        lambda w, p: ("/chats", {"type": "group", "participants": [w.owner.public_id]}),
+        "401 201 403 201 201",
+    ),
+    "POST /chats/join": (lambda w, p: ("/chats/join", {"token": w.invite}), ALIKE),
+    f"GET /chats/{ID}": (lambda w, p: (f"/chats/{w.group}", None), "401 404 404 200 200"),
+    f"PUT /chats/{ID}": (lambda w, p: (f"/chats/{w.group}", {"title": "New"}), "401 404 404 403 200"),
+    f"DELETE /chats/{ID}": (lambda w, p: (f"/chats/{w.group}", None), "401 404 404 403 204"),
+    f"GET /chats/{ID}/participants": (lambda w, p: (f"/chats/{w.group}/participants", None), "401 404 404 200 200"),
+    f"POST /chats/{ID}/participants": (
+        lambda w, p: (f"/chats/{w.group}/participants", {"public_id": w.people["stranger"].public_id}),
+        "401 404 404 403 201",
+    ),
+    f"PUT /chats/{ID}/participants/{ID}": (
+        lambda w, p: (f"/chats/{w.group}/participants/{w.people['participant'].user_id}", {"role": "admin"}),
+        "401 404 404 403 200",
+    ),
+    f"DELETE /chats/{ID}/participants/{ID}": (
+        lambda w, p: (f"/chats/{w.group}/participants/{w.owner.user_id}", None),
+        "401 404 404 403 409",
+    ),
+    f"GET /chats/{ID}/invites": (lambda w, p: (f"/chats/{w.group}/invites", None), "401 404 404 403 200"),
+    f"POST /chats/{ID}/invites": (lambda w, p: (f"/chats/{w.group}/invites", {}), "401 404 404 403 201"),
+    f"DELETE /chats/{ID}/invites/{ID}": (
+        lambda w, p: (f"/chats/{w.group}/invites/{w.invite_id}", None),
+        "401 404 404 403 204",
+    ),
+    f"GET /chats/{ID}/messages": (lambda w, p: (f"/chats/{w.group}/messages", None), "401 404 404 200 200"),
+    f"POST /chats/{ID}/messages": (
+        lambda w, p: (f"/chats/{w.pair if p is w.people['blocked'] else w.group}/messages", _message()),
+        "401 404 403 201 201",
+    ),
+    f"POST /chats/{ID}/receipts": (
+        lambda w, p: (f"/chats/{w.group}/receipts", {"read_seq": 2}),
+        "401 404 404 200 200",
+    ),
+    "POST /messages/sealed": (  # who they are doesn't count, but that none of them has the key
+        lambda w, p: ("/messages/sealed", {**_message(), "public_id": w.owner.public_id}),
+        "401 401 401 401 401",
+    ),
+    f"PUT /messages/{ID}": (
+        lambda w, p: (f"/messages/{w.message_id}", {"encrypted_payload": "AAAA"}),
+        "401 404 404 403 200",
+    ),
+    f"DELETE /messages/{ID}": (lambda w, p: (f"/messages/{w.message_id}", None), "401 404 404 403 204"),
+    f"PUT /messages/{ID}/reactions/([^/]{{1,96}})": (
+        lambda w, p: (f"/messages/{w.message_id}/reactions/%F0%9F%91%8D", {}),
+        "401 404 404 204 204",
+    ),
+    f"DELETE /messages/{ID}/reactions/([^/]{{1,96}})": (
+        lambda w, p: (f"/messages/{w.message_id}/reactions/%F0%9F%91%8D", None),
+        "401 404 404 204 204",
+    ),
+    "GET /sync": (lambda w, p: ("/sync", None), ALIKE),
 }
 
-# The frame of each type about Alice's call with Bob, and the answers ("ack" or an error's code) for PERSONS[1:].
+# The frame of each type about Alice's call or group with Bob, and the answers ("ack" or an error's code) for
+# PERSONS[1:].
 FRAMES: dict[str, tuple[Callable[[World], dict[str, Any]], str]] = {
     "call_offer": (lambda w: _offer(w.owner.user_id, str(uuid4())), "ack ack glare cannot_call_self"),
     "call_answer": (
@@ -137,6 +216,9 @@ FRAMES: dict[str, tuple[Callable[[World], dict[str, Any]], str]] = {
         "not_participant not_participant invalid_state invalid_state",
     ),
     "call_hangup": (lambda w: {"call_id": w.call_id}, "not_participant not_participant ack ack"),
+    "message_send": (lambda w: {"chat_id": w.group, **_message()}, "not_found not_found ack ack"),
+    "typing": (lambda w: {"chat_id": w.group}, "not_found not_found ack ack"),
+    "presence_subscribe": (lambda w: {"user_ids": [w.owner.user_id]}, "ack ack ack ack"),
 }
 
 

@@ -94,12 +94,24 @@ class Running:
         self.renew()
 
     def renew(self) -> None:
-        """A user of whom rubbish may end the session, change the password or delete the account; with a call."""
+        """A user of whom rubbish may end the session or delete the account; with a call, and a chat."""
         self.alice = run(Account().register(self.server.url))
         self.call_id = str(uuid4())
         with opened(self) as connection:
             offer = {"call_id": self.call_id, "to_user_id": self.bob.user_id, "encrypted_payload": "AAAA"}
             answers(connection, json.dumps({"type": "call_offer", **offer}).encode())
+        group = self._made("/chats", {"type": "group", "participants": [self.bob.public_id]})
+        self.chat_id = group["id"]
+        self.message_id = self._made(f"/chats/{self.chat_id}/messages", MESSAGE | {"client_id": str(uuid4())})["id"]
+        self.invite = self._made(f"/chats/{self.chat_id}/invites", {})
+        assert run(self.alice.put("/users/me", {"sealed_access_key": KEYS[2]})).status == 200
+        self.cursor = run(self.alice.get("/sync")).json["cursor"]
+
+    def _made(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = run(self.alice.post(path, body))
+        assert answer.status == 201, answer.text
+        made: dict[str, Any] = answer.json
+        return made
 
     @functools.cached_property
     def routes(self) -> list[tuple[str, type[ApiHandler]]]:
@@ -114,7 +126,18 @@ class Running:
     def known(self) -> list[str]:
         """Texts that mean something to this server, as a part of a path or elsewhere."""
         alice, bob = self.alice, self.bob
-        return [bob.public_id, self.call_id, alice.session_id, bob.user_id, alice.public_id, alice.user_id]
+        people = [bob.public_id, alice.session_id, bob.user_id, alice.public_id, alice.user_id]
+        return [*people, self.call_id, self.chat_id, self.message_id, self.invite["id"]]
+
+    def there(self) -> dict[str, str]:
+        """What reaches something, by what stands before it in a path."""
+        return {
+            "/chats/": self.chat_id,
+            "/participants/": self.bob.user_id,
+            "/invites/": self.invite["id"],
+            "/messages/": self.message_id,
+            "/reactions/": "👍",
+        }
 
     def good(self) -> dict[str, Any]:
         """Values that fields of these names may have: for what a schema can't tell."""
@@ -122,23 +145,37 @@ class Running:
         alice, bob, number = self.alice, self.bob, 10**9 + secrets.randbelow(10**9)
         return {
             "access_token": alice.token,
+            "avatar_url": "https://mimu.example/a.png",
             "call_id": self.call_id,
+            "chat_id": self.chat_id,
+            "client_id": str(uuid4()),
+            "cursor": self.cursor,
             "display_name": "Alice",
             "encrypted_payload": KEYS[5],
             "identity_key": b64(alice.identity_key),
+            "expires_in": 3600,
+            "forwarded_from": self.message_id,
             "kyber_prekeys": [alice.kyber_prekey(number)],
             "language": "en-GB",
             "last_resort_kyber_prekey": alice.kyber_prekey(number),
+            "message_type": "text",
+            "metadata": {"a": [1]},
             "new_password": alice.password,
             "old_password": alice.password,
             "one_time_prekeys": [alice.prekey(number)],
+            "participants": [bob.public_id],
             "password": alice.password,
             "public_id": alice.public_id,
             "refresh_token": alice.refresh_token,
+            "reply_to": self.message_id,
+            "sealed_access_key": KEYS[2],
             "settings": {"privacy": {"last_seen": "nobody"}, "a": [1, 2.5, None]},
             "signed_prekey": alice.signed_prekey(number),
+            "title": "A title",
             "to_user_id": bob.user_id,
+            "token": self.invite["token"],
             "user_id": bob.user_id,
+            "user_ids": [bob.user_id],
             "verified_fingerprint": bob.fingerprint,
         }
 
@@ -239,6 +276,8 @@ ODD_TEXTS = [
     "1e400",
 ]
 TEXTS = KEYS + ZEROS + ODD_BASE64 + ODD_IDS + MOMENTS + CURSORS + ODD_TEXTS
+
+MESSAGE = {"encrypted_payload": KEYS[5], "message_type": "text"}
 
 # Written into the JSON as they are; most are not JSON at all.
 TOKENS = [
@@ -386,15 +425,18 @@ def judge(reply: Reply, method: str) -> None:
 
 def shapes_of(handler: type[ApiHandler], method: str) -> list[type[Shape]]:
     """The shapes that an endpoint asks its body (or query) to have, by reading its source."""
-    names = re.findall(rf"self\.{method}\((\w+)\)", inspect.getsource(handler))
-    found = [vars(sys.modules[handler.__module__]).get(name) for name in names]
+    names = re.findall(rf"self\.{method}\(([\w.]+)\)", inspect.getsource(handler))
+    module = sys.modules[handler.__module__]
+    found = [functools.reduce(lambda room, part: getattr(room, part, None), name.split("."), module) for name in names]
     return [shape for shape in found if isinstance(shape, type) and issubclass(shape, Shape)]
 
 
 def test_the_shapes_of_endpoints_are_found(running: Running) -> None:
     found = {shape.__name__ for _, handler in running.routes for shape in shapes_of(handler, "body")}
-    assert {"Register", "Login", "ChangeMe", "Verification", "Upload"} <= found
-    assert "PageQuery" in {shape.__name__ for _, handler in running.routes for shape in shapes_of(handler, "query")}
+    assert {"Register", "Login", "ChangeMe", "Verification", "Upload", "NewChat", "Post", "Sealed"} <= found
+    assert {"PageQuery", "HistoryQuery", "SyncQuery"} <= {
+        shape.__name__ for _, handler in running.routes for shape in shapes_of(handler, "query")
+    }
 
 
 visible = st.characters(codec="latin-1", min_codepoint=0x20, exclude_characters="\x7f")
@@ -458,15 +500,18 @@ ODD_TOKENS = [
 ]
 
 
-def filled(draw: st.DrawFn, pattern: str, known: list[str]) -> str:
-    """A path that a route takes, with what is known in the place of its groups."""
+def filled(draw: st.DrawFn, pattern: str, known: list[str], there: dict[str, str]) -> str:
+    """A path that a route takes, with what is known in the place of its groups; the one that is there, if any."""
 
     def part(group: re.Match[str]) -> str:
+        before = pattern[: group.start()].rpartition(")")[2]
+        if before in there:
+            return there[before]
         fitting = [text for text in known if re.fullmatch(group.group(), text)]
         ascii_ = st.characters(codec="ascii", min_codepoint=33)
         return draw(st.sampled_from(fitting) if fitting else st.from_regex(group.group(), True, alphabet=ascii_))
 
-    path = re.sub(r"\([^()]*\)", part, pattern)
+    path = re.sub(r"\((?:[^()]|\([^()]*\))*\)", part, pattern)
     assert re.fullmatch(pattern, path), f"{pattern}: teach this test how to make a path of it"
     return path
 
@@ -495,7 +540,10 @@ def messages(
     ]
     fault = draw(st.sampled_from(faults))
 
-    path = quote(filled(draw, pattern, known + ODD_IDS if fault == "path" else known), safe="/")
+    filled_path = (
+        filled(draw, pattern, known + ODD_IDS, {}) if fault == "path" else filled(draw, pattern, known, running.there())
+    )
+    path = quote(filled_path, safe="/")
     if fault == "path" and draw(st.booleans()):
         path += draw(st.sampled_from(ODD_ENDS))
     asked = shapes_of(handler, "query") if method == "GET" else []
@@ -515,6 +563,7 @@ def messages(
 
     headers = {"Host": "x", "Content-Type": "application/json", "Connection": "close"}
     headers["Authorization"] = f"Bearer {running.alice.token}"
+    headers["Unidentified-Access-Key"] = KEYS[2]
     if fault == "token":
         bad = draw(st.sampled_from([None, *ODD_TOKENS, running.alice.token[:-3]]))
         headers["Authorization"] = draw(st.sampled_from(["Bearer {}", "{}", "Basic {}", "bearer  {} "])).format(bad)
@@ -573,6 +622,8 @@ def test_no_request_is_too_odd_for_a_good_answer(running: Running) -> None:
 
     for pattern, handler, method in endpoints:
         seen.clear()
+        if pattern.startswith(("/chats", "/messages")):
+            running.renew()  # what was there may be deleted
         trying(method + pattern, share, exchange, messages(running, pattern, handler, method))
         assert seen, f"nothing reached {method} {pattern}"
         assert running.log.mistakes() == [], pattern
