@@ -83,7 +83,9 @@ async def test_deleting_erases_it_for_everybody(services: Services, servers: int
                 assert (event["seq"], event["reason"]) == (seq, "deleted")
         assert await history(bob, here) == []
         rows = await made.sql("SELECT encrypted_payload, metadata, seq FROM messages")
-        assert [(bytes(row["encrypted_payload"]), row["metadata"]) for row in rows] == [(b"", '{"reason": "deleted"}')] * 2
+        assert [(bytes(row["encrypted_payload"]), row["metadata"]) for row in rows] == [
+            (b"", '{"reason": "deleted"}')
+        ] * 2
         for table in ("message_reads", "message_reactions"):
             assert await made.sql(f"SELECT * FROM {table}") == []
 
