@@ -5,6 +5,10 @@ a chat positions never fall; and when PostgreSQL says that all transactions belo
 snapshot), every event with a smaller position can be seen. A cursor is such a horizon, and for the few chats that had
 events at or after it, how far they were seen. What comes later, from whichever instance, is at or after the horizon and
 behind that, so the next page finds it. This needs neither clocks nor a lock that all writers share.
+
+A horizon is never taken further than the newest position in the user's own chats: that is on the disk. The ids above it
+may be of transactions that were rolled back, of which PostgreSQL knows nothing after a crash, and which it gives out
+again, to events below a cursor that had gone beyond them.
 """
 
 from __future__ import annotations
@@ -74,10 +78,16 @@ FROM sync_epoch
 async def now(db: Database, user_id: UUID) -> tuple[Moment, dict[UUID, int]]:
     """The present moment, and the newest seq of those of the user's chats that have events not below its horizon."""
     rows = await db.fetch(
-        f"""WITH moment AS MATERIALIZED ({_NOW})
-            SELECT moment.*, t.id AS chat_id, t.last_seq FROM moment
-            LEFT JOIN (chat_participants p JOIN chat_threads t ON t.id = p.chat_id)
-                ON p.user_id = $1 AND t.last_position >= moment.horizon""",
+        f"""WITH moment AS MATERIALIZED ({_NOW}), mine AS (
+                SELECT t.id AS chat_id, t.last_seq, t.last_position AS position
+                FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id WHERE p.user_id = $1
+                UNION ALL
+                SELECT NULL, NULL, position FROM chat_departures WHERE user_id = $1
+            ), held AS MATERIALIZED (
+                SELECT epoch, least(horizon, (SELECT coalesce(max(position) + 1, 0) FROM mine)) AS horizon, "end"
+                FROM moment
+            )
+            SELECT held.*, mine.chat_id, mine.last_seq FROM held LEFT JOIN mine ON mine.position >= held.horizon""",
         user_id,
     )
     moment = Moment(rows[0]["epoch"], rows[0]["horizon"], rows[0]["end"])
@@ -98,7 +108,8 @@ WITH moment AS MATERIALIZED ({_NOW}), spans AS (
 ), next AS (
     SELECT * FROM spans WHERE chat_id >= $3 ORDER BY chat_id, joined LIMIT $4
 )
-SELECT moment.*, next.chat_id, greatest(joined, first_since(next.chat_id, last, $2)) AS first, last, position
+SELECT epoch, least(horizon, greatest($2, (SELECT max(position) + 1 FROM spans))) AS horizon, "end",
+       next.chat_id, greatest(joined, first_since(next.chat_id, last, $2)) AS first, last, position
 FROM moment LEFT JOIN next ON true ORDER BY next.chat_id, joined
 """
 

@@ -62,7 +62,8 @@ class Sync:
         if has_more:
             at = (ranges[-1][0], ranges[-1][2]) if ranges else (spans[-1].chat_id, spans[-1].last)
             return _answer(events, replace(cursor, made=made, target=target, at=at, reached=reached), True)
-        return _answer(events, Cursor(moment.epoch, made, target, reached), False)
+        # A walk of many pages tells what was there as it began. What came meanwhile is told by the next one.
+        return _answer(events, Cursor(moment.epoch, made, target, reached), cursor.target is not None)
 
     async def _shown(self, events: Sequence[tuple[UUID, Row]]) -> list[dict[str, Any]]:
         """Events as clients get them: messages and chats as they are now. Of a message that is gone, that is what is

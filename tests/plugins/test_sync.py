@@ -280,7 +280,8 @@ async def test_another_s_cursor_tells_nothing_of_theirs(services: Services) -> N
         cursor = await cursor_of(alice)
         await say(alice, theirs)
         await say(carol, mine)
-        assert what((await caught_up(stranger, cursor))[0]) == [("message_new", 2)]
+        told, _ = await caught_up(stranger, cursor)  # what is new to Alice may be more or less than to the stranger
+        assert {event["chat_id"] for event in told} == {mine["id"]}
         forged = Cursor.read(cursor)
         for odd in (
             replace(forged, since=0),
