@@ -25,7 +25,8 @@ TOGETHER = (
 )
 BEHIND = 64  # frames that may wait for one large group; then nothing more is taken for it
 
-Members = Callable[[UUID, int], Awaitable[Collection[UUID]]]
+Members = Callable[[UUID, int, int], Awaitable[Collection[UUID]]]
+PRESENT = 2**63 - 1  # the seq of what is told to whoever is there now
 
 
 class _Told(NamedTuple):
@@ -33,23 +34,28 @@ class _Told(NamedTuple):
     and only sockets here are written to."""
 
     access: int
+    seq: int
     members: Collection[UUID] | None
     payload: bytes
     skip: str
+    but: UUID | None
     droppable: bool
 
 
 def _alike(one: _Told, other: _Told) -> bool:
-    return one.members is other.members and one.access == other.access
+    """Whether two frames go to the same people: nobody came between them, or their access would differ."""
+    return one.members is other.members and (one.access, one.but) == (other.access, other.but)
 
 
 class Delivery:
-    """Sends frames to groups of users. ``members`` gives those of a group, as they are since some ``access`` of it.
+    """Sends frames to groups of users. ``members`` gives those of a group, as they are since some ``access`` of it, who
+    were there at some ``seq``.
 
     Small groups are written to at once. A large one gets a queue and a task, which writes to a slice of it at a time,
     so that others are served in between; frames of one group never overtake each other here.
 
-    On ``ws:groups`` a message is ``{origin} {kind} {group} {access} {peer to skip}\\n{frame}``.
+    On ``ws:groups`` a message is ``{origin} {kind} {group} {access} {seq} {peer to skip} {user to leave
+    out}\\n{frame}``.
     """
 
     def __init__(self, hub: Hub, bus: Bus, members: Members) -> None:
@@ -80,27 +86,28 @@ class Delivery:
         frame: Frame,
         *,
         skip: str = "",
+        but: UUID | None = None,
         droppable: bool = False,
     ) -> None:
-        """Send a frame to every socket of the members, on all instances, but the one called ``skip``."""
-        told = _Told(access, members, encode(frame), skip, droppable)
+        """Send a frame to every socket of the members, on all instances, but the one called ``skip``, and those of the
+        user ``but``."""
+        if but is not None:
+            members = [member for member in members if member != but]
+        told = _Told(access, frame.get("seq", PRESENT), members, encode(frame), skip, but, droppable)
         if len(members) > SLICE or group in self._queues:
             self._queue(group, told)
         else:
             self._publish(group, told, self._hub.write_all(members, text_frame(told.payload), skip, droppable))
 
     async def announce(self, group: UUID, access: int, frames: Iterable[Frame], *, also: UUID | None = None) -> None:
-        """Tell frames to those who are members since ``access``, and to one who is no more. What can't be told, since
-        PostgreSQL is away, clients find by ``/sync``."""
-        frames = list(frames)
-        if not frames:
-            return
-        try:
-            members = await self._members(group, access)
-        except Exception as error:
-            log.warning("group_frame_lost", cause=type(error).__name__)
-            return
+        """Tell frames to those who are members since ``access`` and were there at the frame's ``seq``, and to one who
+        is a member no more. What can't be told, since PostgreSQL is away, clients find by ``/sync``."""
         for frame in frames:
+            try:
+                members = await self._members(group, access, frame.get("seq", PRESENT))
+            except Exception as error:
+                log.warning("group_frame_lost", cause=type(error).__name__)
+                return
             self.tell(group, access, members, frame)
             if also is not None and also not in members:
                 self._hub.send(also, frame)
@@ -111,7 +118,8 @@ class Delivery:
                 self._hub.publish(user_id, told.payload, told.skip, told.droppable)
         else:
             kind = "drop" if told.droppable else "send"
-            head = f"{self._origin} {kind} {group} {told.access} {told.skip}\n"
+            but = "" if told.but is None else told.but
+            head = f"{self._origin} {kind} {group} {told.access} {told.seq} {told.skip} {but}\n"
             self._bus.publish(CHANNEL, head.encode() + told.payload)
 
     def _queue(self, group: UUID, told: _Told) -> None:
@@ -140,7 +148,10 @@ class Delivery:
 
     async def _send(self, group: UUID, together: Sequence[_Told]) -> None:
         here = together[0].members
-        everyone = list(await self._members(group, together[0].access) if here is None else here)
+        first = together[0]
+        everyone = list(await self._members(group, first.access, first.seq) if here is None else here)
+        if here is None and first.but is not None:
+            everyone = [member for member in everyone if member != first.but]
         frames = [text_frame(told.payload) for told in together]
         others: list[UUID] = []
         for start in range(0, len(everyone), SLICE):
@@ -155,11 +166,12 @@ class Delivery:
 
     def _hear(self, _: str, message: bytes) -> None:
         head, _newline, payload = message.partition(b"\n")
-        origin, kind, group, access, skip = head.decode().split(" ")
+        origin, kind, group, access, seq, skip, but = head.decode().split(" ")
         if origin == self._origin:
             return
         group_id = UUID(group)
         if self.behind(group_id):
             log.warning("group_frame_lost", cause="too many wait")
             return
-        self._queue(group_id, _Told(int(access), None, payload, skip, kind == "drop"))
+        left_out = UUID(but) if but else None
+        self._queue(group_id, _Told(int(access), int(seq), None, payload, skip, left_out, kind == "drop"))

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 from uuid import UUID
 
 from models.changes import SEVERED
 from models.database import Database
 
-# Participants remembered, of all chats together: an id and its place in two dictionaries are some 200 bytes, so this is
+# Participants remembered, of all chats together: an id and its place in dictionaries are some 200 bytes, so this is
 # 60 MB at the most. The chats that were not used for longest go first.
 REMEMBERED = 300_000
 
 
 class View(NamedTuple):
     """A chat as it was when its ``access`` had this number. ``severed``: one of the two has blocked the other.
-    ``live`` is false when it was deleted, and its participants are only kept to be told."""
+    ``live`` is false when it was deleted, and its participants are only kept to be told. ``joined`` has the seq by
+    which those came who were not there from the beginning."""
 
     access: int
     type: str
     roles: Mapping[UUID, str]
     severed: bool
     live: bool
+    joined: Mapping[UUID, int] = MappingProxyType({})
 
     def has(self, user_id: UUID) -> bool:
         return self.live and user_id in self.roles
@@ -72,10 +75,14 @@ class Access:
                 return view
         return await self.fresh(chat_id)
 
-    async def members(self, chat_id: UUID, access: int) -> Collection[UUID]:
-        """Who takes part in a chat since ``access`` at least."""
+    async def members(self, chat_id: UUID, access: int, seq: int) -> Collection[UUID]:
+        """Who takes part in a chat since ``access`` at least, and was there when ``seq`` happened."""
         view = await self.view(chat_id, access)
-        return () if view is None else view.roles
+        if view is None:
+            return ()
+        if view.access == access or all(joined <= seq for joined in view.joined.values()):
+            return view.roles
+        return [user_id for user_id in view.roles if view.joined.get(user_id, 1) <= seq]
 
     async def fresh(self, chat_id: UUID) -> View | None:
         """A chat as it is now."""
@@ -83,6 +90,7 @@ class Access:
             f"""SELECT t.access, t.type::text,
                       ARRAY(SELECT user_id FROM chat_participants WHERE chat_id = t.id ORDER BY user_id) AS users,
                       ARRAY(SELECT role::text FROM chat_participants WHERE chat_id = t.id ORDER BY user_id) AS roles,
+                      ARRAY(SELECT joined_seq FROM chat_participants WHERE chat_id = t.id ORDER BY user_id) AS joined,
                       {SEVERED} AS severed,
                       t.deleted_at IS NULL AS live
                FROM chat_threads t WHERE t.id = $1""",
@@ -95,7 +103,8 @@ class Access:
         if row is None:
             return None
         roles = dict(zip(row["users"], row["roles"], strict=True))
-        view = View(row["access"], row["type"], roles, row["severed"], row["live"])
+        joined = {user_id: seq for user_id, seq in zip(row["users"], row["joined"], strict=True) if seq > 1}
+        view = View(row["access"], row["type"], roles, row["severed"], row["live"], joined)
         self._views[chat_id] = view
         self._count += len(view.roles)
         while self._count > REMEMBERED and len(self._views) > 1:

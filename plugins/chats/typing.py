@@ -36,9 +36,8 @@ class Typing:
             raise Forbidden("You may not post here.")
         if view.type != "channel" and self._last.get(key, -EVERY) <= now - EVERY:  # nor by another socket meanwhile
             self._note(key, now)
-            others = [member for member in view.roles if member != user_id]
             frame = {"type": "typing", "chat_id": chat_id, "user_id": user_id}
-            self._delivery.tell(chat_id, view.access, others, frame, droppable=True)
+            self._delivery.tell(chat_id, view.access, view.roles, frame, but=user_id, droppable=True)
         return None
 
     def _note(self, key: tuple[UUID, UUID], now: float) -> None:
