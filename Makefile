@@ -19,7 +19,7 @@ run: $(VENV)/.run ## Start a server with its own PostgreSQL and Valkey; data in 
 
 test: $(VENV)/.dev ## Run all the tests, with real services
 	@sh tests/install_programs.sh
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev ## Lint and type-check
 	$(BIN)/ruff check .
