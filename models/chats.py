@@ -43,7 +43,10 @@ async def renew_pair(db: Database, one: UUID, other: UUID) -> None:
 async def create(db: Database, owner: UUID, chat: NewChat) -> tuple[UUID, int, Event | None]:
     """Make a chat; its id, its access, and the event. No event when it is a direct chat that the two have already."""
     pair = _pair(owner, chat.others[0]) if chat.type == "direct" else None
+    people = [owner, *chat.others]
     async with db.transaction():
+        # All of them before the chat refers to one, and in the order of their ids, as an erasure locks them.
+        await db.execute("SELECT 1 FROM users WHERE id = ANY ($1::uuid[]) ORDER BY id FOR KEY SHARE", people)
         # Rounds: the one that is there may be deleted between the two statements.
         for _ in range(5):
             chat_id = await db.value(
@@ -64,14 +67,13 @@ async def create(db: Database, owner: UUID, chat: NewChat) -> tuple[UUID, int, E
             if found is not None:
                 return found["id"], found["access"], None
         assert chat_id is not None, "direct chats of one pair keep coming and going"
-        # In the order of their ids: each takes a lock on its user's row.
         await db.execute(
             """INSERT INTO chat_participants (chat_id, user_id, role)
                SELECT $1, user_id, (CASE WHEN user_id = $2 THEN 'owner' ELSE 'member' END)::participant_role
-               FROM unnest($3::uuid[]) AS user_id ORDER BY user_id""",
+               FROM unnest($3::uuid[]) AS user_id""",
             chat_id,
             owner,
-            [owner, *chat.others],
+            people,
         )
         change = Change(db, chat_id, chat.type, 1, 1 + len(chat.others), owner, "owner", 1)
         event = await change.append("chat_created", user_id=owner, fields={})

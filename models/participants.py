@@ -205,7 +205,15 @@ async def depart(db: Database, user_id: UUID) -> list[tuple[Change, list[Event]]
                     await _depart(change)
                     happened.append((change, change.events))
         if len(chat_ids) < 500:
-            return happened
+            break
+    # Their name as the maker of chats, which is looked at whenever a transaction changes such a chat twice.
+    while await db.execute(
+        """UPDATE chat_threads SET created_by = NULL WHERE id IN (
+               SELECT id FROM chat_threads WHERE created_by = $1 ORDER BY id LIMIT 500 FOR NO KEY UPDATE)""",
+        user_id,
+    ):
+        continue
+    return happened
 
 
 async def _depart(change: Change) -> None:

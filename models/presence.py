@@ -48,7 +48,7 @@ async def arrive(db: Database, instance_id: UUID, users: Sequence[UUID]) -> list
                INSERT INTO connections (user_id, instance_id)
                SELECT users.id, $1 FROM users WHERE id = ANY ($2::uuid[]) ORDER BY id ON CONFLICT DO NOTHING
            ), before AS (
-               SELECT id, is_online FROM users WHERE id = ANY ($2::uuid[]) ORDER BY id FOR UPDATE
+               SELECT id, is_online FROM users WHERE id = ANY ($2::uuid[]) ORDER BY id FOR NO KEY UPDATE
            )
            UPDATE users SET is_online = true, last_seen = now() FROM before WHERE users.id = before.id
            RETURNING users.id, before.is_online""",
@@ -59,8 +59,8 @@ async def arrive(db: Database, instance_id: UUID, users: Sequence[UUID]) -> list
 
 
 # Locks are taken in one order everywhere, users by their ids and then their connections, as an erasure does; else the
-# two could wait for each other.
-_LOCK = "SELECT 1 FROM users WHERE id = ANY ($1::uuid[]) ORDER BY id FOR UPDATE"
+# two could wait for each other. Not for update: who refers to a user, in a chat or a message, needn't wait for this.
+_LOCK = "SELECT 1 FROM users WHERE id = ANY ($1::uuid[]) ORDER BY id FOR NO KEY UPDATE"
 
 
 async def leave(db: Database, instance_id: UUID, users: Sequence[UUID]) -> list[UUID]:
