@@ -30,6 +30,9 @@ MAX_BODY = 256 * 1024  # contract section 1
 LINGER_BYTES, LINGER_SECONDS = 1 << 20, 1.0  # what is read and dropped after a 413, so that the client sees it
 SLOW = 1.0  # seconds; a request that takes longer is worth a line in the log
 
+# A UUID in the pattern of a route: what does not look like one is no address of ours.
+ID = "([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12})"
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CORS_HEADERS = "Authorization, Content-Type, X-PrID, X-Client-Version, X-Platform, X-Request-ID"
 _STATUS: dict[int, type[ApiError]] = {404: errors.NotFound, 405: errors.MethodNotAllowed, 413: errors.TooLarge}

@@ -13,10 +13,9 @@ from uuid import uuid4
 
 import pytest
 
-from handlers.base import ApiHandler
+from handlers.base import ID, ApiHandler
 from handlers.socket import SocketHandler
 from plugins import joined
-from plugins.chats import ID
 from server import Server
 from tests.client import Account, Answer, ask
 from tests.running import Services, place, serving

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pydantic import Field
 
 from config.settings import Rate, RateLimit, Section
+from handlers.base import ID
 from handlers.socket import Event
 from plugins import App, Every, Plugin
 from plugins.chats import http, shapes
 from plugins.chats.chats import Chats
 from plugins.chats.invites import Invites
 from plugins.chats.typing import Typing
-
-ID = "([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
 
 
 class Settings(Section):

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from config.retention import Retention
 from config.settings import Rate, RateLimit
+from handlers.base import ID
 from handlers.socket import Event
 from models import sync as sync_model
 from plugins import App, Every, Plugin
@@ -21,8 +22,6 @@ from plugins.messages.sealed import Inboxes
 from plugins.messages.sync import Sync
 
 log = structlog.get_logger(__name__)
-
-ID = "([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
 
 
 class Settings(Retention):

@@ -152,19 +152,13 @@ async def test_deletion_erases_table_by_table(services: Services) -> None:
             await a.send("call_offer", **offer)
             await b.expect("call_offer")
             await a.send("call_hangup", call_id=call_id)
-        chat = await db.value(
-            "INSERT INTO chat_threads (type, created_by) VALUES ('group', $1::text::uuid) RETURNING id", alice.user_id
-        )
+        chat = (await alice.post("/chats", {"type": "group", "participants": [bob.public_id]})).json["id"]
         for account in (alice, bob):
-            await db.execute("INSERT INTO chat_participants VALUES ($1, $2::text::uuid)", chat, account.user_id)
-        message = await db.value(
-            """INSERT INTO messages (chat_id, sender_id, encrypted_payload, message_type)
-               VALUES ($1, $2::text::uuid, 'x', 'text') RETURNING id""",
-            chat,
-            alice.user_id,
-        )
-        await db.execute("INSERT INTO message_reads VALUES ($1, $2::text::uuid)", message, alice.user_id)
-        await db.execute("INSERT INTO message_reactions VALUES ($1, $2::text::uuid, '+')", message, alice.user_id)
+            text = {"client_id": str(uuid4()), "encrypted_payload": "AAAA", "message_type": "text"}
+            message = (await account.post(f"/chats/{chat}/messages", text)).json
+        assert (await alice.put(f"/messages/{message['id']}/reactions/%2B", None)).status == 204
+        assert (await alice.post(f"/chats/{chat}/receipts", {"read_seq": message["seq"]})).status == 200
+        assert await db.value("SELECT count(*) FROM message_reads") == 1
 
         async with alice.socket(two.url) as socket:
             wrong = await ask(one.url, "DELETE", "/users/me", {"password": "wrong password"}, token=alice.token)
@@ -185,7 +179,7 @@ async def test_deletion_erases_table_by_table(services: Services) -> None:
             assert await db.value(f"SELECT count(*) FROM {where}", alice.user_id) == 0, where
         assert await db.value("SELECT count(*) FROM users WHERE public_id = $1", alice.public_id) == 0
         # What is also others' stays, without her name.
-        assert await db.value("SELECT sender_id FROM messages WHERE id = $1", message) is None
+        assert await db.value("SELECT count(*) FROM messages WHERE sender_id IS NULL") == 1
         [call] = (await bob.get("/calls")).json
         assert (call["id"], call["peer"], call["caller_id"]) == (call_id, None, None)
         assert call["direction"] == "incoming"
