@@ -95,7 +95,7 @@ def configure(values: Mapping[str, str], *, make_secrets: bool = True) -> Config
     except SettingsError as error:
         faults += error.faults
     if faults:
-        raise SettingsError(faults)
+        raise SettingsError(list(dict.fromkeys(faults)))  # several features may read the same setting
     core = read.pop("")
     assert isinstance(core, Core)
     return Configuration(core, read, features)

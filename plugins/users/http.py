@@ -33,7 +33,7 @@ class Me(ApiHandler):
         self._users, self._rate = users, rate
 
     async def get(self) -> None:
-        """200 UserProfile with ``identity_key``, ``settings``, ``tier``."""
+        """200 UserProfile with ``identity_key``, ``settings``, ``tier``, ``limits``."""
         self.reply(await self._users.me(self.session.user_id))
 
     async def put(self) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from config.tiers import FREE, Tier
 from handlers.delivery import Delivery
 from handlers.errors import Fault, InvalidCredentials, InvalidRequest, NotFound
 from handlers.passwords import Passwords
@@ -30,9 +31,11 @@ class Users:
         revocations: Revocations,
         delivery: Delivery,
         avatar_hosts: Collection[str],
+        tiers: Mapping[str, Tier],
     ) -> None:
         self._db, self._passwords, self._revocations, self._delivery = db, passwords, revocations, delivery
         self._profiles: Batch[tuple[str, UUID], Row | None] = Batch(partial(profiles.profiles, db))
+        self._tiers = tiers
         self._avatar_hosts = frozenset(host.lower() for host in avatar_hosts)
 
     async def search(self, viewer: UUID, q: str) -> list[dict[str, Any]]:
@@ -51,12 +54,14 @@ class Users:
         row = await profiles.me(self._db, user_id)
         if row is None:
             raise NotFound("There is no such user.")
+        tier = await subscriptions.tier(self._db, row["fingerprint"]) or FREE
         return {
             **_profile(row),
             "identity_key": b64(row["identity_key"]),
             "settings": row["settings"],
             "sealed_chat_id": row["sealed_chat_id"],
-            "tier": await subscriptions.tier(self._db, row["fingerprint"]) or "free",
+            "tier": tier,
+            "limits": self._tiers[tier].shown(),
         }
 
     async def change(self, user_id: UUID, request: ChangeMe) -> dict[str, Any]:

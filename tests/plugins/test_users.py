@@ -57,6 +57,7 @@ async def test_profiles(services: Services) -> None:
         mine = (await alice.get("/users/me")).json
         assert {name: mine[name] for name in profile} == profile
         assert (mine["settings"], mine["tier"]) == ({}, "free")
+        assert mine["limits"] == {"file_bytes": 50 << 20, "total_bytes": 1 << 30}
         assert (await bob.get("/users/nobody_here")).status == 404
         assert (await bob.get("/users/x")).status == 404
         assert (await ask(server.url, "GET", "/users/Alice")).status == 401

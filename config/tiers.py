@@ -1,0 +1,44 @@
+"""Tiers: what a subscription allows, for every feature that has something to allow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import ByteSize, Field
+
+from config.settings import Section
+
+FREE = "free"  # whoever has no subscription
+SOLD = ("premium", "ultra")  # the lesser one first, as the database orders them
+MIB, GIB = 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """What one file, and all files of a user, may take in bytes."""
+
+    file_bytes: int
+    total_bytes: int
+
+    def shown(self) -> dict[str, int]:
+        return {"file_bytes": self.file_bytes, "total_bytes": self.total_bytes}
+
+
+class TierSettings(Section):
+    """A feature that wants to know them makes this the base of its own settings, and asks
+    ``models.subscriptions.tier`` for whose is whose, each time: a subscription may have ended a moment ago."""
+
+    tier_free_file_bytes: ByteSize = Field(ByteSize(50 * MIB), ge=1, description="Largest file without a subscription.")
+    tier_free_total_bytes: ByteSize = Field(ByteSize(1 * GIB), ge=0, description="All files without a subscription.")
+    tier_premium_file_bytes: ByteSize = Field(ByteSize(500 * MIB), ge=1, description="Largest file with premium.")
+    tier_premium_total_bytes: ByteSize = Field(ByteSize(20 * GIB), ge=0, description="All files with premium.")
+    tier_ultra_file_bytes: ByteSize = Field(ByteSize(2 * GIB), ge=1, description="Largest file with ultra.")
+    tier_ultra_total_bytes: ByteSize = Field(ByteSize(100 * GIB), ge=0, description="All files with ultra.")
+
+    @property
+    def tiers(self) -> dict[str, Tier]:
+        return {
+            FREE: Tier(self.tier_free_file_bytes, self.tier_free_total_bytes),
+            "premium": Tier(self.tier_premium_file_bytes, self.tier_premium_total_bytes),
+            "ultra": Tier(self.tier_ultra_file_bytes, self.tier_ultra_total_bytes),
+        }
