@@ -62,6 +62,7 @@ def configure(level: str, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # Their debug lines bear statements, parameters and frames.
-    for chatty in ("asyncio", "peewee", "peewee.async", "websockets", "tornado.access", "tornado.general"):
+    # Their lines bear statements, parameters, frames, and addresses that name payments.
+    chatterers = ("asyncio", "peewee", "peewee.async", "websockets", "tornado.access", "tornado.general")
+    for chatty in (*chatterers, "httpcore", "httpx", "stripe"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
