@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from typing import NamedTuple
+
+import asyncpg
 import peewee
 
-from models.database import JSONB, Database, Enum, Table
+from models.database import JSONB, Database, Enum, Row, Table
+
+BATCH = 500  # subscriptions that one statement marks as expired
 
 
 class Subscription(Table):
@@ -14,8 +20,9 @@ class Subscription(Table):
     tier = Enum("subscription_tier")
     status = Enum("subscription_status", default="active")
     activated_at = peewee.DateTimeField()
+    starts_at = peewee.DateTimeField()
     expires_at = peewee.DateTimeField(null=True)
-    payment_proof = peewee.TextField(null=True)
+    payment_proof = peewee.TextField(null=True, unique=True)
     payment_method = peewee.TextField(null=True)
     signature = peewee.BlobField()
     signature_verified = peewee.BooleanField(default=False)
@@ -25,10 +32,165 @@ class Subscription(Table):
         table_name = "subscriptions"
 
 
+class SpentProof(Table):
+    """A payment that can buy nothing any more."""
+
+    proof_hash = peewee.TextField(primary_key=True)
+
+    class Meta:
+        table_name = "spent_proofs"
+
+
+class Purchase(NamedTuple):
+    """What is bought, and by which payment. ``signature`` is the owner's, which the caller has checked."""
+
+    prid_hash: str
+    fingerprint: str
+    tier: str
+    signature: bytes
+    method: str
+    proof_hash: str
+
+
+def proof_hash(method: str, proof: str) -> str:
+    """What is kept of a payment's proof, hex. No salt: what proves a payment has 80 random bits and more."""
+    return hashlib.sha256(f"mimu-proof-v1|{method}|{proof}".encode()).hexdigest()
+
+
+# Expiry is judged here, when somebody reads; the status is only written down later.
+_STATUS = "CASE WHEN s.status = 'active' AND s.expires_at <= now() THEN 'expired' ELSE s.status::text END AS status"
+_SHOWN = f"s.id AS subscription_id, s.prid_hash, s.tier::text, {_STATUS}, s.activated_at, s.expires_at"
+_LIVE = "s.status = 'active' AND (s.expires_at IS NULL OR s.expires_at > now())"
+
+# To whom a change is told, looked up as it happens: it is stored nowhere.
+_OWNER = "(SELECT users.id FROM users WHERE users.fingerprint = s.user_fingerprint) AS owner"
+
+# All of a purchase or nothing. A voucher is used up by the same statement; of 50 that come at once one finds it unused.
+_BUY = f"""
+WITH voucher AS (
+    UPDATE vouchers SET used_at = now()
+    WHERE $5 = 'voucher' AND proof_hash = $6 AND tier = $3::subscription_tier
+        AND used_at IS NULL AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+    RETURNING days
+), paid AS (
+    SELECT days FROM voucher UNION ALL SELECT $7::integer WHERE $5 <> 'voucher'
+), spent AS (
+    INSERT INTO spent_proofs (proof_hash) SELECT $6 FROM paid ON CONFLICT DO NOTHING RETURNING 1
+), since AS (
+    SELECT greatest(now(), max(expires_at)) AS moment FROM subscriptions
+    WHERE user_fingerprint = $2 AND tier = $3::subscription_tier AND status = 'active'
+), bought AS (
+    INSERT INTO subscriptions (prid_hash, user_fingerprint, tier, signature, signature_verified, payment_method,
+                               payment_proof, starts_at, expires_at)
+    SELECT $1, $2, $3::subscription_tier, $4, true, $5, $6, moment, moment + make_interval(days => days)
+    FROM paid, spent, since RETURNING *
+)
+SELECT {_SHOWN}, {_OWNER} FROM bought AS s
+"""
+
+# A renewal that begins where the cancelled time would have ended moves forward by as much as was left of it: else the
+# time that was paid back would still be had.
+_CANCEL = f"""
+WITH cancelled AS (
+    UPDATE subscriptions SET status = 'cancelled' WHERE payment_proof = $1 AND status <> 'cancelled' RETURNING *
+), lost AS (
+    SELECT user_fingerprint, tier, expires_at, expires_at - greatest(now(), starts_at) AS time FROM cancelled
+), moved AS (
+    UPDATE subscriptions AS later SET starts_at = later.starts_at - time, expires_at = later.expires_at - time
+    FROM lost
+    WHERE later.user_fingerprint = lost.user_fingerprint AND later.tier = lost.tier AND later.status = 'active'
+        AND later.starts_at >= lost.expires_at AND time > interval '0'
+    RETURNING later.*
+)
+SELECT {_SHOWN}, {_OWNER} FROM (SELECT * FROM cancelled UNION ALL SELECT * FROM moved) AS s
+"""
+
+_EXPIRE = f"""
+WITH due AS (
+    SELECT id FROM subscriptions WHERE status = 'active' AND expires_at <= now()
+    ORDER BY expires_at LIMIT {BATCH} FOR UPDATE SKIP LOCKED
+), expired AS (
+    UPDATE subscriptions SET status = 'expired' WHERE id IN (SELECT id FROM due) RETURNING *
+)
+SELECT {_SHOWN}, {_OWNER} FROM expired AS s
+"""
+
+
+async def _lock(db: Database, fingerprint: str) -> None:
+    """Change the subscriptions of one fingerprint one after the other: a renewal begins where the last one ends."""
+    await db.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", fingerprint)
+
+
 async def tier(db: Database, fingerprint: str) -> str | None:
     """The best tier that is paid for just now; expiry is judged here, not by a sweep."""
     return await db.value(  # type: ignore[no-any-return]
-        """SELECT max(tier)::text FROM subscriptions
-           WHERE user_fingerprint = $1 AND status = 'active' AND (expires_at IS NULL OR expires_at > now())""",
+        f"SELECT max(tier)::text FROM subscriptions s WHERE user_fingerprint = $1 AND {_LIVE}", fingerprint
+    )
+
+
+async def signing_key(db: Database, fingerprint: str) -> bytes | None:
+    """The signing key of who has that fingerprint."""
+    return await db.value(  # type: ignore[no-any-return]
+        "SELECT signing_public_key FROM users WHERE fingerprint = $1", fingerprint
+    )
+
+
+async def clashing(db: Database, purchase: Purchase) -> list[Row]:
+    """The subscriptions with that PRID or payment, each with ``same``: whether this very purchase made it."""
+    return await db.fetch(
+        f"""SELECT {_SHOWN}, (prid_hash = $1 AND user_fingerprint = $2 AND tier = $3::subscription_tier
+                              AND payment_method = $4 AND payment_proof = $5) AS same
+            FROM subscriptions s WHERE prid_hash = $1 OR payment_proof = $5""",
+        purchase.prid_hash,
+        purchase.fingerprint,
+        purchase.tier,
+        purchase.method,
+        purchase.proof_hash,
+    )
+
+
+async def buy(db: Database, purchase: Purchase, days: int) -> Row | None:
+    """Enter a purchase, with its ``owner`` (a user's id, to tell them). Its time begins now, or when what its owner has
+    of that tier ends. None when the payment or the PRID was used meanwhile, or the voucher is good no more."""
+    try:
+        async with db.transaction():
+            await _lock(db, purchase.fingerprint)
+            return await db.row(_BUY, *purchase, days)
+    except asyncpg.UniqueViolationError:
+        return None  # the PRID; what the payment would have cost is rolled back
+
+
+async def cancel(db: Database, proof_hash: str) -> list[Row]:
+    """Take back what a payment bought or could still buy; each subscription that changed, with its ``owner``."""
+    async with db.transaction():
+        # First of all, so that a purchase with this payment is over, or will find it spent.
+        await db.execute("INSERT INTO spent_proofs (proof_hash) VALUES ($1) ON CONFLICT DO NOTHING", proof_hash)
+        fingerprint = await db.value("SELECT user_fingerprint FROM subscriptions WHERE payment_proof = $1", proof_hash)
+        if fingerprint is None:
+            return []
+        await _lock(db, fingerprint)
+        return await db.fetch(_CANCEL, proof_hash)
+
+
+async def expire(db: Database) -> list[Row]:
+    """Mark what has ended, at most BATCH, each by one server; the subscriptions with their ``owner``."""
+    return await db.fetch(_EXPIRE)
+
+
+async def live(db: Database, fingerprint: str) -> list[Row]:
+    """What that fingerprint has just now, the latest first."""
+    return await db.fetch(
+        f"""SELECT {_SHOWN} FROM subscriptions s WHERE s.user_fingerprint = $1 AND {_LIVE}
+            ORDER BY s.activated_at DESC, s.id""",
         fingerprint,
+    )
+
+
+async def of_prid(db: Database, prid_hash: str) -> Row | None:
+    """A subscription that is paid for just now, with its owner's ``signing_public_key``."""
+    return await db.row(
+        f"""SELECT {_SHOWN}, users.signing_public_key
+            FROM subscriptions s JOIN users ON users.fingerprint = s.user_fingerprint
+            WHERE s.prid_hash = $1 AND {_LIVE}""",
+        prid_hash,
     )
