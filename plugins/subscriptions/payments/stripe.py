@@ -1,0 +1,142 @@
+"""Stripe: a PaymentIntent that succeeded, and the webhook that tells of money that went back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Mapping
+
+import stripe
+import structlog
+from pydantic import ValidationError
+
+from handlers.errors import Unavailable
+from handlers.shapes import Shape, decode
+from plugins.subscriptions.payments import TIER_NAME, TRIES
+from plugins.subscriptions.prices import Price
+from plugins.subscriptions.refusals import InvalidSignature
+
+log = structlog.get_logger(__name__)
+
+TOLERANCE = 300  # seconds that a webhook may be old; Stripe's own default
+
+# Else the library keeps an id of this machine in a file, and sends it along with how long the last answers took.
+stripe.enable_telemetry = False
+
+
+class _Charge(Shape):
+    refunded: bool
+    amount_refunded: int
+    disputed: bool
+
+
+class _Intent(Shape):
+    """What is read of a PaymentIntent. One that succeeded has a charge."""
+
+    id: str
+    status: str
+    amount_received: int
+    currency: str
+    metadata: dict[str, str] | None = None
+    latest_charge: _Charge | None = None
+
+
+class _Object(Shape):
+    """What is read of a charge or a dispute."""
+
+    payment_intent: str | None = None
+    refunded: bool = False
+    status: str = ""
+
+
+class _Data(Shape):
+    object: _Object
+
+
+class _Event(Shape):
+    type: str
+    data: _Data
+
+
+class Stripe:
+    def __init__(
+        self, key: str, webhook_key: str, url: str | None, prices: Mapping[str, Price], seconds: float
+    ) -> None:
+        self._key, self._webhook_key, self._url = key, webhook_key, url
+        self._prices, self._seconds = prices, seconds
+        self._client: stripe.StripeClient | None = None
+
+    def form(self, proof: str) -> str | None:
+        return proof if re.fullmatch(r"pi_[A-Za-z0-9]{8,64}", proof) else None
+
+    def sells(self, tier: str) -> bool:
+        return tier in self._prices
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        http = stripe.HTTPXClient(timeout=self._seconds / TRIES)
+        self._client = stripe.StripeClient(
+            self._key,
+            base_addresses={"api": self._url} if self._url else None,
+            http_client=http,
+            max_network_retries=TRIES - 1,
+        )
+        try:
+            yield
+        finally:
+            self._client = None
+            await http.close_async()  # type: ignore[no-untyped-call]
+
+    async def days(self, proof: str, tier: str) -> int | None:
+        """A PaymentIntent that succeeded, of the tier's price, of which nothing went back."""
+        price = self._prices[tier]
+        answer = await self._intent(proof)
+        if answer is None:
+            return None
+        try:
+            intent = _Intent.model_validate(answer.to_dict())
+        except (ValidationError, AttributeError, TypeError) as error:
+            log.error("payment_answer_odd", method="stripe", cause=type(error).__name__)
+            raise Unavailable from None
+        charge = intent.latest_charge
+        paid = (
+            (intent.id, intent.status) == (proof, "succeeded")
+            and (intent.amount_received, intent.currency) == (price.units, price.currency.lower())
+            and (intent.metadata or {}).get(TIER_NAME, tier) == tier
+            and charge is not None
+            and not (charge.refunded or charge.amount_refunded or charge.disputed)
+        )
+        return price.days if paid else None
+
+    async def _intent(self, proof: str) -> stripe.PaymentIntent | None:
+        assert self._client is not None, "it is not running"
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._client.v1.payment_intents.retrieve_async(proof, {"expand": ["latest_charge"]})
+        except stripe.InvalidRequestError as error:
+            if error.http_status == 404:
+                return None
+            log.error("payment_provider_refused", method="stripe", status=error.http_status)
+        except (stripe.AuthenticationError, stripe.PermissionError) as error:
+            log.error("payment_provider_refused", method="stripe", status=error.http_status)
+        except (stripe.StripeError, TimeoutError) as error:
+            log.warning("payment_provider_away", method="stripe", cause=type(error).__name__)
+        raise Unavailable
+
+    def taken_back(self, payload: bytes, signature: str) -> str | None:
+        """The proof of the payment that a webhook says went back, whole or into a dispute; None when it tells of
+        something else. Raises InvalidSignature when Stripe did not send it, or InvalidRequest."""
+        try:
+            stripe.WebhookSignature.verify_header(payload, signature, self._webhook_key, TOLERANCE)
+        except (stripe.SignatureVerificationError, ValueError, TypeError):
+            raise InvalidSignature from None
+        event = _Event.model_validate(decode(payload))
+        found = event.data.object
+        back = {
+            "charge.refunded": found.refunded,  # false when only a part of it was
+            # An inquiry takes no money yet; when it does, Stripe tells by the second one.
+            "charge.dispute.created": not found.status.startswith("warning_"),
+            "charge.dispute.funds_withdrawn": True,
+        }
+        return self.form(found.payment_intent or "") if back.get(event.type) else None
