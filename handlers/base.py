@@ -95,12 +95,17 @@ class ApiHandler(RequestHandler):
     def has_body(self) -> bool:
         return self._received > 0
 
+    @property
+    def raw_body(self) -> bytes:
+        """The body as it came, for what is signed byte by byte."""
+        return b"".join(self._chunks)
+
     def body(self, shape: type[S]) -> S:
         """The request's JSON body as ``shape``. Raises InvalidRequest or ValidationError with all its faults."""
         kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise errors.UnsupportedMediaType
-        return shape.model_validate(decode(b"".join(self._chunks)))
+        return shape.model_validate(decode(self.raw_body))
 
     def query(self, shape: type[S]) -> S:
         """The query string as ``shape``; of a repeated parameter the last one counts."""

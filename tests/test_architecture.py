@@ -54,6 +54,10 @@ PUBLIC = {
     "plugins.auth.http.RegisterHandler",
     "plugins.auth.http.ResetPasswordHandler",
     "plugins.messages.http.SealedMessages",  # the server must not learn who sends
+    "plugins.subscriptions.http.Offers",
+    "plugins.subscriptions.http.Purchases",  # anonymous by design: the owner's signature says who, and no token
+    "plugins.subscriptions.http.StripeWebhook",  # for Stripe, by its signature
+    "plugins.subscriptions.http.Validations",
 }
 
 STATE = (

@@ -17,7 +17,8 @@ from handlers.base import ID, ApiHandler
 from handlers.socket import SocketHandler
 from plugins import joined
 from server import Server
-from tests.client import Account, Answer, ask
+from tests.client import Account, Answer, ask, b64
+from tests.plugins.paying import new_prid, purchase
 from tests.running import Services, place, serving
 
 PERSONS = ("nobody", "stranger", "blocked", "participant", "owner")
@@ -137,6 +138,21 @@ ROUTES: dict[str, tuple[Ask, str]] = {
     "DELETE /users/([A-Za-z0-9_]{3,32})/block": (
         lambda w, p: (f"/users/{w.people['blocked'].public_id}/block", None),
         "401 204 400 204 204",
+    ),
+    "GET /subscriptions/tiers": (lambda w, p: ("/subscriptions/tiers", None), "200 200 200 200 200"),
+    # Whoever sends it: the signature counts, which is the owner's, over a payment that there isn't.
+    "POST /subscriptions/purchase": (
+        lambda w, p: ("/subscriptions/purchase", purchase(w.owner, new_prid(), "voucher", "no code")),
+        "402 402 402 402 402",
+    ),
+    "POST /subscriptions/validate": (
+        lambda w, p: ("/subscriptions/validate", {"prid": new_prid(), "signature": b64(bytes(64))}),
+        "200 200 200 200 200",
+    ),
+    "GET /subscriptions/restore": (lambda w, p: ("/subscriptions/restore", None), ALIKE),
+    "POST /subscriptions/webhooks/stripe": (
+        lambda w, p: ("/subscriptions/webhooks/stripe", {}),
+        "422 422 422 422 422",  # without Stripe
     ),
     "GET /calls": (lambda w, p: ("/calls", None), ALIKE),
     "GET /calls/([0-9a-fA-F-]{36})": (lambda w, p: (f"/calls/{w.call_id}", None), "401 404 404 200 200"),
