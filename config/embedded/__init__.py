@@ -99,6 +99,17 @@ async def postgres(folder: Path) -> AsyncIterator[str]:
             yield f"postgresql://mimu:{password}@127.0.0.1:{port}/mimu"
 
 
+def postgres_of(folder: Path) -> str | None:
+    """The address of the PostgreSQL that a server runs on ``folder``/postgres just now, for scripts beside it."""
+    home = folder / "postgres"
+    try:
+        port = int((home / "data" / "postmaster.pid").read_text().splitlines()[3])  # PostgreSQL's own form of the file
+        password = (home / "password").read_text().strip()
+    except (OSError, ValueError, IndexError):
+        return None
+    return f"postgresql://mimu:{password}@127.0.0.1:{port}/mimu"
+
+
 async def _create(home: Home, binary: Path, password: str) -> None:
     # In a folder aside, which takes its place when it is whole: a crash half-way leaves no half database.
     for unfinished in home.path.glob("new-*"):
