@@ -20,3 +20,6 @@ class Retention(Section):
     call_retention_days: int = Field(365, ge=0, le=36500, description="How long calls stay; 0 keeps them for ever.")
     # Contract section 7. A phone in a drawer for longer takes a new cursor and lists its chats.
     sync_retention_days: int = Field(30, ge=1, le=365, description="How long /sync tells what has happened in chats.")
+    # A quarter of a year after the end somebody may still ask what became of it. For longer it is nobody's business who
+    # had one; that a payment was used is kept for good, as a hash beside no name.
+    subscription_retention_days: int = Field(90, ge=1, le=3650, description="How long subscriptions that ended stay.")

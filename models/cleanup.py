@@ -174,6 +174,8 @@ def steps(retention: Retention) -> list[Step]:
         _sessions(timedelta(days=retention.session_retention_days)),
         _plain("ended_sessions", "session_id", "ended_at", ENDED_KEPT),
         _plain("spent_challenges", "nonce", "expires_at", CHALLENGES_KEPT),
+        # Cancelled ones, too, when they would have ended.
+        _plain("subscriptions", "id", "expires_at", timedelta(days=retention.subscription_retention_days)),
     ]
     # What /sync tells no more. A day longer than its cursors live, for clocks that differ.
     told = timedelta(days=retention.sync_retention_days + 1)

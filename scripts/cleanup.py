@@ -20,9 +20,10 @@ WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
 EPILOG = """\
 Used and superseded prekeys go after PREKEY_RETENTION_DAYS (30), ended sessions after SESSION_RETENTION_DAYS (7), calls
 after CALL_RETENTION_DAYS (365; 0 keeps them for ever), events of chats, and what is left of deleted messages and chats,
-after SYNC_RETENTION_DAYS (30), answered reset challenges and the list of ended sessions as soon
-as nothing depends on them. Servers do the same every hour; this is for whoever has years to catch up, or has switched
-that feature off. It can be interrupted at any time. Exit codes: 0 done, 1 failed, 78 wrong settings.
+after SYNC_RETENTION_DAYS (30), subscriptions SUBSCRIPTION_RETENTION_DAYS (90) after their end, answered reset
+challenges and the list of ended sessions as soon as nothing depends on them. Servers do the same every hour; this is
+for whoever has years to catch up, or has switched that feature off. It can be interrupted at any time. Exit codes: 0
+done, 1 failed, 78 wrong settings.
 """
 
 

@@ -38,11 +38,12 @@ NOTHING = {
     "chat_threads": 0,
     "chat_participants": 0,
     "call_sessions": 0,
+    "subscriptions": 0,
 }
 TABLES = [
     *("one_time_prekeys", "kyber_prekeys", "signed_prekeys", "sessions", "spent_refresh_tokens", "ended_sessions"),
     *("spent_challenges", "call_sessions", "users", "spent_prekeys", "chat_events", "chat_departures", "chat_invites"),
-    *("messages", "chat_threads", "chat_participants"),
+    *("messages", "chat_threads", "chat_participants", "subscriptions", "spent_proofs"),
 ]
 
 
@@ -275,6 +276,41 @@ async def test_calls_go_after_a_year_or_as_set_or_never(services: Services) -> N
         assert left == ["accepted", "rejected"]
 
 
+async def subscription(connection: Any, number: int, days: float, status: str = "active") -> None:
+    """One that ended so many days ago, with its payment."""
+    await connection.execute(
+        """INSERT INTO subscriptions (prid_hash, user_fingerprint, tier, status, signature, payment_proof, expires_at)
+           SELECT hash, encode(sha256('alice'), 'hex'), 'premium', $2::text::subscription_status, sha512('x'), hash,
+                  now() - $3::interval
+           FROM (SELECT encode(sha256($1::text::bytea), 'hex') AS hash) AS hashed""",
+        str(number),
+        status,
+        timedelta(days=days),
+    )
+    await connection.execute("INSERT INTO spent_proofs SELECT encode(sha256($1::text::bytea), 'hex')", str(number))
+
+
+@pytest.mark.gen_test
+async def test_subscriptions_go_some_time_after_their_end_and_their_payments_stay_spent(services: Services) -> None:
+    async with place(services) as shared, connected(shared) as db:
+        ends = (
+            (-10, "active"),
+            (89, "expired"),
+            (91, "expired"),
+            (-5, "cancelled"),
+            (400, "cancelled"),
+            (11, "expired"),
+        )
+        for number, (days, status) in enumerate(ends):
+            await subscription(db, number, days, status)
+        done = await script(shared, "cleanup", "--json")
+        assert done.json["removed"]["subscriptions"] == 2
+        done = await script(shared, "cleanup", "--json", SUBSCRIPTION_RETENTION_DAYS="10")
+        assert done.json["removed"]["subscriptions"] == 2
+        assert await db.fetchval("SELECT count(*) FROM subscriptions") == 2
+        assert await db.fetchval("SELECT count(*) FROM spent_proofs") == 6
+
+
 # How --------------------------------------------------------------------------------------------------------------
 
 
@@ -423,6 +459,11 @@ async def test_each_batch_finds_its_rows_by_an_index(services: Services) -> None
                SELECT gen_random_uuid(), $1, $2, 'audio', 'ended', now() FROM generate_series(1, 20000)""",
             alice,
             bob,
+        )
+        await db.execute(
+            """INSERT INTO subscriptions (prid_hash, user_fingerprint, tier, signature, expires_at)
+               SELECT encode(sha256(n::text::bytea), 'hex'), repeat('0', 64), 'premium', sha512('x'), now()
+               FROM generate_series(1, 20000) AS n"""
         )
         await fill_chats(db, alice, 20_000)
         await db.execute("ANALYZE")
