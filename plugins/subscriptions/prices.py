@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 MOST_DAYS = 3660
-_FORM = re.compile(r"(\d{1,9}(?:\.\d{1,3})?) ([A-Z]{3}) ?/ ?(?:(\d{1,4}) )?days?")
+_FORM = re.compile(r"(\d{1,9}(?:\.\d{1,3})?) ([A-Z]{3}) ?/ ?(?:(\d{1,4}) )?days?", re.ASCII)
 
 # https://docs.stripe.com/currencies: an amount is in the currency's smallest unit, which for most is a hundredth.
 # Stripe counts ISK and UGX in hundredths, too.
