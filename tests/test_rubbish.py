@@ -38,8 +38,10 @@ import server
 from handlers.base import ApiHandler
 from handlers.shapes import Shape
 from handlers.socket import Auth, SocketHandler
+from models import vouchers
 from server import Server
 from tests.client import Account, ask, b64
+from tests.plugins.paying import hashed
 from tests.running import Services, place, serving
 
 T = TypeVar("T")
@@ -165,15 +167,20 @@ class Running:
             "one_time_prekeys": [alice.prekey(number)],
             "participants": [bob.public_id],
             "password": alice.password,
+            "payment_proof": CODE,
+            "prid": PRID,
+            "prid_hash": hashed(PRID),
             "public_id": alice.public_id,
             "refresh_token": alice.refresh_token,
             "reply_to": self.message_id,
             "sealed_access_key": KEYS[2],
+            "signature": b64(alice.signing.sign(f"mimu-sub-v1|{hashed(PRID)}|premium".encode()).signature),
             "settings": {"privacy": {"last_seen": "nobody"}, "a": [1, 2.5, None]},
             "signed_prekey": alice.signed_prekey(number),
             "title": "A title",
             "to_user_id": bob.user_id,
             "token": self.invite["token"],
+            "user_fingerprint": alice.fingerprint,
             "user_id": bob.user_id,
             "user_ids": [bob.user_id],
             "verified_fingerprint": bob.fingerprint,
@@ -231,6 +238,7 @@ def trying(what: str, examples: int, check: Callable[..., None], *given_: st.Sea
 
 # JSON that is nearly good ---------------------------------------------------------------------------------------------
 
+PRID, CODE = str(uuid4()), vouchers.make()
 KEYS = [b64(secrets.token_bytes(size)) for size in (0, 1, 16, 31, 32, 33, 64, 65, 1568, 1569)]
 ZEROS = [b64(bytes(32)), b64(b"\x05" + bytes(32)), b64(b"\xff" * 32), b64(b"\xff" * 64), b64(bytes(64))]
 ODD_BASE64 = [
