@@ -18,7 +18,7 @@ from tornado.web import HTTPError, RequestHandler, stream_request_body
 from config.settings import Rate
 from handlers import errors
 from handlers.errors import ApiError, Fault, InvalidRequest
-from handlers.limits import client_address, limit_key
+from handlers.limits import client_address, limit_key, within
 from handlers.shapes import Shape, decode, encode
 from handlers.site import Site, version
 from handlers.tokens import Session
@@ -34,7 +34,8 @@ SLOW = 1.0  # seconds; a request that takes longer is worth a line in the log
 ID = "([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12})"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_CORS_HEADERS = "Authorization, Content-Type, X-PrID, X-Client-Version, X-Platform, X-Request-ID"
+_CORS_HEADERS = ("Authorization", "Content-Type", "X-PrID", "X-Client-Version", "X-Platform", "X-Request-ID")
+_CORS_EXPOSED = ("Link", "Retry-After", "X-Request-ID")
 _STATUS: dict[int, type[ApiError]] = {404: errors.NotFound, 405: errors.MethodNotAllowed, 413: errors.TooLarge}
 _PLATFORMS = ("android", "ios", "web", "desktop", "none")
 _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD")
@@ -55,6 +56,10 @@ class ApiHandler(RequestHandler):
 
     public = False
     max_body = MAX_BODY
+    slow = SLOW
+    # Headers that scripts of a listed origin may send and read here, beside those of every endpoint.
+    cors_takes: tuple[str, ...] = ()
+    cors_shows: tuple[str, ...] = ()
     application: Site
     _session: Session | None
 
@@ -90,6 +95,15 @@ class ApiHandler(RequestHandler):
         """The client's address; X-Forwarded-For counts only from a trusted proxy."""
         forwarded = ", ".join(self.request.headers.get_list("X-Forwarded-For")) or None
         return client_address(self.request.remote_ip or "", forwarded, self.application.core.trusted_proxies)
+
+    @property
+    def origin(self) -> str:
+        """Scheme and host by which the client found us; X-Forwarded-Proto counts only from a trusted proxy."""
+        request, scheme = self.request, self.request.protocol
+        given = request.headers.get("X-Forwarded-Proto", "").strip().lower()
+        if given in ("http", "https") and within(request.remote_ip or "", self.application.core.trusted_proxies):
+            scheme = given
+        return f"{scheme}://{request.host}"
 
     @property
     def has_body(self) -> bool:
@@ -155,7 +169,7 @@ class ApiHandler(RequestHandler):
             headers["Vary"] = "Origin"
             if origin and (origin in allowed or "*" in allowed):
                 headers["Access-Control-Allow-Origin"] = origin
-                headers["Access-Control-Expose-Headers"] = "Link, Retry-After, X-Request-ID"
+                headers["Access-Control-Expose-Headers"] = ", ".join((*_CORS_EXPOSED, *self.cors_shows))
 
     async def _linger(self) -> None:
         """Read and drop some of what the client is still sending: closing at once would reset the connection, and
@@ -170,7 +184,10 @@ class ApiHandler(RequestHandler):
             left = 0
 
     async def _refuse_body(self) -> None:
-        refusal = errors.TooLarge(f"The body is larger than {self.max_body} bytes.")
+        await self.refuse(errors.TooLarge(f"The body is larger than {self.max_body} bytes."))
+
+    async def refuse(self, refusal: ApiError) -> None:
+        """Answer before the body has been read, and close the connection."""
         self._answer(refusal)
         self.set_header("Connection", "close")
         self.set_header("Content-Length", str(sum(map(len, self._write_buffer))))
@@ -200,11 +217,14 @@ class ApiHandler(RequestHandler):
         elif not self.public:
             raise errors.Unauthorized
         # The connection's own limit is lifted because it answers with a bare 400; this one answers in JSON.
-        length = headers.get("Content-Length", "0")
+        return self._refuse_body() if self.declared > self.max_body else None
+
+    @property
+    def declared(self) -> int:
+        """The length of the body that the headers announce; 0 when they don't."""
+        length = self.request.headers.get("Content-Length", "0")
         # Few digits first: int() refuses what has thousands.
-        if length.isdecimal() and (len(length.lstrip("0")) > 15 or int(length) > self.max_body):
-            return self._refuse_body()
-        return None
+        return min(int(length.lstrip("0")[:16] or 0), 10**15) if length.isdecimal() else 0
 
     def data_received(self, chunk: bytes) -> Any:
         self._received += len(chunk)
@@ -219,7 +239,7 @@ class ApiHandler(RequestHandler):
         self.set_header("Allow", self.allow())
         if "Access-Control-Allow-Origin" in self._headers:
             self.set_header("Access-Control-Allow-Methods", self.allow())
-            self.set_header("Access-Control-Allow-Headers", _CORS_HEADERS)
+            self.set_header("Access-Control-Allow-Headers", ", ".join((*_CORS_HEADERS, *self.cors_takes)))
             self.set_header("Access-Control-Max-Age", "86400")
         self.reply_nothing()
 
@@ -265,7 +285,7 @@ class ApiHandler(RequestHandler):
         refusal = errors.refusal(value, self.application.outages)
         if refusal is None:
             log.error("request_failed", handler=type(self).__qualname__, exc_info=value)
-        elif refusal.status >= 500:
+        elif refusal.status in (500, 503):
             log.warning("request_unavailable", handler=type(self).__qualname__, cause=type(value).__name__)
 
     def _not_active(self) -> None:
@@ -281,7 +301,7 @@ class ApiHandler(RequestHandler):
         self._not_active()
         seconds = time.perf_counter() - self._started
         self.application.metrics.observe(type(self).__qualname__, self.request.method or "", self._status_code, seconds)
-        if seconds > SLOW:
+        if seconds > self.slow:
             log.warning(
                 "request_slow",
                 handler=type(self).__qualname__,
