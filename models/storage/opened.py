@@ -1,0 +1,17 @@
+"""Which storage the settings ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from config.storage import StorageSettings
+from models.storage import Storage
+from models.storage.local import LocalStorage
+from models.storage.s3 import S3Storage
+
+
+def storage(settings: StorageSettings, data_dir: Path) -> Storage:
+    """S3 where an endpoint is set, else the folder ``files`` of MIMU_DATA_DIR. It is to be opened by ``running``."""
+    if settings.s3_endpoint is None:
+        return LocalStorage(data_dir / "files")
+    return S3Storage(settings, data_dir / "spool")

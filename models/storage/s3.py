@@ -1,0 +1,285 @@
+"""S3: objects in a bucket. Clients put and get them by signed addresses; resumable uploads pass through this server.
+
+A file is the object ``abcd…`` by its key. A resumable upload is stored in parts of one size (multipart.py); what has
+come of the next part, when a request ends, waits in ``tails/abcd…/N``; N is how far the upload has come. Not under the
+file's own name: to servers that keep objects in folders, an object and what lies under it are a clash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, TypeVar
+
+import obstore
+import structlog
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+from config.storage import StorageSettings
+from models.storage import Hashes, Link, Place, Progress, StorageAway, proven
+from models.storage.local import troubles
+from models.storage.multipart import Multipart, Part
+from models.storage.sigv4 import Signer
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+PUT_SECONDS = 3600  # the largest file at 5 Mbit/s
+GET_SECONDS = 300  # to begin with: S3 looks at the time when a request comes, not while it is answered
+# S3 takes parts of 5 MiB and more, 10,000 of them; a larger part costs more when a connection breaks.
+PART_SIZE, MAX_PARTS = 8 << 20, 10_000
+READ_SIZE = 8 << 20  # of an object that is hashed: what one costs in memory
+FRESH = 1.0  # seconds; whoever asks for a new upload is told from this whether the storage is there
+
+_OPAQUE = {"response-content-type": "application/octet-stream", "response-content-disposition": "attachment"}
+
+
+@contextlib.contextmanager
+def _troubles() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (BaseError, OSError) as error:
+        raise StorageAway(type(error).__name__) from error
+
+
+class S3Storage:
+    def __init__(self, settings: StorageSettings, folder: Path) -> None:
+        assert settings.s3_endpoint and settings.s3_access_key and settings.s3_secret_key
+        self._create = settings.s3_create_bucket
+        self._spools = folder
+        self.hashes = Hashes()
+        self._well = 0.0
+        access, secret = settings.s3_access_key, settings.s3_secret_key.get_secret_value()
+
+        def signer(endpoint: str) -> Signer:
+            style = settings.s3_path_style
+            return Signer(endpoint, settings.s3_bucket, settings.s3_region, access, secret, style)
+
+        self._public = signer(settings.s3_public_endpoint or settings.s3_endpoint)
+        self.multipart = Multipart(signer(settings.s3_endpoint))
+        self.objects = S3Store(
+            settings.s3_bucket,
+            endpoint=_bucket_endpoint(settings),
+            region=settings.s3_region,
+            access_key_id=access,
+            secret_access_key=secret,
+            virtual_hosted_style_request=not settings.s3_path_style,
+            client_options={
+                "allow_http": settings.s3_endpoint.startswith("http:"),
+                "connect_timeout": timedelta(seconds=2),
+                "timeout": timedelta(seconds=20),
+            },
+            retry_config={
+                "max_retries": 3,
+                "retry_timeout": timedelta(seconds=5),
+                "backoff": {
+                    "init_backoff": timedelta(milliseconds=100),
+                    "max_backoff": timedelta(seconds=1),
+                    "base": 3,
+                },
+            },
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        await asyncio.to_thread(lambda: self._spools.mkdir(mode=0o700, parents=True, exist_ok=True))
+        try:
+            await self.check()
+        except StorageAway as error:
+            # Everything but files works without it; it is asked again before each upload.
+            log.warning("storage_away", cause=str(error))
+        try:
+            yield
+        finally:
+            await self.multipart.close()
+
+    async def check(self) -> None:
+        if time.monotonic() - self._well > FRESH:
+            await self.multipart.bucket(create=self._create)
+            self._well = time.monotonic()
+
+    def put_link(self, place: Place) -> Link | None:
+        # All of these are signed: another length or type is refused, and so is a second try once the object is there,
+        # which nobody may change after it was checked.
+        headers = {"Content-Type": "application/octet-stream", "If-None-Match": "*"}
+        signed = {**headers, "Content-Length": str(place.size)}
+        url = self._public.sign("PUT", proven(place.key), PUT_SECONDS, headers=signed)
+        return Link("PUT", url, headers, PUT_SECONDS)
+
+    def part_size(self, size: int) -> int:
+        return max(PART_SIZE, -(-size // MAX_PARTS))
+
+    def content(self, key: str, method: str) -> Link:
+        return Link(method, self._public.sign(method, proven(key), GET_SECONDS, query=_OPAQUE), {}, GET_SECONDS)
+
+    async def begin(self, place: Place) -> str | None:
+        return await self.multipart.begin(proven(place.key)) if place.size > place.part_size else None
+
+    async def abort(self, place: Place, upload_id: str) -> None:
+        await self.multipart.abort(proven(place.key), upload_id)
+
+    async def writer(self, place: Place) -> S3Writer:
+        spool = await self.run(lambda: tempfile.TemporaryFile(dir=self._spools))  # noqa: SIM115  # the writer closes it
+        writer = S3Writer(self, place, spool)
+        try:
+            await writer.fetch_tail()
+        except BaseException:
+            await writer.close(noted=False)
+            raise
+        return writer
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run blocking work on the local disk, to its end even when nobody waits for it any more."""
+
+        def translated() -> T:
+            with troubles():
+                return work()
+
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, translated))
+
+    async def settle(self, place: Place) -> int | None:
+        key = proven(place.key)
+        if place.resumable and place.received < place.size:
+            return None
+        if place.etags and place.upload_id is not None:
+            await self.multipart.complete(key, place.upload_id, place.etags)
+        if place.resumable:
+            await self.remove_tails(key)
+        with _troubles():
+            try:
+                return (await obstore.head_async(self.objects, key))["size"]
+            except FileNotFoundError:
+                return None
+
+    async def digest(self, key: str) -> bytes:
+        found = hashlib.sha256()
+        with _troubles():
+            size = (await obstore.head_async(self.objects, proven(key)))["size"]
+            for start in range(0, size, READ_SIZE):
+                block = await obstore.get_range_async(self.objects, key, start=start, end=min(start + READ_SIZE, size))
+                await asyncio.to_thread(found.update, block)
+        return found.digest()
+
+    async def remove(self, key: str, upload_id: str | None) -> None:
+        if upload_id is not None:
+            await self.multipart.abort(proven(key), upload_id)
+        await self.remove_tails(key)
+        with _troubles(), contextlib.suppress(FileNotFoundError):
+            await obstore.delete_async(self.objects, proven(key))
+
+    async def remove_tails(self, key: str, kept: str | None = None) -> None:
+        with _troubles():
+            async for found in obstore.list(self.objects, prefix=f"tails/{proven(key)}/"):
+                tails = [one["path"] for one in found if one["path"] != kept]
+                with contextlib.suppress(FileNotFoundError):
+                    await obstore.delete_async(self.objects, tails)
+
+
+def _bucket_endpoint(settings: StorageSettings) -> str:
+    """obstore wants the bucket in the host's name when requests are to have it there."""
+    endpoint = settings.s3_endpoint or ""
+    scheme, _, host = endpoint.partition("://")
+    return endpoint if settings.s3_path_style else f"{scheme}://{settings.s3_bucket}.{host}"
+
+
+class S3Writer:
+    """Collects a part in a file without a name, and puts it when it is full."""
+
+    def __init__(self, storage: S3Storage, place: Place, spool: IO[bytes]) -> None:
+        self._storage, self._place, self._spool = storage, place, spool
+        self._hash = storage.hashes.take(place.key, place.received)
+        self._etags = place.etags
+        self._parted = min(len(place.etags) * place.part_size, place.received)
+        self._spooled = 0
+
+    @property
+    def offset(self) -> int:
+        return self._parted + self._spooled
+
+    @property
+    def digest(self) -> bytes | None:
+        return None if self._hash is None else self._hash.digest()
+
+    def _tail(self, offset: int) -> str:
+        return f"tails/{proven(self._place.key)}/{offset}"
+
+    async def fetch_tail(self) -> None:
+        """Get back what has come of the next part."""
+        length = self._place.received - self._parted
+        if length:
+            with _troubles():
+                name = self._tail(self._place.received)
+                try:
+                    tail = bytes(await obstore.get_range_async(self._storage.objects, name, start=0, length=length))
+                except FileNotFoundError as error:
+                    raise StorageAway("part of an upload is lost") from error
+            await self._storage.run(lambda: self._keep(tail))
+            self._spooled = length
+
+    def _keep(self, data: bytes | memoryview) -> None:
+        self._spool.seek(self._spooled)
+        self._spool.write(data)
+
+    async def write(self, blocks: Sequence[bytes]) -> Progress | None:
+        rest = memoryview(b"".join(blocks))
+        progress = None
+        while rest:
+            piece = rest[: self._place.part_size - self._spooled]
+
+            def keep(piece: memoryview = piece) -> None:
+                self._keep(piece)
+                if self._hash is not None:
+                    self._hash.update(piece)
+
+            await self._storage.run(keep)
+            self._spooled += len(piece)
+            rest = rest[len(piece) :]
+            if self._spooled == self._place.part_size and self.offset < self._place.size:
+                await self._put_part()
+                progress = Progress(self._parted, self._etags)
+        return progress
+
+    async def _put_part(self) -> None:
+        place = self._place
+        assert place.upload_id is not None
+        await self._storage.run(self._spool.flush)
+        part = Part(self._spool, self._spooled)  # type: ignore[arg-type]  # BinaryIO is IO[bytes] by another name
+        etag = await self._storage.multipart.part(place.key, place.upload_id, len(self._etags) + 1, part)
+        self._etags = (*self._etags, etag)
+        self._parted += self._spooled
+        self._spooled = 0
+
+    async def pause(self) -> Progress:
+        whole = self.offset == self._place.size
+        if self._spooled and whole and self._etags:
+            await self._put_part()
+        elif self._spooled:
+            await self._put_object(proven(self._place.key) if whole else self._tail(self.offset))
+        return Progress(self.offset, self._etags)
+
+    async def _put_object(self, name: str) -> None:
+        def read() -> bytes:
+            self._spool.seek(0)
+            return self._spool.read(self._spooled)
+
+        data = await self._storage.run(read)
+        with _troubles():
+            await obstore.put_async(self._storage.objects, name, data, use_multipart=False)
+
+    async def close(self, *, noted: bool) -> None:
+        if noted and self._hash is not None:
+            self._storage.hashes.keep(self._place.key, self.offset, self._hash)
+        self._hash = None
+        await self._storage.run(self._spool.close)
+        if noted:
+            with contextlib.suppress(StorageAway):  # the file's removal finds them, too
+                await self._storage.remove_tails(self._place.key, self._tail(self.offset))
