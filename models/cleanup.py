@@ -176,6 +176,7 @@ def steps(retention: Retention) -> list[Step]:
         _plain("spent_challenges", "nonce", "expires_at", CHALLENGES_KEPT),
         # Cancelled ones, too, when they would have ended.
         _plain("subscriptions", "id", "expires_at", timedelta(days=retention.subscription_retention_days)),
+        _plain("files", "id", "expires_at", timedelta()),  # uploads that were not finished in time
     ]
     # What /sync tells no more. A day longer than its cursors live, for clocks that differ.
     told = timedelta(days=retention.sync_retention_days + 1)

@@ -1,0 +1,251 @@
+"""Files: who owns which bytes, who may read them, how far uploads have come, and what a user may still store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+import peewee
+
+from models.database import Database, Enum, Row, Table
+from models.storage import Place, Progress
+from models.users import User
+
+
+class File(Table):
+    id = peewee.UUIDField(primary_key=True)
+    owner = peewee.ForeignKeyField(User, on_delete="CASCADE")
+    chat_id = peewee.UUIDField(null=True)
+    size = peewee.BigIntegerField()
+    sha256 = peewee.BlobField(null=True)
+    media_type = peewee.TextField(null=True)
+    storage_key = peewee.TextField(unique=True)
+    state = Enum("file_state", default="uploading")
+    created_at = peewee.DateTimeField()
+    completed_at = peewee.DateTimeField(null=True)
+    expires_at = peewee.DateTimeField(null=True)
+    resumable = peewee.BooleanField()
+    received = peewee.BigIntegerField(default=0)
+    received_sha256 = peewee.BlobField(null=True)
+    upload_metadata = peewee.TextField(null=True)
+    part_size = peewee.BigIntegerField(default=0)
+    upload_id = peewee.TextField(null=True)
+    part_etags = Enum("text[]")  # not an enum, but likewise a type that peewee has no field for
+
+    class Meta:
+        table_name = "files"
+
+
+class FileUsage(Table):
+    """What a user's files take."""
+
+    user = peewee.ForeignKeyField(User, primary_key=True, on_delete="CASCADE")
+    bytes = peewee.BigIntegerField()
+    files = peewee.BigIntegerField()
+
+    class Meta:
+        table_name = "file_usage"
+
+
+class FileRemoval(Table):
+    """Bytes to be removed from the storage."""
+
+    storage_key = peewee.TextField(primary_key=True)
+    upload_id = peewee.TextField(null=True)
+    due_at = peewee.DateTimeField()
+
+    class Meta:
+        table_name = "file_removals"
+
+
+class NewFile(NamedTuple):
+    """A file that is to be uploaded."""
+
+    owner_id: UUID
+    chat_id: UUID | None
+    size: int
+    sha256: bytes | None
+    media_type: str | None
+    storage_key: str
+    resumable: bool
+    part_size: int = 0
+    upload_metadata: str | None = None
+
+
+class Removal(NamedTuple):
+    storage_key: str
+    upload_id: str | None
+
+
+_SHOWN = "f.id, f.owner_id, f.chat_id, f.size, f.sha256, f.media_type, f.state::text, f.created_at, f.completed_at"
+_ALL = f"""{_SHOWN}, f.expires_at, f.storage_key, f.resumable, f.received, f.received_sha256, f.upload_metadata,
+    f.part_size, f.upload_id, f.part_etags"""
+
+_RESERVE = f"""
+WITH room AS (
+    INSERT INTO file_usage AS used (user_id, bytes, files) SELECT $1::uuid, $3::bigint, 1 WHERE $3 <= $10::bigint
+    ON CONFLICT (user_id) DO UPDATE SET bytes = used.bytes + excluded.bytes, files = used.files + 1
+    WHERE used.bytes + excluded.bytes <= $10
+    RETURNING 1
+)
+INSERT INTO files AS f (owner_id, chat_id, size, sha256, media_type, storage_key, resumable, part_size, upload_metadata)
+SELECT $1, $2::uuid, $3, $4::bytea, $5::text, $6::text, $7::boolean, $8::bigint, $9::text FROM room RETURNING {_ALL}
+"""
+
+
+async def reserve(db: Database, file: NewFile, limit: int) -> Row | None:
+    """Take room for a file among the ``limit`` bytes that its owner may have, and enter it; None when there is none."""
+    return await db.row(_RESERVE, *file, limit)
+
+
+async def usage(db: Database, user_id: UUID) -> tuple[int, int]:
+    """How many bytes a user's files take, and how many they are."""
+    row = await db.row("SELECT bytes, files FROM file_usage WHERE user_id = $1", user_id)
+    return (row["bytes"], row["files"]) if row else (0, 0)
+
+
+# Who may read a complete file, at this moment: its owner, members of its chat, and everybody while it is an avatar.
+_MAY_READ = f"""
+SELECT {_ALL} FROM files f WHERE f.id = $1 AND (f.owner_id = $2 OR f.state = 'complete' AND (
+    EXISTS (SELECT 1 FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
+            WHERE p.chat_id = f.chat_id AND p.user_id = $2 AND t.deleted_at IS NULL)
+    OR EXISTS (SELECT 1 FROM users u WHERE u.id = f.owner_id AND u.avatar_url = '/files/' || f.id || '/content')))
+"""
+
+
+async def readable(db: Database, file_id: UUID, reader: UUID) -> Row | None:
+    """A file as somebody may see it just now; None when they may not, or there is none."""
+    return await db.row(_MAY_READ, file_id, reader)
+
+
+async def entries(db: Database, owner: UUID, limit: int, before: tuple[datetime, UUID] | None = None) -> list[Row]:
+    """A user's own files, the newest first."""
+    earlier = "AND (f.created_at, f.id) < ($3, $4)" if before else ""
+    return await db.fetch(
+        f"SELECT {_ALL} FROM files f WHERE f.owner_id = $1 {earlier} ORDER BY f.created_at DESC, f.id DESC LIMIT $2",
+        owner,
+        limit,
+        *(before or ()),
+    )
+
+
+async def unfinished(db: Database, file_id: UUID) -> Row | None:
+    """A file that is being uploaded and hasn't run out."""
+    return await db.row(
+        f"SELECT {_ALL} FROM files f WHERE f.id = $1 AND f.state = 'uploading' AND f.expires_at > now()", file_id
+    )
+
+
+async def owned(db: Database, file_id: UUID, owner: UUID, *, resumable: bool | None = None) -> Row | None:
+    """A file of that owner's, complete or not run out."""
+    return await db.row(
+        f"""SELECT {_ALL} FROM files f WHERE f.id = $1 AND f.owner_id = $2
+            AND (f.expires_at IS NULL OR f.expires_at > now()) AND ($3::boolean IS NULL OR f.resumable = $3)""",
+        file_id,
+        owner,
+        resumable,
+    )
+
+
+def place(row: Row) -> Place:
+    """Where in the storage an upload is, and how far it has come."""
+    return Place(
+        row["storage_key"],
+        row["size"],
+        row["resumable"],
+        row["received"],
+        row["part_size"],
+        row["upload_id"],
+        tuple(row["part_etags"]),
+    )
+
+
+async def begin(db: Database, file_id: UUID, upload_id: str) -> bool:
+    """Note what the storage calls an upload; not over another."""
+    return (
+        await db.execute(
+            "UPDATE files SET upload_id = $2 WHERE id = $1 AND state = 'uploading' AND upload_id IS NULL",
+            file_id,
+            upload_id,
+        )
+        == 1
+    )
+
+
+async def note(db: Database, file_id: UUID, since: int, progress: Progress, sha256: bytes | None = None) -> bool:
+    """Note how far an upload has come, if it stood at ``since`` until now."""
+    return (
+        await db.execute(
+            """UPDATE files SET received = $3, part_etags = $4, received_sha256 = $5
+               WHERE id = $1 AND received = $2 AND state = 'uploading' AND expires_at > now()""",
+            file_id,
+            since,
+            progress.received,
+            list(progress.etags),
+            sha256,
+        )
+        == 1
+    )
+
+
+async def complete(db: Database, file_id: UUID, sha256: bytes) -> Row | None:
+    """A file is all there, and is what was announced; None when it is gone, or was completed before."""
+    return await db.row(
+        f"""UPDATE files AS f SET state = 'complete', sha256 = $2, received = size, completed_at = now(),
+                expires_at = NULL, upload_metadata = NULL, upload_id = NULL, part_etags = '{{}}'
+            WHERE id = $1 AND state = 'uploading' AND coalesce(sha256, $2) = $2 RETURNING {_ALL}""",
+        file_id,
+        sha256,
+    )
+
+
+async def delete(db: Database, file_id: UUID, owner: UUID) -> Removal | None:
+    """Forget a file of that owner's, and give its room back; its bytes are to be removed."""
+    row = await db.row(
+        """WITH unworn AS (
+               UPDATE users SET avatar_url = NULL WHERE id = $2 AND avatar_url = '/files/' || $1::uuid || '/content'
+           )
+           DELETE FROM files WHERE id = $1 AND owner_id = $2 RETURNING storage_key, upload_id""",
+        file_id,
+        owner,
+    )
+    return Removal(*row) if row else None
+
+
+async def expire(db: Database, batch: int = 1000) -> int:
+    """Forget uploads that were not finished in time, at most so many; how many they were."""
+    return await db.execute(
+        """DELETE FROM files WHERE id IN (
+               SELECT id FROM files WHERE expires_at < now() ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)""",
+        batch,
+    )
+
+
+async def removals(db: Database, batch: int) -> list[Removal]:
+    """Bytes that are due to be removed, of which no other server or script is told for the next five minutes."""
+    rows = await db.fetch(
+        """UPDATE file_removals SET due_at = now() + interval '5 minutes' WHERE storage_key IN (
+               SELECT storage_key FROM file_removals WHERE due_at <= now() ORDER BY due_at LIMIT $1
+               FOR UPDATE SKIP LOCKED)
+           RETURNING storage_key, upload_id""",
+        batch,
+    )
+    return [Removal(*row) for row in rows]
+
+
+async def removed(db: Database, keys: Sequence[str]) -> None:
+    """These bytes are gone."""
+    await db.execute("DELETE FROM file_removals WHERE storage_key = ANY ($1)", list(keys))
+
+
+async def removed_at_once(db: Database, key: str) -> None:
+    """These bytes are gone; unless their file was being uploaded, for then more may come."""
+    await db.execute("DELETE FROM file_removals WHERE storage_key = $1 AND due_at <= now()", key)
+
+
+async def waiting(db: Database) -> int:
+    """How many files' bytes are due to be removed."""
+    due: int = await db.value("SELECT count(*) FROM file_removals WHERE due_at <= now()")
+    return due
