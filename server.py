@@ -257,8 +257,9 @@ def assemble(app: App, features: Sequence[Plugin]) -> Site:
     routes, claimed_events, claimed_checks = plugins.joined([house, *features])
     events.update(claimed_events)
     checks.update(claimed_checks)
-    # Without Redis this server still serves its own users; a load balancer that took it out would serve nobody.
-    ready.update({name: check for name, check in checks.items() if name != "redis"})
+    # Without Redis this server still serves its own users, and without a storage all but files; a load balancer that
+    # took it out would serve nobody.
+    ready["database"] = database
     return Site(
         list(routes),
         unknown=UnknownRoute,

@@ -568,7 +568,10 @@ async def test_an_old_app_is_told_so(services: Services) -> None:
 @pytest.mark.gen_test
 async def test_health_says_what_the_seed_says(services: Services) -> None:
     async with at_work(services) as one:
-        for path, asked in (("/health", {"database": "ok", "redis": "ok"}), ("/health/ready", {"database": "ok"})):
+        for path, asked in (
+            ("/health", {"database": "ok", "redis": "ok", "storage": "ok"}),
+            ("/health/ready", {"database": "ok"}),
+        ):
             answer = await ask(one.url, "GET", path)
             uptime = answer.json["uptime_seconds"]
             assert answer.status == 200

@@ -1,0 +1,154 @@
+"""Files: announced, found again, read by who may, and removed; within what their owner's tier allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from handlers.errors import Forbidden, NotFound
+from handlers.pages import Place
+from handlers.tokens import Session
+from models import files, listing, orphans, subscriptions
+from models.database import Database, Row
+from models.storage import Link, Reader, Storage, new_key
+from plugins.files import shapes
+from plugins.files.links import Links
+from plugins.files.refusals import FileTooLarge, QuotaExceeded, refusing
+from plugins.files.uploads import Uploads
+
+log = structlog.get_logger(__name__)
+
+SWEEP_SECONDS = 10.0  # a server that stops waits for the run in flight
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """What one file, and all files of a user, may take in bytes."""
+
+    file_bytes: int
+    total_bytes: int
+
+
+class Files:
+    def __init__(
+        self, db: Database, storage: Storage, uploads: Uploads, links: Links, tiers: Mapping[str, Tier]
+    ) -> None:
+        self._db, self._storage, self._uploads, self._links = db, storage, uploads, links
+        self._tiers = tiers
+
+    @property
+    def largest(self) -> int:
+        """What no file of anybody may be larger than."""
+        return max(tier.file_bytes for tier in self._tiers.values())
+
+    async def _tier(self, session: Session) -> tuple[str, Tier]:
+        name = await subscriptions.tier(self._db, session.fingerprint) or "free"
+        return name, self._tiers[name]
+
+    async def announce(self, session: Session, request: shapes.NewFile, base: str) -> dict[str, Any]:
+        """Take room for a file; its id, and where to put it. Raises FileTooLarge, QuotaExceeded, NotFound."""
+        new = files.NewFile(
+            owner_id=session.user_id,
+            chat_id=request.chat_id,
+            size=request.size,
+            sha256=request.sha256,
+            media_type=request.media_type,
+            storage_key=new_key(),
+            resumable=False,
+        )
+        row = await self._reserve(session, new)
+        link = self._storage.put_link(files.place(row)) or self._links.upload(base, row["id"], row["size"])
+        expires = datetime.now(UTC) + timedelta(seconds=link.seconds)
+        upload = {"method": link.method, "url": link.url, "headers": link.headers, "expires_at": expires}
+        return {"file_id": row["id"], "upload": upload}
+
+    async def announce_resumable(
+        self, session: Session, size: int, announced: shapes.Announced, metadata: str | None
+    ) -> Row:
+        """Take room for a file that comes by tus. Raises FileTooLarge, QuotaExceeded, NotFound."""
+        new = files.NewFile(
+            owner_id=session.user_id,
+            chat_id=announced.chat_id,
+            size=size,
+            sha256=announced.sha256,
+            media_type=announced.media_type,
+            storage_key=new_key(),
+            resumable=True,
+            part_size=self._storage.part_size(size),
+            upload_metadata=metadata,
+        )
+        return await self._reserve(session, new)
+
+    async def _reserve(self, session: Session, new: files.NewFile) -> Row:
+        name, tier = await self._tier(session)
+        if new.size > tier.file_bytes:
+            raise FileTooLarge(f"The tier {name} takes files of {tier.file_bytes} bytes at the most.")
+        if new.chat_id is not None and await listing.place_of(self._db, session.user_id, new.chat_id) is None:
+            raise NotFound("There is no such chat.")
+        with refusing():
+            await self._storage.check()  # before anything is entered that nobody could upload
+        row = await files.reserve(self._db, new, tier.total_bytes)
+        if row is None:
+            raise QuotaExceeded(f"The tier {name} takes {tier.total_bytes} bytes in all.")
+        return row
+
+    async def usage(self, session: Session) -> dict[str, Any]:
+        """What a user's files take, and what they may."""
+        name, tier = await self._tier(session)
+        used, number = await files.usage(self._db, session.user_id)
+        return {
+            "tier": name,
+            "files": number,
+            "used_bytes": used,
+            "limit_bytes": tier.total_bytes,
+            "file_limit_bytes": tier.file_bytes,
+        }
+
+    async def entries(self, user_id: UUID, limit: int, before: Place | None) -> list[dict[str, Any]]:
+        """A user's own files, the newest first."""
+        return [shapes.file(row) for row in await files.entries(self._db, user_id, limit, before)]
+
+    async def get(self, reader: UUID, file_id: UUID) -> Row:
+        """A file that the reader may see just now. Raises NotFound."""
+        row = await files.readable(self._db, file_id, reader)
+        if row is None:
+            raise NotFound("There is no such file.")
+        return row
+
+    async def readable(self, reader: UUID, file_id: UUID) -> Row:
+        """The same, with its bytes there. Raises NotFound."""
+        row = await self.get(reader, file_id)
+        if row["state"] != "complete":
+            raise NotFound("The file is not complete.")
+        return row
+
+    async def content(self, row: Row, method: str) -> Link | AbstractAsyncContextManager[Reader]:
+        """Where its bytes are to be had, or they themselves."""
+        content = self._storage.content(row["storage_key"], method)
+        if isinstance(content, Link):
+            with refusing():
+                await self._storage.check()  # to be sent where nobody answers would be no answer
+        return content
+
+    async def delete(self, user_id: UUID, file_id: UUID) -> None:
+        """Delete a file of one's own. Raises NotFound; Forbidden for one that is only read."""
+        if not await self._uploads.remove(user_id, file_id):
+            await self.get(user_id, file_id)
+            raise Forbidden("Only its owner can delete a file.")
+
+    async def check(self) -> None:
+        """For ``/health``."""
+        await self._storage.check()
+
+    async def sweep(self) -> None:
+        """Remove uploads that were not finished in time, and bytes whose file is gone."""
+        expired = await files.expire(self._db)
+        removed = await orphans.remove(self._db, self._storage, seconds=SWEEP_SECONDS)
+        if expired or removed:
+            log.info("files_removed", expired=expired, removed=removed)

@@ -1,0 +1,124 @@
+"""The endpoints of ``/files/tus``: resumable uploads, as any client of tus 1.0 makes them."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from config.settings import Rate
+from handlers.errors import InvalidRequest, UnsupportedMediaType
+from handlers.uploads import UploadHandler
+from models.database import Row
+from plugins.files import tus
+from plugins.files.files import Files
+from plugins.files.incoming import Incoming
+from plugins.files.refusals import UnsupportedTusVersion
+from plugins.files.uploads import Uploads
+
+
+class Tus(UploadHandler):
+    """What tus wants of every request and answer."""
+
+    cors_takes, cors_shows = tus.SENT, tus.SHOWN
+    incoming: Incoming | None = None
+
+    def set_default_headers(self) -> None:
+        super().set_default_headers()
+        self.set_header("Tus-Resumable", tus.VERSION)
+
+    def prepare(self) -> Any:
+        # For clients that some network lets send nothing but GET and POST.
+        method = self.request.headers.get("X-HTTP-Method-Override", "")
+        if self.request.method == "POST" and method in ("PATCH", "DELETE", "HEAD"):
+            self.request.method = method
+        return super().prepare()
+
+    async def begin(self, *path: Any, **_: Any) -> Incoming | None:
+        if self.request.headers.get("Tus-Resumable") != tus.VERSION:
+            raise UnsupportedTusVersion(headers={"Tus-Version": tus.VERSION})
+        self.incoming = await self.open(*path)
+        return self.incoming
+
+    async def open(self, *path: Any, **_: Any) -> Incoming | None:
+        """Where the body goes, if it is part of a file."""
+        return None
+
+    def tell(self, row: Row) -> None:
+        """How the upload stands."""
+        self.set_header("Upload-Offset", str(row["received"]))
+        if row["expires_at"] is not None:
+            self.set_header("Upload-Expires", tus.moment(row["expires_at"]))
+
+
+class Creation(Tus):
+    def initialize(self, files: Files, uploads: Uploads, rate: Rate, address: str | None) -> None:
+        self._files, self._uploads, self._rate, self._address = files, uploads, rate, address
+
+    async def open(self) -> Incoming | None:
+        headers = self.request.headers
+        if self.request.method != "POST":
+            return None
+        if "Upload-Defer-Length" in headers or "Upload-Concat" in headers:
+            raise InvalidRequest("This server wants Upload-Length, and puts no uploads together.")
+        size, said = tus.length(headers.get("Upload-Length")), headers.get("Upload-Metadata")
+        announced, checksum = tus.metadata(said), tus.checksum(headers.get("Upload-Checksum"))
+        await self.limit("files", self._rate, str(self.session.user_id))
+        self.row = await self._files.announce_resumable(self.session, size, announced, said)
+        if headers.get("Content-Type") != tus.BODY:
+            return None
+        return await self._uploads.begin(self.session.user_id, self.row["id"], checksum)
+
+    async def post(self) -> None:
+        """201 with Location; 400, 404, 412, 413 ``file_too_large``, 429, 460, 507."""
+        await self.received()
+        if self.incoming is not None:
+            await self.incoming.finish()
+            self.row = await self._uploads.stand(self.session.user_id, self.row["id"])
+        self.set_header("Location", f"{self._address or self.origin}/files/tus/{self.row['id']}")
+        self.tell(self.row)
+        self.set_status(201)
+        self.finish()
+
+    def options(self, *path: str) -> None:
+        """204 what of tus there is here."""
+        self.set_header("Tus-Version", tus.VERSION)
+        self.set_header("Tus-Extension", tus.EXTENSIONS)
+        self.set_header("Tus-Max-Size", str(self._files.largest))
+        self.set_header("Tus-Checksum-Algorithm", ",".join(tus.ALGORITHMS))
+        super().options(*path)
+
+
+class Resumption(Tus):
+    def initialize(self, uploads: Uploads) -> None:
+        self._uploads = uploads
+
+    async def open(self, file_id: str) -> Incoming | None:
+        headers = self.request.headers
+        if self.request.method != "PATCH":
+            return None
+        if headers.get("Content-Type") != tus.BODY:
+            raise UnsupportedMediaType(f"The body must be {tus.BODY}.")
+        offset, checksum = tus.number("Upload-Offset", headers.get("Upload-Offset")), headers.get("Upload-Checksum")
+        return await self._uploads.patch(self.session.user_id, UUID(file_id), offset, tus.checksum(checksum))
+
+    async def head(self, file_id: str) -> None:
+        """200 how far it has come; 404, 412."""
+        row = await self._uploads.stand(self.session.user_id, UUID(file_id))
+        self.tell(row)
+        self.set_header("Upload-Length", str(row["size"]))
+        if row["upload_metadata"]:
+            self.set_header("Upload-Metadata", row["upload_metadata"])
+        self.finish()
+
+    async def patch(self, file_id: str) -> None:
+        """204 how far it has come; 404, 409, 412, 413, 415, 423, 460, 507 ``storage_full``."""
+        await self.received()
+        if self.incoming is not None:
+            await self.incoming.finish()
+        self.tell(await self._uploads.stand(self.session.user_id, UUID(file_id)))
+        self.reply_nothing()
+
+    async def delete(self, file_id: str) -> None:
+        """204; 404, 412."""
+        await self._uploads.stop(self.session.user_id, UUID(file_id))
+        self.reply_nothing()

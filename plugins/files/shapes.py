@@ -1,0 +1,65 @@
+"""What clients send to ``/files`` and get from there (contract section 8)."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, StringConstraints
+
+from handlers.shapes import Id, Shape, unb64
+from models.database import Row
+
+MAX_SIZE = 1 << 43  # 8 TiB: whatever a tier may allow, a number that a disk and S3 can hold
+
+_HEX = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
+
+
+def _sha256(value: Any) -> Any:
+    """A SHA-256 as sha256sum writes it, in hex, or as binary values are written elsewhere here, in base64."""
+    digest = bytes.fromhex(value) if isinstance(value, str) and _HEX.fullmatch(value) else unb64(value)
+    if len(digest) != 32:
+        raise ValueError("a SHA-256 has 32 bytes: 64 hex digits, or base64")
+    return digest
+
+
+Sha256 = Annotated[bytes, BeforeValidator(_sha256)]
+MediaType = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9!#$&^_.+-]{1,63}/[A-Za-z0-9!#$&^_.+-]{1,63}$")]
+
+
+class NewFile(Shape):
+    size: Annotated[int, Field(ge=1, le=MAX_SIZE)]
+    sha256: Sha256
+    media_type: MediaType | None = None
+    chat_id: Id | None = None
+
+
+class Announced(Shape):
+    """What the metadata of a tus upload may say that means something here."""
+
+    sha256: Sha256 | None = None
+    media_type: MediaType | None = None
+    chat_id: Id | None = None
+
+
+class Signed(Shape):
+    """The query of an address that was signed here."""
+
+    expires: Annotated[int, Field(ge=0, le=1 << 40)]
+    signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+def file(row: Row) -> dict[str, Any]:
+    """A file as its readers see it. How far an upload has come is its owner's affair, and only they see one."""
+    shown = {
+        "file_id": row["id"],
+        "owner_id": row["owner_id"],
+        "chat_id": row["chat_id"],
+        "size": row["size"],
+        "sha256": row["sha256"].hex() if row["sha256"] else None,
+        "media_type": row["media_type"],
+        "state": row["state"],
+        "created_at": row["created_at"],
+        "completed_at": row["completed_at"],
+    }
+    return shown if row["state"] == "complete" else {**shown, "expires_at": row["expires_at"]}

@@ -1,0 +1,103 @@
+"""tus: the headers of resumable uploads, read strictly (tus.io/protocols/resumable-upload, 1.0.0)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from datetime import UTC, datetime
+from email.utils import format_datetime
+
+from handlers.errors import Fault, InvalidRequest
+from plugins.files import shapes
+from plugins.files.incoming import ALGORITHMS as ALGORITHMS
+from plugins.files.incoming import Checksum
+
+VERSION = "1.0.0"
+EXTENSIONS = "creation,creation-with-upload,checksum,termination,expiration"
+BODY = "application/offset+octet-stream"
+SENT = (
+    "Tus-Resumable",
+    "Upload-Length",
+    "Upload-Offset",
+    "Upload-Metadata",
+    "Upload-Checksum",
+    "X-HTTP-Method-Override",
+)
+SHOWN = (
+    "Location",
+    "Tus-Resumable",
+    "Tus-Version",
+    "Tus-Extension",
+    "Tus-Max-Size",
+    "Tus-Checksum-Algorithm",
+    "Upload-Offset",
+    "Upload-Length",
+    "Upload-Metadata",
+    "Upload-Expires",
+)
+
+MAX_METADATA = 4096  # characters; it is kept for as long as the upload lasts
+
+_NUMBER = re.compile(r"[0-9]{1,15}", re.ASCII)
+_KEY = re.compile(r"[\x21-\x2b\x2d-\x7e]+", re.ASCII)
+
+
+def _bad(header: str, issue: str) -> InvalidRequest:
+    return InvalidRequest("Some headers are not valid.", details=[Fault(header, issue)])
+
+
+def number(header: str, value: str | None) -> int:
+    """The number of bytes that a header says. Raises InvalidRequest."""
+    if value is None or not _NUMBER.fullmatch(value):
+        raise _bad(header, "must be a number of bytes")
+    return int(value)
+
+
+def length(value: str | None) -> int:
+    """Upload-Length: an encrypted file is never empty. Raises InvalidRequest."""
+    size = number("Upload-Length", value)
+    if not 1 <= size <= shapes.MAX_SIZE:
+        raise _bad("Upload-Length", f"must be 1 to {shapes.MAX_SIZE}")
+    return size
+
+
+def metadata(value: str | None) -> shapes.Announced:
+    """Of Upload-Metadata what means something here: ``sha256``, ``chat_id``, ``media_type`` (or ``filetype``, as the
+    clients of tus say). Names of files are not looked at. Raises InvalidRequest, ValidationError."""
+    pairs: dict[str, bytes] = {}
+    if value is not None and len(value) > MAX_METADATA:
+        raise _bad("Upload-Metadata", f"longer than {MAX_METADATA} characters")
+    for pair in filter(None, (part.strip() for part in (value or "").split(","))):
+        key, _, encoded = pair.partition(" ")
+        if not _KEY.fullmatch(key) or key in pairs:
+            raise _bad("Upload-Metadata", "keys are visible ASCII without a comma, each once")
+        try:
+            pairs[key] = base64.b64decode(encoded.strip(), validate=True)
+        except (binascii.Error, ValueError):
+            raise _bad("Upload-Metadata", "values are base64") from None
+    told = {name: pairs[name].decode("utf-8", "replace") for name in pairs}
+    announced = shapes.Announced.model_validate(told)
+    if announced.media_type is None:
+        kind = told.get("filetype", "")  # what a browser knows of a file, or nothing
+        if re.fullmatch(r"[\w.+-]{1,63}/[\w.+-]{1,63}", kind, re.ASCII):
+            announced = announced.model_copy(update={"media_type": kind})
+    return announced
+
+
+def checksum(value: str | None) -> Checksum | None:
+    """Upload-Checksum. Raises InvalidRequest."""
+    if value is None:
+        return None
+    algorithm, _, encoded = value.strip().partition(" ")
+    if algorithm not in ALGORITHMS:
+        raise _bad("Upload-Checksum", f"the algorithm must be one of {', '.join(ALGORITHMS)}")
+    try:
+        return Checksum(algorithm, base64.b64decode(encoded.strip(), validate=True))
+    except (binascii.Error, ValueError):
+        raise _bad("Upload-Checksum", "the checksum is base64") from None
+
+
+def moment(value: datetime) -> str:
+    """A time as HTTP writes it."""
+    return format_datetime(value.astimezone(UTC), usegmt=True)
