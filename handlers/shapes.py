@@ -146,7 +146,7 @@ def _visible(value: str) -> str:
     return value
 
 
-def _plain_https(value: str) -> str:
+def plain_https(value: str) -> str:
     """An address that a client may load without betraying anything but that it does."""
     try:
         parts = urlsplit(value)
@@ -172,7 +172,7 @@ def _is_address(host: str) -> bool:
     return True
 
 
-HttpsUrl = Annotated[str, StringConstraints(max_length=2048), AfterValidator(_plain_https)]
+HttpsUrl = Annotated[str, StringConstraints(max_length=2048), AfterValidator(plain_https)]
 
 
 def bounded(most: int) -> AfterValidator:

@@ -24,6 +24,7 @@ from models.storage.sigv4 import Signer
 TIMEOUT = 20.0  # seconds for a socket that says nothing
 QUICK = 1.5  # the same where somebody waits for no more than a yes: within the 2 s of /health
 TRIES, FIRST_REST, RESTS = 4, 0.1, 3.0  # 0.1, 0.3, 0.9 s between tries, some more or less: about 1.5 s in all
+LAST_TRY = 10.0  # seconds after the first; with TIMEOUT a request takes half a minute at the most
 SIGNED_SECONDS = 300
 THREADS = 8
 BLOCK = 256 * 1024
@@ -112,7 +113,7 @@ class Multipart:
         tries: int = TRIES,
     ) -> Told:
         def send() -> Told:
-            rest = FIRST_REST
+            rest, last = FIRST_REST, time.monotonic() + LAST_TRY
             for left in reversed(range(tries)):
                 try:
                     told = self._once(
@@ -123,9 +124,11 @@ class Multipart:
                     cause = str(told.status)
                 except (OSError, http.client.HTTPException) as error:
                     cause = type(error).__name__
-                if left:
+                if left and time.monotonic() < last:
                     time.sleep(rest * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
                     rest *= RESTS
+                else:
+                    break
             raise StorageAway(cause)
 
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, send))

@@ -36,7 +36,7 @@ GET_SECONDS = 300  # to begin with: S3 looks at the time when a request comes, n
 # S3 takes parts of 5 MiB and more, 10,000 of them; a larger part costs more when a connection breaks.
 PART_SIZE, MAX_PARTS = 8 << 20, 10_000
 READ_SIZE = 8 << 20  # of an object that is hashed: what one costs in memory
-FRESH = 1.0  # seconds; whoever asks for a new upload is told from this whether the storage is there
+FRESH = 1.0  # seconds; what begins asks whether the storage is there, for what is retried takes long to fail
 
 _OPAQUE = {"response-content-type": "application/octet-stream", "response-content-disposition": "attachment"}
 
@@ -122,12 +122,14 @@ class S3Storage:
         return Link(method, self._public.sign(method, proven(key), GET_SECONDS, query=_OPAQUE), {}, GET_SECONDS)
 
     async def begin(self, place: Place) -> str | None:
+        await self.check()
         return await self.multipart.begin(proven(place.key)) if place.size > place.part_size else None
 
     async def abort(self, place: Place, upload_id: str) -> None:
         await self.multipart.abort(proven(place.key), upload_id)
 
     async def writer(self, place: Place) -> S3Writer:
+        await self.check()
         spool = await self.run(lambda: tempfile.TemporaryFile(dir=self._spools))  # noqa: SIM115  # the writer closes it
         writer = S3Writer(self, place, spool)
         try:
@@ -150,6 +152,7 @@ class S3Storage:
         key = proven(place.key)
         if place.resumable and place.received < place.size:
             return None
+        await self.check()
         if place.etags and place.upload_id is not None:
             await self.multipart.complete(key, place.upload_id, place.etags)
         if place.resumable:
@@ -170,6 +173,7 @@ class S3Storage:
         return found.digest()
 
     async def remove(self, key: str, upload_id: str | None) -> None:
+        await self.check()
         if upload_id is not None:
             await self.multipart.abort(proven(key), upload_id)
         await self.remove_tails(key)

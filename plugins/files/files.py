@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -135,6 +135,15 @@ class Files:
             with refusing():
                 await self._storage.check()  # to be sent where nobody answers would be no answer
         return content
+
+    @contextmanager
+    def found(self, row: Row) -> Iterator[None]:
+        """Raises NotFound for a file whose bytes are lost, which is nobody's business but the operator's."""
+        try:
+            yield
+        except FileNotFoundError:
+            log.error("file_lost", file_id=str(row["id"]))
+            raise NotFound("There is no such file.") from None
 
     async def delete(self, user_id: UUID, file_id: UUID) -> None:
         """Delete a file of one's own. Raises NotFound; Forbidden for one that is only read."""

@@ -81,7 +81,8 @@ class Content(DownloadHandler):
             self.clear_header("Content-Type")
             self.redirect(content.url)
         elif not self.fresh(tag):
-            await self.send(content, row["size"], tag)
+            with self._files.found(row):
+                await self.send(content, row["size"], tag)
 
     head = get
 

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
+from uuid import UUID
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
-from handlers.shapes import Base64, DisplayName, HttpsUrl, Language, Shape, bounded
+from handlers.shapes import Base64, DisplayName, Language, Shape, bounded, plain_https
 
 MAX_SETTINGS = 16 * 1024  # bytes of JSON
+
+_HEX = "[0-9a-fA-F]"
+_FILE = re.compile(rf"/files/({_HEX}{{8}}(?:-{_HEX}{{4}}){{3}}-{_HEX}{{12}})(?:/content)?")
+
+
+def file_of(avatar_url: str) -> UUID | None:
+    """The file of ours that an avatar_url names."""
+    match = _FILE.fullmatch(avatar_url)
+    return UUID(match[1]) if match else None
+
+
+def _avatar(value: str) -> str:
+    if not value.startswith("/"):
+        return plain_https(value)
+    file_id = file_of(value)
+    if file_id is None:
+        raise ValueError("must be an https address, or a file of one's own: /files/{file_id}")
+    return f"/files/{file_id}/content"
+
+
+# A file of ours is kept as the path that its bytes are at, for clients to put behind the address of their server.
+AvatarUrl = Annotated[str, StringConstraints(max_length=2048), AfterValidator(_avatar)]
 
 
 class Privacy(Shape):
@@ -43,7 +67,7 @@ class ChangeMe(Shape):
 
     display_name: DisplayName | None = None
     bio: Annotated[str, StringConstraints(max_length=500)] | None = None
-    avatar_url: HttpsUrl | None = None
+    avatar_url: AvatarUrl | None = None
     language: Language | None = None
     settings: Annotated[dict[str, Any], bounded(MAX_SETTINGS), AfterValidator(_obeyed)] | None = None
     # Contract section 7: who knows it may write to the user's sealed inbox. Signal's is 16 bytes.

@@ -15,10 +15,10 @@ from handlers.passwords import Passwords
 from handlers.revocations import Revocations
 from handlers.shapes import b64
 from handlers.tokens import Session
-from models import accounts, profiles, sealed, subscriptions, users
+from models import accounts, files, profiles, sealed, subscriptions, users
 from models.batch import Batch
 from models.database import Database, Row
-from plugins.users.shapes import ChangeMe
+from plugins.users.shapes import ChangeMe, file_of
 
 SEARCH_LIMIT = 50  # seed
 
@@ -68,10 +68,8 @@ class Users:
         """Set the fields that were sent; null clears. Raises InvalidRequest, NotFound."""
         changes = {name: getattr(request, name) for name in request.model_fields_set & request.columns}
         avatar = changes.get("avatar_url")
-        if avatar is not None and self._avatar_hosts and urlsplit(avatar).hostname not in self._avatar_hosts:
-            raise InvalidRequest(
-                "Some fields are not valid.", details=[Fault("avatar_url", "that host is not allowed")]
-            )
+        if avatar is not None:
+            await self._judge(user_id, avatar)
         if "settings" in changes:
             changes["settings"] = changes["settings"] or {}
         if changes:
@@ -82,6 +80,19 @@ class Users:
                 access, event = made
                 await self._delivery.announce(event.chat_id, access, [event.frame])
         return await self.me(user_id)
+
+    async def _judge(self, user_id: UUID, avatar: str) -> None:
+        """Raises InvalidRequest for an avatar_url that may not be."""
+        file_id = file_of(avatar)
+        issue = None
+        if file_id is not None:
+            file = await files.owned(self._db, file_id, user_id)
+            if file is None or file["state"] != "complete":
+                issue = "names no complete file of yours"
+        elif self._avatar_hosts and urlsplit(avatar).hostname not in self._avatar_hosts:
+            issue = "that host is not allowed"
+        if issue:
+            raise InvalidRequest("Some fields are not valid.", details=[Fault("avatar_url", issue)])
 
     async def delete(self, session: Session, password: str) -> None:
         """Erase the account (contract section 10), in one transaction. Raises InvalidCredentials."""

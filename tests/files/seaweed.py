@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -22,9 +23,10 @@ _names = count()
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports of which the one 10,000 above is free as well: SeaweedFS takes it for gRPC."""
+    """Ports of which the one 10,000 above is free as well, for SeaweedFS takes it for gRPC; below those that the system
+    gives to whoever connects."""
     found: list[int] = []
-    for port in range(20_000 + secrets.randbelow(20_000), 50_000):
+    for port in range(11_000 + secrets.randbelow(9_000), 22_000):
         with contextlib.suppress(OSError):
             for taken in (port, port + 10_000):
                 with socket.socket() as one:
@@ -95,6 +97,15 @@ class Seaweed:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def freeze(self) -> None:
+        """It takes connections, and says nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def settings(self) -> dict[str, str]:
         """The settings of a server, with a bucket of its own, which is not there yet."""

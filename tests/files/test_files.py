@@ -8,7 +8,7 @@ import secrets
 import pytest
 
 from tests.client import Account, ask
-from tests.files.transfer import MIB, announce, got, put, send, sha256, shared
+from tests.files.transfer import MIB, announce, got, put, send, sha256
 from tests.running import Services, place, serving
 
 

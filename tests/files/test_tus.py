@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 import time
@@ -217,10 +218,9 @@ async def test_who_comes_back_ends_the_request_that_hangs(services: Services, st
             assert offset == 0 or offset == 100_000, "a block is passed on when it is full, or when the request ends"
             assert (await upload.patch(offset, content[offset:])).code == 204
             writer.write(bytes(100_000))  # the old one wakes up again
-            with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
-                head = await reader.readuntil(b"\r\n")
-                assert int(head.split()[1]) in (404, 423)
-                raise ConnectionError
+            with contextlib.suppress(ConnectionError):
+                head = await reader.read(12)
+                assert head[9:] in (b"", b"404", b"423")
         assert (await got(alice, upload.file_id)).body == content
 
 
