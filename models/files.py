@@ -11,13 +11,14 @@ import peewee
 
 from models.database import Database, Enum, Row, Table
 from models.storage import Place, Progress
+from models.threads import ChatThread
 from models.users import User
 
 
 class File(Table):
     id = peewee.UUIDField(primary_key=True)
     owner = peewee.ForeignKeyField(User, on_delete="CASCADE")
-    chat_id = peewee.UUIDField(null=True)
+    chat = peewee.ForeignKeyField(ChatThread, null=True, on_delete="SET NULL")
     size = peewee.BigIntegerField()
     sha256 = peewee.BlobField(null=True)
     media_type = peewee.TextField(null=True)

@@ -1,4 +1,4 @@
-"""tus: the headers of resumable uploads, read strictly (tus.io/protocols/resumable-upload, 1.0.0)."""
+"""Headers of tus, the protocol of resumable uploads, read strictly (tus.io/protocols/resumable-upload, 1.0.0)."""
 
 from __future__ import annotations
 

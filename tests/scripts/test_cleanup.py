@@ -31,6 +31,7 @@ NOTHING = {
     "spent_refresh_tokens": 0,
     "ended_sessions": 0,
     "spent_challenges": 0,
+    "files": 0,
     "chat_events": 0,
     "chat_departures": 0,
     "chat_invites": 0,
@@ -44,6 +45,7 @@ TABLES = [
     *("one_time_prekeys", "kyber_prekeys", "signed_prekeys", "sessions", "spent_refresh_tokens", "ended_sessions"),
     *("spent_challenges", "call_sessions", "users", "spent_prekeys", "chat_events", "chat_departures", "chat_invites"),
     *("messages", "chat_threads", "chat_participants", "subscriptions", "spent_proofs"),
+    *("files", "file_usage", "file_removals"),
 ]
 
 
@@ -466,6 +468,11 @@ async def test_each_batch_finds_its_rows_by_an_index(services: Services) -> None
                FROM generate_series(1, 20000) AS n"""
         )
         await fill_chats(db, alice, 20_000)
+        await db.execute(
+            """INSERT INTO files (owner_id, size, storage_key, resumable)
+               SELECT $1, 1, lpad(n::text, 32, '0'), true FROM generate_series(1, 20000) AS n""",
+            alice,
+        )
         await db.execute("ANALYZE")
         for step in cleanup.steps(Retention()):
             plan = "\n".join(row[0] for row in await db.fetch("EXPLAIN " + step.remove, step.kept))
