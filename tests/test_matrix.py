@@ -18,6 +18,8 @@ from handlers.socket import SocketHandler
 from plugins import joined
 from server import Server
 from tests.client import Account, Answer, ask, b64
+from tests.files import tus
+from tests.files.transfer import announce, shared
 from tests.plugins.paying import new_prid, purchase
 from tests.running import Services, place, serving
 
@@ -38,6 +40,9 @@ class World:
     message_id: str
     invite_id: str
     invite: str
+    file_id: str  # in the group
+    unfinished: str
+    resumable: str
 
     @property
     def owner(self) -> Account:
@@ -56,8 +61,11 @@ async def world(server: Server) -> AsyncIterator[World]:
     assert (await owner.put(f"/users/{blocked.public_id}/block", {})).status == 204
     body = {"verified_fingerprint": participant.fingerprint, "method": "voice"}
     assert (await owner.post(f"/users/{participant.public_id}/verify", body)).status == 200
+    file_id = await shared(owner, b"content", chat_id=group["id"])
+    unfinished = (await announce(owner, b"content")).json["file_id"]
+    resumable = (await tus.created(owner, 7)).file_id
     of_chats = group["id"], pair["id"], message["id"], invite["id"], invite["token"]
-    made = World(server, people, str(uuid4()), *of_chats)
+    made = World(server, people, str(uuid4()), *of_chats, file_id, unfinished, resumable)
     async with owner.socket() as socket:
         ack = await socket.send("call_offer", **_offer(participant.user_id, made.call_id))
         assert ack["type"] == "ack"
@@ -79,10 +87,13 @@ async def _made(by: Account, path: str, body: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-Ask = Callable[[World, Account], tuple[str, Any]]
+Ask = Callable[[World, Account], tuple[Any, ...]]
+TUS = {"Tus-Resumable": "1.0.0"}
+PIECE = {**TUS, "Content-Type": tus.BODY, "Upload-Offset": "0"}
 ALIKE = "401 200 200 200 200"  # needs a token, and is the same for everyone who has one
 
-# Path and body of each request, and the statuses for PERSONS. Paths name what is Alice's, unless it is one's own.
+# Path, body and headers of each request, and the statuses for PERSONS. Paths name what is Alice's, unless it is one's
+# own.
 ROUTES: dict[str, tuple[Ask, str]] = {
     "POST /auth/register": (lambda w, p: ("/auth/register", Account().body()), "201 201 201 201 201"),
     "POST /auth/login": (
@@ -212,6 +223,25 @@ ROUTES: dict[str, tuple[Ask, str]] = {
         "401 404 404 204 204",
     ),
     "GET /sync": (lambda w, p: ("/sync", None), ALIKE),
+    "GET /files": (lambda w, p: ("/files", None), ALIKE),
+    "POST /files": (
+        lambda w, p: ("/files", {"size": 1, "sha256": "0" * 64, "chat_id": w.group}),
+        "401 404 404 201 201",
+    ),
+    "GET /files/usage": (lambda w, p: ("/files/usage", None), ALIKE),
+    f"GET /files/{ID}": (lambda w, p: (f"/files/{w.file_id}", None), "401 404 404 200 200"),
+    f"DELETE /files/{ID}": (lambda w, p: (f"/files/{w.file_id}", None), "401 404 404 403 204"),
+    f"POST /files/{ID}/complete": (lambda w, p: (f"/files/{w.unfinished}/complete", {}), "401 404 404 404 409"),
+    f"GET /files/{ID}/content": (lambda w, p: (f"/files/{w.file_id}/content", None), "401 404 404 200 200"),
+    f"HEAD /files/{ID}/content": (lambda w, p: (f"/files/{w.file_id}/content", None), "401 404 404 200 200"),
+    "POST /files/tus": (lambda w, p: ("/files/tus", b"", {**TUS, "Upload-Length": "1"}), "401 201 201 201 201"),
+    f"HEAD /files/tus/{ID}": (lambda w, p: (f"/files/tus/{w.resumable}", None, TUS), "401 404 404 404 200"),
+    f"PATCH /files/tus/{ID}": (lambda w, p: (f"/files/tus/{w.resumable}", b"con", PIECE), "401 404 404 404 204"),
+    f"DELETE /files/tus/{ID}": (lambda w, p: (f"/files/tus/{w.resumable}", None, TUS), "401 404 404 404 204"),
+    f"PUT /uploads/{ID}": (  # who has the signed address may; who they are doesn't count
+        lambda w, p: (f"/uploads/{w.unfinished}?expires=99999999999&signature={'0' * 64}", b"content"),
+        "403 403 403 403 403",
+    ),
 }
 
 # The frame of each type about Alice's call or group with Bob, and the answers ("ack" or an error's code) for
@@ -254,7 +284,7 @@ def claimed(server: Server) -> tuple[set[str], set[str]]:
 
 @pytest.mark.gen_test
 async def test_nothing_is_missing_from_the_tables(services: Services) -> None:
-    async with place(services) as shared, serving(shared) as server:
+    async with place(services) as home, serving(home) as server:
         routes, events = claimed(server)
         assert routes == set(ROUTES)
         assert events == set(FRAMES)
@@ -272,22 +302,22 @@ async def test_nothing_is_missing_from_the_tables(services: Services) -> None:
 async def test_each_route_answers_each_person(services: Services, route: str) -> None:
     request, expected = ROUTES[route]
     method = route.partition(" ")[0]
-    async with place(services) as shared, serving(shared) as server, world(server) as made:
+    async with place(services) as home, serving(home) as server, world(server) as made:
         for person, status in zip(PERSONS, expected.split(), strict=True):
             account = made.people[person]
-            path, body = request(made, account)
-            answer: Answer = await ask(server.url, method, path, body, token=account.token or None)
+            path, body, *headers = request(made, account)
+            answer: Answer = await ask(server.url, method, path, body, account.token or None, *headers)
             assert answer.status == int(status), (person, answer.text)
             if answer.status == 401:
                 assert answer.headers["WWW-Authenticate"] == "Bearer"
-        assert (await ask(server.url, method, path, body, token="x.y.z")).status == 401
+        assert (await ask(server.url, method, path, body, "x.y.z", *headers)).status == 401
 
 
 @pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("kind", FRAMES)
 async def test_each_frame_answers_each_person(services: Services, kind: str) -> None:
     fields, expected = FRAMES[kind]
-    async with place(services) as shared, serving(shared) as server, world(server) as made:
+    async with place(services) as home, serving(home) as server, world(server) as made:
         for person, told in zip(PERSONS[1:], expected.split(), strict=True):
             async with made.people[person].socket() as socket:
                 answer = await socket.send(kind, **fields(made))

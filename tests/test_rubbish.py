@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 from uuid import uuid4
 
 import pytest
@@ -38,9 +38,12 @@ import server
 from handlers.base import ApiHandler
 from handlers.shapes import Shape
 from handlers.socket import Auth, SocketHandler
+from handlers.uploads import UploadHandler
 from models import vouchers
 from server import Server
 from tests.client import Account, ask, b64
+from tests.files import tus
+from tests.files.transfer import announce, shared
 from tests.plugins.paying import hashed
 from tests.running import Services, place, serving
 
@@ -57,7 +60,8 @@ REQUESTS, FRAMES = (8_000, 3_000) if THOROUGH else (360, 120)  # shared out amon
 AT_LEAST = 6  # of each; the first one has nothing wrong with it
 
 # What is answered to rubbish, or to what happens to be good.
-SANE = {200, 201, 204, 206, 304, 400, 401, 402, 403, 404, 405, 409, 410, 412, 413, 415, 416, 422, 426, 428, 429}
+SANE = {200, 201, 204, 206, 304, 400, 401, 402, 403, 404, 405, 409, 410, 412, 413, 415, 416, 422, 423, 426, 428, 429}
+SANE |= {460, 507}  # tus's own, and no room
 
 
 # The server, in a thread of its own -----------------------------------------------------------------------------------
@@ -108,6 +112,9 @@ class Running:
         self.invite = self._made(f"/chats/{self.chat_id}/invites", {})
         assert run(self.alice.put("/users/me", {"sealed_access_key": KEYS[2]})).status == 200
         self.cursor = run(self.alice.get("/sync")).json["cursor"]
+        self.file_id = run(shared(self.alice, b"content"))
+        self.announced = run(announce(self.alice, b"12345")).json
+        self.upload_id = run(tus.created(self.alice, 9)).file_id
 
     def _made(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         answer = run(self.alice.post(path, body))
@@ -129,7 +136,7 @@ class Running:
         """Texts that mean something to this server, as a part of a path or elsewhere."""
         alice, bob = self.alice, self.bob
         people = [bob.public_id, alice.session_id, bob.user_id, alice.public_id, alice.user_id]
-        return [*people, self.call_id, self.chat_id, self.message_id, self.invite["id"]]
+        return [*people, self.call_id, self.chat_id, self.message_id, self.invite["id"], self.file_id]
 
     def there(self) -> dict[str, str]:
         """What reaches something, by what stands before it in a path."""
@@ -139,13 +146,21 @@ class Running:
             "/invites/": self.invite["id"],
             "/messages/": self.message_id,
             "/reactions/": "👍",
+            "/files/": self.file_id,
+            "/files/tus/": self.upload_id,
+            "/uploads/": self.announced["file_id"],
         }
 
     def good(self) -> dict[str, Any]:
         """Values that fields of these names may have: for what a schema can't tell."""
         # Always of ten digits: hypothesis wants every example of a strategy to be as long as the first.
         alice, bob, number = self.alice, self.bob, 10**9 + secrets.randbelow(10**9)
+        signed = dict(parse_qsl(urlsplit(self.announced["upload"]["url"]).query))
         return {
+            **signed,
+            "media_type": "image/png",
+            "sha256": "0" * 64,
+            "size": 5,
             "access_token": alice.token,
             "avatar_url": "https://mimu.example/a.png",
             "call_id": self.call_id,
@@ -194,7 +209,7 @@ def running(services: Services) -> Iterator[Running]:
 
     async def serve() -> None:
         try:
-            async with place(services) as shared, serving(shared) as one:
+            async with place(services) as home, serving(home) as one:
                 found.append(one)
                 up.set()
                 await asyncio.get_running_loop().run_in_executor(None, ended.wait)
@@ -483,8 +498,8 @@ HEADERS = {
     "Tus-Resumable": st.sampled_from(["1.0.0", "0.9"]),
     "Upload-Length": st.sampled_from(["0", "-1", "9" * 30, "x"]),
     "Upload-Offset": st.sampled_from(["0", "-1", "9" * 30, "x"]),
-    "Upload-Metadata": odd_values,
-    "Upload-Checksum": odd_values,
+    "Upload-Metadata": odd_values | st.sampled_from(["a YQ==", "sha256 YQ==", "a,b YQ==", "chat_id 4pi6"]),
+    "Upload-Checksum": odd_values | st.sampled_from(["sha1 AAAA", "md5 %", "sha1", "sha512 AAAA"]),
     "Unidentified-Access-Key": odd_values | st.sampled_from(KEYS),
 }
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "BREW", "get")
@@ -554,7 +569,7 @@ def messages(
     path = quote(filled_path, safe="/")
     if fault == "path" and draw(st.booleans()):
         path += draw(st.sampled_from(ODD_ENDS))
-    asked = shapes_of(handler, "query") if method == "GET" else []
+    asked = shapes_of(handler, "query") if method in ("GET", "PUT") else []
     pairs: list[tuple[str, str]] = []
     for shape in asked:
         given_ = draw(instances(shape.model_json_schema(), shape.model_json_schema(), good))
@@ -572,6 +587,10 @@ def messages(
     headers = {"Host": "x", "Content-Type": "application/json", "Connection": "close"}
     headers["Authorization"] = f"Bearer {running.alice.token}"
     headers["Unidentified-Access-Key"] = KEYS[2]
+    uploads = issubclass(handler, UploadHandler)
+    if uploads:
+        headers |= {"Content-Type": "application/offset+octet-stream", "Tus-Resumable": "1.0.0"}
+        headers |= {"Upload-Length": "9", "Upload-Offset": "0"}
     if fault == "token":
         bad = draw(st.sampled_from([None, *ODD_TOKENS, running.alice.token[:-3]]))
         headers["Authorization"] = draw(st.sampled_from(["Bearer {}", "{}", "Basic {}", "bearer  {} "])).format(bad)
@@ -587,7 +606,7 @@ def messages(
         missing = draw(st.sampled_from(["Upgrade", "Connection", "Sec-WebSocket-Version", "Sec-WebSocket-Key"]))
         headers.pop(missing, None)
 
-    body = b""
+    body = b"12345" if uploads and method in ("POST", "PUT", "PATCH") else b""
     if shapes or fault == "body":
         value: Any = {}
         if shapes:
@@ -630,7 +649,7 @@ def test_no_request_is_too_odd_for_a_good_answer(running: Running) -> None:
 
     for pattern, handler, method in endpoints:
         seen.clear()
-        if pattern.startswith(("/chats", "/messages")):
+        if pattern.startswith(("/chats", "/messages", "/files", "/uploads")):
             running.renew()  # what was there may be deleted
         trying(method + pattern, share, exchange, messages(running, pattern, handler, method))
         assert seen, f"nothing reached {method} {pattern}"
