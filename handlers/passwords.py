@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -14,6 +13,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from config.settings import Rate
+from config.threads import processors, step_back
 from handlers.errors import RateLimited, Unavailable
 from handlers.limits import Limits
 
@@ -23,19 +23,6 @@ THREADS = 2  # more would take the loop's processor: p99 of frames 0.9-4 ms with
 FAILURES = Rate(10, 900)  # failed tries an account, before the next ones are delayed
 DELAY = 2.0  # seconds that they are
 QUEUE = 32  # beyond it a login waits longer than a client does
-
-
-def _processors() -> int:
-    # Two threads on one processor hash no more than one, and the second may run while the first, with the interpreter's
-    # lock, waits for the processor and the loop for both.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _step_back() -> None:
-    # On Linux each thread has a policy of its own. An idle one runs whenever the loop does not, and gives way to it at
-    # once; with a nice value alone a frame waits for the end of its time slice (p99 28 ms against 4 on one core).
-    with contextlib.suppress(OSError, AttributeError):
-        os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
 
 
 class Passwords:
@@ -48,7 +35,7 @@ class Passwords:
         self._limits = limits
         # OWASP's second choice of parameters: 19 MiB, two passes, one lane.
         self._hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
-        self._threads = ThreadPoolExecutor(min(THREADS, _processors()), "argon2", initializer=_step_back)
+        self._threads = ThreadPoolExecutor(min(THREADS, processors()), "argon2", initializer=step_back)
         self._waiting = 0
         # What an unknown account's password is checked against, so that it takes as long as a known one's.
         self._nobody = self._hasher.hash(os.urandom(16).hex())

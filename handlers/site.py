@@ -11,6 +11,7 @@ from tornado.web import Application, RequestHandler
 from config.settings import Core
 from handlers.limits import Limits
 from handlers.metrics import Metrics
+from handlers.pace import Pace
 from handlers.tokens import Tokens
 
 _VERSION = re.compile(r"\d{1,6}(\.\d{1,6}){0,3}")
@@ -36,6 +37,7 @@ class Site(Application):
         self.metrics = metrics
         self.outages = outages  # the exceptions that mean "a service is away", answered with 503
         self.active = 0  # requests being answered
+        self.pace = Pace()  # of all uploads together
         self.background: set[asyncio.Task[None]] = set()  # work that outlives its request; awaited at the end
         self.minimum_version = version(core.min_client_version)
         super().__init__(routes, default_handler_class=unknown)

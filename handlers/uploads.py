@@ -40,6 +40,7 @@ class UploadHandler(ApiHandler):
     _busy = False
     _broken = False
     _stirred = 0.0
+    _paced = False
     _watch: asyncio.TimerHandle | None = None
 
     async def begin(self, *path: Any, **_: Any) -> Sink | None:
@@ -73,6 +74,8 @@ class UploadHandler(ApiHandler):
         elif self._sink is not None:
             self.request.connection.set_body_timeout(None)  # type: ignore[union-attr]  # the watch is ours
             self._stir()
+            self.application.pace.begin()
+            self._paced = True
 
     def data_received(self, chunk: bytes) -> Any:
         if self._sink is None:
@@ -92,10 +95,11 @@ class UploadHandler(ApiHandler):
             await self._write(self._sink)
 
     async def _pass_on(self) -> None:
-        assert self._sink is not None
         self._busy = True
         try:
-            await self._write(self._sink)
+            await self.application.pace.take(self._held)
+            if self._sink is not None:
+                await self._write(self._sink)
         except Exception as error:
             self.log_exception(type(error), error, error.__traceback__)
             await self._give_up(errors.refusal(error, self.application.outages) or errors.InternalError())
@@ -136,6 +140,9 @@ class UploadHandler(ApiHandler):
             self._watch = loop.call_at(due, self._look)
 
     def _unwatch(self) -> None:
+        if self._paced:
+            self.application.pace.end()
+            self._paced = False
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None

@@ -17,15 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from config.threads import processors
 from models.storage import Busy, Hashes, Link, Place, Progress, StorageAway, StorageFull, proven
 
 T = TypeVar("T")
 
-THREADS = 8  # a disk has some requests under way at a time; more would only wait in the kernel instead of here
-SYNC_BYTES = (
-    8 << 20
-)  # kill -9 costs no more than two of these of an upload, and its end waits for no more to be written
-HASH_BLOCK = 1 << 20
+READING = 8  # threads that wait for the disk: it has some requests under way at a time, more would wait in the kernel
+SYNCING = 2  # that make it write: each keeps a processor busy that the loop may want
+SYNC_BYTES = 8 << 20  # kill -9 costs an upload no more than two of these, and its end waits for no more to be written
 # The disk may be PostgreSQL's as well, which stops when it is full: files leave it this much, or a part of a small one.
 KEEP_FREE, KEEP_FREE_PART = 1 << 30, 0.05
 
@@ -48,7 +47,9 @@ def troubles() -> Iterator[None]:
 class LocalStorage:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._threads = ThreadPoolExecutor(THREADS, "files")
+        self._reading = ThreadPoolExecutor(READING, "files")
+        self.writing = ThreadPoolExecutor(processors(), "files-write")  # and hash, which a processor is needed for
+        self.syncing = ThreadPoolExecutor(SYNCING, "files-sync")
         self.hashes = Hashes()
 
     @contextlib.asynccontextmanager
@@ -57,16 +58,18 @@ class LocalStorage:
         try:
             yield
         finally:
-            await asyncio.to_thread(self._threads.shutdown)
+            for threads in (self._reading, self.writing, self.syncing):
+                await asyncio.to_thread(threads.shutdown)
 
-    async def run(self, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T], threads: ThreadPoolExecutor | None = None) -> T:
         """Run blocking work in a thread, to its end even when nobody waits for it any more."""
 
         def translated() -> T:
             with troubles():
                 return work()
 
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, translated))
+        running = asyncio.get_running_loop().run_in_executor(threads or self._reading, translated)
+        return await asyncio.shield(running)
 
     async def check(self) -> None:
         def look() -> None:
@@ -145,7 +148,7 @@ class LocalStorage:
             with self.path(key).open("rb", buffering=0) as file:
                 return hashlib.file_digest(file, "sha256").digest()
 
-        return await self.run(read)
+        return await self.run(read, self.writing)
 
     @contextlib.asynccontextmanager
     async def content(self, key: str, _: str) -> AsyncIterator[LocalReader]:
@@ -192,8 +195,8 @@ class LocalWriter:
         self._syncing: tuple[int, asyncio.Future[None]] | None = None
         self._work: asyncio.Future[Any] | None = None
 
-    async def _run(self, work: Callable[[], T]) -> T:
-        self._work = asyncio.ensure_future(self._storage.run(work))
+    async def _run(self, work: Callable[[], T], threads: ThreadPoolExecutor) -> T:
+        self._work = asyncio.ensure_future(self._storage.run(work, threads))
         return await asyncio.shield(self._work)
 
     @property
@@ -201,7 +204,7 @@ class LocalWriter:
         return None if self._hash is None else self._hash.digest()
 
     async def write(self, blocks: Sequence[bytes]) -> Progress | None:
-        self.offset += await self._run(lambda: self._write(blocks))
+        self.offset += await self._run(lambda: self._write(blocks), self._storage.writing)
         if self.offset - self._asked < SYNC_BYTES:
             return None
         safe = await self._synced()
@@ -223,7 +226,7 @@ class LocalWriter:
         return length
 
     async def _sync(self) -> None:
-        await self._storage.run(lambda: os.fdatasync(self._descriptor))
+        await self._storage.run(lambda: os.fdatasync(self._descriptor), self._storage.syncing)
 
     async def _synced(self) -> int | None:
         """Wait for what the disk was told last; how far that is."""
@@ -244,7 +247,7 @@ class LocalWriter:
             os.fsync(self._descriptor)
             _sync(self._storage.part(self._key).parent)
 
-        await self._run(keep)
+        await self._run(keep, self._storage.syncing)
         return Progress(self.offset)
 
     async def close(self, *, noted: bool) -> None:

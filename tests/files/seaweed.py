@@ -13,15 +13,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 
 from models.storage.sigv4 import Signer
 
 ACCESS, SECRET = "mimu-tests", secrets.token_hex(20)
 PATIENCE = 60.0  # seconds; it takes 8 on a quiet machine
-
-_names = count()
 
 
 def free_ports(number: int) -> list[int]:
@@ -114,10 +111,11 @@ class Seaweed:
         self._process.send_signal(signal.SIGCONT)
 
     def settings(self) -> dict[str, str]:
-        """The settings of a server, with a bucket of its own, which is not there yet."""
+        """The settings of a server; the bucket is made by the first one. One is enough: no two files have one key, and
+        SeaweedFS sets volumes aside for each bucket, of which it has only so many."""
         return {
             "S3_ENDPOINT": self.endpoint,
-            "S3_BUCKET": f"files-{next(_names)}",
+            "S3_BUCKET": "files",
             "S3_ACCESS_KEY": ACCESS,
             "S3_SECRET_KEY": SECRET,
         }

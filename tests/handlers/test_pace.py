@@ -1,0 +1,49 @@
+"""The pace of uploads: none while the loop is in time, less and less while it is late, and never nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from handlers import pace
+from handlers.pace import Pace
+
+
+@pytest.mark.gen_test
+async def test_uploads_are_slowed_while_the_loop_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "LEAST", 1e6)
+    ours = Pace()
+    ours.begin()
+    for _ in range(100):
+        await ours.take(1 << 20)
+        time.sleep(0.015)  # somebody computes where nobody should
+        await asyncio.sleep(0)
+        if ours.rate == pace.LEAST:
+            break
+    assert ours.rate < pace.MOST
+    slowed = ours.rate
+    started = time.monotonic()
+    for _ in range(3):
+        await ours.take(int(slowed / 10))
+    assert time.monotonic() - started > 0.15
+    for _ in range(400):
+        await asyncio.sleep(0.01)
+        if ours.rate >= pace.MOST:
+            break
+    assert ours.rate > slowed, "it comes back"
+    ours.end()
+
+
+@pytest.mark.gen_test
+async def test_the_last_upload_takes_its_slowness_with_it() -> None:
+    ours = Pace()
+    ours.begin()
+    ours.rate = 1.0
+    ours.end()
+    await asyncio.sleep(0.05)
+    assert ours.rate == pace.MOST
+    started = time.monotonic()
+    await ours.take(1 << 40)
+    assert time.monotonic() - started < 0.1
