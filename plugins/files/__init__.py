@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-from pydantic import ByteSize, Field
+from pydantic import Field
 
 from config.settings import Rate, RateLimit
 from config.storage import Endpoint, StorageSettings
+from config.tiers import TierSettings
+from handlers.base import ID
 from models.storage.opened import storage as opened
 from plugins import App, Every, Plugin
 from plugins.files import http, resumable
-from plugins.files.files import Files, Tier
+from plugins.files.files import Files
 from plugins.files.links import Links
 from plugins.files.uploads import Uploads
 
-ID = "([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
-MIB, GIB = 1 << 20, 1 << 30
 
-
-class Settings(StorageSettings):
+class Settings(StorageSettings, TierSettings):
     files_public_url: Endpoint | None = Field(
         None, description="This server as clients reach it, for the addresses it hands out; unset: as they found it."
     )
-    tier_free_file_bytes: ByteSize = Field(ByteSize(50 * MIB), ge=1, description="Largest file without a subscription.")
-    tier_free_total_bytes: ByteSize = Field(ByteSize(1 * GIB), ge=0, description="All files without a subscription.")
-    tier_premium_file_bytes: ByteSize = Field(ByteSize(500 * MIB), ge=1, description="Largest file with premium.")
-    tier_premium_total_bytes: ByteSize = Field(ByteSize(20 * GIB), ge=0, description="All files with premium.")
-    tier_ultra_file_bytes: ByteSize = Field(ByteSize(2 * GIB), ge=1, description="Largest file with ultra.")
-    tier_ultra_total_bytes: ByteSize = Field(ByteSize(100 * GIB), ge=0, description="All files with ultra.")
     rate_limit_files: RateLimit = Field(Rate(600, 3600), description="Files a user may announce.")
-
-    @property
-    def tiers(self) -> dict[str, Tier]:
-        return {
-            "free": Tier(self.tier_free_file_bytes, self.tier_free_total_bytes),
-            "premium": Tier(self.tier_premium_file_bytes, self.tier_premium_total_bytes),
-            "ultra": Tier(self.tier_ultra_file_bytes, self.tier_ultra_total_bytes),
-        }
 
 
 def setup(app: App, settings: Settings) -> Plugin:

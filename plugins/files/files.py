@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import structlog
 
+from config.tiers import FREE, Tier
 from handlers.errors import Forbidden, NotFound
 from handlers.pages import Place
 from handlers.tokens import Session
@@ -27,14 +27,6 @@ log = structlog.get_logger(__name__)
 SWEEP_SECONDS = 10.0  # a server that stops waits for the run in flight
 
 
-@dataclass(frozen=True, slots=True)
-class Tier:
-    """What one file, and all files of a user, may take in bytes."""
-
-    file_bytes: int
-    total_bytes: int
-
-
 class Files:
     def __init__(
         self, db: Database, storage: Storage, uploads: Uploads, links: Links, tiers: Mapping[str, Tier]
@@ -48,7 +40,7 @@ class Files:
         return max(tier.file_bytes for tier in self._tiers.values())
 
     async def _tier(self, session: Session) -> tuple[str, Tier]:
-        name = await subscriptions.tier(self._db, session.fingerprint) or "free"
+        name = await subscriptions.tier(self._db, session.fingerprint) or FREE
         return name, self._tiers[name]
 
     async def announce(self, session: Session, request: shapes.NewFile, base: str) -> dict[str, Any]:
@@ -102,13 +94,7 @@ class Files:
         """What a user's files take, and what they may."""
         name, tier = await self._tier(session)
         used, number = await files.usage(self._db, session.user_id)
-        return {
-            "tier": name,
-            "files": number,
-            "used_bytes": used,
-            "limit_bytes": tier.total_bytes,
-            "file_limit_bytes": tier.file_bytes,
-        }
+        return {"tier": name, "files": number, "used_bytes": used, **tier.shown()}
 
     async def entries(self, user_id: UUID, limit: int, before: Place | None) -> list[dict[str, Any]]:
         """A user's own files, the newest first."""

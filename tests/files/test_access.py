@@ -155,7 +155,7 @@ async def test_limits_follow_the_tier_at_once(services: Services, storage: dict[
             bytes(64),
         )
         usage = (await alice.get("/files/usage")).json
-        assert (usage["tier"], usage["limit_bytes"], usage["file_limit_bytes"]) == ("premium", 20 << 30, 20)
+        assert (usage["tier"], usage["total_bytes"], usage["file_bytes"]) == ("premium", 20 << 30, 20)
         assert (await announce(alice, bytes(20))).status == 201
         assert (await announce(alice, bytes(21))).code == "file_too_large"
         await running.app.db.execute("UPDATE subscriptions SET expires_at = now() - interval '1 second'")

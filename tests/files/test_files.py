@@ -136,8 +136,8 @@ async def test_the_quota_holds_when_many_race(services: Services, storage: dict[
             "tier": "free",
             "files": 10,
             "used_bytes": 10 * MIB,
-            "limit_bytes": 10 * MIB,
-            "file_limit_bytes": MIB,
+            "total_bytes": 10 * MIB,
+            "file_bytes": MIB,
         }
         for announced in good[:3]:
             assert (await alice.delete(f"/files/{announced.json['file_id']}")).status == 204
