@@ -43,6 +43,7 @@ from plugins.presence import watching
 from server import Server
 from tests import canaries
 from tests.client import Account, Answer, Socket, ask, b64
+from tests.plugins.paying import new_prid, purchase, voucher
 from tests.running import ROOT, Services, periodic, place, serving
 from tests.test_docs import API, SOURCES, codes, first_cells, name_of, part, sent
 
@@ -642,6 +643,10 @@ async def test_the_frames_of_the_socket(services: Services) -> None:
         assert EXAMPLES["server token_expiring"]["seconds"] < peer.EXPIRY_WARNING == 60
         assert (await on.bob.get(f"/users/{on.alice.public_id}/prekeys")).status == 200
         await on.hears(a, "server prekeys_low")
+        bought = purchase(on.alice, new_prid(), "voucher", await voucher(on.server))
+        subscription = (await ask(on.server.url, "POST", "/subscriptions/purchase", bought)).json
+        on.names[EXAMPLES["server subscription_updated"]["subscription_id"]] = subscription["subscription_id"]
+        await on.hears(a, "server subscription_updated")
 
 
 def _claims(on: Stage) -> tuple[Any, ...]:
