@@ -62,7 +62,7 @@ def configure(level: str, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # Their lines bear statements, parameters, frames, and addresses that name payments.
+    # Their lines bear statements, parameters, frames, and addresses that name payments and push subscriptions.
     chatterers = ("asyncio", "peewee", "peewee.async", "websockets", "tornado.access", "tornado.general")
-    for chatty in (*chatterers, "httpcore", "httpx", "stripe"):
+    for chatty in (*chatterers, "httpcore", "httpx", "hpack", "h2", "stripe"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
