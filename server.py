@@ -27,6 +27,7 @@ import plugins
 from config import embedded, logs, secrets
 from config.keyring import KeyringFile
 from config.settings import Core, Section, SettingsError, environment, load
+from handlers.alerts import Alerts
 from handlers.base import UnknownRoute
 from handlers.bus import Bus
 from handlers.delivery import Delivery
@@ -150,6 +151,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             hub=hub,
             access=access,
             delivery=delivery,
+            alerts=Alerts(),
             tokens=tokens,
             keyrings=keyrings,
             limits=limits,

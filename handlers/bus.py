@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from uuid import UUID
 
 import structlog
@@ -75,6 +75,15 @@ class Bus:
             return await asyncio.wait_for(answer, PATIENCE)
         except TimeoutError:
             return 0
+
+    async def subscribers(self, channels: Sequence[str]) -> list[int]:
+        """How many instances hear each channel. Raises RedisError, OSError or TimeoutError when Redis is away."""
+        counts: list[int] = []
+        for start in range(0, len(channels), SUBSCRIPTIONS):
+            async with asyncio.timeout(PATIENCE):
+                answer = await self._redis.pubsub_numsub(*channels[start : start + SUBSCRIPTIONS])
+            counts += [int(count) for _, count in answer]
+        return counts
 
     def _put(self, channel: str, message: bytes, answer: asyncio.Future[int] | None) -> None:
         if len(self._queue) >= QUEUE:

@@ -108,6 +108,13 @@ class Hub:
     def users(self) -> Iterable[UUID]:
         return self._peers.keys()
 
+    async def absent(self, users: Iterable[UUID]) -> list[UUID]:
+        """Those of the users who have no socket on any instance: an instance hears the channels of its own users only,
+        and one that has died hears none. Raises RedisError, OSError or TimeoutError when Redis is away."""
+        others = [user_id for user_id in users if user_id not in self._peers]
+        counts = await self._bus.subscribers([self._channel(user_id) for user_id in others])
+        return [user_id for user_id, count in zip(others, counts, strict=True) if count == 0]
+
     # Coming and going ---------------------------------------------------------------------------------------------
 
     async def arrive(self, peer: Peer) -> None:

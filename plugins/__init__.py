@@ -21,6 +21,7 @@ from tornado.ioloop import PeriodicCallback
 
 from config.keyring import KeyringFile
 from config.settings import Core
+from handlers.alerts import Alerts
 from handlers.base import ApiHandler
 from handlers.bus import Bus
 from handlers.delivery import Delivery
@@ -49,6 +50,7 @@ class App:
     hub: Hub
     access: Access
     delivery: Delivery
+    alerts: Alerts
     tokens: Tokens
     keyrings: KeyringFile
     limits: Limits

@@ -24,7 +24,7 @@ class Settings(Section):
 def setup(app: App, settings: Settings) -> Plugin:
     waiting = Waiting(app.db, app.redis, app.hub)
     candidates = Candidates(app.db, app.hub, waiting, app.limits)
-    calls = Calls(app.db, app.hub, app.bus, waiting, candidates, app.limits, settings.rate_limit_offers)
+    calls = Calls(app.db, app.hub, app.bus, app.alerts, waiting, candidates, app.limits, settings.rate_limit_offers)
     history = History(app.db)
 
     @contextlib.asynccontextmanager

@@ -10,6 +10,7 @@ from uuid import UUID
 import structlog
 
 from config.settings import Rate
+from handlers.alerts import Alerts
 from handlers.bus import Bus
 from handlers.hub import Hub, Peer, ends
 from handlers.limits import Limits
@@ -32,10 +33,18 @@ class Calls:
     """What happens to calls, told to every socket of the two."""
 
     def __init__(
-        self, db: Database, hub: Hub, bus: Bus, waiting: Waiting, candidates: Candidates, limits: Limits, offers: Rate
+        self,
+        db: Database,
+        hub: Hub,
+        bus: Bus,
+        alerts: Alerts,
+        waiting: Waiting,
+        candidates: Candidates,
+        limits: Limits,
+        offers: Rate,
     ) -> None:
         self._db, self._hub, self._bus, self._waiting, self._candidates = db, hub, bus, waiting, candidates
-        self._limits, self._offers = limits, offers
+        self._alerts, self._limits, self._offers = alerts, limits, offers
         self._rings: dict[UUID, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -81,6 +90,8 @@ class Calls:
             }
             self._waiting.begin(call.id, offer.to_user_id, frame)
             delivered = await self._hub.deliver(offer.to_user_id, frame, key=str(call.id))
+            if not delivered:
+                self._alerts.ring(call.id, offer.to_user_id, expires)
         return {"call_id": call.id, "status": call.status, "expires_at": expires, "delivered": delivered}
 
     async def answer(self, peer: Peer, answer: shapes.Answer) -> Answer:
@@ -134,6 +145,7 @@ class Calls:
         if ring is not None:
             ring.cancel()
         self._waiting.end(call_id)
+        self._alerts.ring_over(call_id)
 
     def _end(self, call: Call, reason: str, by: Peer | None = None, payload: str | None = None) -> None:
         """Tell every socket of both, but the one that did it, that the call is over."""

@@ -33,11 +33,11 @@ class Settings(Retention):
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    journal = Journal(app.db, app.access, app.delivery, app.metrics)
+    journal = Journal(app.db, app.access, app.delivery, app.alerts, app.metrics)
     messages = Messages(app.db, app.access, app.delivery, journal)
     receipts = Receipts(app.db, app.delivery)
     inboxes = Inboxes(app.db, app.access, journal, app.limits, settings.rate_limit_sealed_inbox)
-    sync = Sync(app.db, settings.sync_retention_days)
+    sync = Sync(app.db, app.alerts, settings.sync_retention_days)
     by_user = {"messages": messages, "rate": settings.rate_limit_messages}
 
     @contextlib.asynccontextmanager

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import asyncpg
 import structlog
 
+from handlers.alerts import Alerts
 from handlers.delivery import Delivery
 from handlers.errors import ApiError, Forbidden, NotFound, Unavailable
 from handlers.metrics import Metrics
@@ -63,8 +64,8 @@ class Journal:
     changed, the chat is looked at anew.
     """
 
-    def __init__(self, db: Database, access: Access, delivery: Delivery, metrics: Metrics) -> None:
-        self._db, self._access, self._delivery = db.steady(), access, delivery
+    def __init__(self, db: Database, access: Access, delivery: Delivery, alerts: Alerts, metrics: Metrics) -> None:
+        self._db, self._access, self._delivery, self._alerts = db.steady(), access, delivery, alerts
         self._queue: deque[_Entry[Any]] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
@@ -184,6 +185,7 @@ class Journal:
             },
         }
         self._delivery.tell(post.chat_id, view.access, view.roles, frame, skip=entry.skip)
+        self._alerts.message(post.chat_id, view.roles, post.sender_id)
 
     async def _look_again(self, entry: _Entry[Any]) -> None:
         """The chat has changed since the message was let in: judge it by what it is now."""

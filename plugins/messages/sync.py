@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
+from handlers.alerts import Alerts
 from handlers.errors import ApiError, Fault, InvalidRequest
 from models import chats, sync
 from models.changes import Event
@@ -21,12 +22,13 @@ class CursorExpired(ApiError):
 
 
 class Sync:
-    def __init__(self, db: Database, retention_days: int) -> None:
-        self._db, self._retention = db, retention_days * 86_400
+    def __init__(self, db: Database, alerts: Alerts, retention_days: int) -> None:
+        self._db, self._alerts, self._retention = db, alerts, retention_days * 86_400
 
     async def page(self, user_id: UUID, text: str | None, limit: int) -> dict[str, Any]:
         """``events, cursor, has_more``: the next events since a cursor, chat by chat and in each by seq. Without a
         cursor the present one, and no events. Raises InvalidRequest, CursorExpired."""
+        self._alerts.seen(user_id)  # before it reads: what is committed from now on may not be in the answer
         if text is None:
             moment, seen = await sync.now(self._db, user_id)
             return _answer([], Cursor(moment.epoch, int(time.time()), moment.horizon, seen), False)

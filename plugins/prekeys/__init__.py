@@ -17,7 +17,7 @@ class Settings(Section):
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    prekeys = Prekeys(app.db, app.hub, app.limits, settings.rate_limit_bundle, settings.rate_limit_bundles)
+    prekeys = Prekeys(app.db, app.hub, app.alerts, app.limits, settings.rate_limit_bundle, settings.rate_limit_bundles)
     return Plugin(
         name="prekeys",
         routes=(

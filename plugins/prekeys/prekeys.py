@@ -7,6 +7,7 @@ from uuid import UUID
 
 from config.settings import Rate
 from handlers import keys
+from handlers.alerts import Alerts
 from handlers.errors import Conflict, Fault, InvalidRequest, NotFound
 from handlers.hub import Hub
 from handlers.limits import Limits
@@ -20,8 +21,8 @@ LOW = 10  # fewer one-time prekeys than this and the owner is told (contract sec
 
 
 class Prekeys:
-    def __init__(self, db: Database, hub: Hub, limits: Limits, per_target: Rate, in_all: Rate) -> None:
-        self._db, self._hub, self._limits = db, hub, limits
+    def __init__(self, db: Database, hub: Hub, alerts: Alerts, limits: Limits, per_target: Rate, in_all: Rate) -> None:
+        self._db, self._hub, self._alerts, self._limits = db, hub, alerts, limits
         self._per_target, self._in_all = per_target, in_all
 
     async def bundle(self, caller: UUID, public_id: str, *, signal_form: bool) -> dict[str, Any]:
@@ -63,6 +64,7 @@ class Prekeys:
         remaining = await prekeys.left(self._db, owner, LOW)
         if remaining < LOW:
             self._hub.send(owner, {"type": "prekeys_low", "remaining": remaining})
+            self._alerts.prekeys_low(owner)
 
     async def supply(self, user_id: UUID) -> dict[str, Any]:
         """How many keys are left, and the signed prekey that bundles bear now."""

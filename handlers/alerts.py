@@ -1,0 +1,57 @@
+"""Alerts: what a user who is away may want to know of. Features announce it, and whoever listens hears it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+
+class Listener(Protocol):
+    """What listens. It is called in the midst of what a feature does: it takes notes, and neither waits nor raises."""
+
+    def message(self, chat_id: UUID, members: Collection[UUID], sender_id: UUID | None) -> None:
+        """A message was stored, of nobody when it is sealed. Called for each message, so it costs next to nothing."""
+
+    def ring(self, call_id: UUID, callee_id: UUID, expires_at: datetime) -> None:
+        """A call rings, and no socket of the callee's took the offer."""
+
+    def ring_over(self, call_id: UUID) -> None:
+        """A call that may have been ringing was answered, or is over."""
+
+    def prekeys_low(self, user_id: UUID) -> None:
+        """Few of a user's one-time prekeys are left."""
+
+    def seen(self, user_id: UUID) -> None:
+        """A user asks what has happened, and is told of all that was announced before."""
+
+
+class Alerts:
+    """Passes announcements on to those who listen; while nobody does, they cost nothing."""
+
+    def __init__(self) -> None:
+        self._listeners: tuple[Listener, ...] = ()
+
+    def listen(self, listener: Listener) -> None:
+        self._listeners += (listener,)
+
+    def message(self, chat_id: UUID, members: Collection[UUID], sender_id: UUID | None) -> None:
+        for listener in self._listeners:
+            listener.message(chat_id, members, sender_id)
+
+    def ring(self, call_id: UUID, callee_id: UUID, expires_at: datetime) -> None:
+        for listener in self._listeners:
+            listener.ring(call_id, callee_id, expires_at)
+
+    def ring_over(self, call_id: UUID) -> None:
+        for listener in self._listeners:
+            listener.ring_over(call_id)
+
+    def prekeys_low(self, user_id: UUID) -> None:
+        for listener in self._listeners:
+            listener.prekeys_low(user_id)
+
+    def seen(self, user_id: UUID) -> None:
+        for listener in self._listeners:
+            listener.seen(user_id)
