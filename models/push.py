@@ -1,0 +1,238 @@
+"""Push: tokens by which devices are reached that have no socket open, and what their owners want to be woken for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import peewee
+
+from models.database import JSONB, Database, Enum, Row, Table
+from models.sessions import IDLE_DAYS, Session
+from models.users import User
+
+
+class PushToken(Table):
+    id = peewee.UUIDField(primary_key=True)
+    user = peewee.ForeignKeyField(User, on_delete="CASCADE")
+    session = peewee.ForeignKeyField(Session, on_delete="CASCADE")
+    provider = Enum("push_provider")
+    token = peewee.TextField()
+    token_hash = peewee.BlobField()
+    p256dh = peewee.BlobField(null=True)
+    auth = peewee.BlobField(null=True)
+    sandbox = peewee.BooleanField(default=False)
+    quiet = peewee.BooleanField(default=False)
+    registered_at = peewee.DateTimeField()
+    woken_at = peewee.DateTimeField(null=True)
+
+    class Meta:
+        table_name = "push_tokens"
+
+
+class PushSettings(Table):
+    user = peewee.ForeignKeyField(User, primary_key=True, on_delete="CASCADE")
+    kinds = JSONB()
+    quiet_hours = JSONB(null=True)
+    muted_chats = JSONB()
+
+    class Meta:
+        table_name = "push_settings"
+
+
+class NewToken(NamedTuple):
+    """What a client registers; ``p256dh`` and ``auth`` are the keys of a Web Push subscription."""
+
+    provider: str
+    token: str
+    p256dh: bytes | None
+    auth: bytes | None
+    sandbox: bool
+    quiet: bool
+
+
+# A session that can still be refreshed; one that can't has no device behind it.
+_LIVE = f"""s.revoked_at IS NULL AND s.expires_at > now() AND s.last_used_at > now() - interval '{IDLE_DAYS} days'"""
+_SHOWN = "t.id, t.provider::text, t.session_id, t.sandbox, t.quiet, t.registered_at"
+
+
+async def register(db: Database, user_id: UUID, session_id: UUID, token: NewToken, at_most: int) -> Row | None:
+    """Keep a token for a session, or keep it anew; with ``new``. Of a user's tokens beyond ``at_most`` those go that
+    were registered longest ago. None when the session has ended.
+
+    The user's row is locked, so that two registrations count each other; FOR SHARE waits for an end of the session that
+    is under way.
+    """
+    async with db.transaction():
+        await db.execute("SELECT 1 FROM users WHERE id = $1 FOR NO KEY UPDATE", user_id)
+        kept = await db.row(
+            f"""WITH live AS (
+                    SELECT s.id, s.user_id FROM sessions s WHERE s.id = $2 AND s.user_id = $1 AND {_LIVE} FOR SHARE
+                )
+                INSERT INTO push_tokens AS t (user_id, session_id, provider, token, token_hash, p256dh, auth, sandbox,
+                                              quiet, registered_at)
+                SELECT user_id, id, $3::text::push_provider, $4, $9, $5, $6, $7, $8, clock_timestamp() FROM live
+                ON CONFLICT (user_id, provider, token_hash) DO UPDATE SET
+                    session_id = excluded.session_id, p256dh = excluded.p256dh, auth = excluded.auth,
+                    sandbox = excluded.sandbox, quiet = excluded.quiet, registered_at = excluded.registered_at
+                RETURNING {_SHOWN}, t.xmax = 0 AS new""",
+            user_id,
+            session_id,
+            *token,
+            hashlib.sha256(token.token.encode()).digest(),
+        )
+        await db.execute(
+            """DELETE FROM push_tokens WHERE id IN (
+                   SELECT id FROM push_tokens WHERE user_id = $1 ORDER BY registered_at DESC, id OFFSET $2)""",
+            user_id,
+            at_most,
+        )
+        return kept
+
+
+async def tokens(db: Database, user_id: UUID) -> list[Row]:
+    """A user's tokens, the one registered last first; not what they are."""
+    return await db.fetch(
+        f"""SELECT {_SHOWN} FROM push_tokens t JOIN sessions s ON s.id = t.session_id
+            WHERE t.user_id = $1 AND {_LIVE} ORDER BY t.registered_at DESC, t.id""",
+        user_id,
+    )
+
+
+async def remove(db: Database, user_id: UUID, token_id: UUID) -> bool:
+    """Forget a token of the user's."""
+    return await db.execute("DELETE FROM push_tokens WHERE id = $1 AND user_id = $2", token_id, user_id) == 1
+
+
+# Settings -----------------------------------------------------------------------------------------------------------
+
+
+async def settings(db: Database, user_id: UUID) -> Row | None:
+    """``kinds, quiet_hours, muted_chats``; None for who has not said anything."""
+    return await db.row("SELECT kinds, quiet_hours, muted_chats FROM push_settings WHERE user_id = $1", user_id)
+
+
+async def change_settings(db: Database, user_id: UUID, kinds: Sequence[str], changes: Mapping[str, Any]) -> None:
+    """Set some columns; ``kinds`` is what a user gets who has not said anything."""
+    await db.execute(
+        """INSERT INTO push_settings AS p (user_id, kinds, quiet_hours, muted_chats)
+           SELECT id, coalesce($3::jsonb, $2::jsonb), $5::jsonb, coalesce($6::jsonb, '{}') FROM users WHERE id = $1
+           ON CONFLICT (user_id) DO UPDATE SET
+               kinds = coalesce($3::jsonb, p.kinds), muted_chats = coalesce($6::jsonb, p.muted_chats),
+               quiet_hours = CASE WHEN $4 THEN $5::jsonb ELSE p.quiet_hours END""",
+        user_id,
+        list(kinds),
+        changes.get("kinds"),
+        "quiet_hours" in changes,
+        changes.get("quiet_hours"),
+        changes.get("muted_chats"),
+    )
+
+
+# Waking -------------------------------------------------------------------------------------------------------------
+
+
+async def reachable(db: Database, users: Sequence[UUID]) -> set[UUID]:
+    """Those of the users who have a token."""
+    rows = await db.fetch(
+        f"""SELECT DISTINCT t.user_id FROM push_tokens t JOIN sessions s ON s.id = t.session_id
+            WHERE t.user_id = ANY ($1::uuid[]) AND {_LIVE}""",
+        list(users),
+    )
+    return {row["user_id"] for row in rows}
+
+
+async def blocks(db: Database, users: Sequence[UUID], senders: Sequence[UUID]) -> set[tuple[UUID, UUID]]:
+    """Who of the users has blocked whom of the senders."""
+    rows = await db.fetch(
+        """SELECT blocker_id, blocked_id FROM user_blocks
+           WHERE blocker_id = ANY ($1::uuid[]) AND blocked_id = ANY ($2::uuid[])""",
+        list(users),
+        list(senders),
+    )
+    return {(row["blocker_id"], row["blocked_id"]) for row in rows}
+
+
+async def wanted(db: Database, asked: Sequence[tuple[UUID, UUID | None]]) -> list[list[Row]]:
+    """For each pair of user and chat (or None) the user's tokens, with what the user wants to be woken for: ``kinds``
+    and ``quiet_hours`` (None for who has not said anything), ``muted``. Nothing where the user isn't in the chat."""
+    rows = await db.fetch(
+        f"""SELECT g.place, t.id, t.provider::text, t.session_id, t.quiet, p.kinds, p.quiet_hours,
+                   coalesce(p.muted_chats ? g.chat_id::text
+                            AND coalesce((p.muted_chats ->> g.chat_id::text)::timestamptz > now(), true), false)
+                       AS muted
+            FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS g (user_id, chat_id, place)
+            JOIN push_tokens t ON t.user_id = g.user_id
+            JOIN sessions s ON s.id = t.session_id AND {_LIVE}
+            LEFT JOIN push_settings p ON p.user_id = g.user_id
+            WHERE g.chat_id IS NULL OR EXISTS (
+                SELECT 1 FROM chat_participants c WHERE c.chat_id = g.chat_id AND c.user_id = g.user_id)""",
+        [user_id for user_id, _ in asked],
+        [chat_id for _, chat_id in asked],
+    )
+    found: list[list[Row]] = [[] for _ in asked]
+    for row in rows:
+        found[row["place"] - 1].append(row)
+    return found
+
+
+async def devices(db: Database, token_ids: Sequence[UUID]) -> list[Row | None]:
+    """What a provider must be told of each token; None where it is gone."""
+    rows = await db.fetch(
+        f"""SELECT {_SHOWN}, t.user_id, t.token, t.p256dh, t.auth FROM push_tokens t
+            JOIN sessions s ON s.id = t.session_id AND {_LIVE} WHERE t.id = ANY ($1::uuid[])""",
+        list(token_ids),
+    )
+    found = {row["id"]: row for row in rows}
+    return [found.get(token_id) for token_id in token_ids]
+
+
+async def drop(db: Database, token_id: UUID, registered_at: datetime, gone_since: datetime | None) -> bool:
+    """Forget a token that its provider doesn't know any more: unless it was registered again, after we looked
+    (``registered_at``) or after the moment since which the provider says that it was gone."""
+    return (
+        await db.execute(
+            "DELETE FROM push_tokens WHERE id = $1 AND registered_at = $2 AND ($3::timestamptz IS NULL OR $2 < $3)",
+            token_id,
+            registered_at,
+            gone_since,
+        )
+        == 1
+    )
+
+
+async def wake(db: Database, token_id: UUID, seconds: int) -> float:
+    """Note that a device is woken in the background now; 0. When that was done less than ``seconds`` ago: nothing, and
+    how long it has to wait."""
+    waits = await db.value(
+        """WITH woken AS (
+               UPDATE push_tokens SET woken_at = now()
+               WHERE id = $1 AND (woken_at IS NULL OR woken_at <= now() - $2 * interval '1 second') RETURNING 0
+           )
+           SELECT 0.0::float8 FROM woken
+           UNION ALL
+           SELECT extract(epoch FROM woken_at - now())::float8 + $2 FROM push_tokens WHERE id = $1
+           LIMIT 1""",
+        token_id,
+        seconds,
+    )
+    return float(waits or 0.0)
+
+
+async def not_woken(db: Database, token_id: UUID) -> None:
+    """It was not woken after all."""
+    await db.execute("UPDATE push_tokens SET woken_at = NULL WHERE id = $1", token_id)
+
+
+async def sibling(db: Database, session_id: UUID, provider: str) -> UUID | None:
+    """A session's token of another provider, the one registered last."""
+    found: UUID | None = await db.value(
+        """SELECT id FROM push_tokens WHERE session_id = $1 AND provider = $2::text::push_provider
+           ORDER BY registered_at DESC LIMIT 1""",
+        session_id,
+        provider,
+    )
+    return found
