@@ -1,0 +1,162 @@
+"""Push: wakes the devices of users who have no socket open, without telling anyone why (contract section 9)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo
+
+from config.settings import Rate, RateLimit, Section
+from plugins import App, Every, Plugin
+from plugins.push import http
+from plugins.push.apns import Apns, Identity
+from plugins.push.breaker import Breaker
+from plugins.push.fcm import Fcm
+from plugins.push.gathering import Gathering
+from plugins.push.judge import Judge
+from plugins.push.keys import AccountFile, P256File, Url
+from plugins.push.lane import Lane
+from plugins.push.preferences import Wishes
+from plugins.push.providers import Provider
+from plugins.push.queue import JUDGE, JUDGE_NOW, Away, Queue, stream
+from plugins.push.road import Road
+from plugins.push.sender import Sender
+from plugins.push.tally import Tally
+from plugins.push.tokens import Tokens
+from plugins.push.webpush import WebPush, public_key
+
+log = structlog.get_logger(__name__)
+
+JUDGED = 200  # jobs judged in one step
+AT_ONCE = 64  # pushes on their way to one provider; at 50 ms each that is 1,280 a second
+RINGING = 32  # the same of calls, which have lanes of their own so that nothing is before them
+ID = "([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
+
+
+def _beside(name: str) -> AfterValidator:
+    """A setting that is needed where another one is given."""
+
+    def check(value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get(name) is not None:
+            raise ValueError(f"missing; {name.upper()} needs it")
+        return value
+
+    return AfterValidator(check)
+
+
+LABEL = "[A-Za-z0-9-]+"
+Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]{1,255}$")]
+# RFC 8292 section 2.1; what py_vapid takes.
+Subject = Annotated[str, StringConstraints(pattern=rf"^(mailto:[^@\s]+@|https://)(localhost|{LABEL}(\.{LABEL})+)$")]
+
+
+class Settings(Section):
+    apns_key_file: P256File = Field(None, repr=False, description="Apple's key (.p8); unset, nothing is sent by APNs.")
+    apns_key_id: Annotated[Word | None, _beside("apns_key_file")] = Field(
+        None, validate_default=True, description="The id of that key."
+    )
+    apns_team_id: Annotated[Word | None, _beside("apns_key_file")] = Field(
+        None, validate_default=True, description="The id of Apple's developer team."
+    )
+    apns_topic: Annotated[Word | None, _beside("apns_key_file")] = Field(
+        None, validate_default=True, description="The app's bundle id."
+    )
+    apns_base_url: Url | None = Field(None, description="Unset: Apple's, by the token's environment.")
+    fcm_service_account_file: AccountFile = Field(
+        None, repr=False, description="Google's service account (JSON); unset, nothing is sent by FCM."
+    )
+    fcm_base_url: Url = Field("https://fcm.googleapis.com", description="Google's.")
+    vapid_private_key_file: P256File = Field(
+        None, repr=False, description="Key of scripts.vapid_keys; unset, no Web Push is sent."
+    )
+    vapid_subject: Annotated[Subject | None, _beside("vapid_private_key_file")] = Field(
+        None, validate_default=True, description="Where push services reach the operator: mailto: or https:."
+    )
+    push_ca_file: Path | None = Field(None, description="A CA that is trusted beside the usual ones.")
+    push_allow_private: bool = Field(False, description="Web Push to private addresses; for tests only.")
+    rate_limit_push: RateLimit = Field(Rate(120, 3600), description="Tokens and push settings a user may store.")
+
+
+def setup(app: App, settings: Settings) -> Plugin:
+    road = Road(settings.push_ca_file, allow_private=settings.push_allow_private)
+    providers, vapid = _providers(road, settings)
+    tokens, wishes = Tokens(app.db, providers.keys()), Wishes(app.db)
+    limited = {"rate": settings.rate_limit_push}
+    routes = (
+        ("/push/tokens", http.PushTokens, {"tokens": tokens, **limited}),
+        (f"/push/tokens/{ID}", http.PushToken, {"tokens": tokens}),
+        ("/push/settings", http.PushSettings, {"wishes": wishes, **limited}),
+        ("/push/vapid", http.Vapid, {"public_key": vapid}),
+    )
+    queue, breaker, tally = Queue(app.redis, str(app.instance_id)), Breaker(), Tally(app.metrics)
+    lanes: list[Lane] = []
+    app.metrics.counts("mimu_push_refused_total", "Jobs for which the queue had no room.", lambda: queue.refused)
+    app.metrics.counts("mimu_push_poisoned_total", "Jobs set aside.", lambda: sum(lane.poisoned for lane in lanes))
+    if not providers:
+        return Plugin("push", routes=routes, lifespan=_idle)
+
+    gathering = Gathering(app.db, app.hub, queue)
+    judge = Judge(app.db, app.hub, queue, providers.keys(), tally)
+    sender = Sender(app.db, app.redis, queue, providers, app.tokens.keyring, breaker, tally)
+    judge.lanes += [Lane(queue, name, JUDGED, judge.judge, together=True) for name in (JUDGE, JUDGE_NOW)]
+    for name in dict.fromkeys(provider.partition("_")[0] for provider in providers):
+        sender.lanes.append(Lane(queue, stream(name), AT_ONCE, sender.send))
+        sender.lanes.append(Lane(queue, stream(name, now=True), RINGING, sender.send))
+    lanes += [*judge.lanes, *sender.lanes]
+
+    async def look() -> None:
+        """Measure the queue, and forget instances that are no more."""
+        with contextlib.suppress(*Away):
+            tally.depths(list((await queue.depth([lane.name for lane in lanes])).items()))
+            for lane in lanes:
+                await lane.forget_dead()
+
+    @contextlib.asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(road.open())
+            await stack.enter_async_context(queue.running())
+            for lane in lanes:
+                await stack.enter_async_context(lane.running())
+            await stack.enter_async_context(gathering.running())
+            app.alerts.listen(gathering)
+            yield
+
+    return Plugin(
+        "push",
+        routes=routes,
+        periodic=(Every(15, look, "push_queue"),),
+        lifespan=lifespan,
+        welcome=gathering.welcome,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _idle() -> AsyncIterator[None]:
+    log.info("push_not_configured")
+    yield
+
+
+def _providers(road: Road, settings: Settings) -> tuple[dict[str, Provider], dict[str, str]]:
+    """The providers that the settings allow, by the names of tokens; and the public key of Web Push."""
+    found: dict[str, Provider] = {}
+    vapid: dict[str, str] = {}
+    if settings.apns_key_file and settings.apns_key_id and settings.apns_team_id and settings.apns_topic:
+        identity = Identity(
+            settings.apns_key_file,
+            settings.apns_key_id,
+            settings.apns_team_id,
+            settings.apns_topic,
+            settings.apns_base_url and settings.apns_base_url.rstrip("/"),
+        )
+        found["apns"] = found["apns_voip"] = Apns(road, identity)
+    if settings.fcm_service_account_file:
+        found["fcm"] = Fcm(road, settings.fcm_service_account_file, settings.fcm_base_url.rstrip("/"))
+    if settings.vapid_private_key_file and settings.vapid_subject:
+        key = settings.vapid_private_key_file
+        found["webpush"], vapid = WebPush(road, key, settings.vapid_subject), public_key(key)
+    return found, vapid

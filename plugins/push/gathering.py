@@ -1,0 +1,238 @@
+"""Gathering: takes note of what features announce, and puts what concerns users who are away into the queue."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Iterator
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from handlers.hub import Hub, Peer
+from models import push
+from models.database import Database, Unavailable
+from plugins.push.jobs import LIFE, Job
+from plugins.push.queue import Away, Queue, Raised
+
+log = structlog.get_logger(__name__)
+
+TOGETHER = 0.1  # seconds in which announcements are gathered into one step
+CHATS = 20_000  # chats noted in one step; beyond it there are more messages than the journal can take
+SLICE = 1_000  # users asked about in one statement, and looked at in one turn of the loop
+RARELY = 5.0  # seconds between two looks at who of a chat of more people than that is away
+RETRY = 1.0  # seconds until what PostgreSQL or Redis did not take is tried again
+
+
+class _Chat:
+    """A chat in which something was posted: who is in it, by whom it was, and when the last one was."""
+
+    __slots__ = ("members", "moment", "senders")
+
+    def __init__(self, members: Collection[UUID], sender_id: UUID | None, moment: int) -> None:
+        self.members, self.senders, self.moment = members, {sender_id}, moment
+
+
+class Gathering:
+    """Listens (handlers/alerts.py). A message costs a look into a dictionary; the rest is done a few times a second,
+    by a task, for all messages of a chat at once."""
+
+    def __init__(self, db: Database, hub: Hub, queue: Queue) -> None:
+        self._db, self._hub, self._queue = db, hub, queue
+        self._chats: dict[UUID, _Chat] = {}
+        self._large: dict[UUID, float] = {}
+        self._low: dict[UUID, int] = {}
+        self._seen: dict[UUID, int] = {}
+        self._opened: dict[UUID, int] = {}
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.dropped = 0  # chats of which too many were busy at once
+
+    # What is announced ----------------------------------------------------------------------------------------------
+
+    def message(self, chat_id: UUID, members: Collection[UUID], sender_id: UUID | None) -> None:
+        noted = self._chats.get(chat_id)
+        if noted is not None:
+            noted.members, noted.moment = members, self._queue.now()
+            noted.senders.add(sender_id)
+        elif len(self._chats) < CHATS:
+            self._chats[chat_id] = _Chat(members, sender_id, self._queue.now())
+            self._wake.set()
+        else:
+            self.dropped += 1
+
+    def prekeys_low(self, user_id: UUID) -> None:
+        self._low[user_id] = self._queue.now()
+        self._wake.set()
+
+    def seen(self, user_id: UUID) -> None:
+        self._seen[user_id] = self._queue.now()
+        self._wake.set()
+
+    def watch(self, user_id: UUID, _: bool) -> None:
+        """A user's first socket here opened, or the last one closed: until now they have seen everything."""
+        self.seen(user_id)
+
+    async def welcome(self, peer: Peer) -> None:
+        """A socket opened: what its device would be told of a ring, it is told there."""
+        self._opened[peer.session.session_id] = self._queue.now()
+        self._wake.set()
+
+    def ring(self, call_id: UUID, callee_id: UUID, expires_at: datetime) -> None:
+        job = Job("call_offer", callee_id, call_id, self._queue.now(), self._queue.at(expires_at))
+        self._start(self._ring(job))
+
+    def ring_over(self, call_id: UUID) -> None:
+        self._start(self._ring_over(call_id))
+
+    # Calls, at once -------------------------------------------------------------------------------------------------
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ring(self, job: Job) -> None:
+        while self._queue.now() < job.expires:
+            try:
+                await self._queue.put(job)
+                return
+            except Away as error:
+                log.warning("push_not_queued", cause=type(error).__name__)
+                await asyncio.sleep(RETRY)
+
+    async def _ring_over(self, call_id: UUID) -> None:
+        for _ in range(10):
+            try:
+                await self._flush_seen()  # the socket by which it was answered may have opened a moment ago
+                await self._queue.ring_over(call_id)
+                return
+            except Away as error:
+                log.warning("push_not_queued", cause=type(error).__name__)
+                await asyncio.sleep(RETRY)
+
+    # The rest, together ---------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Put what was noted into the queue until the block ends; what is noted then goes first."""
+        writer = asyncio.create_task(self._write())
+        self._hub.watchers.append(self.watch)
+        try:
+            yield
+        finally:
+            self._hub.watchers.remove(self.watch)
+            writer.cancel()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(writer, *self._tasks, return_exceptions=True)
+            with contextlib.suppress(Unavailable, *Away):
+                await self._flush()
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(TOGETHER)
+            self._wake.clear()
+            try:
+                await self._flush()
+            except (Unavailable, *Away) as error:
+                log.warning("push_not_queued", cause=type(error).__name__)
+                self._wake.set()
+                await asyncio.sleep(RETRY)
+            except Exception:
+                log.exception("push_gathering_failed")
+
+    async def _flush_seen(self) -> None:
+        seen, opened, self._seen, self._opened = self._seen, self._opened, {}, {}
+        try:
+            if seen or opened:
+                await self._queue.seen(list(seen.items()), list(opened.items()))
+        except Away:
+            self._seen, self._opened = {**seen, **self._seen}, {**opened, **self._opened}
+            raise
+
+    async def _flush(self) -> None:
+        """Whoever has looked first, then what happened: it is compared with that."""
+        await self._flush_seen()
+        low, self._low = self._low, {}
+        try:
+            if low:
+                users = await self._away(low)
+                await self._queue.wait([Raised(self._job("prekeys_low", u, None, low[u]), None) for u in users])
+        except (Unavailable, *Away):
+            self._low = {**low, **self._low}
+            raise
+        for chats in self._due():
+            try:
+                await self._raise(chats)
+            except (Unavailable, *Away):
+                for chat_id in chats:
+                    self._put_back(chat_id, chats[chat_id])
+                raise
+
+    def _due(self) -> Iterator[dict[UUID, _Chat]]:
+        """The chats that were noted, small ones together. A large one is looked at from time to time only, however much
+        is posted there."""
+        now = time.monotonic()
+        noted, self._chats = self._chats, {}
+        self._large = {chat_id: looked for chat_id, looked in self._large.items() if looked > now - RARELY}
+        together: dict[UUID, _Chat] = {}
+        people = 0
+        for chat_id in list(noted):
+            chat = noted[chat_id]
+            if len(chat.members) > SLICE:
+                if chat_id in self._large:
+                    self._put_back(chat_id, chat)
+                    asyncio.get_running_loop().call_later(RARELY, self._wake.set)
+                    continue
+                self._large[chat_id] = now
+            if together and people + len(chat.members) > SLICE:
+                yield together
+                together, people = {}, 0
+            together[chat_id] = chat
+            people += len(chat.members)
+        if together:
+            yield together
+
+    def _put_back(self, chat_id: UUID, chat: _Chat) -> None:
+        newer = self._chats.setdefault(chat_id, chat)
+        if newer is not chat:
+            newer.senders |= chat.senders
+
+    async def _raise(self, chats: dict[UUID, _Chat]) -> None:
+        """What was posted in some chats, for those in them who are away and can be reached."""
+        people: dict[UUID, list[UUID]] = {}
+        for chat_id, chat in chats.items():
+            for number, user_id in enumerate(chat.members):
+                if not self._hub.here(user_id):
+                    people.setdefault(user_id, []).append(chat_id)
+                if number % SLICE == SLICE - 1:
+                    await asyncio.sleep(0)
+        everybody = list(people)
+        senders = list({sender for chat in chats.values() for sender in chat.senders if sender is not None})
+        for start in range(0, len(everybody), SLICE):
+            away = await self._away(everybody[start : start + SLICE])
+            if not away:
+                continue
+            blocks = await push.blocks(self._db, away, senders)
+            raised = []
+            for user_id in away:
+                for chat_id in people[user_id]:
+                    chat = chats[chat_id]
+                    if any(sender != user_id and (user_id, sender) not in blocks for sender in chat.senders):
+                        raised.append(Raised(self._job("message_new", user_id, chat_id, chat.moment), chat_id))
+            await self._queue.wait(raised)
+
+    async def _away(self, users: Iterable[UUID]) -> list[UUID]:
+        """Those who have a socket nowhere, and a token."""
+        absent = await self._hub.absent(users)
+        reachable = await push.reachable(self._db, absent) if absent else set()
+        return [user_id for user_id in absent if user_id in reachable]
+
+    @staticmethod
+    def _job(kind: str, user_id: UUID, subject: UUID | None, moment: int) -> Job:
+        return Job(kind, user_id, subject, moment, moment + LIFE)

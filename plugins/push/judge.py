@@ -1,0 +1,125 @@
+"""The judge: decides whether something that happened is pushed at all, and to which of the user's devices."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from handlers.hub import Hub
+from models import push
+from models.database import Database, Row, Unavailable
+from plugins.push.jobs import Job, Poison
+from plugins.push.lane import Lane
+from plugins.push.preferences import quiet_until
+from plugins.push.queue import Entry, Queue, Settled, stream
+from plugins.push.tally import Tally
+
+AGAIN = 2_000  # ms after which a job is judged again when PostgreSQL was away
+CALL_AGAIN = 500  # the same of a call, which has a minute in all
+
+
+class _Known(NamedTuple):
+    """What must be known of a batch of jobs to judge them."""
+
+    absent: Collection[UUID]
+    seen: dict[UUID, int]
+    over: Collection[UUID]
+    opened: dict[UUID, int]
+
+
+class Judge:
+    """``available`` are the providers that this server can send by."""
+
+    def __init__(self, db: Database, hub: Hub, queue: Queue, available: Collection[str], tally: Tally) -> None:
+        self._db, self._hub, self._queue, self._available, self._tally = db, hub, queue, available, tally
+        self.lanes: list[Lane] = []
+
+    async def judge(self, entries: Sequence[Entry]) -> None:
+        """Send each job on to the lanes of the providers, have it wait, or drop it."""
+        jobs: list[tuple[Entry, Job]] = []
+        for entry in entries:
+            try:
+                jobs.append((entry, Job.decode(entry.fields.get(b"job"))))
+            except Poison:
+                await next(lane for lane in self.lanes if lane.name == entry.stream).poison(entry)
+        try:
+            settled = await self._judged(jobs)
+        except Unavailable:
+            now = self._queue.now()
+            due = [now + (CALL_AGAIN if job.urgent else AGAIN) for _, job in jobs]
+            settled = [Settled(entry, later=[(when, job)]) for (entry, job), when in zip(jobs, due, strict=True)]
+        await asyncio.gather(*map(self._queue.settle, settled))
+
+    async def _judged(self, jobs: Sequence[tuple[Entry, Job]]) -> list[Settled]:
+        of_chats = [(job.user_id, job.subject if job.kind == "message_new" else None) for _, job in jobs]
+        wanted = await push.wanted(self._db, of_chats)
+        known = await self._known([job for _, job in jobs], wanted)
+        return [self._settled(entry, job, rows, known) for (entry, job), rows in zip(jobs, wanted, strict=True)]
+
+    async def _known(self, jobs: Sequence[Job], wanted: Sequence[Sequence[Row]]) -> _Known:
+        users = list({job.user_id for job in jobs})
+        calls = list({job.subject for job in jobs if job.kind == "call_offer" and job.subject})
+        hangups = [
+            row["session_id"]
+            for job, rows in zip(jobs, wanted, strict=True)
+            for row in rows
+            if job.kind == "call_hangup" and row["id"] == job.token_id
+        ]
+        seen = dict(zip(users, await self._queue.seen_at(users), strict=True))
+        over = await self._queue.over(calls) if calls else ()
+        opened = dict(zip(hangups, await self._queue.opened_at(hangups), strict=True)) if hangups else {}
+        return _Known(set(await self._hub.absent(users)), seen, over, opened)
+
+    def _settled(self, entry: Entry, job: Job, rows: Sequence[Row], known: _Known) -> Settled:
+        dropped = self._dropped(job, rows, known)
+        if dropped:
+            self._tally.dropped(dropped)
+            return Settled(entry)
+        hours: dict[str, Any] | None = rows[0]["quiet_hours"]
+        over = quiet_until(hours, datetime.now(UTC)) if hours and not job.urgent else None
+        if over is not None:  # what is told once more of the same chat until then becomes one with it
+            return Settled(entry, later=[(self._queue.at(over), job)])
+        devices = [row for row in rows if self._suits(job, row, rows)]
+        puts = [(stream(row["provider"], now=job.urgent), job.to(row["id"])) for row in devices]
+        pushed = [(job.user_id, job.subject)] if puts and job.kind == "message_new" and job.subject else []
+        return Settled(entry, puts=puts, pushed=pushed)
+
+    def _dropped(self, job: Job, rows: Sequence[Row], known: _Known) -> str:
+        """Why a job is not pushed; empty when it is."""
+        if job.expires <= self._queue.now():
+            return "expired"
+        if not rows or (job.token_id is not None and all(row["id"] != job.token_id for row in rows)):
+            return "no_token"
+        if job.reply:
+            return ""
+        if job.kind == "call_hangup":
+            # Whose socket opened meanwhile hears it there.
+            session = next(row["session_id"] for row in rows if row["id"] == job.token_id)
+            return "seen" if known.opened.get(session, 0) >= job.raised else ""
+        if job.user_id not in known.absent:
+            return "online"
+        if known.seen.get(job.user_id, 0) >= job.raised:
+            return "seen"
+        if job.subject in known.over:
+            return "over"
+        if rows[0]["kinds"] is not None and job.kind not in rows[0]["kinds"]:
+            return "unwanted"
+        hours: dict[str, Any] | None = rows[0]["quiet_hours"]
+        if job.urgent and hours and not hours.get("calls", True) and quiet_until(hours, datetime.now(UTC)):
+            return "unwanted"
+        return "muted" if rows[0]["muted"] else ""
+
+    def _suits(self, job: Job, row: Row, rows: Sequence[Row]) -> bool:
+        """Whether a job is for this device."""
+        if row["provider"] not in self._available or job.token_id not in (None, row["id"]):
+            return False
+        if job.reply:
+            return True
+        if job.kind == "call_offer":
+            # An iPhone rings by PushKit; only one that has registered nothing there is alerted instead.
+            sessions = [other["session_id"] for other in rows if other["provider"] == "apns_voip"]
+            return bool(row["provider"] != "apns" or row["session_id"] not in sessions)
+        return bool(row["provider"] != "apns_voip")  # a push that rings nobody costs an app its right to be woken

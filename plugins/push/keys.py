@@ -1,0 +1,72 @@
+"""Keys: the files by which this server proves to providers who it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+
+T = TypeVar("T")
+
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
+
+
+def p256(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The private key of P-256 in a PEM file, as Apple gives it and scripts/vapid_keys.py makes it. Raises ValueError
+    with what is wrong, and nothing of what is in the file."""
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except OSError as error:
+        raise ValueError(f"can't be read ({type(error).__name__})") from None
+    except (ValueError, TypeError):
+        raise ValueError("not an unencrypted private key in PEM form") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ValueError("not a key of the curve P-256")
+    return key
+
+
+def public_point(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The public key, 65 bytes."""
+    return key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+
+
+class Account(BaseModel):
+    """A service account of Google's, as its JSON file has it."""
+
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+    project_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9:._-]{1,128}$")]
+    client_email: str
+    private_key: str = Field(repr=False)
+    private_key_id: str = ""
+    token_uri: Url = "https://oauth2.googleapis.com/token"  # noqa: S105  # an address
+
+
+def account(path: Path) -> Account:
+    """The service account in a file. Raises ValueError with what is wrong, and nothing of what is in the file."""
+    try:
+        found = Account.model_validate_json(path.read_bytes())
+        if not isinstance(load_pem_private_key(found.private_key.encode(), password=None), RSAPrivateKey):
+            raise ValueError
+    except OSError as error:
+        raise ValueError(f"can't be read ({type(error).__name__})") from None
+    except ValidationError as error:
+        missing = ", ".join(".".join(map(str, fault["loc"])) or "JSON" for fault in error.errors(include_input=False))
+        raise ValueError(f"not a service account: see its {missing}") from None
+    except (ValueError, TypeError):
+        raise ValueError("not a service account: its private_key is no RSA key in PEM form") from None
+    return found
+
+
+def loaded(load: Callable[[Path], T]) -> BeforeValidator:
+    """What ``load`` finds in the file that a setting names: settings are read once, and their files with them."""
+    return BeforeValidator(lambda value: load(Path(value)) if isinstance(value, str) else value)
+
+
+P256File = Annotated[ec.EllipticCurvePrivateKey | None, loaded(p256)]
+AccountFile = Annotated[Account | None, loaded(account)]

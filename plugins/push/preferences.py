@@ -1,0 +1,64 @@
+"""Preferences: what a user wants to be woken for, and when not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, time, timedelta
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from handlers.shapes import timestamp
+from models import push
+from models.database import Database
+from plugins.push.shapes import KINDS, Preferences
+
+
+class Wishes:
+    """The preferences of users, as they read and change them."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def of(self, user_id: UUID) -> Preferences:
+        row = await push.settings(self._db, user_id)
+        if row is None:
+            return Preferences()
+        muted = [{"chat_id": chat_id, "until": until} for chat_id, until in row["muted_chats"].items()]
+        return Preferences.model_validate(
+            {"kinds": row["kinds"], "quiet_hours": row["quiet_hours"], "muted_chats": muted}
+        )
+
+    async def change(self, user_id: UUID, request: Preferences) -> Preferences:
+        """Set what was sent, leave the rest; all of them after it."""
+        changes: dict[str, Any] = {}
+        if "kinds" in request.model_fields_set:
+            changes["kinds"] = list(dict.fromkeys(request.kinds))
+        if "quiet_hours" in request.model_fields_set:
+            changes["quiet_hours"] = request.quiet_hours and request.quiet_hours.model_dump()
+        if "muted_chats" in request.model_fields_set:
+            changes["muted_chats"] = {
+                str(muted.chat_id): muted.until and timestamp(muted.until) for muted in request.muted_chats
+            }
+        await push.change_settings(self._db, user_id, KINDS, changes)
+        return await self.of(user_id)
+
+
+def quiet_until(hours: Mapping[str, Any], now: datetime) -> datetime | None:
+    """When the quiet hours end in which ``now`` is; None when it is in none. Where clocks are put forward or back they
+    are an hour shorter or longer, as the night is."""
+    try:
+        zone = ZoneInfo(hours["time_zone"])
+    except (ZoneInfoNotFoundError, OSError):  # this machine's database of time zones is not the one that took it
+        return None
+    local = now.astimezone(zone)
+    start, end = time.fromisoformat(hours["start"]), time.fromisoformat(hours["end"])
+    if start == end:
+        return None
+    for day in (local.date(), local.date() - timedelta(days=1)):  # begun today, or last night
+        last = day if start < end else day + timedelta(days=1)
+        first = datetime.combine(day, start, zone)
+        over = datetime.combine(last, end, zone)
+        if first <= local < over:
+            return over
+    return None

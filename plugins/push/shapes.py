@@ -1,0 +1,131 @@
+"""What clients send to ``/push`` and get from it (contract section 9)."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+from uuid import UUID
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, StringConstraints
+
+from handlers.shapes import Base64, Id, Moment, Shape, timestamp
+
+MUTED = 500  # chats; a longer list is somebody filling our disk
+
+Provider = Literal["apns", "apns_voip", "fcm", "webpush"]
+Kind = Literal["message_new", "call_offer", "prekeys_low"]
+KINDS: tuple[Kind, ...] = ("message_new", "call_offer", "prekeys_low")  # to be woken for; call_hangup follows its offer
+
+
+def _endpoint(value: str) -> str:
+    """An address that may be posted to; where it leads is judged when it is dialled."""
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        raise ValueError("not an address") from None
+    if parts.scheme != "https" or not host or not re.fullmatch("[!-~]+", value):
+        raise ValueError("must be an https address")
+    if "@" in parts.netloc or parts.fragment:
+        raise ValueError("must bear neither user information nor a fragment")
+    return value
+
+
+def _point(value: bytes) -> bytes:
+    """A point of P-256, uncompressed (RFC 8291 section 3.1)."""
+    if len(value) != 65:
+        raise ValueError("a key is 65 bytes")
+    try:
+        ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), value)
+    except ValueError:
+        raise ValueError("not a point of P-256") from None
+    return value
+
+
+class Keys(Shape):
+    p256dh: Annotated[Base64, AfterValidator(_point)]
+    auth: Annotated[Base64, Field(min_length=16, max_length=16)]
+
+
+class Subscription(Shape):
+    """As browsers and UnifiedPush distributors give it."""
+
+    endpoint: Annotated[str, StringConstraints(max_length=2048), AfterValidator(_endpoint)]
+    keys: Keys
+
+
+class Register(Shape):
+    provider: Provider
+    token: Annotated[str, StringConstraints(pattern=r"^[!-~]{1,4096}$")] | None = None
+    subscription: Subscription | None = None
+    environment: Literal["production", "sandbox"] = "production"
+    style: Literal["alert", "background"] = "alert"
+
+
+class Token(Shape):
+    """A token as its owner sees it: not what it is, but where it is from."""
+
+    id: UUID
+    provider: str
+    environment: str
+    style: str
+    session_id: UUID
+    current: bool
+    available: bool
+    registered_at: Moment
+
+
+# Settings -----------------------------------------------------------------------------------------------------------
+
+
+def _zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # a folder of the database is an OSError
+        raise ValueError("no such time zone") from None
+    return value
+
+
+Clock = Annotated[str, StringConstraints(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+Zone = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+-]{1,32}(/[A-Za-z0-9_+-]{1,32}){0,2}$")]
+
+
+class QuietHours(Shape):
+    """From ``start`` to ``end``, over midnight when that is earlier; what comes meanwhile waits for their end."""
+
+    start: Clock
+    end: Clock
+    time_zone: Annotated[Zone, AfterValidator(_zone)] = "UTC"
+    calls: bool = True  # whether calls ring all the same
+
+
+def _moment(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+            timestamp(value)
+        except (ValueError, OverflowError):
+            raise ValueError("not a time of RFC 3339") from None
+        if value.tzinfo is None:
+            raise ValueError("a time needs its offset, or Z")
+    return value
+
+
+Until = Annotated[datetime, BeforeValidator(_moment), PlainSerializer(timestamp, return_type=str)]
+
+
+class Muted(Shape):
+    chat_id: Id
+    until: Until | None = None  # for ever
+
+
+class Preferences(Shape):
+    """What a user is woken for."""
+
+    kinds: list[Kind] = Field(default_factory=lambda: [*KINDS], max_length=len(KINDS))
+    quiet_hours: QuietHours | None = None
+    muted_chats: list[Muted] = Field(default_factory=list, max_length=MUTED)

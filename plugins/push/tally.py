@@ -1,0 +1,42 @@
+"""The tally: what became of pushes, by provider, and how long they took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from handlers.metrics import Metrics
+
+# From what can be had (a call: 0.05 s; a message waits for one) to what nobody waits for any more.
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 1.25, 1.5, 2, 3, 5, 10, 30, 60, 300, 3600, 86_400)
+
+
+class Tally:
+    def __init__(self, metrics: Metrics) -> None:
+        self._sent = Counter(
+            "mimu_push_total", "Answers of providers.", ["provider", "kind", "outcome"], registry=metrics.registry
+        )
+        self._seconds = Histogram(
+            "mimu_push_seconds",
+            "From what happened to a provider's yes.",
+            ["provider", "kind"],
+            buckets=_SECONDS,
+            registry=metrics.registry,
+        )
+        self._dropped = Counter(
+            "mimu_push_dropped_total", "What was not pushed after all.", ["reason"], registry=metrics.registry
+        )
+        self._depth = Gauge("mimu_push_queue", "Jobs in the queue.", ["part"], registry=metrics.registry)
+
+    def answered(self, provider: str, kind: str, outcome: str, seconds: float) -> None:
+        self._sent.labels(provider, kind, outcome).inc()
+        if outcome == "sent":
+            self._seconds.labels(provider, kind).observe(max(seconds, 0.0))
+
+    def dropped(self, reason: str) -> None:
+        self._dropped.labels(reason).inc()
+
+    def depths(self, depths: Sequence[tuple[str, int]]) -> None:
+        for part, depth in depths:
+            self._depth.labels(part).set(depth)

@@ -1,0 +1,72 @@
+"""Tokens: by which a user's devices are reached, each bound to the session of its device."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from uuid import UUID
+
+from handlers.errors import Fault, InvalidRequest, NotFound, Unauthorized
+from handlers.tokens import Session
+from models import push
+from models.database import Database, Row
+from models.push import NewToken
+from plugins.push.shapes import Register, Token
+
+MOST = 10  # of a user, contract section 9
+_DEVICE = re.compile(r"(?:[0-9A-Fa-f]{2}){8,128}")  # of APNs; Apple says that its length may change
+
+
+class Tokens:
+    """``available`` are the providers that this server can send by."""
+
+    def __init__(self, db: Database, available: Collection[str]) -> None:
+        self._db, self._available = db, available
+
+    async def register(self, session: Session, request: Register) -> tuple[Token, bool]:
+        """Keep a token for the session, and whether it is new. Beyond ten the one goes that was registered longest ago:
+        a device that is in use registers at each start. Raises InvalidRequest, Unauthorized."""
+        kept = await push.register(self._db, session.user_id, session.session_id, _judged(request), MOST)
+        if kept is None:
+            raise Unauthorized
+        return self._shown(kept, session), kept["new"]
+
+    async def listed(self, session: Session) -> list[dict[str, object]]:
+        """The user's tokens, the one registered last first."""
+        rows = await push.tokens(self._db, session.user_id)
+        return [self._shown(row, session).model_dump() for row in rows]
+
+    async def remove(self, user_id: UUID, token_id: UUID) -> None:
+        """Forget a token. Raises NotFound."""
+        if not await push.remove(self._db, user_id, token_id):
+            raise NotFound("There is no such token.")
+
+    def _shown(self, row: Row, session: Session) -> Token:
+        return Token(
+            id=row["id"],
+            provider=row["provider"],
+            environment="sandbox" if row["sandbox"] else "production",
+            style="background" if row["quiet"] else "alert",
+            session_id=row["session_id"],
+            current=row["session_id"] == session.session_id,
+            available=row["provider"] in self._available,
+            registered_at=row["registered_at"],
+        )
+
+
+def _judged(request: Register) -> NewToken:
+    """Each provider wants its own kind of token. Raises InvalidRequest."""
+    web = request.provider == "webpush"
+    needed, given = ("subscription", request.subscription) if web else ("token", request.token)
+    if given is None:
+        raise InvalidRequest("Some fields are not valid.", details=[Fault(needed, f"{request.provider} needs it")])
+    if request.subscription is not None and web:
+        keys = request.subscription.keys
+        return NewToken("webpush", request.subscription.endpoint, keys.p256dh, keys.auth, False, False)
+    token = request.token or ""
+    if request.provider.startswith("apns"):
+        if not _DEVICE.fullmatch(token):
+            raise InvalidRequest("Some fields are not valid.", details=[Fault("token", "expected hexadecimal digits")])
+        token = token.lower()
+    quiet = request.provider == "apns" and request.style == "background"
+    return NewToken(request.provider, token, None, None, request.environment == "sandbox", quiet)
