@@ -13,6 +13,8 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
+from handlers.tasks import ended
+
 log = structlog.get_logger(__name__)
 
 Listener = Callable[[str, bytes], None]  # channel, message
@@ -55,9 +57,7 @@ class Bus:
                 async with asyncio.timeout(PATIENCE):
                     while self._queue and self.up:
                         await asyncio.sleep(0.01)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await ended(*tasks)
 
     # Out ----------------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from handlers.hub import Hub, Peer
 from handlers.shapes import encode
+from handlers.tasks import ended
 from models import calls
 from models.database import Database
 
@@ -62,8 +63,7 @@ class Waiting:
         try:
             yield
         finally:
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            await ended(writer)
             while self._changes:
                 await self._flush()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -13,6 +13,7 @@ from uuid import UUID
 import structlog
 
 from handlers.hub import Hub, Peer
+from handlers.tasks import ended
 from models import push
 from models.database import Database, Unavailable
 from plugins.push.jobs import LIFE, Job
@@ -49,6 +50,7 @@ class Gathering:
         self._opened: dict[UUID, int] = {}
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waking = False
         self.dropped = 0  # chats of which too many were busy at once
 
     # What is announced ----------------------------------------------------------------------------------------------
@@ -125,10 +127,7 @@ class Gathering:
             yield
         finally:
             self._hub.watchers.remove(self.watch)
-            writer.cancel()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(writer, *self._tasks, return_exceptions=True)
+            await ended(writer, *self._tasks)
             with contextlib.suppress(Unavailable, *Away):
                 await self._flush()
 
@@ -166,37 +165,45 @@ class Gathering:
         except (Unavailable, *Away):
             self._low = {**low, **self._low}
             raise
-        for chats in self._due():
-            try:
-                await self._raise(chats)
-            except (Unavailable, *Away):
+        due = self._due()
+        try:
+            while due:
+                await self._raise(due[-1])
+                due.pop()
+        finally:  # what was not done is noted still
+            for chats in due:
                 for chat_id in chats:
                     self._put_back(chat_id, chats[chat_id])
-                raise
 
-    def _due(self) -> Iterator[dict[UUID, _Chat]]:
+    def _due(self) -> list[dict[UUID, _Chat]]:
         """The chats that were noted, small ones together. A large one is looked at from time to time only, however much
         is posted there."""
         now = time.monotonic()
         noted, self._chats = self._chats, {}
         self._large = {chat_id: looked for chat_id, looked in self._large.items() if looked > now - RARELY}
-        together: dict[UUID, _Chat] = {}
-        people = 0
+        due: list[dict[UUID, _Chat]] = []
+        people = SLICE
         for chat_id in list(noted):
             chat = noted[chat_id]
-            if len(chat.members) > SLICE:
-                if chat_id in self._large:
-                    self._put_back(chat_id, chat)
-                    asyncio.get_running_loop().call_later(RARELY, self._wake.set)
-                    continue
+            size = len(chat.members)
+            if size > SLICE and chat_id in self._large:
+                self._put_back(chat_id, chat)
+                continue
+            if size > SLICE:
                 self._large[chat_id] = now
-            if together and people + len(chat.members) > SLICE:
-                yield together
-                together, people = {}, 0
-            together[chat_id] = chat
-            people += len(chat.members)
-        if together:
-            yield together
+            if people + size > SLICE:
+                due.append({})
+                people = 0
+            due[-1][chat_id] = chat
+            people += size
+        if self._chats and not self._waking:
+            self._waking = True
+            asyncio.get_running_loop().call_later(RARELY, self._awake)
+        return due
+
+    def _awake(self) -> None:
+        self._waking = False
+        self._wake.set()
 
     def _put_back(self, chat_id: UUID, chat: _Chat) -> None:
         newer = self._chats.setdefault(chat_id, chat)

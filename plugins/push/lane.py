@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import structlog
 from redis.exceptions import ResponseError
 
+from handlers.tasks import ended
 from plugins.push.queue import Away, Entry, Queue
 
 log = structlog.get_logger(__name__)
@@ -42,13 +43,10 @@ class Lane:
         try:
             yield
         finally:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            await ended(reader)
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=FAREWELL)
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await ended(*self._tasks)
 
     async def _read(self) -> None:
         opened = False

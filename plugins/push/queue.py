@@ -20,6 +20,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from handlers.tasks import ended
 from plugins.push import scripts
 from plugins.push.jobs import Job
 
@@ -110,9 +111,7 @@ class Queue:
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await ended(*tasks)
             with contextlib.suppress(*Away):
                 while self._ending:
                     await self._end_some()
@@ -262,10 +261,10 @@ class Queue:
                 await self._settle([settled.entry.stream, LATER, JOBS], arguments, client=pipeline)
             async with asyncio.timeout(PATIENCE):
                 refused = await pipeline.execute()
-        except Exception as error:
+        except BaseException as error:
             for _, done in batch:
                 if not done.done():
-                    done.set_exception(error)
+                    done.set_exception(error if isinstance(error, Exception) else TimeoutError())
             raise
         self.refused += sum(map(int, refused))
         for settled, done in batch:
