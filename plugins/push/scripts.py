@@ -45,13 +45,13 @@ return {now, #due, next[2] and math.floor(tonumber(next[2])) or -1}
 # KEYS stream, later, jobs; ARGV group, entry, most, life of paces, how many puts, postponed ones and pushes; then four
 # of each put (stream, job, and key and due for when that is full), three of each postponed one (key, job, due), two of
 # each push (pace, chat). A stream that is full takes none: they wait, and those of one key become one.
-# Returns how many found no room at all.
+# Returns how many found no room at all; for calls, which are few and gone in a minute, there is more.
 SETTLE = """
 local most, life, place, refused = tonumber(ARGV[3]), ARGV[4], 8, 0
 local function postpone(key, job, due)
   if redis.call('ZSCORE', KEYS[2], key) then
     redis.call('HSET', KEYS[3], key, job)
-  elseif redis.call('ZCARD', KEYS[2]) >= most then
+  elseif redis.call('ZCARD', KEYS[2]) >= (string.sub(key, 1, 5) == 'call_' and 2 * most or most) then
     refused = refused + 1
   else
     redis.call('ZADD', KEYS[2], due, key)

@@ -76,7 +76,8 @@ class Sender:
             return Settled(entry)
         provider = self._providers[device["provider"]]
         place = provider.place(device)
-        closed = 0.0 if job.reply else self._breaker.closed(place)
+        # A call has no time to wait for others to find out that the provider is back.
+        closed = 0.0 if job.urgent else self._breaker.closed(place)
         if closed > 0:
             return self._postponed(entry, job, closed)
         pushed = self._push(job, device)
