@@ -16,6 +16,8 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, RequestReceived, StreamEnded
 from h2.exceptions import ProtocolError
 
+FRAME = 16_384  # bytes, the most that a peer takes unless it says otherwise
+
 
 @dataclass
 class Request:
@@ -97,8 +99,9 @@ class _Connection:
             else:
                 headers = [(":status", str(reply.status)), *reply.headers.items()]
                 self._h2.send_headers(stream, headers, end_stream=not reply.raw)
-                if reply.raw:
-                    self._h2.send_data(stream, reply.raw, end_stream=True)
+                parts = [reply.raw[start : start + FRAME] for start in range(0, len(reply.raw), FRAME)]
+                for number, part in enumerate(parts, 1):
+                    self._h2.send_data(stream, part, end_stream=number == len(parts))
             self._flush()
         if reply.broken == "goaway":
             self._writer.close()
