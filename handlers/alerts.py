@@ -17,8 +17,8 @@ class Listener(Protocol):
     def ring(self, call_id: UUID, callee_id: UUID, expires_at: datetime) -> None:
         """A call rings, and no socket of the callee's took the offer."""
 
-    def ring_over(self, call_id: UUID) -> None:
-        """A call that may have been ringing was answered, or is over."""
+    def ring_over(self, call_id: UUID, session_id: UUID | None) -> None:
+        """A call that may have been ringing was answered, or is over; the device of that session knows, if any."""
 
     def prekeys_low(self, user_id: UUID) -> None:
         """Few of a user's one-time prekeys are left."""
@@ -44,9 +44,9 @@ class Alerts:
         for listener in self._listeners:
             listener.ring(call_id, callee_id, expires_at)
 
-    def ring_over(self, call_id: UUID) -> None:
+    def ring_over(self, call_id: UUID, session_id: UUID | None) -> None:
         for listener in self._listeners:
-            listener.ring_over(call_id)
+            listener.ring_over(call_id, session_id)
 
     def prekeys_low(self, user_id: UUID) -> None:
         for listener in self._listeners:

@@ -104,7 +104,7 @@ class Calls:
         if not new:
             return {"call_id": call.id, "status": call.status, "repeated": True}
         self._candidates.learn(call)
-        self._settled(call.id)
+        self._settled(call.id, peer)
         self._bus.publish(NEWS, f"{call.id} answered".encode())
         frame = {
             "type": "call_answer",
@@ -139,18 +139,18 @@ class Calls:
 
     # The end of a ring, and of a call -------------------------------------------------------------------------------
 
-    def _settled(self, call_id: UUID) -> None:
+    def _settled(self, call_id: UUID, by: Peer | None) -> None:
         """The call rings no more, on whichever instance it was answered or ended."""
         ring = self._rings.pop(call_id, None)
         if ring is not None:
             ring.cancel()
         self._waiting.end(call_id)
-        self._alerts.ring_over(call_id)
+        self._alerts.ring_over(call_id, by.session.session_id if by else None)
 
     def _end(self, call: Call, reason: str, by: Peer | None = None, payload: str | None = None) -> None:
         """Tell every socket of both, but the one that did it, that the call is over."""
         self._candidates.forget(call.id)
-        self._settled(call.id)
+        self._settled(call.id, by)
         self._bus.publish(NEWS, f"{call.id} ended".encode())
         sender = by.session.user_id if by else None
         for user_id in (call.caller_id, call.callee_id):

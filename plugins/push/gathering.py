@@ -87,7 +87,9 @@ class Gathering:
         job = Job("call_offer", callee_id, call_id, self._queue.now(), self._queue.at(expires_at))
         self._start(self._ring(job))
 
-    def ring_over(self, call_id: UUID) -> None:
+    def ring_over(self, call_id: UUID, session_id: UUID | None) -> None:
+        if session_id is not None:
+            self._opened[session_id] = self._queue.now()
         self._start(self._ring_over(call_id))
 
     # Calls, at once -------------------------------------------------------------------------------------------------
@@ -109,7 +111,7 @@ class Gathering:
     async def _ring_over(self, call_id: UUID) -> None:
         for _ in range(10):
             try:
-                await self._flush_seen()  # the socket by which it was answered may have opened a moment ago
+                await self._flush_seen()
                 await self._queue.ring_over(call_id)
                 return
             except Away as error:

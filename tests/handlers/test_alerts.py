@@ -27,8 +27,8 @@ class Ears:
         assert expires_at.tzinfo is not None
         self.heard.append(("ring", str(call_id), str(callee_id)))
 
-    def ring_over(self, call_id: UUID) -> None:
-        self.heard.append(("ring_over", str(call_id)))
+    def ring_over(self, call_id: UUID, session_id: UUID | None) -> None:
+        self.heard.append(("ring_over", str(call_id), str(session_id)))
 
     def prekeys_low(self, user_id: UUID) -> None:
         self.heard.append(("prekeys_low", str(user_id)))
@@ -66,7 +66,7 @@ async def test_features_announce_what_wakes(services: Services) -> None:
         ack = await socket.send("call_offer", call_id=call_id, to_user_id=bob.user_id, encrypted_payload="AAAA")
         assert ack["delivered"] is False
         await socket.send("call_hangup", call_id=call_id)
-        assert ears.heard == [("ring", call_id, bob.user_id), ("ring_over", call_id)]
+        assert ears.heard == [("ring", call_id, bob.user_id), ("ring_over", call_id, alice.session_id)]
 
 
 @pytest.mark.gen_test
