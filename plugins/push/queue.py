@@ -20,6 +20,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from config import channels
 from handlers.tasks import ended
 from plugins.push import scripts
 from plugins.push.jobs import Job
@@ -28,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 GROUP = "push"
 LATER, JOBS, POISON = "push:later", "push:later:jobs", "push:poison"
-JUDGE, JUDGE_NOW = "push:judge", "push:judge.now"
+JUDGE, JUDGE_NOW = "push:judge", channels.PUSH_NOW
 MOST = 50_000  # jobs that wait, and in each stream; at 300 bytes each that is 15 MB
 POISONED = 1_000  # entries that are kept for somebody to look at
 DELAY, CALM, LONGEST = 1_000, 5, 600_000  # ms a message waits; pushes before it waits longer; ms it waits at most

@@ -1,0 +1,78 @@
+"""Make the key that Web Push is signed with (RFC 8292), once: ``python -m scripts.vapid_keys FILE``.
+
+Apps subscribe with its public half; with another key all their subscriptions are of no use any more. So a file that is
+there is never replaced: then the public key in it is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import sys
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from config.settings import environment
+
+
+def make(path: Path) -> None:
+    """A new key in a file that only its owner reads."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def public(path: Path) -> str:
+    """The public key of a file, as browsers want it. Raises ValueError."""
+    key = load_pem_private_key(path.read_bytes(), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ValueError("not a key of the curve P-256")
+    point = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    return base64.urlsafe_b64encode(point).decode().rstrip("=")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts.vapid_keys", description=__doc__)
+    parser.add_argument("file", type=Path, nargs="?", help="where the key is to be (default: VAPID_PRIVATE_KEY_FILE)")
+    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    asked = parser.parse_args()
+    if asked.file is None:
+        named = environment(asked.env_file).get("VAPID_PRIVATE_KEY_FILE")
+        if named is None:
+            parser.error("name a file; VAPID_PRIVATE_KEY_FILE does not say one either")
+        asked.file = Path(named)
+    there = asked.file.exists()
+    try:
+        if not there and not asked.dry_run:
+            make(asked.file)
+        key = public(asked.file) if asked.file.exists() else None
+    except (OSError, ValueError, TypeError) as error:
+        print(f"{asked.file}: {type(error).__name__}: no key could be read or written", file=sys.stderr)
+        return 1
+    if asked.json:
+        print(json.dumps({"file": str(asked.file), "made": not there and not asked.dry_run, "public_key": key}))
+        return 0
+    print(f"{'kept' if there else 'would make' if asked.dry_run else 'made'} {asked.file}")
+    if key:
+        print(f"public key: {key}")
+        print(f"settings: VAPID_PRIVATE_KEY_FILE={asked.file.resolve()} and VAPID_SUBJECT=mailto:YOU@YOUR.DOMAIN")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
