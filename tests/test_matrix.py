@@ -43,6 +43,7 @@ class World:
     file_id: str  # in the group
     unfinished: str
     resumable: str
+    push_token: str
 
     @property
     def owner(self) -> Account:
@@ -65,7 +66,9 @@ async def world(server: Server) -> AsyncIterator[World]:
     unfinished = (await announce(owner, b"content")).json["file_id"]
     resumable = (await tus.created(owner, 7)).file_id
     of_chats = group["id"], pair["id"], message["id"], invite["id"], invite["token"]
-    made = World(server, people, str(uuid4()), *of_chats, file_id, unfinished, resumable)
+    token = await owner.put("/push/tokens", {"provider": "fcm", "token": "x" * 100})
+    of_files = file_id, unfinished, resumable
+    made = World(server, people, str(uuid4()), *of_chats, *of_files, token.json["id"])
     async with owner.socket() as socket:
         ack = await socket.send("call_offer", **_offer(participant.user_id, made.call_id))
         assert ack["type"] == "ack"
@@ -168,6 +171,15 @@ ROUTES: dict[str, tuple[Ask, str]] = {
     "GET /calls": (lambda w, p: ("/calls", None), ALIKE),
     "GET /calls/([0-9a-fA-F-]{36})": (lambda w, p: (f"/calls/{w.call_id}", None), "401 404 404 200 200"),
     "GET /calls/turn-credentials": (lambda w, p: ("/calls/turn-credentials", None), ALIKE),
+    "GET /push/tokens": (lambda w, p: ("/push/tokens", None), ALIKE),
+    "PUT /push/tokens": (
+        lambda w, p: ("/push/tokens", {"provider": "fcm", "token": "x" * 100}),
+        "401 201 201 201 200",
+    ),
+    f"DELETE /push/tokens/{ID}": (lambda w, p: (f"/push/tokens/{w.push_token}", None), "401 404 404 404 204"),
+    "GET /push/settings": (lambda w, p: ("/push/settings", None), ALIKE),
+    "PUT /push/settings": (lambda w, p: ("/push/settings", {"kinds": ["call_offer"]}), ALIKE),
+    "GET /push/vapid": (lambda w, p: ("/push/vapid", None), "401 404 404 404 404"),  # it has no key
     "GET /chats": (lambda w, p: ("/chats", None), ALIKE),
     "POST /chats": (
         lambda w, p: ("/chats", {"type": "group", "participants": [w.owner.public_id]}),

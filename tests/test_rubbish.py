@@ -64,6 +64,16 @@ SANE = {200, 201, 204, 206, 304, 400, 401, 402, 403, 404, 405, 409, 410, 412, 41
 SANE |= {460, 507}  # tus's own, and no room
 
 
+# As browsers give it; the key is the base point of P-256.
+SUBSCRIPTION = {
+    "endpoint": "https://push.example.org/a",
+    "keys": {
+        "p256dh": "BGsX0fLhLEJH+Lzm5WOkQPJ3A32BLeszoPShOUXYmMKWT+NC4v4af5uO5+tKfA+eFivOM1drMV7Oy7ZAaDe/UfU=",
+        "auth": "AAAAAAAAAAAAAAAAAAAAAA==",
+    },
+}
+
+
 # The server, in a thread of its own -----------------------------------------------------------------------------------
 
 
@@ -110,6 +120,7 @@ class Running:
         self.chat_id = group["id"]
         self.message_id = self._made(f"/chats/{self.chat_id}/messages", MESSAGE | {"client_id": str(uuid4())})["id"]
         self.invite = self._made(f"/chats/{self.chat_id}/invites", {})
+        self.push_token = run(self.alice.put("/push/tokens", {"provider": "fcm", "token": "x" * 64})).json["id"]
         assert run(self.alice.put("/users/me", {"sealed_access_key": KEYS[2]})).status == 200
         self.cursor = run(self.alice.get("/sync")).json["cursor"]
         self.file_id = run(shared(self.alice, b"content"))
@@ -136,7 +147,8 @@ class Running:
         """Texts that mean something to this server, as a part of a path or elsewhere."""
         alice, bob = self.alice, self.bob
         people = [bob.public_id, alice.session_id, bob.user_id, alice.public_id, alice.user_id]
-        return [*people, self.call_id, self.chat_id, self.message_id, self.invite["id"], self.file_id]
+        things = [self.call_id, self.chat_id, self.message_id, self.invite["id"], self.file_id, self.push_token]
+        return [*people, *things]
 
     def there(self) -> dict[str, str]:
         """What reaches something, by what stands before it in a path."""
@@ -149,6 +161,7 @@ class Running:
             "/files/": self.file_id,
             "/files/tus/": self.upload_id,
             "/uploads/": self.announced["file_id"],
+            "/tokens/": self.push_token,
         }
 
     def good(self) -> dict[str, Any]:
@@ -168,6 +181,7 @@ class Running:
             "client_id": str(uuid4()),
             "cursor": self.cursor,
             "display_name": "Alice",
+            "environment": "sandbox",
             "encrypted_payload": KEYS[5],
             "identity_key": b64(alice.identity_key),
             "expires_in": 3600,
@@ -185,17 +199,21 @@ class Running:
             "payment_proof": CODE,
             "prid": PRID,
             "prid_hash": hashed(PRID),
+            "provider": "fcm",
             "public_id": alice.public_id,
             "refresh_token": alice.refresh_token,
             "reply_to": self.message_id,
             "sealed_access_key": KEYS[2],
             "signature": b64(alice.signing.sign(f"mimu-sub-v1|{hashed(PRID)}|premium".encode()).signature),
+            "subscription": SUBSCRIPTION,
             "settings": {"privacy": {"last_seen": "nobody"}, "a": [1, 2.5, None]},
             "signed_prekey": alice.signed_prekey(number),
+            "time_zone": "Europe/Berlin",
             "title": "A title",
             "to_user_id": bob.user_id,
             "token": self.invite["token"],
             "user_fingerprint": alice.fingerprint,
+            "until": "2030-01-01T00:00:00Z",
             "user_id": bob.user_id,
             "user_ids": [bob.user_id],
             "verified_fingerprint": bob.fingerprint,

@@ -11,11 +11,12 @@ import structlog
 from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo
 
 from config.settings import Rate, RateLimit, Section
+from handlers.base import ID
 from plugins import App, Every, Plugin
 from plugins.push import http
 from plugins.push.apns import Apns, Identity
 from plugins.push.breaker import Breaker
-from plugins.push.fcm import Fcm
+from plugins.push.fcm import GOOGLE, Fcm
 from plugins.push.gathering import Gathering
 from plugins.push.judge import Judge
 from plugins.push.keys import AccountFile, P256File, Url
@@ -34,7 +35,6 @@ log = structlog.get_logger(__name__)
 JUDGED = 200  # jobs judged in one step
 AT_ONCE = 64  # pushes on their way to one provider; at 50 ms each that is 1,280 a second
 RINGING = 32  # the same of calls, which have lanes of their own so that nothing is before them
-ID = "([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
 
 
 def _beside(name: str) -> AfterValidator:
@@ -69,7 +69,7 @@ class Settings(Section):
     fcm_service_account_file: AccountFile = Field(
         None, repr=False, description="Google's service account (JSON); unset, nothing is sent by FCM."
     )
-    fcm_base_url: Url = Field("https://fcm.googleapis.com", description="Google's.")
+    fcm_base_url: Url | None = Field(None, description="Unset: Google's.")
     vapid_private_key_file: P256File = Field(
         None, repr=False, description="Key of scripts.vapid_keys; unset, no Web Push is sent."
     )
@@ -155,7 +155,7 @@ def _providers(road: Road, settings: Settings) -> tuple[dict[str, Provider], dic
         )
         found["apns"] = found["apns_voip"] = Apns(road, identity)
     if settings.fcm_service_account_file:
-        found["fcm"] = Fcm(road, settings.fcm_service_account_file, settings.fcm_base_url.rstrip("/"))
+        found["fcm"] = Fcm(road, settings.fcm_service_account_file, (settings.fcm_base_url or GOOGLE).rstrip("/"))
     if settings.vapid_private_key_file and settings.vapid_subject:
         key = settings.vapid_private_key_file
         found["webpush"], vapid = WebPush(road, key, settings.vapid_subject), public_key(key)

@@ -17,6 +17,7 @@ from plugins.push.payload import Push, padded
 from plugins.push.providers import Verdict, known, retry_after
 from plugins.push.road import Failed, Road
 
+GOOGLE = "https://fcm.googleapis.com"
 SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"  # RFC 7523
 LIFE = 3600  # seconds of the assertion, Google's most

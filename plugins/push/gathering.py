@@ -51,7 +51,6 @@ class Gathering:
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._waking = False
-        self.dropped = 0  # chats of which too many were busy at once
 
     # What is announced ----------------------------------------------------------------------------------------------
 
@@ -64,7 +63,7 @@ class Gathering:
             self._chats[chat_id] = _Chat(members, sender_id, self._queue.now())
             self._wake.set()
         else:
-            self.dropped += 1
+            self._queue.refused += 1
 
     def prekeys_low(self, user_id: UUID) -> None:
         self._low[user_id] = self._queue.now()
