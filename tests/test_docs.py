@@ -33,7 +33,21 @@ SOURCES = sorted(path for room in ("handlers", "models", "plugins") for path in 
 
 LOGGERS, LEVELS = ("log", "_log"), ("debug", "info", "warning", "error", "exception")
 # Words in capitals that are no settings of ours: of HTTP, SQL, Linux, and what an example reads.
-WORDS = {"HEAD", "OPTIONS", "LISTEN", "SET", "BEGIN", "COMMIT", "NNNN", "PR_SET_PDEATHSIG", "RUST_LOG", "GREETING"}
+WORDS = {
+    "GET",
+    "HEAD",
+    "PATCH",
+    "PUT",
+    "OPTIONS",
+    "LISTEN",
+    "SET",
+    "BEGIN",
+    "COMMIT",
+    "NNNN",
+    "PR_SET_PDEATHSIG",
+    "RUST_LOG",
+    "GREETING",
+}
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -211,7 +225,7 @@ def settings() -> dict[str, Any]:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_settings_that_a_document_names_exist(document: Path) -> None:
-    named = set(re.findall(r"`([A-Z][A-Z_]+)(?:=[^`]*)?`", prose(document)))
+    named = set(re.findall(r"`([A-Z][A-Z0-9_]+)(?:=[^`]*)?`", prose(document)))
     assert named - WORDS - settings().keys() == set()
 
 

@@ -159,8 +159,8 @@ def test_no_secret_is_an_argument(services: dict[str, Any]) -> None:
 
 
 def test_env_example_names_what_compose_reads() -> None:
-    example = re.findall(r"(?m)^#?([A-Z_]+)=", (ROOT / "config" / "env.example").read_text())
-    read = set(re.findall(r"(?<!\$)\$\{([A-Z_]+)", COMPOSE.read_text()))
+    example = re.findall(r"(?m)^#?([A-Z0-9_]+)=", (ROOT / "config" / "env.example").read_text())
+    read = set(re.findall(r"(?<!\$)\$\{([A-Z0-9_]+)", COMPOSE.read_text()))
     assert read <= set(example)
     assert set(FILLED) <= read
 
