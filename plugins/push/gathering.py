@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 TOGETHER = 0.1  # seconds in which announcements are gathered into one step
 CHATS = 20_000  # chats noted in one step; beyond it there are more messages than the journal can take
-SLICE = 1_000  # users asked about in one statement, and looked at in one turn of the loop
+SLICE = 1_024  # users asked about in one statement, and looked at in one turn of the loop: the largest group
 RARELY = 5.0  # seconds between two looks at who of a chat of more people than that is away
 RETRY = 1.0  # seconds until what PostgreSQL or Redis did not take is tried again
 
