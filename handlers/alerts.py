@@ -23,6 +23,9 @@ class Listener(Protocol):
     def prekeys_low(self, user_id: UUID) -> None:
         """Few of a user's one-time prekeys are left."""
 
+    def lost(self, user_id: UUID, seconds: float) -> None:
+        """A user's sockets are gone, and what was told them in the last so many seconds may not have arrived."""
+
     def seen(self, user_id: UUID) -> None:
         """A user asks what has happened, and is told of all that was announced before."""
 
@@ -51,6 +54,10 @@ class Alerts:
     def prekeys_low(self, user_id: UUID) -> None:
         for listener in self._listeners:
             listener.prekeys_low(user_id)
+
+    def lost(self, user_id: UUID, seconds: float) -> None:
+        for listener in self._listeners:
+            listener.lost(user_id, seconds)
 
     def seen(self, user_id: UUID) -> None:
         for listener in self._listeners:

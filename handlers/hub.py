@@ -96,6 +96,7 @@ class Hub:
         self._turn = 0
         self._stopping = False
         self.watchers: list[Presence] = []  # told of a user's first and last socket here
+        self.losses: list[Callable[[UUID, float], None]] = []  # told of a user whose socket is silent, and for how long
         bus.on_return.append(self._announce_all)
 
     def __len__(self) -> int:
@@ -328,4 +329,6 @@ class Hub:
             peer.ping()
         for peer in tuple(self._wheel[(self._turn - PONG_WITHIN) % PING_EVERY]):
             if peer.answered < now - PONG_WITHIN - 1:
+                for lost in self.losses:
+                    lost(peer.session.user_id, now - peer.answered)
                 peer.close(GOING_AWAY, "ping unanswered")

@@ -227,6 +227,17 @@ async def ringing_for(db: Database, callee_id: UUID) -> list[UUID]:
     return [row["id"] for row in rows]
 
 
+async def rings_until(db: Database, callee_id: UUID) -> list[tuple[UUID, datetime]]:
+    """The calls that ring for a user just now, each with the end of its ring."""
+    rows = await db.fetch(
+        f"""SELECT id, started_at + interval '{RING_SECONDS} seconds' AS over FROM call_sessions
+            WHERE callee_id = $1 AND status = 'ringing' AND NOT silent
+              AND started_at > now() - interval '{RING_SECONDS} seconds'""",
+        callee_id,
+    )
+    return [(row["id"], row["over"]) for row in rows]
+
+
 async def _change(db: Database, sql: str, *args: object) -> Call | None:
     row = await db.row(sql, *args)
     return Call(*row) if row else None

@@ -156,6 +156,25 @@ async def blocks(db: Database, users: Sequence[UUID], senders: Sequence[UUID]) -
     return {(row["blocker_id"], row["blocked_id"]) for row in rows}
 
 
+async def missed(db: Database, user_id: UUID, seconds: float) -> list[UUID]:
+    """A user's chats in which others have posted in the last so many seconds what the user's apps did not say that they
+    have received; the busiest lately first, and not more than 100."""
+    rows = await db.fetch(
+        """SELECT t.id FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
+           WHERE p.user_id = $1 AND t.deleted_at IS NULL AND t.last_seq > p.delivered_seq
+             AND t.updated_at > now() - $2 * interval '1 second'
+             AND EXISTS (
+                 SELECT 1 FROM messages m
+                 WHERE m.chat_id = t.id AND m.seq > p.delivered_seq AND m.sender_id IS DISTINCT FROM $1
+                   AND m.created_at > now() - $2 * interval '1 second'
+                   AND NOT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = $1 AND blocked_id = m.sender_id))
+           ORDER BY t.updated_at DESC LIMIT 100""",
+        user_id,
+        seconds,
+    )
+    return [row["id"] for row in rows]
+
+
 async def wanted(db: Database, asked: Sequence[tuple[UUID, UUID | None]]) -> list[list[Row]]:
     """For each pair of user and chat (or None) the user's tokens, with what the user wants to be woken for: ``kinds``
     and ``quiet_hours`` (None for who has not said anything), ``muted``. Nothing where the user isn't in the chat."""

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import structlog
 
+from handlers.alerts import Alerts
 from handlers.hub import Hub
 from models import presence
 from models.database import Database, Unavailable
@@ -16,6 +17,7 @@ from models.database import Database, Unavailable
 log = structlog.get_logger(__name__)
 
 GATHER = 0.05  # seconds in which comings and goings are gathered into one statement
+SWEPT_WITHIN = presence.STALE_SECONDS + 20.0  # seconds since the death of an instance when it is swept, at the most
 BATCH = 500  # users a statement
 
 
@@ -23,8 +25,8 @@ class Presence:
     """Writes a user's first and last socket on this instance down, in batches and in order. ``tell`` is called with
     those for whom that made a difference."""
 
-    def __init__(self, db: Database, hub: Hub, tell: Callable[[Sequence[UUID]], None]) -> None:
-        self._db, self._hub, self._id, self._tell = db, hub, hub.instance_id, tell
+    def __init__(self, db: Database, hub: Hub, alerts: Alerts, tell: Callable[[Sequence[UUID]], None]) -> None:
+        self._db, self._hub, self._alerts, self._id, self._tell = db, hub, alerts, hub.instance_id, tell
         self._changed: dict[UUID, bool] = {}
         self._wake = asyncio.Event()
 
@@ -78,3 +80,5 @@ class Presence:
         if swept:
             log.info("dead_instances_swept", instances=swept)
             self._tell(offline)
+            for user_id in offline:
+                self._alerts.lost(user_id, SWEPT_WITHIN)

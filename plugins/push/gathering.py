@@ -14,7 +14,7 @@ import structlog
 
 from handlers.hub import Hub, Peer
 from handlers.tasks import ended
-from models import push
+from models import calls, push
 from models.database import Database, Unavailable
 from plugins.push.jobs import LIFE, Job
 from plugins.push.queue import Away, Queue, Raised
@@ -25,6 +25,8 @@ TOGETHER = 0.1  # seconds in which announcements are gathered into one step
 CHATS = 20_000  # chats noted in one step; beyond it there are more messages than the journal can take
 SLICE = 1_024  # users asked about in one statement, and looked at in one turn of the loop: the largest group
 RARELY = 5.0  # seconds between two looks at who of a chat of more people than that is away
+FEW = 4  # users looked after at a time whose sockets were lost: with an instance there may be thousands
+LOST_WITHIN = 8  # seconds in which a silent socket is gone for good: a client has five to answer that it is closed
 RETRY = 1.0  # seconds until what PostgreSQL or Redis did not take is tried again
 
 
@@ -48,6 +50,7 @@ class Gathering:
         self._low: dict[UUID, int] = {}
         self._seen: dict[UUID, int] = {}
         self._opened: dict[UUID, int] = {}
+        self._few = asyncio.Semaphore(FEW)
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._waking = False
@@ -91,6 +94,9 @@ class Gathering:
             self._opened[session_id] = self._queue.now()
         self._start(self._ring_over(call_id))
 
+    def lost(self, user_id: UUID, seconds: float) -> None:
+        self._start(self._lost(user_id, seconds))
+
     # Calls, at once -------------------------------------------------------------------------------------------------
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -117,6 +123,31 @@ class Gathering:
                 log.warning("push_not_queued", cause=type(error).__name__)
                 await asyncio.sleep(RETRY)
 
+    async def _lost(self, user_id: UUID, seconds: float) -> None:
+        """A phone went into a tunnel, or to sleep, with its socket open: what it was told meanwhile it may not have
+        heard. Whoever has another socket has."""
+        began = time.monotonic()
+        try:
+            while True:
+                await asyncio.sleep(1)
+                passed = time.monotonic() - began
+                async with self._few:
+                    if await self._away([user_id]):
+                        await self._missed(user_id, seconds + passed)
+                        return
+                if passed > LOST_WITHIN:
+                    return
+        except (Unavailable, *Away) as error:
+            log.warning("push_not_queued", cause=type(error).__name__)
+
+    async def _missed(self, user_id: UUID, seconds: float) -> None:
+        moment = self._queue.now()
+        for call_id, over in await calls.rings_until(self._db, user_id):
+            self.ring(call_id, user_id, over)
+        missed = await push.missed(self._db, user_id, seconds)
+        jobs = [Raised(self._job("message_new", user_id, chat_id, moment), chat_id) for chat_id in missed]
+        await self._queue.wait(jobs)
+
     # The rest, together ---------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
@@ -124,10 +155,12 @@ class Gathering:
         """Put what was noted into the queue until the block ends; what is noted then goes first."""
         writer = asyncio.create_task(self._write())
         self._hub.watchers.append(self.watch)
+        self._hub.losses.append(self.lost)
         try:
             yield
         finally:
             self._hub.watchers.remove(self.watch)
+            self._hub.losses.remove(self.lost)
             await ended(writer, *self._tasks)
             with contextlib.suppress(Unavailable, *Away):
                 await self._flush()

@@ -33,6 +33,9 @@ class Ears:
     def prekeys_low(self, user_id: UUID) -> None:
         self.heard.append(("prekeys_low", str(user_id)))
 
+    def lost(self, user_id: UUID, seconds: float) -> None:
+        self.heard.append(("lost", str(user_id)))
+
     def seen(self, user_id: UUID) -> None:
         self.heard.append(("seen", str(user_id)))
 

@@ -11,8 +11,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.client import Socket, ask
-from tests.plugins.chatting import chat, say
+from tests.client import Account, Socket, ask
+from tests.plugins.chatting import Town, chat, say
 from tests.plugins.pushing import pushing, registered, subscribed
 from tests.providers.http2 import Reply
 from tests.providers.providers import TOPIC, Got
@@ -199,6 +199,49 @@ async def test_in_the_background_an_iphone_is_woken_once_in_twenty_minutes(servi
         redis = made.servers[0].app.redis
         [(_, due)] = await redis.zrange("push:later", 0, -1, withscores=True)
         assert 19 * 60 < due / 1000 - time.time() <= 20 * 60
+
+
+async def falls_silent(made: Town, person: Account) -> None:
+    """The person's sockets have not answered for a minute."""
+    hub = made.servers[0].app.hub
+    for peer in hub._peers[UUID(person.user_id)]:
+        peer.answered -= 60
+    for _ in range(25):  # once round, and no pong comes in between
+        await hub.turn()
+
+
+@pytest.mark.gen_test
+async def test_what_a_silent_socket_was_told_is_pushed_when_it_is_given_up(services: Services, tmp_path: Path) -> None:
+    async with pushing(services, tmp_path) as (made, world):
+        alice, bob = made.people
+        caller = await made.socket(alice)
+        heard, unheard = await chat(alice, bob), await chat(alice, bob)
+        await registered(bob, "fcm")
+        phone = await made.socket(bob)
+        said = await say(alice, heard)
+        await say(alice, unheard)
+        marks = {"delivered_seq": said["seq"]}
+        assert (await bob.post(f"/chats/{heard['id']}/receipts", marks)).status == 200
+        body = offer(bob)
+        assert (await caller.send("call_offer", **body))["delivered"] is True
+        await phone.expect("call_offer")
+        await world.google.silent(0.2)
+        await falls_silent(made, bob)
+        await world.google.expect("call_offer", call_id=body["call_id"])
+        await world.google.expect("message_new", chat_id=unheard["id"])
+        await world.google.silent()
+
+
+@pytest.mark.gen_test
+async def test_who_has_another_socket_has_missed_nothing(services: Services, tmp_path: Path) -> None:
+    async with pushing(services, tmp_path, servers=2) as (made, world):
+        alice, bob = made.people
+        await registered(bob, "fcm")
+        await made.socket(bob, 0)
+        await made.socket(bob, 1)
+        await say(alice, await chat(alice, bob))
+        await falls_silent(made, bob)
+        await world.google.silent(3)
 
 
 # Calls ----------------------------------------------------------------------------------------------------------------
