@@ -76,9 +76,11 @@ class Gathering:
         self._seen[user_id] = self._queue.now()
         self._wake.set()
 
-    def watch(self, user_id: UUID, _: bool) -> None:
-        """A user's first socket here opened, or the last one closed: until now they have seen everything."""
-        self.seen(user_id)
+    def watch(self, user_id: UUID, online: bool) -> None:
+        """A user's first socket here opened: they see now what happened before. When the last one closes that says
+        nothing: what was written to it while it closed reached nobody."""
+        if online:
+            self.seen(user_id)
 
     async def welcome(self, peer: Peer) -> None:
         """A socket opened: what its device would be told of a ring, it is told there."""

@@ -122,6 +122,18 @@ async def test_whoever_looks_within_the_second_is_not_woken(
 
 
 @pytest.mark.gen_test
+async def test_a_message_that_meets_a_closing_socket_is_pushed(services: Services, tmp_path: Path) -> None:
+    async with pushing(services, tmp_path, servers=2) as (made, world):
+        alice, bob = made.people
+        group = await chat(alice, bob)
+        await registered(bob, "apns")
+        socket = await made.socket(bob)
+        socket.connection.close()  # and its server has not heard of it yet
+        await say(alice, group)
+        await world.apple.expect("message_new")
+
+
+@pytest.mark.gen_test
 async def test_blocked_senders_and_muted_chats_wake_nobody(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path, people=3) as (made, world):
         alice, bob, mallory = made.people
