@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import UUID
 
 import pytest
 
+from models.changes import changing
 from tests.client import Account, Socket, ask
 from tests.plugins.chatting import SECONDS, chat, history, message, read, roles, say, seen, town
 from tests.running import Services
@@ -168,3 +170,24 @@ async def test_all_of_a_chat_who_erase_their_accounts_at_once(services: Services
         assert sorted(str(sender) for sender in senders) == sorted([bob.user_id] + ["None"] * 5)
         left = await made.sql("SELECT id::text FROM chat_threads WHERE deleted_at IS NULL")
         assert {row["id"] for row in left} == {group["id"], pairs[0]["id"]}
+
+
+@pytest.mark.gen_test
+async def test_who_made_a_chat_can_go_while_others_change_it(services: Services) -> None:
+    """PostgreSQL asks for the row of who made it when a chat's row is written for the second time in a transaction."""
+    async with town(services, people=2) as made:
+        alice, bob = made.people
+        group = await chat(alice, bob)
+        path = f"/chats/{group['id']}/participants"
+        assert (await alice.put(f"{path}/{bob.user_id}", {"role": "owner"})).status == 200
+        assert (await alice.delete(f"{path}/{alice.user_id}")).status == 204
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        async with changing(made.servers[0].app.db, UUID(group["id"]), UUID(bob.user_id)) as change:
+            assert change is not None
+            await change.append("chat_updated")
+            going = asyncio.ensure_future(erased(alice))
+            while not going.done() and not await made.sql(waiting):
+                await asyncio.sleep(0.05)
+            await change.append("chat_updated")
+        await going
+        assert (await seen(bob, group))["created_by"] is None
