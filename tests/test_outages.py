@@ -21,6 +21,9 @@ import pytest
 from config import embedded
 from config.embedded.child import Child
 from tests.client import Account, Socket, b64
+from tests.plugins.chatting import chat, say
+from tests.plugins.pushing import registered
+from tests.providers.providers import providers
 from tests.running import Place, Services, place, program, serving
 
 CALLS = 10  # between two instances, and as many between users of the first
@@ -188,6 +191,36 @@ async def test_a_redis_that_freezes(services: Services, folder: Path) -> None:
             os.kill(process, signal.SIGCONT)
         assert await is_well(between) < BACK
         await once([*within, *between, await newcomers.talk()])
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_what_happens_while_redis_is_frozen_is_pushed_when_it_is_back(
+    services: Services, folder: Path, tmp_path: Path
+) -> None:
+    async with (
+        place(services) as shared,
+        embedded.valkey(folder) as redis,
+        providers(tmp_path) as world,
+        serving(replace(shared, redis=redis), **world.settings) as running,
+    ):
+        alice, bob = [await Account(one_time=0).register(running.url) for _ in range(2)]
+        await registered(bob, "fcm")
+        group = await chat(alice, bob)
+        async with alice.socket() as socket:
+            process = valkey(folder)
+            os.kill(process, signal.SIGSTOP)
+            try:
+                started = time.monotonic()
+                await say(alice, group)
+                await socket.expect("message_new", SOON)
+                assert time.monotonic() - started < SOON, "messages wait for no push"
+                body = {"call_id": str(uuid4()), "to_user_id": bob.user_id, "encrypted_payload": b64(b"offer")}
+                assert (await socket.send("call_offer", **body))["type"] == "ack"
+                await asyncio.sleep(FROZEN)
+            finally:
+                os.kill(process, signal.SIGCONT)
+            await world.google.expect("call_offer", call_id=body["call_id"])
+            await world.google.expect("message_new", chat_id=group["id"])
 
 
 @pytest.mark.gen_test(timeout=120)
