@@ -92,7 +92,11 @@ class UploadHandler(ApiHandler):
         """Hand on the last bytes: the first thing that the method of an upload does. Raises what the Sink raises."""
         self._unwatch()
         if self._sink is not None and self._chunks:
-            await self._write(self._sink)
+            try:
+                await self._write(self._sink)
+            except BaseException:
+                await self._abandon()
+                raise
 
     async def _pass_on(self) -> None:
         self._busy = True

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
+import asyncpg
 import peewee
 
 from models.database import Database, Enum, Row, Table
@@ -96,9 +97,17 @@ SELECT $1, $2::uuid, $3, $4::bytea, $5::text, $6::text, $7::boolean, $8::bigint,
 """
 
 
+class Gone(Exception):
+    """The account, or the chat, was deleted a moment ago."""
+
+
 async def reserve(db: Database, file: NewFile, limit: int) -> Row | None:
-    """Take room for a file among the ``limit`` bytes that its owner may have, and enter it; None when there is none."""
-    return await db.row(_RESERVE, *file, limit)
+    """Take room for a file among the ``limit`` bytes that its owner may have, and enter it; None when there is none.
+    Raises Gone."""
+    try:
+        return await db.row(_RESERVE, *file, limit)
+    except asyncpg.ForeignKeyViolationError:
+        raise Gone from None
 
 
 async def usage(db: Database, user_id: UUID) -> tuple[int, int]:

@@ -85,7 +85,10 @@ class Files:
             raise NotFound("There is no such chat.")
         with refusing():
             await self._storage.check()  # before anything is entered that nobody could upload
-        row = await files.reserve(self._db, new, tier.total_bytes)
+        try:
+            row = await files.reserve(self._db, new, tier.total_bytes)
+        except files.Gone:
+            raise NotFound("The account or the chat is no more.") from None
         if row is None:
             raise QuotaExceeded(f"The tier {name} takes {tier.total_bytes} bytes in all.")
         return row

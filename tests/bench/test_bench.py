@@ -33,3 +33,11 @@ def test_quick_run_measures_ours_and_the_yardstick(tmp_path: Path) -> None:
         assert len(figure["ours"]) == len(beside or figure["ours"]) == 1
         assert min(figure["ours"] + beside) > 0
         assert figure["unit"] in done.stdout
+
+
+def test_a_short_run_measures_files() -> None:
+    command = [sys.executable, "-m", "tests.bench.files", "--size", "8", "--seconds", "0.5", "--runs", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert [line.split()[0] for line in said] == ["8", "8", "resident", "frames", "frames"], said

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
+from models import files
+from models.storage import new_key
 from tests.client import Account, ask
 from tests.files import tus
 from tests.files.transfer import announce, got, put, send, shared
@@ -81,6 +83,19 @@ async def test_a_file_goes_only_into_a_chat_of_one_s_own(services: Services, sto
             refused = await announce(carol, b"content", chat_id=strange)
             assert (refused.status, refused.code) == (404, "not_found")
         assert (await carol.get("/files/usage")).json["files"] == 0
+
+
+@pytest.mark.gen_test
+async def test_an_account_or_a_chat_that_went_a_moment_ago_is_not_found(services: Services) -> None:
+    async with place(services) as home, serving(home) as running:
+        alice = await Account().register(running.url)
+        db = running.app.db
+        for chat_id, owner in ((uuid4(), UUID(alice.user_id)), (None, uuid4())):
+            new = files.NewFile(owner, chat_id, 1, None, None, new_key(), resumable=True)
+            with pytest.raises(files.Gone):
+                await files.reserve(db, new, 100)
+        await db.execute("DELETE FROM users")
+        assert (await announce(alice, b"content")).status == 404
 
 
 @pytest.mark.gen_test

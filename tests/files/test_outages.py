@@ -188,6 +188,26 @@ async def test_a_file_that_the_system_lets_grow_no_further(services: Services, t
 
 
 @pytest.mark.gen_test
+async def test_an_upload_that_fails_at_its_end_leaves_nothing_open(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place(services) as home, serving(home, MIMU_DATA_DIR=str(tmp_path)) as running:
+        alice = await Account().register(running.url)
+        upload = await tus.created(alice, 1000)
+        announced = await announce(alice, b"content")
+        with monkeypatch.context() as full:
+            full.setattr(local, "KEEP_FREE", 1 << 60)
+            full.setattr(local, "KEEP_FREE_PART", 2)
+            assert (await upload.patch(0, bytes(500))).code == 507
+            assert (await put(announced, b"content")).code == 507
+            assert (await announce(alice, b"content")).status == 507
+            assert (await ask(running.url, "GET", "/health")).json["storage"] == "error"
+        held = [entry.resolve() for entry in Path("/proc/self/fd").iterdir()]
+        assert not [path for path in held if path.is_relative_to(tmp_path)]
+        assert (await upload.patch(0, bytes(500))).code == 204
+
+
+@pytest.mark.gen_test
 async def test_a_file_that_is_lost_is_not_found(services: Services, tmp_path: Path) -> None:
     async with place(services) as home, serving(home, MIMU_DATA_DIR=str(tmp_path)) as running:
         alice = await Account().register(running.url)
