@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
@@ -130,6 +131,16 @@ def link(answer: Answer) -> str | None:
     found = re.fullmatch(r'<(/[^>]+)>; rel="next"', answer.headers["Link"])
     assert found, answer.headers["Link"]
     return found.group(1)
+
+
+async def patiently(ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    """The answer of a server that is not too busy to give one: many who want one chat's lock wait for each other, and
+    on a slow machine the last of them are told to come back."""
+    for _ in range(50):
+        if (answer := await ask()).status != 503:
+            return answer
+        await asyncio.sleep(0.2)
+    raise AssertionError("it stays unavailable")
 
 
 def of(where: Json | str) -> str:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from uuid import UUID
 
 import pytest
 
 from models.changes import changing
 from tests.client import Account, Socket, ask
-from tests.plugins.chatting import SECONDS, chat, history, message, read, roles, say, seen, town
+from tests.plugins.chatting import SECONDS, chat, history, message, patiently, read, roles, say, seen, town
 from tests.running import Services
 
 
 async def erased(account: Account) -> None:
     body = {"password": account.password}
-    answer = await ask(account.url, "DELETE", "/users/me", body, account.token)
+    answer = await patiently(partial(ask, account.url, "DELETE", "/users/me", body, account.token))
     assert answer.status == 204, answer.text
 
 

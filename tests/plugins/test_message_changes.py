@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import datetime
+from functools import partial
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -13,7 +14,20 @@ import pytest
 
 from plugins.messages.messages import Messages
 from tests.client import Account, Socket, b64
-from tests.plugins.chatting import SECONDS, Json, Town, chat, everyone_hears, history, message, read, say, seen, town
+from tests.plugins.chatting import (
+    SECONDS,
+    Json,
+    Town,
+    chat,
+    everyone_hears,
+    history,
+    message,
+    patiently,
+    read,
+    say,
+    seen,
+    town,
+)
 from tests.running import Services, periodic
 
 NEW = b64(b"something else")
@@ -111,8 +125,8 @@ async def test_twenty_who_delete_and_edit_at_once(services: Services) -> None:
         alice, bob, _carol = made.people
         posted = await say(bob, here)
         answers = await asyncio.gather(
-            *(who.delete(f"/messages/{posted['id']}") for who in (alice, bob) for _ in range(5)),
-            *(bob.put(f"/messages/{posted['id']}", {"encrypted_payload": NEW}) for _ in range(10)),
+            *(patiently(partial(who.delete, f"/messages/{posted['id']}")) for who in (alice, bob) for _ in range(5)),
+            *(patiently(partial(bob.put, f"/messages/{posted['id']}", {"encrypted_payload": NEW})) for _ in range(10)),
         )
         assert [answer.status for answer in answers].count(204) == 1
         edits = [answer.status for answer in answers].count(200)
@@ -164,7 +178,7 @@ async def test_twenty_kinds_of_reactions_and_no_more(services: Services) -> None
         posted = await say(alice, here)
         path = f"/messages/{posted['id']}/reactions/"
         emojis = [quote(chr(0x1F600 + n)) for n in range(30)]
-        answers = await asyncio.gather(*(bob.put(path + emoji, {}) for emoji in emojis))
+        answers = await asyncio.gather(*(patiently(partial(bob.put, path + emoji, {})) for emoji in emojis))
         assert sorted(answer.status for answer in answers) == [204] * 20 + [409] * 10
         had = [emoji for emoji, answer in zip(emojis, answers, strict=True) if answer.status == 204]
         assert (await bob.put(path + had[0], {})).status == 204
@@ -216,7 +230,9 @@ async def test_receipts_only_grow_and_are_told(services: Services, servers: int)
         for name, value in (("read_seq", -1), ("read_seq", 2**62 + 1), ("delivered_seq", "1"), ("read_seq", True)):
             assert (await bob.post(path, {name: value})).fields() == [name]
         # Of many at once the farthest stays.
-        answers = await asyncio.gather(*(carol.post(path, {"read_seq": seq}) for seq in (2, 9, 3, 8, 4, 5, 7, 6)))
+        answers = await asyncio.gather(
+            *(patiently(partial(carol.post, path, {"read_seq": seq})) for seq in (2, 9, 3, 8, 4, 5, 7, 6))
+        )
         assert {answer.status for answer in answers} == {200}
         assert (await seen(carol, here))["read_seq"] >= 9
         grown = await made.sql(

@@ -7,13 +7,14 @@ import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.plugins.chatting import Json, Town, chat, message, read, say, seen, town
+from tests.plugins.chatting import Json, Town, chat, message, patiently, read, say, seen, town
 from tests.running import Services, periodic
 
 T = TypeVar("T")
@@ -78,13 +79,13 @@ async def test_many_who_post_at_once_are_counted_each(services: Services) -> Non
         posts = [(who, message()) for who in made.people for _ in range(10)]
         reads = [(who, seq) for who in made.people[:2] for seq in (5, 15, 25)]
         answers = await asyncio.gather(
-            *(who.post(path, body) for who, body in posts),
-            *(who.post(f"/chats/{group['id']}/receipts", {"read_seq": seq}) for who, seq in reads),
+            *(patiently(partial(who.post, path, body)) for who, body in posts),
+            *(patiently(partial(who.post, f"/chats/{group['id']}/receipts", {"read_seq": seq})) for who, seq in reads),
         )
         assert {answer.status for answer in answers} == {200, 201}
         posted = [answer.json["id"] for answer in answers if answer.status == 201]
         gone = await asyncio.gather(
-            *(made.people[n // 10].delete(f"/messages/{posted[n]}") for n in range(0, 40, 3)),
+            *(patiently(partial(made.people[n // 10].delete, f"/messages/{posted[n]}")) for n in range(0, 40, 3)),
         )
         assert {answer.status for answer in gone} == {204}
         for who in made.people:
