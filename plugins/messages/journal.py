@@ -28,6 +28,8 @@ MOST = 128  # messages of one statement: enough to share its commit, few enough 
 WAITING = 4096  # messages, some 0.3 s of work; beyond it a client is told to come back
 WAITING_BYTES = 32 << 20  # of their payloads
 LOOKS = 5  # times a message's chat is looked at anew before its sender is told to come back
+# Two instances met: one client_id was posted on both, or each had what the other waited for.
+MET = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.UniqueViolationError)
 
 
 A = TypeVar("A")
@@ -141,7 +143,12 @@ class Journal:
             return
         except asyncpg.PostgresError as error:
             if len(batch) == 1:
-                batch[0].refused(_meaning(error))
+                [entry] = batch
+                if isinstance(error, MET) and entry.looks < LOOKS:
+                    entry.looks += 1
+                    await self._store(batch)  # another instance was before us, and what it did can be seen now
+                else:
+                    entry.refused(_meaning(error))
                 return
             # One of them is at fault, or two instances met: each for itself, and only that one is refused.
             for entry in batch:
@@ -213,6 +220,6 @@ def _meaning(error: asyncpg.PostgresError) -> ApiError:
     """What an error of the database means to who posted this one message."""
     if isinstance(error, asyncpg.ForeignKeyViolationError):  # the sender's account, or what it replies to, is gone
         return NotFound("What this message refers to is gone.")
-    if not isinstance(error, asyncpg.DeadlockDetectedError | asyncpg.SerializationError | asyncpg.UniqueViolationError):
+    if not isinstance(error, MET):
         log.error("message_not_stored", exc_info=error)
     return Unavailable()
