@@ -17,7 +17,9 @@ from handlers.errors import RateLimited
 log = structlog.get_logger(__name__)
 
 LOCAL_KEYS = 50_000  # buckets kept while Redis is away; the oldest go first
-REDIS_PATIENCE = 0.25  # seconds; a Redis that is slower than that counts as away
+# Seconds; a Redis that is slower than that counts as away. Less, and a machine that is busy for a moment would count in
+# each process for itself, and let more through than the limit.
+REDIS_PATIENCE = 1.0
 
 # GCRA keeps one number a bucket, the theoretical arrival time of the next event in microseconds. It is asked of
 # Redis's own clock, so that instances whose clocks differ agree. ARGV: emission interval, burst, cost.
