@@ -11,6 +11,7 @@ SLOWER, FASTER = 0.9, 1.05
 # Bytes/s that are let in however late the loop is, for it may be others who make it late; and from which on there is
 # no limit.
 LEAST, MOST = 64e6, 4e9
+FEW = 4  # uploads that take little of the loop by themselves: if it is late beside them, it is others that make it so
 
 
 class Pace:
@@ -39,7 +40,7 @@ class Pace:
     async def take(self, size: int) -> None:
         """Wait until so many bytes may come in."""
         self._taken += size
-        if self.rate >= MOST:
+        if self.rate >= MOST or self._active <= FEW:
             return
         now = asyncio.get_running_loop().time()
         self._free = max(self._free, now) + size / self.rate
