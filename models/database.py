@@ -26,6 +26,9 @@ _SESSION = {
     "timezone": "UTC",
     "statement_timeout": "10000",  # ms; a statement whose client gave up must not go on for ever
     "idle_in_transaction_session_timeout": "10000",  # ms; nor hold its locks when our process hangs
+    # Where PostgreSQL can compile plans it does so by their estimated cost, which says nothing of ours: a statement of
+    # half a millisecond took 660, each time, because _STEADY makes what it avoids look expensive.
+    "jit": "off",
 }
 
 # For statements that run thousands of times a second: they are planned once, not for each set of parameters, and by
