@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from config.threads import processors
+from config.threads import lean_back, processors
 from models.storage import Busy, Hashes, Link, Place, Progress, StorageAway, StorageFull, proven
 
 T = TypeVar("T")
@@ -48,8 +48,9 @@ class LocalStorage:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._reading = ThreadPoolExecutor(READING, "files")
-        self.writing = ThreadPoolExecutor(processors(), "files-write")  # and hash, which a processor is needed for
-        self.syncing = ThreadPoolExecutor(SYNCING, "files-sync")
+        # They hash as well, which a processor is needed for.
+        self.writing = ThreadPoolExecutor(processors(), "files-write", initializer=lean_back)
+        self.syncing = ThreadPoolExecutor(SYNCING, "files-sync", initializer=lean_back)
         self.hashes = Hashes()
 
     @contextlib.asynccontextmanager

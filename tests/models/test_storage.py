@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -54,6 +57,20 @@ def test_no_path_is_made_of_anything_but_a_key(key: str, tmp_path: Path) -> None
         proven(key)
     with pytest.raises(ValueError, match="not a storage key"):
         LocalStorage(tmp_path).path(key)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+@pytest.mark.gen_test
+async def test_threads_that_hash_and_sync_come_after_the_loop(tmp_path: Path) -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    storage = LocalStorage(tmp_path)
+    async with storage.running():
+        own = niceness()
+        for threads in (storage.writing, storage.syncing):
+            assert await storage.run(niceness, threads) == min(own + 10, 19)
+        assert niceness() == own
 
 
 def test_keys_are_new_and_are_keys() -> None:
