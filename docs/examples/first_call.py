@@ -42,9 +42,12 @@ async def register(name: str) -> dict[str, Any]:
         "one_time_prekeys": [{"key_id": place, "public_key": b64(key)} for place, key in enumerate(prekeys[1:])],
     }
     headers = {"Content-Type": "application/json"}
-    answer = await AsyncHTTPClient().fetch(
-        f"{SERVER}/auth/register", method="POST", headers=headers, body=json.dumps(body), raise_error=False
-    )
+    try:
+        answer = await AsyncHTTPClient().fetch(
+            f"{SERVER}/auth/register", method="POST", headers=headers, body=json.dumps(body), raise_error=False
+        )
+    except OSError:
+        sys.exit(f"There is no server at {SERVER}. Start one in another terminal: make run")
     if answer.code != 201:
         sys.exit(f"The server refused: {answer.code} {answer.body.decode()}")
     signed_in: dict[str, Any] = json.loads(answer.body)
