@@ -37,6 +37,8 @@ COPY migrations ./migrations
 COPY models ./models
 COPY plugins ./plugins
 COPY scripts ./scripts
+# What scripts.doctor compares the installed packages with.
+COPY requirements/server.txt ./requirements/server.txt
 
 # Unbuffered, so that the last lines before a crash are in the log. No bytecode is written: the root may be read-only.
 ENV PATH=/opt/mimu/bin:$PATH \

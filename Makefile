@@ -8,7 +8,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-emit-index-url
 
-.PHONY: help run test check bench bench-peers lock clean
+.PHONY: help run doctor test check bench bench-peers lock clean
 .DEFAULT_GOAL := help
 
 help: ## Say what can be made
@@ -16,6 +16,9 @@ help: ## Say what can be made
 
 run: $(VENV)/.run ## Start a server with its own PostgreSQL and Valkey; data in ./var
 	@exec $(BIN)/python server.py
+
+doctor: $(VENV)/.run ## Look at the installation: ARGS="--url https://chat.example.org"
+	@$(BIN)/python -m scripts.doctor $(ARGS)
 
 test: $(VENV)/.dev ## Run all the tests, with real services
 	@sh tests/install_programs.sh

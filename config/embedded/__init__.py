@@ -186,6 +186,19 @@ async def valkey(folder: Path) -> AsyncIterator[str]:
             yield f"redis://:{password}@127.0.0.1:{port}/0"
 
 
+def valkey_of(folder: Path) -> str | None:
+    """The address of the Valkey that a server runs on ``folder``/valkey just now, for scripts beside it."""
+    home = folder / "valkey"
+    try:
+        conf = (home / "valkey.conf").read_text()
+        password = (home / "password").read_text().strip()
+        runs = (home / "data" / "valkey.pid").exists()  # Valkey removes it when it ends
+        port = next(int(line.split()[1]) for line in conf.splitlines() if line.startswith("port "))
+    except (OSError, ValueError, StopIteration):
+        return None
+    return f"redis://:{password}@127.0.0.1:{port}/0" if runs else None
+
+
 async def _valkey_answers(password: str, port: int) -> bool:
     once = Retry(NoBackoff(), 0)
     async with Redis(host="127.0.0.1", port=port, password=password, retry=once, socket_timeout=1) as client:

@@ -10,10 +10,11 @@ from typing import Annotated
 import structlog
 from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo
 
-from config.settings import Rate, RateLimit, Section
+from config.findings import Examination
+from config.settings import Core, Rate, RateLimit, Section
 from handlers.base import ID
 from plugins import App, Every, Plugin
-from plugins.push import http
+from plugins.push import examination, http
 from plugins.push.apns import Apns, Identity
 from plugins.push.breaker import Breaker
 from plugins.push.fcm import GOOGLE, Fcm
@@ -133,6 +134,13 @@ def setup(app: App, settings: Settings) -> Plugin:
         lifespan=lifespan,
         welcome=gathering.welcome,
     )
+
+
+def examine(_: Core, settings: Settings) -> Examination:
+    """For the doctor: whether the providers take our keys."""
+    road = Road(settings.push_ca_file, allow_private=settings.push_allow_private)
+    key, subject = settings.vapid_private_key_file, settings.vapid_subject
+    return examination.examination(road, _providers(road, settings)[0], key, subject)
 
 
 @contextlib.asynccontextmanager

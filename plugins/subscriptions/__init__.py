@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
+from config.findings import Examination
+from config.settings import Core
 from plugins import App, Every, Plugin
-from plugins.subscriptions import http
+from plugins.subscriptions import examination, http
 from plugins.subscriptions.payments import Provider
 from plugins.subscriptions.payments.crypto import BTCPay
 from plugins.subscriptions.payments.stripe import Stripe
@@ -14,7 +16,7 @@ from plugins.subscriptions.payments.voucher import Voucher
 from plugins.subscriptions.settings import Settings
 from plugins.subscriptions.subscriptions import Subscriptions
 
-__all__ = ["Settings", "setup"]
+__all__ = ["Settings", "examine", "setup"]
 
 
 def setup(app: App, settings: Settings) -> Plugin:
@@ -47,6 +49,11 @@ def setup(app: App, settings: Settings) -> Plugin:
         periodic=(Every(30, subscriptions.sweep, "subscriptions"),),
         lifespan=lifespan,
     )
+
+
+def examine(_: Core, settings: Settings) -> Examination:
+    """For the doctor: whether the payment providers take our keys."""
+    return examination.examination(_stripe(settings), _crypto(settings))
 
 
 def _stripe(settings: Settings) -> Stripe | None:

@@ -277,8 +277,9 @@ def image(tmp_path: Path) -> Path:
     refused = [line.removeprefix("**/") for line in lines if line.startswith("**/")]
     copied = [rest.split()[:-1] for name, rest in instructions() if name == "COPY" and not rest.startswith("--from")]
     assert {name for names in copied for name in names} == allowed
-    for name in allowed - {"requirements/server.txt"}:
+    for name in allowed:
         source = ROOT / name
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         if source.is_dir():
             ignore = shutil.ignore_patterns(*refused)
             shutil.copytree(source, tmp_path / name, ignore=ignore)
@@ -318,12 +319,15 @@ def test_the_image_runs(image: Path) -> None:
         "DATABASE_URL": "postgres://x@localhost/x",
         "REDIS_URL": "redis://localhost",
     }
-    done = run(
-        image, "server.py", "--check-config", **production, **{k: SECRETS[k] for k in ("JWT_SECRET", "TURN_SECRET")}
-    )
+    whole = {**production, **{name: SECRETS[name] for name in ("JWT_SECRET", "TURN_SECRET")}}
+    done = run(image, "server.py", "--check-config", **whole)
     assert (done.returncode, done.stdout.strip()) == (0, "The settings are good."), done.stderr
     assert run(image, "server.py", "--check-config", **production).returncode == server.WRONG_SETTINGS
     assert run(image, "-m", "scripts.migrate", "--help").returncode == 0
+    looked = run(image, "-m", "scripts.doctor", "--only", "machine", "--json", **whole)
+    assert looked.stderr == ""
+    packages = [row for row in json.loads(looked.stdout)["findings"] if row["part"] == "packages"]
+    assert packages[0]["state"] != "skipped", "the lock file is not there"
 
 
 def test_the_last_stage() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -21,12 +22,15 @@ def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, form, plain)
 
 
-def certified(folder: Path) -> tuple[Path, ssl.SSLContext]:
-    """The authority's certificate, and a context for servers on 127.0.0.1 and localhost that speak HTTP/2."""
+def certified(
+    folder: Path, *, ends: datetime.timedelta = DAY, names: Sequence[str] = ("localhost", "127.0.0.1"), alpn: str = "h2"
+) -> tuple[Path, ssl.SSLContext]:
+    """The authority's certificate, and a context for servers of these names that speak HTTP/2. The server's own, with
+    its key, is ``server.pem``; it ends so long from now, or has ended."""
     now = datetime.datetime.now(datetime.UTC)
     authority, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "The tests")])
-    begun = x509.CertificateBuilder().issuer_name(name).not_valid_before(now - DAY).not_valid_after(now + DAY)
+    begun = x509.CertificateBuilder().issuer_name(name).not_valid_before(now - 9 * DAY).not_valid_after(now + 99 * DAY)
     root = (
         begun.subject_name(name)
         .public_key(authority.public_key())
@@ -35,7 +39,8 @@ def certified(folder: Path) -> tuple[Path, ssl.SSLContext]:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(authority.public_key()), critical=False)
         .sign(authority, hashes.SHA256())
     )
-    hosts = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    hosts = [x509.IPAddress(ipaddress.ip_address(one)) if one[0].isdecimal() else x509.DNSName(one) for one in names]
+    begun = x509.CertificateBuilder().issuer_name(name).not_valid_before(now - 9 * DAY).not_valid_after(now + ends)
     server = (
         begun.subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]))
         .public_key(key.public_key())
@@ -49,5 +54,5 @@ def certified(folder: Path) -> tuple[Path, ssl.SSLContext]:
     chain.write_bytes(pem(key) + server.public_bytes(serialization.Encoding.PEM))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(chain)
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols([alpn])
     return ca_file, context

@@ -20,6 +20,7 @@ from plugins.subscriptions.prices import Price
 
 log = structlog.get_logger(__name__)
 
+NOBODYS = "0000MimuDoctor0000"  # no invoice has that name
 MOST_BYTES = 1 << 20  # of an answer; an invoice has some kilobytes
 
 
@@ -74,6 +75,15 @@ class BTCPay:
             and (invoice.metadata or {}).get(TIER_NAME, tier) == tier
         )
         return price.days if paid else None
+
+    async def standing(self) -> int:
+        """The status that answers who asks for an invoice that can't be: 404, unless our key may not ask. Raises
+        Unavailable."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                return (await self._ask(NOBODYS))[0]
+        except (httpx.HTTPError, TimeoutError):
+            raise Unavailable from None
 
     async def _invoice(self, proof: str) -> bytes | None:
         cause = ""

@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 TOLERANCE = 300  # seconds that a webhook may be old; Stripe's own default
 
+NOBODYS = "pi_0000MimuDoctor0000"  # no payment has that name
+
 # Else the library keeps an id of this machine in a file, and sends it along with how long the last answers took.
 stripe.enable_telemetry = False
 
@@ -123,6 +125,20 @@ class Stripe:
         except (stripe.StripeError, TimeoutError) as error:
             log.warning("payment_provider_away", method="stripe", cause=type(error).__name__)
         raise Unavailable
+
+    async def standing(self) -> int:
+        """The status that answers who asks for a payment that can't be: 404, unless our key may not ask. Raises
+        Unavailable."""
+        assert self._client is not None, "it is not running"
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._client.v1.payment_intents.retrieve_async(NOBODYS)
+        except (stripe.StripeError, TimeoutError) as error:
+            status = getattr(error, "http_status", None)
+            if not isinstance(status, int):
+                raise Unavailable from None
+            return status
+        return 200
 
     def taken_back(self, payload: bytes, signature: str) -> str | None:
         """The proof of the payment that a webhook says went back, whole or into a dispute; None when it tells of

@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import hmac
 import time
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from pydantic import Field, SecretStr
 
-from config.keyring import Keyring
-from config.settings import Rate, RateLimit, Section
+from config.findings import Examination
+from config.keyring import Keyring, KeyringFile
+from config.settings import Core, Rate, RateLimit, Section
 from handlers.base import ApiHandler
 from plugins import App, Plugin
+from plugins.turn import examination
 
 TTL = 3600  # seconds (seed)
 
@@ -34,11 +36,15 @@ class Turn:
         self._keyring = keyring
 
     def credentials(self, user_id: UUID) -> dict[str, object]:
-        """A name that says when it expires, and its HMAC-SHA1: what coturn's use-auth-secret checks."""
-        username = f"{int(time.time()) + TTL}:{user_id}"
-        digest = hmac.digest(self._keyring.signing[1], username.encode(), "sha1")
-        credential = base64.b64encode(digest).decode()
+        """What a client is given: where to go, and how to be let in."""
+        username, credential = self.signed(user_id, TTL)
         return {"urls": self._urls, "username": username, "credential": credential, "ttl": TTL}
+
+    def signed(self, user_id: UUID, seconds: int) -> tuple[str, str]:
+        """A name that says when it expires, and its HMAC-SHA1: what coturn's use-auth-secret checks."""
+        username = f"{int(time.time()) + seconds}:{user_id}"
+        digest = hmac.digest(self._keyring.signing[1], username.encode(), "sha1")
+        return username, base64.b64encode(digest).decode()
 
 
 class Credentials(ApiHandler):
@@ -57,3 +63,16 @@ def setup(app: App, settings: Settings) -> Plugin:
         name="turn",
         routes=(("/calls/turn-credentials", Credentials, {"turn": turn, "rate": settings.rate_limit_turn}),),
     )
+
+
+def examine(core: Core, settings: Settings) -> Examination:
+    """For the doctor: coturn, as a user of ours meets it. Each try is by a user of its own, for each may have ten."""
+    turn = Turn(settings, KeyringFile(core.keyring_path).ring("turn", [settings.turn_secret.get_secret_value()]))
+    relay = examination.Relay(
+        settings.turn_host,
+        settings.turn_port,
+        settings.turn_tls_port,
+        credentials=lambda seconds: turn.signed(uuid4(), seconds),
+        missed=core.production or settings.turn_host != "localhost",
+    )
+    return examination.examination(relay)

@@ -1,0 +1,264 @@
+"""PostgreSQL: whether it is there, up to date, keeps what it was given, and has room for the servers."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import statistics
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from config import embedded
+from config.findings import Examination, Finding, Over, clock, good, skipped, weak, wrong
+from config.settings import Core
+from models import migrations
+from scripts.checks.disk import room
+
+PATIENCE = 5  # seconds to connect, and for each answer
+MINIMUM = 160_000  # server_version_num
+COMMITS = 15
+# Milliseconds. A message is acked after its commit: 1 on an SSD of one's own, 5 on a cloud's disk, 10 on a turning one.
+SLOW_COMMIT = 20
+IDLE = 60  # seconds; a server of ours ends a transaction that idles for 10
+LONG = 600  # seconds; /sync shows nothing that is newer than the oldest transaction that writes
+ALIVE = 40  # seconds since an instance's last beat (models/presence.py)
+WRAPAROUND = 1_000_000_000  # transactions of 2 billion; autovacuum acts at 200 million
+JOURNAL = 1  # connection beside the pool, for messages
+
+PARTS = (
+    "reachable",
+    "version",
+    "primary",
+    "encryption",
+    "migrations",
+    "durability",
+    "checksums",
+    "connections",
+    "clock",
+    "transactions",
+    "vacuum",
+    "commits",
+    "room",
+)
+
+
+def examination(core: Core) -> Examination:
+    async def look() -> AsyncIterator[Finding]:
+        dsn = core.database_url.get_secret_value() if core.database_url else embedded.postgres_of(core.mimu_data_dir)
+        if dsn is None:
+            yield skipped("reachable", "There is no DATABASE_URL, and the embedded one runs only with its server.")
+            raise Over("PostgreSQL does not run")
+        begun = time.monotonic()
+        try:
+            settings = {"application_name": "mimu-doctor", "timezone": "UTC"}
+            connection = await asyncpg.connect(
+                dsn, timeout=PATIENCE, command_timeout=PATIENCE, server_settings=settings
+            )
+        except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            yield wrong("reachable", *_refused(error))
+            raise Over("PostgreSQL can't be reached") from None
+        took = (time.monotonic() - begun) * 1e3
+        try:
+            yield good("reachable", f"PostgreSQL let us in after {took:.0f} ms.")
+            for part in (_version, _primary, _encryption, _migrations, _durability, _checksums):
+                async for finding in part(connection):
+                    yield finding
+            async for finding in _connections(connection, core.database_max_connections + JOURNAL):
+                yield finding
+            for part in (_clock, _transactions, _vacuum, _commits):
+                async for finding in part(connection):
+                    yield finding
+            own = None if core.database_url else core.mimu_data_dir / "postgres"
+            async for finding in _room(connection, own):
+                yield finding
+        except (asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError, OSError):
+            raise Over("PostgreSQL closed the connection") from None
+        finally:
+            connection.terminate()
+
+    return Examination("database", "PostgreSQL", PARTS, look)
+
+
+def _refused(error: Exception) -> tuple[str, str]:
+    """What is wrong, and what to do: by the kind of the error, for its text may quote the address."""
+    if isinstance(error, asyncpg.InvalidPasswordError | asyncpg.InvalidAuthorizationSpecificationError):
+        return "PostgreSQL takes neither the user nor the password of DATABASE_URL.", "Compare it with pg_hba.conf."
+    if isinstance(error, asyncpg.InvalidCatalogNameError):
+        return "PostgreSQL has no database of the name in DATABASE_URL.", "Make it: createdb, owned by that user."
+    if isinstance(error, asyncpg.TooManyConnectionsError):
+        return "PostgreSQL has no connection left.", "Raise max_connections, or lower DATABASE_MAX_CONNECTIONS."
+    if isinstance(error, asyncpg.CannotConnectNowError):
+        return "PostgreSQL is starting or stopping.", "Look again in a minute; its own log says what it does."
+    if isinstance(error, socket.gaierror):
+        return "The host of DATABASE_URL has no address.", "See whether its name is right, and DNS works here."
+    name = type(error).__name__
+    return f"PostgreSQL can't be reached ({name}).", "See that it runs, and that DATABASE_URL and firewalls let us in."
+
+
+async def _version(connection: Any) -> AsyncIterator[Finding]:
+    number = int(await connection.fetchval("SHOW server_version_num"))
+    name = (await connection.fetchval("SHOW server_version")).split()[0]
+    if number < MINIMUM:
+        yield wrong("version", f"PostgreSQL {name} is too old.", "Upgrade it to 16 or newer.")
+    else:
+        yield good("version", f"PostgreSQL {name}.")
+
+
+async def _primary(connection: Any) -> AsyncIterator[Finding]:
+    if await connection.fetchval("SELECT pg_is_in_recovery()"):
+        yield wrong("primary", "This is a standby, which takes no writes.", "Let DATABASE_URL name the primary.")
+        raise Over("it is a standby")
+    if await connection.fetchval("SHOW default_transaction_read_only") == "on":
+        yield wrong("primary", "Transactions are read-only.", "Switch default_transaction_read_only off.")
+    else:
+        yield good("primary", "It takes writes.")
+
+
+async def _encryption(connection: Any) -> AsyncIterator[Finding]:
+    row = await connection.fetchrow(
+        """SELECT ssl, inet_server_addr() IS NULL OR inet_server_addr() << '127.0.0.0/8'
+                  OR inet_server_addr() = '::1' AS here
+           FROM pg_stat_ssl WHERE pid = pg_backend_pid()"""
+    )
+    if row["ssl"]:
+        yield good("encryption", "The connection is encrypted.")
+    elif row["here"]:
+        yield good("encryption", "The connection stays on this machine.")
+    else:
+        do = "Add sslmode=verify-full to DATABASE_URL, unless that network is nobody else's."
+        yield weak("encryption", "The connection goes over a network in clear.", do)
+
+
+async def _migrations(connection: Any) -> AsyncIterator[Finding]:
+    known = set(migrations.versions())
+    if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
+        yield wrong("migrations", "The database is empty.", "Run: python -m scripts.migrate")
+        return
+    has = {row["version"] for row in await connection.fetch("SELECT version FROM schema_migrations")}
+    if known - has:
+        names = ", ".join(sorted(known - has))
+        yield wrong(
+            "migrations", f"The database lacks {names}, and no server starts.", "Run: python -m scripts.migrate"
+        )
+    elif has - known:
+        names = ", ".join(sorted(has - known))
+        yield weak("migrations", f"The database has {names} of a newer release.", "Upgrade this installation, too.")
+    else:
+        yield good("migrations", f"All {len(known)} are applied.")
+
+
+async def _durability(connection: Any) -> AsyncIterator[Finding]:
+    settings = ("fsync", "full_page_writes", "synchronous_commit")
+    off = [name for name in settings if await connection.fetchval(f"SHOW {name}") == "off"]
+    if off:
+        do = "Switch it on, for this role and database, too (ALTER ROLE, ALTER DATABASE)."
+        yield wrong("durability", f"{' and '.join(off)} is off: what was acked may be lost.", do)
+    else:
+        yield good("durability", "What was acked is on the disk.")
+
+
+async def _checksums(connection: Any) -> AsyncIterator[Finding]:
+    if await connection.fetchval("SHOW data_checksums") == "on":
+        yield good("checksums", "Pages have checksums.")
+    else:
+        do = "Stop PostgreSQL and run pg_checksums --enable."
+        yield weak("checksums", "Pages have no checksums: a broken disk goes unnoticed.", do)
+
+
+async def _connections(connection: Any, own: int) -> AsyncIterator[Finding]:
+    row = await connection.fetchrow(
+        """SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+                  - coalesce(current_setting('reserved_connections', true)::int, 0) AS all_, rolconnlimit, datconnlimit
+           FROM pg_roles, pg_database WHERE rolname = current_user AND datname = current_database()"""
+    )
+    limits = [row["all_"], *(limit for limit in (row["rolconnlimit"], row["datconnlimit"]) if limit >= 0)]
+    servers = 1
+    if await connection.fetchval("SELECT to_regclass('instances')") is not None:
+        alive = "SELECT count(*) FROM instances WHERE beat_at > now() - make_interval(secs => $1)"
+        servers = max(1, await connection.fetchval(alive, ALIVE))
+    needed = servers * own
+    says = f"{min(limits)} connections for {servers} server{'s' * (servers > 1)} with {own} each"
+    do = "Raise max_connections (or the role's limit), or lower DATABASE_MAX_CONNECTIONS."
+    if needed > min(limits):
+        yield wrong("connections", f"{says}: too few.", do)
+    elif 2 * needed > min(limits):
+        yield weak("connections", f"{says}: too few in an upgrade, when two of each run.", do)
+    else:
+        yield good("connections", f"{says}, and again as many in an upgrade.")
+
+
+async def _clock(connection: Any) -> AsyncIterator[Finding]:
+    begun = time.time()
+    theirs = float(await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())"))
+    yield clock("clock", theirs - (begun + time.time()) / 2, "PostgreSQL")
+
+
+async def _transactions(connection: Any) -> AsyncIterator[Finding]:
+    # Of other roles only superusers and pg_read_all_stats see more than that they are there.
+    row = await connection.fetchrow(
+        """SELECT count(*) FILTER (WHERE state LIKE 'idle in transaction%'
+                                   AND now() - state_change > make_interval(secs => $1)) AS idle,
+                  count(*) FILTER (WHERE now() - xact_start > make_interval(secs => $2)) AS long,
+                  (SELECT count(*) FROM pg_prepared_xacts
+                   WHERE database = current_database() AND now() - prepared > make_interval(secs => $1)) AS prepared
+           FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()""",
+        IDLE,
+        LONG,
+    )
+    stuck = "vacuum, and with one that has written also /sync, wait for it."
+    if row["prepared"]:
+        do = "See pg_prepared_xacts: COMMIT PREPARED or ROLLBACK PREPARED."
+        yield wrong("transactions", f"{row['prepared']} were prepared and left: {stuck}", do)
+    elif row["idle"] or row["long"]:
+        do = "See pg_stat_activity, and end whose it is: pg_terminate_backend(pid)."
+        number = max(row["idle"], row["long"])
+        yield weak("transactions", f"{number} open for minutes: {stuck}", do)
+    else:
+        yield good("transactions", "None has been open for long.")
+
+
+async def _vacuum(connection: Any) -> AsyncIterator[Finding]:
+    if await connection.fetchval("SHOW autovacuum") == "off":
+        yield wrong("vacuum", "autovacuum is off: tables grow, and the database stops one day.", "Switch it on.")
+        return
+    age = await connection.fetchval("SELECT age(datfrozenxid) FROM pg_database WHERE datname = current_database()")
+    if age > WRAPAROUND:
+        do = "See what keeps autovacuum from its work, and run: VACUUM"
+        yield wrong("vacuum", f"{age:,} transactions since the last freeze; at 2 billion it stops.", do)
+    else:
+        yield good("vacuum", "Autovacuum keeps up.")
+
+
+async def _commits(connection: Any) -> AsyncIterator[Finding]:
+    # It leaves nothing behind but its line in the log, which the commit has to wait for as a message's has.
+    took = []
+    try:
+        for _ in range(COMMITS):
+            begun = time.perf_counter()
+            await connection.execute("SELECT pg_logical_emit_message(true, 'mimu-doctor', '')")
+            took.append((time.perf_counter() - begun) * 1e3)
+    except asyncpg.InsufficientPrivilegeError:
+        yield skipped("commits", "This role may not write a line of its own into the log.")
+        return
+    middle = statistics.median(took)
+    if middle > SLOW_COMMIT:
+        says = f"A commit takes {middle:.0f} ms, and each message waits for one."
+        yield weak("commits", says, "Give PostgreSQL a faster disk, or one of its own.")
+    else:
+        yield good("commits", f"A commit takes {middle:.1f} ms.")
+
+
+async def _room(connection: Any, folder: Path | None) -> AsyncIterator[Finding]:
+    size = await connection.fetchval("SELECT pg_database_size(current_database())")
+    if folder is None:
+        with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
+            folder = Path(await connection.fetchval("SHOW data_directory"))
+    # Another machine, or container, may have a folder of that name: only a cluster's own is looked at.
+    if folder is None or (not (folder / "data").exists() and not (folder / "PG_VERSION").exists()):
+        yield skipped("room", f"The database takes {size >> 20} MiB; its disk can't be seen from here.")
+    else:
+        yield room("room", folder, f"The database takes {size >> 20} MiB; ")

@@ -1,0 +1,209 @@
+"""Settings: what no server would refuse, and nobody should leave as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import ipaddress
+import re
+import stat
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from dotenv import dotenv_values
+from pydantic import SecretStr
+
+from config import secrets
+from config.findings import Examination, Finding, Over, good, skipped, weak, wrong
+from config.settings import PRIVATE_NETWORKS, Network
+
+PASSWORD = 16  # characters of a password between machines of one's own: who can reach them can try as fast as they like
+# What images and guides ship with.
+DEFAULTS = ("minioadmin", "postgres", "redis", "mimu", "admin", "test", "guest")
+# Read by docker-compose.yml, by the server under another name, or by the libraries of Python and OpenSSL.
+ELSEWHERE = {
+    "MINIO_IMAGE",
+    "MINIO_ROOT_PASSWORD",
+    "POSTGRES_PASSWORD",
+    "REDIS_PASSWORD",
+    "RUST_LOG",
+    "TURN_EXTERNAL_IP",
+    "TURN_TLS_DIR",
+}
+WIDE = {4: 8, 6: 32}  # bits: who trusts a network larger than that has not looked which one it is
+
+PARTS = ("values", "names", "secrets", "proxies", "metrics", "addresses", "files")
+
+
+def examination(named: Mapping[str, Any], values: Mapping[str, str], env_file: Path) -> Examination:
+    """``named`` are the settings as they were read, by their names; ``values`` what they were read from."""
+
+    async def look() -> AsyncIterator[Finding]:
+        yield good("values", f"All {len(named)} settings can be used.")
+        for part, found in (
+            ("names", _names(named, env_file)),
+            ("secrets", _secrets(named, values)),
+            ("proxies", _proxies(named)),
+            ("metrics", _metrics(named)),
+            ("addresses", _addresses(named)),
+            ("files", _files(named, values, env_file)),
+        ):
+            bad = list(found)
+            for finding in bad or [good(part, WELL[part])]:
+                yield finding
+
+    return Examination("settings", "Settings", PARTS, look)
+
+
+def unusable(faults: tuple[str, ...]) -> Examination:
+    """What no server starts with."""
+
+    async def look() -> AsyncIterator[Finding]:
+        for fault in faults:
+            yield wrong("values", fault, "Correct it; python server.py --check-config looks at the settings alone.")
+        raise Over("the settings can't be used")
+
+    return Examination("settings", "Settings", PARTS, look)
+
+
+WELL = {
+    "names": "The file names no setting that does not exist.",
+    "secrets": "Passwords and keys are long, and each is used once.",
+    "proxies": "Whose X-Forwarded-For is believed is narrow.",
+    "metrics": "/metrics is for private networks.",
+    "addresses": "What clients are told to go to, they can go to.",
+    "files": "Files with secrets are closed to other users.",
+}
+
+
+def _names(named: Mapping[str, Any], env_file: Path) -> Iterator[Finding]:
+    if not env_file.is_file():
+        yield skipped("names", f"There is no file {env_file}; all comes from the environment.")
+        return
+    for name in dotenv_values(env_file, interpolate=False):
+        if name.upper() not in named and name.upper() not in ELSEWHERE:
+            near = difflib.get_close_matches(name.upper(), named, 1)
+            do = f"Is it {near[0]}?" if near else "Remove it, or see docs/configuration.md for its name."
+            yield weak("names", f"{name} is no setting, and is ignored.", do)
+
+
+def _production(named: Mapping[str, Any]) -> bool:
+    return bool(named["MIMU_ENV"] == "production")
+
+
+def _secrets(named: Mapping[str, Any], values: Mapping[str, str]) -> Iterator[Finding]:
+    if not _production(named):
+        if named.get("DATABASE_URL"):
+            do = "Unset MIMU_ENV, unless this is a test."
+            yield weak("secrets", "MIMU_ENV is development beside a database of its own: secrets are not judged.", do)
+        signing = {name: values[name] for name in ("JWT_SECRET", "TURN_SECRET") if values.get(name)}
+        for fault in secrets.faults(signing):
+            yield weak("secrets", fault, "Production would not start with it.")
+    given = {name: value.get_secret_value() for name, value in named.items() if isinstance(value, SecretStr)}
+    known = {name: secret for name, secret in given.items() if secret.strip("-")}  # dashes are of what is not made yet
+    urls = ["DATABASE_URL", "REDIS_URL"]
+    passwords = {name: _password(known.pop(name)) for name in urls if name in known}
+    for name, (password, reaches) in passwords.items():
+        if password is None:
+            if reaches:
+                do = "Set one there, and write it into the URL."
+                yield weak("secrets", f"{name} has no password: who reaches that port can do anything.", do)
+            continue
+        known[name] = password
+    for name, secret in known.items():
+        if secret.lower() in DEFAULTS or secret.lower().startswith("change"):
+            yield wrong("secrets", f"The password in {name} is one that everybody knows.", "openssl rand -hex 32")
+        elif name in (*passwords, "S3_SECRET_KEY") and len(secret) < PASSWORD:
+            yield weak("secrets", f"The password in {name} has {len(secret)} characters.", "openssl rand -hex 32")
+    by_value: dict[str, list[str]] = {}
+    for name, secret in known.items():
+        by_value.setdefault(secret, []).append(name)
+    for names in by_value.values():
+        if len(names) > 1:
+            do = "Give each a secret of its own: openssl rand -hex 32"
+            yield weak("secrets", f"{' and '.join(names)} are the same: who learns one has the other.", do)
+
+
+def _password(url: str) -> tuple[str | None, bool]:
+    """The password in an address, and whether others than this machine reach what is there."""
+    parts = urlsplit(url)
+    local = parts.scheme == "unix" or (parts.hostname or "") in ("", "localhost", "127.0.0.1", "::1")
+    return (unquote(parts.password) if parts.password else None), not local
+
+
+def _proxies(named: Mapping[str, Any]) -> Iterator[Finding]:
+    trusted = named["TRUSTED_PROXIES"]
+    do = "Name the proxy's own network: TRUSTED_PROXIES=127.0.0.1/32"
+    if not trusted and _production(named):
+        says = "TRUSTED_PROXIES is empty: behind a proxy all share its address, and its three registrations an hour."
+        yield weak("proxies", says, do)
+    for network in trusted:
+        if network.prefixlen < WIDE[network.version]:
+            says = f"TRUSTED_PROXIES names {network}: anybody may say which address they have."
+            yield wrong("proxies", says, do)
+        elif network.is_global and network.num_addresses > 256:
+            yield weak("proxies", f"TRUSTED_PROXIES names {network}, which are many, and public.", do)
+
+
+def _metrics(named: Mapping[str, Any]) -> Iterator[Finding]:
+    own = [ipaddress.ip_network(text) for text in PRIVATE_NETWORKS.split(",")]
+    for network in named["METRICS_ALLOW"]:
+        if network.prefixlen < WIDE[network.version] and not any(_within(network, one) for one in own):
+            do = "Name the network of Prometheus."
+            yield wrong("metrics", f"METRICS_ALLOW names {network}: the world may read /metrics.", do)
+
+
+def _within(network: Network, other: Network) -> bool:
+    return network.version == other.version and network.prefixlen >= other.prefixlen and network[0] in other
+
+
+def _addresses(named: Mapping[str, Any]) -> Iterator[Finding]:
+    if not _production(named):
+        return
+    if named.get("TURN_HOST") in ("localhost", "127.0.0.1", "::1"):
+        do = "Set it to the public name of the machine that coturn runs on, or PLUGINS_DISABLED=turn."
+        yield wrong("addresses", "TURN_HOST is this machine, which no phone finds under that name.", do)
+    if named.get("S3_ENDPOINT"):
+        public = named["S3_PUBLIC_ENDPOINT"] or named["S3_ENDPOINT"]
+        host = urlsplit(public).hostname or ""
+        if _private(host):
+            do = "Set S3_PUBLIC_ENDPOINT to the address by which clients reach it."
+            yield wrong("addresses", f"Clients are sent to {host} for files, which is not of their network.", do)
+        elif public.startswith("http:"):
+            do = "Let a proxy end TLS, and begin S3_PUBLIC_ENDPOINT with https."
+            yield wrong("addresses", "Clients get files in clear: addresses that let anybody read them.", do)
+    if (named.get("FILES_PUBLIC_URL") or "").startswith("http:"):
+        yield wrong("addresses", "FILES_PUBLIC_URL is not https.", "Begin it with https, as clients reach the server.")
+    if named.get("PUSH_ALLOW_PRIVATE"):
+        says = "PUSH_ALLOW_PRIVATE: users choose where Web Push goes, and may choose what is in your network."
+        yield wrong("addresses", says, "Remove it; it is for tests.")
+    for name in ("APNS_BASE_URL", "FCM_BASE_URL", "STRIPE_BASE_URL"):
+        if named.get(name):
+            says = f"{name} sends to another than the provider itself."
+            yield weak("addresses", says, "Remove it, unless it is a proxy of your own.")
+
+
+def _private(host: str) -> bool:
+    """Whether a host is one that only a network of one's own knows: a private address, or a name without a dot."""
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:
+        return "." not in host or bool(re.search(r"\.(local|internal|lan|home\.arpa|localhost)$", host))
+
+
+def _files(named: Mapping[str, Any], values: Mapping[str, str], env_file: Path) -> Iterator[Finding]:
+    # As they were given: where a setting names a file of a key, the key is what was read.
+    given = [Path(values[name]) for name in named if name.endswith("_FILE") and values.get(name)]
+    paths = [env_file, *given]
+    with contextlib.suppress(OSError):  # there is no such folder, or it is closed to us and so to others
+        paths += sorted((named["MIMU_DATA_DIR"] / "secrets").iterdir())
+    for path in dict.fromkeys(paths):
+        with contextlib.suppress(OSError):
+            held = path.stat().st_mode
+            mode = stat.S_IMODE(held) if stat.S_ISREG(held) else 0
+            # A certificate is for everybody; what else has this name is a key.
+            if mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP) and path != named.get("PUSH_CA_FILE"):
+                says = f"{path} is open to more than its owner ({mode:04o})."
+                yield wrong("files", says, f"Run: chmod 600 {path}")

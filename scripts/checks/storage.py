@@ -1,0 +1,301 @@
+"""Storage: a file put, read and removed again, on the local disk or in the bucket, as the server and clients do it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import ssl
+import stat
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+from config.findings import Examination, Finding, Over, clock, good, skipped, weak, wrong
+from config.settings import Core
+from config.storage import StorageSettings
+from models.storage import Busy, Link, Place, StorageAway, StorageFull, new_key
+from models.storage.local import LocalStorage
+from models.storage.s3 import S3Storage
+from models.storage.sigv4 import Signer
+from scripts.checks.asking import Answer, Failed, ask
+from scripts.checks.disk import room
+
+SIZE = 100_000  # bytes of the file that is tried
+RANGE = (1_000, 2_999)  # of its bytes, the first and the last
+SIGNED_SECONDS = 60
+
+DISK = ("folder", "owner", "round trip", "room")
+BUCKET = (
+    "reachable",
+    "clock",
+    "round trip",
+    "list",
+    "resumable",
+    "public upload",
+    "public download",
+    "privacy",
+    "cors",
+)
+
+
+def examination(core: Core, settings: StorageSettings, origins: tuple[str, ...]) -> Examination:
+    if settings.s3_endpoint is None:
+        folder = core.mimu_data_dir / "files"
+        return Examination("storage", "Storage of files (local disk)", DISK, lambda: _disk(folder))
+    spool = core.mimu_data_dir / "spool"
+    return Examination("storage", "Storage of files (S3)", BUCKET, lambda: _Bucket(settings, spool, origins).look())
+
+
+async def _disk(folder: Path) -> AsyncIterator[Finding]:
+    found, there = _folder(folder)
+    for finding in found:
+        yield finding
+    if not there:
+        raise Over("the folder is not there, or not ours")
+    yield await _round_trip(folder)
+    yield room("room", folder)
+
+
+def _folder(folder: Path) -> tuple[list[Finding], bool]:
+    """What is to be said of the folder itself, and whether a file can be tried in it."""
+    if not folder.exists():
+        above = next(path for path in folder.absolute().parents if path.exists())
+        if not os.access(above, os.W_OK | os.X_OK):
+            return [wrong("folder", f"{folder} can't be made.", f"Make it, or let us write to {above}.")], False
+        # Made by us it might belong to the wrong user.
+        return [good("folder", f"{folder} is not there yet; the server makes it at its start.")], False
+    try:
+        held = folder.stat()
+    except OSError as error:
+        says = f"{folder} can't be looked at ({type(error).__name__})."
+        return [wrong("folder", says, "Give it to the server's user.")], False
+    if not stat.S_ISDIR(held.st_mode):
+        return [wrong("folder", f"{folder} is no folder.", "Move away what is there.")], False
+    found = [good("folder", f"{folder} is there."), good("owner", "It belongs to this user.")]
+    if held.st_mode & stat.S_IRWXO:
+        says = f"{folder} is open to every user of this machine ({stat.S_IMODE(held.st_mode):04o})."
+        found[0] = weak("folder", says, f"Run: chmod 700 {folder}")
+    if held.st_uid != os.geteuid():
+        says = f"{folder} belongs to user {held.st_uid}, and this is user {os.geteuid()}."
+        found[1] = weak("owner", says, "Run the doctor as the server's user, or give the folder to that one.")
+    return found, True
+
+
+async def _round_trip(folder: Path) -> Finding:
+    storage, key, content = LocalStorage(folder), new_key(), secrets.token_bytes(SIZE)
+    place = Place(key, SIZE, resumable=True)
+    beside = storage.path(key).parent
+    made = not beside.exists()
+    try:
+        async with storage.running():
+            try:
+                writer = await storage.writer(place)
+                await writer.write([content])
+                progress = await writer.pause()
+                await writer.close(noted=False)
+                size = await storage.settle(place._replace(received=progress.received))
+                async with storage.content(key, "GET") as reader:
+                    piece = await reader.read(RANGE[0], RANGE[1] - RANGE[0] + 1)
+                digest = await storage.digest(key)
+            finally:
+                await storage.remove(key, None)
+                if made and beside.exists():
+                    beside.rmdir()
+    except StorageFull:
+        return wrong("round trip", "The disk is full.", "Make room on it.")
+    except (StorageAway, Busy, OSError) as error:
+        says = (
+            f"A file can't be written and read ({error if isinstance(error, StorageAway) else type(error).__name__})."
+        )
+        return wrong("round trip", says, "See whose the folder is, and whether the disk is mounted read-only.")
+    whole = (size, piece, digest) == (SIZE, content[RANGE[0] : RANGE[1] + 1], hashlib.sha256(content).digest())
+    if not whole:
+        return wrong("round trip", "What was written is not what is read.", "Look at the disk: smartctl, dmesg.")
+    return good("round trip", "A file was written, read, checked and removed.")
+
+
+class _Bucket:
+    """A file of ours in the bucket, looked at from both sides."""
+
+    def __init__(self, settings: StorageSettings, spool: Path, origins: tuple[str, ...]) -> None:
+        assert settings.s3_endpoint and settings.s3_access_key and settings.s3_secret_key
+        self._settings, self._origins = settings, origins
+        self._storage = S3Storage(settings, spool)
+        secret = settings.s3_secret_key.get_secret_value()
+        self._signer = Signer(
+            settings.s3_endpoint,
+            settings.s3_bucket,
+            settings.s3_region,
+            settings.s3_access_key,
+            secret,
+            settings.s3_path_style,
+        )
+
+    async def look(self) -> AsyncIterator[Finding]:
+        key, content = new_key(), secrets.token_bytes(SIZE)
+        try:
+            async for finding in self._reachable():
+                yield finding
+            yield await self._round_trip(key, content)
+            yield await self._listed()
+            yield await self._resumable()
+            async for finding in self._public(new_key(), content):
+                yield finding
+        finally:
+            await self._storage.multipart.close()
+
+    async def _ask(
+        self, method: str, key: str, body: bytes = b"", query: Mapping[str, str] | None = None, **headers: str
+    ) -> Answer:
+        """A request as the server signs it, to the address that it uses itself. Raises one of Failed."""
+        return await ask(
+            self._signer.sign(method, key, SIGNED_SECONDS, query=query), method, headers=headers, body=body
+        )
+
+    async def _reachable(self) -> AsyncIterator[Finding]:
+        try:
+            # GET, for a HEAD is answered without saying why not.
+            answer = await self._ask("GET", "", query={"list-type": "2", "max-keys": "1"})
+        except Failed as error:
+            says = f"S3_ENDPOINT can't be reached ({type(error).__name__})."
+            yield wrong("reachable", says, "See that it runs, and that firewalls let us in.")
+            raise Over("S3 can't be reached") from None
+        bucket = self._settings.s3_bucket
+        if answer.status == 404 and self._settings.s3_create_bucket:
+            yield good("reachable", f"There is no bucket {bucket} yet; the server makes it at its start.")
+            raise Over("the bucket is not there")
+        skew = [] if answer.ahead is None else [clock("clock", answer.ahead, "S3")]
+        if answer.status != 200:
+            yield wrong("reachable", *_refused(answer, bucket))
+            for finding in skew:  # it may be why
+                yield finding
+            raise Over("S3 lets us do nothing")
+        yield good("reachable", f"The bucket {bucket} is there.")
+        for finding in skew or [skipped("clock", "S3 sends no Date.")]:
+            yield finding
+
+    async def _round_trip(self, key: str, content: bytes) -> Finding:
+        first, last = RANGE
+        try:
+            try:
+                put = await self._ask("PUT", key, content)
+                if put.status != 200:
+                    return wrong("round trip", *_refused(put, self._settings.s3_bucket))
+                got = await self._ask("GET", key)
+                piece = await self._ask("GET", key, Range=f"bytes={first}-{last}")
+            finally:
+                gone = await self._ask("DELETE", key)
+        except Failed as error:
+            return wrong("round trip", f"S3 broke off ({type(error).__name__}).", "See its own log.")
+        if got.body != content or piece.status != 206 or piece.body != content[first : last + 1]:
+            return wrong("round trip", "What was put is not what is got.", "See what stands between us and S3.")
+        if gone.status not in (200, 204):
+            return wrong("round trip", f"An object can't be removed ({gone.status}).", "Allow DeleteObject.")
+        return good("round trip", "An object was put, got, in part, too, and removed.")
+
+    async def _listed(self) -> Finding:
+        try:
+            answer = await self._ask("GET", "", query={"list-type": "2", "prefix": f"tails/{new_key()}/"})
+        except Failed as error:
+            return wrong("list", f"S3 broke off ({type(error).__name__}).", "See its own log.")
+        if answer.status != 200:
+            return wrong("list", "Objects can't be listed, so parts of uploads stay for ever.", "Allow ListBucket.")
+        return good("list", "Objects can be listed.")
+
+    async def _resumable(self) -> Finding:
+        key = new_key()
+        try:
+            upload = await self._storage.multipart.begin(key)
+            await self._storage.multipart.abort(key, upload)
+        except StorageAway:
+            do = "Allow CreateMultipartUpload and AbortMultipartUpload."
+            return wrong("resumable", "Uploads in parts can't be begun or taken back.", do)
+        return good("resumable", "Uploads in parts can be begun and taken back.")
+
+    async def _public(self, key: str, content: bytes) -> AsyncIterator[Finding]:
+        """What clients do, by the addresses that they are given."""
+        link = self._storage.put_link(Place(key, len(content), resumable=False))
+        assert link is not None
+        try:
+            async for finding in self._upload(link, content):
+                yield finding
+            async for finding in self._download(key, content):
+                yield finding
+            yield await self._cors(link)
+        except Failed as error:
+            says = f"S3_PUBLIC_ENDPOINT can't be reached from here ({_kind(error)})."
+            yield wrong("public upload", says, "See that clients reach it; here it may need an entry in DNS.")
+            raise Over("the public endpoint can't be reached") from None
+        finally:
+            await self._ask("DELETE", key)
+
+    async def _upload(self, link: Link, content: bytes) -> AsyncIterator[Finding]:
+        put = await ask(link.url, link.method, headers=link.headers, body=content)
+        if put.status != 200:
+            says, do = _refused(put, self._settings.s3_bucket)
+            yield wrong("public upload", f"Clients can't upload: {says}", do)
+            raise Over("clients can't upload")
+        again = await ask(link.url, link.method, headers=link.headers, body=bytes(len(content)))
+        if again.status == 200:
+            do = "Use an S3 that knows If-None-Match (AWS, MinIO, Ceph, SeaweedFS of this year)."
+            yield wrong("public upload", "A client can overwrite a file after it was checked.", do)
+        else:
+            yield good("public upload", "A client can upload a file, once.")
+
+    async def _download(self, key: str, content: bytes) -> AsyncIterator[Finding]:
+        first, last = RANGE
+        link = self._storage.content(key, "GET")
+        got, piece = await ask(link.url), await ask(link.url, headers={"Range": f"bytes={first}-{last}"})
+        if got.status != 200 or piece.status != 206 or piece.body != content[first : last + 1]:
+            says = f"Clients can't download ({got.status}, and {piece.status} for a part)."
+            yield wrong("public download", says, "See what stands between clients and S3: it must pass Host and Range.")
+        elif got.headers.get("Content-Disposition") != "attachment":
+            says = "Files are sent without Content-Disposition: attachment, so a browser may run what is in them."
+            yield weak("public download", says, "Let the proxy pass the parameters response-* on.")
+        else:
+            yield good("public download", "A client can download it, in part, too.")
+        plain = link.url.partition("?")[0]
+        if (await ask(plain)).status == 200:
+            do = "Take its public access away: policies, ACL, anonymous."
+            yield wrong("privacy", "Without a signature, too: the bucket is public.", do)
+        else:
+            yield good("privacy", "Without a signature nobody gets it.")
+
+    async def _cors(self, link: Link) -> Finding:
+        if not self._origins:
+            return skipped("cors", "CORS_ALLOW_ORIGINS names no web app.")
+        asked = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "content-type,if-none-match"}
+        refused = []
+        for origin in self._origins:
+            answer = await ask(link.url, "OPTIONS", headers={"Origin": origin, **asked})
+            if answer.headers.get("Access-Control-Allow-Origin") not in (origin, "*"):
+                refused.append(origin)
+        if refused:
+            do = "Add rules to the bucket: docs/operations.md, Files."
+            return wrong("cors", f"{', '.join(refused)} may not upload: the bucket has no CORS rule for it.", do)
+        return good("cors", "Web apps may upload.")
+
+
+def _kind(error: BaseException) -> str:
+    return "its certificate" if isinstance(error, ssl.SSLCertVerificationError) else type(error).__name__
+
+
+def _refused(answer: Answer, bucket: str) -> tuple[str, str]:
+    """What S3's error means, by its documented code: the rest of the answer may quote what was signed."""
+    found = re.search(rb"<Code>([A-Za-z]{1,64})</Code>", answer.body)
+    code = found[1].decode() if found else ""
+    means = {
+        "InvalidAccessKeyId": ("S3 does not know S3_ACCESS_KEY.", "Compare it with the keys there."),
+        "SignatureDoesNotMatch": (
+            "S3 does not take our signature.",
+            "Compare S3_SECRET_KEY and S3_REGION; a proxy before S3 must pass Host on.",
+        ),
+        "RequestTimeTooSkewed": ("S3 finds our clock wrong.", "Keep both machines in time with NTP."),
+        "AccessDenied": ("The key may not do this.", "Allow it to put, get, list and delete objects in the bucket."),
+        "NoSuchBucket": (f"There is no bucket {bucket}.", "Make it, or set S3_CREATE_BUCKET=true."),
+        "AuthorizationHeaderMalformed": ("S3 is in another region.", "Set S3_REGION to the bucket's."),
+        "NotImplemented": ("This S3 does not know what was asked.", "Use one that knows conditional writes."),
+    }
+    unknown = f"S3 answered {answer.status}{f' ({code})' if code else ''}."
+    return means.get(code, (unknown, "Its own log says why."))

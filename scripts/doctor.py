@@ -1,0 +1,219 @@
+"""Look at an installation from all sides, and say what is wrong with it: ``python -m scripts.doctor --url ADDRESS``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import server
+from config import logs
+from config.findings import Examination, Finding, Over, wrong
+from config.keyring import KeyringFile
+from config.settings import SettingsError, environment
+from config.storage import StorageSettings
+from handlers.tokens import Tokens
+from scripts.checks import database, examined, machine, public, redis, settings, storage
+
+NOT_WELL, WRONG_SETTINGS = 1, 78  # sysexits.h: EX_CONFIG; argparse itself ends with 2
+SECONDS = 20.0  # for each thing; all are looked at together, and the slowest, a coturn that drops packets, takes 15
+HANDSHAKE = 60  # seconds that a token of nobody's is good for
+
+MARKS = {"good": "✓", "weak": "!", "wrong": "✗", "skipped": "–"}
+
+EPILOG = """\
+It changes nothing that stays: a line in PostgreSQL's log, a key in Redis and a file in the storage, which it removes,
+and for some seconds relays of TURN. Run it where the server runs, as the user that the server runs as, for only then it
+sees the same files and limits. ✓ is well, ! works and should be changed, ✗ is wrong, – was not looked at. Exit codes: 0
+nothing is wrong (with --strict: nor weak), 1 something is, 2 wrong usage, 78 the settings can't be used. SSL_CERT_FILE
+names an authority of your own that is trusted.
+"""
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What was asked for; ends the program with 2 when that makes no sense."""
+    parser = argparse.ArgumentParser(
+        prog="scripts.doctor",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--url", type=_url, help="the public address, as clients know it: https://chat.example.org")
+    parser.add_argument("--token-file", type=_token, help="an access token of somebody's, to open a socket; - reads it")
+    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
+    parser.add_argument("--only", type=_names, default=(), help="only these, as: database,turn")
+    parser.add_argument("--timeout", type=float, default=SECONDS, help=f"seconds for each (default: {SECONDS:g})")
+    parser.add_argument("--strict", action="store_true", help="what is weak is wrong, too")
+    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    asked = parser.parse_args(words)
+    if not asked.timeout > 0:
+        parser.error("--timeout counts seconds")
+    return asked
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in text:
+        raise argparse.ArgumentTypeError("expected https://host")
+    return text.rstrip("/")
+
+
+def _token(text: str) -> str:
+    """The token in a file: among our arguments everybody on this machine could read it."""
+    try:
+        token = (sys.stdin.readline() if text == "-" else Path(text).read_text()).strip()
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text} can't be read ({type(error).__name__})") from None
+    if not token:
+        raise argparse.ArgumentTypeError(f"{text} is empty")
+    return token
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def examinations(asked: argparse.Namespace, values: Mapping[str, str]) -> list[Examination]:
+    """All that can be looked at with these settings, in the order in which it is told. Raises SettingsError."""
+    configuration = server.configure(_with_kept_secrets(values), make_secrets=False)
+    core = configuration.core
+    sections = {"": core, **configuration.sections}
+    named = {
+        field.upper(): getattr(section, field) for section in sections.values() for field in type(section).model_fields
+    }
+    found = [
+        settings.examination(named, values, asked.env_file or Path(".env")),
+        machine.examination(core),
+        database.examination(core),
+        redis.examination(core),
+    ]
+    stored = configuration.sections.get("files")
+    if isinstance(stored, StorageSettings):
+        found.append(storage.examination(core, stored, core.cors_allow_origins))
+    try:
+        for name, module in configuration.features.items():
+            examine = getattr(module, "examine", None)
+            if examine is not None:
+                found.append(examine(core, configuration.sections[name]))
+        found.append(public.examination(_door(asked, configuration)))
+    except (OSError, ValueError, TypeError) as error:
+        found.append(_unreadable(core.keyring_path, error))
+    return found
+
+
+def _with_kept_secrets(values: Mapping[str, str]) -> dict[str, str]:
+    """In development with the secrets that a server has made for itself, if there are any yet."""
+    given = dict(values)
+    if values.get("MIMU_ENV") != "production":
+        for path in (Path(values.get("MIMU_DATA_DIR", "var")) / "secrets").glob("*_secret"):
+            with contextlib.suppress(OSError):  # they are the server's user's, and we are somebody else
+                given.setdefault(path.name.upper(), path.read_text().strip())
+    return given
+
+
+def _door(asked: argparse.Namespace, configuration: server.Configuration) -> public.Door | None:
+    core = configuration.core
+    url = asked.url or getattr(configuration.sections.get("files"), "files_public_url", None)
+    if url is None and not core.port:
+        return None
+    tokens = Tokens(KeyringFile(core.keyring_path).ring("jwt", core.jwt_secrets), HANDSHAKE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the secret is short is a finding
+        nobody = tokens.issue(uuid4(), uuid4(), "doctor", "")
+    own = f"http://127.0.0.1:{core.port}"
+    return public.Door(url or own, core, nobody, asked.token_file, public=url is not None)
+
+
+def _unreadable(path: Path, error: Exception) -> Examination:
+    async def look() -> AsyncIterator[Finding]:
+        says = f"{path} can't be read ({type(error).__name__}), so neither TURN nor the public address was looked at."
+        yield wrong("keyring", says, "Run the doctor as the server's user.")
+        raise Over("the secrets are not known")
+
+    return Examination("keyring", "Keyring", ("keyring",), look)
+
+
+async def look(chosen: Sequence[Examination], seconds: float) -> dict[str, list[Finding]]:
+    """What each of them finds, all at the same time."""
+    found = await asyncio.gather(*(examined(examination, seconds) for examination in chosen))
+    return {examination.name: findings for examination, findings in zip(chosen, found, strict=True)}
+
+
+def table(chosen: Sequence[Examination], found: Mapping[str, Sequence[Finding]], seconds: float) -> str:
+    """What was found, for people."""
+    width = max(len(finding.part) for findings in found.values() for finding in findings)
+    lines = []
+    for examination in chosen:
+        lines += ["", examination.title]
+        # What is skipped for one reason is one line.
+        for (state, says, do), group in groupby(found[examination.name], lambda one: one[1:]):
+            first, *others = group
+            part = f"{1 + len(others)} parts" if others else first.part
+            lines.append(f"  {MARKS[state]} {part:{width}}  {says}")
+            if do:
+                lines.append(f"    {'':{width}}  → {do}")
+    counts = _counts(found)
+    told = ", ".join(f"{counts[state]} {state}" for state in MARKS if counts[state])
+    return "\n".join([*lines[1:], "", f"{told}; {seconds:.1f} s"])
+
+
+def _counts(found: Mapping[str, Sequence[Finding]]) -> Counter[str]:
+    return Counter(finding.state for findings in found.values() for finding in findings)
+
+
+def main() -> int:
+    asked = parse()
+    logs.configure("error")
+    logging.disable()  # what it stumbles over is a finding, and said once
+    try:
+        values = environment(asked.env_file)
+    except (OSError, ValueError) as error:
+        print(f"{asked.env_file or '.env'} can't be read ({type(error).__name__})", file=sys.stderr)
+        return WRONG_SETTINGS
+    unusable = False
+    try:
+        chosen = examinations(asked, values)
+    except SettingsError as error:
+        unusable = True
+        chosen = [settings.unusable(error.faults)]
+    if asked.only and not unusable:
+        unknown = set(asked.only) - {examination.name for examination in chosen}
+        if unknown:
+            names = ", ".join(examination.name for examination in chosen)
+            print(f"--only: there is no {', '.join(sorted(unknown))}; there are {names}", file=sys.stderr)
+            return 2
+        chosen = [examination for examination in chosen if examination.name in asked.only]
+    begun = time.monotonic()
+    try:
+        found = asyncio.run(look(chosen, asked.timeout))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return NOT_WELL
+    seconds = time.monotonic() - begun
+    counts = _counts(found)
+    well = not counts["wrong"] and not (asked.strict and counts["weak"])
+    if asked.json:
+        rows = [{"examination": name, **finding._asdict()} for name, findings in found.items() for finding in findings]
+        counted = {state: counts[state] for state in MARKS}
+        print(json.dumps({"well": well, "counts": counted, "seconds": round(seconds, 1), "findings": rows}))
+    else:
+        print(table(chosen, found, seconds))
+    if unusable:
+        return WRONG_SETTINGS
+    return 0 if well else NOT_WELL
+
+
+if __name__ == "__main__":
+    sys.exit(main())

