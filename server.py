@@ -44,6 +44,7 @@ from handlers.tokens import Tokens
 from models import migrations
 from models.access import Access
 from models.database import Database, Unavailable
+from models.epochs import Epoch
 from plugins import App, Every, Plugin, Timer
 
 log = structlog.get_logger(__name__)
@@ -127,7 +128,14 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         database_url, redis_url = await _services(core, stack)
         database = await stack.enter_async_context(Database(database_url, core.database_max_connections).open())
         redis = await stack.enter_async_context(_redis(redis_url))
+        epoch = Epoch(database, database_url)
 
+        async def look() -> None:
+            withdrawn = await epoch.look()
+            if withdrawn is not None:
+                log.info("sync_epoch_begun", prekeys_withdrawn=withdrawn)
+
+        await look()  # before anybody is served
         instance_id = uuid4()
         metrics = Metrics()
         bus = Bus(redis, instance_id)
@@ -146,6 +154,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         app = App(
             core=core,
             db=database,
+            epoch=epoch,
             redis=redis,
             bus=bus,
             hub=hub,
@@ -178,7 +187,12 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
                 log.info("keyring_reloaded")
 
         # A rotation is taken on by every server well before the new secret signs, a minute later.
-        own = (Every(1, hub.turn, "heartbeat"), Every(20, hub.announce, "announce"), Every(15, reload, "keyring"))
+        own = (
+            Every(1, hub.turn, "heartbeat"),
+            Every(20, hub.announce, "announce"),
+            Every(15, reload, "keyring"),
+            Every(15, look, "epoch"),
+        )
         for every in (*own, *(every for feature in features for every in feature.periodic)):
             timer = Timer(every, metrics)
             timer.start()
@@ -199,9 +213,8 @@ async def _services(core: Core, stack: contextlib.AsyncExitStack) -> tuple[str, 
         await migrations.migrate(database_url)
     else:
         database_url = core.database_url.get_secret_value()
-        due = set(migrations.versions()) - set(await migrations.applied(database_url))
-        if due:
-            raise migrations.MigrationError(f"the database lacks {', '.join(sorted(due))}: python -m scripts.migrate")
+    if newer := await migrations.ready(database_url):
+        log.info("schema_newer", versions=newer)
     if core.redis_url is None:
         return database_url, await stack.enter_async_context(embedded.valkey(core.mimu_data_dir))
     return database_url, core.redis_url.get_secret_value()
@@ -236,6 +249,9 @@ def assemble(app: App, features: Sequence[Plugin]) -> Site:
         if not app.bus.up:
             raise Unavailable
 
+    def epoch() -> str:
+        return str(app.epoch.id)
+
     async def welcome(peer: Peer) -> None:
         for feature in features:
             if feature.welcome:
@@ -251,7 +267,7 @@ def assemble(app: App, features: Sequence[Plugin]) -> Site:
             ("/health/ready", Health, {"checks": ready}),
             ("/health/live", Live, {}),
             ("/metrics", MetricsPage, {}),
-            ("/ws", SocketHandler, {"hub": app.hub, "events": events, "welcome": welcome}),
+            ("/ws", SocketHandler, {"hub": app.hub, "epoch": epoch, "events": events, "welcome": welcome}),
         ),
         events={"auth": prolonging(app.tokens)},
         checks={"database": database, "redis": redis},

@@ -76,8 +76,15 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
     public = False
 
-    def initialize(self, hub: Hub, events: Mapping[str, Event], welcome: Callable[[Peer], Awaitable[None]]) -> None:
+    def initialize(
+        self,
+        hub: Hub,
+        epoch: Callable[[], str],
+        events: Mapping[str, Event],
+        welcome: Callable[[Peer], Awaitable[None]],
+    ) -> None:
         self._hub = hub
+        self._epoch = epoch
         self._events = events
         self._welcome = welcome
 
@@ -148,6 +155,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
                 "session_id": str(session.session_id),
                 "server_time": timestamp(datetime.now(UTC)),
                 "heartbeat_seconds": HEARTBEAT,
+                "epoch": self._epoch(),
             }
         )
         # Beside the reader, so that a slow database doesn't keep the socket from answering.

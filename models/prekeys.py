@@ -196,3 +196,13 @@ async def left(db: Database, user_id: UUID, at_most: int) -> int:
         user_id,
         at_most,
     )
+
+
+async def used_up(db: Database, user_id: UUID) -> bool:
+    """Whether a user had one-time prekeys, and none is left. Who never sent any wants none."""
+    return await db.value(  # type: ignore[no-any-return]
+        """SELECT NOT EXISTS (SELECT 1 FROM one_time_prekeys WHERE user_id = $1 AND NOT used)
+              AND (EXISTS (SELECT 1 FROM spent_prekeys WHERE user_id = $1 AND kind = 'one_time')
+                   OR EXISTS (SELECT 1 FROM one_time_prekeys WHERE user_id = $1))""",
+        user_id,
+    )

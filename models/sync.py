@@ -17,37 +17,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-import peewee
-
 from models.changes import event_fields
-from models.database import Database, Row, Table
+from models.database import Database, Row
 from models.listing import MESSAGE, UNEXPIRED
-
-
-class SyncEpoch(Table):
-    """One row: what positions are counted from, and in which life of the database."""
-
-    single = peewee.BooleanField(primary_key=True, default=True)
-    epoch = peewee.UUIDField()
-    system_identifier = peewee.BigIntegerField()
-    base = peewee.BigIntegerField()
-
-    class Meta:
-        table_name = "sync_epoch"
-
-
-async def settle_epoch(db: Database) -> bool:
-    """Begin a new epoch when the database was restored into another cluster, where transaction ids are counted anew;
-    whether that is so. Called when a server starts."""
-    return (
-        await db.execute(
-            """UPDATE sync_epoch SET epoch = gen_random_uuid(), system_identifier = here.system_identifier,
-                   base = greatest(base, (SELECT coalesce(max(last_position), 0) FROM chat_threads))
-               FROM pg_control_system() AS here
-               WHERE sync_epoch.system_identifier <> here.system_identifier"""
-        )
-        == 1
-    )
 
 
 class Moment(NamedTuple):

@@ -35,6 +35,7 @@ from handlers.socket import Event
 from handlers.tokens import Tokens
 from models.access import Access
 from models.database import Database
+from models.epochs import Epoch
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +46,7 @@ class App:
 
     core: Core
     db: Database
+    epoch: Epoch
     redis: Redis
     bus: Bus
     hub: Hub

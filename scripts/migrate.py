@@ -1,4 +1,8 @@
-"""Bring the database up to date: ``python -m scripts.migrate``. Safe to run again, and from several places at once."""
+"""Bring the database up to date: ``python -m scripts.migrate``. Safe to run again, and from several places at once.
+
+Servers may run meanwhile. A change that can't be made at once because a table is in use lets the others go first, and
+is tried again for ten minutes; what is waited for is said on standard error.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ async def run(dsn: str, *, check: bool, as_json: bool) -> int:
         due = sorted(set(migrations.versions()) - set(await migrations.applied(dsn)))
         _say(as_json, {"due": due}, f"due: {', '.join(due)}" if due else "up to date")
         return 1 if due else 0
-    done = await migrations.migrate(dsn)
+    done = await migrations.migrate(dsn, tell=lambda text: print(text, file=sys.stderr, flush=True))
     _say(as_json, {"applied": done}, f"applied: {', '.join(done)}" if done else "up to date")
     return 0
 

@@ -61,7 +61,17 @@ MESSAGE, SEALED_MESSAGE = "3e55a9e0-1d2c-7b4a-9f83-6e5d4c3b2a13", "3e55a9e1-1d2c
 INVITE = "1a017e00-3b5d-4c7e-9f10-8d6b4a2c0e15"
 
 # Of these the type alone is compared.
-FREE = {"credential", "cursor", "duration_seconds", "request_id", "retry_after", "seconds", "token", "username"}
+FREE = {
+    "credential",
+    "cursor",
+    "duration_seconds",
+    "epoch",
+    "request_id",
+    "retry_after",
+    "seconds",
+    "token",
+    "username",
+}
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
 CLIENT_CODES = {1000, 1006}  # of the client, and of its library: the server sends neither

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
-
-import structlog
 from pydantic import Field
 
 from config.retention import Retention
 from config.settings import Rate, RateLimit
 from handlers.base import ID
 from handlers.socket import Event
-from models import sync as sync_model
 from plugins import App, Every, Plugin
 from plugins.messages import http, shapes
 from plugins.messages.journal import Journal
@@ -20,8 +15,6 @@ from plugins.messages.messages import Messages
 from plugins.messages.receipts import Receipts
 from plugins.messages.sealed import Inboxes
 from plugins.messages.sync import Sync
-
-log = structlog.get_logger(__name__)
 
 
 class Settings(Retention):
@@ -40,13 +33,6 @@ def setup(app: App, settings: Settings) -> Plugin:
     sync = Sync(app.db, app.alerts, settings.sync_retention_days)
     by_user = {"messages": messages, "rate": settings.rate_limit_messages}
 
-    @contextlib.asynccontextmanager
-    async def lifespan() -> AsyncIterator[None]:
-        if await sync_model.settle_epoch(app.db):
-            log.info("sync_epoch_begun")
-        async with journal.running():
-            yield
-
     return Plugin(
         name="messages",
         routes=(
@@ -60,5 +46,5 @@ def setup(app: App, settings: Settings) -> Plugin:
         events={"message_send": Event(shapes.Send, messages.send)},
         # Contract section 7: erased within 15 s of the time.
         periodic=(Every(5, messages.expire, "message_expiry"),),
-        lifespan=lifespan,
+        lifespan=journal.running,
     )

@@ -24,4 +24,5 @@ def setup(app: App, settings: Settings) -> Plugin:
             ("/users/me/prekeys", http.Supply, {"prekeys": prekeys, "rate": settings.rate_limit_prekey_upload}),
             ("/users/([A-Za-z0-9_]{3,32})/prekeys", http.Bundle, {"prekeys": prekeys}),
         ),
+        welcome=prekeys.greet,
     )

@@ -9,7 +9,7 @@ from config.settings import Rate
 from handlers import keys
 from handlers.alerts import Alerts
 from handlers.errors import Conflict, Fault, InvalidRequest, NotFound
-from handlers.hub import Hub
+from handlers.hub import Hub, Peer
 from handlers.limits import Limits
 from handlers.shapes import b64
 from models import prekeys, users
@@ -65,6 +65,12 @@ class Prekeys:
         if remaining < LOW:
             self._hub.send(owner, {"type": "prekeys_low", "remaining": remaining})
             self._alerts.prekeys_low(owner)
+
+    async def greet(self, peer: Peer) -> None:
+        """Tell a socket whose owner has run out of one-time prekeys: nobody fetched the last one, they were withdrawn
+        (models/epochs.py), or the device was away when it went."""
+        if await prekeys.used_up(self._db, peer.session.user_id):
+            peer.send({"type": "prekeys_low", "remaining": 0})
 
     async def supply(self, user_id: UUID) -> dict[str, Any]:
         """How many keys are left, and the signed prekey that bundles bear now."""

@@ -1,0 +1,99 @@
+"""Epochs: the lives of a database. It begins a new one when it was put back to an earlier time.
+
+What clients and servers know then is ahead of it. Cursors of ``/sync`` count transactions that are counted anew, so
+they are told by their epoch; and one-time prekeys that are unused here may have been handed out since, so none of them
+is ever handed out again: their ids move to ``spent_prekeys``, where they are refused as before, and their owners upload
+others. Servers look at their start, before they serve anybody, and every 15 seconds.
+
+How it is noticed is ``database_place()`` (migration 0007). A dump that is restored is in another cluster, another
+database or other tables; a cluster that was recovered to a moment is on a new timeline. So is one whose standby took
+over, and rightly: what the standby had not got yet is lost. A snapshot of the disk put in place of a later state looks
+like the state it is of; who does that says so with ``scripts.restore --settle``.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import asyncpg
+import peewee
+
+from models.database import Database, Table
+
+UNFINISHED = "restore_unfinished"  # a table that is there while a restore is under way, and after one that broke off
+
+
+class SyncEpoch(Table):
+    """One row: what positions are counted from, and in which life of which database."""
+
+    single = peewee.BooleanField(primary_key=True, default=True)
+    epoch = peewee.UUIDField()
+    system_identifier = peewee.BigIntegerField()
+    base = peewee.BigIntegerField()
+    place = peewee.TextField(default="")
+
+    class Meta:
+        table_name = "sync_epoch"
+
+
+# In the order of users, as the cleanup writes them: two that write the notes of many don't wait for each other in a
+# circle.
+_FORGET = """
+WITH gone AS (
+    DELETE FROM {table} WHERE {which} RETURNING user_id, key_id
+), noted AS (
+    INSERT INTO spent_prekeys AS known (user_id, kind, key_ids)
+    SELECT user_id, '{kind}', range_agg(int8range(key_id, key_id, '[]')) FROM gone GROUP BY user_id ORDER BY user_id
+    ON CONFLICT (user_id, kind) DO UPDATE SET key_ids = known.key_ids + excluded.key_ids
+)
+SELECT count(*) FROM gone
+"""
+_FORGETS = (
+    _FORGET.format(table="one_time_prekeys", which="true", kind="one_time"),
+    _FORGET.format(table="kyber_prekeys", which="NOT last_resort", kind="kyber"),
+)
+# Positions of events stay above all that there are, whatever the ids of transactions begin with.
+_BEGIN = """
+UPDATE sync_epoch SET epoch = gen_random_uuid(), place = database_place(),
+    system_identifier = (SELECT system_identifier FROM pg_control_system()),
+    base = greatest(base, (SELECT coalesce(max(last_position), 0) FROM chat_threads))
+"""
+
+
+async def begin(connection: asyncpg.Connection) -> int:
+    """Begin a new epoch, in the caller's transaction; how many one-time prekeys are not handed out any more."""
+    gone = [await connection.fetchval(sql) for sql in _FORGETS]
+    await connection.execute(_BEGIN)
+    return sum(gone)
+
+
+async def settle(dsn: str) -> int | None:
+    """Begin a new epoch if the database is not where it was; the number of prekeys that are withdrawn, None when all is
+    as it was. Takes as long as it takes: over a connection of its own, without the time limits of requests."""
+    connection = await asyncpg.connect(dsn, timeout=5)
+    try:
+        if await connection.fetchval("SELECT place = database_place() FROM sync_epoch"):
+            return None
+        async with connection.transaction():
+            # Of several servers that start one does it, and the others find it done.
+            if await connection.fetchval("SELECT place = database_place() FROM sync_epoch FOR UPDATE"):
+                return None
+            return await begin(connection)
+    finally:
+        await connection.close()
+
+
+class Epoch:
+    """The epoch of a server's database, as clients are told it."""
+
+    def __init__(self, db: Database, dsn: str) -> None:
+        self._db, self._dsn = db, dsn
+        self.id = UUID(int=0)
+
+    async def look(self) -> int | None:
+        """Settle the database if need be, and learn its epoch; what ``settle`` says. Raises Unavailable."""
+        row = await self._db.row("SELECT epoch, place = database_place() AS settled FROM sync_epoch")
+        assert row is not None
+        withdrawn = None if row["settled"] else await settle(self._dsn)
+        self.id = row["epoch"] if row["settled"] else await self._db.value("SELECT epoch FROM sync_epoch")
+        return withdrawn
