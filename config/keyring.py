@@ -122,6 +122,15 @@ class KeyringFile:
                 self._save(rings)
             return rings[kind]
 
+    def renew(self, kind: str) -> Key:
+        """Replace all secrets of a kind by a new one that signs at once: what the others signed is accepted no more."""
+        with self._locked():
+            rings = self._load()
+            new = Key(secrets.token_hex(32), time.time())
+            rings[kind] = [new]
+            self._save(rings)
+            return new
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

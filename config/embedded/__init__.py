@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from signal import SIGINT, SIGQUIT, SIGTERM
@@ -20,7 +20,7 @@ from config.embedded.child import Child, run
 from config.embedded.home import EmbeddedError, Home, inhabit, lock, shipped
 from config.secrets import keep
 
-__all__ = ["EmbeddedError", "lock", "postgres", "valkey"]
+__all__ = ["EmbeddedError", "lock", "postgres", "postgres_beside", "valkey"]
 
 MAJOR = "16"  # another major version can't read the data folder
 
@@ -108,6 +108,25 @@ def postgres_of(folder: Path) -> str | None:
     except (OSError, ValueError, IndexError):
         return None
     return f"postgresql://mimu:{password}@127.0.0.1:{port}/mimu"
+
+
+@asynccontextmanager
+async def postgres_beside(folder: Path) -> AsyncIterator[str]:
+    """The address of the PostgreSQL on ``folder``: of the server that runs there just now; when none does, it is
+    started for the block. Raises EmbeddedError, also when there are no data yet."""
+    if not (folder / "postgres" / "data").exists():
+        raise EmbeddedError(f"{folder} has no database, and DATABASE_URL is unset: set one of MIMU_DATA_DIR and that.")
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock(folder))
+        except EmbeddedError:
+            running = postgres_of(folder)
+            if running is None:
+                raise
+            yield running
+            return
+        async with postgres(folder) as started:
+            yield started
 
 
 async def _create(home: Home, binary: Path, password: str) -> None:

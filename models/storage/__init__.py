@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -138,6 +139,12 @@ class Storage(Protocol):
 
     async def remove(self, key: str, upload_id: str | None) -> None:
         """Remove all there is of a file; also nothing."""
+
+    async def copy_out(self, key: str, target: Path) -> bytes:
+        """Copy a settled file to a new one of this machine, durably; its SHA-256. Raises FileNotFoundError."""
+
+    async def copy_in(self, key: str, source: Path) -> None:
+        """Put a settled file back, durably, over what there is of it. Raises StorageFull, too."""
 
 
 class Hashes:

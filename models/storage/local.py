@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 READING = 8  # threads that wait for the disk: it has some requests under way at a time, more would wait in the kernel
 SYNCING = 2  # that make it write: each keeps a processor busy that the loop may want
+COPY_BYTES = 1 << 20  # read at a time when a file is copied
 SYNC_BYTES = 8 << 20  # kill -9 costs an upload no more than two of these, and its end waits for no more to be written
 # The disk may be PostgreSQL's as well, which stops when it is full: files leave it this much, or a part of a small one.
 KEEP_FREE, KEEP_FREE_PART = 1 << 30, 0.05
@@ -166,6 +167,45 @@ class LocalStorage:
             self.path(key).unlink(missing_ok=True)
 
         await self.run(unlink)
+
+    async def copy_out(self, key: str, target: Path) -> bytes:
+        def copy() -> bytes:
+            with self.path(key).open("rb", buffering=0) as file:
+                return write(iter(lambda: file.read(COPY_BYTES), b""), target)
+
+        return await self.run(copy, self.writing)
+
+    async def copy_in(self, key: str, source: Path) -> None:
+        def copy() -> None:
+            path = self.path(key)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            new = path.with_suffix(".new")
+            new.unlink(missing_ok=True)
+            with source.open("rb", buffering=0) as file:
+                write(iter(lambda: file.read(COPY_BYTES), b""), new)
+            new.replace(path)
+            _sync(path.parent)
+            _sync(self._folder)
+
+        await self.run(copy, self.writing)
+
+
+def private(path: str, flags: int) -> int:
+    """Opens a new file that nobody else may read."""
+    return os.open(path, flags, 0o600)
+
+
+def write(blocks: Iterable[bytes], target: Path) -> bytes:
+    """Write a new file, durably; its SHA-256."""
+    found = hashlib.sha256()
+    with open(target, "xb", opener=private, buffering=0) as file:
+        for block in blocks:
+            rest = memoryview(block)
+            while rest:  # a disk that is nearly full takes less than it is given, and says why the next time
+                rest = rest[file.write(rest) :]
+            found.update(block)
+        os.fsync(file.fileno())
+    return found.digest()
 
 
 def _sync(folder: Path) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
+import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -24,7 +26,7 @@ from obstore.store import S3Store
 
 from config.storage import StorageSettings
 from models.storage import Hashes, Link, Place, Progress, StorageAway, proven
-from models.storage.local import troubles
+from models.storage.local import private, troubles
 from models.storage.multipart import Multipart, Part
 from models.storage.sigv4 import Signer
 
@@ -179,6 +181,28 @@ class S3Storage:
         await self.remove_tails(key)
         with _troubles(), contextlib.suppress(FileNotFoundError):
             await obstore.delete_async(self.objects, proven(key))
+
+    async def copy_out(self, key: str, target: Path) -> bytes:
+        found = hashlib.sha256()
+        with _troubles():
+            size = (await obstore.head_async(self.objects, proven(key)))["size"]
+            file = await self.run(lambda: open(target, "xb", opener=private))  # noqa: SIM115  # closed below
+            try:
+                for start in range(0, size, READ_SIZE):
+                    end = min(start + READ_SIZE, size)
+                    block = await obstore.get_range_async(self.objects, key, start=start, end=end)
+                    await self.run(functools.partial(file.write, block))
+                    await asyncio.to_thread(found.update, block)
+                await self.run(file.flush)
+                await self.run(lambda: os.fsync(file.fileno()))
+            finally:
+                file.close()
+        return found.digest()
+
+    async def copy_in(self, key: str, source: Path) -> None:
+        await self.check()
+        with _troubles():
+            await obstore.put_async(self.objects, proven(key), source)
 
     async def remove_tails(self, key: str, kept: str | None = None) -> None:
         with _troubles():

@@ -1,0 +1,165 @@
+"""Backups: a folder that has everything to set a server up again, written beside running servers, whole or not at all.
+
+    mimu-20260301T093000Z/
+        manifest.json     what it is: format, time, schema, epoch, rows, and size and SHA-256 of each part
+        database/         what pg_dump writes in its directory format, at one moment (dump.py)
+        files.sha256      the files, as sha256sum has them
+        files/ab/abcd…    their bytes, by storage key (stored.py)
+    mimu-20260301T093000Z-keys.tar   the server's secrets (keys.py), which belong somewhere else
+
+A folder whose name begins with a dot is not finished, or is being removed: nothing here takes it for a backup.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+DATABASE = "database"
+FILES = "files"
+FILE_SUMS = "files.sha256"
+BLOCK = 1 << 20  # bytes that are read at a time
+
+Tell = Callable[[str], None]
+
+
+class BackupError(Exception):
+    """A backup can't be made, or not be used. The message is for the operator, and bears nothing of what is in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A file of a backup, by its path in the folder."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The users' files in a backup; ``without`` are those that its database knows and it has no bytes of, by key."""
+
+    count: int
+    bytes: int
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a backup is. Without ``files`` it has none: they lie elsewhere."""
+
+    made_at: str
+    schema: str
+    epoch: str
+    postgresql: int  # the major version of the server it is of
+    rows: dict[str, int]
+    files: Files | None
+    parts: tuple[Part, ...]
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Write it, durably. It comes last: a folder without it is no backup."""
+        body = asdict(self)
+        text = json.dumps({"manifest": body, "sha256": _digest(body)}, indent=1)
+        with (folder / MANIFEST).open("x") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of a backup. Raises BackupError for what is none, and for one that was changed."""
+        path = folder / MANIFEST
+        if folder.name.startswith(".") or not path.is_file():
+            raise BackupError(f"{folder} is not a finished backup")
+        try:
+            whole: dict[str, Any] = json.loads(path.read_bytes())
+            body = whole["manifest"]
+            if body["format"] != FORMAT:
+                raise BackupError(f"{folder} is of format {body['format']}; this version reads {FORMAT}")
+            if whole["sha256"] != _digest(body):
+                raise BackupError(f"{path} is damaged")
+            files = body["files"]
+            return cls(
+                **{
+                    **body,
+                    "files": files and Files(files["count"], files["bytes"], tuple(files["without"])),
+                    "parts": tuple(Part(**part) for part in body["parts"]),
+                }
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise BackupError(f"{path} is damaged") from error
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def part(folder: Path, path: Path) -> Part:
+    return Part(path.relative_to(folder).as_posix(), path.stat().st_size, digest(path))
+
+
+def listed(folder: Path) -> Iterator[tuple[str, str]]:
+    """The users' files of a backup: SHA-256 and storage key."""
+    with (folder / FILE_SUMS).open() as lines:
+        for line in lines:
+            sha256, _, path = line.rstrip("\n").partition("  ")
+            yield sha256, path.rpartition("/")[2]
+
+
+def file_path(folder: Path, key: str) -> Path:
+    """Where the bytes of a user's file are in a backup."""
+    return folder / FILES / key[:2] / key
+
+
+def verify(folder: Path, manifest: Manifest, tell: Tell) -> None:
+    """Read every part and every file. Raises BackupError, which names the first that is not what was written."""
+    for one in manifest.parts:
+        tell(f"verifying {one.path}")
+        _same(folder / one.path, one.path, one.sha256)
+    if manifest.files is None:
+        return
+    for number, (sha256, key) in enumerate(listed(folder), 1):
+        if number % 100 == 1:
+            tell(f"verifying files, {number} of {manifest.files.count}")
+        path = file_path(folder, key)
+        _same(path, path.relative_to(folder).as_posix(), sha256)
+
+
+def _same(path: Path, name: str, sha256: str) -> None:
+    try:
+        found = digest(path)
+    except FileNotFoundError:
+        raise BackupError(f"{name} is missing") from None
+    if found != sha256:
+        raise BackupError(f"{name} is damaged: its SHA-256 is not the one of the backup")
+
+
+def sync(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_below(folder: Path, but: Sequence[str] = ()) -> None:
+    """The same for a folder and all below it."""
+    for way, folders, _ in os.walk(folder):
+        folders[:] = [name for name in folders if name not in but]
+        sync(Path(way))

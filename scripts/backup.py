@@ -1,0 +1,214 @@
+"""Back up the database, the files and the secrets: ``python -m scripts.backup --output DIR``. Servers may run on."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from config import embedded, logs
+from config.settings import Core, Section, SettingsError, environment, load
+from config.storage import StorageSettings
+from models.backups import DATABASE, FILE_SUMS, BackupError, Manifest, Tell, keys, part, restoring, stored, sync_below
+from models.backups import verify as verify_parts
+from models.backups.dump import StoredFile, snapshot
+from models.backups.programs import into
+from models.backups.shelf import Shelf, size
+from models.storage import Storage, StorageAway, StorageFull, opened
+from scripts.progress import progress
+
+FAILED, INCOMPLETE, WRONG_SETTINGS = 1, 3, 78  # sysexits.h: EX_CONFIG; argparse itself ends with 2
+FAILURES = (
+    *(BackupError, embedded.EmbeddedError, StorageAway, StorageFull, OSError),
+    *(asyncpg.PostgresError, asyncpg.InterfaceError),
+)
+
+EPILOG = """\
+Makes DIR/mimu-YYYYMMDDTHHMMSSZ, a folder, and beside it an archive of the server's secrets, which is better kept
+elsewhere: --keys. The folder gets its name when everything in it is whole and on the disk; what is broken off is
+removed, now or by the next run. It bears no one-time prekey that could be handed out again. Files that the newest
+backup in DIR has are linked to, not copied. Needs pg_dump, of the server's version or newer. python -m scripts.restore
+puts it back.
+Exit codes: 0 made; 1 failed, and nothing is left; 2 wrong usage; 3 made, but the storage lacks files that the database
+has; 78 wrong settings.
+"""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be backed up, and how."""
+
+    shelf: Shelf
+    keep: int | None
+    files: bool
+    keys: Path | None  # the folder for them
+    verify: bool
+
+
+@contextlib.asynccontextmanager
+async def database(core: Core) -> AsyncIterator[str]:
+    """The address of the database: the one of the settings, or the embedded one."""
+    if core.database_url is not None:
+        yield core.database_url.get_secret_value()
+        return
+    async with embedded.postgres_beside(core.mimu_data_dir) as dsn:
+        yield dsn
+
+
+async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Storage, tell: Tell) -> dict[str, Any]:
+    """Make a backup; what is told of it."""
+    began = time.monotonic()
+    secrets = keys.gathered(core, values) if asked.keys else {}
+    with asked.shelf.held(), asked.shelf.place() as (work, final):
+        async with database(core) as dsn:
+            said, wanted = await _dump(dsn, work, tell)
+            copied = lost = None
+            if asked.files:
+                before = asked.shelf.backups()[-1:]
+                async with storage.running():
+                    copied = await stored.take(storage, wanted, work, before[0] if before else None, tell)
+                lost = copied.damaged + await _known(dsn, copied.without)
+            parts = [part(work, path) for path in sorted((work / DATABASE).iterdir())]
+            if copied:
+                parts.append(part(work, work / FILE_SUMS))
+            manifest = Manifest(**said, files=copied.files if copied else None, parts=tuple(parts))
+            manifest.write(work)
+            tell("waiting for the disk")
+            await asyncio.to_thread(sync_below, work)
+            if asked.verify:
+                await asyncio.to_thread(verify_parts, work, manifest, tell)
+                name = f"mimu_verify_{os.getpid()}"
+                await restoring.proven(dsn, into(dsn, name), name, work, manifest, tell)
+        archive = None
+        if asked.keys:
+            asked.keys.mkdir(mode=0o700, parents=True, exist_ok=True)
+            archive = asked.keys / f"{final.name}-keys.tar"
+            keys.write(archive, secrets)
+        asked.shelf.finish(work, final)
+        removed = asked.shelf.thin(asked.keep) if asked.keep else []
+    return {
+        "backup": str(final),
+        "keys": archive and str(archive),
+        "schema": manifest.schema,
+        "epoch": manifest.epoch,
+        "bytes": await asyncio.to_thread(size, final),
+        "files": copied and {"count": copied.count, "bytes": copied.bytes, "linked": copied.linked},
+        "lost": lost,
+        "verified": asked.verify,
+        "removed": [str(path) for path in removed],
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+async def _dump(dsn: str, work: Path, tell: Tell) -> tuple[dict[str, Any], list[StoredFile]]:
+    """The database at one moment: what the manifest says of it, and the files that it knows."""
+    async with snapshot(dsn) as moment:
+        schema, epoch = await moment.identity()
+        made_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        tell("counting")
+        rows = await moment.rows()
+        wanted = await moment.files()
+        await moment.dump(dsn, work / DATABASE, tell)
+        said = {"made_at": made_at, "schema": schema, "epoch": epoch, "postgresql": moment.postgresql, "rows": rows}
+    return said, wanted
+
+
+async def _known(dsn: str, absent: list[str]) -> list[str]:
+    """Of files that were not in the storage those that the database has still: they are lost. The others were deleted
+    meanwhile."""
+    if not absent:
+        return []
+    connection = await asyncpg.connect(dsn, timeout=5)
+    try:
+        rows = await connection.fetch("SELECT storage_key FROM files WHERE storage_key = ANY ($1)", absent)
+    finally:
+        await connection.close()
+    return [key for (key,) in rows]
+
+
+def _say(told: dict[str, Any]) -> None:
+    print(f"{told['backup']}: {told['bytes'] / 1e6:.1f} MB in {told['seconds']} s")
+    if told["files"]:
+        print(f"files: {told['files']['count']}, of which {told['files']['linked']} are linked to the backup before")
+    if told["keys"]:
+        print(f"keys: {told['keys']}")
+    if told["verified"]:
+        print("verified: it was restored into a database of its own")
+    for path in told["removed"]:
+        print(f"removed {path}")
+
+
+def _number(text: str) -> int:
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError("expected a number of at least 1")
+    return int(text)
+
+
+def main() -> int:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="scripts.backup", description=__doc__, epilog=EPILOG, formatter_class=raw, allow_abbrev=False
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder that it is made into")
+    parser.add_argument("--keep", type=_number, metavar="N", help="remove all but the newest N from there at the end")
+    parser.add_argument(
+        "--files", choices=("copy", "none"), default="copy", help="none: leave them out, they are backed up elsewhere"
+    )
+    parser.add_argument("--keys", type=Path, metavar="DIR", help="the folder for the secrets (default: --output)")
+    parser.add_argument("--without-keys", action="store_true", help="leave the secrets out")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read everything back, restore the database into one made for it on the same server, compare, and drop it",
+    )
+    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
+    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    given = parser.parse_args()
+    if given.keys and given.without_keys:
+        parser.error("--keys and --without-keys contradict each other")
+    output = given.output.absolute()
+    where = None if given.without_keys else (given.keys or output).absolute()
+    asked = Asked(Shelf(output), given.keep, given.files == "copy", where, given.verify)
+    try:
+        values = environment(given.env_file)
+        wanted: dict[str, type[Section]] = {"": Core, "files": StorageSettings}
+        core, settings = load(wanted, values).values()
+    except SettingsError as error:
+        print("\n".join(error.faults), file=sys.stderr)
+        return WRONG_SETTINGS
+    assert isinstance(core, Core) and isinstance(settings, StorageSettings)
+    os.umask(0o077)
+    logs.configure("warning")
+    try:
+        storage = opened.storage(settings, core.mimu_data_dir)
+        with progress() as tell:
+            told = asyncio.run(run(asked, core, values, storage, tell))
+    except FAILURES as error:
+        print(f"backup failed: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("stopped; nothing is left of it", file=sys.stderr)
+        return FAILED
+    if given.json:
+        print(json.dumps(told))
+    else:
+        _say(told)
+    if told["lost"]:
+        print(f"the storage has not what the database says: {' '.join(told['lost'])}", file=sys.stderr)
+        return INCOMPLETE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

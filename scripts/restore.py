@@ -1,0 +1,235 @@
+"""Put a backup back: ``python -m scripts.restore BACKUP``. Servers of that database must be stopped.
+
+What clients and servers learned since the backup must not be undone by it: one-time prekeys are not handed out again,
+sessions end, access tokens are signed with a new secret, and clients are told that the server went back in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from config import embedded, logs
+from config.keyring import KeyringFile
+from config.settings import Core, Section, SettingsError, environment, load
+from config.storage import StorageSettings
+from models import migrations
+from models.backups import BackupError, Manifest, Tell, keys, stored, verify
+from models.backups.programs import find, into
+from models.backups.restoring import Target, target
+from models.storage import Storage, opened
+from scripts.backup import FAILED, FAILURES, WRONG_SETTINGS
+from scripts.progress import progress
+
+EPILOG = """\
+Everything is verified before anything is changed. The database must be empty, or migrated and without an account: with
+--force what is in it is lost. From the first change to the last no server starts on it; a restore that broke off is
+begun again with the same command. With several machines, stop all servers, and give them the new keyring file: without
+it they would accept tokens of sessions that ended since the backup.
+
+--settle is for a database that was put back by other means, such as pg_restore, or a snapshot of the disk: it changes
+nothing but what must not be undone. Exit codes: 0 done, 1 failed, 2 wrong usage, 78 wrong settings.
+"""
+
+
+@contextlib.asynccontextmanager
+async def database(core: Core, name: str | None) -> AsyncIterator[str]:
+    """The address of the database to restore into, with ``name`` another one of that server, made if need be."""
+    async with contextlib.AsyncExitStack() as stack:
+        if core.database_url is not None:
+            dsn = core.database_url.get_secret_value()
+        elif name is not None:
+            dsn = await stack.enter_async_context(embedded.postgres_beside(core.mimu_data_dir))
+        else:
+            stack.enter_context(embedded.lock(core.mimu_data_dir))  # no server runs on it
+            dsn = await stack.enter_async_context(embedded.postgres(core.mimu_data_dir))
+        if name is not None:
+            connection = await asyncpg.connect(dsn, timeout=5)
+            try:
+                with contextlib.suppress(asyncpg.DuplicateDatabaseError):
+                    await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
+            finally:
+                await connection.close()
+            dsn = into(dsn, name)
+        yield dsn
+
+
+async def restore(
+    asked: argparse.Namespace, core: Core, values: Mapping[str, str], storage: Storage, tell: Tell
+) -> dict[str, Any]:
+    """Restore a backup; what is told of it."""
+    folder = asked.backup.absolute()
+    manifest = Manifest.read(folder)
+    if manifest.schema > migrations.versions()[-1]:
+        raise BackupError(
+            f"the backup has the schema {manifest.schema}, and this version knows {migrations.versions()[-1]}: "
+            "restore it with the version that made it, or a newer one"
+        )
+    await asyncio.to_thread(verify, folder, manifest, tell)
+    told: dict[str, Any] = {"backup": str(folder), "made_at": manifest.made_at, "schema": manifest.schema}
+    if asked.check:
+        return {**told, "rows": manifest.rows, "files": manifest.files and manifest.files.count}
+    secrets = keys.read(asked.keys) if asked.keys else {}
+    files = manifest.files if asked.files == "copy" and asked.into is None else None
+    async with database(core, asked.into) as dsn, target(dsn) as place:
+        await _possible(place, manifest)
+        await place.alone()
+        await _agreed(asked, dsn, place, f"restores the backup of {manifest.made_at}")
+        told["keys"] = keys.put_back(core, values, secrets, force=asked.force)
+        await place.mark(folder.name)
+        await place.empty()
+        await place.fill(folder, asked.jobs, tell)
+        if files is not None:
+            async with storage.running():
+                await stored.put_back(storage, folder, files, tell)
+        told["files"] = files and files.count
+        without = files.without if files else ()
+        return {**told, **await _settle(asked, core, place, without, tell)}
+
+
+async def settle(asked: argparse.Namespace, core: Core, tell: Tell) -> dict[str, Any]:
+    """Make a database that was put back by other means safe; what is told of it."""
+    async with database(core, asked.into) as dsn, target(dsn) as place:
+        await migrations.ready(dsn)
+        await place.alone()
+        await _agreed(asked, dsn, place, "ends all sessions and withdraws all one-time prekeys", over=True)
+        return await _settle(asked, core, place, (), tell)
+
+
+async def _possible(place: Target, manifest: Manifest) -> None:
+    if place.postgresql < manifest.postgresql:
+        raise BackupError(f"the backup is of PostgreSQL {manifest.postgresql}; this server is {place.postgresql}")
+    await find("pg_restore", place.postgresql)  # before the database is emptied
+
+
+async def _agreed(asked: argparse.Namespace, dsn: str, place: Target, what: str, *, over: bool = False) -> None:
+    """Raises BackupError when there is something to be lost, or the operator does not say yes."""
+    name = await place.name()
+    lost = None if over else await place.holds()
+    if lost and not asked.force:
+        raise BackupError(f"the database {name} has {lost}: restore into an empty one, or replace them with --force")
+    if asked.yes:
+        return
+    replaced = f", in place of {lost}, which are lost" if lost else ""
+    where = f"{name} at {urlsplit(dsn).hostname or 'this machine'}"
+    # On standard error: standard output may be read by a program.
+    print(f"This {what} in {where}{replaced}. Type yes to go on: ", end="", file=sys.stderr, flush=True)
+    if (await asyncio.to_thread(sys.stdin.readline)).strip() != "yes":
+        raise BackupError("not confirmed; nothing was changed")
+
+
+async def _settle(
+    asked: argparse.Namespace, core: Core, place: Target, without: tuple[str, ...], tell: Tell
+) -> dict[str, Any]:
+    tell("making it safe")
+    keyring = None
+    if not asked.keep_sessions and asked.into is None:
+        # Before servers can start: with the old secret they would take tokens of sessions that ended since the backup.
+        KeyringFile(core.keyring_path).renew("jwt")
+        keyring = str(core.keyring_path)
+    done = await place.settle(keep_sessions=asked.keep_sessions, without=without)
+    tell("gathering statistics")
+    await place.analyze()
+    due = [version for version in migrations.versions() if version > await place.schema()]
+    return {**done, "keyring": keyring, "due": due}
+
+
+def _say(told: dict[str, Any]) -> None:
+    if "epoch" not in told:
+        print(f"{told['backup']} is whole: made {told['made_at']}, schema {told['schema']}")
+        return
+    if "backup" in told:
+        print(f"restored {told['backup']}, made {told['made_at']}")
+        print(f"files put back: {told['files'] if told['files'] is not None else 'none'}")
+    print(f"epoch {told['epoch']}: clients list their chats anew, and send again what is not there")
+    print(f"sessions ended: {told['sessions_ended']}; one-time prekeys withdrawn: {told['prekeys_withdrawn']}")
+    if told["files_forgotten"] or told["uploads_forgotten"]:
+        print(f"files without bytes: {told['files_forgotten']}; unfinished uploads: {told['uploads_forgotten']}")
+    for line in told.get("keys", []):
+        print(line)
+    if told["keyring"]:
+        print(f"access tokens are signed with a new secret, in {told['keyring']}: every server must have that file")
+    if told["due"]:
+        print(f"due before servers start: python -m scripts.migrate ({', '.join(told['due'])})")
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch("[a-z_][a-z0-9_]{0,62}", text):
+        raise argparse.ArgumentTypeError("expected the name of a database: small letters, digits and _")
+    return text
+
+
+def _parse() -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="scripts.restore", description=__doc__, epilog=EPILOG, formatter_class=raw, allow_abbrev=False
+    )
+    parser.add_argument("backup", type=Path, nargs="?", metavar="BACKUP", help="the folder that scripts.backup made")
+    parser.add_argument("--check", action="store_true", help="verify the backup, and change nothing")
+    parser.add_argument("--settle", action="store_true", help="make a database safe that was put back by other means")
+    parser.add_argument("--keys", type=Path, metavar="FILE", help="put the secrets of this archive back, too")
+    parser.add_argument("--files", choices=("copy", "none"), default="copy", help="none: leave the storage alone")
+    parser.add_argument(
+        "--into", type=_name, metavar="NAME", help="another database of the same server, without files and secrets"
+    )
+    parser.add_argument("--force", action="store_true", help="replace what is in the database, and other secrets")
+    parser.add_argument(
+        "--keep-sessions",
+        action="store_true",
+        help="for a move: the backup was made after all servers had been stopped for good, so nobody is logged out",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="restore so many tables at a time (default: 1)")
+    parser.add_argument("--yes", action="store_true", help="don't ask")
+    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
+    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    asked = parser.parse_args()
+    if (asked.backup is None) != asked.settle:
+        parser.error("name a backup, or --settle")
+    if asked.jobs < 1 or (asked.into and asked.keys):
+        parser.error("--jobs counts from 1" if asked.jobs < 1 else "--into restores no secrets")
+    return asked
+
+
+def main() -> int:
+    asked = _parse()
+    try:
+        values = environment(asked.env_file)
+        wanted: dict[str, type[Section]] = {"": Core, "files": StorageSettings}
+        core, settings = load(wanted, values).values()
+    except SettingsError as error:
+        print("\n".join(error.faults), file=sys.stderr)
+        return WRONG_SETTINGS
+    assert isinstance(core, Core) and isinstance(settings, StorageSettings)
+    os.umask(0o077)
+    logs.configure("warning")
+    try:
+        storage = opened.storage(settings, core.mimu_data_dir)
+        with progress() as tell:
+            work = settle(asked, core, tell) if asked.settle else restore(asked, core, values, storage, tell)
+            told = asyncio.run(work)
+    except (migrations.MigrationError, *FAILURES) as error:
+        print(f"restore failed: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("interrupted; if it had begun, no server starts until it is run again", file=sys.stderr)
+        return FAILED
+    if asked.json:
+        print(json.dumps(told))
+    else:
+        _say(told)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
