@@ -23,6 +23,7 @@ from handlers import hub
 from handlers.errors import ApiError
 from tests.client import Account
 from tests.running import ROOT, Services, place, serving
+from tests.scripts.program import script
 
 API = ROOT / "docs/api.md"
 OPERATIONS = ROOT / "docs/operations.md"
@@ -45,6 +46,8 @@ WORDS = {
     "COMMIT",
     "NNNN",
     "PR_SET_PDEATHSIG",
+    "CONCURRENTLY",
+    "CREATEDB",
     "RUST_LOG",
     "GREETING",
 }
@@ -354,18 +357,60 @@ async def test_the_example_client_reads_what_was_written(services: Services) -> 
         assert not any(b"Hello" in row["encrypted_payload"] for row in stored)
 
 
-def sender_keys() -> Any:
-    """``SenderKey`` of the examples, which are no package."""
-    spec = importlib.util.spec_from_file_location("signal_device", EXAMPLES / "signal_device.py")
+def example(name: str) -> Any:
+    """A module of the examples, which are no package."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.SenderKey
+    return module
+
+
+@pytest.mark.gen_test(timeout=90)
+async def test_the_example_client_sends_again_what_a_server_has_lost(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr(sys, "argv", ["messaging_client.py"])
+    client = example("messaging_client")
+    alice, bob = client.Client("alice"), client.Client("bob")
+    home = {"MIMU_DATA_DIR": str(tmp_path / "home")}
+
+    async def write(by: Any, to: Any, text: str) -> None:
+        await by.write(to, {"text": text})
+        assert await asyncio.wait_for(to.texts.get(), 10) == text
+
+    async with place(services) as old, serving(old, **home) as running:
+        client.SERVER = running.url
+        for person in (alice, bob):
+            await person.register()
+            await person.connect()
+        await write(alice, bob, "one")
+        made = await script(old, "backup", "--output", str(tmp_path), "--without-keys", "--json", **home)
+        assert made.code == 0, made.err
+        await write(bob, alice, "two")
+        await write(alice, bob, "three")
+    async with place(services) as new:
+        restored = await script(new, "restore", made.json["backup"], "--keep-sessions", "--yes", **home)
+        assert restored.code == 0, restored.err
+        async with serving(new, **home) as running:
+            client.SERVER = running.url
+            await alice.connect()
+            await bob.connect()
+            await write(bob, alice, "four")
+            ids = await running.app.db.fetch("SELECT client_id FROM messages ORDER BY seq")
+            sent = {message["client_id"] for message in alice.sent + bob.sent}
+            assert {str(row["client_id"]) for row in ids} == sent
+            assert len(ids) == len(sent) == 4
+            assert (alice.texts.qsize(), bob.texts.qsize()) == (0, 0)
+            for person in (alice, bob):
+                person.socket.close()
+                await person.listening
 
 
 def test_a_sender_key_steps_over_what_was_deleted_and_reads_nothing_twice() -> None:
-    kind = sender_keys()
+    kind = example("signal_device").SenderKey
     own = kind.generate("chat alice")
     own.encrypt(b"before")
     theirs = kind.received("chat alice", own.shared())

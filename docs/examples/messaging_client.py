@@ -22,6 +22,8 @@ class Client:
     def __init__(self, name: str) -> None:
         self.name, self.public_id, self.device, self.token = name, f"{name}_{secrets.token_hex(4)}", Device(), ""
         self.cursor, self.seen = "", dict[str, int]()  # how far all chats were seen, and how far each of them
+        self.epoch, self.sent = "", list[dict[str, Any]]()  # the server's life, and what was acked in it
+        self.known: set[tuple[str, str]] = set()  # messages that came, by sender and client_id
         self.held: dict[tuple[str, int], dict[str, Any]] = {}  # events that came before their turn, by chat and seq
         self.sender_keys: dict[tuple[str, str, bytes], SenderKey] = {}  # by chat, sender, and the key's public half
         self.locked: dict[tuple[str, str, bytes], list[bytes]] = {}  # messages whose sender key is still on its way
@@ -43,10 +45,12 @@ class Client:
         account = {"public_id": self.public_id, "password": secrets.token_urlsafe(), **self.device.registration()}
         signed_in = await self.ask("POST", "/auth/register", account)
         self.user_id, self.token = signed_in["user_id"], signed_in["access_token"]
-        self.cursor = (await self.ask("GET", "/sync"))[
-            "cursor"
-        ]  # the cursor first: what happens meanwhile comes twice,
-        self.seen = {chat["id"]: chat["last_seq"] for chat in await self.ask("GET", "/chats")}  # and is not missed
+        await self.begin()
+
+    async def begin(self) -> None:
+        """The cursor first: what happens meanwhile comes twice, and is not missed."""
+        self.cursor = (await self.ask("GET", "/sync"))["cursor"]
+        self.seen = {chat["id"]: chat["last_seq"] for chat in await self.ask("GET", "/chats")}
 
     # Events: each once, in the order of its chat ----------------------------------------------------------------------
 
@@ -54,9 +58,15 @@ class Client:
         """Open the socket, then catch up: what came before ``ready`` is in /sync, what comes after it on the socket."""
         request = HTTPRequest(f"ws{SERVER[4:]}/ws", headers={"Authorization": f"Bearer {self.token}"})
         self.socket: WebSocketClientConnection = await websocket_connect(request)
-        assert json.loads(await self.socket.read_message() or "")["type"] == "ready"
+        ready = json.loads(await self.socket.read_message() or "")
+        back = self.epoch not in ("", ready["epoch"])
+        if back:  # the server was put back to a backup
+            await self.begin()
         self.listening = asyncio.create_task(self.listen())
         await self.catch_up()
+        for message in self.sent if back else []:  # what it has still it knows by client_id; an app sends the last ones
+            await self.post(message)
+        self.epoch = ready["epoch"]
 
     async def listen(self) -> None:
         while text := await self.socket.read_message():
@@ -98,6 +108,9 @@ class Client:
         sender, chat = message["sender_id"], event["chat_id"]
         if event["type"] != "message_new" or sender in (None, self.user_id):
             return
+        if (sender, message["client_id"]) in self.known:  # sent again to a server that had lost it: it was read
+            return
+        self.known.add((sender, message["client_id"]))
         payload = unb64(message["encrypted_payload"])
         if message["message_type"] == "group":
             self.locked.setdefault((chat, sender, payload[:32]), []).append(payload)
@@ -118,15 +131,19 @@ class Client:
         self.texts.put_nowait(text)
 
     async def send(self, chat: str, kind: str, payload: bytes) -> None:
-        """Send a message until it is acked. The server knows its client_id again, and keeps it once."""
         message = {"chat_id": chat, "client_id": str(uuid4()), "message_type": kind, "encrypted_payload": b64(payload)}
+        await self.post(message)
+        self.sent.append(message)
+
+    async def post(self, message: dict[str, Any]) -> None:
+        """Send a message until it is acked. The server knows its client_id again, and keeps it once."""
         while True:
             frame = {"type": "message_send", "id": secrets.token_hex(4), **message}
             answer = self.answers[frame["id"]] = asyncio.get_running_loop().create_future()
             await self.socket.write_message(json.dumps(frame))
             said = await asyncio.wait_for(answer, 10)
             if said["type"] == "ack":  # this socket gets no message_new of it: the ack tells its place
-                return await self.take({"type": "message_new", "chat_id": chat, "seq": said["seq"]})
+                return await self.take({"type": "message_new", "chat_id": message["chat_id"], "seq": said["seq"]})
             if said["code"] not in ("unavailable", "rate_limited"):
                 raise RuntimeError(f"The server refused: {said}")
             await asyncio.sleep(said["retry_after"])
