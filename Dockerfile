@@ -10,6 +10,19 @@ RUN pip wheel --require-hashes --requirement /build/server.txt --wheel-dir /buil
     && python -m venv --without-pip /opt/mimu \
     && pip --python /opt/mimu/bin/python install --no-index --no-deps --compile /build/wheels/*.whl
 
+# pg_dump and pg_restore of the PostgreSQL that compose runs, for scripts.backup and scripts.restore: Debian's own are
+# older than that server. They bring their libraries, and keep them to themselves.
+FROM postgres:16-bookworm AS postgres
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+RUN mkdir -p /client/bin /client/lib /client/libexec \
+    && cp /usr/lib/postgresql/16/bin/pg_dump /usr/lib/postgresql/16/bin/pg_restore /client/libexec/ \
+    && ldd /client/libexec/* | awk '$3 ~ "^/" && $1 !~ "^lib(c|m|dl|rt|pthread|resolv)[.]so" {print $3}' \
+       | sort -u | xargs cp -L -t /client/lib \
+    && for name in pg_dump pg_restore; do \
+       printf '#!/bin/sh\nLD_LIBRARY_PATH=%s/lib exec %s/libexec/%s "$@"\n' \
+           /usr/lib/postgresql/16 /usr/lib/postgresql/16 "$name" > "/client/bin/$name"; done \
+    && chmod 755 /client/bin/*
+
 FROM python:3.12-slim-bookworm
 ARG VERSION=0.1.0
 ARG REVISION=unknown
@@ -28,6 +41,8 @@ RUN groupadd --system --gid 10001 mimu \
     && python -m pip uninstall --yes --quiet --root-user-action=ignore pip
 
 COPY --from=build /opt/mimu /opt/mimu
+COPY --from=postgres /client /usr/lib/postgresql/16
+RUN /usr/lib/postgresql/16/bin/pg_dump --version && /usr/lib/postgresql/16/bin/pg_restore --version
 WORKDIR /app
 # Owned by root: the server can read its code and not change it.
 COPY server.py turnserver.conf ./
