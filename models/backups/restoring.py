@@ -19,6 +19,7 @@ from models import epochs
 from models.backups import DATABASE, BackupError, Manifest, Tell
 from models.backups.programs import find, run
 
+_SCRATCH = "made for a moment by scripts.backup --verify"
 LEAVING = 2.0  # seconds in which who was just stopped is gone
 LOCK = 0x6D696D76  # of PostgreSQL's advisory locks; the one of migrations is one less
 
@@ -165,14 +166,22 @@ async def scratch(dsn: str, name: str) -> AsyncIterator[None]:
     none."""
     connection = await asyncpg.connect(dsn, timeout=5)
     try:
+        # What a run that was killed has left; while another one is at work in its own, that can't be dropped.
+        for (left,) in await connection.fetch(
+            "SELECT quote_ident(datname) FROM pg_database WHERE shobj_description(oid, 'pg_database') = $1", _SCRATCH
+        ):
+            with contextlib.suppress(asyncpg.ObjectInUseError):
+                await connection.execute(f"DROP DATABASE IF EXISTS {left}")
         try:
             await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
         except asyncpg.InsufficientPrivilegeError as error:
             raise BackupError("to verify a backup a database is made for a moment; the role needs CREATEDB") from error
         try:
+            await connection.execute(f"COMMENT ON DATABASE \"{name}\" IS '{_SCRATCH}'")
             yield
         finally:
-            await asyncio.shield(connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
+            # Not WITH (FORCE): autovacuum, which is PostgreSQL's own, would be a reason to refuse. It leaves by itself.
+            await asyncio.shield(connection.execute(f'DROP DATABASE IF EXISTS "{name}"'))
     finally:
         await connection.close()
 

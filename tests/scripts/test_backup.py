@@ -128,8 +128,12 @@ async def test_a_server_that_went_back_in_time(services: Services, tmp_path: Pat
         await people.write("one", "two", "three")
         kept = await people.read()
         cursor = (await bob.get("/sync")).json["cursor"]
-        made = await backup(old, output, "--verify", **of(tmp_path / "old"))
-        assert (made["verified"], made["files"]["count"], made["lost"]) == (True, 3, [])
+        async with connected(old) as db:
+            await db.execute("CREATE DATABASE mimu_verify_0")  # of a run that was killed
+            await db.execute("COMMENT ON DATABASE mimu_verify_0 IS 'made for a moment by scripts.backup --verify'")
+            made = await backup(old, output, "--verify", **of(tmp_path / "old"))
+            assert (made["verified"], made["files"]["count"], made["lost"]) == (True, 3, [])
+            assert await db.fetchval("SELECT count(*) FROM pg_database WHERE datname LIKE 'mimu_verify%'") == 0
 
         # What nobody who restores the backup may undo.
         after = await bundle(bob, alice)
