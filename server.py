@@ -8,6 +8,7 @@ import contextlib
 import gc
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 import plugins
-from config import embedded, logs, secrets
+from config import embedded, logs, secrets, supervisor
 from config.keyring import KeyringFile
 from config.settings import Core, Section, SettingsError, environment, load
 from handlers.alerts import Alerts
@@ -34,7 +35,7 @@ from handlers.delivery import Delivery
 from handlers.health import Check, Health, Live, MetricsPage
 from handlers.hub import Hub, Peer
 from handlers.limits import Limits
-from handlers.listener import Listener
+from handlers.listener import BACKLOG, Listener
 from handlers.metrics import Metrics
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
@@ -179,7 +180,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             await stack.enter_async_context(feature.lifespan())
 
         listener = Listener(site)
-        listener.listen(core.port, core.host, reuse_port=False)
+        listener.listen(core.port, core.host, reuse_port=False, backlog=BACKLOG)
         stack.push_async_callback(_farewell, listener, hub, site, core.shutdown_seconds)
 
         async def reload() -> None:
@@ -291,9 +292,10 @@ def assemble(app: App, features: Sequence[Plugin]) -> Site:
 
 async def _farewell(listener: Listener, hub: Hub, site: Site, seconds: float) -> None:
     """Take nobody new, send everybody away gently, and finish what is being answered."""
-    listener.stop()
+    ends = time.monotonic() + seconds
+    await listener.close()
     await hub.close_all(seconds)
-    await listener.drain()
+    await listener.drain(ends - time.monotonic())
     await asyncio.gather(*site.background, return_exceptions=True)
 
 
@@ -312,7 +314,9 @@ async def serve(configuration: Configuration) -> None:
         own = [name for name, url in (("PostgreSQL", core.database_url), ("Redis", core.redis_url)) if url is None]
         data = f"; {' and '.join(own)} and secrets in {core.mimu_data_dir.resolve()}" if own else ""
         print(f"Mimu listens on {server.url}{data}", flush=True)
+        supervisor.tell("READY=1")
         await stop.wait()
+        supervisor.tell("STOPPING=1")
 
 
 def main() -> int:

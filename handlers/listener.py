@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
+import contextlib
+import socket
+import struct
+import sys
 import time
 from typing import Any
 
@@ -17,6 +22,22 @@ IDLE_SECONDS = 60  # between requests of a kept-alive connection
 SWEEP_SECONDS = 2
 DRAIN_SECONDS = 5  # a request takes 3 s at the most
 MAX_HEADERS = 16 * 1024
+BACKLOG = 1024  # connections that wait to be taken: when one of two instances goes, all its phones come at once
+HANDSHAKE_SECONDS = 0.02  # for what has begun when the port is about to close; a proxy is a millisecond away
+
+# A packet filter (BPF, Linux) that drops what asks for a connection, and nothing else: byte 13 of the TCP header has
+# the flags, of which SYN alone is the question.
+_NO_SYN = b"".join(
+    struct.pack("HBBI", *instruction)  # struct sock_filter: code, jump if true, jump if false, operand
+    for instruction in (
+        (0x30, 0, 0, 13),  # load the byte at 13
+        (0x54, 0, 0, 0x12),  # and it with SYN|ACK
+        (0x15, 0, 1, 0x02),  # is it SYN?
+        (0x06, 0, 0, 0),  # then keep nothing
+        (0x06, 0, 0, 0xFFFFFFFF),  # else all
+    )
+)
+_SO_ATTACH_FILTER = 26  # socket(7); Python has no name for it
 
 
 class Listener(HTTPServer):
@@ -33,6 +54,7 @@ class Listener(HTTPServer):
             chunk_size=64 * 1024,
         )
         self._waiting: dict[HTTP1Connection, float] = {}
+        self._reading: dict[object, HTTP1Connection] = {}  # each connection's present request
         self._sweeper: asyncio.Task[None] | None = None
 
     def start_request(self, server_conn: object, request_conn: Any) -> HTTPMessageDelegate:
@@ -42,7 +64,20 @@ class Listener(HTTPServer):
         first = not getattr(server_conn, "_mimu_served", False)
         server_conn._mimu_served = True  # type: ignore[attr-defined]
         self._waiting[request_conn] = time.monotonic() if first else 0.0
-        return _Headers(super().start_request(server_conn, request_conn), request_conn, self._waiting)
+        self._reading[server_conn] = request_conn
+        return _Headers(super().start_request(server_conn, request_conn), request_conn, self)
+
+    def headers_came(self, connection: HTTP1Connection) -> None:
+        self._waiting.pop(connection, None)
+        if self._stopped:
+            _last(connection)
+
+    def headers_never_came(self, connection: HTTP1Connection) -> None:
+        self._waiting.pop(connection, None)
+
+    def on_close(self, server_conn: object) -> None:
+        self._reading.pop(server_conn, None)
+        super().on_close(server_conn)
 
     async def _sweep(self) -> None:
         while True:
@@ -60,31 +95,73 @@ class Listener(HTTPServer):
                 elif stream._read_buffer_size:
                     self._waiting[connection] = now
 
-    async def drain(self) -> None:
-        """Take no more connections, let requests in flight finish, then close what is left."""
+    async def close(self) -> None:
+        """Take no new connections, and let none be lost: closing the port resets those that the kernel has taken for
+        us already, and a proxy does not repeat a POST that it has sent. Who asks from now on is refused, at once or, in
+        the next HANDSHAKE_SECONDS, when asking again after a second. What is open bears one more request each."""
+        listening = list(self._sockets.values())
+        for port in listening:
+            _turn_away(port)
+        await asyncio.sleep(HANDSHAKE_SECONDS)
+        for port in listening:
+            for connection, address in _taken(port):
+                self._handle_connection(connection, address)
         self.stop()
+        for bearing in self._reading.values():
+            _last(bearing)
+
+    async def drain(self, seconds: float) -> None:
+        """Let requests in flight finish. Connections without one may stay for ``seconds``: whoever keeps them, to send
+        something on them, should be the one to close them. Then close what is left."""
         if self._sweeper is not None:
             self._sweeper.cancel()
-        deadline = time.monotonic() + DRAIN_SECONDS
+        now = time.monotonic()
+        deadline, patience = now + seconds, now + max(seconds, DRAIN_SECONDS)
         site = self.request_callback
         await asyncio.sleep(0.05)  # what was accepted a moment ago has not been read yet
-        while isinstance(site, Site) and site.active and time.monotonic() < deadline:
+        while self._connections and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        while isinstance(site, Site) and site.active and time.monotonic() < patience:
             await asyncio.sleep(0.02)
         await self.close_all_connections()
 
 
+def _turn_away(port: socket.socket) -> None:
+    """Have the kernel drop who asks for a connection, as if the network had; elsewhere than on Linux do nothing."""
+    if sys.platform == "linux" and port.family in (socket.AF_INET, socket.AF_INET6):
+        program = array.array("B", _NO_SYN)
+        address, size = program.buffer_info()
+        with contextlib.suppress(OSError):  # a sandbox without it: then a connection may be lost, once in many stops
+            port.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", size // 8, address))
+
+
+def _taken(port: socket.socket) -> list[tuple[socket.socket, Any]]:
+    """The connections that wait to be taken."""
+    found: list[tuple[socket.socket, Any]] = []
+    with contextlib.suppress(OSError):  # none is left, or we have as many files open as we may
+        while len(found) <= BACKLOG:
+            found.append(port.accept())
+    return found
+
+
+def _last(connection: HTTP1Connection) -> None:
+    """Let the connection end with the request that it bears, and its answer say so. A socket is one of its own, and
+    what has begun to be answered can't say it any more."""
+    headers = connection._request_headers
+    if connection._response_start_line is None and headers is not None and "Upgrade" not in headers:
+        connection._disconnect_on_finish = True  # Tornado decides it when the request comes
+
+
 class _Headers(HTTPMessageDelegate):
-    """Passes everything on, and notes that the headers have come."""
+    """Passes everything on, and tells the listener that the headers have come."""
 
-    __slots__ = ("_connection", "_delegate", "_waiting")
+    __slots__ = ("_connection", "_delegate", "_listener")
 
-    def __init__(
-        self, delegate: HTTPMessageDelegate, connection: HTTP1Connection, waiting: dict[HTTP1Connection, float]
-    ) -> None:
-        self._delegate, self._connection, self._waiting = delegate, connection, waiting
+    def __init__(self, delegate: HTTPMessageDelegate, connection: HTTP1Connection, listener: Listener) -> None:
+        self._delegate, self._connection, self._listener = delegate, connection, listener
 
     def headers_received(self, start_line: RequestStartLine | ResponseStartLine, headers: Any) -> Any:
-        self._waiting.pop(self._connection, None)
+        self._listener.headers_came(self._connection)
         return self._delegate.headers_received(start_line, headers)
 
     def data_received(self, chunk: bytes) -> Any:
@@ -94,5 +171,5 @@ class _Headers(HTTPMessageDelegate):
         self._delegate.finish()
 
     def on_connection_close(self) -> None:
-        self._waiting.pop(self._connection, None)
+        self._listener.headers_never_came(self._connection)
         self._delegate.on_connection_close()

@@ -1,0 +1,131 @@
+"""A server that stops: what it has taken it answers, and connections end where their other end can see it coming."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.running import Services, place, program, serving
+
+LIVE = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+POST = b"POST /auth/logout HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+CALLERS = 8
+
+
+class Callers:
+    """Threads that open a connection for each request, as fast as they can, until they are refused."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.ends: Counter[str] = Counter()
+        self._threads = [threading.Thread(target=self._call) for _ in range(CALLERS)]
+        for thread in self._threads:
+            thread.start()
+
+    def _call(self) -> None:
+        end = "answered"
+        while end == "answered":
+            end = self._once()
+            self.ends[end] += 1
+
+    def _once(self) -> str:
+        with socket.socket() as line:
+            line.settimeout(5)
+            try:
+                line.connect(("127.0.0.1", self._port))
+            except OSError:
+                return "refused"
+            try:
+                line.sendall(POST)
+                return "answered" if line.recv(9) == b"HTTP/1.1 " else "lost"
+            except OSError:
+                return "lost"
+
+    async def ended(self) -> Counter[str]:
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join, 20)
+            assert not thread.is_alive()
+        return self.ends
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_no_connection_is_reset_that_the_kernel_had_taken(services: Services, tmp_path: Path) -> None:
+    async with place(services) as shared:
+        for _ in range(3):
+            async with program(shared, tmp_path) as running:
+                callers = Callers(urlsplit(running.url).port or 0)
+                await asyncio.sleep(0.3)
+                assert await running.stop() == 0
+                ends = await callers.ended()
+                assert ends["answered"] > 100
+                assert ends == {"answered": ends["answered"], "refused": CALLERS}
+
+
+async def answer(reader: asyncio.StreamReader) -> bytes:
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    await reader.readexactly(length)
+    return head
+
+
+@pytest.mark.gen_test
+async def test_kept_connections_bear_one_more_request_and_idle_ones_are_the_others_to_close(services: Services) -> None:
+    async with place(services) as shared, contextlib.AsyncExitStack() as lines:
+        stop = asyncio.Event()
+        serves = asyncio.Event()
+        port = 0
+
+        async def serve() -> None:
+            nonlocal port
+            async with serving(shared, SHUTDOWN_SECONDS="1.5") as server:
+                port = server.port
+                serves.set()
+                await stop.wait()
+
+        task = asyncio.ensure_future(serve())
+        await serves.wait()
+        pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        for reader, writer in pairs:
+            lines.callback(writer.close)
+            writer.write(LIVE)
+            assert b"onnection: close" not in await answer(reader)
+        (used, asking), (idle, _), (leaving, closing) = pairs
+        began = time.monotonic()
+        stop.set()
+        await asyncio.sleep(0.5)
+        with pytest.raises(OSError):
+            await asyncio.open_connection("127.0.0.1", port)
+        asking.write(LIVE)
+        head = await answer(used)
+        assert head.startswith(b"HTTP/1.1 200")
+        assert b"Connection: close" in head
+        assert await asyncio.wait_for(used.read(), 1) == b""
+        closing.close()
+        assert await asyncio.wait_for(leaving.read(), 1) == b""
+        assert not task.done()
+        assert await asyncio.wait_for(idle.read(), 5) == b""
+        assert 1.2 < time.monotonic() - began < 3
+        await asyncio.wait_for(task, 5)
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_a_supervisor_is_told_when_it_serves_and_when_it_stops(services: Services, tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    for name in (str(tmp_path / "notify"), f"@mimu-test-{tmp_path.name}-{time.time_ns()}"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+            heard.bind(name.replace("@", "\0", 1) if name[0] == "@" else name)
+            heard.setblocking(False)
+            async with place(services) as shared, program(shared, tmp_path, NOTIFY_SOCKET=name) as running:
+                assert await asyncio.wait_for(loop.sock_recv(heard, 100), 5) == b"READY=1"
+                running.process.send_signal(signal.SIGTERM)
+                assert await asyncio.wait_for(loop.sock_recv(heard, 100), 5) == b"STOPPING=1"
+                assert await running.stop() == 0
