@@ -1,21 +1,25 @@
 #!/bin/sh
-# Tests of calls need two programs that pip doesn't bring: coturn, which relays them, and Chromium, which makes some.
-# Install from the system's packages what is missing, when we may; nothing is asked. Say what could not be installed.
+# Some tests need programs that pip doesn't bring: coturn, which relays calls, Chromium, which makes some, nginx with
+# envsubst, which is the proxy, and systemd, which judges its units. Install from the system's packages what is missing,
+# when we may; nothing is asked. Say what could not be installed.
 
 missing() {
     case $1 in
         coturn) ! command -v turnserver ;;
         chromium) ! { command -v chromium || command -v chromium-browser || command -v google-chrome; } ;;
+        nginx) ! { command -v nginx || [ -x /usr/sbin/nginx ]; } ;;
+        gettext-base) ! command -v envsubst ;;
+        systemd) ! command -v systemd-analyze ;;
     esac >/dev/null 2>&1
 }
 
 wanted=
-for package in coturn chromium; do
+for package in coturn chromium nginx gettext-base systemd; do
     if missing $package; then wanted="$wanted $package"; fi
 done
 
 if [ -n "$wanted" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-    echo "Installing what the tests of calls need (once):$wanted ..."
+    echo "Installing what some tests need (once):$wanted ..."
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq </dev/null >/dev/null 2>&1
     for package in $wanted; do # one by one: a system may have the one and not the other
@@ -29,4 +33,10 @@ if missing coturn; then
 fi
 if missing chromium; then
     echo "WARNING: Chromium is not installed; the tests of calls in a browser WILL BE SKIPPED." >&2
+fi
+if missing nginx || missing gettext-base; then
+    echo "WARNING: nginx or envsubst is not installed; the tests behind the proxy WILL BE SKIPPED." >&2
+fi
+if missing systemd; then
+    echo "WARNING: systemd-analyze is not installed; the tests of the units WILL BE SKIPPED." >&2
 fi

@@ -13,9 +13,10 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -39,7 +40,13 @@ SECRETS = {
         ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "MINIO_ROOT_PASSWORD", "JWT_SECRET", "TURN_SECRET"), 1
     )
 }
-FILLED = {**SECRETS, "TURN_HOST": "turn.example.org"}
+FILLED = {**SECRETS, "MIMU_HOST": "mimu.example.org", "TURN_HOST": "turn.example.org"}
+SERVERS = ("server", "server-b")
+ON_THE_HOST = {"coturn", "nginx"}
+CAPABILITIES = {
+    "coturn": {"NET_BIND_SERVICE"},
+    "nginx": {"CHOWN", "NET_BIND_SERVICE", "SETGID", "SETUID"},
+}
 
 
 def compose_program() -> Path:
@@ -56,7 +63,7 @@ def config(place: Path, values: dict[str, str]) -> subprocess.CompletedProcess[s
     lines = (ROOT / "config" / "env.example").read_text()
     (place / ".env").write_text(lines + "\n" + "".join(f"{name}={value}\n" for name, value in values.items()))
     return subprocess.run(
-        [compose_program(), "--project-directory", place, "config", "--format", "json"],
+        [compose_program(), "--project-directory", place, "--profile", "*", "config", "--format", "json"],
         cwd=place,
         env={"PATH": os.environ["PATH"], "HOME": str(place)},
         capture_output=True,
@@ -94,12 +101,16 @@ def test_compose_names_what_is_missing(name: str, tmp_path: Path) -> None:
 
 
 def test_the_services(services: dict[str, Any]) -> None:
-    assert sorted(services) == ["coturn", "migrate", "minio", "postgres", "redis", "server"]
-    assert {name: service["condition"] for name, service in services["server"]["depends_on"].items()} == {
-        "migrate": "service_completed_successfully",
-        "postgres": "service_healthy",
-        "redis": "service_healthy",
-    }
+    always = sorted(name for name, service in services.items() if not service.get("profiles"))
+    assert always == ["coturn", "migrate", "minio", "nginx", "postgres", "redis", "server", "server-b"]
+    assert sorted(set(services) - set(always)) == ["grafana", "prometheus"]
+    assert {tuple(services[name]["profiles"]) for name in ("grafana", "prometheus")} == {("monitoring",)}
+    for name in SERVERS:
+        assert {name: service["condition"] for name, service in services[name]["depends_on"].items()} == {
+            "migrate": "service_completed_successfully",
+            "postgres": "service_healthy",
+            "redis": "service_healthy",
+        }
     assert services["migrate"]["depends_on"]["postgres"]["condition"] == "service_healthy"
     assert services["postgres"]["image"].startswith("postgres:16-")
     assert services["redis"]["image"].startswith("redis:7-")
@@ -109,7 +120,7 @@ def test_no_service_has_more_than_it_needs(services: dict[str, Any]) -> None:
     for name, service in services.items():
         assert not service.get("privileged"), name
         assert service["cap_drop"] == ["ALL"], name
-        assert set(service.get("cap_add", ())) <= {"NET_BIND_SERVICE"}, name
+        assert set(service.get("cap_add", ())) == CAPABILITIES.get(name, set()), name
         assert "no-new-privileges:true" in service["security_opt"], name
         assert service["read_only"], name
         assert service["restart"] == ("no" if name == "migrate" else "unless-stopped"), name
@@ -117,17 +128,21 @@ def test_no_service_has_more_than_it_needs(services: dict[str, Any]) -> None:
         assert service["logging"]["driver"] == "json-file", name
         assert {"max-size", "max-file"} <= set(service["logging"]["options"]), name
         assert service.get("image", "").rpartition(":")[2] != "latest", name
-        if name != "server":  # which has the Dockerfile's
+        if name not in SERVERS:  # which have the Dockerfile's
             health = service["healthcheck"]
             assert health.get("disable") if name == "migrate" else health["test"], name
 
 
 def test_all_fits_a_small_machine(services: dict[str, Any]) -> None:
-    limits = [service["deploy"]["resources"]["limits"] for name, service in services.items() if name != "migrate"]
+    limits = [
+        service["deploy"]["resources"]["limits"]
+        for name, service in services.items()
+        if name != "migrate" and not service.get("profiles")
+    ]
     assert sum(int(limit["memory"]) for limit in limits) <= 3.5 * 2**30
 
 
-def test_only_turn_is_public(services: dict[str, Any]) -> None:
+def test_only_nginx_and_turn_are_public(services: dict[str, Any]) -> None:
     published = {
         name: [(port["host_ip"], int(port["published"])) for port in service.get("ports", ())]
         for name, service in services.items()
@@ -137,14 +152,39 @@ def test_only_turn_is_public(services: dict[str, Any]) -> None:
         "redis": [("127.0.0.1", 6379)],
         "minio": [("127.0.0.1", 9000), ("127.0.0.1", 9001)],
         "server": [("127.0.0.1", 8080)],
+        "server-b": [("127.0.0.1", 8081)],
+        "prometheus": [("127.0.0.1", 9090)],
+        "grafana": [("127.0.0.1", 3000)],
         "coturn": [],  # on the host's network
+        "nginx": [],  # likewise
         "migrate": [],
     }
-    assert [name for name, service in services.items() if service.get("network_mode") == "host"] == ["coturn"]
+    assert {name for name, service in services.items() if service.get("network_mode") == "host"} == ON_THE_HOST
+
+
+def test_the_servers_differ_in_their_addresses_only_and_nginx_knows_them(
+    composed: dict[str, Any], services: dict[str, Any]
+) -> None:
+    one, two = (dict(services[name]) for name in SERVERS)
+    addresses = [server.pop("networks")["default"]["ipv4_address"] for server in (one, two)]
+    assert [server.pop("ports")[0]["published"] for server in (one, two)] == ["8080", "8081"]
+    assert one == two
+    environment_of = services["nginx"]["environment"]
+    known = [environment_of["NGINX_SERVER_A"], environment_of["NGINX_SERVER_B"]]
+    assert known == [f"{address}:8080" for address in addresses]
+    # Docker gives addresses to the other containers, of a part of the network in which none of these is.
+    [network] = composed["networks"]["default"]["ipam"]["config"]
+    assert all(ip_address(address) in ip_network(network["subnet"]) for address in addresses)
+    assert not any(ip_address(address) in ip_network(network["ip_range"]) for address in addresses)
+    # nginx is on the host, whose address in that network is the gateway's.
+    trusted = one["environment"]["TRUSTED_PROXIES"]
+    assert ip_network(trusted) == ip_network(network["gateway"])
+    assert one["environment"]["S3_PUBLIC_ENDPOINT"] == f"https://{environment_of['NGINX_FILES_HOST']}"
+    assert environment_of["NGINX_FILES_HOST"] == "files.mimu.example.org"
 
 
 def test_data_is_in_named_volumes(composed: dict[str, Any], services: dict[str, Any]) -> None:
-    for name in ("postgres", "redis", "minio", "server"):
+    for name in ("postgres", "redis", "minio", *SERVERS, "prometheus", "grafana"):
         kept = [volume for volume in services[name]["volumes"] if volume["type"] == "volume"]
         assert kept, name
         assert all(volume["source"] in composed["volumes"] for volume in kept)
@@ -154,8 +194,9 @@ def test_no_secret_is_an_argument(services: dict[str, Any]) -> None:
     for name, service in services.items():
         said = json.dumps([service.get(key) for key in ("command", "entrypoint", "healthcheck", "labels", "build")])
         assert not any(secret in said for secret in SECRETS.values()), name
-        if name not in ("server", "migrate"):  # each knows its own, and no other
-            assert sum(secret in json.dumps(service) for secret in SECRETS.values()) == 1, name
+        if name not in (*SERVERS, "migrate"):  # each knows its own, and no other
+            own = 0 if name in ("nginx", "prometheus", "grafana") else 1
+            assert sum(secret in json.dumps(service) for secret in SECRETS.values()) == own, name
 
 
 def test_env_example_names_what_compose_reads() -> None:
@@ -178,7 +219,7 @@ def test_the_server_takes_its_environment_for_production(services: dict[str, Any
 # --- What the containers run, run here -------------------------------------------------------------------------------
 
 
-def script(service: dict[str, Any], moved: dict[str, str]) -> list[str]:
+def script(service: dict[str, Any], moved: Mapping[str, str]) -> list[str]:
     """The container's own command, with paths of this machine for those of the container's."""
     (text,) = service["command"]
     for old, new in moved.items():

@@ -1,0 +1,481 @@
+"""The shipped nginx configuration before two real servers: what passes, what is refused, and what its log says."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import secrets
+import socket
+import ssl
+import subprocess
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from tornado.httpclient import HTTPRequest, HTTPResponse
+from tornado.simple_httpclient import SimpleAsyncHTTPClient
+
+from handlers import hub
+from handlers.base import MAX_BODY
+from handlers.listener import IDLE_SECONDS, STALL_SECONDS
+from tests.client import Account, Answer, ask
+from tests.deploy.nginx import FILES_HOST, HOST, SHIPPED, Proxy, certificates, folder, program, proxying, render
+from tests.deploy.relay import free_port
+from tests.files.seaweed import Seaweed, seaweed
+from tests.files.transfer import MIB, announce, bearer, got, put, send, sha256
+from tests.running import ROOT, Services, json_lines, place, serving
+
+CANARY = "canary-" + secrets.token_hex(8)
+PROXIED = {"TRUSTED_PROXIES": "127.0.0.1/32", "METRICS_ALLOW": "127.0.0.0/8"}
+
+
+def text(name: str) -> str:
+    return (SHIPPED / f"{name}.conf.template").read_text()
+
+
+def value(directive: str, part: str = "") -> str:
+    """What a directive of mimu.conf says, within the location that is named, or outside of all."""
+    conf = text("mimu")
+    if part:
+        conf = conf[conf.index(f"location {part} {{") :]
+        conf = conf[: conf.index("}")]
+    found = re.findall(rf"(?m)^\s+{directive} ([^;]+);", conf)
+    assert len(found) >= 1, directive
+    return found[0]
+
+
+def authority(proxy: Proxy) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(proxy.authority))
+
+
+# What a file says ----------------------------------------------------------------------------------------------------
+
+
+def test_nginx_takes_all_of_it() -> None:
+    """Also the lines for IPv6, which the other tests do without, and the files' own."""
+    with folder() as made:
+        certificates(made)
+        done = render(
+            made,
+            NGINX_HOST="mimu.example.org",
+            NGINX_FILES_HOST="files.example.org",
+            NGINX_TLS=str(made),
+            NGINX_ACCESS_LOG=str(made / "log"),
+            NGINX_ERROR_LOG="stderr",
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(list((made / "conf.d").iterdir())) == 3
+        ports = {"80": str(free_port()), "443": str(free_port())}
+        for path in [made / "nginx.conf", *(made / "conf.d").iterdir()]:
+            assert "${NGINX" not in path.read_text()
+            path.write_text(
+                re.sub(r"(listen (?:\[::\]:)?)(80|443)\b", lambda found: found[1] + ports[found[2]], path.read_text())
+            )
+        assert Path("/proc/net/if_inet6").exists() == ("    listen [::]:" in (made / "conf.d/mimu.conf").read_text())
+        command = [program(), "-t", "-q", "-c", str(made / "nginx.conf"), "-g", f"pid {made}/pid;"]
+        tried = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        assert (tried.returncode, tried.stdout, tried.stderr) == (0, "", "")
+
+
+def test_without_a_certificate_port_80_is_served_and_later_none_is_taken_away() -> None:
+    with folder() as made:
+        variables = {"NGINX_HOST": HOST, "NGINX_TLS": str(made / "tls")}
+        done = render(made, **variables)
+        assert done.returncode == 0
+        assert "only port 80" in done.stderr
+        assert [path.name for path in (made / "conf.d").iterdir()] == ["http.conf"]
+        (made / "tls").mkdir()
+        (made / "tls" / "fullchain.pem").touch()
+        assert render(made, **variables).returncode == 0
+        assert sorted(path.name for path in (made / "conf.d").iterdir()) == ["http.conf", "mimu.conf"]
+        before = (made / "conf.d" / "mimu.conf").read_text()
+        (made / "tls" / "fullchain.pem").unlink()
+        done = render(made, **(variables | {"NGINX_HOST": "other.example.org"}))
+        assert done.returncode == 1
+        assert "nothing was changed" in done.stderr
+        assert (made / "conf.d" / "mimu.conf").read_text() == before
+        assert "NGINX_HOST" in render(made).stderr
+
+
+def test_its_limits_are_the_servers() -> None:
+    seconds = {name: int(value(name).removesuffix("s")) for name in ("client_header_timeout", "client_body_timeout")}
+    assert set(seconds.values()) == {STALL_SECONDS}
+    assert value("keepalive_timeout", "") == "4s"  # to the servers, see the next test
+    assert f"    keepalive_timeout {IDLE_SECONDS}s;" in text("mimu")
+    assert value("client_max_body_size") == f"{MAX_BODY // 1024}k"
+    assert f"larger than {MAX_BODY} bytes" in text("mimu")
+    # A socket in which nobody says anything has a ping and its pong within this.
+    for name in ("proxy_read_timeout", "proxy_send_timeout"):
+        assert int(value(name, "= /ws").removesuffix("s")) >= hub.PING_EVERY + 2 * hub.PONG_WITHIN
+
+
+def test_the_shipped_shutdown_outlasts_its_idle_connections() -> None:
+    """It is nginx that closes an idle connection to a server that stops, never the server."""
+    example = (ROOT / "config" / "env.example").read_text()
+    shutdown = re.search(r"(?m)^SHUTDOWN_SECONDS=(\d+)$", example)
+    assert shutdown
+    assert int(value("keepalive_timeout").removesuffix("s")) < int(shutdown[1])
+
+
+# Requests ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+async def raw(proxy: Proxy, request: bytes, name: str | None = HOST) -> bytes:
+    """What is answered to these bytes, until the connection ends."""
+    context = authority(proxy)
+    context.check_hostname = name is not None
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port, ssl=context, server_hostname=name or "")
+    writer.write(request)
+    try:
+        return await asyncio.wait_for(reader.read(), 10)
+    finally:
+        writer.close()
+
+
+def request(line: str, **headers: str) -> bytes:
+    return "\r\n".join(
+        [f"{line} HTTP/1.1", f"Host: {HOST}", "Connection: close", *(f"{k}: {v}" for k, v in headers.items()), "", ""]
+    ).encode()
+
+
+def error(answer: Answer | bytes, status: int, code: str) -> None:
+    """It is that refusal, in the one form of all refusals."""
+    if isinstance(answer, bytes):
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert f" {status} ".encode() in head.splitlines()[0], answer
+        kind = head.lower()
+        said = json.loads(body)
+        assert b"content-type: application/json" in kind
+        assert f"x-request-id: {said['request_id']}".encode() in kind
+    else:
+        said = answer.json
+        assert answer.status == status, answer.text
+        assert answer.headers["Content-Type"] == "application/json"
+        assert answer.headers.get_list("X-Request-ID") == [said["request_id"]]
+        assert "Strict-Transport-Security" in answer.headers
+    assert said["error"] == code
+    assert said["message"]
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_requests_and_sockets_pass_over_tls(services: Services) -> None:
+    async with place(services) as shared, serving(shared, **PROXIED) as one, serving(shared, **PROXIED) as two:
+        with proxying(f"127.0.0.1:{one.port}", f"127.0.0.1:{two.port}") as proxy:
+            alice, bob = [await Account().register(proxy.url) for _ in range(2)]
+            async with alice.socket() as from_alice, bob.socket() as from_bob:
+                chat = (await alice.post("/chats", {"type": "direct", "participants": [bob.public_id]})).json["id"]
+                payload = "QUJD" * 20_000  # a frame of 80 KB
+                sent = {
+                    "chat_id": chat,
+                    "client_id": str(uuid4()),
+                    "encrypted_payload": payload,
+                    "message_type": "text",
+                }
+                ack = await from_alice.send("message_send", **sent)
+                assert ack["type"] == "ack", ack
+                assert (await from_bob.expect("message_new"))["message"]["encrypted_payload"] == payload
+                # Both servers are asked.
+                assert len(one.app.hub) + len(two.app.hub) == 2
+                for _ in range(4):
+                    assert (await alice.get("/users/me")).status == 200
+            answer = await alice.get("/users/me")
+            assert answer.headers["Strict-Transport-Security"] == "max-age=31536000"
+            assert len(answer.headers.get_list("X-Request-ID")) == 1
+            asked = {line["upstream"] for line in proxy.requests(8)}
+            assert asked == {f"127.0.0.1:{one.port}", f"127.0.0.1:{two.port}"}
+            # HTTP/2, for phones that ask much at once.
+            context = authority(proxy)
+            context.set_alpn_protocols(["h2", "http/1.1"])
+            with (
+                socket.create_connection(("127.0.0.1", proxy.port)) as plain,
+                context.wrap_socket(plain, server_hostname=HOST) as line,
+            ):
+                assert line.selected_alpn_protocol() == "h2"
+                assert line.version() == "TLSv1.3"
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_plain_http_is_sent_to_tls_and_strangers_get_nothing(services: Services) -> None:
+    async with place(services) as shared, serving(shared, **PROXIED) as one:
+        with proxying(f"127.0.0.1:{one.port}") as proxy:
+            plain = f"http://127.0.0.1:{proxy.http_port}"
+            answer = await ask(plain, "GET", "/users/me?a=b", headers={"Host": "elsewhere.example.org"})
+            assert (answer.status, answer.headers["Location"]) == (308, f"https://{HOST}/users/me?a=b")
+            challenge = proxy.folder / "acme" / ".well-known" / "acme-challenge"
+            challenge.mkdir(parents=True)
+            (challenge / "token").write_text("proof")
+            for path in (challenge.parent, challenge, challenge / "token"):
+                path.chmod(0o755)
+            assert (await ask(plain, "GET", "/.well-known/acme-challenge/token")).text == "proof"
+            assert (await ask(plain, "GET", "/nginx-alive")).status == 200
+            # No certificate is shown to who names nobody, or somebody else.
+            for name in (None, "example.org"):
+                with pytest.raises(ssl.SSLError, match=r"(?i)unrecognized.name"):
+                    await raw(proxy, b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n", name)
+            # Nor does anything answer to another name once TLS is there.
+            assert await raw(proxy, b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n") == b""
+            # TLS 1.1 is not spoken; certificates of those days would not be either.
+            old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            old.set_ciphers("DEFAULT:@SECLEVEL=0")
+            old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+            with warnings.catch_warnings(action="ignore"):  # Python would rather not, too
+                old.maximum_version = ssl.TLSVersion.TLSv1_1
+                old.minimum_version = ssl.TLSVersion.TLSv1
+            with socket.create_connection(("127.0.0.1", proxy.port)) as line, pytest.raises(ssl.SSLError):
+                old.wrap_socket(line, server_hostname=HOST)
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_limits_count_the_clients_own_address(services: Services) -> None:
+    limited = PROXIED | {"RATE_LIMITS": "on", "RATE_LIMIT_REGISTER": "2/hour"}
+    async with place(services) as shared, serving(shared, **limited) as one:
+        with proxying(f"127.0.0.1:{one.port}") as proxy:
+            answers = [
+                await ask(
+                    proxy.url,
+                    "POST",
+                    "/auth/register",
+                    Account().body(),
+                    headers={"X-Forwarded-For": f"203.0.113.{number}", "X-Real-IP": f"203.0.113.{number}"},
+                )
+                for number in range(3)
+            ]
+            assert [answer.status for answer in answers] == [201, 201, 429]
+            # Of another address the count begins anew: it is the client's, not the proxy's.
+            context = authority(proxy)
+            body = json.dumps(Account().body()).encode()
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", proxy.port, ssl=context, server_hostname=HOST, local_addr=("127.0.0.2", 0)
+            )
+            head = f"POST /auth/register HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+            writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+            # Our own server believes 127.0.0.1, and 127.0.0.2 is one of the addresses that it does not.
+            assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 201")
+            writer.close()
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_what_nginx_refuses_it_refuses_in_our_words(services: Services) -> None:
+    async with place(services) as shared, serving(shared, **PROXIED) as one:
+        few = {"limit_req zone=mimu_requests burst=400 nodelay": "limit_req zone=mimu_requests burst=40 nodelay"}
+        with proxying(f"127.0.0.1:{one.port}", changes=few) as proxy:
+            alice = await Account().register(proxy.url)
+            large = b'{"display_name": "' + b"x" * MAX_BODY + b'"}'
+            error(await ask(proxy.url, "PUT", "/users/me", large, alice.token), 413, "too_large")
+            head = f"PUT /users/me HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {alice.token}\r\n"
+            head += "Content-Type: application/json\r\nConnection: close\r\n"
+            chunks = b"".join(b"8000\r\n" + b"x" * 0x8000 + b"\r\n" for _ in range(9)) + b"0\r\n\r\n"
+            error(await raw(proxy, f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + chunks), 413, "too_large")
+            # What is just allowed passes, and it is the server that judges it.
+            fits = b'{"bio": "' + b"x" * (MAX_BODY - 11) + b'"}'
+            assert len(fits) == MAX_BODY
+            assert (await ask(proxy.url, "PUT", "/users/me", fits, alice.token)).code == "invalid_request"
+            for path in ("/metrics", "/%6detrics", "//metrics", "/x/../metrics", "/metrics?x=1"):
+                error(await raw(proxy, request(f"GET {path}")), 404, "not_found")
+            assert (await ask(one.url, "GET", "/metrics")).status == 200
+            for odd in (b"nonsense\r\n\r\n", request(f"GET /{'x' * 20_000}"), request("GET /", X="x" * 20_000)):
+                error(await raw(proxy, odd), 400, "invalid_request")
+            error(await raw(proxy, request("TRACE /")), 405, "method_not_allowed")
+            assert (await ask(proxy.url, "GET", "/-/refusal")).code == "not_found"
+            answers = await asyncio.gather(*(ask(proxy.url, "GET", "/health/live") for _ in range(120)))
+            refused = [answer for answer in answers if answer.status != 200]
+            assert refused
+            error(refused[0], 429, "rate_limited")
+            assert refused[0].headers["Retry-After"] == "1"
+    with proxying(f"127.0.0.1:{free_port()}") as proxy:
+        answer = await ask(proxy.url, "GET", "/health")
+        error(answer, 503, "unavailable")
+        assert answer.headers["Retry-After"] == "1"
+        [line] = proxy.requests(1)
+        assert (line["status"], line["upstream_status"]) == ("503", "502, 502")
+
+
+# Logs ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_a_request_has_one_id_from_nginx_to_the_servers_log(
+    services: Services, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place(services) as shared, serving(shared, **PROXIED) as one:
+        with proxying(f"127.0.0.1:{one.port}") as proxy:
+            given = await ask(proxy.url, "GET", "/health/live", headers={"X-Request-ID": "from-the.client_1"})
+            assert given.headers["X-Request-ID"] == "from-the.client_1"
+            odd = await ask(proxy.url, "GET", "/health/live", headers={"X-Request-ID": '"odd" id'})
+            made = await ask(proxy.url, "GET", "/health/live")
+            for answer in (odd, made):
+                assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["X-Request-ID"])
+
+            monkeypatch.setattr(one.app.db, "value", None)  # asked for its health it fails, and says so
+            failed = await ask(proxy.url, "GET", "/health/ready")
+            assert failed.status == 503
+            said = [line for line in json_lines(log.getvalue()) if line["event"] == "check_failed"]
+            assert [line["request_id"] for line in said] == [failed.headers["X-Request-ID"]]
+            lines = proxy.requests(4)
+            assert [line["request_id"] for line in lines] == [
+                answer.headers["X-Request-ID"] for answer in (given, odd, made, failed)
+            ]
+
+
+def routes() -> list[tuple[str, str]]:
+    """Every route of the API page."""
+    return re.findall(r"(?m)^### `([A-Z]+) (/\S*)`$", (ROOT / "docs" / "api.md").read_text())
+
+
+def logged(path: str) -> str:
+    """What the log may say of a route: its words, up to the second id; of an id at the end of some, not even that."""
+    words, name, more = path.partition("/{")
+    if not name or words.startswith(("/auth/", "/push/", "/files/tus")):
+        return words
+    return f"{words}/-{more.partition('}')[2].partition('/{')[0]}"
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_its_log_says_what_was_asked_and_not_by_whom_or_about_whom(services: Services) -> None:
+    headers = {"X-Forwarded-For": CANARY, "X-PrID": CANARY, "User-Agent": CANARY, "Referer": CANARY}
+    async with place(services) as shared, serving(shared, **PROXIED) as one:
+        with proxying(f"127.0.0.1:{one.port}") as proxy:
+            alice = await Account().register(proxy.url)
+            for method, path in routes():
+                body = b"{}" if method in ("POST", "PUT", "PATCH") else None
+                address = re.sub(r"\{\w+\}", CANARY, path)
+                await ask(proxy.url, method, f"{address}?sig={CANARY}", body, alice.token, headers)
+            assert (await alice.get(f"/users/{alice.public_id}")).status == 200
+            first, *lines, last = proxy.requests(len(routes()) + 2)
+            said = proxy.log_text()
+        # Where no server answers, the error log would have the request line, with a query that is a key.
+        with proxying(f"127.0.0.1:{free_port()}") as lonely:
+            for path in (f"/uploads/{CANARY}?sig={CANARY}", f"/users/{CANARY}?sig={CANARY}"):
+                assert (await ask(lonely.url, "PUT", path, b"x", headers=headers)).status == 503
+            lonely.requests(2)
+            said += lonely.log_text()
+    for secret in (CANARY, alice.token, alice.public_id, alice.user_id):
+        assert secret not in said
+    assert [(line["method"], line["route"]) for line in lines] == [(method, logged(path)) for method, path in routes()]
+    assert last["route"] == "/users/-"
+    for line in (first, *lines, last):
+        assert line["address"] == ("127.0.0.1" if line["status"] >= "400" else "")
+    assert {first["status"], last["status"]} == {"201", "200"}
+    assert set(first) == {
+        *("time", "event", "request_id", "method", "route", "protocol", "status", "seconds"),
+        *("upstream", "upstream_status", "upstream_seconds", "address"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2:"),
+        ("2001:db8:1:2::6", "2001:db8:1:2:"),
+        ("2001:db8:1:2:ffff::", "2001:db8:1:2:"),
+        ("2001:db8::5", "2001:db8::"),
+        ("2001:db8:0:5::1", "2001:db8:0:5:"),
+        ("::1", "::"),
+    ],
+)
+def test_a_whole_network_of_ipv6_is_one_client(address: str, counted: str) -> None:
+    """By the expressions of the map, in its order, as nginx (PCRE) reads them."""
+    block = re.search(r"map \$remote_addr \$mimu_client \{(.*?)\n\}", text("mimu"), re.DOTALL)
+    assert block
+    patterns = re.findall(r'"~(\S+)"', block[1])
+    assert len(patterns) == 2
+    found = (re.match(pattern.replace("(?<", "(?P<"), address) for pattern in patterns)
+    assert next((match["mimu_net"] for match in found if match), address) == counted
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_files_pass_as_they_come(services: Services, tmp_path: Path) -> None:
+    content = secrets.token_bytes(5 * MIB)
+    local = PROXIED | {"MIMU_DATA_DIR": str(tmp_path)}
+    async with place(services) as shared, serving(shared, **local) as one:
+        with proxying(f"127.0.0.1:{one.port}") as proxy:
+            alice = await Account().register(proxy.url)
+            announced = await announce(alice, content)
+            assert announced.json["upload"]["url"].startswith(f"{proxy.url}/uploads/")
+            assert (await put(announced, content)).code in (200, 204)
+            file_id = announced.json["file_id"]
+            assert (await alice.post(f"/files/{file_id}/complete", {})).status == 200
+            assert (await got(alice, file_id)).body == content
+            assert (await got(alice, file_id, Range="bytes=1000000-1999999")).body == content[1_000_000:2_000_000]
+            # Unbuffered: what was sent is on the server's disk before the rest of the body is there.
+            tus = bearer(alice, Tus_Resumable="1.0.0", Upload_Length=str(len(content)))
+            made = await send("POST", f"{proxy.url}/files/tus", b"", tus)
+            upload = made.headers["Location"]
+            assert upload.startswith(f"{proxy.url}/files/tus/")
+            _, writer = await asyncio.open_connection(
+                "127.0.0.1", proxy.port, ssl=authority(proxy), server_hostname=HOST
+            )
+            head = f"PATCH {upload.removeprefix(proxy.url)} HTTP/1.1\r\nHost: {HOST}:{proxy.port}\r\n"
+            head += f"Authorization: Bearer {alice.token}\r\nTus-Resumable: 1.0.0\r\nUpload-Offset: 0\r\n"
+            head += f"Content-Type: application/offset+octet-stream\r\nContent-Length: {len(content)}\r\n\r\n"
+            writer.write(head.encode() + content[: 2 * MIB])
+            await writer.drain()
+            async with asyncio.timeout(10):
+                while sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < len(content) + MIB:
+                    await asyncio.sleep(0.02)
+            # The connection breaks; what came counts, and the rest follows.
+            writer.transport.abort()
+            where = bearer(alice, Tus_Resumable="1.0.0")
+            offset = int((await send("HEAD", upload, None, where)).headers["Upload-Offset"])
+            assert MIB < offset <= 2 * MIB
+            rest = bearer(alice, Tus_Resumable="1.0.0", Upload_Offset=str(offset))
+            rest["Content-Type"] = "application/offset+octet-stream"
+            assert (await send("PATCH", upload, content[offset:], rest)).code == 204
+            assert (await got(alice, upload.rpartition("/")[2])).body == content
+            assert list((proxy.folder / "client_body").iterdir()) == []
+
+
+@pytest.mark.gen_test(timeout=90)
+async def test_addresses_of_s3_pass_with_their_host(services: Services, bucket: Seaweed) -> None:
+    content = secrets.token_bytes(3 * MIB)
+    async with place(services) as shared:
+        with proxying("127.0.0.1:9", files=bucket.endpoint.removeprefix("http://")) as proxy:
+            public = PROXIED | bucket.settings() | {"S3_PUBLIC_ENDPOINT": proxy.files_url}
+            async with serving(shared, **public) as one:
+                alice = await Account().register(one.url)
+                announced = await announce(alice, content)
+                upload = announced.json["upload"]
+                assert upload["url"].startswith(proxy.files_url)
+                assert (await from_files("PUT", upload["url"], content, upload["headers"])).code == 200
+                file_id = announced.json["file_id"]
+                assert (await alice.post(f"/files/{file_id}/complete", {})).status == 200
+                link = (await send("GET", f"{one.url}/files/{file_id}/content", None, bearer(alice))).headers[
+                    "Location"
+                ]
+                got_back = await from_files("GET", link)
+                assert sha256(got_back.body) == sha256(content)
+                assert got_back.headers["Strict-Transport-Security"]
+                # Signed for this host, and for nothing else; nobody does more here than put and get.
+                assert (await from_files("GET", link.replace("Signature=", "Signature=0"))).code == 403
+                assert (await from_files("DELETE", link)).code == 403
+                assert (await from_files("POST", link, b"x")).code == 403
+                assert (await from_files("GET", f"{proxy.files_url}/minio/health/live")).code == 404
+                proxy.requests(6)
+                assert "ignature" not in proxy.log_text()
+                assert link.partition("?")[0].rpartition("/")[2] not in proxy.log_text()
+
+
+async def from_files(
+    method: str, url: str, body: bytes | None = None, headers: dict[str, str] | None = None
+) -> HTTPResponse:
+    """One request to the name of the files, which no resolver knows."""
+    client = SimpleAsyncHTTPClient(force_instance=True, hostname_mapping={FILES_HOST: "127.0.0.1"})
+    try:
+        request = HTTPRequest(url, method=method, body=body, headers=headers, allow_nonstandard_methods=True)
+        return await client.fetch(request, raise_error=False)
+    finally:
+        client.close()
