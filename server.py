@@ -28,24 +28,27 @@ import plugins
 from config import embedded, logs, secrets, supervisor
 from config.keyring import KeyringFile
 from config.settings import Core, Section, SettingsError, environment, load
+from config.version import VERSION
+from handlers import vitals
 from handlers.alerts import Alerts
 from handlers.base import UnknownRoute
 from handlers.bus import Bus
 from handlers.delivery import Delivery
-from handlers.health import Check, Health, Live, MetricsPage
+from handlers.health import Health, Live, MetricsPage, examine
 from handlers.hub import Hub, Peer
 from handlers.limits import Limits
 from handlers.listener import BACKLOG, Listener
 from handlers.metrics import Metrics
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
-from handlers.site import Site
+from handlers.site import Check, Site
 from handlers.socket import Event, SocketHandler, prolonging
 from handlers.tokens import Tokens
 from models import migrations
 from models.access import Access
 from models.database import Database, Unavailable
 from models.epochs import Epoch
+from models.statements import Watch
 from plugins import App, Every, Plugin, Timer
 
 log = structlog.get_logger(__name__)
@@ -126,23 +129,29 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
     """Start everything in order; what has started is stopped in reverse, even half-way."""
     core = configuration.core
     async with contextlib.AsyncExitStack() as stack:
+        instance_id = uuid4()
         database_url, redis_url = await _services(core, stack)
-        database = await stack.enter_async_context(Database(database_url, core.database_max_connections).open())
+        metrics = Metrics()
+        vitals.process(metrics)
+        statements = vitals.Statements(metrics)
+        database = Database(
+            database_url,
+            core.database_max_connections,
+            name=f"mimu/{instance_id}",
+            watch=Watch(statements.acquired, statements.answered, statements.failed),
+        )
+        statements.pool(database.usage)
+        await stack.enter_async_context(database.open())
         redis = await stack.enter_async_context(_redis(redis_url))
         epoch = Epoch(database, database_url)
 
-        async def look() -> None:
+        async def renew() -> None:
             withdrawn = await epoch.look()
             if withdrawn is not None:
                 log.info("sync_epoch_begun", prekeys_withdrawn=withdrawn)
 
-        await look()  # before anybody is served
-        instance_id = uuid4()
-        metrics = Metrics()
-        bus = Bus(redis, instance_id)
-        metrics.counts(
-            "mimu_bus_dropped_total", "Messages between instances that Redis never got.", lambda: bus.dropped
-        )
+        await renew()  # before anybody is served
+        bus = Bus(redis, instance_id, metrics)
         hub = Hub(bus, metrics, instance_id)
         access = Access(database)
         delivery = Delivery(hub, bus, access.members)
@@ -173,6 +182,9 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
 
         features = [module.setup(app, configuration.sections[name]) for name, module in configuration.features.items()]
         site = assemble(app, features)
+        found: dict[str, str] = {}
+        _show(app, site, found)
+        await stack.enter_async_context(vitals.lag(metrics))
         await stack.enter_async_context(bus.running())
         await stack.enter_async_context(revocations.listening())
         await stack.enter_async_context(delivery.running())
@@ -187,20 +199,33 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             if keyrings.reload():
                 log.info("keyring_reloaded")
 
+        async def check() -> None:
+            found.update(await examine(site.checks))
+
+        stack.callback(asyncio.create_task(check()).cancel)
         # A rotation is taken on by every server well before the new secret signs, a minute later.
         own = (
             Every(1, hub.turn, "heartbeat"),
             Every(20, hub.announce, "announce"),
             Every(15, reload, "keyring"),
-            Every(15, look, "epoch"),
+            Every(15, check, "checks"),
+            Every(15, renew, "epoch"),
         )
+        runs = vitals.Runs(metrics)
         for every in (*own, *(every for feature in features for every in feature.periodic)):
-            timer = Timer(every, metrics)
+            timer = Timer(every, runs)
             timer.start()
             stack.push_async_callback(timer.stop)
 
         port = next(iter(listener._sockets.values())).getsockname()[1]
-        log.info("started", port=port, features=[feature.name for feature in features], environment=core.mimu_env)
+        log.info(
+            "started",
+            port=port,
+            features=[feature.name for feature in features],
+            environment=core.mimu_env,
+            instance=str(instance_id),
+            version=VERSION,
+        )
         yield Server(app, features, site, port, database_url, redis_url)
         log.info("stopping")
 
@@ -286,8 +311,25 @@ def assemble(app: App, features: Sequence[Plugin]) -> Site:
         tokens=app.tokens,
         limits=app.limits,
         metrics=app.metrics,
+        checks=checks,
         outages=OUTAGES,
     )
+
+
+def _show(app: App, site: Site, found: Mapping[str, str]) -> None:
+    """Have shown what the checks of ``/health`` have found, and how much waits where."""
+    shows = app.metrics.shows
+    app.metrics.shows_each(
+        "mimu_health_check_up",
+        "Whether a check of /health was well when it was made last; every 15 seconds.",
+        ("check",),
+        lambda: {(check,): answer == "ok" for check, answer in found.items()},
+    )
+    shows("mimu_http_requests_in_flight", "Requests being answered.", lambda: site.active)
+    shows("mimu_uploads_in_flight", "Uploads whose bytes come in.", lambda: site.pace.active)
+    shows("mimu_upload_pace_bytes_per_second", "How fast all uploads together may come in.", lambda: site.pace.rate)
+    shows("mimu_delivery_queue_frames", "Frames that wait for large groups.", app.delivery.waiting)
+    shows("mimu_password_queue_jobs", "Hashes of passwords that wait or are made.", lambda: app.passwords.waiting)
 
 
 async def _farewell(listener: Listener, hub: Hub, site: Site, seconds: float) -> None:

@@ -9,6 +9,8 @@ from typing import Any, TextIO
 import orjson
 import structlog
 
+STATEMENT = "statement: "  # begins the note to an error that says which function's SQL statement failed
+
 
 def _json(event: Any, **_: Any) -> str:
     return orjson.dumps(event, default=str).decode()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from uuid import UUID
 
 import structlog
+from prometheus_client import Histogram
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
+from handlers.metrics import SECONDS, Metrics
 from handlers.tasks import ended
 
 log = structlog.get_logger(__name__)
@@ -25,13 +28,14 @@ SUBSCRIPTIONS = 1_000  # channels in one command
 PATIENCE = 1.0  # seconds Redis may take for one answer before it counts as away
 PING = 1.0  # seconds of silence after which the subscription is probed; three of them and it is made anew
 RETRY = 0.5  # seconds between attempts to come back
+ECHO = 5.0  # seconds between messages to ourselves, by which the way over Redis is measured
 _GONE = (RedisError, OSError, TimeoutError)
 
 
 class Bus:
     """Publishes and subscribes. Local code never waits for it: publishing queues, and one task sends."""
 
-    def __init__(self, redis: Redis, instance_id: UUID) -> None:
+    def __init__(self, redis: Redis, instance_id: UUID, metrics: Metrics) -> None:
         self._redis = redis
         self._own = f"ws:instance:{instance_id}"
         self._listeners: dict[str, Listener] = {}
@@ -43,13 +47,35 @@ class Bus:
         self._changed: dict[str, None] = {}  # channels of which Redis is to be told whether they are wanted
         self._speak_up = asyncio.Event()
         self.up = False
-        self.dropped = 0  # messages that Redis never got
+        self._ups = self._published = self._dropped = 0
         self.on_return: list[Callable[[], None]] = []  # called when the subscriptions are back after an outage
+        self._publish_seconds, self._echo_seconds = self._counted(metrics)
+
+    def _counted(self, metrics: Metrics) -> tuple[Histogram, Histogram]:
+        """Have counted what happens here; how long it takes is for us to observe."""
+        metrics.shows("mimu_redis_up", "Whether the subscriptions to Redis stand.", lambda: self.up)
+        metrics.counts("mimu_redis_reconnects_total", "Times they came back.", lambda: max(self._ups - 1, 0))
+        metrics.shows("mimu_bus_queue_messages", "Messages that wait for Redis.", lambda: len(self._queue))
+        metrics.counts("mimu_bus_messages_published_total", "Messages that Redis took.", lambda: self._published)
+        metrics.counts("mimu_bus_messages_dropped_total", "Messages that Redis never got.", lambda: self._dropped)
+        published = Histogram(
+            "mimu_redis_publish_duration_seconds",
+            "Time of one command to Redis, with up to 256 messages for other instances.",
+            buckets=SECONDS,
+            registry=metrics.registry,
+        )
+        echoed = Histogram(
+            "mimu_bus_echo_duration_seconds",
+            "Time of a message to ourselves over Redis, as other instances have to wait for one.",
+            buckets=SECONDS,
+            registry=metrics.registry,
+        )
+        return published, echoed
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep both directions going until the block ends; what is queued is sent first."""
-        tasks = [asyncio.create_task(work) for work in (self._listen(), self._speak(), self._send())]
+        tasks = [asyncio.create_task(work) for work in (self._listen(), self._speak(), self._send(), self._echo())]
         try:
             yield
         finally:
@@ -92,7 +118,7 @@ class Bus:
         self._wake.set()
 
     def _drop(self, _: str, __: bytes, answer: asyncio.Future[int] | None) -> None:
-        self.dropped += 1
+        self._dropped += 1
         if answer is not None and not answer.done():
             answer.set_result(0)
 
@@ -103,11 +129,14 @@ class Bus:
             while self._queue:
                 batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
                 try:
+                    began = time.monotonic()
                     pipeline = self._redis.pipeline(transaction=False)
                     for channel, message, _ in batch:
                         pipeline.publish(channel, message)
                     async with asyncio.timeout(PATIENCE):
                         counts = await pipeline.execute()
+                    self._publish_seconds.observe(time.monotonic() - began)
+                    self._published += len(batch)
                     for (_, _, answer), count in zip(batch, counts, strict=True):
                         if answer is not None and not answer.done():
                             answer.set_result(int(count))
@@ -115,6 +144,17 @@ class Bus:
                     log.warning("bus_publish_failed", messages=len(batch), cause=type(error).__name__)
                     for entry in batch:
                         self._drop(*entry)
+
+    async def _echo(self) -> None:
+        """Say something to ourselves from time to time. Its way is that of a frame to another instance, and its
+        clock is one."""
+        while True:
+            await asyncio.sleep(ECHO)
+            if self.up:
+                self.publish(self._own, str(time.monotonic()).encode())
+
+    def _echoed(self, _: str, message: bytes) -> None:
+        self._echo_seconds.observe(time.monotonic() - float(message))
 
     # In -----------------------------------------------------------------------------------------------------------
 
@@ -191,6 +231,7 @@ class Bus:
                 for start in range(0, len(channels), SUBSCRIPTIONS):
                     await pubsub.subscribe(*channels[start : start + SUBSCRIPTIONS])
             self._pubsub, self.up = pubsub, True
+            self._ups += 1
             # Who came or went while the list above was being sent.
             for channel in self._listeners.keys() ^ set(channels):
                 self._change(channel)
@@ -218,7 +259,7 @@ class Bus:
             if confirmed is not None:
                 confirmed.set()
         elif message["type"] == "message":
-            listener, data = self._listeners.get(name), message["data"]
+            listener, data = self._echoed if name == self._own else self._listeners.get(name), message["data"]
             if listener is not None and isinstance(data, bytes):
                 try:
                     listener(name, data)

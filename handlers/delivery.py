@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from uuid import UUID
 import structlog
 
 from handlers.bus import Bus
-from handlers.hub import Frame, Hub, text_frame
+from handlers.hub import Frame, Hub, text_frame, type_of
 from handlers.shapes import encode
 
 log = structlog.get_logger(__name__)
@@ -31,8 +32,10 @@ PRESENT = 2**63 - 1  # the seq of what is told to whoever is there now
 
 class _Told(NamedTuple):
     """A frame on its way to a group. ``members`` is None when it came from another instance: then they are looked up,
-    and only sockets here are written to."""
+    and only sockets here are written to. ``began`` (monotonic) is when it happened, or was heard of."""
 
+    kind: str
+    began: float
     access: int
     seq: int
     members: Collection[UUID] | None
@@ -74,6 +77,10 @@ class Delivery:
             self._bus.unsubscribe(CHANNEL)
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def waiting(self) -> int:
+        """How many frames wait for large groups."""
+        return sum(map(len, self._queues.values()))
+
     def behind(self, group: UUID) -> bool:
         """Whether so much waits for this group that nothing more should be told for now."""
         return len(self._queues.get(group, ())) >= BEHIND
@@ -88,27 +95,32 @@ class Delivery:
         skip: str = "",
         but: UUID | None = None,
         droppable: bool = False,
+        began: float | None = None,
     ) -> None:
         """Send a frame to every socket of the members, on all instances, but the one called ``skip``, and those of the
-        user ``but``."""
+        user ``but``. What it tells of happened at ``began`` (monotonic), or just now."""
         if but is not None:
             members = [member for member in members if member != but]
-        told = _Told(access, frame.get("seq", PRESENT), members, encode(frame), skip, but, droppable)
+        kind, began = frame["type"], time.monotonic() if began is None else began
+        told = _Told(kind, began, access, frame.get("seq", PRESENT), members, encode(frame), skip, but, droppable)
         if len(members) > SLICE or group in self._queues:
             self._queue(group, told)
         else:
-            self._publish(group, told, self._hub.write_all(members, text_frame(told.payload), skip, droppable))
+            others = self._hub.write_all(members, kind, text_frame(told.payload), skip, droppable)
+            self._hub.metrics.written("group", began)
+            self._publish(group, told, others)
 
     async def announce(self, group: UUID, access: int, frames: Iterable[Frame], *, also: UUID | None = None) -> None:
         """Tell frames to those who are members since ``access`` and were there at the frame's ``seq``, and to one who
         is a member no more. What can't be told, since PostgreSQL is away, clients find by ``/sync``."""
+        began = time.monotonic()
         for frame in frames:
             try:
                 members = await self._members(group, access, frame.get("seq", PRESENT))
             except Exception as error:
                 log.warning("group_frame_lost", cause=type(error).__name__)
                 return
-            self.tell(group, access, members, frame)
+            self.tell(group, access, members, frame, began=began)
             if also is not None and also not in members:
                 self._hub.send(also, frame)
 
@@ -157,9 +169,10 @@ class Delivery:
         for start in range(0, len(everyone), SLICE):
             part = everyone[start : start + SLICE]
             for told, frame in zip(together, frames, strict=True):
-                elsewhere = self._hub.write_all(part, frame, told.skip, told.droppable)
+                elsewhere = self._hub.write_all(part, told.kind, frame, told.skip, told.droppable)
             others += elsewhere  # the same of every frame
             await asyncio.sleep(0)
+        self._hub.metrics.written("large_group", first.began)
         if here is not None:
             for told in together:
                 self._publish(group, told, others)
@@ -173,5 +186,8 @@ class Delivery:
         if self.behind(group_id):
             log.warning("group_frame_lost", cause="too many wait")
             return
-        left_out = UUID(but) if but else None
-        self._queue(group_id, _Told(int(access), int(seq), None, payload, skip, left_out, kind == "drop"))
+        left_out, began = UUID(but) if but else None, time.monotonic()
+        self._queue(
+            group_id,
+            _Told(type_of(payload), began, int(access), int(seq), None, payload, skip, left_out, kind == "drop"),
+        )

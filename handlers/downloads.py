@@ -120,6 +120,7 @@ class DownloadHandler(ApiHandler):
                 self.write(block)
                 async with asyncio.timeout(STALL_SECONDS):
                     await self.flush()
+                self.application.metrics.downloaded += len(block)
                 start += len(block)
         except (StreamClosedError, TimeoutError, OSError) as error:
             # Half an answer can't become an error any more: the client sees that it got too little.

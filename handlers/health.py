@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 
 import structlog
 
@@ -12,10 +12,10 @@ from handlers import errors
 from handlers.base import ApiHandler
 from handlers.limits import within
 from handlers.metrics import CONTENT_TYPE
+from handlers.site import Check
 
 log = structlog.get_logger(__name__)
 
-Check = Callable[[], Awaitable[None]]  # raises when the thing is not well
 PATIENCE = 2.0  # seconds; a service that needs longer to say that it is well, isn't
 
 

@@ -42,7 +42,7 @@ class Peer(Protocol):
     closing: bool
 
     def send(self, frame: Frame, key: str = "") -> None: ...
-    def write(self, frame: bytes, droppable: bool, key: str = "") -> None: ...
+    def write(self, frame: bytes, droppable: bool, key: str = "") -> bool: ...
     def prolong(self, session: Session) -> None: ...
     def ping(self) -> None: ...
     def close(self, code: int, reason: str) -> None: ...
@@ -74,6 +74,11 @@ def text_frame(payload: bytes) -> bytes:
     return b"\x81\x7f" + size.to_bytes(8) + payload
 
 
+def type_of(payload: bytes) -> str:
+    """The type of an encoded frame: all of ours begin with it."""
+    return payload[9 : payload.index(b'"', 9)].decode() if payload.startswith(b'{"type":"') else "other"
+
+
 class Hub:
     """Sends to users. Local sockets are written to directly; other instances hear it through ``ws:user:{id}``.
 
@@ -87,7 +92,7 @@ class Hub:
         self.instance_id = instance_id
         self._origin = instance_id.hex
         self._bus = bus
-        self._metrics = metrics
+        self.metrics = metrics
         self._peers: dict[UUID, list[Peer]] = {}
         self._elsewhere: dict[UUID, dict[str, _There]] = {}
         self._introductions: dict[UUID, asyncio.Task[None]] = {}
@@ -121,7 +126,7 @@ class Hub:
     async def arrive(self, peer: Peer) -> None:
         """Register a socket; when this returns, whatever is sent to its user reaches it."""
         user_id = peer.session.user_id
-        self._metrics.sockets.inc()
+        self.metrics.sockets.inc()
         self._wheel[self._turn - 1].add(peer)
         first = user_id not in self._peers
         if first:
@@ -165,7 +170,7 @@ class Hub:
         if peer not in peers:
             return
         peers.remove(peer)
-        self._metrics.sockets.dec()
+        self.metrics.sockets.dec()
         for slot in self._wheel:
             slot.discard(peer)
         if peers:
@@ -221,9 +226,11 @@ class Hub:
             kind = "drop" if droppable else "send"
             self._bus.publish(self._channel(user_id), self._envelope(kind, skip, key, payload))
 
-    def write_all(self, users: Iterable[UUID], frame: bytes, skip: str, droppable: bool) -> list[UUID]:
-        """Write the bytes of a whole frame to the sockets here of many users; the users who aren't only here."""
+    def write_all(self, users: Iterable[UUID], kind: str, frame: bytes, skip: str, droppable: bool) -> list[UUID]:
+        """Write the bytes of a whole frame of type ``kind`` to the sockets here of many users; the users who aren't
+        only here."""
         others = []
+        taken = 0
         mine, elsewhere = self._peers, self._elsewhere
         for user_id in users:
             peers = mine.get(user_id)
@@ -231,10 +238,12 @@ class Hub:
                 others.append(user_id)
                 continue
             for peer in tuple(peers) if len(peers) > 1 else peers:
-                if peer.peer_id != skip:
-                    peer.write(frame, droppable)
+                if peer.peer_id != skip and peer.write(frame, droppable):
+                    taken += 1
             if user_id in elsewhere:
                 others.append(user_id)
+        if taken:
+            self.metrics.sent(kind, taken)
         return others
 
     def publish(self, user_id: UUID, payload: bytes, skip: str, droppable: bool) -> None:
@@ -257,10 +266,15 @@ class Hub:
         peers = self._peers.get(user_id)
         if peers is None:
             return False
+        began = time.monotonic()
         frame = text_frame(payload)
+        taken = 0
         for peer in tuple(peers) if len(peers) > 1 else peers:
-            if peer.peer_id != skip:
-                peer.write(frame, droppable, key)
+            if peer.peer_id != skip and peer.write(frame, droppable, key):
+                taken += 1
+        if taken:
+            self.metrics.sent(type_of(payload), taken)
+            self.metrics.written("user", began)
         return True
 
     # Other instances ----------------------------------------------------------------------------------------------

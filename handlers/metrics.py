@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
+# When each series began is half as many series again, and nothing that Prometheus would make use of in this format.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
 # 1 ms to 10 s: below is a cache, beyond is an outage.
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 # A client may invent methods; a label may not be invented.
 _METHODS = frozenset(("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"))
 
+KINDS = 200  # types of frames that are told apart; there are some fifty, and nobody may make more of them
+SAMPLE_EVERY = 0.01  # seconds between two samples of a way; more of them would cost what they measure
+WAYS = ("user", "group", "large_group")
+
+Values = Callable[[], Mapping[tuple[str, ...], float]]  # by the values of the labels
+Family = type[CounterMetricFamily] | type[GaugeMetricFamily]
+
 
 class _Kept(Collector):
-    def __init__(self, name: str, text: str, value: Callable[[], float]) -> None:
-        self._name, self._text, self._value = name, text, value
+    """A family that is read where it is kept, when somebody asks for it."""
+
+    def __init__(self, family: Family, name: str, text: str, labels: Sequence[str], values: Values) -> None:
+        self._family, self._name, self._text, self._labels, self._values = family, name, text, labels, values
 
     def collect(self) -> Iterable[Metric]:
-        yield CounterMetricFamily(self._name, self._text, value=self._value())
+        family = self._family(self._name, self._text, labels=self._labels)
+        for labels, value in self._values().items():
+            family.add_metric(labels, value)
+        yield family
 
 
 class Metrics:
@@ -34,7 +50,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.started = time.monotonic()
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._frame_children: dict[str, Counter] = {}
+        # Plain numbers, for what is counted with every frame: a Counter takes a lock each time.
+        self._frames_in: dict[tuple[str, ...], float] = {}
+        self._frames_out: dict[tuple[str, ...], float] = {}
         self.requests = Counter(
             "mimu_http_requests_total", "Requests answered.", ["handler", "method", "status"], registry=self.registry
         )
@@ -42,31 +60,67 @@ class Metrics:
             "mimu_http_request_duration_seconds",
             "Time from headers to answer.",
             ["handler"],
-            buckets=_SECONDS,
+            buckets=SECONDS,
             registry=self.registry,
         )
         self.clients = Counter(
             "mimu_clients_total", "Requests that opened or refreshed a session.", ["platform"], registry=self.registry
         )
         self.sockets = Gauge("mimu_websocket_connections", "Sockets open now.", registry=self.registry)
-        self.frames_in = Counter(
-            "mimu_websocket_frames_received_total", "Frames from clients.", ["type"], registry=self.registry
+        self._keep(
+            CounterMetricFamily,
+            "mimu_websocket_frames_received_total",
+            "Frames from clients.",
+            ("type",),
+            lambda: self._frames_in,
+        )
+        self._keep(
+            CounterMetricFamily,
+            "mimu_websocket_frames_sent_total",
+            "Frames put into the queues of sockets.",
+            ("type",),
+            lambda: self._frames_out,
         )
         self.frames_dropped = Counter(
             "mimu_websocket_frames_dropped_total", "Frames a slow client missed.", registry=self.registry
         )
+        self.frames_refused = Counter(
+            "mimu_websocket_frames_refused_total", "Frames answered with an error.", ["code"], registry=self.registry
+        )
         self.closes = Counter(
             "mimu_websocket_closed_total", "Sockets the server closed.", ["code"], registry=self.registry
         )
-        self.periodic_runs = Counter(
-            "mimu_periodic_runs_total", "Runs of periodic tasks.", ["task", "outcome"], registry=self.registry
+        self.uploaded = self.downloaded = 0  # bytes
+        self.counts("mimu_uploads_bytes_total", "Bytes of files taken here.", lambda: self.uploaded)
+        self.counts("mimu_downloads_bytes_total", "Bytes of files sent from here.", lambda: self.downloaded)
+        self.delivery_seconds = Histogram(
+            "mimu_delivery_duration_seconds",
+            "Time from what happened (a commit, if there was one) until the frames were with the kernel; sampled.",
+            ["way"],
+            buckets=SECONDS,
+            registry=self.registry,
         )
-        self.uptime = Gauge("mimu_uptime_seconds", "Time since start.", registry=self.registry)
-        self.uptime.set_function(lambda: time.monotonic() - self.started)
+        self._ways = {way: self.delivery_seconds.labels(way) for way in WAYS}
+        self._due = dict.fromkeys(WAYS, 0.0)
+
+    # What is read where it is kept ----------------------------------------------------------------------------------
+
+    def _keep(self, family: Family, name: str, text: str, labels: Sequence[str], values: Values) -> None:
+        self.registry.register(_Kept(family, name, text, labels, values))
 
     def counts(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A counter that is read from where it is kept."""
-        self.registry.register(_Kept(name, text, value))
+        self._keep(CounterMetricFamily, name, text, (), lambda: {(): value()})
+
+    def shows(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """A gauge that is read from where it is kept."""
+        self._keep(GaugeMetricFamily, name, text, (), lambda: {(): value()})
+
+    def shows_each(self, name: str, text: str, labels: Sequence[str], values: Values) -> None:
+        """The same with labels: ``values`` gives the numbers by the values of these."""
+        self._keep(GaugeMetricFamily, name, text, labels, values)
+
+    # Requests and frames --------------------------------------------------------------------------------------------
 
     def observe(self, handler: str, method: str, status: int, seconds: float) -> None:
         """One answered request. The children are kept: looking labels up costs more than counting."""
@@ -80,10 +134,30 @@ class Metrics:
 
     def frame(self, kind: str) -> None:
         """One frame from a client, of a type that a feature claims."""
-        child = self._frame_children.get(kind)
-        if child is None:
-            child = self._frame_children[kind] = self.frames_in.labels(kind)
-        child.inc()
+        key = (kind,)
+        self._frames_in[key] = self._frames_in.get(key, 0) + 1
+
+    def sent(self, kind: str, sockets: int) -> None:
+        """A frame that so many sockets have taken."""
+        key = (kind,)
+        before = self._frames_out.get(key)
+        if before is None:
+            if len(self._frames_out) >= KINDS:  # what another instance says is a type needn't be one
+                key = ("other",)
+            before = self._frames_out.get(key, 0)
+        self._frames_out[key] = before + sockets
+
+    def written(self, way: str, began: float) -> None:
+        """Frames of what happened at ``began`` (monotonic) were put into the queues of sockets. Those go to the kernel
+        in the loop's next turn, and what is called after them measures how long that took: of each way so often, for
+        a look at the clock is all that a message can pay."""
+        now = time.monotonic()
+        if now >= self._due[way]:
+            self._due[way] = now + SAMPLE_EVERY
+            asyncio.get_running_loop().call_soon(self._flushed, way, began)
+
+    def _flushed(self, way: str, began: float) -> None:
+        self._ways[way].observe(time.monotonic() - began)
 
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes."""

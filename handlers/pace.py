@@ -27,6 +27,11 @@ class Pace:
         self._timer: asyncio.TimerHandle | None = None
         self._looked = 0.0
 
+    @property
+    def active(self) -> int:
+        """How many uploads there are."""
+        return self._active
+
     def begin(self) -> None:
         """An upload begins."""
         self._active += 1

@@ -36,7 +36,7 @@ class Passwords:
         # OWASP's second choice of parameters: 19 MiB, two passes, one lane.
         self._hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
         self._threads = ThreadPoolExecutor(min(THREADS, processors()), "argon2", initializer=step_back)
-        self._waiting = 0
+        self.waiting = 0  # hashes that wait or are being made
         # What an unknown account's password is checked against, so that it takes as long as a known one's.
         self._nobody = self._hasher.hash(os.urandom(16).hex())
 
@@ -72,10 +72,10 @@ class Passwords:
         return self._hasher.check_needs_rehash(password_hash)
 
     async def _run(self, work: Callable[[], T]) -> T:
-        if self._waiting >= QUEUE + THREADS:
+        if self.waiting >= QUEUE + THREADS:
             raise Unavailable
-        self._waiting += 1
+        self.waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
-            self._waiting -= 1
+            self.waiting -= 1

@@ -9,13 +9,13 @@ from collections import deque
 from typing import Any
 from uuid import uuid4
 
-from prometheus_client import Counter
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketHandler
 
 from handlers import hub
 from handlers.hub import Frame, text_frame
 from handlers.limits import Bucket
+from handlers.metrics import Metrics
 from handlers.rfc6455 import Protocol
 from handlers.shapes import encode
 from handlers.tokens import Session
@@ -42,10 +42,9 @@ class Socket:
     """One open socket: its session, its queue to the client, and the frames that wait for their turn."""
 
     __slots__ = (
-        "_closed",
-        "_dropped",
         "_expiry",
         "_handler",
+        "_metrics",
         "_out",
         "_queued",
         "_queued_bytes",
@@ -64,9 +63,8 @@ class Socket:
         "work",
     )
 
-    def __init__(self, handler: WebSocketHandler, dropped: Counter, closed: Counter, session: Session) -> None:
-        self._handler = handler
-        self._dropped, self._closed = dropped, closed
+    def __init__(self, handler: WebSocketHandler, metrics: Metrics, session: Session) -> None:
+        self._handler, self._metrics = handler, metrics
         self.peer_id = uuid4().hex
         self.session = session
         self.opened = time.time()
@@ -125,22 +123,23 @@ class Socket:
     def send(self, frame: Frame, key: str = "") -> None:
         """Send a frame to this socket alone, at once also during its welcome."""
         raw = text_frame(encode(frame))
-        if self._has_room(raw, False):
-            self._put(raw, key)
+        if self._has_room(raw, False) and self._put(raw, key):
+            self._metrics.sent(frame["type"], 1)
 
-    def write(self, frame: bytes, droppable: bool, key: str = "") -> None:
-        """Send the bytes of a whole frame; what the client is too slow for is dropped, or closes the socket.
+    def write(self, frame: bytes, droppable: bool, key: str = "") -> bool:
+        """Send the bytes of a whole frame; what the client is too slow for is dropped, or closes the socket. Whether
+        it was taken.
 
         A frame whose key the socket has seen is not sent again.
         """
         if (self._queued and not self._has_room(frame, droppable)) or self.closing:
-            return
+            return False
         if self.held is None:
-            self._put(frame, key)
-        else:
-            self.held.append((frame, key))
-            self._queued += 1
-            self._queued_bytes += len(frame)
+            return self._put(frame, key)
+        self.held.append((frame, key))
+        self._queued += 1
+        self._queued_bytes += len(frame)
+        return True
 
     def welcomed(self) -> None:
         """The welcome is over: send what has come meanwhile, and from now on at once."""
@@ -155,19 +154,19 @@ class Socket:
             return False
         if self._queued and (self._queued >= MAX_QUEUED // 2 or self._queued_bytes >= MAX_QUEUED_BYTES // 2):
             if droppable:
-                self._dropped.inc()
+                self._metrics.frames_dropped.inc()
                 return False
             if self._queued >= MAX_QUEUED or self._queued_bytes + len(frame) > MAX_QUEUED_BYTES:
                 self.close(hub.SLOW, "reading too slowly")
                 return False
         return True
 
-    def _put(self, frame: bytes, key: str) -> None:
+    def _put(self, frame: bytes, key: str) -> bool:
         if key:
             if self.keys is None or len(self.keys) >= MAX_KEYS:
                 self.keys = set()
             if key in self.keys:
-                return
+                return False
             self.keys.add(key.removeprefix(hub.ENDS))
         self._queued += 1
         self._queued_bytes += len(frame)
@@ -176,6 +175,7 @@ class Socket:
             self.flush()
         elif len(self._out) == 1:
             asyncio.get_running_loop().call_soon(self.flush)
+        return True
 
     def flush(self) -> None:
         """Hand what was gathered to the kernel; what it doesn't take is queued until the client reads."""
@@ -238,7 +238,7 @@ class Socket:
             return
         self.flush()
         self.closing = True
-        self._closed.labels(code).inc()
+        self._metrics.closes.labels(code).inc()
         self._handler.close(code, reason)
 
     def gone(self) -> None:

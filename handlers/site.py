@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from tornado.web import Application, RequestHandler
@@ -13,6 +14,8 @@ from handlers.limits import Limits
 from handlers.metrics import Metrics
 from handlers.pace import Pace
 from handlers.tokens import Tokens
+
+Check = Callable[[], Awaitable[None]]  # raises when the thing is not well
 
 _VERSION = re.compile(r"\d{1,6}(\.\d{1,6}){0,3}")
 
@@ -29,12 +32,14 @@ class Site(Application):
         tokens: Tokens,
         limits: Limits,
         metrics: Metrics,
+        checks: Mapping[str, Check],
         outages: tuple[type[BaseException], ...],
     ) -> None:
         self.core = core
         self.tokens = tokens
         self.limits = limits
         self.metrics = metrics
+        self.checks = checks
         self.outages = outages  # the exceptions that mean "a service is away", answered with 503
         self.active = 0  # requests being answered
         self.pace = Pace()  # of all uploads together

@@ -132,8 +132,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
     async def open(self, *_: str, **__: str) -> None:
         session = self._session
         assert session is not None  # prepare() refused every other caller
-        metrics = self.application.metrics
-        self.peer = Socket(self, metrics.frames_dropped, metrics.closes, session)
+        self.peer = Socket(self, self.application.metrics, session)
         self.set_nodelay(True)
         connection = self.ws_connection
         assert isinstance(connection, Protocol)  # ours, see get_websocket_protocol
@@ -277,6 +276,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         if refusal is None:
             log.error("frame_failed", exc_info=error)
             refusal = errors.InternalError()
+        self.application.metrics.frames_refused.labels(refusal.code).inc()
         body = refusal.body()
         body["code"] = body.pop("error")
         if "Retry-After" in refusal.headers:

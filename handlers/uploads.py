@@ -112,6 +112,7 @@ class UploadHandler(ApiHandler):
             self._stirred = asyncio.get_running_loop().time()
 
     async def _write(self, sink: Sink) -> None:
+        self.application.metrics.uploaded += self._held
         blocks, self._chunks, self._held = self._chunks, [], 0
         await sink.write(blocks)
 

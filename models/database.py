@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import asyncpg
@@ -18,11 +20,14 @@ from peewee_async.connection import ConnectionContext, connection_context
 from peewee_async.databases import AioPostgresDatabase
 from peewee_async.pool import PoolBackend
 
+from models.outages import AWAY, cause, outages
+from models.outages import Unavailable as Unavailable
+from models.statements import Watch, Watched
+
 # A request may wait 3 s in all (contract section 1): this long for a connection, then this long for its answer.
 ACQUIRE_SECONDS, COMMAND_SECONDS = 1.2, 1.5
 
 _SESSION = {
-    "application_name": "mimu",
     "timezone": "UTC",
     "statement_timeout": "10000",  # ms; a statement whose client gave up must not go on for ever
     "idle_in_transaction_session_timeout": "10000",  # ms; nor hold its locks when our process hangs
@@ -42,37 +47,6 @@ _STEADY = {
 
 Row = asyncpg.Record
 Raw: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
-
-
-class Unavailable(Exception):
-    """PostgreSQL is away, or too busy to answer in time. Nothing was half done: a transaction rolls back."""
-
-
-# What asyncpg raises when the server is gone, going, starting or full, and not when a statement is wrong.
-_AWAY = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.QueryCanceledError,
-    asyncpg.IdleInTransactionSessionTimeoutError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.DiskFullError,
-    asyncpg.OutOfMemoryError,
-    asyncpg.InternalClientError,
-    asyncpg.InterfaceError,
-    OSError,
-    TimeoutError,
-)
-
-
-@contextlib.contextmanager
-def _outages() -> Any:
-    try:
-        yield
-    except _AWAY as error:
-        raise Unavailable(f"PostgreSQL is away ({type(error).__name__})") from error
 
 
 class JSONB(peewee.Field):
@@ -108,8 +82,8 @@ class _Cursor:
     rowcount = 0
     description: Sequence[tuple[str]] | None = None
 
-    def __init__(self, connection: Raw) -> None:
-        self._connection = connection
+    def __init__(self, connection: Raw, watch: Watch) -> None:
+        self._connection, self._watch = connection, watch
         self._rows: list[asyncpg.Record] = []
 
     async def __aenter__(self) -> _Cursor:
@@ -121,7 +95,7 @@ class _Cursor:
     async def execute(self, query: str, *args: Any, **_: Any) -> None:
         parameters = args[0] if args else ()
         sql = _numbered(query)
-        with _outages():
+        with outages(), Watched(self._watch, sql):
             if "RETURNING" in sql or sql.startswith(("SELECT", "WITH", "(")):
                 self._rows = await self._connection.fetch(sql, *parameters)  # hits asyncpg's statement cache
                 self.rowcount = len(self._rows)
@@ -146,11 +120,11 @@ class _Cursor:
 class _Connection:
     """A pooled asyncpg connection, as peewee-async's transactions and queries want it."""
 
-    def __init__(self, raw: Raw) -> None:
-        self.raw = raw
+    def __init__(self, raw: Raw, watch: Watch) -> None:
+        self.raw, self._watch = raw, watch
 
     def cursor(self, **_: Any) -> _Cursor:
-        return _Cursor(self.raw)
+        return _Cursor(self.raw, self._watch)
 
     async def close(self) -> None:
         await self.raw.close()
@@ -177,13 +151,15 @@ class _Pool(PoolBackend):
 
     pool: asyncpg.Pool[asyncpg.Record] | None
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, watch: Watch, **options: Any) -> None:
         super().__init__(**options)
+        self.watch = watch
+        self.waiting = 0
         self._returning: set[asyncio.Task[None]] = set()
 
     async def create(self) -> None:
         options = dict(self.connect_params)
-        with _outages():
+        with outages():
             self.pool = await asyncpg.create_pool(
                 options.pop("dsn"),
                 min_size=min(2, options["max_size"]),
@@ -205,18 +181,27 @@ class _Pool(PoolBackend):
 
     async def raw(self) -> Raw:
         """A connection, within ACQUIRE_SECONDS. Raises Unavailable."""
-        with _outages():
-            if self.pool is None:
-                raise OSError("the pool is closed")
-            connection: Raw = await self.pool.acquire(timeout=ACQUIRE_SECONDS)
-            return connection
+        began = time.perf_counter()
+        self.waiting += 1
+        try:
+            with outages():
+                if self.pool is None:
+                    raise OSError("the pool is closed")
+                connection: Raw = await self.pool.acquire(timeout=ACQUIRE_SECONDS)
+                return connection
+        except Unavailable as error:
+            self.watch.failed(cause(error))
+            raise
+        finally:
+            self.waiting -= 1
+            self.watch.acquired(time.perf_counter() - began)
 
     async def give_back(self, raw: Raw) -> None:
         # Nothing resets a connection here, so one that comes back inside a transaction must not be used again.
         if raw.is_in_transaction():
             raw.terminate()
         if self.pool is not None:
-            with contextlib.suppress(*_AWAY):
+            with contextlib.suppress(*AWAY):
                 await self.pool.release(raw)
 
     def give_back_later(self, raw: Raw) -> None:
@@ -225,7 +210,7 @@ class _Pool(PoolBackend):
         task.add_done_callback(self._returning.discard)
 
     async def acquire(self) -> Any:
-        return _Connection(await self.raw())
+        return _Connection(await self.raw(), self.watch)
 
     async def release(self, conn: Any) -> None:
         await self.give_back(conn.raw)
@@ -245,17 +230,35 @@ class _Peewee(AioPostgresDatabase, peewee.PostgresqlDatabase):
     pool_backend_cls = _Pool
 
 
+class Usage(NamedTuple):
+    """Of a pool: how many connections it may have, has, and has idle, and how many wait for one."""
+
+    most: int
+    size: int
+    idle: int
+    waiting: int
+
+
 class Database:
     """One PostgreSQL. ``run`` takes a peewee query; ``fetch``, ``row``, ``value`` and ``execute`` take SQL with ``$1``.
 
     All of them join the transaction that is open around them, and raise Unavailable when the server is away.
     """
 
-    def __init__(self, dsn: str, max_connections: int = 20, settings: Mapping[str, str] | None = None) -> None:
-        name = unquote(urlsplit(dsn).path.lstrip("/")) or "mimu"
-        self._dsn = dsn
-        pool = {"dsn": dsn, "max_size": max_connections, "settings": settings or {}}
-        self._peewee = _Peewee(name, pool_params=pool)
+    def __init__(
+        self,
+        dsn: str,
+        max_connections: int = 20,
+        settings: Mapping[str, str] | None = None,
+        *,
+        name: str = "mimu",
+        watch: Watch | None = None,
+    ) -> None:
+        """``name`` is what PostgreSQL shows of us: ``pg_stat_activity.application_name``."""
+        self._dsn, self._name, self._watch = dsn, name, watch or Watch()
+        shown = {"application_name": name, **(settings or {})}
+        pool = {"dsn": dsn, "max_size": max_connections, "settings": shown, "watch": self._watch}
+        self._peewee = _Peewee(unquote(urlsplit(dsn).path.lstrip("/")) or "mimu", pool_params=pool)
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[Database]:
@@ -269,7 +272,15 @@ class Database:
     def steady(self) -> Database:
         """The same database over one connection of its own, for the statements that everybody waits for: it waits for
         no other one, and plans each of them once."""
-        return Database(self._dsn, 1, _STEADY)
+        watch = replace(self._watch, acquired=Watch().acquired)  # it is no one's pool
+        return Database(self._dsn, 1, _STEADY, name=self._name, watch=watch)
+
+    def usage(self) -> Usage:
+        backend: _Pool = self._peewee.pool_backend
+        pool = backend.pool
+        if pool is None:
+            return Usage(0, 0, 0, 0)
+        return Usage(pool.get_max_size(), pool.get_size(), pool.get_idle_size(), backend.waiting)
 
     @property
     def pool(self) -> asyncpg.Pool[asyncpg.Record]:
@@ -290,7 +301,7 @@ class Database:
                 yield
             return
         async with self._connection() as raw:
-            context = ConnectionContext(_Connection(raw))
+            context = ConnectionContext(_Connection(raw, self._watch))
             context.transaction_is_opened = True
             token = connection_context.set(context)
             try:
@@ -308,20 +319,24 @@ class Database:
 
     async def fetch(self, sql: str, *args: Any) -> list[asyncpg.Record]:
         async with self._connection() as connection:
-            return await connection.fetch(sql, *args)
+            with Watched(self._watch, sql):
+                return await connection.fetch(sql, *args)
 
     async def row(self, sql: str, *args: Any) -> asyncpg.Record | None:
         async with self._connection() as connection:
-            return await connection.fetchrow(sql, *args)
+            with Watched(self._watch, sql):
+                return await connection.fetchrow(sql, *args)
 
     async def value(self, sql: str, *args: Any) -> Any:
         async with self._connection() as connection:
-            return await connection.fetchval(sql, *args)
+            with Watched(self._watch, sql):
+                return await connection.fetchval(sql, *args)
 
     async def execute(self, sql: str, *args: Any) -> int:
         """Run a statement; the number of rows it changed."""
         async with self._connection() as connection:
-            status: str = await connection.execute(sql, *args)
+            with Watched(self._watch, sql):
+                status: str = await connection.execute(sql, *args)
         last = status.rpartition(" ")[2]
         return int(last) if last.isdecimal() else 0
 
@@ -329,7 +344,8 @@ class Database:
         """Run a statement once for each row, in one round trip."""
         if rows:
             async with self._connection() as connection:
-                await connection.executemany(sql, rows)
+                with Watched(self._watch, sql):
+                    await connection.executemany(sql, rows)
 
     def _connection(self) -> _Held:
         """The connection of the transaction we are in, else one of the pool's while the block lasts."""
@@ -358,5 +374,5 @@ class _Held:
             else:
                 # After a timeout asyncpg waits here for its own cancelling; nobody else has to.
                 self._backend.give_back_later(self._raw)
-        if isinstance(error, _AWAY):
+        if isinstance(error, AWAY):
             raise Unavailable(f"PostgreSQL is away ({type(error).__name__})") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import pkgutil
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -25,14 +26,15 @@ from handlers.alerts import Alerts
 from handlers.base import ApiHandler
 from handlers.bus import Bus
 from handlers.delivery import Delivery
-from handlers.health import Check
 from handlers.hub import Hub, Peer
 from handlers.limits import Limits
 from handlers.metrics import Metrics
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
+from handlers.site import Check
 from handlers.socket import Event
 from handlers.tokens import Tokens
+from handlers.vitals import Runs
 from models.access import Access
 from models.database import Database
 from models.epochs import Epoch
@@ -77,15 +79,16 @@ class Every:
 class Timer:
     """An Every at work. Tornado's PeriodicCallback skips overlaps, but its stop() does not wait for a run in flight."""
 
-    def __init__(self, every: Every, metrics: Metrics) -> None:
+    def __init__(self, every: Every, runs: Runs) -> None:
         self._every = every
-        self._metrics = metrics
+        self._runs = runs
         self._idle = asyncio.Event()
         self._idle.set()
         # In milliseconds; the jitter keeps instances that started together from sweeping together.
         self._callback = PeriodicCallback(self._run, every.seconds * 1000, jitter=0.1)
 
     def start(self) -> None:
+        self._runs.planned(self._every.name, self._every.seconds)
         self._callback.start()
 
     async def stop(self) -> None:
@@ -95,14 +98,14 @@ class Timer:
 
     async def _run(self) -> None:
         self._idle.clear()
-        outcome = "failed"
+        outcome, began = "failed", time.monotonic()
         try:
             await self._every.task()
             outcome = "done"
         except Exception as error:
             log.error("periodic_failed", task=self._every.name, exc_info=error)
         finally:
-            self._metrics.periodic_runs.labels(self._every.name, outcome).inc()
+            self._runs.ended(self._every.name, outcome, time.monotonic() - began)
             self._idle.set()
 
 

@@ -111,6 +111,9 @@ class Storage(Protocol):
     async def check(self) -> None:
         """Whether it is there and takes files. Raises StorageFull, too."""
 
+    async def room(self) -> int | None:
+        """Bytes that are free, where that can be known."""
+
     def part_size(self, size: int) -> int:
         """Of the parts that a resumable upload of ``size`` bytes is stored in; 0 when it is in one piece."""
 

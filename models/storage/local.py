@@ -89,6 +89,10 @@ class LocalStorage:
         if disk.f_bavail * disk.f_frsize < min(KEEP_FREE, disk.f_blocks * disk.f_frsize * KEEP_FREE_PART):
             raise StorageFull
 
+    async def room(self) -> int | None:
+        disk = await self.run(lambda: os.statvfs(self._folder))
+        return disk.f_bavail * disk.f_frsize
+
     def path(self, key: str) -> Path:
         return self._folder / proven(key)[:2] / key
 

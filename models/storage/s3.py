@@ -109,6 +109,9 @@ class S3Storage:
             await self.multipart.bucket(create=self._create)
             self._well = time.monotonic()
 
+    async def room(self) -> int | None:
+        return None  # a bucket has no end that could be asked for
+
     def put_link(self, place: Place) -> Link | None:
         # All of these are signed: another length or type is refused, and so is a second try once the object is there,
         # which nobody may change after it was checked.

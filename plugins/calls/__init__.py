@@ -14,6 +14,7 @@ from plugins.calls import http, shapes
 from plugins.calls.calls import NEWS, Calls
 from plugins.calls.candidates import Candidates
 from plugins.calls.history import History
+from plugins.calls.tally import Tally
 from plugins.calls.waiting import Waiting
 
 
@@ -24,7 +25,17 @@ class Settings(Section):
 def setup(app: App, settings: Settings) -> Plugin:
     waiting = Waiting(app.db, app.redis, app.hub)
     candidates = Candidates(app.db, app.hub, waiting, app.limits)
-    calls = Calls(app.db, app.hub, app.bus, app.alerts, waiting, candidates, app.limits, settings.rate_limit_offers)
+    calls = Calls(
+        app.db,
+        app.hub,
+        app.bus,
+        app.alerts,
+        waiting,
+        candidates,
+        app.limits,
+        settings.rate_limit_offers,
+        Tally(app.metrics),
+    )
     history = History(app.db)
 
     @contextlib.asynccontextmanager

@@ -21,6 +21,7 @@ from models.database import Database, Unavailable
 from plugins.calls import shapes
 from plugins.calls.candidates import Candidates
 from plugins.calls.refusals import CallIdConflict, CannotCallSelf, Glare, UserNotFound, why_not
+from plugins.calls.tally import Tally
 from plugins.calls.waiting import Waiting
 
 log = structlog.get_logger(__name__)
@@ -42,9 +43,10 @@ class Calls:
         candidates: Candidates,
         limits: Limits,
         offers: Rate,
+        tally: Tally,
     ) -> None:
         self._db, self._hub, self._bus, self._waiting, self._candidates = db, hub, bus, waiting, candidates
-        self._alerts, self._limits, self._offers = alerts, limits, offers
+        self._alerts, self._limits, self._offers, self._tally = alerts, limits, offers, tally
         self._rings: dict[UUID, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -72,6 +74,7 @@ class Calls:
             if (call.caller_id, call.callee_id) != (caller, offer.to_user_id):
                 raise CallIdConflict
             return {"call_id": call.id, "status": call.status, "expires_at": expires, "repeated": True}
+        self._tally.started(call.call_type)
         for old in rung.superseded:
             self._end(old, "superseded", by=peer)
         self._candidates.learn(call)
@@ -103,6 +106,7 @@ class Calls:
             raise await why_not(self._db, answer.call_id, callee)
         if not new:
             return {"call_id": call.id, "status": call.status, "repeated": True}
+        self._tally.answered(call.call_type)
         self._candidates.learn(call)
         self._settled(call.id, peer)
         self._bus.publish(NEWS, f"{call.id} answered".encode())
@@ -148,7 +152,8 @@ class Calls:
         self._alerts.ring_over(call_id, by.session.session_id if by else None)
 
     def _end(self, call: Call, reason: str, by: Peer | None = None, payload: str | None = None) -> None:
-        """Tell every socket of both, but the one that did it, that the call is over."""
+        """Count the end of a call, and tell every socket of both, but the one that did it, that it is over."""
+        self._tally.ended(call.status, call.end_reason)
         self._candidates.forget(call.id)
         self._settled(call.id, by)
         self._bus.publish(NEWS, f"{call.id} ended".encode())

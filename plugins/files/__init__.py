@@ -28,6 +28,11 @@ def setup(app: App, settings: Settings) -> Plugin:
     links = Links(app.tokens.keyring)
     uploads = Uploads(app.db, storage, links)
     files = Files(app.db, storage, uploads, links, settings.tiers)
+
+    def room() -> dict[tuple[str, ...], float]:
+        return {} if files.room is None else {(): files.room}
+
+    app.metrics.shows_each("mimu_files_free_bytes", "Room for files on the disk; with S3 nobody knows.", (), room)
     announcing = {"files": files, "rate": settings.rate_limit_files, "address": settings.files_public_url}
     return Plugin(
         name="files",
@@ -42,6 +47,6 @@ def setup(app: App, settings: Settings) -> Plugin:
             (f"/uploads/{ID}", http.Upload, {"uploads": uploads}),
         ),
         checks={"storage": files.check},
-        periodic=(Every(60, files.sweep, "files"),),
+        periodic=(Every(60, files.sweep, "files"), Every(30, files.measure, "files_room")),
         lifespan=storage.running,
     )

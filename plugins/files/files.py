@@ -33,6 +33,7 @@ class Files:
     ) -> None:
         self._db, self._storage, self._uploads, self._links = db, storage, uploads, links
         self._tiers = tiers
+        self.room: int | None = None  # bytes that are free in the storage, if it can say
 
     @property
     def largest(self) -> int:
@@ -143,6 +144,10 @@ class Files:
     async def check(self) -> None:
         """For ``/health``."""
         await self._storage.check()
+
+    async def measure(self) -> None:
+        """See how much room there is, for who watches; in a thread, since a disk may be slow to say."""
+        self.room = await self._storage.room()
 
     async def sweep(self) -> None:
         """Remove uploads that were not finished in time, and bytes whose file is gone."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import asyncpg
 import structlog
+from prometheus_client import Histogram
 
 from handlers.alerts import Alerts
 from handlers.delivery import Delivery
 from handlers.errors import ApiError, Forbidden, NotFound, Unavailable
-from handlers.metrics import Metrics
+from handlers.metrics import SECONDS, Metrics
 from handlers.shapes import b64
 from models import messages
 from models.access import Access, View
@@ -36,8 +38,8 @@ A = TypeVar("A")
 
 
 class _Entry(Generic[A]):
-    """A message that waits: by which view it was let in, what is answered when it is stored, and to which socket it
-    isn't told."""
+    """A message that waits: by which view it was let in, what is answered when it is stored, and to which socket
+    it isn't told."""
 
     __slots__ = ("answer", "answered", "looks", "post", "skip", "view")
 
@@ -73,9 +75,20 @@ class Journal:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._batches = self._messages = 0
-        metrics.counts("mimu_journal_batches_total", "Statements that stored messages.", lambda: self._batches)
-        metrics.counts("mimu_journal_messages_total", "Messages in these statements.", lambda: self._messages)
+        self._sizes = Histogram(
+            "mimu_journal_batch_messages",
+            "Messages that shared a commit.",
+            buckets=(1, 2, 4, 8, 16, 32, 64, MOST),
+            registry=metrics.registry,
+        )
+        self._seconds = Histogram(
+            "mimu_journal_commit_duration_seconds",
+            "Time of a statement that stores messages, with its commit.",
+            buckets=SECONDS,
+            registry=metrics.registry,
+        )
+        metrics.shows("mimu_journal_queue_messages", "Messages that wait for a commit.", lambda: len(self._queue))
+        metrics.shows("mimu_journal_queue_bytes", "Bytes of their payloads.", lambda: self._bytes)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -135,6 +148,7 @@ class Journal:
         return batch
 
     async def _store(self, batch: Sequence[_Entry[Any]]) -> None:
+        began = time.monotonic()
         try:
             found = await messages.post(self._db, [entry.post for entry in batch])
         except Away:
@@ -154,20 +168,21 @@ class Journal:
             for entry in batch:
                 await self._store([entry])
             return
-        self._batches += 1
-        self._messages += len(batch)
+        committed = time.monotonic()
+        self._sizes.observe(len(batch))
+        self._seconds.observe(committed - began)
         stale = []
         for entry, posted in zip(batch, found, strict=True):
             if posted is None:
                 stale.append(entry)
                 continue
             if posted.payload_hash is None:
-                self._tell(entry, posted)
+                self._tell(entry, posted, committed)
             entry.stored(posted)
         for entry in stale:
             await self._look_again(entry)
 
-    def _tell(self, entry: _Entry[Any], posted: Posted) -> None:
+    def _tell(self, entry: _Entry[Any], posted: Posted, committed: float) -> None:
         post, view = entry.post, entry.view
         frame = {
             "type": "message_new",
@@ -191,7 +206,7 @@ class Journal:
                 "expires_at": posted.expires_at,
             },
         }
-        self._delivery.tell(post.chat_id, view.access, view.roles, frame, skip=entry.skip)
+        self._delivery.tell(post.chat_id, view.access, view.roles, frame, skip=entry.skip, began=committed)
         self._alerts.message(post.chat_id, view.roles, post.sender_id)
 
     async def _look_again(self, entry: _Entry[Any]) -> None:

@@ -19,7 +19,7 @@ class Settings(Section):
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    watching = Watching(app.db, app.bus, app.limits, settings.rate_limit_presence, app.instance_id)
+    watching = Watching(app.db, app.bus, app.limits, settings.rate_limit_presence, app.metrics, app.instance_id)
     presence = Presence(app.db, app.hub, app.alerts, watching.tell)
 
     @contextlib.asynccontextmanager

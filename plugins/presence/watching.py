@@ -16,6 +16,7 @@ from config.settings import Rate
 from handlers.bus import Bus
 from handlers.hub import Peer, text_frame
 from handlers.limits import Limits
+from handlers.metrics import Metrics
 from handlers.shapes import Id, Shape, encode
 from handlers.socket import Answer
 from models import profiles
@@ -36,8 +37,9 @@ class Watching:
     """Tells sockets of the comings and goings of users who let them see it. Whether they do is asked each time, for a
     block or a setting may have changed."""
 
-    def __init__(self, db: Database, bus: Bus, limits: Limits, rate: Rate, instance_id: UUID) -> None:
+    def __init__(self, db: Database, bus: Bus, limits: Limits, rate: Rate, metrics: Metrics, instance_id: UUID) -> None:
         self._db, self._bus, self._limits, self._rate, self._origin = db, bus, limits, rate, instance_id.hex
+        self._metrics = metrics
         self._watchers: dict[UUID, set[Peer]] = {}
         self._watched: dict[Peer, frozenset[UUID]] = {}
         self._changed: dict[UUID, None] = {}
@@ -121,7 +123,8 @@ class Watching:
     def _send(self, row: Row) -> None:
         for peer in self._watchers.get(row["user_id"], ()):
             if peer.session.user_id == row["viewer"] and not peer.closing:
-                peer.write(text_frame(encode(_frame(row))), droppable=True)
+                taken = peer.write(text_frame(encode(_frame(row))), droppable=True)
+                self._metrics.sent("presence", int(taken))
 
 
 def _frame(row: Row) -> dict[str, object]:

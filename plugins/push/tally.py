@@ -12,13 +12,16 @@ from handlers.metrics import Metrics
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 1.25, 1.5, 2, 3, 5, 10, 30, 60, 300, 3600, 86_400)
 
 
+REASONS = ("online", "seen", "muted", "unwanted", "over", "expired", "no_token")
+
+
 class Tally:
     def __init__(self, metrics: Metrics) -> None:
         self._sent = Counter(
             "mimu_push_total", "Answers of providers.", ["provider", "kind", "outcome"], registry=metrics.registry
         )
         self._seconds = Histogram(
-            "mimu_push_seconds",
+            "mimu_push_duration_seconds",
             "From what happened to a provider's yes.",
             ["provider", "kind"],
             buckets=_SECONDS,
@@ -27,7 +30,9 @@ class Tally:
         self._dropped = Counter(
             "mimu_push_dropped_total", "What was not pushed after all.", ["reason"], registry=metrics.registry
         )
-        self._depth = Gauge("mimu_push_queue", "Jobs in the queue.", ["part"], registry=metrics.registry)
+        for reason in REASONS:
+            self._dropped.labels(reason)
+        self._depth = Gauge("mimu_push_queue_jobs", "Jobs in the queue.", ["part"], registry=metrics.registry)
 
     def answered(self, provider: str, kind: str, outcome: str, seconds: float) -> None:
         self._sent.labels(provider, kind, outcome).inc()

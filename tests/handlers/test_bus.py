@@ -10,6 +10,7 @@ from uuid import uuid4
 from redis.asyncio import Redis
 
 from handlers.bus import Bus
+from handlers.metrics import Metrics
 from tests.running import Place, Services, place
 
 CHANNELS = [f"ws:user:{number}" for number in range(40_000)]  # enough to keep a loop busy for longer than its patience
@@ -18,7 +19,7 @@ CHANNELS = [f"ws:user:{number}" for number in range(40_000)]  # enough to keep a
 @contextlib.asynccontextmanager
 async def on(where: Place) -> AsyncIterator[tuple[Bus, Redis]]:
     async with Redis.from_url(where.redis) as redis, Redis.from_url(where.redis) as asking:
-        bus = Bus(redis, uuid4())
+        bus = Bus(redis, uuid4(), Metrics())
         async with bus.running(), asyncio.timeout(30):
             while not bus.up:
                 await asyncio.sleep(0.01)

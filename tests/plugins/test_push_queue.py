@@ -174,7 +174,7 @@ async def test_the_queue_takes_no_more_than_it_may(
         redis = made.servers[0].app.redis
         assert await redis.zcard("push:later") <= 5
         metrics = made.servers[0].app.metrics.exposition().decode()
-        assert "mimu_push_refused_total 3.0" in metrics
+        assert "mimu_push_jobs_refused_total 3.0" in metrics
         # Calls have room in any case.
         world.google.always = None
         await ring(await made.socket(alice), bob)
@@ -224,7 +224,7 @@ async def test_metrics_tell_what_became_of_pushes(services: Services, tmp_path: 
         text = made.servers[0].app.metrics.exposition().decode()
         for outcome in ("later", "sent"):
             assert f'mimu_push_total{{kind="message_new",outcome="{outcome}",provider="fcm"}} 1.0' in text
-        assert 'mimu_push_seconds_count{kind="message_new",provider="fcm"} 1.0' in text
+        assert 'mimu_push_duration_seconds_count{kind="message_new",provider="fcm"} 1.0' in text
 
 
 @pytest.mark.gen_test

@@ -1,0 +1,140 @@
+"""Vitals: how the process and its loop are, what its periodic tasks do, and how long it waits for PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from prometheus_client import Counter, Gauge, Histogram, Info, ProcessCollector, Summary
+
+from config.version import VERSION
+from handlers.metrics import SECONDS, Metrics
+
+LOOK = 0.1  # seconds between looks at how late the loop is
+# From half a millisecond, a usual turn, to a second, at which clients think that nobody is there.
+_LATE = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+OPERATIONS = ("SELECT", "INSERT", "UPDATE", "DELETE", "BEGIN", "COMMIT", "ROLLBACK", "OTHER")
+CAUSES = ("unavailable", "conflict", "mistake")
+
+
+def process(metrics: Metrics) -> None:
+    """Show memory, processor time, open files and the start of the process (on Linux), and what is running."""
+    ProcessCollector(registry=metrics.registry)
+    build = Info("mimu_build", "What is running.", registry=metrics.registry)
+    build.info({"version": VERSION, "python_version": platform.python_version()})
+
+
+@contextlib.asynccontextmanager
+async def lag(metrics: Metrics) -> AsyncIterator[None]:
+    """Measure how late the loop's timers are, until the block ends: everything else waits as long."""
+    late = Histogram(
+        "mimu_event_loop_lag_seconds",
+        "Time by which a timer of the loop came late; ten looks a second.",
+        buckets=_LATE,
+        registry=metrics.registry,
+    )
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def look(due: float) -> None:
+        nonlocal timer
+        now = time.monotonic()
+        late.observe(max(0.0, now - due))
+        timer = loop.call_later(LOOK, look, now + LOOK)
+
+    timer = loop.call_later(LOOK, look, time.monotonic() + LOOK)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class Runs:
+    """The runs of periodic tasks."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._runs = Counter(
+            "mimu_periodic_runs_total", "Runs of periodic tasks.", ["task", "outcome"], registry=metrics.registry
+        )
+        self._interval = Gauge(
+            "mimu_periodic_interval_seconds", "Time between two runs.", ["task"], registry=metrics.registry
+        )
+        self._success = Gauge(
+            "mimu_periodic_last_success_timestamp_seconds",
+            "When a run ended well last; at first, when the server started.",
+            ["task"],
+            registry=metrics.registry,
+        )
+        self._seconds = Summary(
+            "mimu_periodic_run_duration_seconds", "Time of a run.", ["task"], registry=metrics.registry
+        )
+
+    def planned(self, task: str, seconds: float) -> None:
+        """A task will run every so many seconds. Its series begin now, so that none is missing that never ran."""
+        self._interval.labels(task).set(seconds)
+        self._success.labels(task).set_to_current_time()
+        self._seconds.labels(task)
+        for outcome in ("done", "failed"):
+            self._runs.labels(task, outcome)
+
+    def ended(self, task: str, outcome: str, seconds: float) -> None:
+        """A run is over, ``done`` or ``failed``."""
+        self._runs.labels(task, outcome).inc()
+        self._seconds.labels(task).observe(seconds)
+        if outcome == "done":
+            self._success.labels(task).set_to_current_time()
+
+
+class Statements:
+    """What the database is asked, and how long it takes; models/statements.py tells."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        registry = metrics.registry
+        self._acquired = Histogram(
+            "mimu_postgres_pool_acquire_duration_seconds",
+            "Time until a connection of the pool was free.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._answered = Histogram(
+            "mimu_postgres_statement_duration_seconds",
+            "Time of a statement.",
+            ["operation"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._failed = Counter(
+            "mimu_postgres_failures_total",
+            "Statements, and waits for a connection, that failed.",
+            ["cause"],
+            registry=registry,
+        )
+        self._metrics = metrics
+        self._operations = {operation: self._answered.labels(operation) for operation in OPERATIONS}
+        for cause in CAUSES:
+            self._failed.labels(cause)
+
+    def acquired(self, seconds: float) -> None:
+        self._acquired.observe(seconds)
+
+    def answered(self, operation: str, seconds: float) -> None:
+        self._operations[operation].observe(seconds)
+
+    def failed(self, cause: str) -> None:
+        self._failed.labels(cause).inc()
+
+    def pool(self, usage: Callable[[], Sequence[int]]) -> None:
+        """Show a pool, whose ``usage`` tells how many connections it may have, has, has idle, and how many wait."""
+
+        def connections() -> dict[tuple[str, ...], float]:
+            _, size, idle, _ = usage()
+            return {("idle",): idle, ("in_use",): size - idle}
+
+        name = "mimu_postgres_pool"
+        self._metrics.shows_each(f"{name}_connections", "Connections of the pool.", ("state",), connections)
+        self._metrics.shows(f"{name}_max_connections", "How many it may have.", lambda: usage()[0])
+        self._metrics.shows(f"{name}_waiting_requests", "How many wait for one.", lambda: usage()[3])

@@ -1,0 +1,50 @@
+"""Outages: which errors of asyncpg mean that PostgreSQL is away, and not that a statement is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import asyncpg
+
+
+class Unavailable(Exception):
+    """PostgreSQL is away, or too busy to answer in time. Nothing was half done: a transaction rolls back."""
+
+
+# What asyncpg raises when the server is gone, going, starting or full.
+AWAY = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.QueryCanceledError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.DiskFullError,
+    asyncpg.OutOfMemoryError,
+    asyncpg.InternalClientError,
+    asyncpg.InterfaceError,
+    OSError,
+    TimeoutError,
+)
+# SQLSTATE classes of what two who want the same must expect: a constraint, a deadlock, a serialization failure.
+_CONFLICTS = ("23", "40")
+
+
+@contextlib.contextmanager
+def outages() -> Iterator[None]:
+    """Raises Unavailable for an outage, and anything else as it is."""
+    try:
+        yield
+    except AWAY as error:
+        raise Unavailable(f"PostgreSQL is away ({type(error).__name__})") from error
+
+
+def cause(error: BaseException) -> str:
+    """``unavailable`` for an outage, ``conflict`` for what is to be expected, and ``mistake`` for the rest: ours."""
+    if isinstance(error, (Unavailable, *AWAY)):
+        return "unavailable"
+    state = getattr(error, "sqlstate", None)
+    return "conflict" if isinstance(state, str) and state.startswith(_CONFLICTS) else "mistake"
