@@ -1,11 +1,12 @@
 #!/bin/sh
 # Some tests need programs that pip doesn't bring: coturn, which relays calls, Chromium, which makes some, nginx with
-# envsubst, which is the proxy, and systemd, which judges its units. Install from the system's packages what is missing,
-# when we may; nothing is asked. Say what could not be installed.
+# envsubst, which is the proxy, systemd, which judges its units, and Prometheus, which reads the metrics. Install from the
+# system's packages what is missing, when we may; nothing is asked. Say what could not be installed.
 
 missing() {
     case $1 in
         coturn) ! command -v turnserver ;;
+        prometheus) ! { command -v prometheus && command -v promtool; } ;;
         chromium) ! { command -v chromium || command -v chromium-browser || command -v google-chrome; } ;;
         nginx) ! { command -v nginx || [ -x /usr/sbin/nginx ]; } ;;
         gettext-base) ! command -v envsubst ;;
@@ -14,7 +15,7 @@ missing() {
 }
 
 wanted=
-for package in coturn chromium nginx gettext-base systemd; do
+for package in coturn chromium nginx gettext-base systemd prometheus; do
     if missing $package; then wanted="$wanted $package"; fi
 done
 
@@ -39,4 +40,7 @@ if missing nginx || missing gettext-base; then
 fi
 if missing systemd; then
     echo "WARNING: systemd-analyze is not installed; the tests of the units WILL BE SKIPPED." >&2
+fi
+if missing prometheus; then
+    echo "WARNING: Prometheus is not installed; the tests of metrics and alerts WILL BE SKIPPED." >&2
 fi
