@@ -345,6 +345,7 @@ async def serve(configuration: Configuration) -> None:
     """Run until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(logs.complained)
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     async with running(configuration) as server:
@@ -355,7 +356,8 @@ async def serve(configuration: Configuration) -> None:
         core = configuration.core
         own = [name for name, url in (("PostgreSQL", core.database_url), ("Redis", core.redis_url)) if url is None]
         data = f"; {' and '.join(own)} and secrets in {core.mimu_data_dir.resolve()}" if own else ""
-        print(f"Mimu listens on {server.url}{data}", flush=True)
+        if not core.production:  # there somebody reads it, elsewhere a collector of JSON lines
+            print(f"Mimu listens on {server.url}{data}", flush=True)
         supervisor.tell("READY=1")
         await stop.wait()
         supervisor.tell("STOPPING=1")
@@ -375,11 +377,12 @@ def main() -> int:
         print("The settings are good.")
         return 0
     logs.configure(configuration.core.log_level)
+    logs.catch_all()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(configuration))
     except (embedded.EmbeddedError, migrations.MigrationError, plugins.Clash, Unavailable, OSError, *REFUSED) as error:
-        print(f"Mimu can't start: {error}", file=sys.stderr)
+        log.error("start_failed", reason=str(error))
         return 1
     return 0
 

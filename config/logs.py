@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
+import threading
+import warnings
 from typing import Any, TextIO
 
 import orjson
@@ -31,7 +34,24 @@ def _without_values(_: Any, __: str, event: structlog.typing.EventDict) -> struc
             trace = trace.tb_next
         event["error"] = type(error).__name__
         event["at"] = places[-6:]  # the innermost calls tell the story; the rest is the event loop
+        event.update(of_sql(error))
     return event
+
+
+def of_sql(error: BaseException) -> dict[str, str]:
+    """What is known of a failed SQL statement, in an error or in one that it came of: its SQLSTATE, and the function
+    of ours that ran it."""
+    found: dict[str, str] = {}
+    cause: BaseException | None = error
+    while cause is not None:
+        state = getattr(cause, "sqlstate", None)
+        if isinstance(state, str):
+            found.setdefault("sqlstate", state)
+        for note in getattr(cause, "__notes__", ()):
+            if note.startswith(STATEMENT):
+                found.setdefault("statement", note.removeprefix(STATEMENT))
+        cause = cause.__cause__
+    return found
 
 
 def configure(level: str, stream: TextIO | None = None) -> None:
@@ -68,3 +88,45 @@ def configure(level: str, stream: TextIO | None = None) -> None:
     chatterers = ("asyncio", "peewee", "peewee.async", "websockets", "tornado.access", "tornado.general")
     for chatty in (*chatterers, "httpcore", "httpx", "hpack", "h2", "stripe"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+
+
+def catch_all() -> None:
+    """From now on what Python itself would print is a line of the log: what nobody caught, in threads too, what can't
+    be raised, and warnings. Of all of these no text, for it may quote values."""
+    log = structlog.get_logger("python")
+
+    def uncaught(kind: type[BaseException], error: BaseException, _: Any) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            log.info("interrupted")
+        else:
+            log.error("crashed", exc_info=error)
+
+    def warned(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        log.warning("python_warning", category=category.__name__, at=f"{filename}:{lineno}")
+
+    sys.excepthook = uncaught
+    threading.excepthook = lambda told: log.error("thread_failed", exc_info=told.exc_value)
+    sys.unraisablehook = lambda told: log.error("not_raised", exc_info=told.exc_value)
+    warnings.showwarning = warned
+
+
+def complained(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio complains of (the loop's exception handler). Its own words end where it would name a callback or a
+    task with all that they hold."""
+    words = str(context.get("message", "")).partition(" callback ")[0].partition(" <")[0]
+    task = context.get("task") or context.get("future")
+    coroutine = task.get_coro() if isinstance(task, asyncio.Task) else None
+    log = structlog.get_logger("asyncio")
+    log.error(
+        "loop_complained",
+        complaint=words,
+        task=getattr(coroutine, "__qualname__", None),
+        exc_info=context.get("exception"),
+    )

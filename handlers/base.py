@@ -15,6 +15,7 @@ import structlog
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
+from config.logs import of_sql
 from config.settings import Rate
 from handlers import errors
 from handlers.errors import ApiError, Fault, InvalidRequest
@@ -286,7 +287,8 @@ class ApiHandler(RequestHandler):
         if refusal is None:
             log.error("request_failed", handler=type(self).__qualname__, exc_info=value)
         elif refusal.status in (500, 503):
-            log.warning("request_unavailable", handler=type(self).__qualname__, cause=type(value).__name__)
+            handler, cause = type(self).__qualname__, type(value).__name__
+            log.warning("request_unavailable", handler=handler, cause=cause, **of_sql(value))
 
     def _not_active(self) -> None:
         if self._active:

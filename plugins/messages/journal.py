@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextvars import copy_context
 from typing import Any, Generic, TypeVar
 
 import asyncpg
@@ -38,14 +39,15 @@ A = TypeVar("A")
 
 
 class _Entry(Generic[A]):
-    """A message that waits: by which view it was let in, what is answered when it is stored, and to which socket
-    it isn't told."""
+    """A message that waits: by which view it was let in, what is answered when it is stored, to which socket it isn't
+    told, and in whose context it came: what is logged of it bears the id of that request."""
 
-    __slots__ = ("answer", "answered", "looks", "post", "skip", "view")
+    __slots__ = ("answer", "answered", "context", "looks", "post", "skip", "view")
 
     def __init__(self, post: Post, view: View, answer: Callable[[Post, Posted], A], skip: str) -> None:
         self.post, self.view, self.answer, self.skip = post, view, answer, skip
         self.answered: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self.context = copy_context()
         self.looks = 0
 
     def stored(self, posted: Posted) -> None:
@@ -162,7 +164,7 @@ class Journal:
                     entry.looks += 1
                     await self._store(batch)  # another instance was before us, and what it did can be seen now
                 else:
-                    entry.refused(_meaning(error))
+                    entry.refused(entry.context.run(_meaning, error))
                 return
             # One of them is at fault, or two instances met: each for itself, and only that one is refused.
             for entry in batch:
