@@ -6,11 +6,12 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from uuid import uuid4
@@ -25,7 +26,7 @@ from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 import plugins
-from config import embedded, logs, secrets, supervisor
+from config import embedded, logs, secrets, supervisor, traces
 from config.keyring import KeyringFile
 from config.settings import Core, Section, SettingsError, environment, load
 from config.version import VERSION
@@ -100,6 +101,7 @@ def configure(values: Mapping[str, str], *, make_secrets: bool = True) -> Config
         read = load(wanted, given)
     except SettingsError as error:
         faults += error.faults
+    faults += traces.faults(values)
     if faults:
         raise SettingsError(list(dict.fromkeys(faults)))  # several features may read the same setting
     core = read.pop("")
@@ -130,6 +132,8 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
     core = configuration.core
     async with contextlib.AsyncExitStack() as stack:
         instance_id = uuid4()
+        # First, so that what comes last is still told.
+        traced = await stack.enter_async_context(traces.traces(core.otel_exporter_otlp_endpoint, instance_id))
         database_url, redis_url = await _services(core, stack)
         metrics = Metrics()
         vitals.process(metrics)
@@ -138,7 +142,12 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             database_url,
             core.database_max_connections,
             name=f"mimu/{instance_id}",
-            watch=Watch(statements.acquired, statements.answered, statements.failed),
+            watch=Watch(
+                statements.acquired,
+                statements.answered,
+                statements.failed,
+                traced.statement if traced.on else None,
+            ),
         )
         statements.pool(database.usage)
         await stack.enter_async_context(database.open())
@@ -177,6 +186,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             passwords=passwords,
             revocations=revocations,
             metrics=metrics,
+            traces=traced,
             instance_id=instance_id,
         )
 
@@ -299,7 +309,8 @@ def assemble(app: App, features: Sequence[Plugin]) -> Site:
         checks={"database": database, "redis": redis},
     )
     routes, claimed_events, claimed_checks = plugins.joined([house, *features])
-    events.update(claimed_events)
+    for kind, event in claimed_events.items():
+        events[kind] = replace(event, handle=app.traces.framed(kind, event.handle))
     checks.update(claimed_checks)
     # Without Redis this server still serves its own users, and without a storage all but files; a load balancer that
     # took it out would serve nobody.
@@ -312,6 +323,7 @@ def assemble(app: App, features: Sequence[Plugin]) -> Site:
         limits=app.limits,
         metrics=app.metrics,
         checks=checks,
+        traces=app.traces,
         outages=OUTAGES,
     )
 
@@ -369,7 +381,8 @@ def main() -> int:
     parser.add_argument("--check-config", action="store_true", help="say what is wrong with the settings, and end")
     arguments = parser.parse_args()
     try:
-        configuration = configure(environment(arguments.env_file), make_secrets=not arguments.check_config)
+        values = environment(arguments.env_file)
+        configuration = configure(values, make_secrets=not arguments.check_config)
     except SettingsError as error:
         print("\n".join(error.faults), file=sys.stderr)
         return WRONG_SETTINGS
@@ -378,6 +391,8 @@ def main() -> int:
         return 0
     logs.configure(configuration.core.log_level)
     logs.catch_all()
+    # The SDK reads its own variables itself, and knows nothing of an env file.
+    os.environ.update({name: value for name, value in values.items() if name.startswith("OTEL_")})
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(configuration))

@@ -12,7 +12,8 @@ from typing import Any, TextIO
 import orjson
 import structlog
 
-STATEMENT = "statement: "  # begins the note to an error that says which function's SQL statement failed
+# Notes to an error that the log tells begin with one of these: which function's SQL statement failed, in which trace.
+STATEMENT, TRACE = "statement: ", "trace_id: "
 
 
 def _json(event: Any, **_: Any) -> str:
@@ -34,13 +35,13 @@ def _without_values(_: Any, __: str, event: structlog.typing.EventDict) -> struc
             trace = trace.tb_next
         event["error"] = type(error).__name__
         event["at"] = places[-6:]  # the innermost calls tell the story; the rest is the event loop
-        event.update(of_sql(error))
+        event.update(known(error))
     return event
 
 
-def of_sql(error: BaseException) -> dict[str, str]:
-    """What is known of a failed SQL statement, in an error or in one that it came of: its SQLSTATE, and the function
-    of ours that ran it."""
+def known(error: BaseException) -> dict[str, str]:
+    """What is known of an error, or of one that it came of: of a failed SQL statement its SQLSTATE and the function of
+    ours that ran it, and the trace that tells more."""
     found: dict[str, str] = {}
     cause: BaseException | None = error
     while cause is not None:
@@ -48,8 +49,9 @@ def of_sql(error: BaseException) -> dict[str, str]:
         if isinstance(state, str):
             found.setdefault("sqlstate", state)
         for note in getattr(cause, "__notes__", ()):
-            if note.startswith(STATEMENT):
-                found.setdefault("statement", note.removeprefix(STATEMENT))
+            if note.startswith((STATEMENT, TRACE)):
+                name, _, value = note.partition(": ")
+                found.setdefault(name, value)
         cause = cause.__cause__
     return found
 
@@ -85,7 +87,7 @@ def configure(level: str, stream: TextIO | None = None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # Their lines bear statements, parameters, frames, and addresses that name payments and push subscriptions.
-    chatterers = ("asyncio", "peewee", "peewee.async", "websockets", "tornado.access", "tornado.general")
+    chatterers = ("asyncio", "peewee", "peewee.async", "websockets", "tornado.access", "tornado.general", "urllib3")
     for chatty in (*chatterers, "httpcore", "httpx", "hpack", "h2", "stripe"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
 

@@ -89,6 +89,13 @@ def _url(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _collector(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected http://host:4318")
+    return value.rstrip("/")
+
+
 DatabaseUrl = Annotated[SecretStr, _url("postgresql", "postgres")]
 RedisUrl = Annotated[SecretStr, _url("redis", "rediss", "unix")]
 
@@ -131,6 +138,9 @@ class Core(Section):
     )
     rate_limits: Literal["on", "off"] = Field("on", description="off is for tests and benchmarks; never in production.")
     plugins_disabled: Items = Field((), description="Features to leave out, by name.")
+    otel_exporter_otlp_endpoint: Annotated[str, AfterValidator(_collector)] | None = Field(
+        None, description="OpenTelemetry's collector; unset: no traces. Its other variables (OTEL_*) count as well."
+    )
     shutdown_seconds: float = Field(5, ge=0, le=60, description="How long SIGTERM spreads the closing of sockets.")
 
     @property

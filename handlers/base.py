@@ -15,8 +15,9 @@ import structlog
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
-from config.logs import of_sql
+from config.logs import known
 from config.settings import Rate
+from config.traces import Ended
 from handlers import errors
 from handlers.errors import ApiError, Fault, InvalidRequest
 from handlers.limits import client_address, limit_key, within
@@ -37,6 +38,7 @@ ID = "([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CORS_HEADERS = ("Authorization", "Content-Type", "X-PrID", "X-Client-Version", "X-Platform", "X-Request-ID")
 _CORS_EXPOSED = ("Link", "Retry-After", "X-Request-ID")
+_TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context
 _STATUS: dict[int, type[ApiError]] = {404: errors.NotFound, 405: errors.MethodNotAllowed, 413: errors.TooLarge}
 _PLATFORMS = ("android", "ios", "web", "desktop", "none")
 _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD")
@@ -74,6 +76,7 @@ class ApiHandler(RequestHandler):
         self._received = 0
         application.active += 1
         self._active = True
+        self._answered: Ended | None = None
         super().__init__(application, request, **kwargs)
 
     # What endpoints use -----------------------------------------------------------------------------------------
@@ -199,6 +202,7 @@ class ApiHandler(RequestHandler):
     def prepare(self) -> Any:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
+        self._begin_trace()
         headers = self.request.headers
         if self.request.method == "OPTIONS":
             return None
@@ -219,6 +223,16 @@ class ApiHandler(RequestHandler):
             raise errors.Unauthorized
         # The connection's own limit is lifted because it answers with a bare 400; this one answers in JSON.
         return self._refuse_body() if self.declared > self.max_body else None
+
+    def _begin_trace(self) -> None:
+        """A trace of someone else's is taken on only from a proxy that is trusted: it says what is to be recorded."""
+        traces, request = self.application.traces, self.request
+        if traces.on:
+            trusted = within(request.remote_ip or "", self.application.core.trusted_proxies)
+            carrier = {name: request.headers[name] for name in _TRACE_HEADERS if trusted and name in request.headers}
+            self._answered = traces.request(
+                request.method or "", self.application.route(self), self.request_id, carrier
+            )
 
     @property
     def declared(self) -> int:
@@ -288,19 +302,22 @@ class ApiHandler(RequestHandler):
             log.error("request_failed", handler=type(self).__qualname__, exc_info=value)
         elif refusal.status in (500, 503):
             handler, cause = type(self).__qualname__, type(value).__name__
-            log.warning("request_unavailable", handler=handler, cause=cause, **of_sql(value))
+            log.warning("request_unavailable", handler=handler, cause=cause, **known(value))
 
-    def _not_active(self) -> None:
+    def _not_active(self, status: int) -> None:
         if self._active:
             self._active = False
             self.application.active -= 1
+        if self._answered is not None:
+            self._answered(status)
+            self._answered = None
 
     def on_connection_close(self) -> None:
-        self._not_active()
+        self._not_active(0)
         super().on_connection_close()
 
     def on_finish(self) -> None:
-        self._not_active()
+        self._not_active(self._status_code)
         seconds = time.perf_counter() - self._started
         self.application.metrics.observe(type(self).__qualname__, self.request.method or "", self._status_code, seconds)
         if seconds > self.slow:

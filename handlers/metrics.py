@@ -51,8 +51,8 @@ class Metrics:
         self.started = time.monotonic()
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         # Plain numbers, for what is counted with every frame: a Counter takes a lock each time.
-        self._frames_in: dict[tuple[str, ...], float] = {}
-        self._frames_out: dict[tuple[str, ...], float] = {}
+        self._frames_in: dict[str, int] = {}
+        self._frames_out: dict[str, int] = {}
         self.requests = Counter(
             "mimu_http_requests_total", "Requests answered.", ["handler", "method", "status"], registry=self.registry
         )
@@ -72,14 +72,14 @@ class Metrics:
             "mimu_websocket_frames_received_total",
             "Frames from clients.",
             ("type",),
-            lambda: self._frames_in,
+            lambda: {(kind,): number for kind, number in self._frames_in.items()},
         )
         self._keep(
             CounterMetricFamily,
             "mimu_websocket_frames_sent_total",
             "Frames put into the queues of sockets.",
             ("type",),
-            lambda: self._frames_out,
+            lambda: {(kind,): number for kind, number in self._frames_out.items()},
         )
         self.frames_dropped = Counter(
             "mimu_websocket_frames_dropped_total", "Frames a slow client missed.", registry=self.registry
@@ -134,18 +134,15 @@ class Metrics:
 
     def frame(self, kind: str) -> None:
         """One frame from a client, of a type that a feature claims."""
-        key = (kind,)
-        self._frames_in[key] = self._frames_in.get(key, 0) + 1
+        self._frames_in[kind] = self._frames_in.get(kind, 0) + 1
 
     def sent(self, kind: str, sockets: int) -> None:
         """A frame that so many sockets have taken."""
-        key = (kind,)
-        before = self._frames_out.get(key)
-        if before is None:
-            if len(self._frames_out) >= KINDS:  # what another instance says is a type needn't be one
-                key = ("other",)
-            before = self._frames_out.get(key, 0)
-        self._frames_out[key] = before + sockets
+        try:
+            self._frames_out[kind] += sockets
+        except KeyError:  # its first; or what another instance says is a type, and is none
+            kind = kind if len(self._frames_out) < KINDS else "other"
+            self._frames_out[kind] = self._frames_out.get(kind, 0) + sockets
 
     def written(self, way: str, began: float) -> None:
         """Frames of what happened at ``began`` (monotonic) were put into the queues of sockets. Those go to the kernel

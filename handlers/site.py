@@ -10,6 +10,7 @@ from typing import Any
 from tornado.web import Application, RequestHandler
 
 from config.settings import Core
+from config.traces import Traces
 from handlers.limits import Limits
 from handlers.metrics import Metrics
 from handlers.pace import Pace
@@ -17,6 +18,7 @@ from handlers.tokens import Tokens
 
 Check = Callable[[], Awaitable[None]]  # raises when the thing is not well
 
+_GROUP = re.compile(r"\((?:[^()]|\([^()]*\))*\)")
 _VERSION = re.compile(r"\d{1,6}(\.\d{1,6}){0,3}")
 
 
@@ -33,6 +35,7 @@ class Site(Application):
         limits: Limits,
         metrics: Metrics,
         checks: Mapping[str, Check],
+        traces: Traces,
         outages: tuple[type[BaseException], ...],
     ) -> None:
         self.core = core
@@ -40,15 +43,31 @@ class Site(Application):
         self.limits = limits
         self.metrics = metrics
         self.checks = checks
+        self.traces = traces
         self.outages = outages  # the exceptions that mean "a service is away", answered with 503
         self.active = 0  # requests being answered
         self.pace = Pace()  # of all uploads together
         self.background: set[asyncio.Task[None]] = set()  # work that outlives its request; awaited at the end
         self.minimum_version = version(core.min_client_version)
+        self._templates: dict[type, list[tuple[re.Pattern[str], str]]] = {}
+        for pattern, handler, *_ in routes:
+            self._templates.setdefault(handler, []).append((re.compile(pattern), template(pattern)))
         super().__init__(routes, default_handler_class=unknown)
+
+    def route(self, handler: RequestHandler) -> str | None:
+        """The route that led to a handler, without what the address has in it; None when none did."""
+        templates = self._templates.get(type(handler), [])
+        if len(templates) == 1:
+            return templates[0][1]
+        return next((shown for pattern, shown in templates if pattern.fullmatch(handler.request.path)), None)
 
     def log_request(self, handler: RequestHandler) -> None:
         """A line for each request belongs to the proxy's access log, and paths bear ids; ours tells what went wrong."""
+
+
+def template(pattern: str) -> str:
+    """A route's pattern with a word for each of its groups: ``/chats/{id}/messages``."""
+    return _GROUP.sub(lambda group: "{id}" if "0-9a-fA-F" in group[0] else "{name}", pattern)
 
 
 def version(text: str | None) -> tuple[int, ...]:

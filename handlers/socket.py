@@ -287,7 +287,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         self.peer.answered = time.monotonic()
 
     def on_connection_close(self) -> None:
-        self._not_active()
+        self._not_active(0)
         WebSocketHandler.on_connection_close(self)
 
     def on_close(self) -> None:
@@ -298,7 +298,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
     def on_finish(self) -> None:
         """The handshake is not a request whose time means anything; refused ones are counted as others are."""
-        self._not_active()
+        self._not_active(self._status_code)
         if self._status_code != 101:
             ApiHandler.on_finish(self)
 

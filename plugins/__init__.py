@@ -22,6 +22,7 @@ from tornado.ioloop import PeriodicCallback
 
 from config.keyring import KeyringFile
 from config.settings import Core
+from config.traces import Traces
 from handlers.alerts import Alerts
 from handlers.base import ApiHandler
 from handlers.bus import Bus
@@ -61,6 +62,7 @@ class App:
     passwords: Passwords
     revocations: Revocations
     metrics: Metrics
+    traces: Traces
     instance_id: UUID
 
 

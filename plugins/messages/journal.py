@@ -14,6 +14,7 @@ import asyncpg
 import structlog
 from prometheus_client import Histogram
 
+from config.traces import Traces
 from handlers.alerts import Alerts
 from handlers.delivery import Delivery
 from handlers.errors import ApiError, Forbidden, NotFound, Unavailable
@@ -70,8 +71,17 @@ class Journal:
     changed, the chat is looked at anew.
     """
 
-    def __init__(self, db: Database, access: Access, delivery: Delivery, alerts: Alerts, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        db: Database,
+        access: Access,
+        delivery: Delivery,
+        alerts: Alerts,
+        metrics: Metrics,
+        traces: Traces,
+    ) -> None:
         self._db, self._access, self._delivery, self._alerts = db.steady(), access, delivery, alerts
+        self._traces = traces
         self._queue: deque[_Entry[Any]] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
@@ -152,7 +162,8 @@ class Journal:
     async def _store(self, batch: Sequence[_Entry[Any]]) -> None:
         began = time.monotonic()
         try:
-            found = await messages.post(self._db, [entry.post for entry in batch])
+            with self._traces.batch([entry.context for entry in batch]):
+                found = await messages.post(self._db, [entry.post for entry in batch])
         except Away:
             for entry in batch:
                 entry.refused(Unavailable())

@@ -102,7 +102,7 @@ def setup(app: App, settings: Settings) -> Plugin:
 
     gathering = Gathering(app.db, app.hub, queue)
     judge = Judge(app.db, app.hub, queue, providers.keys(), tally)
-    sender = Sender(app.db, app.redis, queue, providers, app.tokens.keyring, breaker, tally)
+    sender = Sender(app.db, app.redis, queue, providers, app.tokens.keyring, breaker, tally, app.traces)
     judge.lanes += [Lane(queue, name, JUDGED, judge.judge, together=True) for name in (JUDGE, JUDGE_NOW)]
     for name in dict.fromkeys(provider.partition("_")[0] for provider in providers):
         sender.lanes.append(Lane(queue, stream(name), AT_ONCE, sender.send))

@@ -13,6 +13,7 @@ import structlog
 from redis.asyncio import Redis
 
 from config.keyring import Keyring
+from config.traces import Traces
 from models import push
 from models.batch import Batch
 from models.database import Database, Row, Unavailable
@@ -44,7 +45,9 @@ class Sender:
         keyring: Keyring,
         breaker: Breaker,
         tally: Tally,
+        traces: Traces,
     ) -> None:
+        self._traces = traces
         self._db, self._redis, self._queue, self._providers = db, redis, queue, providers
         self._keyring, self._breaker, self._tally = keyring, breaker, tally
         self._devices: Batch[UUID, Row | None] = Batch(partial(push.devices, db))
@@ -86,7 +89,9 @@ class Sender:
             waits = await push.wake(self._db, token_id, WOKEN_EVERY)
             if waits > 0:
                 return self._postponed(entry, job, waits)
-        verdict = await self._asked(provider, device, pushed)
+        with self._traces.push(device["provider"], job.kind) as told:
+            verdict = await self._asked(provider, device, pushed)
+            told(verdict.outcome, verdict.status)
         if woken and verdict.outcome != "sent":
             await push.not_woken(self._db, token_id)
         self._tally.answered(device["provider"], job.kind, verdict.outcome, (self._queue.now() - job.raised) / 1000)

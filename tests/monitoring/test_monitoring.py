@@ -94,7 +94,7 @@ def test_no_label_has_a_value_of_somebody(seen: Seen) -> None:
 def test_the_version_that_is_shown_is_that_of_the_package() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    assert VERSION == setup["metadata"]["version"]
+    assert setup["metadata"]["version"] == VERSION
 
 
 def test_statements_are_told_apart_by_what_is_counted() -> None:

@@ -1,0 +1,288 @@
+"""Spans: how Traces are told to OpenTelemetry. Nothing imports this module unless somebody wants them.
+
+Names and attributes follow its semantic conventions, and are methods, routes, types, codes and functions of ours: no
+path, address, id of a user, statement or value.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from contextvars import Context
+from typing import Any
+from uuid import UUID
+
+import structlog
+from opentelemetry.context import Context as Around
+from opentelemetry.context import attach, detach
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.trace import (
+    Link,
+    Span,
+    SpanKind,
+    StatusCode,
+    Tracer,
+    format_trace_id,
+    get_current_span,
+    set_span_in_context,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from config.logs import TRACE
+from config.traces import Ended, H, Told, Traces
+from config.version import VERSION
+
+log = structlog.get_logger(__name__)
+
+FAREWELL = 2.0  # seconds in which a server that stops tries to send what is left
+
+
+class Spans(Traces):
+    """Makes spans of what the house does."""
+
+    on = True
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+        self._propagator = TraceContextTextMapPropagator()
+
+    # Requests -------------------------------------------------------------------------------------------------------
+
+    def request(self, method: str, route: str | None, request_id: str, carrier: Mapping[str, str]) -> Ended | None:
+        attributes = {"http.request.method": method, "mimu.request_id": request_id}
+        if route is not None:
+            attributes["http.route"] = route
+        span = self._tracer.start_span(
+            f"{method} {route or ''}".rstrip(),
+            self._propagator.extract(carrier, Around()),
+            SpanKind.SERVER,
+            attributes,
+        )
+        attach(set_span_in_context(span))  # the task ends with the request, and this with the task
+        if span.is_recording():
+            structlog.contextvars.bind_contextvars(trace_id=_id(span))
+        return functools.partial(self._answered, span)
+
+    @staticmethod
+    def _answered(span: Span, status: int) -> None:
+        if status:
+            span.set_attribute("http.response.status_code", status)
+        if status >= 500 or not status:
+            span.set_status(StatusCode.ERROR)
+            span.set_attribute("error.type", str(status) if status else "client_gone")
+        span.end()
+
+    # Frames ---------------------------------------------------------------------------------------------------------
+
+    def framed(self, kind: str, handle: H) -> H:
+        name, attributes = f"frame {kind}", {"mimu.frame.type": kind}
+
+        def traced(*given: Any) -> Any:
+            # A socket lives for days: its frames are traces of their own, and point to the handshake.
+            opened = get_current_span().get_span_context()
+            links = [Link(opened)] if opened.is_valid else None
+            span = self._tracer.start_span(name, Around(), SpanKind.SERVER, attributes, links)
+            try:
+                with _current(span):
+                    answer = handle(*given)
+            except Exception as error:
+                _end(span, error)
+                raise
+            if isinstance(answer, asyncio.Future):
+                answer.add_done_callback(functools.partial(_done, span))
+            elif answer is None or isinstance(answer, Mapping):
+                span.end()
+            else:
+                return _followed(span, answer)
+            return answer
+
+        return traced  # type: ignore[return-value]  # it takes and returns what the other does
+
+    # Statements, commits, pushes --------------------------------------------------------------------------------------
+
+    def statement(self, operation: str, function: str) -> AbstractContextManager[None]:
+        """Around a statement, where something is told of what it belongs to: periodic tasks tell nothing."""
+        return self._statement(operation, function) if get_current_span().is_recording() else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _statement(self, operation: str, function: str) -> Iterator[None]:
+        attributes = {
+            "db.system.name": "postgresql",
+            "db.operation.name": operation,
+            "code.function.name": function,
+        }
+        span = self._tracer.start_span(f"{operation} {function}", None, SpanKind.CLIENT, attributes)
+        try:
+            yield
+        except BaseException as error:
+            state = getattr(error, "sqlstate", None)
+            if isinstance(state, str):
+                span.set_attribute("db.response.status_code", state)
+            _end(span, error)
+            raise
+        span.end()
+
+    def batch(self, contexts: Sequence[Context]) -> AbstractContextManager[None]:
+        told = [span for context in contexts if (span := context.run(get_current_span)).is_recording()]
+        return self._batch(told, len(contexts)) if told else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _batch(self, told: Sequence[Span], messages: int) -> Iterator[None]:
+        """Part of the first one's trace, so that it is told whenever that is, and a message that comes alone has its
+        commit in its own trace; linked to all of them."""
+        span = self._tracer.start_span(
+            "journal commit",
+            set_span_in_context(told[0], Around()),
+            SpanKind.INTERNAL,
+            {"mimu.batch.messages": messages},
+            [Link(one.get_span_context()) for one in told],
+        )
+        try:
+            with _current(span):
+                yield
+        except BaseException as error:
+            _end(span, error)
+            raise
+        span.end()
+
+    @contextlib.contextmanager
+    def push(self, provider: str, kind: str) -> Iterator[Told]:
+        attributes = {"mimu.push.provider": provider, "mimu.push.kind": kind}
+        span = self._tracer.start_span(f"push {provider}", Around(), SpanKind.CLIENT, attributes)
+
+        def told(outcome: str, status: int) -> None:
+            span.set_attribute("mimu.push.outcome", outcome)
+            if status:
+                span.set_attribute("http.response.status_code", status)
+            if outcome in ("later", "refused"):
+                span.set_status(StatusCode.ERROR)
+
+        try:
+            with _current(span):
+                yield told
+        finally:
+            span.end()
+
+
+def _id(span: Span) -> str:
+    return format_trace_id(span.get_span_context().trace_id)
+
+
+@contextlib.contextmanager
+def _current(span: Span) -> Iterator[None]:
+    """Whatever is done in the block is part of the span, and its log lines bear the trace's id."""
+    token = attach(set_span_in_context(span))
+    bound = structlog.contextvars.bind_contextvars(trace_id=_id(span)) if span.is_recording() else {}
+    try:
+        yield
+    finally:
+        structlog.contextvars.reset_contextvars(**bound)
+        detach(token)
+
+
+def _end(span: Span, error: BaseException) -> None:
+    """End a span by an error: its kind, and never its text."""
+    status, code = getattr(error, "status", 500), getattr(error, "code", None)
+    if not isinstance(status, int) or status >= 500:
+        span.set_status(StatusCode.ERROR)
+    span.set_attribute("error.type", code if isinstance(code, str) else type(error).__name__)
+    if span.is_recording():
+        error.add_note(TRACE + _id(span))  # it may be logged where this span is over
+    span.end()
+
+
+def _done(span: Span, answer: asyncio.Future[Any]) -> None:
+    error = asyncio.CancelledError() if answer.cancelled() else answer.exception()
+    if error is None:
+        span.end()
+    else:
+        _end(span, error)
+
+
+async def _followed(span: Span, answer: Awaitable[Any]) -> Any:
+    try:
+        with _current(span):
+            found = await answer
+    except BaseException as error:
+        _end(span, error)
+        raise
+    span.end()
+    return found
+
+
+# The way out ----------------------------------------------------------------------------------------------------------
+
+
+class _Way(SpanExporter):
+    """The exporter, in the processor's thread. It says once that the collector is away, and once that it is back; what
+    is in its queue beyond 2,048 spans meanwhile is dropped."""
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter = exporter
+        self._away = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        cause = None
+        try:
+            result = self._exporter.export(spans)
+        except Exception as error:
+            result, cause = SpanExportResult.FAILURE, type(error).__name__
+        away = result is not SpanExportResult.SUCCESS
+        if away != self._away:
+            self._away = away
+            if away:
+                log.warning("traces_collector_away", cause=cause)
+            else:
+                log.info("traces_collector_back")
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return self._exporter.force_flush(timeout_millis)
+
+
+@contextlib.asynccontextmanager
+async def exporting(endpoint: str | None, instance_id: UUID) -> AsyncIterator[Spans]:
+    """Spans that go to a collector until the block ends."""
+    given = {"service.version": VERSION, "service.instance.id": str(instance_id)}
+    named = os.environ.get("OTEL_SERVICE_NAME") or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    if not named:
+        given["service.name"] = "mimu"
+    # The base address, to which the path is added (OTLP exporter specification); the SDK knows it only from the
+    # environment, and ours may be of an env file. One for traces alone is taken as it is.
+    own = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" in os.environ or endpoint is None
+    exporter = OTLPSpanExporter(None if own else f"{endpoint}/v1/traces")
+    provider = TracerProvider(resource=Resource.create(given), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(_Way(exporter)))
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # it would tell of each attempt
+    log.info("traces_on")
+    try:
+        yield Spans(provider.get_tracer("mimu", VERSION))
+    finally:
+        await _farewell(provider.shutdown)
+
+
+async def _farewell(shutdown: Callable[[], None]) -> None:
+    """Send what is left, in a thread that nobody waits for any longer when the collector is away."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def work() -> None:
+        shutdown()
+        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+            loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=work, name="traces", daemon=True).start()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FAREWELL):
+            await ended.wait()
