@@ -19,11 +19,7 @@ from uuid import uuid4
 import asyncpg
 import structlog
 import uvloop
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.maint_notifications import MaintNotificationsConfig
 
 import plugins
 from config import embedded, logs, secrets, supervisor, traces
@@ -33,7 +29,7 @@ from config.version import VERSION
 from handlers import vitals
 from handlers.alerts import Alerts
 from handlers.base import UnknownRoute
-from handlers.bus import Bus
+from handlers.bus import Bus, connected
 from handlers.delivery import Delivery
 from handlers.health import Health, Live, MetricsPage, examine
 from handlers.hub import Hub, Peer
@@ -151,7 +147,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         )
         statements.pool(database.usage)
         await stack.enter_async_context(database.open())
-        redis = await stack.enter_async_context(_redis(redis_url))
+        redis = await stack.enter_async_context(connected(redis_url))
         epoch = Epoch(database, database_url)
 
         async def renew() -> None:
@@ -193,7 +189,8 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         features = [module.setup(app, configuration.sections[name]) for name, module in configuration.features.items()]
         site = assemble(app, features)
         found: dict[str, str] = {}
-        _show(app, site, found)
+        vitals.waiting(metrics, site, delivery, passwords)
+        vitals.health(metrics, found)
         await stack.enter_async_context(vitals.lag(metrics))
         await stack.enter_async_context(bus.running())
         await stack.enter_async_context(revocations.listening())
@@ -256,24 +253,6 @@ async def _services(core: Core, stack: contextlib.AsyncExitStack) -> tuple[str, 
     return database_url, core.redis_url.get_secret_value()
 
 
-@contextlib.asynccontextmanager
-async def _redis(url: str) -> AsyncIterator[Redis]:
-    # No retries inside the client: whoever asks decides what a Redis that is away means. And no notifications of
-    # maintenance, which only Redis's own cloud sends: with them the client takes connections for good that a Redis
-    # closed when it died, and what is said first after its return is lost.
-    redis = Redis.from_url(
-        url,
-        socket_connect_timeout=1,
-        socket_timeout=2,
-        retry=Retry(NoBackoff(), 0),
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
-    )
-    try:
-        yield redis
-    finally:
-        await redis.aclose()
-
-
 def assemble(app: App, features: Sequence[Plugin]) -> Site:
     """The Tornado application of the house and all features. Raises Clash when two of them claim the same."""
 
@@ -326,22 +305,6 @@ def assemble(app: App, features: Sequence[Plugin]) -> Site:
         traces=app.traces,
         outages=OUTAGES,
     )
-
-
-def _show(app: App, site: Site, found: Mapping[str, str]) -> None:
-    """Have shown what the checks of ``/health`` have found, and how much waits where."""
-    shows = app.metrics.shows
-    app.metrics.shows_each(
-        "mimu_health_check_up",
-        "Whether a check of /health was well when it was made last; every 15 seconds.",
-        ("check",),
-        lambda: {(check,): answer == "ok" for check, answer in found.items()},
-    )
-    shows("mimu_http_requests_in_flight", "Requests being answered.", lambda: site.active)
-    shows("mimu_uploads_in_flight", "Uploads whose bytes come in.", lambda: site.pace.active)
-    shows("mimu_upload_pace_bytes_per_second", "How fast all uploads together may come in.", lambda: site.pace.rate)
-    shows("mimu_delivery_queue_frames", "Frames that wait for large groups.", app.delivery.waiting)
-    shows("mimu_password_queue_jobs", "Hashes of passwords that wait or are made.", lambda: app.passwords.waiting)
 
 
 async def _farewell(listener: Listener, hub: Hub, site: Site, seconds: float) -> None:

@@ -13,7 +13,10 @@ import structlog
 from prometheus_client import Histogram
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from handlers.metrics import SECONDS, Metrics
 from handlers.tasks import ended
@@ -30,6 +33,27 @@ PING = 1.0  # seconds of silence after which the subscription is probed; three o
 RETRY = 0.5  # seconds between attempts to come back
 ECHO = 5.0  # seconds between messages to ourselves, by which the way over Redis is measured
 _GONE = (RedisError, OSError, TimeoutError)
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Redis]:
+    """A client of Redis until the block ends; it connects when it is first asked, and again when it has to.
+
+    No retries inside the client: whoever asks decides what a Redis that is away means. And no notifications of
+    maintenance, which only Redis's own cloud sends: with them the client takes connections for good that a Redis closed
+    when it died, and what is said first after its return is lost.
+    """
+    redis = Redis.from_url(
+        url,
+        socket_connect_timeout=1,
+        socket_timeout=2,
+        retry=Retry(NoBackoff(), 0),
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
+    )
+    try:
+        yield redis
+    finally:
+        await redis.aclose()
 
 
 class Bus:

@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import platform
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from prometheus_client import Counter, Gauge, Histogram, Info, ProcessCollector, Summary
 
 from config.version import VERSION
+from handlers.delivery import Delivery
 from handlers.metrics import SECONDS, Metrics
+from handlers.passwords import Passwords
+from handlers.site import Site
 
 LOOK = 0.1  # seconds between looks at how late the loop is
 # From half a millisecond, a usual turn, to a second, at which clients think that nobody is there.
@@ -51,6 +54,26 @@ async def lag(metrics: Metrics) -> AsyncIterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def waiting(metrics: Metrics, site: Site, delivery: Delivery, passwords: Passwords) -> None:
+    """Show what is under way, and how much waits where."""
+    shows = metrics.shows
+    shows("mimu_http_requests_in_flight", "Requests being answered.", lambda: site.active)
+    shows("mimu_uploads_in_flight", "Uploads whose bytes come in.", lambda: site.pace.active)
+    shows("mimu_upload_pace_bytes_per_second", "How fast all uploads together may come in.", lambda: site.pace.rate)
+    shows("mimu_delivery_queue_frames", "Frames that wait for large groups.", delivery.waiting)
+    shows("mimu_password_queue_jobs", "Hashes of passwords that wait or are made.", lambda: passwords.waiting)
+
+
+def health(metrics: Metrics, found: Mapping[str, str]) -> None:
+    """Show what the checks of ``/health`` have found: ``ok``, or something else."""
+    metrics.shows_each(
+        "mimu_health_check_up",
+        "Whether a check of /health was well when it was made last; every 15 seconds.",
+        ("check",),
+        lambda: {(check,): answer == "ok" for check, answer in found.items()},
+    )
 
 
 class Runs:

@@ -78,7 +78,8 @@ class Target:
         """Raises BackupError when anybody else is connected, and stays: servers, most likely."""
         deadline = time.monotonic() + LEAVING
         while others := await self._connection.fetch(
-            """SELECT DISTINCT coalesce(nullif(application_name, ''), 'a program without a name') FROM pg_stat_activity
+            """SELECT DISTINCT coalesce(nullif(split_part(application_name, '/', 1), ''), 'a program without a name')
+               FROM pg_stat_activity
                WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"""
         ):
             if time.monotonic() > deadline:
