@@ -390,6 +390,9 @@ async def test_the_example_client_sends_again_what_a_server_has_lost(
         assert made.code == 0, made.err
         await write(bob, alice, "two")
         await write(alice, bob, "three")
+    for person in (alice, bob):
+        person.socket.close()
+        await person.listening
     async with place(services) as new:
         restored = await script(new, "restore", made.json["backup"], "--keep-sessions", "--yes", **home)
         assert restored.code == 0, restored.err

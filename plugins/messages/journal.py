@@ -90,7 +90,7 @@ class Journal:
         self._sizes = Histogram(
             "mimu_journal_batch_messages",
             "Messages that shared a commit.",
-            buckets=(1, 2, 4, 8, 16, 32, 64, MOST),
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             registry=metrics.registry,
         )
         self._seconds = Histogram(

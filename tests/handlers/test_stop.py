@@ -60,7 +60,7 @@ class Callers:
 @pytest.mark.gen_test(timeout=60)
 async def test_no_connection_is_reset_that_the_kernel_had_taken(services: Services, tmp_path: Path) -> None:
     async with place(services) as shared:
-        for _ in range(3):
+        for _ in range(2):
             async with program(shared, tmp_path) as running:
                 callers = Callers(urlsplit(running.url).port or 0)
                 await asyncio.sleep(0.3)

@@ -19,7 +19,7 @@ from tests.client import Account, ask
 from tests.monitoring.collector import Collector, Span, collecting
 from tests.plugins.chatting import chat, message, say, town
 from tests.plugins.pushing import pushing, registered
-from tests.running import ROOT, Services, json_lines, place, serving
+from tests.running import ROOT, Services, json_lines, place, program, serving
 
 SERVER, CLIENT = 2, 3  # SpanKind
 ERROR = 2  # StatusCode
@@ -263,6 +263,20 @@ async def test_it_is_off_when_its_own_variables_say_so(
         assert not running.app.traces.on
         await ask(running.url, "GET", "/health/live")
     assert collector.spans == []
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_the_variables_may_be_in_the_env_file(services: Services, tmp_path: Path) -> None:
+    async with collecting() as collector, place(services) as shared:
+        given = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_SERVICE_NAME": "another"}
+        (tmp_path / "env").write_text("".join(f"{name}={value}\n" for name, value in given.items()))
+        started = (str(ROOT / "server.py"), "--env-file", str(tmp_path / "env"))
+        async with program(shared, tmp_path, started=started) as running:
+            await ask(running.url, "GET", "/health/live")
+            # At its end it sends what it has.
+            assert await running.stop() == 0
+    [span] = collector.named("GET /health/live")
+    assert span.resource["service.name"] == "another"
 
 
 def test_another_protocol_is_refused() -> None:
