@@ -21,7 +21,8 @@ from plugins.calls.tally import ENDS
 from tests import canaries
 from tests.monitoring.live import DASHBOARD, FOLDER, Seen, live, program, queries
 from tests.running import ROOT, Services
-from tests.test_docs import anchors, part, told
+from tests.test_docs import part, told
+from tests.test_links import anchors
 
 MONITORING, RUNBOOK = ROOT / "docs/monitoring.md", ROOT / "docs/runbook.md"
 ALERTS, TRIALS = FOLDER / "alerts.yml", FOLDER / "alerts_test.yml"
