@@ -155,3 +155,24 @@ async def test_migrations_run_within_what_their_unit_leaves_them(services: Servi
         if process.returncode == CAN_NOT:
             pytest.skip("NOT TESTED that migrations run as their unit confines them")
         assert (process.returncode, said) == (0, b"up to date\n")
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_backups_run_within_what_their_unit_leaves_them(services: Services, tmp_path: Path) -> None:
+    analyze()
+    unit = UNITS / "mimu-backup.service"
+    [command] = settings(unit)["ExecStart"]
+    module = command.replace("/var/backups/", f"{tmp_path}/").split("bin/python ")[1].split()
+    for folder in " ".join(settings(unit)["ReadWritePaths"]).split():
+        (tmp_path / Path(folder).name).mkdir()  # as the guide has them made
+    async with place(services) as home:
+        variables = {"PATH": "/usr/bin:/bin", **home.environment, "MIMU_DATA_DIR": str(tmp_path / "data")}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, CONFINED, str(unit), sys.executable, *module), env=variables, cwd=ROOT
+        )
+        code = await asyncio.wait_for(process.wait(), 50)
+        if code == CAN_NOT:
+            pytest.skip("NOT TESTED that backups run as their unit confines them")
+        assert code == 0
+    assert [path.suffix for path in (tmp_path / "mimu-keys").iterdir()] == [".tar"]
+    assert list((tmp_path / "mimu").glob("mimu-*/manifest.json"))
