@@ -169,6 +169,8 @@ def test_the_servers_differ_in_their_addresses_only_and_nginx_knows_them(
     addresses = [server.pop("networks")["default"]["ipv4_address"] for server in (one, two)]
     assert [server.pop("ports")[0]["published"] for server in (one, two)] == ["8080", "8081"]
     assert one == two
+    scraped = (ROOT / "config" / "deploy" / "prometheus" / "prometheus.yml").read_text()
+    assert re.findall(r'"([\w-]+):8080"', scraped) == list(SERVERS)
     environment_of = services["nginx"]["environment"]
     known = [environment_of["NGINX_SERVER_A"], environment_of["NGINX_SERVER_B"]]
     assert known == [f"{address}:8080" for address in addresses]

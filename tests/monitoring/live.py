@@ -76,8 +76,10 @@ def _free_port() -> int:
 async def prometheus(folder: Path, target: str) -> AsyncIterator[str]:
     """Prometheus with the configuration of the repository, but for its target and its pace; its address."""
     settings = (FOLDER / "prometheus.yml").read_text()
-    assert '"server:8080"' in settings
-    (folder / "prometheus.yml").write_text(settings.replace("server:8080", target).replace("15s", "1s"))
+    assert '"server:8080", "server-b:8080"' in settings
+    (folder / "prometheus.yml").write_text(
+        settings.replace('"server:8080", "server-b:8080"', f'"{target}"').replace("15s", "1s")
+    )
     shutil.copy(FOLDER / "alerts.yml", folder)
     url = f"http://127.0.0.1:{_free_port()}"
     with (folder / "prometheus.log").open("wb") as log:
