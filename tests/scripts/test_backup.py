@@ -344,6 +344,30 @@ async def test_a_restore_asks_and_refuses_before_it_changes_anything(
             assert (await people.alice.get(f"/users/{people.bob.public_id}")).status == 200
 
 
+@pytest.mark.gen_test(timeout=60)
+async def test_a_look_at_a_backup_touches_nothing_else(services: Services, made: Made, tmp_path: Path) -> None:
+    name = f"a_look_{os.getpid()}"
+    async with place(services) as own, serving(own, **of(tmp_path)) as server:
+        alice = await Account().register(server.url)
+        words = ("--into", name, "--jobs", "2", "--yes")
+        ended = await script(own, "restore", str(made.path), *words, **of(tmp_path))
+        assert ended.code == 0, ended.err
+        assert ended.out.startswith(f"restored {made.path}, made 20")
+        assert (await alice.get("/users/me")).status == 200
+        assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+        async with connected(own) as db:
+            look = await asyncpg.connect(own.dsn, database=name)
+            try:
+                rows = Manifest.read(made.path).rows
+                for table in ("users", "messages", "files", "spent_prekeys", "kyber_prekeys", "one_time_prekeys"):
+                    assert await look.fetchval(f"SELECT count(*) FROM {table}") == rows[table]
+                assert rows["messages"] == 2
+                assert rows["one_time_prekeys"] == 0
+            finally:
+                await look.close()
+                await db.execute(f"DROP DATABASE {name}")
+
+
 @pytest.mark.gen_test(timeout=120)
 async def test_a_restore_that_broke_off_lets_no_server_start_and_is_begun_again(
     services: Services, made: Made, tmp_path: Path
