@@ -254,9 +254,9 @@ async def test_an_older_server_starts_on_a_newer_schema_only_where_it_may(servic
         code, out, err = await run(["server.py"], **shared.environment)
         known = migrations.versions()[-1]
         assert (code, out) == (1, "")
-        assert err.splitlines()[-1] == (
-            f"Mimu can't start: the schema of the database (9001) is newer than this server ({known}) and needs "
-            "a server that knows 9001: start the newer version, or restore a backup from before the upgrade"
+        assert json.loads(err.splitlines()[-1])["reason"] == (
+            f"the schema of the database (9001) is newer than this server ({known}) and needs a server that knows "
+            "9001: start the newer version, or restore a backup from before the upgrade"
         )
         code, _, err = await run(["-m", "scripts.migrate"], **shared.environment)
         assert (code, "newer than this server" in err, "Traceback" in err) == (1, True, False)
