@@ -218,7 +218,7 @@ class ApiHandler(RequestHandler):
             self._session = self.application.tokens.verify(token.strip())
             claimed = headers.get("X-PrID")
             if claimed is not None and claimed.lower() != self._session.public_id.lower():
-                raise errors.Forbidden("X-PrID names another user than the token.", code="prid_mismatch")
+                raise errors.PridMismatch
         elif not self.public:
             raise errors.Unauthorized
         # The connection's own limit is lifted because it answers with a bare 400; this one answers in JSON.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar
 
 from pydantic import ValidationError
 
@@ -17,23 +19,27 @@ class Fault:
 
 
 class ApiError(Exception):
-    """A refusal with its HTTP ``status``, stable ``code`` and a sentence for people."""
+    """A refusal with its HTTP ``status``, stable ``code`` and a sentence for people.
+
+    ``bears`` are the types of fields that its body has over HTTP beside those of all, ``sends`` the headers that come
+    with it.
+    """
 
     status = 400
     code = "invalid_request"
     message = "The request is not valid."
+    bears: ClassVar[Mapping[str, type]] = MappingProxyType({})
+    sends: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
         message: str | None = None,
         *,
-        code: str | None = None,
         details: Sequence[Fault] = (),
         headers: Mapping[str, str] | None = None,
         fields: Mapping[str, object] | None = None,
     ) -> None:
         self.message = message or self.message
-        self.code = code or self.code
         self.details = tuple(details)
         self.headers = dict(headers or {})
         self.fields = dict(fields or {})
@@ -53,9 +59,14 @@ class InvalidRequest(ApiError):
 
 class Unauthorized(ApiError):
     status, code, message = 401, "unauthorized", "A valid access token is needed."
+    sends = ("WWW-Authenticate",)
 
-    def __init__(self, message: str | None = None, *, code: str | None = None) -> None:
-        super().__init__(message, code=code, headers={"WWW-Authenticate": "Bearer"})
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, headers={"WWW-Authenticate": "Bearer"})
+
+
+class TokenExpired(Unauthorized):
+    code, message = "token_expired", "The access token has expired."
 
 
 class InvalidCredentials(Unauthorized):
@@ -64,6 +75,10 @@ class InvalidCredentials(Unauthorized):
 
 class Forbidden(ApiError):
     status, code, message = 403, "forbidden", "You may not do this."
+
+
+class PridMismatch(Forbidden):
+    code, message = "prid_mismatch", "X-PrID names another user than the token."
 
 
 class AccountSuspended(Forbidden):
@@ -76,6 +91,7 @@ class NotFound(ApiError):
 
 class MethodNotAllowed(ApiError):
     status, code, message = 405, "method_not_allowed", "This address does not take that method."
+    sends = ("Allow",)
 
 
 class Conflict(ApiError):
@@ -96,10 +112,12 @@ class ClientOutdated(ApiError):
 
 class ProofRequired(ApiError):
     status, code, message = 428, "proof_required", "Sign the challenge with your identity or signing key and repeat."
+    bears = MappingProxyType({"challenge": str, "expires_in": int})
 
 
 class RateLimited(ApiError):
     status, code, message = 429, "rate_limited", "Too many requests; try again later."
+    sends = ("Retry-After",)
 
     def __init__(self, retry_after: float) -> None:
         super().__init__(headers={"Retry-After": str(max(1, -int(-retry_after // 1)))})
@@ -111,6 +129,7 @@ class InternalError(ApiError):
 
 class Unavailable(ApiError):
     status, code, message = 503, "unavailable", "The server can't do this just now; try again shortly."
+    sends = ("Retry-After",)
 
     def __init__(self, retry_after: int = 2) -> None:
         super().__init__(headers={"Retry-After": str(retry_after)})

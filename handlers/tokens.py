@@ -11,7 +11,7 @@ from uuid import UUID
 import jwt
 
 from config.keyring import Keyring
-from handlers.errors import Unauthorized
+from handlers.errors import TokenExpired, Unauthorized
 
 ISSUER = "mimu"
 CACHE = 20_000  # verified tokens remembered: ~12 MiB at the most; a decode costs 25 µs, a look-up 0.2
@@ -66,7 +66,7 @@ class Tokens:
                 self._verified.popitem(last=False)
         if session.expires <= time.time():
             self._verified.pop(token, None)
-            raise Unauthorized("The access token has expired.", code="token_expired")
+            raise TokenExpired
         if self.revoked(session):
             raise Unauthorized("The session has ended.")
         return session
@@ -91,7 +91,7 @@ class Tokens:
                 float(claims["exp"]),
             )
         except jwt.ExpiredSignatureError:
-            raise Unauthorized("The access token has expired.", code="token_expired") from None
+            raise TokenExpired from None
         except (jwt.PyJWTError, ValueError, TypeError, AttributeError, RecursionError):
             raise Unauthorized from None
 

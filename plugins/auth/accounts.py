@@ -13,22 +13,20 @@ from datetime import UTC, datetime
 from config.keyring import Keyring
 from handlers import keys
 from handlers.base import Client
-from handlers.errors import Conflict, Fault, Forbidden, InvalidCredentials, InvalidRequest, ProofRequired
+from handlers.errors import Conflict, Fault, InvalidCredentials, InvalidRequest, ProofRequired
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
 from handlers.shapes import b64
 from handlers.tokens import Session
 from models import prekeys, sessions, users
 from models.database import Database
+from plugins.auth.refusals import IdentityKeyTaken, InvalidProof, PublicIdTaken
 from plugins.auth.sessions import Sessions
 from plugins.auth.shapes import ChangePassword, Login, Register, ResetPassword, SignedIn
 
 CHALLENGE_SECONDS = 300  # contract section 2
 
-TAKEN = {
-    "public_id": ("public_id_taken", "This public id is taken."),
-    "identity_key": ("identity_key_taken", "This identity key is registered already."),
-}
+TAKEN = {"public_id": PublicIdTaken, "identity_key": IdentityKeyTaken}
 
 
 class Accounts:
@@ -81,8 +79,7 @@ class Accounts:
                 )
                 signed_in = await self._sessions.open(user_id, request.public_id, request.fingerprint, client)
         except users.Taken as taken:
-            code, message = TAKEN[taken.field]
-            raise Conflict(message, code=code) from None
+            raise TAKEN[taken.field] from None
         await self._sessions.remember(signed_in.session_id, signed_in.refresh_token)
         return signed_in
 
@@ -157,10 +154,6 @@ class Accounts:
         self._revocations.announce(ended)
         await self._sessions.remember(signed_in.session_id, signed_in.refresh_token)
         return signed_in
-
-
-class InvalidProof(Forbidden):
-    code, message = "invalid_proof", "The proof is not valid."
 
 
 def _proves(owner: users.Identity, request: ResetPassword) -> bool:

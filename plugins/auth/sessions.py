@@ -19,6 +19,7 @@ from handlers.revocations import Revocations
 from handlers.tokens import Tokens
 from models import sessions
 from models.database import Database
+from plugins.auth.refusals import TokenReused
 from plugins.auth.shapes import Refreshed, SignedIn
 
 log = structlog.get_logger(__name__)
@@ -80,7 +81,7 @@ class Sessions:
             if not await sessions.spent(self._db, session_id, digest):
                 raise Unauthorized("The refresh token is not valid.")
             self._revocations.announce(await sessions.end_reused(self._db, session_id))
-            raise Unauthorized("The refresh token was used before; the session has ended.", code="token_reused")
+            raise TokenReused
         successor = next(item for item in successors if _digest(item) == rotated.token_hash)
         await self.remember(session_id, successor, digest)
         return Refreshed(

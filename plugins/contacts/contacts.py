@@ -16,6 +16,10 @@ TRUST = {"manual": "verified", "qr_code": "trusted", "voice": "trusted"}
 MAX_BLOCKS = 10_000  # a list that long is a script's, and every block is a row to look up
 
 
+class FingerprintMismatch(Conflict):
+    code, message = "fingerprint_mismatch", "That is not this user's fingerprint."
+
+
 class Contacts:
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -36,7 +40,7 @@ class Contacts:
             self._db, user_id, other.id, request.verified_fingerprint, request.method, trust, request.notes
         )
         if noted is None:
-            raise Conflict("That is not this user's fingerprint.", code="fingerprint_mismatch")
+            raise FingerprintMismatch
         return dict(noted)
 
     async def unverify(self, user_id: UUID, public_id: str) -> None:

@@ -1,0 +1,21 @@
+"""What registering and signing in may be refused for."""
+
+from __future__ import annotations
+
+from handlers.errors import Conflict, Forbidden, Unauthorized
+
+
+class PublicIdTaken(Conflict):
+    code, message = "public_id_taken", "This public id is taken."
+
+
+class IdentityKeyTaken(Conflict):
+    code, message = "identity_key_taken", "This identity key is registered already."
+
+
+class TokenReused(Unauthorized):
+    code, message = "token_reused", "The refresh token was used before; the session has ended."
+
+
+class InvalidProof(Forbidden):
+    code, message = "invalid_proof", "The proof is not valid."
