@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -221,6 +222,8 @@ class ApiHandler(RequestHandler):
                 raise errors.PridMismatch
         elif not self.public:
             raise errors.Unauthorized
+        if self.request.method not in self.allow().split(", "):
+            raise errors.MethodNotAllowed  # before an upload begins, which looks at no method
         # The connection's own limit is lifted because it answers with a bare 400; this one answers in JSON.
         return self._refuse_body() if self.declared > self.max_body else None
 
@@ -259,6 +262,7 @@ class ApiHandler(RequestHandler):
         self.reply_nothing()
 
     @classmethod
+    @cache
     def allow(cls) -> str:
         own = [m for m in _METHODS if getattr(cls, m.lower()) is not getattr(RequestHandler, m.lower())]
         return ", ".join([*own, "OPTIONS"])

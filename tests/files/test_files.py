@@ -13,6 +13,23 @@ from tests.running import Services, place, serving
 
 
 @pytest.mark.gen_test
+async def test_an_upload_by_another_method_begins_nothing(services: Services) -> None:
+    """Found by Schemathesis: an upload was begun, and its address judged, before anybody looked at the method."""
+    async with place(services) as home, serving(home) as running:
+        alice = await Account().register(running.url)
+        announced = await announce(alice, b"content")
+        url = announced.json["upload"]["url"]
+        for method in ("POST", "PATCH"):
+            for address in (url, url[:-8] + "0" * 8):
+                refused = await send(method, address, b"content")
+                assert (refused.code, refused.headers["Allow"]) == (405, "PUT, OPTIONS")
+        file_id = announced.json["file_id"]
+        assert (await alice.post(f"/files/{file_id}/complete", {})).code == "not_uploaded"
+        assert (await put(announced, b"content")).code == 204
+        assert (await alice.post(f"/files/{file_id}/complete", {})).status == 200
+
+
+@pytest.mark.gen_test
 async def test_a_file_goes_up_and_comes_down(services: Services, storage: dict[str, str]) -> None:
     content = secrets.token_bytes(MIB + 17)
     async with place(services) as home, serving(home, **storage) as running:
