@@ -24,9 +24,9 @@ from redis.exceptions import RedisError
 import plugins
 from config import embedded, logs, secrets, supervisor, traces
 from config.keyring import KeyringFile
-from config.settings import Core, Section, SettingsError, environment, load
+from config.settings import Core, Rate, Section, SettingsError, environment, load
 from config.version import VERSION
-from handlers import vitals
+from handlers import docs, vitals
 from handlers.alerts import Alerts
 from handlers.base import UnknownRoute
 from handlers.bus import Bus, connected
@@ -62,6 +62,14 @@ class Configuration:
     core: Core
     sections: Mapping[str, Section]
     features: Mapping[str, ModuleType]
+
+    @property
+    def rates(self) -> dict[str, Rate]:
+        """The rate limits by the names of their settings; none when they are off."""
+        found = {
+            name: value for section in self.sections.values() for name, value in section if isinstance(value, Rate)
+        }
+        return found if self.core.rate_limits == "on" else {}
 
 
 def configure(values: Mapping[str, str], *, make_secrets: bool = True) -> Configuration:
@@ -187,7 +195,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         )
 
         features = [module.setup(app, configuration.sections[name]) for name, module in configuration.features.items()]
-        site = assemble(app, features)
+        site = assemble(app, features, configuration.rates)
         found: dict[str, str] = {}
         vitals.waiting(metrics, site, delivery, passwords)
         vitals.health(metrics, found)
@@ -253,8 +261,9 @@ async def _services(core: Core, stack: contextlib.AsyncExitStack) -> tuple[str, 
     return database_url, core.redis_url.get_secret_value()
 
 
-def assemble(app: App, features: Sequence[Plugin]) -> Site:
-    """The Tornado application of the house and all features. Raises Clash when two of them claim the same."""
+def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | None = None) -> Site:
+    """The Tornado application of the house and all features, ``rates`` being what its document tells of limits. Raises
+    Clash when two features claim the same."""
 
     async def database() -> None:
         await app.db.value("SELECT 1")
@@ -275,6 +284,7 @@ def assemble(app: App, features: Sequence[Plugin]) -> Site:
     checks: dict[str, Check] = {}
     ready: dict[str, Check] = {}
     events: dict[str, Event] = {}
+    reference: dict[str, docs.Published] = {}
     house = Plugin(
         name="house",
         routes=(
@@ -282,6 +292,9 @@ def assemble(app: App, features: Sequence[Plugin]) -> Site:
             ("/health/ready", Health, {"checks": ready}),
             ("/health/live", Live, {}),
             ("/metrics", MetricsPage, {}),
+            ("/openapi.json", docs.OpenApi, reference),
+            ("/docs", docs.DocsPage, {"assets": docs.assets()}),
+            ("/docs/([a-z0-9.-]{1,64})", docs.DocsAsset, {"assets": docs.assets()}),
             ("/ws", SocketHandler, {"hub": app.hub, "epoch": epoch, "events": events, "welcome": welcome}),
         ),
         events={"auth": prolonging(app.tokens)},
@@ -294,6 +307,8 @@ def assemble(app: App, features: Sequence[Plugin]) -> Site:
     # Without Redis this server still serves its own users, and without a storage all but files; a load balancer that
     # took it out would serve nobody.
     ready["database"] = database
+    shapes = {kind: event.shape for kind, event in events.items()}
+    reference["document"] = docs.published(routes, shapes, rates)
     return Site(
         list(routes),
         unknown=UnknownRoute,

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final, Literal
 
 from pydantic import ByteSize, Field
+from typing_extensions import TypedDict
 
 from config.settings import Section
 
-FREE = "free"  # whoever has no subscription
+TierName = Literal["free", "premium", "ultra"]
+FREE: Final = "free"  # whoever has no subscription
 SOLD = ("premium", "ultra")  # the lesser one first, as the database orders them
 MIB, GIB = 1 << 20, 1 << 30
+
+
+class Allowance(TypedDict):
+    """What one file, and all files of a user, may take in bytes."""
+
+    file_bytes: int
+    total_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +30,7 @@ class Tier:
     file_bytes: int
     total_bytes: int
 
-    def shown(self) -> dict[str, int]:
+    def shown(self) -> Allowance:
         return {"file_bytes": self.file_bytes, "total_bytes": self.total_bytes}
 
 

@@ -22,6 +22,7 @@ from config.traces import Ended
 from handlers import errors
 from handlers.errors import ApiError, Fault, InvalidRequest
 from handlers.limits import client_address, limit_key, within
+from handlers.operations import Header
 from handlers.shapes import Shape, decode, encode
 from handlers.site import Site, version
 from handlers.tokens import Session
@@ -37,7 +38,14 @@ SLOW = 1.0  # seconds; a request that takes longer is worth a line in the log
 ID = "([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12})"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_CORS_HEADERS = ("Authorization", "Content-Type", "X-PrID", "X-Client-Version", "X-Platform", "X-Request-ID")
+# What any request may bear. None of them is ever needed.
+HEADERS = (
+    Header("X-PrID", "One's own public id. When it is not the token's, 403 `prid_mismatch`."),
+    Header("X-Client-Version", "Of the app. Older than the server's `MIN_CLIENT_VERSION`: 426."),
+    Header("X-Platform", "`android`, `ios`, …; kept with the session, counted in the metrics."),
+    Header("X-Request-ID", "At most 64 of `A-Za-z0-9._-` are taken over; anything else is replaced."),
+)
+_CORS_HEADERS = ("Authorization", "Content-Type", *(header.name for header in HEADERS))
 _CORS_EXPOSED = ("Link", "Retry-After", "X-Request-ID")
 _TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context
 _STATUS: dict[int, type[ApiError]] = {404: errors.NotFound, 405: errors.MethodNotAllowed, 413: errors.TooLarge}
@@ -61,6 +69,17 @@ class ApiHandler(RequestHandler):
     public = False
     max_body = MAX_BODY
     slow = SLOW
+    # What every method of the endpoint may be refused with, for any reason that the house knows.
+    refuses: tuple[type[ApiError], ...] = (
+        errors.InvalidRequest,
+        errors.Unauthorized,
+        errors.TokenExpired,
+        errors.PridMismatch,
+        errors.TooLarge,
+        errors.ClientOutdated,
+        errors.InternalError,
+        errors.Unavailable,
+    )
     # Headers that scripts of a listed origin may send and read here, beside those of every endpoint.
     cors_takes: tuple[str, ...] = ()
     cors_shows: tuple[str, ...] = ()

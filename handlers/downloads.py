@@ -12,11 +12,21 @@ from tornado.iostream import StreamClosedError
 
 from handlers.base import ApiHandler
 from handlers.errors import ApiError
+from handlers.operations import Header
 
 log = structlog.get_logger(__name__)
 
 BLOCK = 256 * 1024  # what a download holds in memory
 STALL_SECONDS = 60  # to take one block: slower than 4 KiB/s is as good as gone
+
+TAKES = (
+    Header("Range", "One range of bytes; several, and nonsense, are ignored."),
+    Header("If-None-Match", "Tags of what one has."),
+    Header("If-Range", "The tag of what one has begun; of anything else no range is given, but all."),
+)
+NAMED = (Header("ETag", "What the bytes are called.", required=True),)
+BYTES = (*NAMED, Header("Accept-Ranges", "`bytes`", required=True))
+PART = (*BYTES, Header("Content-Range", "Which bytes, of how many.", required=True))
 
 _RANGE = re.compile(r"bytes=[ \t]*(?:(\d+)-(\d*)|-(\d+))[ \t]*", re.ASCII | re.IGNORECASE)
 _TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
@@ -24,6 +34,7 @@ _TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 class RangeNotSatisfiable(ApiError):
     status, code, message = 416, "range_not_satisfiable", "There are no such bytes."
+    sends = ("Content-Range",)
 
     def __init__(self, size: int) -> None:
         super().__init__(headers={"Content-Range": f"bytes */{size}"})
@@ -71,8 +82,8 @@ class DownloadHandler(ApiHandler):
     """An endpoint that answers with bytes which it doesn't understand."""
 
     slow = float("inf")  # its time is the client's
-    cors_takes = ("Range", "If-None-Match", "If-Range")
-    cors_shows = ("Accept-Ranges", "Content-Range", "ETag")
+    cors_takes = tuple(header.name for header in TAKES)
+    cors_shows = tuple(header.name for header in PART)
 
     def fresh(self, tag: str) -> bool:
         """Say what the bytes are called; whether the client has them already, and has been told so."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from typing import Literal
 
 import structlog
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from handlers import errors
 from handlers.base import ApiHandler
 from handlers.limits import within
 from handlers.metrics import CONTENT_TYPE
+from handlers.operations import Answer, operation
 from handlers.site import Check
 
 log = structlog.get_logger(__name__)
@@ -34,16 +38,32 @@ async def examine(checks: Mapping[str, Check]) -> dict[str, str]:
     return dict(zip(checks, await asyncio.gather(*(ask(*item) for item in checks.items())), strict=True))
 
 
+@with_config(ConfigDict(extra="allow"))
+class HealthReport(TypedDict):
+    """Beside these stand ``ok`` or ``error`` for each service: ``database``, ``redis``, ``storage``."""
+
+    status: Literal["healthy", "unhealthy"]
+    uptime_seconds: int
+
+
+class Liveness(TypedDict):
+    status: Literal["live"]
+
+
 class Health(ApiHandler):
-    """``GET /health``: 200 when every check passes, else 503. ``/health/ready`` asks only for what nothing works
-    without."""
+    """``GET /health``; ``/health/ready`` asks only for what nothing works without."""
 
     public = True
 
     def initialize(self, checks: Mapping[str, Check]) -> None:
         self._checks = checks
 
+    @operation({200: HealthReport, 503: Answer(HealthReport, "Something is not well.")})
     async def get(self) -> None:
+        """Ask whether all is well.
+
+        `/health/ready` asks only for what nothing works without. Both answer within 2 seconds.
+        """
         found = await examine(self._checks)
         well = all(answer == "ok" for answer in found.values())
         uptime = int(time.monotonic() - self.application.metrics.started)
@@ -56,16 +76,20 @@ class Live(ApiHandler):
 
     public = True
 
+    @operation({200: Liveness})
     def get(self) -> None:
+        """Ask whether the process answers."""
         self.reply({"status": "live"})
 
 
 class MetricsPage(ApiHandler):
-    """``GET /metrics``, for the networks of METRICS_ALLOW only; others are told it isn't there."""
+    """``GET /metrics``."""
 
     public = True
 
+    @operation({200: Answer(words="Prometheus's text.", media="text/plain")}, refuses=(errors.NotFound,))
     def get(self) -> None:
+        """Get the metrics, from the networks of `METRICS_ALLOW`; others are told that it isn't there."""
         if not within(self.address, self.application.core.metrics_allow):
             raise errors.NotFound
         self.set_header("Content-Type", CONTENT_TYPE)

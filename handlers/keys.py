@@ -9,7 +9,7 @@ from nacl.exceptions import CryptoError
 from pydantic import AfterValidator, Field
 
 from handlers.errors import Fault
-from handlers.shapes import Base64, Int31, PublicKey, Shape, Signature
+from handlers.shapes import Base64, Int31, PublicKey, Shape, Signature, described
 
 _P = 2**255 - 19  # the field of Curve25519
 
@@ -50,9 +50,17 @@ def _kyber(value: bytes) -> bytes:
     raise ValueError("an ML-KEM-1024 key is 1568 bytes, or 1569 with its type byte")
 
 
-CurveKey = Annotated[PublicKey, AfterValidator(_curve)]
-SigningKey = Annotated[PublicKey, AfterValidator(_edwards)]
-KyberKey = Annotated[Base64, AfterValidator(_kyber)]
+CurveKey = Annotated[PublicKey, AfterValidator(_curve)]  # no low-order point
+SigningKey = Annotated[
+    PublicKey, AfterValidator(_edwards), described("Base64 of an Ed25519 public key, 32 bytes.", "^@{43}=?$")
+]
+KyberKey = Annotated[
+    Base64,
+    AfterValidator(_kyber),
+    described(
+        "Base64 of 1568 bytes (ML-KEM-1024), or of 1569 with the type byte 08 or 0a.", "^(@{2091}=?|C[A-Pg-v]@{2090})$"
+    ),
+]
 
 
 class OneTimePrekey(Shape):

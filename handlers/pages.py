@@ -13,16 +13,24 @@ from pydantic import Field
 
 from handlers.base import ApiHandler
 from handlers.errors import Fault, InvalidRequest
+from handlers.operations import Header
 from handlers.shapes import Shape
 
 Place = tuple[datetime, UUID]
+# What cursors are made of: signs that an address bears as they are, so that the longest still fits into a first line.
+CURSOR = r"^[A-Za-z0-9_=-]*$"
+PAGED = (Header("Link", 'Where there is more: `<…>; rel="next"` (RFC 8288), a path.'),)
+
+Before = Annotated[
+    str, Field(max_length=128, pattern=CURSOR, description="From the `Link` of the page before this one.")
+]
 
 
 class PageQuery(Shape):
     """``?limit=`` entries, ``before`` the place that the last page's Link named."""
 
     limit: Annotated[int, Field(ge=1, le=100)] = 50
-    before: Annotated[str, Field(max_length=128)] | None = None
+    before: Before | None = None
 
     @property
     def place(self) -> Place | None:

@@ -6,14 +6,23 @@ import base64
 import binascii
 import ipaddress
 import re
-import unicodedata
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    StringConstraints,
+    WithJsonSchema,
+)
 
 from handlers.errors import Fault, InvalidRequest
 
@@ -127,23 +136,60 @@ def _signature(value: bytes) -> bytes:
     return value
 
 
-Base64 = Annotated[bytes, BeforeValidator(unb64), PlainSerializer(b64, return_type=str)]
-PublicKey = Annotated[Base64, AfterValidator(_curve_key)]
-Signature = Annotated[Base64, AfterValidator(_signature)]
+class _Base64:
+    """How a document describes bytes that are taken, and given, as base64: bounds of bytes become bounds of text."""
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        if handler.mode == "serialization":
+            return dict(STANDARD)
+        least, most = (handler(core).get(name) for name in ("minLength", "maxLength"))
+        bounds = {"minLength": least and -(-least * 4 // 3), "maxLength": most and -(-most // 3) * 4}
+        return {**ANY, **{name: bound for name, bound in bounds.items() if bound}}
+
+
+_SIGN, _GIVEN = "[A-Za-z0-9+/_-]", "[A-Za-z0-9+/]"
+ANY = {
+    "type": "string",
+    "contentEncoding": "base64",
+    "description": "Base64, standard or URL-safe, padded or not.",
+    "pattern": f"^({_SIGN}{{4}})*({_SIGN}{{2}}(==)?|{_SIGN}{{3}}=?)?$",
+}
+STANDARD = {
+    "type": "string",
+    "contentEncoding": "base64",
+    "description": "Base64, standard and padded.",
+    "pattern": f"^({_GIVEN}{{4}})*({_GIVEN}{{2}}==|{_GIVEN}{{3}}=)?$",
+}
+
+
+def described(words: str, pattern: str) -> WithJsonSchema:
+    """What a document says of bytes of a certain length, when they come as base64 of any form."""
+    pattern = pattern.replace("@", _SIGN)
+    return WithJsonSchema({**ANY, "description": words, "pattern": pattern}, mode="validation")
+
+
+Base64 = Annotated[bytes, BeforeValidator(unb64), PlainSerializer(b64, return_type=str), _Base64()]
+Coded = Annotated[str, WithJsonSchema(STANDARD)]  # what was made base64 before it is answered
+PublicKey = Annotated[
+    Base64,
+    AfterValidator(_curve_key),
+    described("Base64 of 32 bytes, or of 33 with a leading 0x05 (Signal's form).", "^(@{43}=?|B[Q-Za-f]@{42})$"),
+]
+Signature = Annotated[Base64, AfterValidator(_signature), described("Base64 of 64 bytes.", "^@{86}(==)?$")]
 
 
 # Lax for this one type: a JSON document has no UUIDs, only their text; pydantic parses it in native code.
 Id = Annotated[UUID, Field(strict=False)]
-Moment = Annotated[datetime, PlainSerializer(timestamp, return_type=str)]
+Moment = Annotated[
+    datetime,
+    PlainSerializer(timestamp, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
 Int31 = Annotated[int, Field(ge=0, le=MAX_INT32)]
 Hex256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-PublicId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{3,32}$")]
-
-
-def _visible(value: str) -> str:
-    if any(unicodedata.category(character) == "Cc" for character in value):
-        raise ValueError("control characters are not allowed")
-    return value
+PublicId = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_]{3,32}$"), Field(description="Unique whatever the case.")
+]
 
 
 def plain_https(value: str) -> str:
@@ -172,7 +218,17 @@ def _is_address(host: str) -> bool:
     return True
 
 
-HttpsUrl = Annotated[str, StringConstraints(max_length=2048), AfterValidator(plain_https)]
+# What the document says of such an address; plain_https takes some more.
+HTTPS = r"^https://([A-Za-z0-9-]+\.)*[A-Za-z][A-Za-z0-9-]*(:[0-9]{1,4})?([/?#][!-~]*)?$"
+HttpsUrl = Annotated[
+    str,
+    StringConstraints(max_length=2048),
+    AfterValidator(plain_https),
+    Field(
+        description="https, a host that is a name, no user information.",
+        json_schema_extra={"pattern": HTTPS},
+    ),
+]
 
 
 def bounded(most: int) -> AfterValidator:
@@ -186,7 +242,10 @@ def bounded(most: int) -> AfterValidator:
     return AfterValidator(check)
 
 
-DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_visible)]
-Title = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_visible)]
+_VISIBLE = r"^[^\x00-\x1f\x7f-\x9f]*$"  # no control characters
+DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_VISIBLE)]
+Title = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=_VISIBLE)]
 # BCP 47 as it is written; whether such a language exists is the client's affair.
-Language = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,6}$")]
+Language = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,6}$"), Field(description="BCP 47.")
+]

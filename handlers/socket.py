@@ -16,10 +16,11 @@ import structlog
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
-from handlers import errors, hub
+from handlers import errors, hub, operations
 from handlers.base import ApiHandler
 from handlers.errors import ApiError, InvalidRequest, Unauthorized
 from handlers.hub import Hub, Peer
+from handlers.operations import Header, operation
 from handlers.peer import UNDER_WAY, Socket
 from handlers.rfc6455 import Protocol, Violation
 from handlers.shapes import Shape, judge, parse, timestamp
@@ -126,6 +127,26 @@ class SocketHandler(WebSocketHandler, ApiHandler):
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         protocol = super().get_websocket_protocol()
         return Protocol(self, False, protocol.params) if isinstance(protocol, WebSocketProtocol13) else None
+
+    @operation(
+        {101: operations.Answer(words="The socket is open. The first frame is `ready`.")},
+        refuses=(errors.Forbidden,),
+        headers=(
+            Header("Upgrade", "`websocket`", required=True),
+            Header("Connection", "`Upgrade`", required=True),
+            Header("Sec-WebSocket-Version", "13 (RFC 6455)", required=True),
+            Header("Sec-WebSocket-Key", "16 random bytes, base64", required=True),
+            Header("Sec-WebSocket-Protocol", "From browsers: `mimu.v1, bearer.<token>`."),
+        ),
+    )
+    async def get(self, *args: Any, **kwargs: Any) -> None:
+        """Open a WebSocket.
+
+        The token comes as elsewhere, or from a browser in the subprotocols `mimu.v1, bearer.<token>`. An `Origin` that
+        is neither our own host nor in `CORS_ALLOW_ORIGINS` is 403. Frames are JSON texts of at most 128 KiB, 60 a
+        second; `x-frames` names those that clients send.
+        """
+        await WebSocketHandler.get(self, *args, **kwargs)
 
     # An open socket -----------------------------------------------------------------------------------------------
 

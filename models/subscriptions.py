@@ -8,6 +8,7 @@ from typing import NamedTuple
 import asyncpg
 import peewee
 
+from config.tiers import TierName
 from models.database import JSONB, Database, Enum, Row, Table
 
 BATCH = 500  # subscriptions that one statement marks as expired
@@ -121,7 +122,7 @@ async def _lock(db: Database, fingerprint: str) -> None:
     await db.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", fingerprint)
 
 
-async def tier(db: Database, fingerprint: str) -> str | None:
+async def tier(db: Database, fingerprint: str) -> TierName | None:
     """The best tier that is paid for just now; expiry is judged here, not by a sweep."""
     return await db.value(  # type: ignore[no-any-return]
         f"SELECT max(tier)::text FROM subscriptions s WHERE user_fingerprint = $1 AND {_LIVE}", fingerprint

@@ -19,7 +19,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
-from tests import canaries
+from tests import canaries, conformance
 
 
 def b64(value: bytes) -> str:
@@ -30,15 +30,20 @@ class Answer:
     """An HTTP answer with its JSON."""
 
     def __init__(self, response: HTTPResponse) -> None:
+        conformance.judge(response)
         self.status = response.code
         self.headers = response.headers
-        self.text = response.body.decode() if response.body else ""
+        self.raw = response.body or b""
         if self.status >= 400:
             assert not canaries.escaped(self.text + str(self.headers)), "an error repeats a secret"
 
     @property
+    def text(self) -> str:
+        return self.raw.decode()
+
+    @property
     def json(self) -> Any:
-        return json.loads(self.text)
+        return json.loads(self.raw)
 
     @property
     def code(self) -> str:
@@ -70,6 +75,7 @@ async def ask(
             headers=sent,
             allow_nonstandard_methods=True,
             follow_redirects=False,
+            decompress_response=False,  # what comes is looked at as it came
             request_timeout=15,
         )
         return Answer(await client.fetch(request, raise_error=False))

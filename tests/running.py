@@ -20,9 +20,10 @@ import asyncpg
 from redis.asyncio import Redis
 
 import server
+from handlers.docs import OpenApi
 from models import migrations
 from server import Server
-from tests import canaries
+from tests import canaries, conformance
 
 ROOT = Path(__file__).resolve().parent.parent
 _names = count()
@@ -104,8 +105,16 @@ async def serving(place: Place, **settings: str) -> AsyncIterator[Server]:
         async with asyncio.timeout(5):
             while not running.app.bus.up:
                 await asyncio.sleep(0.01)
-        yield running
+        with conformance.knowing(running.url, document_of(running)):
+            yield running
         assert not canaries.escaped(running.app.metrics.exposition().decode()), "a metric bears a secret"
+
+
+def document_of(running: Server) -> bytes:
+    """The OpenAPI document that a server in this process serves."""
+    [kwargs] = [rule.target_kwargs for rule in running.site.wildcard_router.rules if rule.target is OpenApi]
+    content: bytes = kwargs["document"].content
+    return content
 
 
 class Program:
@@ -152,7 +161,8 @@ async def program(
         found = re.search(r"http://\S+?:\d+", line)
         assert found, f"the server did not start: {line!r} {log.read_text()}"
         running = Program(process, found.group(), log, place)
-        yield running
+        with conformance.knowing(running.url, await conformance.fetched(running.url)):
+            yield running
         await running.stop()
     finally:
         if process.returncode is None:

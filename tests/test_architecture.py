@@ -48,6 +48,10 @@ SEE_ALL = {"scripts.configuration_page", "scripts.doctor"}
 # Closed by default: whoever opens an endpoint to callers without a token writes it down here as well.
 PUBLIC = {
     "handlers.base.UnknownRoute",
+    "handlers.docs.DocsAsset",
+    "handlers.docs.DocsPage",
+    "handlers.docs.OpenApi",
+    "handlers.docs._PublishedHandler",
     "handlers.health.Health",
     "handlers.health.Live",
     "handlers.health.MetricsPage",  # for the networks of METRICS_ALLOW

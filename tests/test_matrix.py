@@ -25,6 +25,7 @@ from tests.running import Services, place, serving
 
 PERSONS = ("nobody", "stranger", "blocked", "participant", "owner")
 PUBLIC_ROUTES = {"/health", "/health/ready", "/health/live", "/metrics", "/ws"}
+PUBLIC_ROUTES |= {"/openapi.json", "/docs", "/docs/([a-z0-9.-]{1,64})"}
 
 
 @dataclass

@@ -12,14 +12,12 @@ import contextlib
 import functools
 import gc
 import http.client
-import inspect
 import io
 import json
 import os
 import re
 import secrets
 import socket
-import sys
 import threading
 import zlib
 from collections.abc import Callable, Coroutine, Iterator
@@ -36,16 +34,18 @@ from websockets.sync.client import ClientConnection, connect
 
 import server
 from handlers.base import ApiHandler
+from handlers.operations import declared
 from handlers.shapes import Shape
 from handlers.socket import Auth, SocketHandler
 from handlers.uploads import UploadHandler
 from models import vouchers
 from server import Server
 from tests.client import Account, ask, b64
+from tests.conformance import contract
 from tests.files import tus
 from tests.files.transfer import announce, shared
 from tests.plugins.paying import hashed
-from tests.running import Services, place, serving
+from tests.running import Services, document_of, place, serving
 
 T = TypeVar("T")
 
@@ -105,6 +105,7 @@ class Running:
         self.log = Log(io.StringIO())
         parts = urlsplit(running.url)
         self.address = (parts.hostname or "", parts.port or 0)
+        self.contract = contract(document_of(running))
         self.rules = server.assemble(running.app, running.features).wildcard_router.rules
         self.bob = run(Account().register(running.url))
         self.renew()
@@ -464,12 +465,16 @@ def judge(reply: Reply, method: str) -> None:
     assert not wanted or reply.headers[wanted], reply
 
 
-def shapes_of(handler: type[ApiHandler], method: str) -> list[type[Shape]]:
-    """The shapes that an endpoint asks its body (or query) to have, by reading its source."""
-    names = re.findall(rf"self\.{method}\(([\w.]+)\)", inspect.getsource(handler))
-    module = sys.modules[handler.__module__]
-    found = [functools.reduce(lambda room, part: getattr(room, part, None), name.split("."), module) for name in names]
-    return [shape for shape in found if isinstance(shape, type) and issubclass(shape, Shape)]
+def asked_of(message: bytes) -> tuple[str, str]:
+    """The method and the path of a request."""
+    method, path, _ = message.partition(b"\r\n")[0].decode("latin-1").split(" ", 2)
+    return method, path
+
+
+def shapes_of(handler: type[ApiHandler], part: str, method: str | None = None) -> list[type[Shape]]:
+    """The shapes that an endpoint asks its bodies (or queries) to have, or those of one method."""
+    said = [declared(handler, name) for name in ([method] if method else handler.allow().split(", "))]
+    return [shape for one in said if one is not None and (shape := getattr(one, part)) is not None]
 
 
 def test_the_shapes_of_endpoints_are_found(running: Running) -> None:
@@ -567,7 +572,7 @@ def messages(
 ) -> tuple[str, bytes]:
     """A method, and a whole HTTP message for one endpoint: well-formed as HTTP, with something else wrong."""
     good, known = running.good(), running.known()
-    shapes = shapes_of(handler, "body") if method in ("POST", "PUT", "PATCH", "DELETE") else []
+    shapes = shapes_of(handler, "body", method)
     faults = [
         "nothing",
         *["body"] * (8 if shapes else 1),
@@ -587,7 +592,7 @@ def messages(
     path = quote(filled_path, safe="/")
     if fault == "path" and draw(st.booleans()):
         path += draw(st.sampled_from(ODD_ENDS))
-    asked = shapes_of(handler, "query") if method in ("GET", "PUT") else []
+    asked = shapes_of(handler, "query", method)
     pairs: list[tuple[str, str]] = []
     for shape in asked:
         given_ = draw(instances(shape.model_json_schema(), shape.model_json_schema(), good))
@@ -662,6 +667,7 @@ def test_no_request_is_too_odd_for_a_good_answer(running: Running) -> None:
             return
         seen.add(reply.status)
         judge(reply, method)
+        running.contract.judge(*asked_of(message), reply.status, reply.headers, reply.body)
         if reply.status == 401 and f"Bearer {running.alice.token}".encode() in message:
             running.renew()
 

@@ -1,7 +1,10 @@
 """Greeting: a feature of one route, as a file to put into plugins/."""
 
+from typing_extensions import TypedDict
+
 from config.settings import Section
 from handlers.base import ApiHandler
+from handlers.operations import operation
 from plugins import App, Plugin
 
 
@@ -9,11 +12,17 @@ class Settings(Section):
     greeting: str = "Hello"  # read from GREETING
 
 
+class Greeted(TypedDict):
+    greeting: str
+
+
 class Greeting(ApiHandler):
     def initialize(self, word: str) -> None:
         self._word = word
 
+    @operation({200: Greeted})
     def get(self) -> None:
+        """Greet whoever sends a token."""
         self.reply({"greeting": f"{self._word}, {self.session.public_id}!"})
 
 

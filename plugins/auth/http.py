@@ -6,10 +6,22 @@ from uuid import UUID
 
 from config.settings import Rate
 from handlers.base import ApiHandler
-from handlers.errors import NotFound
+from handlers.errors import AccountSuspended, Conflict, InvalidCredentials, NotFound, ProofRequired
+from handlers.operations import operation
 from plugins.auth.accounts import Accounts
+from plugins.auth.refusals import IdentityKeyTaken, InvalidProof, PublicIdTaken, TokenReused
 from plugins.auth.sessions import Sessions
-from plugins.auth.shapes import ChangePassword, Login, Logout, Refresh, Register, ResetPassword
+from plugins.auth.shapes import (
+    ChangePassword,
+    LiveSession,
+    Login,
+    Logout,
+    Refresh,
+    Refreshed,
+    Register,
+    ResetPassword,
+    SignedIn,
+)
 
 
 class RegisterHandler(ApiHandler):
@@ -18,13 +30,17 @@ class RegisterHandler(ApiHandler):
     def initialize(self, accounts: Accounts, rate: Rate) -> None:
         self._accounts, self._rate = accounts, rate
 
-    async def post(self) -> None:
-        """201 SignedIn; 400, 409 ``public_id_taken`` or ``identity_key_taken``, 429."""
-        request = self.body(Register)
+    @operation({201: SignedIn}, refuses=(PublicIdTaken, IdentityKeyTaken), limits={"rate_limit_register": "address"})
+    async def post(self, body: Register) -> None:
+        """Register an account, and open its first session.
+
+        A signature is Ed25519 by `signing_public_key`, or XEdDSA by `identity_key` (what libsignal makes); over the
+        prekey's 32 bytes or its 33, over a Kyber key's bytes as they were sent. All is stored, or nothing.
+        """
         await self.limit("register", self._rate)
-        self._accounts.judge(request)  # after the limit: 100 that are no good cost the loop 12 ms
+        self._accounts.judge(body)  # after the limit: 100 that are no good cost the loop 12 ms
         self.count_client()
-        self.reply(await self._accounts.register(request, self.client), 201)
+        self.reply(await self._accounts.register(body, self.client), 201)
 
 
 class LoginHandler(ApiHandler):
@@ -33,12 +49,16 @@ class LoginHandler(ApiHandler):
     def initialize(self, accounts: Accounts, rate: Rate) -> None:
         self._accounts, self._rate = accounts, rate
 
-    async def post(self) -> None:
-        """200 SignedIn; 400, 401 ``invalid_credentials``, 403 ``account_suspended``, 429."""
-        request = self.body(Login)
+    @operation({200: SignedIn}, refuses=(InvalidCredentials, AccountSuspended), limits={"rate_limit_login": "address"})
+    async def post(self, body: Login) -> None:
+        """Log in: a new session.
+
+        A wrong password and an unknown user are one answer, in the same time. Wrong passwords make further tries for
+        that account wait; none is locked.
+        """
         await self.limit("login", self._rate)
         self.count_client()
-        self.reply(await self._accounts.login(request, self.client))
+        self.reply(await self._accounts.login(body, self.client))
 
 
 class RefreshHandler(ApiHandler):
@@ -47,10 +67,18 @@ class RefreshHandler(ApiHandler):
     def initialize(self, sessions: Sessions, rate: Rate) -> None:
         self._sessions, self._rate = sessions, rate
 
-    async def post(self) -> None:
-        """200 Refreshed; 400, 401 ``unauthorized`` or ``token_reused``, 403 ``account_suspended``, 429 for many unknown
-        tokens."""
-        token = self.body(Refresh).refresh_token
+    @operation(
+        {200: Refreshed},
+        refuses=(TokenReused, AccountSuspended),
+        limits={"rate_limit_refresh_unknown": "address, of tokens that Redis doesn't know"},
+    )
+    async def post(self, body: Refresh) -> None:
+        """Spend a refresh token for its successor.
+
+        The token spent last may be sent again for some seconds while its successor is unused, and gets the same
+        successor. Any other spent one ends its session.
+        """
+        token = body.refresh_token
         if not await self._sessions.known(token):
             await self.limit("refresh-unknown", self._rate)
         self.count_client()
@@ -63,25 +91,37 @@ class ResetPasswordHandler(ApiHandler):
     def initialize(self, accounts: Accounts, rate: Rate, challenge_rate: Rate) -> None:
         self._accounts, self._rate, self._challenge_rate = accounts, rate, challenge_rate
 
-    async def post(self) -> None:
-        """200 SignedIn; 428 ``proof_required`` with a challenge; 403 ``invalid_proof`` or ``account_suspended``; 400,
-        429."""
-        request = self.body(ResetPassword)
-        if request.challenge is None or request.signature is None:
+    @operation(
+        {200: SignedIn},
+        refuses=(ProofRequired, InvalidProof, InvalidCredentials, AccountSuspended),
+        limits={
+            "rate_limit_reset_challenge": "address, without a proof",
+            "rate_limit_reset_password": "address, with one",
+        },
+    )
+    async def post(self, body: ResetPassword) -> None:
+        """Set a new password, by who has the keys.
+
+        Without `challenge` and `signature` nothing changes, and 428 gives a challenge, for any key, known or not. The
+        signature is by the signing key (Ed25519) or the identity key (XEdDSA), over the text
+        `mimu-reset-v1|{identity_key}|{challenge}|{sha256}`, where `identity_key` is the standard padded base64 of its
+        32 bytes and `sha256` the hex digest of `new_password`. Every other session ends.
+        """
+        if body.challenge is None or body.signature is None:
             await self.limit("reset-challenge", self._challenge_rate)
-            raise self._accounts.challenge(request.identity_key)
+            raise self._accounts.challenge(body.identity_key)
         await self.limit("reset-password", self._rate)
-        self.reply(await self._accounts.reset_password(request, self.client))
+        self.reply(await self._accounts.reset_password(body, self.client))
 
 
 class LogoutHandler(ApiHandler):
     def initialize(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
-    async def post(self) -> None:
-        """204, and this session (with ``all`` every one) has ended. A body is optional."""
-        everywhere = self.has_body and self.body(Logout).all
-        if everywhere:
+    @operation({204: None}, refuses=(NotFound,))
+    async def post(self, body: Logout | None = None) -> None:
+        """End this session; with `all` every one of the user's."""
+        if body is not None and body.all:
             await self._sessions.end_all(self.session.user_id)
         else:
             await self._sessions.end(self.session.user_id, self.session.session_id)
@@ -92,8 +132,9 @@ class SessionsHandler(ApiHandler):
     def initialize(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
+    @operation({200: list[LiveSession]})
     async def get(self) -> None:
-        """200 list of the live sessions; ``current`` marks the asking one."""
+        """List one's sessions, the one used last first."""
         self.reply(await self._sessions.listed(self.session.user_id, self.session.session_id))
 
 
@@ -101,13 +142,13 @@ class SessionHandler(ApiHandler):
     def initialize(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
-    async def delete(self, session_id: str) -> None:
-        """204; 404 also for a session of others."""
-        try:
-            named = UUID(session_id)
-        except ValueError:
-            raise NotFound("There is no such session.") from None
-        await self._sessions.end(self.session.user_id, named)
+    @operation({204: None}, refuses=(NotFound,))
+    async def delete(self, session_id: UUID) -> None:
+        """End a session of one's own.
+
+        Its tokens are refused on every instance within a second, and its sockets are closed with 4401.
+        """
+        await self._sessions.end(self.session.user_id, session_id)
         self.reply_nothing()
 
 
@@ -115,9 +156,9 @@ class ChangePasswordHandler(ApiHandler):
     def initialize(self, accounts: Accounts, rate: Rate) -> None:
         self._accounts, self._rate = accounts, rate
 
-    async def post(self) -> None:
-        """204, and every other session has ended; 401 ``invalid_credentials``, 400, 429."""
-        request = self.body(ChangePassword)
+    @operation({204: None}, refuses=(InvalidCredentials, Conflict), limits={"rate_limit_login": "address"})
+    async def post(self, body: ChangePassword) -> None:
+        """Change one's password; every other session ends."""
         await self.limit("login", self._rate)
-        await self._accounts.change_password(self.session, request)
+        await self._accounts.change_password(self.session, body)
         self.reply_nothing()

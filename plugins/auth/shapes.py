@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
+from uuid import UUID
 
 from pydantic import AfterValidator, Field, StringConstraints
+from typing_extensions import TypedDict
 
 from handlers.keys import CurveKey, KyberPrekey, KyberPrekeys, OneTimePrekeys, SignedPrekey, SigningKey
 from handlers.shapes import DisplayName, Hex256, Id, Int31, Language, PublicId, Shape, Signature
@@ -26,7 +29,7 @@ class Register(Shape):
     public_id: Annotated[PublicId, AfterValidator(_free)]
     password: Password
     identity_key: CurveKey
-    fingerprint: Hex256
+    fingerprint: Annotated[Hex256, Field(description="SHA-256 of the 32 bytes of `identity_key`.")]
     signing_public_key: SigningKey
     registration_id: Int31
     signed_prekey: SignedPrekey
@@ -49,7 +52,7 @@ class Refresh(Shape):
 class ResetPassword(Shape):
     identity_key: CurveKey
     new_password: Password
-    challenge: Annotated[str, Field(max_length=256)] | None = None
+    challenge: Annotated[str, Field(max_length=256, description="What the 428 gave.")] | None = None
     signature: Signature | None = None
 
 
@@ -77,3 +80,14 @@ class Refreshed(Shape):
     access_token: str
     refresh_token: str
     expires_in: int
+
+
+class LiveSession(TypedDict):
+    """A session that can still be refreshed; ``current`` is the asking one."""
+
+    id: UUID
+    platform: str | None
+    client_version: str | None
+    created_at: datetime
+    last_used_at: datetime
+    current: bool

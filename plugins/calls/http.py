@@ -6,17 +6,19 @@ from uuid import UUID
 
 from handlers.base import ApiHandler
 from handlers.errors import NotFound
-from handlers.pages import PageQuery, reply_page
+from handlers.operations import Answer, operation
+from handlers.pages import PAGED, PageQuery, reply_page
 from plugins.calls.history import History
+from plugins.calls.shapes import CallSession
 
 
 class Calls(ApiHandler):
     def initialize(self, history: History) -> None:
         self._history = history
 
-    async def get(self) -> None:
-        """200 list of CallSession, newest first, with a Link to the next page; 400."""
-        query = self.query(PageQuery)
+    @operation({200: Answer(list[CallSession], headers=PAGED)})
+    async def get(self, query: PageQuery) -> None:
+        """List one's calls, the newest first."""
         entries = await self._history.calls(self.session.user_id, query.limit + 1, query.place)
         reply_page(self, query, entries, "created_at", "id")
 
@@ -25,12 +27,10 @@ class Call(ApiHandler):
     def initialize(self, history: History) -> None:
         self._history = history
 
-    async def get(self, call_id: str) -> None:
-        """200 CallSession; 404 also for a call of others."""
-        try:
-            entry = await self._history.call(self.session.user_id, UUID(call_id))
-        except ValueError:
-            entry = None
+    @operation({200: CallSession}, refuses=(NotFound,))
+    async def get(self, call_id: UUID) -> None:
+        """Look at a call of one's own."""
+        entry = await self._history.call(self.session.user_id, call_id)
         if entry is None:
             raise NotFound("There is no such call.")
         self.reply(entry)

@@ -6,7 +6,9 @@ from uuid import UUID
 
 from config.settings import Rate
 from handlers.base import ApiHandler
-from handlers.pages import reply_page
+from handlers.errors import Conflict, Forbidden, NotFound
+from handlers.operations import Answer, operation
+from handlers.pages import PAGED, reply_page
 from plugins.chats import shapes
 from plugins.chats.chats import Chats
 from plugins.chats.invites import Invites
@@ -16,20 +18,31 @@ class Listing(ApiHandler):
     def initialize(self, chats: Chats, rate: Rate, people: Rate) -> None:
         self._chats, self._rate, self._people = chats, rate, people
 
-    async def get(self) -> None:
-        """200 list of Chat, the last active first, with a Link to the next page; 400."""
-        query = self.query(shapes.ListQuery)
+    @operation({200: Answer(list[shapes.Chat], headers=PAGED)})
+    async def get(self, query: shapes.ListQuery) -> None:
+        """List one's chats, the last active first.
+
+        Posting makes a chat active, and so does a change of the chat or of who takes part.
+        """
         entries = await self._chats.entries(self.session.user_id, query.limit + 1, query.place)
         reply_page(self, query, entries, "updated_at", "id")
 
-    async def post(self) -> None:
-        """201 Chat; 200 for the direct chat that the two have; 400, 403, 429."""
-        request = self.body(shapes.NewChat)
+    @operation(
+        {201: shapes.ChatInFull, 200: Answer(shapes.ChatInFull, "The direct chat that the two have already.")},
+        refuses=(Forbidden, NotFound),
+        limits={"rate_limit_chats": "user", "rate_limit_participants": "user, of all whom they bring into chats"},
+    )
+    async def post(self, body: shapes.NewChat) -> None:
+        """Make a chat.
+
+        `direct` and `secret` are of two, and want exactly one participant; the others may do without. The server reads
+        titles, avatars and settings: what it should not know goes into messages.
+        """
         user = str(self.session.user_id)
         await self.limit("chats", self._rate, user)
-        if request.participants:
-            await self.application.limits.spend("participants", user, self._people, len(request.participants))
-        chat, new = await self._chats.create(self.session.user_id, request)
+        if body.participants:
+            await self.application.limits.spend("participants", user, self._people, len(body.participants))
+        chat, new = await self._chats.create(self.session.user_id, body)
         self.reply(chat, 201 if new else 200)
 
 
@@ -37,18 +50,23 @@ class One(ApiHandler):
     def initialize(self, chats: Chats) -> None:
         self._chats = chats
 
-    async def get(self, chat_id: str) -> None:
-        """200 Chat with its participants; 404."""
-        self.reply(await self._chats.get(self.session.user_id, UUID(chat_id)))
+    @operation({200: shapes.ChatInFull}, refuses=(NotFound,))
+    async def get(self, chat_id: UUID) -> None:
+        """Look at a chat in which one takes part."""
+        self.reply(await self._chats.get(self.session.user_id, chat_id))
 
-    async def put(self, chat_id: str) -> None:
-        """200 Chat after the change; 400, 403, 404."""
-        request = self.body(shapes.ChangeChat)
-        self.reply(await self._chats.change(self.session.user_id, UUID(chat_id), request))
+    @operation({200: shapes.ChatInFull}, refuses=(Forbidden, NotFound))
+    async def put(self, chat_id: UUID, body: shapes.ChangeChat) -> None:
+        """Change a chat: only the fields that are sent; null clears.
 
-    async def delete(self, chat_id: str) -> None:
-        """204, by its owner; 403, 404."""
-        await self._chats.delete(self.session.user_id, UUID(chat_id))
+        By its owner and admins; in a chat of two by either.
+        """
+        self.reply(await self._chats.change(self.session.user_id, chat_id, body))
+
+    @operation({204: None}, refuses=(Forbidden, NotFound))
+    async def delete(self, chat_id: UUID) -> None:
+        """End a chat for everybody, by its owner; all that was in it is erased."""
+        await self._chats.delete(self.session.user_id, chat_id)
         self.reply_nothing()
 
 
@@ -56,31 +74,41 @@ class Participants(ApiHandler):
     def initialize(self, chats: Chats, rate: Rate) -> None:
         self._chats, self._rate = chats, rate
 
-    async def get(self, chat_id: str) -> None:
-        """200 list of participants, with a Link to the next page; 400, 403, 404."""
-        query = self.query(shapes.ParticipantsQuery)
-        people = await self._chats.participants(self.session.user_id, UUID(chat_id), query.limit + 1, query.place)
+    @operation({200: Answer(list[shapes.Participant], headers=PAGED)}, refuses=(Forbidden, NotFound))
+    async def get(self, chat_id: UUID, query: shapes.ParticipantsQuery) -> None:
+        """List who takes part, who joined last first.
+
+        In a channel by its owner and admins only.
+        """
+        people = await self._chats.participants(self.session.user_id, chat_id, query.limit + 1, query.place)
         reply_page(self, query, people, "joined_at", "user_id")
 
-    async def post(self, chat_id: str) -> None:
-        """201 the new participant; 400, 403, 404, 409, 429."""
-        request = self.body(shapes.NewParticipant)
+    @operation({201: shapes.Place}, refuses=(Forbidden, NotFound, Conflict), limits={"rate_limit_participants": "user"})
+    async def post(self, chat_id: UUID, body: shapes.NewParticipant) -> None:
+        """Bring somebody into a chat of many, by its owner and admins."""
         await self.limit("participants", self._rate, str(self.session.user_id))
-        self.reply(await self._chats.add(self.session.user_id, UUID(chat_id), request), 201)
+        self.reply(await self._chats.add(self.session.user_id, chat_id, body), 201)
 
 
 class Participant(ApiHandler):
     def initialize(self, chats: Chats) -> None:
         self._chats = chats
 
-    async def put(self, chat_id: str, user_id: str) -> None:
-        """200 the participant with the role; 400, 403, 404, 409."""
-        role = self.body(shapes.ChangeRole).role
-        self.reply(await self._chats.set_role(self.session.user_id, UUID(chat_id), UUID(user_id), role))
+    @operation({200: shapes.Place}, refuses=(Forbidden, NotFound, Conflict))
+    async def put(self, chat_id: UUID, user_id: UUID, body: shapes.ChangeRole) -> None:
+        """Give a participant another role, by the owner and admins, of who is below them.
 
-    async def delete(self, chat_id: str, user_id: str) -> None:
-        """204, also for leaving; 403, 404, 409."""
-        await self._chats.remove(self.session.user_id, UUID(chat_id), UUID(user_id))
+        Only the owner makes admins. `owner` hands the chat over, and the giver becomes admin.
+        """
+        self.reply(await self._chats.set_role(self.session.user_id, chat_id, user_id, body.role))
+
+    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict))
+    async def delete(self, chat_id: UUID, user_id: UUID) -> None:
+        """Remove a participant, by the owner and admins, of who is below them; or leave, of oneself.
+
+        The owner gives the chat away first, or deletes it.
+        """
+        await self._chats.remove(self.session.user_id, chat_id, user_id)
         self.reply_nothing()
 
 
@@ -88,23 +116,25 @@ class InviteList(ApiHandler):
     def initialize(self, invites: Invites) -> None:
         self._invites = invites
 
-    async def get(self, chat_id: str) -> None:
-        """200 list of invites, without their tokens; 403, 404, 409."""
-        self.reply(await self._invites.entries(self.session.user_id, UUID(chat_id)))
+    @operation({200: list[shapes.Invite]}, refuses=(Forbidden, NotFound, Conflict))
+    async def get(self, chat_id: UUID) -> None:
+        """List the invites of a chat of many, the latest first, by its owner and admins."""
+        self.reply(await self._invites.entries(self.session.user_id, chat_id))
 
-    async def post(self, chat_id: str) -> None:
-        """201 the invite with its token; 400, 403, 404, 409."""
-        request = self.body(shapes.NewInvite)
-        self.reply(await self._invites.create(self.session.user_id, UUID(chat_id), request), 201)
+    @operation({201: shapes.InviteWithToken}, refuses=(Forbidden, NotFound, Conflict))
+    async def post(self, chat_id: UUID, body: shapes.NewInvite) -> None:
+        """Make an invite into a chat of many, by its owner and admins. Its token is shown this once."""
+        self.reply(await self._invites.create(self.session.user_id, chat_id, body), 201)
 
 
 class Invite(ApiHandler):
     def initialize(self, invites: Invites) -> None:
         self._invites = invites
 
-    async def delete(self, chat_id: str, invite_id: str) -> None:
-        """204; 403, 404, 409."""
-        await self._invites.withdraw(self.session.user_id, UUID(chat_id), UUID(invite_id))
+    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict))
+    async def delete(self, chat_id: UUID, invite_id: UUID) -> None:
+        """Withdraw an invite, by the owner and admins."""
+        await self._invites.withdraw(self.session.user_id, chat_id, invite_id)
         self.reply_nothing()
 
 
@@ -112,8 +142,8 @@ class Join(ApiHandler):
     def initialize(self, chats: Chats, rate: Rate) -> None:
         self._chats, self._rate = chats, rate
 
-    async def post(self) -> None:
-        """200 Chat; 400, 404, 409, 429."""
-        request = self.body(shapes.Join)
+    @operation({200: shapes.ChatInFull}, refuses=(NotFound, Conflict), limits={"rate_limit_join": "user"})
+    async def post(self, body: shapes.Join) -> None:
+        """Join a chat by an invite. Who is in already uses nothing up."""
         await self.limit("join", self._rate, str(self.session.user_id))
-        self.reply(await self._chats.join(self.session.user_id, request.token))
+        self.reply(await self._chats.join(self.session.user_id, body.token))

@@ -1,19 +1,22 @@
-"""What clients send to ``/chats`` (contract section 7)."""
+"""What clients send to ``/chats`` (contract section 7), and what they get."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
+from uuid import UUID
 
 from pydantic import Field, StringConstraints
+from typing_extensions import TypedDict
 
+from handlers.answers import ChatType, Message, Person, Role
 from handlers.pages import PageQuery
 from handlers.shapes import HttpsUrl, Id, PublicId, Shape, Title, bounded
 
 MAX_SETTINGS = 16 * 1024  # bytes of JSON, as a user's own
 YEAR = 366 * 86_400
 
-Settings = Annotated[dict[str, Any], bounded(MAX_SETTINGS)]
-Role = Literal["owner", "admin", "member", "restricted"]
+Settings = Annotated[dict[str, Any], bounded(MAX_SETTINGS), Field(description="The apps' own; at most 16 KiB of JSON.")]
 
 
 class ListQuery(PageQuery):
@@ -25,10 +28,12 @@ class ParticipantsQuery(PageQuery):
 
 
 class NewChat(Shape):
-    type: Literal["direct", "group", "channel", "secret", "cloud"]
+    type: ChatType
     title: Title | None = None
     avatar_url: HttpsUrl | None = None
-    participants: Annotated[list[PublicId], Field(max_length=1023, default_factory=list)]
+    participants: Annotated[
+        list[PublicId], Field(max_length=1023, default_factory=list, description="The public ids of others.")
+    ]
     settings: Settings | None = None
 
 
@@ -51,7 +56,7 @@ class ChangeRole(Shape):
 
 class NewInvite(Shape):
     max_uses: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    expires_in: Annotated[int, Field(ge=60, le=YEAR)] | None = None
+    expires_in: Annotated[int, Field(ge=60, le=YEAR, description="Seconds.")] | None = None
 
 
 class Join(Shape):
@@ -60,3 +65,61 @@ class Join(Shape):
 
 class Typing(Shape):
     chat_id: Id
+
+
+# What they get ------------------------------------------------------------------------------------------------------
+
+
+class Chat(TypedDict):
+    """A chat as its participant sees it. ``role`` and the watermarks are one's own, ``unread_count`` is of messages of
+    others behind ``read_seq``; ``peer`` is the other one of a direct or secret chat, else null."""
+
+    id: UUID
+    type: ChatType
+    title: str | None
+    avatar_url: str | None
+    created_by: UUID | None
+    settings: dict[str, Any]
+    created_at: datetime
+    updated_at: datetime
+    role: Role
+    participant_count: int
+    last_seq: int
+    read_seq: int
+    delivered_seq: int
+    unread_count: int
+    peer: Person | None
+    last_message: Message | None
+
+
+class Participant(Person):
+    role: Role
+    joined_at: datetime
+
+
+class ChatInFull(Chat):
+    """With its ``participants``, which are null in a channel."""
+
+    participants: list[Participant] | None
+
+
+class Place(TypedDict):
+    """Somebody's place in a chat."""
+
+    chat_id: UUID
+    user_id: UUID
+    role: Role
+
+
+class Invite(TypedDict):
+    id: UUID
+    chat_id: UUID
+    created_by: UUID | None
+    max_uses: int | None
+    uses: int
+    expires_at: datetime | None
+    created_at: datetime
+
+
+class InviteWithToken(Invite):
+    token: str

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from handlers.base import ApiHandler
-from handlers.pages import PageQuery, reply_page
-from plugins.contacts.contacts import Contacts
-from plugins.contacts.shapes import Verification
+from handlers.errors import Conflict, NotFound
+from handlers.operations import Answer, operation
+from handlers.pages import PAGED, PageQuery, reply_page
+from handlers.shapes import PublicId
+from plugins.contacts.contacts import Contacts, FingerprintMismatch
+from plugins.contacts.shapes import Blocked, Verification, Verified
 
 
 class _Contacts(ApiHandler):
@@ -14,39 +17,47 @@ class _Contacts(ApiHandler):
 
 
 class Verify(_Contacts):
-    async def post(self, public_id: str) -> None:
-        """200 the verification; 404, 409 ``fingerprint_mismatch``, 400."""
-        self.reply(await self._contacts.verify(self.session.user_id, public_id, self.body(Verification)))
+    @operation({200: Verified}, refuses=(NotFound, FingerprintMismatch))
+    async def post(self, public_id: PublicId, body: Verification) -> None:
+        """Note that one has compared another's fingerprint; again replaces."""
+        self.reply(await self._contacts.verify(self.session.user_id, public_id, body))
 
-    async def delete(self, public_id: str) -> None:
-        """204; 404."""
+    @operation({204: None}, refuses=(NotFound,))
+    async def delete(self, public_id: PublicId) -> None:
+        """Take a verification back."""
         await self._contacts.unverify(self.session.user_id, public_id)
         self.reply_nothing()
 
 
 class Verifications(_Contacts):
-    async def get(self) -> None:
-        """200 list of verifications, the latest first, with a Link to the next page; 400."""
-        query = self.query(PageQuery)
+    @operation({200: Answer(list[Verified], headers=PAGED)})
+    async def get(self, query: PageQuery) -> None:
+        """List one's verifications, the latest first."""
         entries = await self._contacts.verifications(self.session.user_id, query.limit + 1, query.place)
         reply_page(self, query, entries, "verified_at", "id")
 
 
 class Block(_Contacts):
-    async def put(self, public_id: str) -> None:
-        """204; 404, 409."""
+    @operation({204: None}, refuses=(NotFound, Conflict))
+    async def put(self, public_id: PublicId) -> None:
+        """Block a user, who is not told; again changes nothing.
+
+        Their calls ring into the void, neither sees the other's presence, and neither may post, edit or react in the
+        direct and secret chats of the two.
+        """
         await self._contacts.block(self.session.user_id, public_id)
         self.reply_nothing()
 
-    async def delete(self, public_id: str) -> None:
-        """204; 404."""
+    @operation({204: None}, refuses=(NotFound,))
+    async def delete(self, public_id: PublicId) -> None:
+        """Take a block back, also where there was none."""
         await self._contacts.unblock(self.session.user_id, public_id)
         self.reply_nothing()
 
 
 class Blocks(_Contacts):
-    async def get(self) -> None:
-        """200 list of blocked users, the latest first, with a Link to the next page; 400."""
-        query = self.query(PageQuery)
+    @operation({200: Answer(list[Blocked], headers=PAGED)})
+    async def get(self, query: PageQuery) -> None:
+        """List whom one has blocked, the latest first."""
         entries = await self._contacts.blocks(self.session.user_id, query.limit + 1, query.place)
         reply_page(self, query, entries, "blocked_at", "user_id")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 import structlog
 
-from config.tiers import FREE, Tier
+from config.tiers import FREE, Tier, TierName
 from handlers.errors import Forbidden, NotFound
 from handlers.pages import Place
 from handlers.tokens import Session
@@ -40,11 +39,11 @@ class Files:
         """What no file of anybody may be larger than."""
         return max(tier.file_bytes for tier in self._tiers.values())
 
-    async def _tier(self, session: Session) -> tuple[str, Tier]:
+    async def _tier(self, session: Session) -> tuple[TierName, Tier]:
         name = await subscriptions.tier(self._db, session.fingerprint) or FREE
         return name, self._tiers[name]
 
-    async def announce(self, session: Session, request: shapes.NewFile, base: str) -> dict[str, Any]:
+    async def announce(self, session: Session, request: shapes.NewFile, base: str) -> shapes.AnnouncedFile:
         """Take room for a file; its id, and where to put it. Raises FileTooLarge, QuotaExceeded, NotFound."""
         new = files.NewFile(
             owner_id=session.user_id,
@@ -58,7 +57,8 @@ class Files:
         row = await self._reserve(session, new)
         link = self._storage.put_link(files.place(row)) or self._links.upload(base, row["id"], row["size"])
         expires = datetime.now(UTC) + timedelta(seconds=link.seconds)
-        upload = {"method": link.method, "url": link.url, "headers": link.headers, "expires_at": expires}
+        upload: shapes.Destination
+        upload = {"method": link.method, "url": link.url, "headers": dict(link.headers), "expires_at": expires}
         return {"file_id": row["id"], "upload": upload}
 
     async def announce_resumable(
@@ -94,13 +94,13 @@ class Files:
             raise QuotaExceeded(f"The tier {name} takes {tier.total_bytes} bytes in all.")
         return row
 
-    async def usage(self, session: Session) -> dict[str, Any]:
+    async def usage(self, session: Session) -> shapes.Usage:
         """What a user's files take, and what they may."""
         name, tier = await self._tier(session)
         used, number = await files.usage(self._db, session.user_id)
         return {"tier": name, "files": number, "used_bytes": used, **tier.shown()}
 
-    async def entries(self, user_id: UUID, limit: int, before: Place | None) -> list[dict[str, Any]]:
+    async def entries(self, user_id: UUID, limit: int, before: Place | None) -> list[shapes.File]:
         """A user's own files, the newest first."""
         return [shapes.file(row) for row in await files.entries(self._db, user_id, limit, before)]
 

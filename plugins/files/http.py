@@ -6,40 +6,57 @@ from uuid import UUID
 
 from config.settings import Rate
 from handlers.base import ApiHandler
-from handlers.downloads import DownloadHandler
-from handlers.errors import InvalidRequest
-from handlers.pages import PageQuery, reply_page
+from handlers.downloads import BYTES, NAMED, PART, TAKES, DownloadHandler, RangeNotSatisfiable
+from handlers.errors import Forbidden, InvalidRequest, NotFound
+from handlers.operations import Answer, Header, operation
+from handlers.pages import PAGED, PageQuery, reply_page
 from handlers.uploads import UploadHandler
 from models.storage import Link
 from plugins.files import shapes
 from plugins.files.files import Files
 from plugins.files.incoming import Incoming
+from plugins.files.refusals import (
+    AlreadyUploaded,
+    ContentMismatch,
+    FileTooLarge,
+    NoRoom,
+    NotUploaded,
+    QuotaExceeded,
+    UploadLocked,
+)
 from plugins.files.uploads import Uploads
+
+LOCATION = Header("Location", "An address on S3 that is good for five minutes.", required=True)
 
 
 class Listing(ApiHandler):
     def initialize(self, files: Files, rate: Rate, address: str | None) -> None:
         self._files, self._rate, self._address = files, rate, address
 
-    async def get(self) -> None:
-        """200 list of one's own files, the newest first, with a Link to the next page; 400."""
-        query = self.query(PageQuery)
+    @operation({200: Answer(list[shapes.File], headers=PAGED)})
+    async def get(self, query: PageQuery) -> None:
+        """List one's own files, the newest first."""
         entries = await self._files.entries(self.session.user_id, query.limit + 1, query.place)
         reply_page(self, query, entries, "created_at", "file_id")
 
-    async def post(self) -> None:
-        """201 ``file_id`` and ``upload``; 400, 404, 413 ``file_too_large``, 429, 507."""
-        request = self.body(shapes.NewFile)
+    @operation(
+        {201: shapes.AnnouncedFile},
+        refuses=(NotFound, FileTooLarge, QuotaExceeded, NoRoom),
+        limits={"rate_limit_files": "user"},
+    )
+    async def post(self, body: shapes.NewFile) -> None:
+        """Announce a file, and be told where its bytes go, within the hour."""
         await self.limit("files", self._rate, str(self.session.user_id))
-        self.reply(await self._files.announce(self.session, request, self._address or self.origin), 201)
+        self.reply(await self._files.announce(self.session, body, self._address or self.origin), 201)
 
 
 class Usage(ApiHandler):
     def initialize(self, files: Files) -> None:
         self._files = files
 
+    @operation({200: shapes.Usage})
     async def get(self) -> None:
-        """200 what one's files take, and what they may."""
+        """See what one's files take, and what they may."""
         self.reply(await self._files.usage(self.session))
 
 
@@ -47,13 +64,19 @@ class One(ApiHandler):
     def initialize(self, files: Files) -> None:
         self._files = files
 
-    async def get(self, file_id: str) -> None:
-        """200 File; 404."""
-        self.reply(shapes.file(await self._files.get(self.session.user_id, UUID(file_id))))
+    @operation({200: shapes.File}, refuses=(NotFound,))
+    async def get(self, file_id: UUID) -> None:
+        """Look at a file that one may read.
 
-    async def delete(self, file_id: str) -> None:
-        """204, by its owner; 403, 404."""
-        await self._files.delete(self.session.user_id, UUID(file_id))
+        By its owner; when it is complete also by who takes part in its chat just now, and by everybody while it is its
+        owner's avatar.
+        """
+        self.reply(shapes.file(await self._files.get(self.session.user_id, file_id)))
+
+    @operation({204: None}, refuses=(Forbidden, NotFound))
+    async def delete(self, file_id: UUID) -> None:
+        """Delete a file of one's own, whatever its state."""
+        await self._files.delete(self.session.user_id, file_id)
         self.reply_nothing()
 
 
@@ -63,18 +86,29 @@ class Complete(ApiHandler):
     def initialize(self, uploads: Uploads) -> None:
         self._uploads = uploads
 
-    async def post(self, file_id: str) -> None:
-        """200 File; 404, 409 ``not_uploaded``, ``content_mismatch``."""
-        self.reply(shapes.file(await self._uploads.complete(self.session.user_id, UUID(file_id))))
+    @operation({200: shapes.File}, refuses=(NotFound, NotUploaded, ContentMismatch, NoRoom, UploadLocked))
+    async def post(self, file_id: UUID) -> None:
+        """Have a file's size and SHA-256 checked, and let it be read; again, too."""
+        self.reply(shapes.file(await self._uploads.complete(self.session.user_id, file_id)))
 
 
 class Content(DownloadHandler):
     def initialize(self, files: Files) -> None:
         self._files = files
 
-    async def get(self, file_id: str) -> None:
-        """200, 206 or 304 from here, 302 to S3; 404, 416."""
-        row = await self._files.readable(self.session.user_id, UUID(file_id))
+    @operation(
+        {
+            200: Answer(words="All of it.", headers=BYTES, media="application/octet-stream"),
+            206: Answer(words="The range that was asked for.", headers=PART, media="application/octet-stream"),
+            302: Answer(words="With S3.", headers=(LOCATION,)),
+            304: Answer(words="It is what `If-None-Match` names.", headers=NAMED),
+        },
+        refuses=(NotFound, RangeNotSatisfiable),
+        headers=TAKES,
+    )
+    async def get(self, file_id: UUID) -> None:
+        """Get the bytes of a file that one may read, as an attachment."""
+        row = await self._files.readable(self.session.user_id, file_id)
         content = await self._files.content(row, self.request.method or "")
         tag = f'"{row["sha256"].hex()}"'
         if isinstance(content, Link):
@@ -101,8 +135,14 @@ class Upload(UploadHandler):
         self.incoming = await self._uploads.put(UUID(file_id), self.query(shapes.Signed), length)
         return self.incoming
 
-    async def put(self, file_id: str) -> None:
-        """204; 400, 403, 404, 412 ``already_uploaded``, 413, 507 ``storage_full``."""
+    @operation(
+        {204: None},
+        refuses=(Forbidden, NotFound, AlreadyUploaded, NoRoom, UploadLocked),
+        query=shapes.Signed,
+        media=("application/octet-stream",),
+    )
+    async def put(self, file_id: UUID) -> None:
+        """Upload a file to the signed address that its announcement gave; send no token with it."""
         await self.received()
         if self.incoming.offset < self.incoming.size:
             await self.incoming.abandon()

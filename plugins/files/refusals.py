@@ -43,6 +43,7 @@ class AlreadyUploaded(ApiError):
 
 class UnsupportedTusVersion(ApiError):
     status, code, message = 412, "unsupported_tus_version", "This server speaks tus 1.0.0: send Tus-Resumable."
+    sends = ("Tus-Version",)
 
 
 class UploadLocked(ApiError):

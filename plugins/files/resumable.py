@@ -6,19 +6,32 @@ from typing import Any
 from uuid import UUID
 
 from config.settings import Rate
-from handlers.errors import InvalidRequest, UnsupportedMediaType
+from handlers.errors import InvalidRequest, NotFound, UnsupportedMediaType
+from handlers.operations import Answer, operation
 from handlers.uploads import UploadHandler
 from models.database import Row
 from plugins.files import tus
 from plugins.files.files import Files
 from plugins.files.incoming import Incoming
-from plugins.files.refusals import UnsupportedTusVersion
+from plugins.files.refusals import (
+    ChecksumMismatch,
+    ContentMismatch,
+    FileTooLarge,
+    NoRoom,
+    OffsetMismatch,
+    QuotaExceeded,
+    UnsupportedTusVersion,
+    UploadLocked,
+)
 from plugins.files.uploads import Uploads
+
+STANDS = (tus.RESUMABLE, tus.OFFSET, tus.EXPIRES)
 
 
 class Tus(UploadHandler):
     """What tus wants of every request and answer."""
 
+    refuses = (*UploadHandler.refuses, UnsupportedTusVersion)
     cors_takes, cors_shows = tus.SENT, tus.SHOWN
     incoming: Incoming | None = None
 
@@ -68,8 +81,19 @@ class Creation(Tus):
             return None
         return await self._uploads.begin(self.session.user_id, self.row["id"], checksum)
 
+    @operation(
+        {201: Answer(headers=(tus.LOCATION, *STANDS))},
+        refuses=(NotFound, FileTooLarge, UploadLocked, ContentMismatch, ChecksumMismatch, QuotaExceeded, NoRoom),
+        limits={"rate_limit_files": "user"},
+        headers=(tus.RESUMABLE, tus.LENGTH, tus.METADATA, tus.CHECKSUM),
+        media=(tus.BODY,),
+    )
     async def post(self) -> None:
-        """201 with Location; 400, 404, 412, 413 ``file_too_large``, 429, 460, 507."""
+        """Announce a file that comes by [tus 1.0.0](https://tus.io/protocols/resumable-upload).
+
+        A body is its first piece. Clients that can send nothing but GET and POST name other methods in
+        `X-HTTP-Method-Override`.
+        """
         await self.received()
         if self.incoming is not None:
             await self.incoming.finish()
@@ -79,8 +103,9 @@ class Creation(Tus):
         self.set_status(201)
         self.finish()
 
+    @operation({204: Answer(headers=(tus.RESUMABLE, *tus.SPOKEN))})
     def options(self, *path: str) -> None:
-        """204 what of tus there is here."""
+        """Ask what of tus there is here."""
         self.set_header("Tus-Version", tus.VERSION)
         self.set_header("Tus-Extension", tus.EXTENSIONS)
         self.set_header("Tus-Max-Size", str(self._files.largest))
@@ -101,24 +126,48 @@ class Resumption(Tus):
         offset, checksum = tus.number("Upload-Offset", headers.get("Upload-Offset")), headers.get("Upload-Checksum")
         return await self._uploads.patch(self.session.user_id, UUID(file_id), offset, tus.checksum(checksum))
 
-    async def head(self, file_id: str) -> None:
-        """200 how far it has come; 404, 412."""
-        row = await self._uploads.stand(self.session.user_id, UUID(file_id))
+    @operation(
+        {200: Answer(headers=(*STANDS, tus.LENGTH, tus.METADATA))},
+        refuses=(NotFound, ContentMismatch, NoRoom, UploadLocked),
+        headers=(tus.RESUMABLE,),
+    )
+    async def head(self, file_id: UUID) -> None:
+        """Ask how far an upload of one's own has come; ends a request that is still writing."""
+        row = await self._uploads.stand(self.session.user_id, file_id)
         self.tell(row)
         self.set_header("Upload-Length", str(row["size"]))
         if row["upload_metadata"]:
             self.set_header("Upload-Metadata", row["upload_metadata"])
         self.finish()
 
-    async def patch(self, file_id: str) -> None:
-        """204 how far it has come; 404, 409, 412, 413, 415, 423, 460, 507 ``storage_full``."""
+    @operation(
+        {204: Answer(headers=STANDS)},
+        refuses=(
+            NotFound,
+            OffsetMismatch,
+            ContentMismatch,
+            UnsupportedMediaType,
+            UploadLocked,
+            ChecksumMismatch,
+            NoRoom,
+        ),
+        headers=(tus.RESUMABLE, tus.OFFSET, tus.CHECKSUM),
+        media=(tus.BODY,),
+    )
+    async def patch(self, file_id: UUID) -> None:
+        """Go on with an upload of one's own; with the last byte the file is complete."""
         await self.received()
         if self.incoming is not None:
             await self.incoming.finish()
-        self.tell(await self._uploads.stand(self.session.user_id, UUID(file_id)))
+        self.tell(await self._uploads.stand(self.session.user_id, file_id))
         self.reply_nothing()
 
-    async def delete(self, file_id: str) -> None:
-        """204; 404, 412."""
-        await self._uploads.stop(self.session.user_id, UUID(file_id))
+    @operation(
+        {204: Answer(headers=(tus.RESUMABLE,))},
+        refuses=(NotFound, ContentMismatch, NoRoom, UploadLocked),
+        headers=(tus.RESUMABLE,),
+    )
+    async def delete(self, file_id: UUID) -> None:
+        """Take an upload of one's own back, with all that has come of it."""
+        await self._uploads.stop(self.session.user_id, file_id)
         self.reply_nothing()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from datetime import datetime
+from typing import Annotated, Any, Literal, NotRequired
+from uuid import UUID
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
+from typing_extensions import TypedDict
 
-from handlers.shapes import Id, Shape, unb64
+from config.tiers import Allowance, TierName
+from handlers.shapes import Hex256, Id, Shape, unb64
 from models.database import Row
 
 MAX_SIZE = 1 << 43  # 8 TiB: whatever a tier may allow, a number that a disk and S3 can hold
@@ -23,7 +27,12 @@ def _sha256(value: Any) -> Any:
     return digest
 
 
-Sha256 = Annotated[bytes, BeforeValidator(_sha256)]
+_FORMS = "64 hex digits, or base64 of 32 bytes"
+Sha256 = Annotated[
+    bytes,
+    BeforeValidator(_sha256),
+    WithJsonSchema({"type": "string", "pattern": "^([0-9a-fA-F]{64}|[A-Za-z0-9+/_-]{43}=?)$", "description": _FORMS}),
+]
 MediaType = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9!#$&^_.+-]{1,63}/[A-Za-z0-9!#$&^_.+-]{1,63}$")]
 
 
@@ -49,9 +58,49 @@ class Signed(Shape):
     signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
-def file(row: Row) -> dict[str, Any]:
+# What they get ------------------------------------------------------------------------------------------------------
+
+
+class File(TypedDict):
+    """``sha256`` is null while a resumable upload has announced none, ``expires_at`` there while it is unfinished."""
+
+    file_id: UUID
+    owner_id: UUID
+    chat_id: UUID | None
+    size: int
+    sha256: Hex256 | None
+    media_type: str | None
+    state: Literal["uploading", "complete"]
+    created_at: datetime
+    completed_at: datetime | None
+    expires_at: NotRequired[datetime]
+
+
+class Destination(TypedDict):
+    """Where the bytes go, without the token."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+    expires_at: datetime
+
+
+class AnnouncedFile(TypedDict):
+    file_id: UUID
+    upload: Destination
+
+
+class Usage(Allowance):
+    """What ``files`` files take, unfinished ones as large as they are to become, and what they may."""
+
+    tier: TierName
+    files: int
+    used_bytes: int
+
+
+def file(row: Row) -> File:
     """A file as its readers see it. How far an upload has come is its owner's affair, and only they see one."""
-    shown = {
+    shown: File = {
         "file_id": row["id"],
         "owner_id": row["owner_id"],
         "chat_id": row["chat_id"],

@@ -7,8 +7,12 @@ import binascii
 import re
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from handlers.errors import Fault, InvalidRequest
+from handlers.operations import Header
 from plugins.files import shapes
 from plugins.files.incoming import ALGORITHMS as ALGORITHMS
 from plugins.files.incoming import Checksum
@@ -16,26 +20,29 @@ from plugins.files.incoming import Checksum
 VERSION = "1.0.0"
 EXTENSIONS = "creation,creation-with-upload,checksum,termination,expiration"
 BODY = "application/offset+octet-stream"
-SENT = (
-    "Tus-Resumable",
-    "Upload-Length",
-    "Upload-Offset",
+
+RESUMABLE = Header("Tus-Resumable", "The version.", Literal["1.0.0"], required=True)
+LENGTH = Header("Upload-Length", "Bytes in all.", Annotated[int, Field(ge=1, le=shapes.MAX_SIZE)], required=True)
+OFFSET = Header("Upload-Offset", "How far it has come, in bytes.", Annotated[int, Field(ge=0)], required=True)
+METADATA = Header(
     "Upload-Metadata",
+    "Pairs of a key and base64; of `sha256`, `chat_id` and `media_type` (or `filetype`) the server takes note.",
+)
+CHECKSUM = Header(
     "Upload-Checksum",
-    "X-HTTP-Method-Override",
+    "An algorithm, and base64 of what it makes of this request's bytes.",
+    Annotated[str, Field(pattern=r"^(sha1|sha256|md5) ([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$")],
 )
-SHOWN = (
-    "Location",
-    "Tus-Resumable",
-    "Tus-Version",
-    "Tus-Extension",
-    "Tus-Max-Size",
-    "Tus-Checksum-Algorithm",
-    "Upload-Offset",
-    "Upload-Length",
-    "Upload-Metadata",
-    "Upload-Expires",
+EXPIRES = Header("Upload-Expires", "When it goes, unless it is finished; a date of HTTP.")
+LOCATION = Header("Location", "The address of the upload.", required=True)
+SPOKEN = (
+    Header("Tus-Version", "The versions that are spoken.", required=True),
+    Header("Tus-Extension", "What there is beyond the core.", required=True),
+    Header("Tus-Max-Size", "Bytes of the largest tier's largest file.", int, required=True),
+    Header("Tus-Checksum-Algorithm", "What `Upload-Checksum` may be made by.", required=True),
 )
+SENT = (*(header.name for header in (RESUMABLE, LENGTH, OFFSET, METADATA, CHECKSUM)), "X-HTTP-Method-Override")
+SHOWN = tuple(header.name for header in (LOCATION, RESUMABLE, *SPOKEN, OFFSET, LENGTH, METADATA, EXPIRES))
 
 MAX_METADATA = 4096  # characters; it is kept for as long as the upload lasts
 

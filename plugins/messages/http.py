@@ -7,25 +7,32 @@ from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
 from config.settings import Rate
+from handlers.answers import Message
 from handlers.base import ApiHandler
-from handlers.errors import Fault, InvalidRequest, Unauthorized
+from handlers.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound, Unauthorized
+from handlers.operations import Answer, Header, operation
+from handlers.pages import PAGED
 from plugins.messages import shapes
 from plugins.messages.messages import Messages, shown
 from plugins.messages.receipts import Receipts
 from plugins.messages.sealed import Inboxes
-from plugins.messages.sync import Sync
+from plugins.messages.sync import CursorExpired, Sync
 
 MAX_EMOJI = 32  # bytes, contract section 7
+BY_USER = {"rate_limit_messages": "user"}
 
 
 class ChatMessages(ApiHandler):
     def initialize(self, messages: Messages, rate: Rate) -> None:
         self._messages, self._rate = messages, rate
 
-    async def get(self, chat_id: str) -> None:
-        """200 list of Message, the newest first, or the oldest behind ``after_seq``; with a Link to more; 400, 404."""
-        query = self.query(shapes.HistoryQuery)
-        rows = await self._messages.history(self.session.user_id, UUID(chat_id), query)
+    @operation({200: Answer(list[Message], headers=PAGED)}, refuses=(NotFound,))
+    async def get(self, chat_id: UUID, query: shapes.HistoryQuery) -> None:
+        """List the messages of a chat.
+
+        Those before `before_seq`, or all, the newest first; those behind `after_seq` the oldest first.
+        """
+        rows = await self._messages.history(self.session.user_id, chat_id, query)
         if len(rows) > query.limit:
             last = rows[query.limit - 1]["seq"]
             if query.after_seq is None:
@@ -36,11 +43,19 @@ class ChatMessages(ApiHandler):
                 self.link_next(limit=query.limit, after_seq=last, before_seq=query.before_seq)
         self.reply([shown(row) for row in rows[: query.limit]])
 
-    async def post(self, chat_id: str) -> None:
-        """201 ``id, chat_id, seq, created_at``, after the commit; 200 for a repetition; 400, 403, 404, 409, 429."""
-        request = self.body(shapes.Post)
+    @operation(
+        {201: shapes.Posted, 200: Answer(shapes.Posted, "It was posted before, under the same `client_id`.")},
+        refuses=(Forbidden, NotFound, Conflict),
+        limits=BY_USER,
+    )
+    async def post(self, chat_id: UUID, body: shapes.Post) -> None:
+        """Post a message; answered once it is on the disk.
+
+        The same `client_id` of the same sender again is the same message, never two; with another payload it is 409.
+        """
         await self.limit("messages", self._rate, str(self.session.user_id))
-        posted, repeated = await self._messages.post(self.session.user_id, UUID(chat_id), request)
+        posted, repeated = await self._messages.post(self.session.user_id, chat_id, body)
+        answer: shapes.Posted
         answer = {"id": posted.id, "chat_id": posted.chat_id, "seq": posted.seq, "created_at": posted.created_at}
         self.reply(answer, 200 if repeated else 201)
 
@@ -49,16 +64,20 @@ class OneMessage(ApiHandler):
     def initialize(self, messages: Messages, rate: Rate) -> None:
         self._messages, self._rate = messages, rate
 
-    async def put(self, message_id: str) -> None:
-        """200 Message after the edit; 400, 403, 404, 429."""
-        request = self.body(shapes.Edit)
+    @operation({200: Message}, refuses=(Forbidden, NotFound), limits=BY_USER)
+    async def put(self, message_id: UUID, body: shapes.Edit) -> None:
+        """Edit a message of one's own. What is not sent stays, but for the payload."""
         await self.limit("messages", self._rate, str(self.session.user_id))
-        self.reply(await self._messages.edit(self.session.user_id, UUID(message_id), request))
+        self.reply(await self._messages.edit(self.session.user_id, message_id, body))
 
-    async def delete(self, message_id: str) -> None:
-        """204, and it is erased for everybody; 403, 404, 429."""
+    @operation({204: None}, refuses=(Forbidden, NotFound), limits=BY_USER)
+    async def delete(self, message_id: UUID) -> None:
+        """Erase a message for everybody.
+
+        By its sender; in a chat of many by its owner and admins, too; by whose sealed inbox it is in.
+        """
         await self.limit("messages", self._rate, str(self.session.user_id))
-        await self._messages.delete(self.session.user_id, UUID(message_id))
+        await self._messages.delete(self.session.user_id, message_id)
         self.reply_nothing()
 
 
@@ -66,16 +85,18 @@ class Reaction(ApiHandler):
     def initialize(self, messages: Messages, rate: Rate) -> None:
         self._messages, self._rate = messages, rate
 
-    async def put(self, message_id: str, emoji: str) -> None:
-        """204, also again; 400, 403, 404, 409, 429."""
+    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), limits=BY_USER)
+    async def put(self, message_id: UUID, emoji: shapes.Emoji) -> None:
+        """React to a message; again changes nothing."""
         await self.limit("messages", self._rate, str(self.session.user_id))
-        await self._messages.react(self.session.user_id, UUID(message_id), _emoji(emoji))
+        await self._messages.react(self.session.user_id, message_id, _emoji(emoji))
         self.reply_nothing()
 
-    async def delete(self, message_id: str, emoji: str) -> None:
-        """204, also where there is none; 400, 404, 429."""
+    @operation({204: None}, refuses=(NotFound,), limits=BY_USER)
+    async def delete(self, message_id: UUID, emoji: shapes.Emoji) -> None:
+        """Take a reaction back, also where there is none."""
         await self.limit("messages", self._rate, str(self.session.user_id))
-        await self._messages.unreact(self.session.user_id, UUID(message_id), _emoji(emoji))
+        await self._messages.unreact(self.session.user_id, message_id, _emoji(emoji))
         self.reply_nothing()
 
 
@@ -97,27 +118,42 @@ class Receipt(ApiHandler):
     def initialize(self, receipts: Receipts, rate: Rate) -> None:
         self._receipts, self._rate = receipts, rate
 
-    async def post(self, chat_id: str) -> None:
-        """200 ``delivered_seq, read_seq, unread_count`` as they are now; 400, 404, 429."""
-        request = self.body(shapes.Receipt)
+    @operation({200: shapes.Watermarks}, refuses=(NotFound,), limits={"rate_limit_receipts": "user"})
+    async def post(self, chat_id: UUID, body: shapes.Receipt) -> None:
+        """Say how far one has received and read a chat.
+
+        Watermarks only grow, and what is read was delivered. In a secret chat what was delivered is erased.
+        """
         await self.limit("receipts", self._rate, str(self.session.user_id))
-        self.reply(await self._receipts.advance(self.session.user_id, UUID(chat_id), request))
+        self.reply(await self._receipts.advance(self.session.user_id, chat_id, body))
 
 
 class SealedMessages(ApiHandler):
     public = True  # the server must not learn who sends
+    KEY = Header(
+        "Unidentified-Access-Key", "The base64 of the receiver's `sealed_access_key`.", required=True, key=True
+    )
+    cors_takes = (KEY.name,)
 
     def initialize(self, inboxes: Inboxes, rate: Rate) -> None:
         self._inboxes, self._rate = inboxes, rate
 
-    async def post(self) -> None:
-        """201 ``id, created_at``; 200 when it was posted before; 400, 401, 409, 429."""
-        request = self.body(shapes.Sealed)
-        key = self.request.headers.get("Unidentified-Access-Key")
+    @operation(
+        {201: shapes.Delivered, 200: Answer(shapes.Delivered, "It was posted before, under the same `client_id`.")},
+        refuses=(NotFound, Conflict),
+        headers=(KEY,),
+        limits={"rate_limit_sealed": "address", "rate_limit_sealed_inbox": "user written to"},
+    )
+    async def post(self, body: shapes.Sealed) -> None:
+        """Put a message into somebody's sealed inbox; send no token, for the server is not to know who sends.
+
+        A wrong key, an unknown user and one without an inbox are one answer.
+        """
+        key = self.request.headers.get(self.KEY.name)
         if key is None:
             raise Unauthorized("The header Unidentified-Access-Key is needed.")
         await self.limit("sealed", self._rate)
-        answer, new = await self._inboxes.deliver(key, request)
+        answer, new = await self._inboxes.deliver(key, body)
         self.reply(answer, 201 if new else 200)
 
 
@@ -125,8 +161,12 @@ class SyncPage(ApiHandler):
     def initialize(self, sync: Sync, rate: Rate) -> None:
         self._sync, self._rate = sync, rate
 
-    async def get(self) -> None:
-        """200 ``events, cursor, has_more``; 400, 410 ``cursor_expired``, 429."""
-        query = self.query(shapes.SyncQuery)
+    @operation({200: shapes.SyncPage}, refuses=(CursorExpired,), limits={"rate_limit_sync": "user"})
+    async def get(self, query: shapes.SyncQuery) -> None:
+        """Walk through all events of one's chats since a cursor, none skipped.
+
+        Those of a chat stand together, by `seq`. Without a cursor there are none, but the present cursor: take it
+        first, and list the chats next.
+        """
         await self.limit("sync", self._rate, str(self.session.user_id))
         self.reply(await self._sync.page(self.session.user_id, query.cursor, query.limit))

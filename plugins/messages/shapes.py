@@ -1,12 +1,17 @@
-"""What clients send of messages (contract section 7)."""
+"""What clients send of messages (contract section 7), and what they get."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any
+from uuid import UUID
 
 from pydantic import Field, StringConstraints
+from typing_extensions import TypedDict
 
+from handlers.pages import CURSOR
 from handlers.shapes import Base64, Id, PublicId, Shape, bounded
+from plugins.messages.events import ChatEvent
 
 MAX_PAYLOAD = 64 * 1024  # bytes, contract section 7
 MAX_METADATA = 4 * 1024  # bytes of JSON: what a client needs before it decrypts, not a second payload
@@ -14,19 +19,25 @@ YEAR = 366 * 86_400
 MAX_SEQ = 2**62
 
 Payload = Annotated[Base64, Field(min_length=1, max_length=MAX_PAYLOAD)]
-MessageType = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]{1,64}$")]
-Metadata = Annotated[dict[str, Any], bounded(MAX_METADATA)]
+MessageType = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]{1,64}$"), Field(description="The apps' own.")
+]
+Metadata = Annotated[
+    dict[str, Any], bounded(MAX_METADATA), Field(description="The apps' own, and known to the server; 4 KiB of JSON.")
+]
 Seq = Annotated[int, Field(ge=0, le=MAX_SEQ)]
-Lifetime = Annotated[int, Field(ge=5, le=YEAR)]
+Lifetime = Annotated[int, Field(ge=5, le=YEAR, description="Seconds after which it is erased.")]
+# Of the path; http.py looks at it more closely.
+Emoji = Annotated[str, Field(min_length=1, max_length=32, description="One emoji, percent-encoded; at most 32 bytes.")]
 
 
 class Post(Shape):
-    client_id: Id
+    client_id: Annotated[Id, Field(description="A new one for each message.")]
     encrypted_payload: Payload
     message_type: MessageType
     metadata: Metadata | None = None
-    reply_to: Id | None = None
-    forwarded_from: Id | None = None
+    reply_to: Annotated[Id | None, Field(description="A message of this chat that one sees.")] = None
+    forwarded_from: Annotated[Id | None, Field(description="A message of any chat that one sees.")] = None
     expires_in: Lifetime | None = None
 
 
@@ -57,12 +68,49 @@ class Sealed(Shape):
 
 
 class HistoryQuery(Shape):
-    before_seq: Annotated[int, Field(ge=1, le=MAX_SEQ)] | None = None
-    after_seq: Seq | None = None
+    before_seq: Annotated[int, Field(ge=1, le=MAX_SEQ, description="Only those before it.")] | None = None
+    after_seq: Annotated[int, Field(ge=0, le=MAX_SEQ, description="Only those behind it, the oldest first.")] | None = (
+        None
+    )
     limit: Annotated[int, Field(ge=1, le=200)] = 50
 
 
 class SyncQuery(Shape):
     # A cursor names the chats that were busy at its moment; with 180 of them twice it is as long as it gets.
-    cursor: Annotated[str, Field(max_length=12_000)] | None = None
+    cursor: Annotated[str, Field(max_length=12_000, pattern=CURSOR, description="Of the page before.")] | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 200
+
+
+# What they get ------------------------------------------------------------------------------------------------------
+
+
+class Posted(TypedDict):
+    """Where a message stands in its chat."""
+
+    id: UUID
+    chat_id: UUID
+    seq: int
+    created_at: datetime
+
+
+class Delivered(TypedDict):
+    """A sealed message, to who must not learn more."""
+
+    id: UUID
+    created_at: datetime
+
+
+class Watermarks(TypedDict):
+    """How far one is; ``unread_count`` is of messages by others."""
+
+    delivered_seq: int
+    read_seq: int
+    unread_count: int
+
+
+class SyncPage(TypedDict):
+    """``cursor`` is for the next time; with ``has_more``, at once."""
+
+    events: list[ChatEvent]
+    cursor: str
+    has_more: bool

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from config.settings import Rate
 from handlers.base import ApiHandler
+from handlers.errors import Conflict, NotFound
+from handlers.operations import operation
+from handlers.shapes import PublicId
+from plugins.prekeys import shapes
 from plugins.prekeys.prekeys import Prekeys
-from plugins.prekeys.shapes import BundleQuery, Upload
 
 
 class Bundle(ApiHandler):
     def initialize(self, prekeys: Prekeys) -> None:
         self._prekeys = prekeys
 
-    async def get(self, public_id: str) -> None:
-        """200 bundle; 404, 429."""
-        signal_form = self.query(BundleQuery).format == "signal"
+    @operation(
+        {200: shapes.Bundle},
+        refuses=(NotFound,),
+        limits={"rate_limit_bundle": "user and target", "rate_limit_bundles": "user"},
+    )
+    async def get(self, public_id: PublicId, query: shapes.BundleQuery) -> None:
+        """Fetch what opens a Signal session with somebody.
+
+        A one-time prekey is handed out once, ever. When few are left, its owner is told. The bundle of one's own shows
+        none and spends none.
+        """
+        signal_form = query.format == "signal"
         self.reply(await self._prekeys.bundle(self.session.user_id, public_id, signal_form=signal_form))
 
 
@@ -22,12 +34,17 @@ class Supply(ApiHandler):
     def initialize(self, prekeys: Prekeys, rate: Rate) -> None:
         self._prekeys, self._rate = prekeys, rate
 
+    @operation({200: shapes.Supply}, refuses=(NotFound,))
     async def get(self) -> None:
-        """200 what is left."""
+        """See how many of one's prekeys are left."""
         self.reply(await self._prekeys.supply(self.session.user_id))
 
-    async def post(self) -> None:
-        """200 what is left after the upload; 400, 409, 429."""
-        request = self.body(Upload)
+    @operation({200: shapes.Supply}, refuses=(NotFound, Conflict), limits={"rate_limit_prekey_upload": "user"})
+    async def post(self, body: shapes.Upload) -> None:
+        """Upload prekeys: all are taken, or none.
+
+        A new signed prekey, or last-resort key, takes the place of the present one. A `key_id` that was sent before is
+        409.
+        """
         await self.limit("prekey-upload", self._rate, str(self.session.user_id))
-        self.reply(await self._prekeys.upload(self.session.user_id, request))
+        self.reply(await self._prekeys.upload(self.session.user_id, body))

@@ -14,7 +14,7 @@ from handlers.limits import Limits
 from handlers.shapes import b64
 from models import prekeys, users
 from models.database import Database, Row
-from plugins.prekeys.shapes import Upload
+from plugins.prekeys.shapes import Bundle, Supply, Upload
 
 MAX_UNUSED = 1000  # keys of a kind; at 100 a week that is half a year, and more is somebody filling our disk
 LOW = 10  # fewer one-time prekeys than this and the owner is told (contract section 3)
@@ -25,7 +25,7 @@ class Prekeys:
         self._db, self._hub, self._alerts, self._limits = db, hub, alerts, limits
         self._per_target, self._in_all = per_target, in_all
 
-    async def bundle(self, caller: UUID, public_id: str, *, signal_form: bool) -> dict[str, Any]:
+    async def bundle(self, caller: UUID, public_id: str, *, signal_form: bool) -> Bundle:
         """A bundle with a one-time prekey nobody else gets. One's own shows no one-time key and spends none.
 
         ``signal_form`` gives curve keys with Signal's type byte, 33 bytes. Raises NotFound, RateLimited.
@@ -48,13 +48,13 @@ class Prekeys:
             kyber = await prekeys.claim_kyber(self._db, owner.id)
             await self._tell_when_low(owner.id)
         prefix = keys.SIGNAL_TYPE if signal_form else b""
-        bundle = {
+        bundle: Bundle = {
             "identity_key": b64(prefix + owner.identity_key),
             "signing_public_key": b64(owner.signing_public_key),
             "registration_id": owner.registration_id,
             "fingerprint": owner.fingerprint,
             "signed_prekey": _key(signed, prefix),
-            "one_time_prekey": one_time and _key(one_time, prefix),
+            "one_time_prekey": _key(one_time, prefix) if one_time else None,
         }
         if kyber is not None:
             bundle["kyber_prekey"] = _key(kyber, b"")
@@ -72,17 +72,17 @@ class Prekeys:
         if await prekeys.used_up(self._db, peer.session.user_id):
             peer.send({"type": "prekeys_low", "remaining": 0})
 
-    async def supply(self, user_id: UUID) -> dict[str, Any]:
+    async def supply(self, user_id: UUID) -> Supply:
         """How many keys are left, and the signed prekey that bundles bear now."""
         remaining = await prekeys.remaining(self._db, user_id)
         signed = await prekeys.signed_prekey(self._db, user_id)
         return {
             "one_time_remaining": remaining.one_time,
             "kyber_remaining": remaining.kyber,
-            "signed_prekey": signed and {"key_id": signed["key_id"], "created_at": signed["created_at"]},
+            "signed_prekey": {"key_id": signed["key_id"], "created_at": signed["created_at"]} if signed else None,
         }
 
-    async def upload(self, user_id: UUID, request: Upload) -> dict[str, Any]:
+    async def upload(self, user_id: UUID, request: Upload) -> Supply:
         """Add keys, all or none; the supply after it. Raises InvalidRequest, Conflict for a key id sent before."""
         owner = await users.identity_of(self._db, user_id)
         if owner is None:
@@ -116,7 +116,7 @@ def _stored(key: keys.SignedPrekey | keys.KyberPrekey) -> prekeys.Signed:
     return prekeys.Signed(key.key_id, key.public_key, key.signature)
 
 
-def _key(row: Row, prefix: bytes) -> dict[str, Any]:
+def _key(row: Row, prefix: bytes) -> Any:
     key = {"id": row["id"], "key_id": row["key_id"], "public_key": b64(prefix + row["public_key"])}
     if "signature" in row.keys():  # noqa: SIM118  # a Record's `in` looks at its values
         key["signature"] = b64(row["signature"])

@@ -1,11 +1,15 @@
-"""What clients send to the prekey endpoints (contract section 3)."""
+"""What clients send to the prekey endpoints (contract section 3), and what they get."""
 
 from __future__ import annotations
 
-from typing import Literal
+from datetime import datetime
+from typing import Literal, NotRequired
+from uuid import UUID
+
+from typing_extensions import TypedDict
 
 from handlers.keys import KyberPrekey, KyberPrekeys, OneTimePrekeys, SignedPrekey
-from handlers.shapes import Shape
+from handlers.shapes import Coded, Hex256, Int31, Shape
 
 
 class BundleQuery(Shape):
@@ -17,3 +21,43 @@ class Upload(Shape):
     one_time_prekeys: OneTimePrekeys = ()
     kyber_prekeys: KyberPrekeys = ()
     last_resort_kyber_prekey: KyberPrekey | None = None
+
+
+# What they get ------------------------------------------------------------------------------------------------------
+
+
+class UnsignedKey(TypedDict):
+    id: UUID
+    key_id: Int31
+    public_key: Coded
+
+
+class SignedKey(UnsignedKey):
+    signature: Coded
+
+
+class Bundle(TypedDict):
+    """``one_time_prekey`` is null when none is left; ``kyber_prekey`` is there when the owner has uploaded any."""
+
+    identity_key: Coded
+    signing_public_key: Coded
+    registration_id: Int31
+    fingerprint: Hex256
+    signed_prekey: SignedKey
+    one_time_prekey: UnsignedKey | None
+    kyber_prekey: NotRequired[SignedKey]
+
+
+class SignedPrekeyNow(TypedDict):
+    """The signed prekey that bundles bear now."""
+
+    key_id: Int31
+    created_at: datetime
+
+
+class Supply(TypedDict):
+    """What is left."""
+
+    one_time_remaining: int
+    kyber_remaining: int
+    signed_prekey: SignedPrekeyNow | None

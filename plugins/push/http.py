@@ -7,8 +7,9 @@ from uuid import UUID
 from config.settings import Rate
 from handlers.base import ApiHandler
 from handlers.errors import NotFound
+from handlers.operations import Answer, operation
 from plugins.push.preferences import Wishes
-from plugins.push.shapes import Preferences, Register
+from plugins.push.shapes import ApplicationServerKey, Preferences, Registration, Token
 from plugins.push.tokens import Tokens
 
 
@@ -16,15 +17,22 @@ class PushTokens(ApiHandler):
     def initialize(self, tokens: Tokens, rate: Rate) -> None:
         self._tokens, self._rate = tokens, rate
 
+    @operation({200: list[Token]})
     async def get(self) -> None:
-        """200 list of Token, the one registered last first."""
+        """List one's push tokens, the one registered last first."""
         self.reply(await self._tokens.listed(self.session))
 
-    async def put(self) -> None:
-        """201 Token; 200 when it was registered before; 400, 429."""
-        request = self.body(Register)
+    @operation(
+        {201: Token, 200: Answer(Token, "The account had it already; it is the asking session's from now on.")},
+        limits={"rate_limit_push": "user"},
+    )
+    async def put(self, body: Registration) -> None:
+        """Register a push token, which goes with its session.
+
+        An eleventh takes the place of the one that was registered longest ago.
+        """
         await self.limit("push", self._rate, str(self.session.user_id))
-        token, new = await self._tokens.register(self.session, request)
+        token, new = await self._tokens.register(self.session, body)
         self.reply(token, 201 if new else 200)
 
 
@@ -32,9 +40,10 @@ class PushToken(ApiHandler):
     def initialize(self, tokens: Tokens) -> None:
         self._tokens = tokens
 
-    async def delete(self, token_id: str) -> None:
-        """204; 404."""
-        await self._tokens.remove(self.session.user_id, UUID(token_id))
+    @operation({204: None}, refuses=(NotFound,))
+    async def delete(self, token_id: UUID) -> None:
+        """Forget a push token."""
+        await self._tokens.remove(self.session.user_id, token_id)
         self.reply_nothing()
 
 
@@ -42,23 +51,25 @@ class PushSettings(ApiHandler):
     def initialize(self, wishes: Wishes, rate: Rate) -> None:
         self._wishes, self._rate = wishes, rate
 
+    @operation({200: Preferences})
     async def get(self) -> None:
-        """200 Preferences."""
+        """See what one is woken for."""
         self.reply(await self._wishes.of(self.session.user_id))
 
-    async def put(self) -> None:
-        """200 Preferences after the change; 400, 429."""
-        request = self.body(Preferences)
+    @operation({200: Preferences}, limits={"rate_limit_push": "user"})
+    async def put(self, body: Preferences) -> None:
+        """Choose what one is woken for; what is not sent stays."""
         await self.limit("push", self._rate, str(self.session.user_id))
-        self.reply(await self._wishes.change(self.session.user_id, request))
+        self.reply(await self._wishes.change(self.session.user_id, body))
 
 
 class Vapid(ApiHandler):
     def initialize(self, public_key: dict[str, str]) -> None:
         self._public_key = public_key
 
+    @operation({200: ApplicationServerKey}, refuses=(NotFound,))
     def get(self) -> None:
-        """200 ``public_key``, ``application_server_key``; 404 where Web Push is not set up."""
+        """Get the key with which browsers and UnifiedPush subscribe; 404 where no Web Push is sent."""
         if not self._public_key:
             raise NotFound("This server sends no Web Push.")
         self.reply(self._public_key)

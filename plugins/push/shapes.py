@@ -10,13 +10,16 @@ from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, StringConstraints, WithJsonSchema
+from typing_extensions import TypedDict
 
-from handlers.shapes import Base64, Id, Moment, Shape, timestamp
+from handlers.shapes import Base64, Coded, Id, Moment, Shape, described, timestamp
 
 MUTED = 500  # chats; a longer list is somebody filling our disk
 
 Provider = Literal["apns", "apns_voip", "fcm", "webpush"]
+Environment = Literal["production", "sandbox"]
+Style = Literal["alert", "background"]
 Kind = Literal["message_new", "call_offer", "prekeys_low"]
 KINDS: tuple[Kind, ...] = ("message_new", "call_offer", "prekeys_low")  # to be woken for; call_hangup follows its offer
 
@@ -46,37 +49,51 @@ def _point(value: bytes) -> bytes:
     return value
 
 
-class Keys(Shape):
-    p256dh: Annotated[Base64, AfterValidator(_point)]
-    auth: Annotated[Base64, Field(min_length=16, max_length=16)]
+class BrowserKeys(Shape):
+    p256dh: Annotated[
+        Base64, AfterValidator(_point), described("Base64 of a point of P-256, 65 bytes.", "^B[A-P]@{85}=?$")
+    ]
+    auth: Annotated[Base64, Field(min_length=16, max_length=16), described("Base64 of 16 bytes.", "^@{22}(==)?$")]
 
 
-class Subscription(Shape):
+class BrowserSubscription(Shape):
     """As browsers and UnifiedPush distributors give it."""
 
     endpoint: Annotated[str, StringConstraints(max_length=2048), AfterValidator(_endpoint)]
-    keys: Keys
+    keys: BrowserKeys
 
 
-class Register(Shape):
+class Registration(Shape):
     provider: Provider
-    token: Annotated[str, StringConstraints(pattern=r"^[!-~]{1,4096}$")] | None = None
-    subscription: Subscription | None = None
-    environment: Literal["production", "sandbox"] = "production"
-    style: Literal["alert", "background"] = "alert"
+    token: Annotated[
+        Annotated[str, StringConstraints(pattern=r"^[!-~]{1,4096}$")] | None,
+        Field(description="For all but webpush; hexadecimal for APNs."),
+    ] = None
+    subscription: Annotated[BrowserSubscription | None, Field(description="For webpush.")] = None
+    environment: Environment = "production"
+    style: Style = "alert"
 
 
 class Token(Shape):
-    """A token as its owner sees it: not what it is, but where it is from."""
+    """A token as its owner sees it: not what it is, but where it is from. ``available`` says whether this server sends
+    by that provider."""
 
     id: UUID
-    provider: str
-    environment: str
-    style: str
+    provider: Provider
+    environment: Environment
+    style: Style
     session_id: UUID
     current: bool
     available: bool
     registered_at: Moment
+
+
+class ApplicationServerKey(TypedDict):
+    """``application_server_key`` is the same as ``public_key``, as browsers and UnifiedPush want it: URL-safe, not
+    padded."""
+
+    public_key: Coded
+    application_server_key: str
 
 
 # Settings -----------------------------------------------------------------------------------------------------------
@@ -115,7 +132,12 @@ def _moment(value: Any) -> Any:
     return value
 
 
-Until = Annotated[datetime, BeforeValidator(_moment), PlainSerializer(timestamp, return_type=str)]
+Until = Annotated[
+    datetime,
+    BeforeValidator(_moment),
+    PlainSerializer(timestamp, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time", "description": "A time with its offset, or Z."}),
+]
 
 
 class Muted(Shape):

@@ -11,7 +11,7 @@ from handlers.tokens import Session
 from models import push
 from models.database import Database, Row
 from models.push import NewToken
-from plugins.push.shapes import Register, Token
+from plugins.push.shapes import Registration, Token
 
 MOST = 10  # of a user, contract section 9
 _DEVICE = re.compile(r"(?:[0-9A-Fa-f]{2}){8,128}")  # of APNs; Apple says that its length may change
@@ -23,7 +23,7 @@ class Tokens:
     def __init__(self, db: Database, available: Collection[str]) -> None:
         self._db, self._available = db, available
 
-    async def register(self, session: Session, request: Register) -> tuple[Token, bool]:
+    async def register(self, session: Session, request: Registration) -> tuple[Token, bool]:
         """Keep a token for the session, and whether it is new. Beyond ten the one goes that was registered longest ago:
         a device that is in use registers at each start. Raises InvalidRequest, Unauthorized."""
         kept = await push.register(self._db, session.user_id, session.session_id, _judged(request), MOST)
@@ -54,7 +54,7 @@ class Tokens:
         )
 
 
-def _judged(request: Register) -> NewToken:
+def _judged(request: Registration) -> NewToken:
     """Each provider wants its own kind of token. Raises InvalidRequest."""
     web = request.provider == "webpush"
     needed, given = ("subscription", request.subscription) if web else ("token", request.token)

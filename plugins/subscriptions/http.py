@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from config.settings import Rate
 from handlers.base import ApiHandler
+from handlers.errors import Conflict
+from handlers.operations import Answer, Header, operation
+from plugins.subscriptions import shapes
 from plugins.subscriptions.payments.stripe import Stripe
-from plugins.subscriptions.refusals import PaymentMethodUnavailable
-from plugins.subscriptions.shapes import Purchase, Validation
+from plugins.subscriptions.refusals import InvalidSignature, PaymentMethodUnavailable, PaymentRequired
 from plugins.subscriptions.subscriptions import Subscriptions
 
 
@@ -16,8 +18,9 @@ class Offers(ApiHandler):
     def initialize(self, subscriptions: Subscriptions) -> None:
         self._subscriptions = subscriptions
 
+    @operation({200: list[shapes.TierOffer]})
     def get(self) -> None:
-        """200 each tier with its limits, price and payment methods."""
+        """List the tiers: what each allows, what it costs, and how it can be paid. `free` comes first."""
         self.reply(self._subscriptions.offers())
 
 
@@ -27,11 +30,22 @@ class Purchases(ApiHandler):
     def initialize(self, subscriptions: Subscriptions, rate: Rate) -> None:
         self._subscriptions, self._rate = subscriptions, rate
 
-    async def post(self) -> None:
-        """201 the subscription, 200 for a repetition; 400, 402, 403, 409, 422, 429, 503."""
-        request = self.body(Purchase)
+    @operation(
+        {
+            201: shapes.Subscription,
+            200: Answer(shapes.Subscription, "What this very purchase brought before, as it is now."),
+        },
+        refuses=(PaymentRequired, InvalidSignature, Conflict, PaymentMethodUnavailable),
+        limits={"rate_limit_purchase": "address"},
+    )
+    async def post(self, body: shapes.Purchase) -> None:
+        """Buy a subscription, anonymously: send no token with it.
+
+        `signature` is Ed25519 by the owner's signing key over `mimu-sub-v1|{prid_hash}|{tier}`. Time begins now, or
+        when what the owner has of that tier ends.
+        """
         await self.limit("purchase", self._rate)
-        bought = await self._subscriptions.purchase(request)
+        bought = await self._subscriptions.purchase(body)
         self.reply(bought.subscription, 201 if bought.new else 200)
 
 
@@ -39,8 +53,9 @@ class Restore(ApiHandler):
     def initialize(self, subscriptions: Subscriptions) -> None:
         self._subscriptions = subscriptions
 
+    @operation({200: list[shapes.RestoreItem]})
     async def get(self) -> None:
-        """200 list of RestoreItem."""
+        """List what the token's fingerprint has paid for just now, the latest first."""
         self.reply(await self._subscriptions.restore(self.session.fingerprint))
 
 
@@ -50,24 +65,35 @@ class Validations(ApiHandler):
     def initialize(self, subscriptions: Subscriptions, rate: Rate) -> None:
         self._subscriptions, self._rate = subscriptions, rate
 
-    async def post(self) -> None:
-        """200 ``valid``, ``tier``, ``expires_at``; 400, 429."""
-        request = self.body(Validation)
+    @operation({200: shapes.Validity}, limits={"rate_limit_validate": "address"})
+    async def post(self, body: shapes.Validation) -> None:
+        """Ask whether the owner of a PRID has a subscription, anonymously: send no token with it.
+
+        `signature` is by the owner's signing key over `mimu-sub-validate-v1|{prid}`, where `prid` is lower-case text
+        with hyphens, or over what the purchase was signed over. Every kind of no is the same answer.
+        """
         await self.limit("validate", self._rate)
-        self.reply(await self._subscriptions.validate(request.prid, request.signature))
+        self.reply(await self._subscriptions.validate(body.prid, body.signature))
 
 
 class StripeWebhook(ApiHandler):
     public = True
+    KEY = Header("Stripe-Signature", "By Stripe, under the webhook's key.", required=True, key=True)
 
     def initialize(self, subscriptions: Subscriptions, stripe: Stripe | None) -> None:
         self._subscriptions, self._stripe = subscriptions, stripe
 
+    @operation(
+        {204: None},
+        refuses=(InvalidSignature, PaymentMethodUnavailable),
+        headers=(KEY,),
+        media=("application/json",),
+    )
     async def post(self) -> None:
-        """204 whatever the event tells; 400, 403, 422."""
+        """Hear of a refund or a dispute from Stripe, and cancel what that payment bought. 422 without Stripe."""
         if self._stripe is None:
             raise PaymentMethodUnavailable
-        proof = self._stripe.taken_back(self.raw_body, self.request.headers.get("Stripe-Signature", ""))
+        proof = self._stripe.taken_back(self.raw_body, self.request.headers.get(self.KEY.name, ""))
         if proof is not None:
             await self._subscriptions.take_back("stripe", proof)
         self.reply_nothing()

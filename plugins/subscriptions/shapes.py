@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
+from typing_extensions import TypedDict
 
+from config.tiers import Allowance, TierName
 from handlers.shapes import Hex256, Id, Shape, Signature
 from models.database import Row
 
+Sold = Literal["premium", "ultra"]
+Method = Literal["stripe", "crypto", "voucher"]
+
 
 class Purchase(Shape):
-    prid_hash: Hex256
-    subscription_tier: Literal["premium", "ultra"]
+    prid_hash: Annotated[
+        Hex256, Field(description="SHA-256 of the PRID, a random UUID as lower-case text with hyphens.")
+    ]
+    subscription_tier: Sold
     user_fingerprint: Hex256
     signature: Signature
-    payment_proof: Annotated[str, StringConstraints(min_length=1, max_length=256)]
-    payment_method: Literal["stripe", "crypto", "voucher"]
+    payment_proof: Annotated[
+        str,
+        StringConstraints(min_length=1, max_length=256),
+        Field(description="A voucher's code; the id of a PaymentIntent; the id of a BTCPay invoice."),
+    ]
+    payment_method: Method
 
 
 class Validation(Shape):
@@ -24,13 +37,55 @@ class Validation(Shape):
     signature: Signature
 
 
-def subscription(row: Row) -> dict[str, Any]:
+class Subscription(TypedDict):
+    """As it is at this moment: one that has ended is ``expired``."""
+
+    subscription_id: UUID
+    tier: Sold
+    activated_at: datetime
+    expires_at: datetime | None
+    status: Literal["active", "expired", "cancelled"]
+
+
+class RestoreItem(Subscription):
+    prid_hash: Hex256
+
+
+class Validity(TypedDict):
+    valid: bool
+    tier: Sold | None
+    expires_at: datetime | None
+
+
+class Price(TypedDict):
+    """``amount`` of ``currency`` (ISO 4217) for so many ``days``."""
+
+    amount: str
+    currency: str
+    days: int
+
+
+class TierOffer(TypedDict):
+    """``price`` is null for what is not sold for money."""
+
+    tier: TierName
+    limits: Allowance
+    price: Price | None
+    payment_methods: list[Method]
+
+
+def subscription(row: Row) -> Subscription:
     """What a purchase answers."""
-    return {name: row[name] for name in ("subscription_id", "tier", "activated_at", "expires_at", "status")}
+    return {
+        "subscription_id": row["subscription_id"],
+        "tier": row["tier"],
+        "activated_at": row["activated_at"],
+        "expires_at": row["expires_at"],
+        "status": row["status"],
+    }
 
 
-def restored(row: Row) -> dict[str, Any]:
-    """RestoreItem."""
+def restored(row: Row) -> RestoreItem:
     return {**subscription(row), "prid_hash": row["prid_hash"]}
 
 

@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 
 class Bought(NamedTuple):
-    subscription: dict[str, Any]
+    subscription: shapes.Subscription
     new: bool
 
 
@@ -95,7 +95,7 @@ class Subscriptions:
         if not ed25519(key or self._nobody, request.signature, message) or key is None:
             raise InvalidSignature
 
-    async def _earlier(self, purchase: subscriptions.Purchase) -> dict[str, Any] | None:
+    async def _earlier(self, purchase: subscriptions.Purchase) -> shapes.Subscription | None:
         """What this very purchase brought before. Raises Conflict when another had its PRID or its payment."""
         clashing = await subscriptions.clashing(self._db, purchase)
         for row in clashing:
@@ -107,11 +107,11 @@ class Subscriptions:
 
     # Asking -----------------------------------------------------------------------------------------------------------
 
-    async def restore(self, fingerprint: str) -> list[dict[str, Any]]:
+    async def restore(self, fingerprint: str) -> list[shapes.RestoreItem]:
         """RestoreItem for each subscription that is paid for just now, by the fingerprint exactly as it is stored."""
         return [shapes.restored(row) for row in await subscriptions.live(self._db, fingerprint)]
 
-    async def validate(self, prid: UUID, signature: bytes) -> dict[str, Any]:
+    async def validate(self, prid: UUID, signature: bytes) -> shapes.Validity:
         """Whether the owner of a PRID has a subscription. Every kind of no is the same answer, in the same time."""
         prid_hash = hashlib.sha256(str(prid).encode()).hexdigest()
         row = await subscriptions.of_prid(self._db, prid_hash)

@@ -8,11 +8,13 @@ import time
 from uuid import UUID, uuid4
 
 from pydantic import Field, SecretStr
+from typing_extensions import TypedDict
 
 from config.findings import Examination
 from config.keyring import Keyring, KeyringFile
 from config.settings import Core, Rate, RateLimit, Section
 from handlers.base import ApiHandler
+from handlers.operations import operation
 from plugins import App, Plugin
 from plugins.turn import examination
 
@@ -27,6 +29,15 @@ class Settings(Section):
     rate_limit_turn: RateLimit = Field(Rate(20, 3600), description="TURN credentials a user.")
 
 
+class TurnCredentials(TypedDict):
+    """For the ``iceServers`` of WebRTC. The number in ``username`` is the moment of expiry; ``ttl`` is in seconds."""
+
+    urls: list[str]
+    username: str
+    credential: str
+    ttl: int
+
+
 class Turn:
     def __init__(self, settings: Settings, keyring: Keyring) -> None:
         host, port, tls = settings.turn_host, settings.turn_port, settings.turn_tls_port
@@ -35,7 +46,7 @@ class Turn:
             self._urls.append(f"turns:{host}:{tls}?transport=tcp")
         self._keyring = keyring
 
-    def credentials(self, user_id: UUID) -> dict[str, object]:
+    def credentials(self, user_id: UUID) -> TurnCredentials:
         """What a client is given: where to go, and how to be let in."""
         username, credential = self.signed(user_id, TTL)
         return {"urls": self._urls, "username": username, "credential": credential, "ttl": TTL}
@@ -51,8 +62,9 @@ class Credentials(ApiHandler):
     def initialize(self, turn: Turn, rate: Rate) -> None:
         self._turn, self._rate = turn, rate
 
+    @operation({200: TurnCredentials}, limits={"rate_limit_turn": "user"})
     async def get(self) -> None:
-        """200 urls, username, credential and ttl in seconds; 429."""
+        """Get credentials for the relay."""
         await self.limit("turn", self._rate, str(self.session.user_id))
         self.reply(self._turn.credentials(self.session.user_id))
 

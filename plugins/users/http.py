@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from config.settings import Rate
 from handlers.base import ApiHandler
-from plugins.users.shapes import ChangeMe, DeleteMe, SearchQuery
+from handlers.errors import InvalidCredentials, NotFound
+from handlers.operations import operation
+from handlers.shapes import PublicId
+from plugins.users.shapes import ChangeMe, DeleteMe, OwnProfile, SearchQuery, UserProfile, UserSearchItem
 from plugins.users.users import Users
 
 
@@ -12,9 +15,12 @@ class Search(ApiHandler):
     def initialize(self, users: Users, rate: Rate) -> None:
         self._users, self._rate = users, rate
 
-    async def get(self) -> None:
-        """200 list of UserSearchItem; 400, 429."""
-        query = self.query(SearchQuery)
+    @operation({200: list[UserSearchItem]}, limits={"rate_limit_search": "user"})
+    async def get(self, query: SearchQuery) -> None:
+        """Search users by a part of their public id, at most 50.
+
+        The same public id first, then those that begin with `q`, then those that contain it.
+        """
         await self.limit("search", self._rate, str(self.session.user_id))
         self.reply(await self._users.search(self.session.user_id, query.q))
 
@@ -23,8 +29,12 @@ class Profile(ApiHandler):
     def initialize(self, users: Users) -> None:
         self._users = users
 
-    async def get(self, public_id: str) -> None:
-        """200 UserProfile; 404."""
+    @operation({200: UserProfile}, refuses=(NotFound,))
+    async def get(self, public_id: PublicId) -> None:
+        """Look at a user's profile.
+
+        Presence is `false` and `null` where it is hidden: by that user's `settings.privacy.last_seen`, or by a block.
+        """
         self.reply(await self._users.profile(self.session.user_id, public_id))
 
 
@@ -32,17 +42,22 @@ class Me(ApiHandler):
     def initialize(self, users: Users, rate: Rate) -> None:
         self._users, self._rate = users, rate
 
+    @operation({200: OwnProfile}, refuses=(NotFound,))
     async def get(self) -> None:
-        """200 UserProfile with ``identity_key``, ``settings``, ``tier``, ``limits``."""
+        """Look at one's own profile."""
         self.reply(await self._users.me(self.session.user_id))
 
-    async def put(self) -> None:
-        """200 the profile after the change; 400."""
-        self.reply(await self._users.change(self.session.user_id, self.body(ChangeMe)))
+    @operation({200: OwnProfile}, refuses=(NotFound,))
+    async def put(self, body: ChangeMe) -> None:
+        """Change one's own profile: only the fields that are sent; null clears."""
+        self.reply(await self._users.change(self.session.user_id, body))
 
-    async def delete(self) -> None:
-        """204, and the account is gone; 401 ``invalid_credentials``, 400, 429."""
-        request = self.body(DeleteMe)
+    @operation({204: None}, refuses=(InvalidCredentials,), limits={"rate_limit_delete": "address"})
+    async def delete(self, body: DeleteMe) -> None:
+        """Erase one's account, with its keys, sessions, files and reactions.
+
+        Messages in chats of many stay, without a sender.
+        """
         await self.limit("delete-me", self._rate)
-        await self._users.delete(self.session, request.password)
+        await self._users.delete(self.session, body.password)
         self.reply_nothing()

@@ -1,14 +1,17 @@
-"""What clients send to ``/users`` (contract section 3)."""
+"""What clients send to ``/users`` (contract section 3), and what they get."""
 
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
-from handlers.shapes import Base64, DisplayName, Language, Shape, bounded, plain_https
+from config.tiers import Allowance, TierName
+from handlers.answers import Person
+from handlers.shapes import HTTPS, Base64, Coded, DisplayName, Hex256, Language, Shape, bounded, plain_https
 
 MAX_SETTINGS = 16 * 1024  # bytes of JSON
 
@@ -32,7 +35,15 @@ def _avatar(value: str) -> str:
 
 
 # A file of ours is kept as the path that its bytes are at, for clients to put behind the address of their server.
-AvatarUrl = Annotated[str, StringConstraints(max_length=2048), AfterValidator(_avatar)]
+AvatarUrl = Annotated[
+    str,
+    StringConstraints(max_length=2048),
+    AfterValidator(_avatar),
+    Field(
+        description="https, a host that is a name, no user information; or /files/{file_id}, complete and one's own.",
+        json_schema_extra={"pattern": f"{HTTPS}|^{_FILE.pattern}$"},
+    ),
+]
 
 
 class Privacy(Shape):
@@ -54,6 +65,19 @@ def _obeyed(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+KNOWN = Field(
+    description="The app's own, at most 16 KiB of JSON. The server itself obeys one: who sees one's presence.",
+    json_schema_extra={
+        "properties": {
+            "privacy": {
+                "type": "object",
+                "properties": {"last_seen": {"enum": ["everyone", "contacts", "nobody"]}},
+            }
+        }
+    },
+)
+
+
 class SearchQuery(Shape):
     q: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{2,32}$")]
 
@@ -69,6 +93,35 @@ class ChangeMe(Shape):
     bio: Annotated[str, StringConstraints(max_length=500)] | None = None
     avatar_url: AvatarUrl | None = None
     language: Language | None = None
-    settings: Annotated[dict[str, Any], bounded(MAX_SETTINGS), AfterValidator(_obeyed)] | None = None
+    settings: Annotated[dict[str, Any], bounded(MAX_SETTINGS), AfterValidator(_obeyed), KNOWN] | None = None
     # Contract section 7: who knows it may write to the user's sealed inbox. Signal's is 16 bytes.
     sealed_access_key: Annotated[Base64, Field(min_length=16, max_length=32)] | None = None
+
+
+# What they get ------------------------------------------------------------------------------------------------------
+
+
+class UserSearchItem(Person):
+    fingerprint: Hex256
+    is_online: bool
+
+
+class UserProfile(Person):
+    fingerprint: Hex256
+    signing_public_key: Coded
+    bio: str | None
+    is_online: bool
+    last_seen: datetime | None
+    language: str | None
+    created_at: datetime
+
+
+class OwnProfile(UserProfile):
+    """A profile as its owner sees it. ``sealed_chat_id`` is the chat of one's sealed inbox, ``limits`` are what one's
+    ``tier`` allows."""
+
+    identity_key: Coded
+    settings: dict[str, Any]
+    sealed_chat_id: UUID | None
+    tier: TierName
+    limits: Allowance

@@ -18,7 +18,7 @@ from handlers.tokens import Session
 from models import accounts, files, profiles, sealed, subscriptions, users
 from models.batch import Batch
 from models.database import Database, Row
-from plugins.users.shapes import ChangeMe, file_of
+from plugins.users.shapes import ChangeMe, OwnProfile, UserProfile, file_of
 
 SEARCH_LIMIT = 50  # seed
 
@@ -42,14 +42,14 @@ class Users:
         """UserSearchItem for each match, the best first."""
         return [dict(row) for row in await profiles.find(self._db, q, viewer, SEARCH_LIMIT)]
 
-    async def profile(self, viewer: UUID, public_id: str) -> dict[str, Any]:
+    async def profile(self, viewer: UUID, public_id: str) -> UserProfile:
         """UserProfile, without the presence where it is hidden from the viewer. Raises NotFound."""
         row = await self._profiles.get((public_id, viewer))
         if row is None:
             raise NotFound("There is no such user.")
         return _profile(row)
 
-    async def me(self, user_id: UUID) -> dict[str, Any]:
+    async def me(self, user_id: UUID) -> OwnProfile:
         """UserProfile with what only its owner sees. Raises NotFound when the account is gone."""
         row = await profiles.me(self._db, user_id)
         if row is None:
@@ -64,7 +64,7 @@ class Users:
             "limits": self._tiers[tier].shown(),
         }
 
-    async def change(self, user_id: UUID, request: ChangeMe) -> dict[str, Any]:
+    async def change(self, user_id: UUID, request: ChangeMe) -> OwnProfile:
         """Set the fields that were sent; null clears. Raises InvalidRequest, NotFound."""
         changes = {name: getattr(request, name) for name in request.model_fields_set & request.columns}
         avatar = changes.get("avatar_url")
@@ -108,7 +108,7 @@ class Users:
                 await self._delivery.announce(change.chat_id, change.access, [event.frame for event in events])
 
 
-def _profile(row: Row) -> dict[str, Any]:
+def _profile(row: Row) -> UserProfile:
     return {
         "user_id": row["id"],
         "public_id": row["public_id"],

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from tornado.httpclient import HTTPRequest, HTTPResponse
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
-from tests import canaries
+from tests import canaries, conformance
 from tests.client import Account, Answer
 
 MIB = 1 << 20
@@ -34,7 +34,9 @@ async def send(
             follow_redirects=False,
             request_timeout=seconds,
         )
-        return await client.fetch(request, raise_error=False)
+        response = await client.fetch(request, raise_error=False)
+        conformance.judge(response)
+        return response
     finally:
         client.close()
 

@@ -1,0 +1,48 @@
+"""Answers: what several features tell in the same words: people and messages."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from typing_extensions import TypedDict
+
+from handlers.shapes import Base64
+
+ChatType = Literal["direct", "group", "channel", "secret", "cloud"]
+Role = Literal["owner", "admin", "member", "restricted"]
+
+
+class Person(TypedDict):
+    """Somebody, as lists show them."""
+
+    user_id: UUID
+    public_id: str
+    display_name: str | None
+    avatar_url: str | None
+
+
+class Reaction(TypedDict):
+    user_id: UUID
+    emoji: str
+
+
+class Message(TypedDict):
+    """``sender_id`` is null for a sealed one, and for who has deleted their account; of reactions there are the first
+    200."""
+
+    id: UUID
+    chat_id: UUID
+    seq: int
+    sender_id: UUID | None
+    client_id: UUID
+    encrypted_payload: Base64
+    message_type: str
+    metadata: dict[str, Any] | None
+    reply_to: UUID | None
+    forwarded_from: UUID | None
+    reactions: list[Reaction]
+    created_at: datetime
+    edited_at: datetime | None
+    expires_at: datetime | None

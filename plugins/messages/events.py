@@ -1,0 +1,79 @@
+"""Events: what happens in a chat, as it is told by sockets and by ``/sync`` alike (contract section 7)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from handlers.answers import ChatType, Message, Role
+
+
+class Thread(TypedDict):
+    """A chat as events bear it, the same for all who take part."""
+
+    id: UUID
+    type: ChatType
+    title: str | None
+    avatar_url: str | None
+    created_by: UUID | None
+    settings: dict[str, Any]
+    created_at: datetime
+    updated_at: datetime
+    participant_count: int
+
+
+class _Event(TypedDict):
+    chat_id: UUID
+    seq: int
+    created_at: datetime
+
+
+class MessageNew(_Event):
+    type: Literal["message_new", "message_edited"]
+    message: Message
+
+
+class MessageDeleted(_Event):
+    type: Literal["message_deleted"]
+    message_id: UUID
+    reason: Literal["deleted", "expired", "delivered"]
+
+
+class ReactionEvent(_Event):
+    type: Literal["reaction_added", "reaction_removed"]
+    message_id: UUID
+    user_id: UUID
+    emoji: str
+
+
+class ReceiptEvent(_Event):
+    type: Literal["receipt"]
+    user_id: UUID
+    delivered_seq: int
+    read_seq: int
+
+
+class ParticipantEvent(_Event):
+    type: Literal["participant_added", "participant_role"]
+    user_id: UUID
+    role: Role
+
+
+class ParticipantRemoved(_Event):
+    type: Literal["participant_removed"]
+    user_id: UUID
+
+
+class ChatChanged(_Event):
+    type: Literal["chat_created", "chat_updated", "chat_deleted"]
+    chat: Thread
+
+
+ChatEvent = Annotated[
+    MessageNew | MessageDeleted | ReactionEvent | ReceiptEvent | ParticipantEvent | ParticipantRemoved | ChatChanged,
+    Field(discriminator="type"),
+]
