@@ -18,13 +18,13 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from config.settings import Rate
+from config.version import VERSION
 from handlers.base import HEADERS, ApiHandler
 from handlers.errors import ApiError, RateLimited, UnsupportedMediaType
 from handlers.operations import Answer, Header, Operation, declared
 from handlers.shapes import Shape
 from handlers.socket import SocketHandler
 
-VERSION = "0.1.0"
 ABOUT = """The server of an end-to-end encrypted messenger.
 
 JSON in UTF-8 both ways. Ids are UUIDs, times RFC 3339 in UTC with `Z`, binary values base64: taken standard or
