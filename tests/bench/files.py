@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import shutil
 import socket
 import statistics
@@ -65,7 +66,7 @@ def put(url: str, path: Path, rate: float | None = None) -> float:
         else:
             while block := file.read(64 * 1024):
                 connection.sendall(block)
-                time.sleep(len(block) / rate)
+                time.sleep(random.uniform(0, 2) * len(block) / rate)  # phones don't keep step with each other
         status = connection.recv(65536)
         assert status[9:12] in (b"201", b"204"), status
         return time.perf_counter() - started
