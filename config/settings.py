@@ -176,6 +176,13 @@ def environment(env_file: Path | None = None, environ: Mapping[str, str] | None 
     return values
 
 
+def core(values: Mapping[str, str]) -> Core:
+    """The house's own section, for scripts that need no other. Raises SettingsError."""
+    read = load({"": Core}, values)[""]
+    assert isinstance(read, Core)
+    return read
+
+
 def load(sections: Mapping[str, type[Section]], values: Mapping[str, str]) -> dict[str, Section]:
     """Every section, read from ``values``.
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
-from pathlib import Path
-
-import asyncpg
 
 from config.retention import Retention
-from config.settings import Core, Section, SettingsError, environment, load
+from config.settings import Core, Section, environment, load
 from config.storage import StorageSettings
 from models import cleanup, files, orphans
-from models.database import Database, Unavailable
-from models.storage import Storage, StorageAway, opened
+from models.database import Database
+from models.storage import opened
+from scripts import command
+from scripts.progress import progress
 
-WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
 STORED = "stored_files"  # no table, but what is removed of the storage
 
 EPILOG = """\
@@ -31,24 +28,26 @@ can be interrupted at any time. Exit codes: 0 done, 1 failed, 78 wrong settings.
 """
 
 
-async def run(dsn: str, retention: Retention, storage: Storage, *, dry_run: bool, as_json: bool) -> int:
-    """Clean up, or with ``dry_run`` only count what is due, and say how many rows, and files' bytes, that is."""
-    try:
+async def run(asked: argparse.Namespace) -> int:
+    """Clean up, or with ``--dry-run`` only count what is due, and say how many rows, and files' bytes, that is."""
+    wanted: dict[str, type[Section]] = {"": Core, "cleanup": Retention, "files": StorageSettings}
+    core, retention, stored = load(wanted, environment(asked.env_file)).values()
+    assert isinstance(core, Core) and isinstance(retention, Retention) and isinstance(stored, StorageSettings)
+    dsn = command.postgres(core)
+    storage = opened.storage(stored, core.mimu_data_dir)
+    with progress() as tell:
         async with Database(dsn, max_connections=2).open() as db:
-            if dry_run:
+            if asked.dry_run:
                 rows = await cleanup.due(db, retention)
-                stored = await files.waiting(db)
+                bodies = await files.waiting(db)
             else:
-                rows = await cleanup.clean(db, retention, tell=_progress)
+                rows = await cleanup.clean(db, retention, tell=lambda gone: tell(f"{sum(gone.values())} rows removed"))
                 async with storage.running():
-                    stored = await orphans.remove(db, storage)
-            if stored:
-                rows[STORED] = stored
-    finally:
-        if sys.stderr.isatty():
-            print(end="\r\033[K", file=sys.stderr, flush=True)  # the line of progress
-    what = "due" if dry_run else "removed"
-    if as_json:
+                    bodies = await orphans.remove(db, storage)
+    if bodies:
+        rows[STORED] = bodies
+    what = "due" if asked.dry_run else "removed"
+    if asked.json:
         print(json.dumps({what: rows}))
     else:
         told = [f"{number:>10}  {table}" for table, number in rows.items() if number]
@@ -56,41 +55,14 @@ async def run(dsn: str, retention: Retention, storage: Storage, *, dry_run: bool
     return 0
 
 
-def _progress(removed: dict[str, int]) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{sum(removed.values())} rows removed", end="", file=sys.stderr, flush=True)
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="scripts.cleanup",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
+    parser = command.parser("cleanup", __doc__, EPILOG)
+    command.common(parser)
     parser.add_argument("--dry-run", action="store_true", help="change nothing; count what would be removed")
-    parser.add_argument("--json", action="store_true", help="answer in JSON")
-    arguments = parser.parse_args()
-    try:
-        wanted: dict[str, type[Section]] = {"": Core, "cleanup": Retention, "files": StorageSettings}
-        core, retention, stored = load(wanted, environment(arguments.env_file)).values()
-    except SettingsError as error:
-        print("\n".join(error.faults), file=sys.stderr)
-        return WRONG_SETTINGS
-    assert isinstance(core, Core) and isinstance(retention, Retention) and isinstance(stored, StorageSettings)
-    if core.database_url is None:
-        print("DATABASE_URL: missing; the embedded database is cleaned up by the server itself", file=sys.stderr)
-        return WRONG_SETTINGS
-    dsn = core.database_url.get_secret_value()
-    try:
-        storage = opened.storage(stored, core.mimu_data_dir)
-        return asyncio.run(run(dsn, retention, storage, dry_run=arguments.dry_run, as_json=arguments.json))
-    except (Unavailable, StorageAway, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        print(f"cleanup failed: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("stopped; what is removed stays removed", file=sys.stderr)
-    return 1
+    asked = parser.parse_args()
+    return command.outcome(
+        lambda: run(asked), failed="cleanup failed", interrupted="stopped; what is removed stays removed"
+    )
 
 
 if __name__ == "__main__":

@@ -1,32 +1,28 @@
 """Have a running server send one push, and explain what the provider said: ``python -m scripts.push_test PUBLIC_ID``.
 
 It goes to the device that was registered last, unless ``--token`` names another one of the account's. The app gets
-``{"type": "test"}``. Exit codes: 0 the provider took it, 1 it did not, or nobody sent it, 2 wrong usage, 78 wrong
-settings. Settings: DATABASE_URL, REDIS_URL.
+``{"type": "test"}``. Settings: DATABASE_URL, REDIS_URL; without them the embedded services of the server that runs in
+MIMU_DATA_DIR. Exit codes: 0 the provider took it, 1 it did not, or nobody sent it, 2 wrong usage, 78 wrong settings.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-import asyncpg
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
-from config import channels
-from config.settings import Core, SettingsError, environment, load
+from config import channels, settings
+from config.settings import Core
 from models import accounts, push
-from models.database import Database, Row, Unavailable
+from models.database import Database, Row
+from scripts import command
 
-NOT_DONE, WRONG_SETTINGS = 1, 78  # sysexits.h: EX_CONFIG; argparse itself ends with 2
 PATIENCE = 20  # seconds; a server gives a provider 12
 
 # By the provider's word, else by its status.
@@ -74,30 +70,33 @@ def explained(verdict: Mapping[str, Any]) -> str:
     return words or "That is not an answer that its documentation explains."
 
 
-async def run(asked: argparse.Namespace, dsn: str, redis_url: str) -> int:
-    async with Database(dsn, max_connections=2).open() as db:
+async def run(asked: argparse.Namespace, core: Core) -> int:
+    redis_url = command.redis(core)
+    async with Database(command.postgres(core), max_connections=2).open() as db:
         possible = re.fullmatch("[A-Za-z0-9_]{3,32}", asked.public_id)
         found = await accounts.find(db, asked.public_id) if possible else None
         if found is None:
-            return _fail("there is no such user")
+            return command.fail("there is no such user")
         rows = await push.tokens(db, found["id"])
     if asked.list:
         _show(asked, rows)
         return 0
     chosen = next((row for row in rows if asked.token in (None, row["id"])), None)
     if chosen is None:
-        return _fail("they have no such token" if asked.token else "they have no device registered")
+        return command.fail("they have no such token" if asked.token else "they have no device registered")
     async with Redis.from_url(redis_url, socket_connect_timeout=2, socket_timeout=PATIENCE + 5) as redis:
         verdict = await _sent(redis, found["id"], chosen["id"])
     if verdict is None:
-        return _fail(f"nobody sent it within {PATIENCE} s: no server runs, or none has a key for {chosen['provider']}")
+        return command.fail(
+            f"nobody sent it within {PATIENCE} s: no server runs, or none has a key for {chosen['provider']}"
+        )
     if asked.json:
         print(json.dumps({"token_id": str(chosen["id"]), **verdict, "explanation": explained(verdict)}))
     else:
         said = f"{verdict['status']} {verdict['reason']}".strip() if verdict["status"] else verdict["reason"]
         print(f"{verdict['provider']}, after {verdict['milliseconds']} ms: {said} ({verdict['outcome']})")
         print(explained(verdict))
-    return 0 if verdict["outcome"] == "sent" else NOT_DONE
+    return 0 if verdict["outcome"] == "sent" else command.FAILED
 
 
 async def _sent(redis: Redis, user_id: UUID, token_id: UUID) -> dict[str, Any] | None:
@@ -124,34 +123,14 @@ def _show(asked: argparse.Namespace, rows: Sequence[Row]) -> None:
         print(f"{row['id']}  {row['provider']:9}  registered {row['registered_at']}")
 
 
-def _fail(reason: str) -> int:
-    print(reason, file=sys.stderr)
-    return NOT_DONE
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts.push_test", description=__doc__, allow_abbrev=False)
+    parser = command.parser("push_test", __doc__)
     parser.add_argument("public_id", metavar="PUBLIC_ID", help="whose device, without regard to case")
     parser.add_argument("--token", type=UUID, help="the id of the device's token")
     parser.add_argument("--list", action="store_true", help="send nothing; show the account's tokens")
-    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
-    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    command.common(parser)
     asked = parser.parse_args()
-    try:
-        core = load({"": Core}, environment(asked.env_file))[""]
-    except SettingsError as error:
-        print("\n".join(error.faults), file=sys.stderr)
-        return WRONG_SETTINGS
-    assert isinstance(core, Core)
-    if core.database_url is None or core.redis_url is None:
-        print("DATABASE_URL, REDIS_URL: both are needed; only a server itself knows its embedded ones", file=sys.stderr)
-        return WRONG_SETTINGS
-    try:
-        return asyncio.run(run(asked, core.database_url.get_secret_value(), core.redis_url.get_secret_value()))
-    except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, RedisError, OSError) as error:
-        return _fail(f"failed: {type(error).__name__}")
-    except KeyboardInterrupt:
-        return _fail("interrupted")
+    return command.outcome(lambda: run(asked, settings.core(settings.environment(asked.env_file))), failed="failed")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from config import secrets
+from config import secrets, settings
 from config.keyring import KeyringFile
-from config.settings import Core, SettingsError, environment, load
+from config.settings import Core, SettingsError, environment
 
 WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
 CLOCKS = 300  # seconds by which the clocks of servers may differ; also the life of a reset challenge
@@ -49,8 +49,7 @@ def main() -> int:
         parser.error("--delay counts seconds from now")
     try:
         values = environment(arguments.env_file)
-        core = load({"": Core}, values)[""]
-        assert isinstance(core, Core)
+        core = settings.core(values)
         life = core.jwt_expiration_hours * 3600 if arguments.kind == "jwt" else TURN_LIFE
         file = KeyringFile(core.keyring_path)
         before = given(arguments.kind, core, values)

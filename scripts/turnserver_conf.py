@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+from config import settings
 from config.keyring import Key, KeyringFile
-from config.settings import Core, SettingsError, environment, load
+from config.settings import Core, SettingsError, environment
 from scripts.rotate_keys import WRONG_SETTINGS, given
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "turnserver.conf"
@@ -51,8 +52,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         values = environment(arguments.env_file)
-        core = load({"": Core}, values)[""]
-        assert isinstance(core, Core)
+        core = settings.core(values)
         text = render(
             TEMPLATE.read_text(),
             accepted(core, values),

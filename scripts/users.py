@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import pwd
 import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import asyncpg
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from config import channels
-from config.settings import Core, SettingsError, environment, load
+from config import channels, settings
+from config.settings import Core, SettingsError
 from models import accounts, prekeys, sessions
 from models.accounts import Change
-from models.database import Database, Row, Unavailable
-
-NOT_DONE, WRONG_SETTINGS = 1, 78  # sysexits.h: EX_CONFIG; argparse itself ends with 2
+from models.database import Database, Row
+from scripts import command
 
 COMMANDS = {
     "show": "say what there is: sessions, prekeys left, whether it is suspended; no keys, hashes or tokens",
@@ -43,8 +38,8 @@ CHANGES: dict[str, Callable[[Database, Any, str], Awaitable[Change | None]]] = {
 }
 EPILOG = """\
 Each change leaves a line in the table audit_log. Sockets are closed at once, or within ten seconds when Redis is away.
-Settings: DATABASE_URL, REDIS_URL. Exit codes: 0 done (also when nothing had to change), 1 no such user or failed,
-2 wrong usage, 78 wrong settings.
+Settings: DATABASE_URL, REDIS_URL; without them the embedded services of the server that runs in MIMU_DATA_DIR. Exit
+codes: 0 done (also when nothing had to change), 1 no such user or failed, 2 wrong usage, 78 wrong settings.
 """
 
 
@@ -55,42 +50,32 @@ def _actor() -> str:
         return str(os.getuid())
 
 
-def _name(text: str) -> str:
-    if not (text.isprintable() and 1 <= len(text.strip()) <= 100):
-        raise argparse.ArgumentTypeError("expected a name of up to 100 characters")
-    return text.strip()
-
-
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """What was asked for; ends the program with 2 when that makes no sense."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="scripts.users", description=__doc__, epilog=EPILOG, formatter_class=raw, allow_abbrev=False
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser = command.parser("users", __doc__, EPILOG)
+    verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, purpose in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".", allow_abbrev=False
-        )
-        command.add_argument("public_id", metavar="PUBLIC_ID", help="the account, without regard to case")
-        command.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
-        command.add_argument("--json", action="store_true", help="answer in JSON")
+        verb = command.verb(verbs, name, purpose)
+        verb.add_argument("public_id", metavar="PUBLIC_ID", help="the account, without regard to case")
+        command.common(verb)
         if name in CHANGES:
-            command.add_argument("--dry-run", action="store_true", help="change nothing; say what would be changed")
-            command.add_argument("--actor", type=_name, default=_actor(), help="who does it (default: %(default)s)")
+            verb.add_argument("--dry-run", action="store_true", help="change nothing; say what would be changed")
+            verb.add_argument(
+                "--actor", type=command.label, default=_actor(), help="who does it (default: %(default)s)"
+            )
         if name == "delete":
-            command.add_argument("--yes", action="store_true", help="don't ask")
+            verb.add_argument("--yes", action="store_true", help="don't ask")
     return parser.parse_args(words)
 
 
-async def run(asked: argparse.Namespace, dsn: str, redis_url: str | None) -> int:
+async def run(asked: argparse.Namespace, core: Core) -> int:
     """Do what was asked for, and say what that was."""
-    async with Database(dsn, max_connections=2).open() as db:
+    async with Database(command.postgres(core), max_connections=2).open() as db:
         # What can't be a public id is not asked for: PostgreSQL would take offence at some of it.
         possible = re.fullmatch("[A-Za-z0-9_]{3,32}", asked.public_id)
         found = await accounts.find(db, asked.public_id) if possible else None
         if found is None:
-            return _fail("there is no such user")
+            return command.fail("there is no such user")
         if asked.command == "show":
             _say(asked, await _shown(db, found))
             return 0
@@ -98,12 +83,12 @@ async def run(asked: argparse.Namespace, dsn: str, redis_url: str | None) -> int
             _say(asked, {"dry_run": True, **_foreseen(asked.command, found)})
             return 0
         if asked.command == "delete" and not asked.yes and not _confirmed(found["public_id"]):
-            return _fail("not confirmed; nothing was changed")
+            return command.fail("not confirmed; nothing was changed")
         change = await CHANGES[asked.command](db, found["id"], asked.actor)
     if change is None:
-        return _fail("there is no such user any more")
+        return command.fail("there is no such user any more")
     if change.ended:
-        await _announce(redis_url, change.ended)
+        await _announce(core, change.ended)
     _say(asked, _told(asked.command, found, changed=change.changed, ended=len(change.ended)))
     return 0
 
@@ -114,20 +99,20 @@ async def _shown(db: Database, found: Row) -> dict[str, object]:
     return {
         "user_id": str(found["id"]),
         "public_id": found["public_id"],
-        "created_at": _time(found["created_at"]),
+        "created_at": command.shown(found["created_at"]),
         "is_online": found["is_online"],
-        "last_seen": _time(found["last_seen"]),
-        "suspended_at": _time(found["suspended_at"]),
+        "last_seen": command.shown(found["last_seen"]),
+        "suspended_at": command.shown(found["suspended_at"]),
         "one_time_prekeys": remaining.one_time,
         "kyber_prekeys": remaining.kyber,
-        "signed_prekey_created_at": _time(signed["created_at"] if signed else None),
+        "signed_prekey_created_at": command.shown(signed["created_at"] if signed else None),
         "sessions": [
             {
                 "id": str(session["id"]),
                 "platform": session["platform"],
                 "client_version": session["client_version"],
-                "created_at": _time(session["created_at"]),
-                "last_used_at": _time(session["last_used_at"]),
+                "created_at": command.shown(session["created_at"]),
+                "last_used_at": command.shown(session["last_used_at"]),
             }
             for session in await sessions.live(db, found["id"])
         ],
@@ -156,26 +141,22 @@ def _told(command: str, found: Row, *, changed: bool, ended: int) -> dict[str, o
     }
 
 
-def _time(moment: datetime | None) -> str | None:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
-
-
 def _confirmed(public_id: str) -> bool:
     # On standard error: standard output may be read by a program.
     print(f"This erases {public_id} for ever. Type the public id to go on: ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip() == public_id
 
 
-async def _announce(redis_url: str | None, ended: Sequence[sessions.Ended]) -> None:
+async def _announce(core: Core, ended: Sequence[sessions.Ended]) -> None:
     """Tell the servers, after the commit. They also look into the database every ten seconds, so a Redis that is away
     is no failure."""
-    if redis_url is None:
-        print("REDIS_URL: missing; the servers will notice within ten seconds", file=sys.stderr)
-        return
     once = Retry(NoBackoff(), 0)
     try:
+        redis_url = command.redis(core)
         async with Redis.from_url(redis_url, socket_connect_timeout=1, socket_timeout=2, retry=once) as redis:
             await redis.publish(channels.SESSIONS_ENDED, channels.sessions_ended(ended))
+    except SettingsError as error:
+        print(f"{error}; the servers will notice within ten seconds", file=sys.stderr)
     except (RedisError, OSError, TimeoutError) as error:
         print(f"Redis is away ({type(error).__name__}); the servers will notice within ten seconds", file=sys.stderr)
 
@@ -199,29 +180,9 @@ def _plain(value: object) -> object:
     return "-" if value is None else value
 
 
-def _fail(reason: str) -> int:
-    print(reason, file=sys.stderr)
-    return NOT_DONE
-
-
 def main() -> int:
     asked = parse()
-    try:
-        core = load({"": Core}, environment(asked.env_file))[""]
-    except SettingsError as error:
-        print("\n".join(error.faults), file=sys.stderr)
-        return WRONG_SETTINGS
-    assert isinstance(core, Core)
-    if core.database_url is None:
-        print("DATABASE_URL: missing; the address of an embedded database is known to its server only", file=sys.stderr)
-        return WRONG_SETTINGS
-    redis_url = core.redis_url.get_secret_value() if core.redis_url else None
-    try:
-        return asyncio.run(run(asked, core.database_url.get_secret_value(), redis_url))
-    except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        return _fail(f"failed: {error}")
-    except KeyboardInterrupt:
-        return _fail("interrupted")
+    return command.outcome(lambda: run(asked, settings.core(settings.environment(asked.env_file))), failed="failed")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -11,17 +10,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
-import asyncpg
-
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # python scripts/vouchers.py works as well
 
-from config import embedded
-from config.settings import Core, SettingsError, environment, load
+from config import settings
+from config.settings import Core
 from config.tiers import SOLD
 from models import subscriptions, vouchers
-from models.database import Database, Row, Unavailable
+from models.database import Database, Row
+from scripts import command
 
-NOT_DONE, WRONG_SETTINGS = 1, 78  # sysexits.h: EX_CONFIG; argparse itself ends with 2
 MOST = 10_000  # codes at a time; a statement that takes 1.5 s is given up
 
 EPILOG = """\
@@ -42,46 +39,30 @@ def _number(most: int) -> Callable[[str], int]:
     return read
 
 
-def _batch(text: str) -> str:
-    if not (text.isprintable() and 1 <= len(text.strip()) <= 100):
-        raise argparse.ArgumentTypeError("expected a name of up to 100 characters")
-    return text.strip()
-
-
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """What was asked for; ends the program with 2 when that makes no sense."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="scripts.vouchers", description=__doc__, epilog=EPILOG, formatter_class=raw, allow_abbrev=False
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser = command.parser("vouchers", __doc__, EPILOG)
+    verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     purposes = {
         "create": "make codes, and show them this once",
         "list": "show which there are, without their codes",
         "revoke": "keep codes from being used",
     }
-    made = {
-        name: commands.add_parser(
-            name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".", allow_abbrev=False
-        )
-        for name, purpose in purposes.items()
-    }
-    for command in made.values():
-        command.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
-        command.add_argument("--json", action="store_true", help="answer in JSON")
-    create, listing, revoke = made.values()
+    create, listing, revoke = (command.verb(verbs, name, purpose) for name, purpose in purposes.items())
+    for verb in (create, listing, revoke):
+        command.common(verb)
     create.add_argument("--tier", required=True, choices=SOLD, help="what they buy")
     create.add_argument("--days", required=True, type=_number(3660), help="for how many days")
     create.add_argument("--count", type=_number(MOST), default=1, help="how many codes (default: 1)")
     create.add_argument("--valid-days", type=_number(3660), help="for how long they can be used (default: for ever)")
-    create.add_argument("--batch", type=_batch, help="a name, to find and revoke them together")
-    for command in (create, revoke):
-        command.add_argument("--dry-run", action="store_true", help="change nothing; say what would be changed")
-    listing.add_argument("--batch", type=_batch, help="only those of that batch")
+    create.add_argument("--batch", type=command.label, help="a name, to find and revoke them together")
+    for verb in (create, revoke):
+        verb.add_argument("--dry-run", action="store_true", help="change nothing; say what would be changed")
+    listing.add_argument("--batch", type=command.label, help="only those of that batch")
     listing.add_argument("--state", choices=("good", "used", "revoked", "expired"), help="only those")
     listing.add_argument("--code", action="store_true", help="only the one whose code comes from standard input")
     revoke.add_argument("which", metavar="WHICH", nargs="*", help="an id, or -")
-    revoke.add_argument("--batch", type=_batch, help="all those of that batch")
+    revoke.add_argument("--batch", type=command.label, help="all those of that batch")
     revoke.add_argument("--cancel", action="store_true", help="of used ones, end what they bought")
     asked = parser.parse_args(words)
     if asked.command == "revoke" and bool(asked.which) == bool(asked.batch):
@@ -89,9 +70,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     return asked
 
 
-async def run(asked: argparse.Namespace, dsn: str) -> int:
+async def run(asked: argparse.Namespace, core: Core) -> int:
     """Do what was asked for, and say what that was."""
-    async with Database(dsn, max_connections=2).open() as db:
+    async with Database(command.postgres(core), max_connections=2).open() as db:
         if asked.command == "create":
             return await _create(asked, db)
         if asked.command == "list":
@@ -114,7 +95,7 @@ async def _list(asked: argparse.Namespace, db: Database) -> int:
     if asked.code:
         code = vouchers.read(sys.stdin.readline())
         if code is None:
-            return _fail("that is no code; something in it is mistyped")
+            return command.fail("that is no code; something in it is mistyped")
         code_hash = subscriptions.proof_hash("voucher", code)
     rows = await vouchers.listed(db, proof_hash=code_hash, batch=asked.batch, state=asked.state)
     if asked.json:
@@ -127,7 +108,7 @@ async def _list(asked: argparse.Namespace, db: Database) -> int:
                 row["tier"],
                 f"{row['days']} days",
                 row["state"],
-                _time(ended) or "-",
+                command.shown(ended) or "-",
                 row["batch"] or "-",
             )
             print("  ".join(str(part) for part in parts))
@@ -164,41 +145,17 @@ async def _revoke(asked: argparse.Namespace, db: Database) -> int:
     if asked.dry_run:
         told = {"dry_run": True, **told}
     print(json.dumps(told) if asked.json else "\n".join(f"{name}: {number}" for name, number in told.items()))
-    return NOT_DONE if missing else 0
+    return command.FAILED if missing else 0
 
 
 def _shown(row: Row) -> dict[str, object]:
-    times = {name: _time(row[name]) for name in ("created_at", "expires_at", "used_at", "revoked_at")}
+    times = {name: command.shown(row[name]) for name in ("created_at", "expires_at", "used_at", "revoked_at")}
     return {"id": str(row["id"]), **{name: row[name] for name in ("tier", "days", "batch", "state")}, **times}
-
-
-def _time(moment: datetime | None) -> str | None:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
-
-
-def _fail(reason: str) -> int:
-    print(reason, file=sys.stderr)
-    return NOT_DONE
 
 
 def main() -> int:
     asked = parse()
-    try:
-        core = load({"": Core}, environment(asked.env_file))[""]
-    except SettingsError as error:
-        print("\n".join(error.faults), file=sys.stderr)
-        return WRONG_SETTINGS
-    assert isinstance(core, Core)
-    dsn = core.database_url.get_secret_value() if core.database_url else embedded.postgres_of(core.mimu_data_dir)
-    if dsn is None:
-        print("DATABASE_URL: missing, and no server runs its own PostgreSQL in MIMU_DATA_DIR", file=sys.stderr)
-        return WRONG_SETTINGS
-    try:
-        return asyncio.run(run(asked, dsn))
-    except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        return _fail(f"failed: {error}")
-    except KeyboardInterrupt:
-        return _fail("interrupted")
+    return command.outcome(lambda: run(asked, settings.core(settings.environment(asked.env_file))), failed="failed")
 
 
 if __name__ == "__main__":

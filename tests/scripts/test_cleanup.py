@@ -590,8 +590,7 @@ async def test_on_a_terminal_it_shows_how_far_it_is(services: Services) -> None:
         shown = os.read(ours, 65536).decode()
         os.close(ours)
         assert b'"one_time_prekeys": 2500' in out
-        for rows in (1000, 2000, 2500):
-            assert f"\r{rows} rows removed" in shown
+        assert "\r\x1b[K1000 rows removed" in shown
         assert shown.endswith("\r\x1b[K"), "the line is wiped in the end"
 
 

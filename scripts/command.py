@@ -1,0 +1,92 @@
+"""A command on an installation: the words that all of them take, the services they find, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from redis.exceptions import RedisError
+
+from config import embedded
+from config.settings import Core, SettingsError
+from models.database import Unavailable
+from models.storage import StorageAway
+
+FAILED, WRONG_SETTINGS = 1, 78  # sysexits.h: EX_CONFIG; argparse itself ends with 2
+FAILURES = (Unavailable, StorageAway, asyncpg.PostgresError, asyncpg.InterfaceError, RedisError, OSError)
+
+
+def parser(name: str, purpose: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """What reads the words of ``python -m scripts.NAME``. No abbreviations: one that is in somebody's timer would break
+    with the next option."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(
+        prog=f"scripts.{name}", description=purpose, epilog=epilog, formatter_class=raw, allow_abbrev=False
+    )
+
+
+def verb(verbs: Any, name: str, purpose: str) -> argparse.ArgumentParser:
+    """One of several things that a script does: ``python -m scripts.users show``."""
+    described = purpose[0].upper() + purpose[1:] + "."
+    made: argparse.ArgumentParser = verbs.add_parser(name, help=purpose, description=described, allow_abbrev=False)
+    return made
+
+
+def common(parser: argparse.ArgumentParser) -> None:
+    """The options that every script has."""
+    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
+    parser.add_argument("--json", action="store_true", help="answer in JSON")
+
+
+def label(text: str) -> str:
+    """A name that people give to things, as an option's type."""
+    if not (text.isprintable() and 1 <= len(text.strip()) <= 100):
+        raise argparse.ArgumentTypeError("expected a name of up to 100 characters")
+    return text.strip()
+
+
+def postgres(core: Core) -> str:
+    """The address of the database: of the settings, or the embedded one of the server that runs here just now.
+    Raises SettingsError."""
+    dsn = core.database_url.get_secret_value() if core.database_url else embedded.postgres_of(core.mimu_data_dir)
+    if dsn is None:
+        raise SettingsError(["DATABASE_URL: missing, and no server runs its own PostgreSQL in MIMU_DATA_DIR"])
+    return dsn
+
+
+def redis(core: Core) -> str:
+    """The address of Redis, likewise. Raises SettingsError."""
+    url = core.redis_url.get_secret_value() if core.redis_url else embedded.valkey_of(core.mimu_data_dir)
+    if url is None:
+        raise SettingsError(["REDIS_URL: missing, and no server runs its own Valkey in MIMU_DATA_DIR"])
+    return url
+
+
+def outcome(work: Callable[[], Coroutine[Any, Any, int]], *, failed: str, interrupted: str = "interrupted") -> int:
+    """The exit code of ``work``. What went wrong is said in a line on standard error, each fault of the settings in its
+    own."""
+    try:
+        return asyncio.run(work())
+    except SettingsError as error:
+        print("\n".join(error.faults), file=sys.stderr)
+        return WRONG_SETTINGS
+    except FAILURES as error:
+        return fail(f"{failed}: {str(error) or type(error).__name__}")
+    except KeyboardInterrupt:
+        return fail(interrupted)
+
+
+def fail(reason: str) -> int:
+    print(reason, file=sys.stderr)
+    return FAILED
+
+
+def shown(moment: datetime | None) -> str | None:
+    """A time as scripts tell it: in UTC, to the second."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
