@@ -22,8 +22,7 @@ CHANNEL = "ws:user:"  # of each user, by their id (seed)
 SOCKETS_PER_USER = 10  # contract section 5
 PING_EVERY = 25  # seconds; also the number of slots of the wheel
 PONG_WITHIN = 20  # seconds
-ANNOUNCE_EVERY = 20  # seconds between announcements of a user who has sockets on several instances
-FORGET_AFTER = 60  # seconds after which an instance that stopped announcing counts as gone
+FORGET_AFTER = 60  # seconds; an instance that missed three announcements counts as gone
 PATIENCE = 1.0  # seconds a socket may wait for the other instances to know of it
 
 GOING_AWAY, SESSION_ENDED, SLOW, REPLACED, FLOOD, RESTART = 1001, 4401, 4408, 4409, 4429, 1012
