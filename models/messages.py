@@ -159,18 +159,6 @@ async def post(db: Database, posts: Sequence[Post]) -> list[Posted | None]:
     return [found.get(post.id) for post in posts]
 
 
-async def replied_to(db: Database, message_id: UUID, chat_id: UUID, seen_from: int) -> bool:
-    """Whether a message may be replied to in a chat, by who sees it from there on."""
-    return bool(
-        await db.value(
-            f"SELECT 1 FROM messages m WHERE m.id = $1 AND m.chat_id = $2 AND m.seq >= $3 AND {UNEXPIRED}",
-            message_id,
-            chat_id,
-            seen_from,
-        )
-    )
-
-
 async def posted(db: Database, sender_id: UUID, client_id: UUID) -> bool:
     """Whether somebody has posted a message under this client_id."""
     return bool(await db.value("SELECT 1 FROM messages WHERE sender_id = $1 AND client_id = $2", sender_id, client_id))
