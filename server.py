@@ -207,7 +207,10 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             await stack.enter_async_context(feature.lifespan())
 
         listener = Listener(site)
-        listener.listen(core.port, core.host, reuse_port=False, backlog=BACKLOG)
+        try:
+            listener.listen(core.port, core.host, reuse_port=False, backlog=BACKLOG)
+        except OSError as error:
+            raise OSError(f"PORT {core.port} of HOST {core.host} can't be had: {error.strerror}") from None
         stack.push_async_callback(_farewell, listener, hub, site, core.shutdown_seconds)
 
         async def reload() -> None:
@@ -345,7 +348,7 @@ async def serve(configuration: Configuration) -> None:
         gc.set_threshold(100_000, 50, 1000)
         core = configuration.core
         own = [name for name, url in (("PostgreSQL", core.database_url), ("Redis", core.redis_url)) if url is None]
-        data = f"; {' and '.join(own)} and secrets in {core.mimu_data_dir.resolve()}" if own else ""
+        data = f"; {', '.join(own)} and secrets in {core.mimu_data_dir.resolve()}" if own else ""
         if not core.production:  # there somebody reads it, elsewhere a collector of JSON lines
             print(f"Mimu listens on {server.url}{data}", flush=True)
         supervisor.tell("READY=1")

@@ -179,8 +179,8 @@ def main() -> int:
     logging.disable()  # what it stumbles over is a finding, and said once
     try:
         values = environment(asked.env_file)
-    except (OSError, ValueError) as error:
-        print(f"{asked.env_file or '.env'} can't be read ({type(error).__name__})", file=sys.stderr)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
         return WRONG_SETTINGS
     unusable = False
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import asyncpg
 
-from config.settings import environment
+from config.settings import SettingsError, environment
 from models import migrations
 
 WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
@@ -41,9 +41,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 when a migration is due")
     parser.add_argument("--json", action="store_true", help="answer in JSON")
     arguments = parser.parse_args()
-    dsn = environment(arguments.env_file).get("DATABASE_URL")
-    if not dsn:
-        print("DATABASE_URL: missing; the embedded database is migrated by the server itself", file=sys.stderr)
+    try:
+        dsn = environment(arguments.env_file).get("DATABASE_URL")
+        if not dsn:
+            raise SettingsError(["DATABASE_URL: missing; the embedded database is migrated by the server itself"])
+    except SettingsError as error:
+        print(error, file=sys.stderr)
         return WRONG_SETTINGS
     try:
         return asyncio.run(run(dsn, check=arguments.check, as_json=arguments.json))

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from config.settings import environment
+from config.settings import SettingsError, environment
 
 
 def make(path: Path) -> None:
@@ -52,7 +52,10 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="answer in JSON")
     asked = parser.parse_args()
     if asked.file is None:
-        named = environment(asked.env_file).get("VAPID_PRIVATE_KEY_FILE")
+        try:
+            named = environment(asked.env_file).get("VAPID_PRIVATE_KEY_FILE")
+        except SettingsError as error:
+            parser.error(str(error))
         if named is None:
             parser.error("name a file; VAPID_PRIVATE_KEY_FILE does not say one either")
         asked.file = Path(named)

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from tests.client import Account, ask
-from tests.running import ROOT, Services, json_lines, place, program
+from tests.running import ROOT, Services, json_lines, place, program, serving
 
 
 @pytest.fixture
@@ -188,6 +188,34 @@ async def test_a_wrong_password_is_told_in_a_sentence(services: Services) -> Non
         assert process.returncode == 1
         assert "password authentication failed" in said.decode()
         assert "Traceback" not in said.decode()
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_a_port_that_is_taken_is_named(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as first:
+        environment = {"PATH": os.environ["PATH"], **shared.environment, "PORT": str(first.port)}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, str(ROOT / "server.py"), env=environment, stderr=asyncio.subprocess.PIPE, cwd=ROOT
+        )
+        _, said = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 1
+    assert f"PORT {first.port} of HOST 127.0.0.1 can't be had: Address already in use" in said.decode()
+    assert "Traceback" not in said.decode()
+
+
+@pytest.mark.parametrize("content", [None, b"PORT=\xff"], ids=["missing", "no text"])
+@pytest.mark.parametrize("name", ["server", "scripts.doctor", "scripts.migrate", "scripts.cleanup"])
+def test_an_env_file_that_can_not_be_read_is_not_taken_for_an_empty_one(
+    name: str, content: bytes | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "mimu.env"
+    if content is not None:
+        file.write_bytes(content)
+    command = [sys.executable, "-m", name, "--env-file", str(file)]
+    environment = {"PATH": os.environ["PATH"], "MIMU_DATA_DIR": str(tmp_path)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (ended.returncode, ended.stdout) == (78, "")
+    assert ended.stderr.startswith(f"{file} can't be read"), ended.stderr
 
 
 @pytest.mark.gen_test(timeout=60)
