@@ -454,6 +454,13 @@ async def test_the_example_of_a_feature_is_one(services: Services) -> None:
 # Form ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("room", ["config", "handlers"])
+def test_the_page_of_the_house_has_every_file_of_the_rooms_that_all_share(room: str) -> None:
+    rows = re.findall(rf"^\| (`{room}/[^|]*) \|", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    named = {name.removeprefix(f"{room}/") for row in rows for name in re.findall(r"`([\w/]+\.py)`", row)}
+    assert named == {path.name for path in (ROOT / room).glob("*.py")} - {"__init__.py"}
+
+
 def test_decisions_are_numbered_and_have_their_parts() -> None:
     notes = sorted((ROOT / "docs/decisions").glob("[0-9]*.md"))
     numbers = [int(path.name[:4]) for path in notes]
