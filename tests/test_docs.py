@@ -299,6 +299,11 @@ def test_the_readmes_have_the_same_parts_and_the_same_commands() -> None:
     assert names[0] == names[1]
 
 
+def test_the_readme_leads_to_every_page() -> None:
+    linked = set(re.findall(r"\]\((docs/\w+\.md)\)", part(READMES[0], "Read on")))
+    assert linked == {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+
+
 @pytest.mark.parametrize("readme", READMES, ids=name_of)
 def test_what_the_commands_name_is_there(readme: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
