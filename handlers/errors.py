@@ -140,7 +140,9 @@ def invalid(error: ValidationError) -> InvalidRequest:
     faults = []
     for fault in error.errors(include_url=False, include_input=False, include_context=False):
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
-        faults.append(Fault(path or "body", fault["msg"].removeprefix("Value error, ")))
+        # Pydantic would name the class of the shape, which is no client's affair.
+        issue = "Input should be an object" if fault["type"] == "model_type" else fault["msg"]
+        faults.append(Fault(path or "body", issue.removeprefix("Value error, ")))
     return InvalidRequest("Some fields are not valid.", details=faults)
 
 

@@ -397,6 +397,17 @@ async def test_json_is_strict(services: Services) -> None:
 
 
 @pytest.mark.gen_test
+async def test_what_should_be_an_object_is_told_in_json_s_own_words(services: Services) -> None:
+    async with at_work(services) as one:
+        alice = await Account().register(one.url)
+        issue = "Input should be an object"
+        whole = await alice.put("/users/me", b"[]")
+        assert whole.json["details"] == [{"field": "body", "issue": issue}]
+        part = await alice.post("/users/me/prekeys", {"signed_prekey": 1})
+        assert part.json["details"] == [{"field": "signed_prekey", "issue": issue}]
+
+
+@pytest.mark.gen_test
 async def test_json_is_no_stricter_than_it_should_be(services: Services) -> None:
     async with at_work(services) as one:
         alice = await Account().register(one.url)
