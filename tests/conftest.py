@@ -45,6 +45,16 @@ def memory() -> Path | None:
     return MEMORY if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOMY else None
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that others may enter. pytest's own is closed to the user whom PostgreSQL and Valkey run as when we are
+    root."""
+    path = Path(tempfile.mkdtemp(prefix="mimu-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def services() -> Iterator[Services]:
     """PostgreSQL and Valkey of the embedded default, in a process that ends with us."""

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -95,6 +96,16 @@ async def dropped(admin: asyncpg.Connection, name: str) -> None:
         except asyncpg.InsufficientPrivilegeError:
             await asyncio.sleep(0.1)
     raise AssertionError(f"autovacuum does not leave {name}")
+
+
+@contextlib.asynccontextmanager
+async def connected(place: Place) -> AsyncIterator[Any]:
+    """A connection of the test's own to the database."""
+    connection = await asyncpg.connect(place.dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 @contextlib.asynccontextmanager

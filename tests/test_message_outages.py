@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +23,6 @@ from tests.running import Place, Services, place, serving
 WITHIN = 3.0  # seconds in which all is answered, contract section 1
 SLACK = 1.0  # seconds more, on a machine that has other things to do
 BODIES = 20  # messages that are sent while it is away, half of them over HTTP
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    # Not tmp_path: its parents are closed to the user whom PostgreSQL runs as when the tests run as root.
-    path = Path(tempfile.mkdtemp(prefix="mimu-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def postgres(folder: Path) -> list[psutil.Process]:

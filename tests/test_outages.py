@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
-import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
@@ -30,15 +28,6 @@ CALLS = 10  # between two instances, and as many between users of the first
 FROZEN = float(os.environ.get("MIMU_TEST_FREEZE", "6"))  # seconds that Redis is away; longer than anybody's patience
 BACK = 3.0  # seconds in which all must be well again
 SOON = 1.0  # seconds a candidate between users of one instance may take, at any time
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    # Not tmp_path: its parents are closed to the user whom Valkey runs as when the tests run as root.
-    path = Path(tempfile.mkdtemp(prefix="mimu-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 @dataclass

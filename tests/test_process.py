@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,15 +16,6 @@ import pytest
 
 from tests.client import Account, ask
 from tests.running import ROOT, Services, json_lines, place, program, serving
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A data folder that the unprivileged user of the embedded PostgreSQL can reach."""
-    path = Path(tempfile.mkdtemp(prefix="mimu-data-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def children(folder: Path) -> list[psutil.Process]:

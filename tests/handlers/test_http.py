@@ -7,10 +7,8 @@ import base64
 import contextlib
 import json
 import re
-import shutil
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from email.parser import BytesHeaderParser
 from pathlib import Path
@@ -850,14 +848,6 @@ async def well_again(one: Server, alice: Account, bob: Account) -> None:
             await asyncio.sleep(0.05)
     for _, answer, _ in await asyncio.gather(*(timed(one.url, *request) for request in requests(alice, bob))):
         assert answer.status in (200, 201, 404, 409), answer.text
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    # Not tmp_path: its parents are closed to the user whom PostgreSQL runs as when the tests run as root.
-    path = Path(tempfile.mkdtemp(prefix="mimu-"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.mark.gen_test(timeout=60)

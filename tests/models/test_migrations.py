@@ -20,7 +20,7 @@ import pytest
 from models import migrations
 from tests.models.migration_rules import faults
 from tests.models.test_schema import empty
-from tests.running import ROOT, Place, Services, place
+from tests.running import ROOT, Place, Services, connected, place
 
 BOUND = "0006"  # the last one made before there were rules
 SUMS = migrations.FOLDER / "SHA256SUMS"
@@ -126,15 +126,6 @@ def next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(migrations.FOLDER, folder)
     monkeypatch.setattr(migrations, "FOLDER", folder)
     return folder / "9001_next.sql"
-
-
-@contextlib.asynccontextmanager
-async def connected(shared: Place) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(shared.dsn)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 @contextlib.asynccontextmanager

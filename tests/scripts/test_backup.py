@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,17 +31,8 @@ from tests.client import Account, Answer, ask
 from tests.files.transfer import got
 from tests.files.transfer import shared as uploaded
 from tests.plugins.chatting import chat, message
-from tests.running import ROOT, Place, Services, place, program, serving
+from tests.running import ROOT, Place, Services, connected, place, program, serving
 from tests.scripts.program import Ended, script
-
-
-@contextlib.asynccontextmanager
-async def connected(shared: Place) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(shared.dsn)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def bundle(caller: Account, owner: Account) -> Any:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from config.retention import Retention
 from models import cleanup
 from models.database import Database
 from tests.client import Account, ask
-from tests.running import ROOT, Place, Services, periodic, place, serving
+from tests.running import ROOT, Place, Services, connected, periodic, place, serving
 from tests.scripts.program import script
 
 NOTHING = {
@@ -47,15 +45,6 @@ TABLES = [
     *("messages", "chat_threads", "chat_participants", "subscriptions", "spent_proofs"),
     *("files", "file_usage", "file_removals"),
 ]
-
-
-@contextlib.asynccontextmanager
-async def connected(shared: Place) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(shared.dsn)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def contents(connection: Any) -> dict[str, Any]:

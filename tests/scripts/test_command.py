@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +10,6 @@ import pytest
 from tests.client import Account
 from tests.running import program
 from tests.scripts.program import script
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A data folder that the unprivileged user of the embedded PostgreSQL can reach."""
-    path = Path(tempfile.mkdtemp(prefix="mimu-command-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def commands(public_id: str) -> tuple[tuple[str, ...], ...]:

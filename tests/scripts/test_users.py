@@ -4,34 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import getpass
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
-import asyncpg
 import pytest
 
 from models import sessions
 from models.database import Database
 from tests.client import Account, Answer, ask
-from tests.running import Place, Services, periodic, place, serving
+from tests.running import Services, connected, periodic, place, serving
 from tests.scripts.program import script
 
 CHANGES = ("suspend", "unsuspend", "end-sessions", "delete")
-
-
-@contextlib.asynccontextmanager
-async def connected(shared: Place) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(shared.dsn)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def second(account: Account) -> Account:
