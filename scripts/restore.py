@@ -86,9 +86,10 @@ async def restore(
         await _possible(place, manifest)
         await place.alone()
         await _agreed(asked, dsn, place, f"restores the backup of {manifest.made_at}")
-        told["keys"] = keys.put_back(core, values, secrets, force=asked.force)
-        await place.mark(folder.name)
-        await place.empty()
+        async with place.closed(folder.name):
+            await place.alone()  # a supervisor may have started one while we asked
+            told["keys"] = keys.put_back(core, values, secrets, force=asked.force)
+            await place.empty()
         await place.fill(folder, asked.jobs, tell)
         if files is not None:
             async with storage.running():
@@ -104,6 +105,7 @@ async def settle(asked: argparse.Namespace, core: Core, tell: Tell) -> dict[str,
         await migrations.ready(dsn)
         await place.alone()
         await _agreed(asked, dsn, place, "ends all sessions and withdraws all one-time prekeys", over=True)
+        await place.alone()  # a supervisor may have started one while we asked
         return await _settle(asked, core, place, (), tell)
 
 

@@ -101,12 +101,20 @@ class Target:
             return f"{accounts} accounts" if accounts else None
         return f"{len(found)} tables and other things that are not Mimu's"
 
-    async def mark(self, backup: str) -> None:
-        """From now on no server starts on it."""
+    @contextlib.asynccontextmanager
+    async def closed(self, backup: str) -> AsyncIterator[None]:
+        """No server starts on it from now on. If the block fails, which then has changed nothing, all is as it was."""
+        before = await self._connection.fetchval("SELECT to_regclass($1)", epochs.UNFINISHED)
         await self._connection.execute(
             f"CREATE TABLE IF NOT EXISTS {epochs.UNFINISHED} (backup text NOT NULL, at timestamptz NOT NULL)"
         )
         await self._connection.execute(f"INSERT INTO {epochs.UNFINISHED} VALUES ($1, now())", backup)
+        try:
+            yield
+        except BaseException:
+            if before is None and not self._connection.is_closed():
+                await self._connection.execute(f"DROP TABLE {epochs.UNFINISHED}")
+            raise
 
     async def empty(self) -> None:
         """Drop what is in it, but for the mark."""

@@ -359,6 +359,33 @@ async def test_a_look_at_a_backup_touches_nothing_else(services: Services, made:
                 await db.execute(f"DROP DATABASE {name}")
 
 
+@pytest.mark.gen_test(timeout=60)
+@pytest.mark.parametrize("what", ["backup", "--settle"])
+async def test_who_comes_while_it_asks_is_seen(services: Services, made: Made, tmp_path: Path, what: str) -> None:
+    """A supervisor starts a server again, while the operator reads the question."""
+    async with place(services) as shared:
+        home = {**shared.environment, **of(tmp_path / "home")}
+        environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **home}
+        given = what if what.startswith("--") else str(made.path)
+        command = [sys.executable, "-m", "scripts.restore", given, "--env-file", os.devnull]
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment, stdin=pipe, stderr=pipe)
+        assert process.stderr is not None
+        async with asyncio.timeout(20):
+            await process.stderr.readuntil(b"Type yes to go on: ")
+        server = await asyncpg.connect(shared.dsn, server_settings={"application_name": "mimu/1"})
+        before = await server.fetchval("SELECT epoch FROM sync_epoch")
+        _, err = await process.communicate(b"yes\n")
+        assert (process.returncode, err.decode()) == (
+            1,
+            "restore failed: mimu is connected to the database: stop it first\n",
+        )
+        assert await server.fetchval("SELECT epoch FROM sync_epoch") == before
+        await server.close()
+        assert await migrations.ready(shared.dsn) == []
+        assert not (tmp_path / "home" / "secrets").exists()
+
+
 @pytest.mark.gen_test(timeout=120)
 async def test_a_restore_that_broke_off_lets_no_server_start_and_is_begun_again(
     services: Services, made: Made, tmp_path: Path
