@@ -226,6 +226,35 @@ async def test_plain_http_is_sent_to_tls_and_strangers_get_nothing(services: Ser
 
 
 @pytest.mark.gen_test(timeout=60)
+async def test_what_a_client_claims_reaches_no_server() -> None:
+    """The servers believe nginx: of whose traces a request is, and under which name they are reached."""
+    heads: list[bytes] = []
+
+    async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    upstream = await asyncio.start_server(answered, "127.0.0.1", 0)
+    async with upstream:
+        with proxying(f"127.0.0.1:{upstream.sockets[0].getsockname()[1]}") as proxy:
+            parent = f"00-{'1' * 32}-{'2' * 16}-01"
+            await raw(proxy, request("GET /health", traceparent=parent, tracestate="a=b", Upgrade="h2c"))
+            await raw(proxy, request("GET /ws", traceparent=parent, Upgrade="websocket"))
+            for line, host in (
+                (f"GET https://{HOST}/health", "evil.example"),
+                ("GET /health", f"{HOST}:@evil.example"),
+                ("GET /health", f"{HOST}:8443"),
+            ):
+                await raw(proxy, f"{line} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    assert b"trace" not in b"".join(heads).lower()
+    assert [b"Upgrade" in head for head in heads[:2]] == [False, True]
+    hosts = [re.findall(rb"(?mi)^host: (.*)\r$", head) for head in heads]
+    assert hosts == [[HOST.encode()], [HOST.encode()], [HOST.encode()], [HOST.encode()], [f"{HOST}:8443".encode()]]
+
+
+@pytest.mark.gen_test(timeout=60)
 async def test_limits_count_the_clients_own_address(services: Services) -> None:
     limited = PROXIED | {"RATE_LIMITS": "on", "RATE_LIMIT_REGISTER": "2/hour"}
     async with place(services) as shared, serving(shared, **limited) as one:
