@@ -1,11 +1,16 @@
-"""Threads that do the loop's heavy work, and give way to it."""
+"""Threads that do the loop's heavy work and give way to it, or wait in its place."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sys
 import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def processors() -> int:
@@ -36,3 +41,31 @@ def lean_back() -> None:
         with contextlib.suppress(OSError):
             tid = threading.get_native_id()
             os.setpriority(os.PRIO_PROCESS, tid, os.getpriority(os.PRIO_PROCESS, tid) + 10)
+
+
+async def aside(work: Callable[[], T]) -> T:
+    """What comes of work that waits for somebody else, in a thread of its own. Who is cancelled leaves it behind, and
+    so does the program at its end: a stranger who answers a byte at a time keeps a thread of ``asyncio.to_thread`` for
+    as long as he likes, and ``asyncio.run`` would wait for it."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[T] = loop.create_future()
+
+    def tell(come: T | None, error: Exception | None) -> None:
+        if found.done():  # nobody waits any more
+            return
+        if error is None:
+            found.set_result(come)  # type: ignore[arg-type]  # None only where T is
+        else:
+            found.set_exception(error)
+
+    def run() -> None:
+        come, error = None, None
+        try:
+            come = work()
+        except Exception as failed:
+            error = failed
+        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+            loop.call_soon_threadsafe(tell, come, error)
+
+    threading.Thread(target=run, name="aside", daemon=True).start()
+    return await found

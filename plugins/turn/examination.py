@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from config.findings import Examination, Finding, Over, good, skipped, weak, wrong
+from config.threads import aside
 from plugins.turn import stun
 from plugins.turn.client import TCP, Client, Forged, Line, Refused, Transport, bound, connected
 
@@ -239,7 +240,7 @@ async def _tls(relay: Relay, address: str) -> AsyncIterator[Finding]:
         return
     trust = ssl.create_default_context()
     try:
-        days = await asyncio.to_thread(_days, relay.host, address, relay.tls_port, trust)
+        days = await aside(lambda: _days(relay.host, address, relay.tls_port, trust))
     except ssl.SSLCertVerificationError as error:
         says = f"Its certificate is not trusted: {error.verify_message or 'it proves nothing'}."
         yield wrong("tls", says, f"Give it one for {relay.host}, with its whole chain, and restart it.")

@@ -15,6 +15,8 @@ from email.message import Message
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from config.threads import aside
+
 PATIENCE = 5.0  # seconds for a connection, and for each answer
 MOST = 1 << 20  # bytes of an answer that are read
 
@@ -35,7 +37,7 @@ class Answer(NamedTuple):
     @property
     def json(self) -> dict[str, Any]:
         """The body's object; empty when it is none."""
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(self.body)
             if isinstance(found, dict):
                 return found
@@ -53,7 +55,8 @@ async def ask(
 ) -> Answer:
     """Ask without following redirects. ``declared`` is a length to announce of which nothing but ``body`` is sent.
     Raises one of Failed. Proxies of the environment are not used; SSL_CERT_FILE names further authorities."""
-    return await asyncio.to_thread(_ask, url, method, dict(headers or {}), body, declared, patience)
+    async with asyncio.timeout(3 * patience):  # to connect, to send and to answer, however small the pieces are
+        return await aside(lambda: _ask(url, method, dict(headers or {}), body, declared, patience))
 
 
 def _ask(url: str, method: str, headers: dict[str, str], body: bytes, declared: int | None, patience: float) -> Answer:

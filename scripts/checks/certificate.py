@@ -9,6 +9,7 @@ import ssl
 import time
 
 from config.findings import Finding, good, skipped, weak, wrong
+from config.threads import aside
 
 PATIENCE = 5.0  # seconds to connect and shake hands
 SOON = 21  # days: automatic renewal happens 30 before the end, so this one has failed for nine
@@ -23,7 +24,7 @@ async def resolved(host: str, port: int) -> list[str]:
 async def judged(part: str, host: str, port: int, address: str) -> Finding:
     """The certificate that is shown at one address of a host."""
     try:
-        days, version = await asyncio.to_thread(_shake_hands, host, port, address)
+        days, version = await aside(lambda: _shake_hands(host, port, address))
     except ssl.SSLCertVerificationError as error:
         # OpenSSL's own words for it: expired, self-signed, for another name.
         says = f"The certificate at {address} is not trusted: {error.verify_message or 'it proves nothing'}."

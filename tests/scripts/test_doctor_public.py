@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import datetime
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,12 +15,14 @@ from tornado.web import Application, RedirectHandler, RequestHandler
 
 from scripts import doctor
 from scripts.checks import public
+from scripts.checks.asking import ask
 from tests import canaries
 from tests.client import Account
 from tests.deploy.relay import free_port
 from tests.providers.certificates import certified
 from tests.running import Services, place, serving
 from tests.scripts.examining import Found, examine
+from tests.scripts.program import script
 from tests.scripts.proxy import Proxy, proxying
 
 MONTHS = datetime.timedelta(days=90)
@@ -166,6 +170,34 @@ async def test_what_answers_may_be_ill_or_another() -> None:
     assert said["public", "address"].says == "nowhere.invalid has no address."
     said = await examine({"PORT": "0"}, "public")
     assert set(said.states("public").values()) == {"skipped"}
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_who_answers_a_byte_at_a_time_keeps_nobody() -> None:
+    ended = asyncio.Event()
+    dripping: set[asyncio.Task[None] | None] = set()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dripping.add(asyncio.current_task())
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+            while not ended.is_set():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        writer.close()
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, asyncio.timeout(20):
+        with pytest.raises(TimeoutError):
+            await ask(url, patience=0.1)
+        said = await script(None, "doctor", "--only", "public", "--url", url, "--timeout", "0.5", "--json")
+        ended.set()
+        await asyncio.gather(*filter(None, dripping))
+    [health] = [one for one in said.json["findings"] if one["part"] == "health"]
+    assert (said.code, health["state"], health["says"]) == (1, "wrong", "No answer within 0.5 s.")
 
 
 @pytest.mark.gen_test
