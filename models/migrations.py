@@ -168,7 +168,7 @@ async def _apply(
     """Apply what is due up to a version, again and again while its locks can't be had."""
     deadline = time.monotonic() + patience
     while True:
-        await _mend(connection, tell)
+        await _mend(connection, tell, deadline)
         try:
             # What builds an index concurrently waits for others, and nobody for it.
             await _dbmate(address, last, 0 if alone else LOCK_TIMEOUT)
@@ -185,9 +185,19 @@ async def _apply(
         await asyncio.sleep(PAUSE)
 
 
-async def _mend(connection: asyncpg.Connection, tell: Callable[[str], None]) -> None:
+async def _mend(connection: asyncpg.Connection, tell: Callable[[str], None], deadline: float) -> None:
     """Drop what is left of an index that was being built concurrently when that was interrupted: it is kept up to date
-    with every write and serves nobody, and its name is taken. Nobody else is building one: we have the lock."""
+    with every write and serves nobody, and its name is taken. While one is being built it looks the same: PostgreSQL
+    goes on after its client was killed, and who was started by a runner that was killed may go on, too."""
+    building = "SELECT EXISTS (SELECT FROM pg_stat_progress_create_index WHERE datname = current_database())"
+    waiting = False
+    while await connection.fetchval(building):
+        if time.monotonic() > deadline:
+            raise MigrationError("gave up waiting for an index that is being built; nothing of it is done, try again")
+        if not waiting:
+            tell("an index is being built; waiting for it")
+            waiting = True
+        await asyncio.sleep(POLL)
     for row in await connection.fetch(
         """SELECT format('%I.%I', n.nspname, c.relname) AS name FROM pg_index i
            JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -203,6 +203,40 @@ async def test_an_index_that_was_interrupted_is_built_anew(services: Services, n
         ]
 
 
+@pytest.mark.gen_test(timeout=60)
+async def test_what_a_killed_runner_began_is_not_taken_for_done(services: Services, next_one: Path) -> None:
+    """What it had started must not enter as applied what the next one drops as unfinished."""
+    async with place(services) as shared, connected(shared) as other:
+        next_one.write_text(
+            "-- migrate:up transaction:false\n\nCREATE INDEX CONCURRENTLY IF NOT EXISTS users_bio ON users (bio);\n"
+            "-- migrate:down\n"
+        )
+        valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('users_bio')"
+        runner = (
+            "import asyncio, pathlib, sys; from models import migrations;"
+            " migrations.FOLDER = pathlib.Path(sys.argv[1]); asyncio.run(migrations.migrate(sys.argv[2]))"
+        )
+        async with reader(shared) as slow:
+            await slow.execute("UPDATE users SET bio = bio")  # which the index waits for
+            killed = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", runner, str(next_one.parent), shared.dsn, cwd=ROOT
+            )
+            async with asyncio.timeout(10):
+                while await other.fetchval(valid) is None:
+                    await asyncio.sleep(0.02)
+            killed.kill()
+            await killed.wait()
+            told: list[str] = []
+            again = asyncio.create_task(migrations.migrate(shared.dsn, tell=told.append))
+            async with asyncio.timeout(10):
+                while not told:
+                    await asyncio.sleep(0.02)
+            assert told == ["an index is being built; waiting for it"]
+        await asyncio.wait_for(again, 20)
+        assert "9001" in await migrations.applied(shared.dsn)
+        assert await other.fetchval(valid) is True
+
+
 async def run(command: list[str], **settings: str) -> tuple[int, str, str]:
     """A program of ours, as a process: its exit code, and what it said."""
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
@@ -246,8 +280,8 @@ async def test_an_older_server_starts_on_a_newer_schema_only_where_it_may(servic
         known = migrations.versions()[-1]
         assert (code, out) == (1, "")
         assert json.loads(err.splitlines()[-1])["reason"] == (
-            f"the schema of the database (9001) is newer than this server ({known}) and needs a server that knows "
-            "9001: start the newer version, or restore a backup from before the upgrade"
+            f"the schema of the database (9001) is newer than this server ({known}) and needs "
+            "a server that knows 9001: start the newer version, or restore a backup from before the upgrade"
         )
         code, _, err = await run(["-m", "scripts.migrate"], **shared.environment)
         assert (code, "newer than this server" in err, "Traceback" in err) == (1, True, False)
