@@ -3,7 +3,8 @@
 What clients and servers know then is ahead of it. Cursors of ``/sync`` count transactions that are counted anew, so
 they are told by their epoch; and one-time prekeys that are unused here may have been handed out since, so none of them
 is ever handed out again: their ids move to ``spent_prekeys``, where they are refused as before, and their owners upload
-others. Servers look at their start, before they serve anybody, and every 15 seconds.
+others. Servers look at their start, before they serve anybody, and every 15 seconds; until then the statements that
+claim a prekey find none (models/prekeys.py).
 
 How it is noticed is ``database_place()`` (migration 0007). A dump that is restored is in another cluster, another
 database or other tables; a cluster that was recovered to a moment is on a new timeline. So is one whose standby took

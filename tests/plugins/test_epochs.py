@@ -25,7 +25,9 @@ async def test_servers_that_start_at_once_begin_one_epoch(services: Services) ->
 async def test_whatever_brings_a_database_back_is_noticed(services: Services, part: int) -> None:
     """Also by servers that run, as after a standby took over."""
     async with place(services) as shared, serving(shared) as server:
-        alice, bob = await Account(one_time=2).register(server.url), await Account(one_time=1).register(server.url)
+        alice, bob = Account(one_time=2), await Account(one_time=1).register(server.url)
+        kyber = {"kyber_prekeys": [alice.kyber_prekey(1)], "last_resort_kyber_prekey": alice.kyber_prekey(9)}
+        await alice.register(server.url, **kyber)
         async with alice.socket() as socket:
             epoch = socket.ready["epoch"]
         db = await asyncpg.connect(shared.dsn)
@@ -33,6 +35,9 @@ async def test_whatever_brings_a_database_back_is_noticed(services: Services, pa
         place_[part] = "1"
         await db.execute("UPDATE sync_epoch SET place = $1", "/".join(place_))
         await db.close()
+        # Before anybody has looked: what is there may have been handed out.
+        bundle = (await bob.get(f"/users/{alice.public_id}/prekeys")).json
+        assert (bundle["one_time_prekey"], bundle["kyber_prekey"]["key_id"]) == (None, 9)
         await server.app.epoch.look()
         async with alice.socket() as socket:
             assert socket.ready["epoch"] == str(server.app.epoch.id) != epoch
