@@ -127,7 +127,8 @@ class Server:
     @property
     def url(self) -> str:
         host = self.app.core.host
-        return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::', '') else host}:{self.port}"
+        named = "127.0.0.1" if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
+        return f"http://{named}:{self.port}"
 
 
 @contextlib.asynccontextmanager
@@ -335,25 +336,42 @@ async def _farewell(listener: Listener, hub: Hub, site: Site, seconds: float) ->
 
 
 async def serve(configuration: Configuration) -> None:
-    """Run until SIGTERM or SIGINT."""
+    """Run until SIGTERM or SIGINT. While it starts, which may wait for others, they end it at once."""
     stop = asyncio.Event()
+    starting = asyncio.current_task()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(logs.complained)
+
+    def end() -> None:
+        if starting is not None and not stop.is_set():
+            starting.cancel()
+        stop.set()
+
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
-    async with running(configuration) as server:
-        # With the default thresholds 9,000 idle sockets cost 40 % of the throughput: each collection visits them all.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(100_000, 50, 1000)
-        core = configuration.core
-        own = [name for name, url in (("PostgreSQL", core.database_url), ("Redis", core.redis_url)) if url is None]
-        data = f"; {', '.join(own)} and secrets in {core.mimu_data_dir.resolve()}" if own else ""
-        if not core.production:  # there somebody reads it, elsewhere a collector of JSON lines
-            print(f"Mimu listens on {server.url}{data}", flush=True)
-        supervisor.tell("READY=1")
-        await stop.wait()
-        supervisor.tell("STOPPING=1")
+        loop.add_signal_handler(name, end)
+    try:
+        async with running(configuration) as server:
+            starting = None
+            await _serve(configuration, server, stop)
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+        log.info("stopped_while_starting")
+
+
+async def _serve(configuration: Configuration, server: Server, stop: asyncio.Event) -> None:
+    # With the default thresholds 9,000 idle sockets cost 40 % of the throughput: each collection visits them all.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 1000)
+    core = configuration.core
+    own = [name for name, url in (("PostgreSQL", core.database_url), ("Redis", core.redis_url)) if url is None]
+    data = f"; {', '.join(own)} and secrets in {core.mimu_data_dir.resolve()}" if own else ""
+    if not core.production:  # there somebody reads it, elsewhere a collector of JSON lines
+        print(f"Mimu listens on {server.url}{data}", flush=True)
+    supervisor.tell("READY=1")
+    await stop.wait()
+    supervisor.tell("STOPPING=1")
 
 
 def main() -> int:

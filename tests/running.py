@@ -169,7 +169,7 @@ async def program(
     try:
         assert process.stdout is not None
         line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
-        found = re.search(r"http://\S+?:\d+", line)
+        found = re.search(r"http://(?:\[\S+\]|[^\s:]+):\d+", line)
         assert found, f"the server did not start: {line!r} {log.read_text()}"
         running = Program(process, found.group(), log, place)
         with conformance.knowing(running.url, await conformance.fetched(running.url)):

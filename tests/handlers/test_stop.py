@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 
-from tests.running import Services, place, program, serving
+from tests.deploy.relay import ipv6_loopback
+from tests.running import ROOT, Services, json_lines, place, program, serving
 
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /auth/logout HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
@@ -24,8 +28,8 @@ CALLERS = 8
 class Callers:
     """Threads that open a connection for each request, as fast as they can, until they are refused."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, host: str, port: int) -> None:
+        self._address = (host, port)
         self.ends: Counter[str] = Counter()
         self._threads = [threading.Thread(target=self._call) for _ in range(CALLERS)]
         for thread in self._threads:
@@ -38,10 +42,10 @@ class Callers:
             self.ends[end] += 1
 
     def _once(self) -> str:
-        with socket.socket() as line:
+        with socket.socket(socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET) as line:
             line.settimeout(5)
             try:
-                line.connect(("127.0.0.1", self._port))
+                line.connect(self._address)
             except OSError:
                 return "refused"
             try:
@@ -60,9 +64,9 @@ class Callers:
 @pytest.mark.gen_test(timeout=60)
 async def test_no_connection_is_reset_that_the_kernel_had_taken(services: Services, tmp_path: Path) -> None:
     async with place(services) as shared:
-        for _ in range(2):
-            async with program(shared, tmp_path) as running:
-                callers = Callers(urlsplit(running.url).port or 0)
+        for host in ("127.0.0.1", "::1") if ipv6_loopback() else ("127.0.0.1",) * 2:
+            async with program(shared, tmp_path, HOST=host) as running:
+                callers = Callers(host, urlsplit(running.url).port or 0)
                 await asyncio.sleep(0.3)
                 assert await running.stop() == 0
                 ends = await callers.ended()
@@ -129,3 +133,29 @@ async def test_a_supervisor_is_told_when_it_serves_and_when_it_stops(services: S
                 running.process.send_signal(signal.SIGTERM)
                 assert await asyncio.wait_for(loop.sock_recv(heard, 100), 5) == b"STOPPING=1"
                 assert await running.stop() == 0
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_a_server_that_still_starts_is_stopped_too(services: Services, tmp_path: Path) -> None:
+    async with place(services) as shared:
+        db = await asyncpg.connect(shared.dsn)
+        await db.execute("UPDATE sync_epoch SET place = 'elsewhere'")
+        await db.execute("BEGIN")
+        await db.execute("LOCK TABLE sync_epoch IN EXCLUSIVE MODE")  # as another server does that settles the database
+        settings = {"PATH": os.environ["PATH"], **shared.environment, "MIMU_DATA_DIR": str(tmp_path)}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "server.py", "--env-file", os.devnull),
+            cwd=ROOT,
+            env=settings,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        async with asyncio.timeout(20):
+            while not await db.fetchval(waits):
+                await asyncio.sleep(0.05)
+                await db.execute("SELECT pg_stat_clear_snapshot()")
+        process.send_signal(signal.SIGTERM)
+        _, err = await asyncio.wait_for(process.communicate(), 5)
+        await db.close()
+    assert process.returncode == 0
+    assert json_lines(err.decode())[-1]["event"] == "stopped_while_starting"
