@@ -149,6 +149,14 @@ def _say(told: dict[str, Any]) -> None:
         print(f"removed {path}")
 
 
+def why(error: BaseException) -> str:
+    """What failed, for the operator. An error of the storage is for clients, and what it came of says more."""
+    if isinstance(error, StorageAway | StorageFull):
+        cause = getattr(error.__cause__, "strerror", None) or str(error) or "there is no room"
+        return f"a file can't be copied ({cause})"
+    return str(error) or type(error).__name__
+
+
 def _number(text: str) -> int:
     if not (text.isdecimal() and int(text) >= 1):
         raise argparse.ArgumentTypeError("expected a number of at least 1")
@@ -195,7 +203,7 @@ def main() -> int:
         with progress() as tell:
             told = asyncio.run(run(asked, core, values, storage, tell))
     except FAILURES as error:
-        print(f"backup failed: {error}", file=sys.stderr)
+        print(f"backup failed: {why(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("stopped; nothing is left of it", file=sys.stderr)

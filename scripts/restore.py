@@ -29,7 +29,7 @@ from models.backups import BackupError, Manifest, Tell, keys, stored, verify
 from models.backups.programs import find, into
 from models.backups.restoring import Target, target
 from models.storage import Storage, opened
-from scripts.backup import FAILED, FAILURES, WRONG_SETTINGS
+from scripts.backup import FAILED, FAILURES, WRONG_SETTINGS, why
 from scripts.progress import progress
 
 EPILOG = """\
@@ -221,7 +221,7 @@ def main() -> int:
             work = settle(asked, core, tell) if asked.settle else restore(asked, core, values, storage, tell)
             told = asyncio.run(work)
     except (migrations.MigrationError, *FAILURES) as error:
-        print(f"restore failed: {error}", file=sys.stderr)
+        print(f"restore failed: {why(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("interrupted; if it had begun, no server starts until it is run again", file=sys.stderr)

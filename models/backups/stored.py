@@ -53,7 +53,8 @@ async def _each(
             for _ in range(AT_ONCE):
                 group.create_task(some())
     except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None  # one is reason enough
+        one = failed.exceptions[0]  # is reason enough
+        raise one from one.__cause__
 
 
 async def take(storage: Storage, wanted: Sequence[StoredFile], folder: Path, before: Path | None, tell: Tell) -> Copied:

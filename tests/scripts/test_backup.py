@@ -454,6 +454,32 @@ async def test_a_backup_that_is_killed_leaves_none(services: Services, tmp_path:
         assert sorted(path.name for path in output.iterdir()) == [".lock", Path(told["backup"]).name]
 
 
+@pytest.mark.gen_test(timeout=60)
+@pytest.mark.parametrize(
+    ("room", "says"),
+    [
+        (4_000, "pg_dump: error: could not write to file: File too large"),
+        (400_000, "a file can't be copied (File too large)"),
+    ],
+)
+async def test_a_disk_that_is_full_is_said_and_left_as_it_was(
+    services: Services, tmp_path: Path, room: int, says: str
+) -> None:
+    """A limit for files, which pg_dump meets first, or what users uploaded."""
+    people, output, home = People(), tmp_path / "backups", tmp_path / "home"
+    async with place(services) as shared, serving(shared, **of(home)) as server:
+        await people.move_in(server)
+        limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2);"
+        limited += "runpy.run_module('scripts.backup', run_name='__main__', alter_sys=True)"
+        environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **shared.environment, **of(home)}
+        command = [sys.executable, "-c", limited, str(room), "--output", str(output), "--env-file", os.devnull]
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe)
+        out, err = await process.communicate()
+    assert (process.returncode, out, err.decode()) == (1, b"", f"backup failed: {says}\n")
+    assert [path.name for path in output.iterdir()] == [".lock"]
+
+
 @pytest.mark.gen_test(timeout=120)
 async def test_old_backups_go_and_files_are_stored_once(services: Services, tmp_path: Path) -> None:
     output, home = tmp_path / "backups", tmp_path / "home"
