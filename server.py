@@ -9,7 +9,6 @@ import gc
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +33,7 @@ from handlers.delivery import Delivery
 from handlers.health import Health, Live, MetricsPage, examine
 from handlers.hub import Hub, Peer
 from handlers.limits import Limits
-from handlers.listener import BACKLOG, Listener
+from handlers.listener import BACKLOG, Listener, farewell
 from handlers.metrics import Metrics
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
@@ -212,7 +211,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             listener.listen(core.port, core.host, reuse_port=False, backlog=BACKLOG)
         except OSError as error:
             raise OSError(f"PORT {core.port} of HOST {core.host} can't be had: {error.strerror}") from None
-        stack.push_async_callback(_farewell, listener, hub, site, core.shutdown_seconds)
+        stack.push_async_callback(farewell, listener, hub, site, core.shutdown_seconds)
 
         async def reload() -> None:
             if keyrings.reload():
@@ -324,15 +323,6 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
         traces=app.traces,
         outages=OUTAGES,
     )
-
-
-async def _farewell(listener: Listener, hub: Hub, site: Site, seconds: float) -> None:
-    """Take nobody new, send everybody away gently, and finish what is being answered."""
-    ends = time.monotonic() + seconds
-    await listener.close()
-    await hub.close_all(seconds)
-    await listener.drain(ends - time.monotonic())
-    await asyncio.gather(*site.background, return_exceptions=True)
 
 
 async def serve(configuration: Configuration) -> None:

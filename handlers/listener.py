@@ -15,6 +15,7 @@ from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPMessageDelegate, RequestStartLine, ResponseStartLine
 
+from handlers.hub import Hub
 from handlers.site import Site
 
 STALL_SECONDS = 15  # for headers that have begun, and for a body
@@ -173,3 +174,12 @@ class _Headers(HTTPMessageDelegate):
     def on_connection_close(self) -> None:
         self._listener.headers_never_came(self._connection)
         self._delegate.on_connection_close()
+
+
+async def farewell(listener: Listener, hub: Hub, site: Site, seconds: float) -> None:
+    """Take nobody new, send everybody away gently, and finish what is being answered."""
+    ends = time.monotonic() + seconds
+    await listener.close()
+    await hub.close_all(seconds)
+    await listener.drain(ends - time.monotonic())
+    await asyncio.gather(*site.background, return_exceptions=True)
