@@ -14,14 +14,14 @@ from importlib import resources
 from typing import Any
 
 import orjson
-from pydantic import TypeAdapter
-from pydantic.json_schema import GenerateJsonSchema
 
 from config.settings import Rate
 from config.version import VERSION
+from handlers import schemas
 from handlers.base import HEADERS, ApiHandler
 from handlers.errors import ApiError, RateLimited, UnsupportedMediaType
-from handlers.operations import Answer, Header, Operation, declared
+from handlers.operations import Answer, Operation, declared
+from handlers.schemas import ERROR, REQUEST_ID, reference
 from handlers.shapes import Shape
 from handlers.socket import SocketHandler
 
@@ -40,24 +40,19 @@ what the log knows it by; `details` names all the bad fields at once. Any reques
 HOUSE = "operation"
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch")
 UNDECLARED = Operation(words="", answers={})
-REFERENCE = "#/components/{}/{}"
 _GROUP = re.compile(r"\((?:[^()]|\([^()]*\))*\)")
-_SENT = {
-    "Retry-After": Header("Retry-After", "Seconds after which it may go.", int, required=True),
-    "WWW-Authenticate": Header("WWW-Authenticate", "`Bearer`", required=True),
+DONE = {200: "Done.", 201: "Made.", 204: "Done, and nothing to tell."}
+BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "bearerFormat": "JWT",
+    "description": "The `access_token` of registering, logging in or refreshing.",
 }
 
 Route = tuple[str, type[ApiHandler]]
 
 
-class _Schemas(GenerateJsonSchema):
-    """Schemas without a title for each field, which would say its name once more."""
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        return False
-
-
-def operations(pattern: str, handler: type[ApiHandler]) -> Iterable[tuple[str, Operation]]:
+def operations(handler: type[ApiHandler]) -> Iterable[tuple[str, Operation]]:
     """The methods of a route that the document tells of: all that it takes, and OPTIONS where that is its own."""
     for method in METHODS:
         said = declared(handler, method)
@@ -67,7 +62,7 @@ def operations(pattern: str, handler: type[ApiHandler]) -> Iterable[tuple[str, O
 
 def path_of(pattern: str, handler: type[ApiHandler]) -> str:
     """The address with names for the groups of a route's pattern, as its methods call them."""
-    names = next((list(said.parts) for _, said in operations(pattern, handler) if said.parts), [])
+    names = next((list(said.parts) for _, said in operations(handler) if said.parts), [])
     given = iter(names)
     return _GROUP.sub(lambda _: f"{{{next(given, 'part')}}}", pattern)
 
@@ -90,32 +85,19 @@ class _Writer:
 
     def _shapes(self) -> tuple[dict[tuple[Any, str], Any], dict[str, Any]]:
         """The schema of every shape, by itself and whether it is taken or given; and those that others refer to."""
-        wanted: dict[tuple[Any, str], TypeAdapter[Any]] = {}
-        for shape in self._events.values():
-            wanted[shape, "validation"] = TypeAdapter(shape)
-        for pattern, handler in self._routes:
-            for _, said in operations(pattern, handler):
-                if said.body is not None:
-                    wanted[said.body, "validation"] = TypeAdapter(said.body)
-                for answer in said.answers.values():
-                    if answer.shape is not None:
-                        wanted[answer.shape, "serialization"] = TypeAdapter(answer.shape)
-        made, named = TypeAdapter.json_schemas(
-            [(key, mode, adapter) for (key, mode), adapter in wanted.items()],  # type: ignore[misc]
-            ref_template=REFERENCE.format("schemas", "{model}"),
-            schema_generator=_Schemas,
-        )
-        return dict(made), named.get("$defs", {})
+        said = [said for _, handler in self._routes for _, said in operations(handler)]
+        taken = [*self._events.values(), *(one.body for one in said if one.body is not None)]
+        given = [answer.shape for one in said for answer in one.answers.values() if answer.shape is not None]
+        return schemas.schemas(taken, given)
 
     def written(self) -> dict[str, Any]:
         paths: dict[str, Any] = {}
         for pattern, handler in self._routes:
-            common = [{"$ref": REFERENCE.format("parameters", header.name)} for header in HEADERS]
+            common = [reference("parameters", header.name) for header in HEADERS]
             path = path_of(pattern, handler)
             groups = _GROUP.findall(pattern)
             paths[path] = {"parameters": common} | {
-                method: self._operation(path, groups, handler, method, said)
-                for method, said in operations(pattern, handler)
+                method: self._operation(path, groups, handler, method, said) for method, said in operations(handler)
             }
         answers = [
             answer
@@ -135,8 +117,8 @@ class _Writer:
             "components": {
                 "schemas": {"Error": ERROR, **self._named},
                 "responses": {name: self._responses[name] for name in sorted(used)},
-                "parameters": {header.name: _parameter(header) for header in HEADERS},
-                "headers": {"X-Request-ID": _header(REQUEST_ID)},
+                "parameters": {header.name: schemas.parameter(header) for header in HEADERS},
+                "headers": {REQUEST_ID.name: schemas.header(REQUEST_ID)},
                 "securitySchemes": {"bearer": BEARER, **self._keys},
             },
         }
@@ -163,12 +145,9 @@ class _Writer:
             self._keys[key.name] = {"type": "apiKey", "in": "header", "name": key.name, "description": key.words}
         if handler.public or method == "options":
             written["security"] = [{key.name: []} for key in keys]
-        parameters = [
-            {"name": name, "in": "path", "required": True, "schema": _part(kind, group)}
-            for (name, kind), group in zip(said.parts.items(), groups, strict=False)
-        ]
-        parameters += [_parameter(header) for header in said.headers if not header.key]
-        parameters += _query(said.query)
+        parameters = [schemas.part(*named, group) for named, group in zip(said.parts.items(), groups, strict=False)]
+        parameters += [schemas.parameter(header) for header in said.headers if not header.key]
+        parameters += schemas.query(said.query)
         if parameters:
             written["parameters"] = parameters
         if said.body is not None:
@@ -231,11 +210,8 @@ class _Writer:
 
     def _answer(self, status: int, answer: Answer, bare: bool) -> dict[str, Any]:
         written: dict[str, Any] = {"description": answer.words or DONE.get(status, "Done.")}
-        headers = (REQUEST_ID, *answer.headers) if status != 101 else answer.headers
-        if headers:
-            written["headers"] = {header.name: _header(header) for header in headers}
-            if REQUEST_ID in headers:
-                written["headers"]["X-Request-ID"] = {"$ref": REFERENCE.format("headers", "X-Request-ID")}
+        if status != 101:
+            written["headers"] = schemas.headers(answer.headers)
         if answer.shape is not None and not bare:
             schema = self._schemas[answer.shape, "serialization"]
             written["content"] = {"application/json": {"schema": schema}}
@@ -248,15 +224,14 @@ class _Writer:
         kinds = sorted(kinds, key=lambda kind: kind.code)
         name = ".".join([kind.code for kind in kinds] + (["HEAD"] if bare else []))
         if name not in self._responses:
-            sent = {header: None for kind in kinds for header in kind.sends}
-            headers = {header: _header(_SENT.get(header, Header(header, "", required=True))) for header in sent}
+            sent = dict.fromkeys(header for kind in kinds for header in kind.sends)
             self._responses[name] = {
                 "description": "\n\n".join(f"`{kind.code}`: {kind.message}" for kind in kinds),
-                "headers": {"X-Request-ID": {"$ref": REFERENCE.format("headers", "X-Request-ID")}, **headers},
+                "headers": schemas.headers(schemas.SENT[header] for header in sent),
             }
             if not bare:
-                self._responses[name]["content"] = {"application/json": _error(kinds)}
-        return {"$ref": REFERENCE.format("responses", name)}
+                self._responses[name]["content"] = {"application/json": {"schema": schemas.error(kinds)}}
+        return reference("responses", name)
 
 
 @cache
@@ -264,46 +239,6 @@ def _examples(package: str) -> Mapping[str, Any]:
     """What a feature's examples.json shows, by method and address."""
     found = resources.files(package) / "examples.json" if package else None
     return orjson.loads(found.read_bytes()) if found is not None and found.is_file() else {}
-
-
-# Parts ----------------------------------------------------------------------------------------------------------------
-
-BEARER = {
-    "type": "http",
-    "scheme": "bearer",
-    "bearerFormat": "JWT",
-    "description": "The `access_token` of registering, logging in or refreshing.",
-}
-REQUEST_ID = Header("X-Request-ID", "On every answer, and on every line of the log about it.", required=True)
-DONE = {200: "Done.", 201: "Made.", 204: "Done, and nothing to tell."}
-ERROR = {
-    "type": "object",
-    "description": "What every refusal says. `details` names the bad fields of a body or query, all at once.",
-    "required": ["error", "message", "request_id"],
-    "properties": {
-        "error": {"type": "string", "description": "A code that stays."},
-        "message": {"type": "string", "description": "A sentence for people."},
-        "request_id": {"type": "string"},
-        "details": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["field", "issue"],
-                "properties": {"field": {"type": "string"}, "issue": {"type": "string"}},
-            },
-        },
-    },
-}
-
-
-def _error(kinds: Sequence[type[ApiError]]) -> dict[str, Any]:
-    """The body of refusals of one status."""
-    properties: dict[str, Any] = {"error": {"enum": [kind.code for kind in kinds]}}
-    required = [name for kind in kinds for name in kind.bears]
-    for kind in kinds:
-        properties |= {name: TypeAdapter(type_).json_schema() for name, type_ in kind.bears.items()}
-    narrowed = {"properties": properties, **({"required": required} if required else {})}
-    return {"schema": {"allOf": [{"$ref": REFERENCE.format("schemas", "Error")}, narrowed]}}
 
 
 def _line(words: str) -> str:
@@ -317,34 +252,3 @@ def _span(seconds: int) -> str:
             number = seconds // length
             return f"{number} {unit}s" if number > 1 else f"1 {unit}"
     raise AssertionError  # one second divides all
-
-
-def _part(kind: Any, group: str) -> dict[str, Any]:
-    """The schema of a part of the path."""
-    if kind is str:
-        return {"type": "string", "pattern": f"^{group}$"}
-    return TypeAdapter(kind).json_schema()
-
-
-def _header(header: Header) -> dict[str, Any]:
-    written = {"schema": TypeAdapter(header.kind).json_schema(), "description": header.words}
-    return {**written, "required": True} if header.required else written
-
-
-def _parameter(header: Header) -> dict[str, Any]:
-    return {"name": header.name, "in": "header", **_header(header)}
-
-
-def _query(shape: type[Shape] | None) -> list[dict[str, Any]]:
-    if shape is None:
-        return []
-    schema = shape.model_json_schema(schema_generator=_Schemas)
-    written = []
-    for name, field in schema["properties"].items():
-        # A parameter is there or not; there is no null.
-        kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
-        told = kinds[0] if kinds else dict(field)
-        words = told.pop("description", field.get("description"))
-        parameter = {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": told}
-        written.append({**parameter, "description": words} if words else parameter)
-    return written

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Some tests need programs that pip doesn't bring: coturn, which relays calls, Chromium, which makes some, nginx with
+# Some tests need programs that pip doesn't bring: coturn, which relays calls, Chromium, which makes some and shows /docs, nginx with
 # envsubst, which is the proxy, systemd, which judges its units, and Prometheus, which reads the metrics. Install from the
 # system's packages what is missing, when we may; nothing is asked. Say what could not be installed.
 
@@ -33,7 +33,7 @@ if missing coturn; then
     echo "WARNING: coturn (turnserver) is not installed; the tests that relay calls WILL BE SKIPPED." >&2
 fi
 if missing chromium; then
-    echo "WARNING: Chromium is not installed; the tests of calls in a browser WILL BE SKIPPED." >&2
+    echo "WARNING: Chromium is not installed; the tests in a browser WILL BE SKIPPED." >&2
 fi
 if missing nginx || missing gettext-base; then
     echo "WARNING: nginx or envsubst is not installed; the tests behind the proxy WILL BE SKIPPED." >&2
