@@ -18,21 +18,17 @@ from typing import Any
 import asyncpg
 
 from config import embedded, logs
-from config.settings import Core, Section, SettingsError, environment, load
-from config.storage import StorageSettings
+from config.settings import Core
 from models.backups import DATABASE, FILE_SUMS, BackupError, Manifest, Tell, keys, part, restoring, stored, sync_below
 from models.backups import verify as verify_parts
 from models.backups.dump import StoredFile, snapshot
 from models.backups.programs import into
 from models.backups.shelf import Shelf, size
-from models.storage import Storage, StorageAway, StorageFull, opened
+from models.storage import Storage
+from scripts import command
 from scripts.progress import progress
 
-FAILED, INCOMPLETE, WRONG_SETTINGS = 1, 3, 78  # sysexits.h: EX_CONFIG; argparse itself ends with 2
-FAILURES = (
-    *(BackupError, embedded.EmbeddedError, StorageAway, StorageFull, OSError),
-    *(asyncpg.PostgresError, asyncpg.InterfaceError),
-)
+INCOMPLETE = 3
 
 EPILOG = """\
 Makes DIR/mimu-YYYYMMDDTHHMMSSZ, a folder, and beside it an archive of the server's secrets, which is better kept
@@ -149,14 +145,6 @@ def _say(told: dict[str, Any]) -> None:
         print(f"removed {path}")
 
 
-def why(error: BaseException) -> str:
-    """What failed, for the operator. An error of the storage is for clients, and what it came of says more."""
-    if isinstance(error, StorageAway | StorageFull):
-        cause = getattr(error.__cause__, "strerror", None) or str(error) or "there is no room"
-        return f"a file can't be copied ({cause})"
-    return str(error) or type(error).__name__
-
-
 def _number(text: str) -> int:
     if not (text.isdecimal() and int(text) >= 1):
         raise argparse.ArgumentTypeError("expected a number of at least 1")
@@ -164,10 +152,7 @@ def _number(text: str) -> int:
 
 
 def main() -> int:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="scripts.backup", description=__doc__, epilog=EPILOG, formatter_class=raw, allow_abbrev=False
-    )
+    parser = command.parser("backup", __doc__, EPILOG)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder that it is made into")
     parser.add_argument("--keep", type=_number, metavar="N", help="remove all but the newest N from there at the end")
     parser.add_argument(
@@ -180,34 +165,27 @@ def main() -> int:
         action="store_true",
         help="read everything back, restore the database into one made for it on the same server, compare, and drop it",
     )
-    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
-    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    command.common(parser)
     given = parser.parse_args()
     if given.keys and given.without_keys:
         parser.error("--keys and --without-keys contradict each other")
     output = given.output.absolute()
     where = None if given.without_keys else (given.keys or output).absolute()
     asked = Asked(Shelf(output), given.keep, given.files == "copy", where, given.verify)
-    try:
-        values = environment(given.env_file)
-        wanted: dict[str, type[Section]] = {"": Core, "files": StorageSettings}
-        core, settings = load(wanted, values).values()
-    except SettingsError as error:
-        print("\n".join(error.faults), file=sys.stderr)
-        return WRONG_SETTINGS
-    assert isinstance(core, Core) and isinstance(settings, StorageSettings)
+    return command.outcome(
+        lambda: _done(asked, given),
+        failed="backup failed",
+        interrupted="stopped; nothing is left of it",
+        failures=(BackupError,),
+    )
+
+
+async def _done(asked: Asked, given: argparse.Namespace) -> int:
     os.umask(0o077)
+    core, values, storage = command.beside_files(given.env_file)
     logs.configure("warning")
-    try:
-        storage = opened.storage(settings, core.mimu_data_dir)
-        with progress() as tell:
-            told = asyncio.run(run(asked, core, values, storage, tell))
-    except FAILURES as error:
-        print(f"backup failed: {why(error)}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("stopped; nothing is left of it", file=sys.stderr)
-        return FAILED
+    with progress() as tell:
+        told = await run(asked, core, values, storage, tell)
     if given.json:
         print(json.dumps(told))
     else:

@@ -14,12 +14,16 @@ import asyncpg
 from redis.exceptions import RedisError
 
 from config import embedded
-from config.settings import Core, SettingsError
+from config.settings import Core, Section, SettingsError, environment, load
+from config.storage import StorageSettings
 from models.database import Unavailable
-from models.storage import StorageAway
+from models.storage import Storage, StorageAway, StorageFull, opened
 
 FAILED, WRONG_SETTINGS = 1, 78  # sysexits.h: EX_CONFIG; argparse itself ends with 2
-FAILURES = (Unavailable, StorageAway, asyncpg.PostgresError, asyncpg.InterfaceError, RedisError, OSError)
+FAILURES: tuple[type[Exception], ...] = (
+    *(Unavailable, StorageAway, StorageFull, embedded.EmbeddedError, OSError),
+    *(asyncpg.PostgresError, asyncpg.InterfaceError, RedisError),
+)
 
 
 def parser(name: str, purpose: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -68,18 +72,41 @@ def redis(core: Core) -> str:
     return url
 
 
-def outcome(work: Callable[[], Coroutine[Any, Any, int]], *, failed: str, interrupted: str = "interrupted") -> int:
+def beside_files(env_file: Path | None) -> tuple[Core, dict[str, str], Storage]:
+    """The house's settings, all values that were given, and the storage of files. Raises SettingsError."""
+    values = environment(env_file)
+    wanted: dict[str, type[Section]] = {"": Core, "files": StorageSettings}
+    core, stored = load(wanted, values).values()
+    assert isinstance(core, Core) and isinstance(stored, StorageSettings)
+    return core, values, opened.storage(stored, core.mimu_data_dir)
+
+
+def outcome(
+    work: Callable[[], Coroutine[Any, Any, int]],
+    *,
+    failed: str,
+    interrupted: str = "interrupted",
+    failures: tuple[type[Exception], ...] = (),
+) -> int:
     """The exit code of ``work``. What went wrong is said in a line on standard error, each fault of the settings in its
-    own."""
+    own; ``failures`` are those of its own that it foresees."""
     try:
         return asyncio.run(work())
     except SettingsError as error:
         print("\n".join(error.faults), file=sys.stderr)
         return WRONG_SETTINGS
-    except FAILURES as error:
-        return fail(f"{failed}: {str(error) or type(error).__name__}")
+    except (*FAILURES, *failures) as error:
+        return fail(f"{failed}: {why(error)}")
     except KeyboardInterrupt:
         return fail(interrupted)
+
+
+def why(error: BaseException) -> str:
+    """What failed, for the operator. An error of the storage is for clients, and what it came of says more."""
+    if isinstance(error, StorageAway | StorageFull):
+        cause = getattr(error.__cause__, "strerror", None) or str(error) or "there is no room"
+        return f"a file can't be copied ({cause})"
+    return str(error) or type(error).__name__
 
 
 def fail(reason: str) -> int:

@@ -22,14 +22,13 @@ import asyncpg
 
 from config import embedded, logs
 from config.keyring import KeyringFile
-from config.settings import Core, Section, SettingsError, environment, load
-from config.storage import StorageSettings
+from config.settings import Core
 from models import migrations
 from models.backups import BackupError, Manifest, Tell, keys, stored, verify
 from models.backups.programs import find, into
 from models.backups.restoring import Target, target
-from models.storage import Storage, opened
-from scripts.backup import FAILED, FAILURES, WRONG_SETTINGS, why
+from models.storage import Storage
+from scripts import command
 from scripts.progress import progress
 
 EPILOG = """\
@@ -173,10 +172,7 @@ def _name(text: str) -> str:
 
 
 def _parse() -> argparse.Namespace:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="scripts.restore", description=__doc__, epilog=EPILOG, formatter_class=raw, allow_abbrev=False
-    )
+    parser = command.parser("restore", __doc__, EPILOG)
     parser.add_argument("backup", type=Path, nargs="?", metavar="BACKUP", help="the folder that scripts.backup made")
     parser.add_argument("--check", action="store_true", help="verify the backup, and change nothing")
     parser.add_argument("--settle", action="store_true", help="make a database safe that was put back by other means")
@@ -193,8 +189,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--jobs", type=int, default=1, help="restore so many tables at a time (default: 1)")
     parser.add_argument("--yes", action="store_true", help="don't ask")
-    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
-    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    command.common(parser)
     asked = parser.parse_args()
     if (asked.backup is None) != asked.settle:
         parser.error("name a backup, or --settle")
@@ -205,27 +200,20 @@ def _parse() -> argparse.Namespace:
 
 def main() -> int:
     asked = _parse()
-    try:
-        values = environment(asked.env_file)
-        wanted: dict[str, type[Section]] = {"": Core, "files": StorageSettings}
-        core, settings = load(wanted, values).values()
-    except SettingsError as error:
-        print("\n".join(error.faults), file=sys.stderr)
-        return WRONG_SETTINGS
-    assert isinstance(core, Core) and isinstance(settings, StorageSettings)
+    return command.outcome(
+        lambda: _done(asked),
+        failed="restore failed",
+        interrupted="interrupted; if it had begun, no server starts until it is run again",
+        failures=(BackupError, migrations.MigrationError),
+    )
+
+
+async def _done(asked: argparse.Namespace) -> int:
     os.umask(0o077)
+    core, values, storage = command.beside_files(asked.env_file)
     logs.configure("warning")
-    try:
-        storage = opened.storage(settings, core.mimu_data_dir)
-        with progress() as tell:
-            work = settle(asked, core, tell) if asked.settle else restore(asked, core, values, storage, tell)
-            told = asyncio.run(work)
-    except (migrations.MigrationError, *FAILURES) as error:
-        print(f"restore failed: {why(error)}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("interrupted; if it had begun, no server starts until it is run again", file=sys.stderr)
-        return FAILED
+    with progress() as tell:
+        told = await (settle(asked, core, tell) if asked.settle else restore(asked, core, values, storage, tell))
     if asked.json:
         print(json.dumps(told))
     else:
