@@ -73,7 +73,8 @@ async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Stor
             if asked.files:
                 before = asked.shelf.backups()[-1:]
                 async with storage.running():
-                    copied = await stored.take(storage, wanted, work, before[0] if before else None, tell)
+                    last = before[0] if before else None
+                    copied = await stored.take(storage, wanted, work, last, tell, sure=asked.verify)
                 lost = copied.damaged + await _known(dsn, copied.without)
             parts = [part(work, path) for path in sorted((work / DATABASE).iterdir())]
             if copied:
@@ -89,10 +90,10 @@ async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Stor
         archive = None
         if asked.keys:
             asked.keys.mkdir(mode=0o700, parents=True, exist_ok=True)
-            archive = asked.keys / f"{final.name}-keys.tar"
+            archive = asked.shelf.keys(final, asked.keys)
             keys.write(archive, secrets)
         asked.shelf.finish(work, final)
-        removed = asked.shelf.thin(asked.keep) if asked.keep else []
+        removed = asked.shelf.thin(asked.keep, asked.keys) if asked.keep else []
     return {
         "backup": str(final),
         "keys": archive and str(archive),

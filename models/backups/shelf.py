@@ -43,9 +43,9 @@ class Shelf:
         found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
         return sorted(found)
 
-    def keys(self, backup: Path) -> Path:
-        """Where the keys of a backup are, unless they were put elsewhere."""
-        return self.folder / f"{backup.name}-keys.tar"
+    def keys(self, backup: Path, elsewhere: Path | None = None) -> Path:
+        """Where the keys of a backup are: beside it, unless they were put elsewhere."""
+        return (elsewhere or self.folder) / f"{backup.name}-keys.tar"
 
     @contextlib.contextmanager
     def place(self) -> Iterator[tuple[Path, Path]]:
@@ -68,15 +68,16 @@ class Shelf:
         work.rename(final)
         sync(self.folder)
 
-    def thin(self, keep: int) -> list[Path]:
-        """Remove all backups but the newest ones, with their keys; which they were."""
+    def thin(self, keep: int, elsewhere: Path | None = None) -> list[Path]:
+        """Remove all backups but the newest ones, with their keys, also those that are elsewhere; which they were."""
         old = self.backups()[:-keep]
         for path in old:
             aside = self.folder / f".{path.name}.removed"
             path.rename(aside)  # never half a backup under its name
             sync(self.folder)
             shutil.rmtree(aside)
-            self.keys(path).unlink(missing_ok=True)
+            for archive in {self.keys(path), self.keys(path, elsewhere)}:
+                archive.unlink(missing_ok=True)
         return old
 
 

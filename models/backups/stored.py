@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from models.backups import FILE_SUMS, FILES, Files, Tell, file_path, listed
+from models.backups import FILE_SUMS, FILES, Files, Tell, digest, file_path, listed
 from models.backups.dump import StoredFile
 from models.storage import Storage
 
@@ -57,8 +57,11 @@ async def _each(
         raise one from one.__cause__
 
 
-async def take(storage: Storage, wanted: Sequence[StoredFile], folder: Path, before: Path | None, tell: Tell) -> Copied:
-    """Copy files into a backup, or link to those of the backup ``before``. Raises StorageAway, OSError."""
+async def take(
+    storage: Storage, wanted: Sequence[StoredFile], folder: Path, before: Path | None, tell: Tell, *, sure: bool = False
+) -> Copied:
+    """Copy files into a backup, or link to those of the backup ``before``; if it must be ``sure``, to those only that
+    are read and found to be what they were. Raises StorageAway, OSError."""
     copied = Copied()
     sums: dict[str, str] = {}
     (folder / FILES).mkdir(mode=0o700)
@@ -66,7 +69,8 @@ async def take(storage: Storage, wanted: Sequence[StoredFile], folder: Path, bef
     async def one(key: str, size: int, sha256: bytes) -> None:
         path = file_path(folder, key)
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        if before is not None and _linked(file_path(before, key), path, size):
+        proof = sha256 if sure else None
+        if before is not None and await asyncio.to_thread(_linked, file_path(before, key), path, size, proof):
             copied.linked += 1
         else:
             try:
@@ -92,10 +96,11 @@ async def take(storage: Storage, wanted: Sequence[StoredFile], folder: Path, bef
     return copied
 
 
-def _linked(old: Path, new: Path, size: int) -> bool:
-    """Give a file of an older backup a second name; False where there is none, or the disk knows no such thing."""
+def _linked(old: Path, new: Path, size: int, proof: bytes | None) -> bool:
+    """Give a file of an older backup a second name; False where there is none that is as it was, or the disk knows no
+    such thing."""
     try:
-        if old.stat().st_size != size:
+        if old.stat().st_size != size or (proof is not None and digest(old) != proof.hex()):
             return False
         new.hardlink_to(old)
     except OSError:

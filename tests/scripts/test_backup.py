@@ -514,6 +514,24 @@ async def test_old_backups_go_and_files_are_stored_once(services: Services, tmp_
             assert (await alice.get("/files")).json[0]["file_id"] == second
 
 
+@pytest.mark.gen_test(timeout=60)
+async def test_what_rots_in_one_backup_is_copied_anew_by_the_next(services: Services, tmp_path: Path) -> None:
+    output, safe, home = tmp_path / "backups", tmp_path / "safe", tmp_path / "home"
+    async with place(services) as shared, serving(shared, **of(home)) as server:
+        alice = await Account(one_time=0).register(server.url)
+        for _ in range(2):
+            await uploaded(alice, secrets.token_bytes(1000))
+        one = await backup(shared, output, "--keys", str(safe), **of(home))
+        [rotten, _] = (path for path in Path(one["backup"], "files").rglob("*") if path.is_file())
+        raw = bytearray(rotten.read_bytes())
+        raw[500] ^= 1
+        rotten.write_bytes(raw)
+        two = await backup(shared, output, "--verify", "--keep", "1", "--keys", str(safe), **of(home))
+        assert (two["files"]["count"], two["files"]["linked"], two["verified"]) == (2, 1, True)
+        # The secrets of a backup that goes are good for nothing any more.
+        assert [path.name for path in safe.iterdir()] == [Path(two["keys"]).name]
+
+
 @pytest.mark.gen_test(timeout=120)
 async def test_secrets_are_apart(services: Services, made: Made, tmp_path: Path) -> None:
     home = tmp_path / "home"
