@@ -21,13 +21,14 @@ from config import embedded, logs
 from config.settings import Core
 from models.backups import DATABASE, FILE_SUMS, BackupError, Manifest, Tell, keys, part, restoring, stored, sync_below
 from models.backups import verify as verify_parts
-from models.backups.dump import StoredFile, snapshot
+from models.backups.dump import snapshot
 from models.backups.programs import into
 from models.backups.shelf import Shelf, size
 from models.storage import Storage
 from scripts import command
 from scripts.progress import progress
 
+LISTING = ".files"  # what the database knows, while it is copied
 INCOMPLETE = 3
 
 EPILOG = """\
@@ -68,13 +69,15 @@ async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Stor
     secrets = keys.gathered(core, values) if asked.keys else {}
     with asked.shelf.held(), asked.shelf.place() as (work, final):
         async with database(core) as dsn:
-            said, wanted = await _dump(dsn, work, tell)
+            listing = work / LISTING if asked.files else None
+            said, count = await _dump(dsn, work, listing, tell)
             copied = lost = None
-            if asked.files:
+            if listing:
                 before = asked.shelf.backups()[-1:]
                 async with storage.running():
                     last = before[0] if before else None
-                    copied = await stored.take(storage, wanted, work, last, tell, sure=asked.verify)
+                    copied = await stored.take(storage, listing, count, work, last, tell, sure=asked.verify)
+                listing.unlink()
                 lost = copied.damaged + await _known(dsn, copied.without)
             parts = [part(work, path) for path in sorted((work / DATABASE).iterdir())]
             if copied:
@@ -108,17 +111,17 @@ async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Stor
     }
 
 
-async def _dump(dsn: str, work: Path, tell: Tell) -> tuple[dict[str, Any], list[StoredFile]]:
-    """The database at one moment: what the manifest says of it, and the files that it knows."""
+async def _dump(dsn: str, work: Path, listing: Path | None, tell: Tell) -> tuple[dict[str, Any], int]:
+    """The database at one moment: what the manifest says of it, and how many files it knows; they are listed."""
     async with snapshot(dsn) as moment:
         schema, epoch = await moment.identity()
         made_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         tell("counting")
         rows = await moment.rows()
-        wanted = await moment.files()
+        count = await moment.files(listing) if listing else 0
         await moment.dump(dsn, work / DATABASE, tell)
         said = {"made_at": made_at, "schema": schema, "epoch": epoch, "postgresql": moment.postgresql, "rows": rows}
-    return said, wanted
+    return said, count
 
 
 async def _known(dsn: str, absent: list[str]) -> list[str]:

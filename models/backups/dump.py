@@ -14,7 +14,7 @@ import contextlib
 import gzip
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +44,14 @@ class StoredFile(NamedTuple):
     key: str
     size: int
     sha256: bytes
+
+
+def written_down(listing: Path) -> Iterator[StoredFile]:
+    """The files in a listing, by their keys."""
+    with listing.open() as lines:
+        for line in lines:
+            key, size, sha256 = line.split()
+            yield StoredFile(key, int(size), bytes.fromhex(sha256))
 
 
 class Snapshot:
@@ -78,11 +86,17 @@ class Snapshot:
             found[name] = 0 if name == LEFT_OUT else await self._connection.fetchval(f"SELECT count(*) FROM ({what}) t")
         return found
 
-    async def files(self) -> list[StoredFile]:
-        rows = await self._connection.fetch(
-            "SELECT storage_key, size, sha256 FROM files WHERE state = 'complete' ORDER BY storage_key"
-        )
-        return [StoredFile(*row) for row in rows]
+    async def files(self, listing: Path) -> int:
+        """Write down which files it has, for ``written_down``; how many. They may be more than memory has room for."""
+        count = 0
+        with listing.open("x") as lines:
+            async for key, size, sha256 in self._connection.cursor(
+                "SELECT storage_key, size, sha256 FROM files WHERE state = 'complete' ORDER BY storage_key",
+                prefetch=1000,
+            ):
+                lines.write(f"{key} {size} {sha256.hex()}\n")
+                count += 1
+        return count
 
     async def dump(self, dsn: str, folder: Path, tell: Tell) -> None:
         """Write it into ``folder``, which is made. Raises BackupError."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.backups import FILE_SUMS, FILES, Files, Tell, digest, file_path, listed
-from models.backups.dump import StoredFile
+from models.backups.dump import StoredFile, written_down
 from models.storage import Storage
 
 AT_ONCE = 8  # files: their disks or servers are waited for, not their speed
@@ -58,12 +58,11 @@ async def _each(
 
 
 async def take(
-    storage: Storage, wanted: Sequence[StoredFile], folder: Path, before: Path | None, tell: Tell, *, sure: bool = False
+    storage: Storage, listing: Path, count: int, folder: Path, before: Path | None, tell: Tell, *, sure: bool = False
 ) -> Copied:
-    """Copy files into a backup, or link to those of the backup ``before``; if it must be ``sure``, to those only that
-    are read and found to be what they were. Raises StorageAway, OSError."""
+    """Copy the files of a listing, so many, into a backup, or link to those of the backup ``before``; if it must be
+    ``sure``, to those only that are read and found to be what they were. Raises StorageAway, OSError."""
     copied = Copied()
-    sums: dict[str, str] = {}
     (folder / FILES).mkdir(mode=0o700)
 
     async def one(key: str, size: int, sha256: bytes) -> None:
@@ -83,14 +82,15 @@ async def take(
                 path.unlink()
                 copied.damaged.append(key)
                 return
-        sums[key] = sha256.hex()
         copied.count += 1
         copied.bytes += size
 
-    await _each(iter(wanted), one, tell, len(wanted))
+    await _each(written_down(listing), one, tell, count)
+    absent = {*copied.without, *copied.damaged}
     with (folder / FILE_SUMS).open("x") as file:
-        for key, sha256 in sorted(sums.items()):
-            file.write(f"{sha256}  {file_path(folder, key).relative_to(folder).as_posix()}\n")
+        for key, _, sha256 in written_down(listing):
+            if key not in absent:
+                file.write(f"{sha256.hex()}  {file_path(folder, key).relative_to(folder).as_posix()}\n")
         file.flush()
         os.fsync(file.fileno())
     return copied
