@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 # uv, because its locks hold for every Python from 3.11 on; pip's tools lock for the one they run on.
-LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-emit-index-url
 
 .PHONY: help run doctor test check bench bench-peers lock clean
@@ -37,9 +37,12 @@ bench-peers: $(VENV)/.dev ## Measure ejabberd and prosody (from apt) under the s
 
 lock: $(VENV)/.dev ## Renew the lock files from setup.cfg
 	$(PIP) install 'uv>=0.9'
-	$(LOCK) -o requirements/server.txt setup.cfg
+	$(LOCK) --upgrade --extra embedded --extra test --extra check -o requirements/dev.txt setup.cfg
+# The others begin as copies, of which uv keeps the versions and drops what they don't need: what is tested is installed.
+	cp requirements/dev.txt requirements/embedded.txt
 	$(LOCK) --extra embedded -o requirements/embedded.txt setup.cfg
-	$(LOCK) --extra embedded --extra test --extra check -o requirements/dev.txt setup.cfg
+	cp requirements/dev.txt requirements/server.txt
+	$(LOCK) -o requirements/server.txt setup.cfg
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Mimu needs Python 3.11 or newer; try make PYTHON=python3.11 $(MAKECMDGOALS)")'
