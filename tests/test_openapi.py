@@ -71,6 +71,22 @@ async def test_the_api_page_calls_addresses_as_the_document_does(services: Servi
 
 
 @pytest.mark.gen_test
+async def test_statuses_that_the_api_page_tells_of_a_route_are_declared(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as running:
+        document = json.loads(document_of(running))
+    _, *parts = re.split(r"^### `([A-Z]+ /\S*)`$", (ROOT / "docs/api.md").read_text(), flags=re.MULTILINE)
+    found = 0
+    for name, words in zip(parts[::2], parts[1::2], strict=True):
+        method, path = name.split(" ")
+        section = re.split(r"^#+ ", words, flags=re.MULTILINE)[0]
+        # At the beginning of a part of a sentence; other numbers stand elsewhere.
+        told = set(re.findall(r"(?:(?<=^)|(?<=[.;(,\n] )|(?<=\n)|(?<=or ))([2-5]\d\d)(?=[ ,;.:\n])", section))
+        assert told <= document["paths"][path][method.lower()]["responses"].keys(), name
+        found += len(told)
+    assert found > 200
+
+
+@pytest.mark.gen_test
 async def test_every_endpoint_declares_what_it_takes_and_answers(services: Services) -> None:
     async with place(services) as shared, serving(shared) as running:
         for rule in running.site.wildcard_router.rules:
