@@ -110,7 +110,7 @@ async def test_nothing_in_the_document_is_found_to_be_wrong(
         await tus.created(alice, 7)
         settings = tmp_path / "schemathesis.toml"
         settings.write_text(configuration(alice, leaving, known))
-        asked = ["--phases", "examples,coverage,fuzzing", "--max-examples", "3", "--seed", "1"]
+        asked = ["--phases", "examples,coverage,fuzzing", "--max-examples", "2", "--seed", "1"]
         if THOROUGH:
             asked = ["--phases", "examples,coverage,fuzzing,stateful", "--max-time", str(SECONDS)]
         process = await asyncio.create_subprocess_exec(
