@@ -13,11 +13,18 @@ import sys
 from pathlib import Path
 
 import asyncpg
+from pydantic import Field
 
-from config.settings import SettingsError, environment
+from config.settings import DatabaseUrl, Section, SettingsError, environment, load
 from models import migrations
 
 WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
+
+
+class Address(Section):
+    """All that it must know: it runs before there are the secrets that a server wants."""
+
+    database_url: DatabaseUrl | None = Field(None, description="The database to bring up to date.")
 
 
 async def run(dsn: str, *, check: bool, as_json: bool) -> int:
@@ -42,15 +49,18 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="answer in JSON")
     arguments = parser.parse_args()
     try:
-        dsn = environment(arguments.env_file).get("DATABASE_URL")
-        if not dsn:
-            raise SettingsError(["DATABASE_URL: missing; the embedded database is migrated by the server itself"])
+        [address] = load({"": Address}, environment(arguments.env_file)).values()
     except SettingsError as error:
-        print(error, file=sys.stderr)
+        print("\n".join(error.faults), file=sys.stderr)
+        return WRONG_SETTINGS
+    assert isinstance(address, Address)
+    if address.database_url is None:
+        print("DATABASE_URL: missing; the embedded database is migrated by the server itself", file=sys.stderr)
         return WRONG_SETTINGS
     try:
+        dsn = address.database_url.get_secret_value()
         return asyncio.run(run(dsn, check=arguments.check, as_json=arguments.json))
-    except (migrations.MigrationError, asyncpg.PostgresError, OSError) as error:
+    except (migrations.MigrationError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         print(f"migration failed: {error}", file=sys.stderr)
         return 1
 
