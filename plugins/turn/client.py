@@ -23,6 +23,7 @@ PATIENCE = sum(TRIES)
 UDP, TCP = 17, 6  # IANA's protocol numbers, for what is relayed
 PORT = 9  # of a peer: discard. A permission is for an address whatever the port, and nothing is sent there.
 STALE = 438
+HEARD = 16  # packets from peers that wait to be read; more than are sent here at a time
 
 
 class Refused(Exception):
@@ -52,14 +53,14 @@ class Line(Protocol):
 class _Datagrams(asyncio.DatagramProtocol):
     def __init__(self) -> None:
         self.waiting: dict[bytes, asyncio.Future[Message]] = {}
-        self.relayed: asyncio.Queue[bytes] = asyncio.Queue()
+        self.relayed: asyncio.Queue[bytes] = asyncio.Queue(HEARD)
         self.transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.DatagramTransport, transport)  # asyncio's own does not say that it is one
 
     def datagram_received(self, data: bytes, _: object) -> None:
-        with contextlib.suppress(stun.Malformed):
+        with contextlib.suppress(stun.Malformed, asyncio.QueueFull):
             message = stun.read(data)
             waiting = self.waiting.get(message.transaction)
             if message.kind == stun.DATA_INDICATION:

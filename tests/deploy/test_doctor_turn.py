@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import secrets
@@ -211,3 +212,21 @@ def test_half_a_message_is_none(cut: int) -> None:
     whole = stun.request(stun.ALLOCATE, stun.new_transaction(), [(stun.USERNAME, b"x" * 30)])
     with pytest.raises(stun.Malformed):
         stun.read(whole[:cut])
+
+
+@pytest.mark.gen_test
+async def test_a_server_that_floods_fills_no_memory() -> None:
+    """Nobody reads what comes through a relay, but for one token."""
+    loop = asyncio.get_running_loop()
+    hostile, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0))
+    port = hostile.get_extra_info("sockname")[1]
+    async with connected("udp", "127.0.0.1", port) as line:
+        there = line.transport.get_extra_info("sockname")  # type: ignore[attr-defined]
+        relayed = stun.request(stun.DATA_INDICATION, stun.new_transaction(), [(stun.DATA, bytes(1000))])
+        for _ in range(20):
+            for _ in range(50):
+                hostile.sendto(relayed, there)
+            await asyncio.sleep(0.01)
+        assert await line.heard() == bytes(1000)
+        assert line.relayed.qsize() < 100  # type: ignore[attr-defined]
+    hostile.close()
