@@ -161,7 +161,7 @@ class _Writer:
                 kind: self._schemas[shape, "validation"] for kind, shape in sorted(self._events.items())
             }
         written["responses"] = self._answers(handler, method, said)
-        self._show(written, _examples(handler.__module__.rpartition(".")[0]).get(f"{method.upper()} {path}", {}))
+        self._show(written, _examples(sys.modules[handler.__module__].__package__).get(f"{method.upper()} {path}", {}))
         return written
 
     def _show(self, written: dict[str, Any], examples: Mapping[str, Any]) -> None:
@@ -235,7 +235,7 @@ class _Writer:
 
 
 @cache
-def _examples(package: str) -> Mapping[str, Any]:
+def _examples(package: str | None) -> Mapping[str, Any]:
     """What a feature's examples.json shows, by method and address."""
     found = resources.files(package) / "examples.json" if package else None
     return orjson.loads(found.read_bytes()) if found is not None and found.is_file() else {}
