@@ -137,11 +137,12 @@ def contract(document: bytes) -> Contract:
 @contextlib.contextmanager
 def knowing(url: str, document: bytes) -> Iterator[None]:
     """While the block runs, what comes from there is judged by that document."""
-    _servers[url] = contract(document)
+    own = _servers[url] = contract(document)
     try:
         yield
     finally:
-        del _servers[url]
+        if _servers.get(url) is own:  # a server that took its place may have the same address
+            del _servers[url]
 
 
 async def fetched(url: str) -> bytes:

@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 
 from tests.client import ask
+from tests.deploy.relay import free_port
 from tests.plugins.chatting import chat, message, town
 from tests.running import ROOT, Program, Services, json_lines, place, program, serving
 
@@ -101,13 +102,16 @@ async def test_whatever_goes_wrong_is_json_and_quotes_nothing(services: Services
 @pytest.mark.gen_test(timeout=60)
 async def test_a_server_in_production_says_nothing_but_json(services: Services, tmp_path: Path) -> None:
     """Docker brings both of a container's streams to one log."""
+    port = free_port()
     script = tmp_path / "production.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport server\n"
-        "print('http://127.0.0.1:1', flush=True)\n"  # for program(), which waits for a line
+        # For program(), which waits for a line, and then asks.
+        f"def tell(state):\n    if state == 'READY=1':\n        print('http://127.0.0.1:{port}', flush=True)\n"
+        "server.supervisor.tell = tell\n"
         "sys.exit(server.main())\n"
     )
-    secrets = {"MIMU_ENV": "production", "RATE_LIMITS": "on"}
+    secrets = {"MIMU_ENV": "production", "RATE_LIMITS": "on", "PORT": str(port)}
     async with (
         place(services) as shared,
         program(shared, tmp_path, started=(str(script),), **secrets) as running,
