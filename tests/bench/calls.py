@@ -43,12 +43,16 @@ async def sockets_of(target: Target, accounts: list[User]) -> AsyncIterator[list
 
 
 async def _expect(socket: Socket, part: bytes, send: bytes | None = None) -> None:
-    """Wait for a frame that contains ``part``, after sending what is to bring it."""
-    came = asyncio.get_running_loop().create_future()
+    """Wait for a frame that contains ``part``, after sending what is to bring it; it is sent again, as clients do, while
+    the server can't take it just now."""
+    loop = asyncio.get_running_loop()
+    came = loop.create_future()
 
     def take(frame: bytes) -> None:
         if part in frame and not came.done():
             came.set_result(None)
+        elif send is not None and b'"code":"unavailable"' in frame:
+            loop.call_later(1, socket.send, send)
 
     socket.take = take
     if send is not None:
