@@ -43,8 +43,8 @@ async def sockets_of(target: Target, accounts: list[User]) -> AsyncIterator[list
 
 
 async def _expect(socket: Socket, part: bytes, send: bytes | None = None) -> None:
-    """Wait for a frame that contains ``part``, after sending what is to bring it; it is sent again, as clients do, while
-    the server can't take it just now."""
+    """Wait for a frame that contains ``part``, after sending what is to bring it: again, as clients do, while the
+    server can't take it."""
     loop = asyncio.get_running_loop()
     came = loop.create_future()
 
