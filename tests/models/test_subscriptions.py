@@ -8,7 +8,7 @@ import pytest
 
 from models import subscriptions, vouchers
 from models.database import Database
-from tests.running import Services, place
+from tests.running import Services, connected, place
 
 
 class Explaining:
@@ -26,25 +26,26 @@ class Explaining:
 
 @pytest.mark.gen_test
 async def test_each_finds_its_rows_by_an_index(services: Services) -> None:
-    async with place(services) as shared, Database(shared.dsn, 2).open() as db:
-        await db.execute(
+    # Filled by a connection of the test's own, which may take its time.
+    async with place(services) as shared, connected(shared) as filling, Database(shared.dsn, 2).open() as db:
+        await filling.execute(
             """INSERT INTO users
                    (public_id, password_hash, identity_key, signing_public_key, registration_id, fingerprint)
                SELECT 'u_' || n, '', sha256(n::text::bytea), sha256('k'), 1, encode(sha256(n::text::bytea), 'hex')
                FROM generate_series(1, 20000) AS n"""
         )
-        await db.execute(
+        await filling.execute(
             """INSERT INTO subscriptions (prid_hash, user_fingerprint, tier, signature, payment_proof, expires_at)
                SELECT encode(sha256('p' || n::text::bytea), 'hex'), encode(sha256(n::text::bytea), 'hex'), 'premium',
                       sha512('x'), encode(sha256('q' || n::text::bytea), 'hex'), now() + interval '30 days'
                FROM generate_series(1, 20000) AS n"""
         )
-        await db.execute("INSERT INTO spent_proofs SELECT payment_proof FROM subscriptions")
-        await db.execute(
+        await filling.execute("INSERT INTO spent_proofs SELECT payment_proof FROM subscriptions")
+        await filling.execute(
             """INSERT INTO vouchers (proof_hash, tier, days, batch)
                SELECT payment_proof, 'premium', 30, 'b' || (random() * 1000)::int FROM subscriptions"""
         )
-        await db.execute("ANALYZE")
+        await filling.execute("ANALYZE")
         hashed, explaining = "0" * 64, Explaining(db)
         asked: Any = explaining
         purchase = subscriptions.Purchase(hashed, hashed, "premium", bytes(64), "voucher", hashed)
