@@ -20,10 +20,10 @@ run: $(VENV)/.run ## Start a server with its own PostgreSQL and Valkey; data in 
 doctor: $(VENV)/.run ## Look at the installation: ARGS="--url https://chat.example.org"
 	@$(BIN)/python -m scripts.doctor $(ARGS)
 
-# Four processes, also on two processors: the tests wait for each other's services half of the time.
+# Three processes, also on two processors: half of the time the tests wait.
 test: $(VENV)/.dev ## Run all the tests, with real services
 	@sh tests/install_programs.sh
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev ## Lint and type-check
 	$(BIN)/ruff check .
