@@ -190,7 +190,10 @@ class Journal:
                 stale.append(entry)
                 continue
             if posted.payload_hash is None:
-                self._tell(entry, posted, committed)
+                try:
+                    self._tell(entry, posted, committed)
+                except Exception as error:  # it is stored, and so are the others: they are told and acked
+                    entry.context.run(log.error, "message_not_told", exc_info=error)
             entry.stored(posted)
         for entry in stale:
             await self._look_again(entry)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 
+from handlers.delivery import Delivery
 from tests.client import Account, ask, b64
 from tests.plugins.chatting import SECONDS, chat, everyone_hears, history, message, pages, say, seen, town
 from tests.running import Services
@@ -283,3 +285,27 @@ async def test_who_may_post_what_nobody_and_strangers_are_told(services: Service
         await alice.put(f"/chats/{channel['id']}/participants/{bob.user_id}", {"role": "admin"})
         assert (await sockets[1].send("message_send", chat_id=channel["id"], **message()))["type"] == "ack"
         assert (await seen(bob, channel))["unread_count"] == 2
+
+
+@pytest.mark.gen_test
+async def test_what_is_stored_is_acked_also_when_telling_it_fails(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with town(services, people=2) as made:
+        alice, bob = made.people
+        mute, other = await chat(alice, bob), await chat(alice, bob)
+        phone = await made.socket(bob)
+        tell = Delivery.tell
+
+        def telling(self: Delivery, group: UUID, *args: Any, **more: Any) -> None:
+            if str(group) == mute["id"]:
+                raise RuntimeError("a mistake of ours")
+            tell(self, group, *args, **more)
+
+        monkeypatch.setattr(Delivery, "tell", telling)
+        answers = await asyncio.gather(
+            *(alice.post(f"/chats/{where['id']}/messages", message()) for where in (mute, other, mute, other))
+        )
+        assert [answer.status for answer in answers] == [201] * 4
+        await everyone_hears([phone], "message_new", chat_id=other["id"], seq=3)
+        assert [each["seq"] for each in await history(bob, mute)] == [3, 2]
