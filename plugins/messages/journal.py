@@ -193,7 +193,7 @@ class Journal:
                 try:
                     self._tell(entry, posted, committed)
                 except Exception as error:  # it is stored, and so are the others: they are told and acked
-                    entry.context.run(log.error, "message_not_told", exc_info=error)
+                    entry.context.run(_not_told, error)
             entry.stored(posted)
         for entry in stale:
             await self._look_again(entry)
@@ -245,6 +245,10 @@ class Journal:
             self._queue.append(entry)
             self._bytes += len(post.payload)
             self._wake.set()
+
+
+def _not_told(error: Exception) -> None:
+    log.error("message_not_told", exc_info=error)
 
 
 def _meaning(error: asyncpg.PostgresError) -> ApiError:
