@@ -1,4 +1,4 @@
-"""Answers: what several features tell in the same words: people and messages."""
+"""Answers: what several features tell in the same words: people, messages and chats."""
 
 from __future__ import annotations
 
@@ -46,3 +46,17 @@ class Message(TypedDict):
     created_at: datetime
     edited_at: datetime | None
     expires_at: datetime | None
+
+
+class Thread(TypedDict):
+    """A chat, the same for all who take part: what events bear."""
+
+    id: UUID
+    type: ChatType
+    title: str | None
+    avatar_url: str | None
+    created_by: UUID | None
+    settings: dict[str, Any]
+    created_at: datetime
+    updated_at: datetime
+    participant_count: int

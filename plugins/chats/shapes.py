@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import Field, StringConstraints
 from typing_extensions import TypedDict
 
-from handlers.answers import ChatType, Message, Person, Role
+from handlers.answers import ChatType, Message, Person, Role, Thread
 from handlers.pages import PageQuery
 from handlers.shapes import HttpsUrl, Id, PublicId, Shape, Title, bounded
 
@@ -70,20 +70,11 @@ class Typing(Shape):
 # What they get ------------------------------------------------------------------------------------------------------
 
 
-class Chat(TypedDict):
+class Chat(Thread):
     """A chat as its participant sees it. ``role`` and the watermarks are one's own, ``unread_count`` is of messages of
     others behind ``read_seq``; ``peer`` is the other one of a direct or secret chat, else null."""
 
-    id: UUID
-    type: ChatType
-    title: str | None
-    avatar_url: str | None
-    created_by: UUID | None
-    settings: dict[str, Any]
-    created_at: datetime
-    updated_at: datetime
     role: Role
-    participant_count: int
     last_seq: int
     read_seq: int
     delivered_seq: int

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from handlers.answers import ChatType, Message, Role
-
-
-class Thread(TypedDict):
-    """A chat as events bear it, the same for all who take part."""
-
-    id: UUID
-    type: ChatType
-    title: str | None
-    avatar_url: str | None
-    created_by: UUID | None
-    settings: dict[str, Any]
-    created_at: datetime
-    updated_at: datetime
-    participant_count: int
+from handlers.answers import Message, Role, Thread
 
 
 class _Event(TypedDict):
