@@ -366,7 +366,7 @@ async def _serve(configuration: Configuration, server: Server, stop: asyncio.Eve
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
+    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
     parser.add_argument("--check-config", action="store_true", help="say what is wrong with the settings, and end")
     arguments = parser.parse_args()
     try:

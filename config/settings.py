@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from dotenv import dotenv_values
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
+ENV_FILE = Path(__file__).resolve().parent.parent / ".env"  # beside server.py, wherever a command is started
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 S = TypeVar("S", bound="Section")
 
@@ -169,14 +171,14 @@ class SettingsError(Exception):
 
 
 def environment(env_file: Path | None = None, environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment over the env file (``.env`` beside us, if it is there, unless another is named), names in upper
-    case. Raises SettingsError when the file can't be read: without it, all would be as if nothing were set."""
+    """The environment over the env file (ENV_FILE, if it is there, unless another is named), names in upper case.
+    Raises SettingsError when the file can't be read: without it, all would be as if nothing were set."""
     try:
         if env_file is not None:
             env_file.stat()  # python-dotenv takes one that is missing for an empty one
-        named: dict[str, str | None] = dict(dotenv_values(env_file or ".env"))
+        named: dict[str, str | None] = dict(dotenv_values(env_file or ENV_FILE))
     except (OSError, ValueError) as error:
-        raise SettingsError([f"{env_file or '.env'} can't be read ({type(error).__name__})"]) from None
+        raise SettingsError([f"{env_file or ENV_FILE} can't be read ({type(error).__name__})"]) from None
     named.update(os.environ if environ is None else environ)
     values = {name.upper(): value for name, value in named.items() if value}
     values.setdefault("LOG_LEVEL", values.get("RUST_LOG", "info"))  # the seed's name for it

@@ -17,6 +17,9 @@ from typing import Any
 
 import asyncpg
 
+if not __package__:  # python scripts/backup.py, from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from config import embedded, logs
 from config.settings import Core
 from models.backups import DATABASE, FILE_SUMS, BackupError, Manifest, Tell, keys, part, restoring, stored, sync_below

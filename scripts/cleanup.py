@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
+
+if not __package__:  # python scripts/cleanup.py, from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config.retention import Retention
 from config.settings import Core, Section, environment, load

@@ -1,4 +1,8 @@
-"""A command on an installation: the words that all of them take, the services they find, and how they end."""
+"""A command on an installation: the words that all of them take, the services they find, and how they end.
+
+``python -m scripts.NAME`` in the project's folder and ``python PATH/scripts/NAME.py`` anywhere are the same. For the
+second, each script puts the project's folder on ``sys.path`` before it imports anything of ours.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +48,7 @@ def verb(verbs: Any, name: str, purpose: str) -> argparse.ArgumentParser:
 
 def common(parser: argparse.ArgumentParser) -> None:
     """The options that every script has."""
-    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
+    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
     parser.add_argument("--json", action="store_true", help="answer in JSON")
 
 

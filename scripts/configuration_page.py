@@ -19,6 +19,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 
+if not __package__:  # python scripts/configuration_page.py, from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import plugins
 from config.settings import Core, Rate, Section
 
@@ -59,7 +62,7 @@ HEAD = """\
 
 <!-- Written by python -m scripts.configuration_page; the words are those of config/env.example. -->
 
-Every setting is a variable of the environment, or a line of the file `.env` in the working directory (`--env-file`
+Every setting is a variable of the environment, or a line of the file `.env` beside `server.py` (`--env-file`
 names another one); the environment wins, and an empty value counts as unset.
 [config/env.example](../config/env.example) is such a file with every default. What is wrong is said all at once, by
 name and never by value:

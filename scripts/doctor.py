@@ -17,11 +17,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+if not __package__:  # python scripts/doctor.py, from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import server
 from config import logs
 from config.findings import Examination, Finding, Over, wrong
 from config.keyring import KeyringFile
-from config.settings import SettingsError, environment
+from config.settings import ENV_FILE, SettingsError, environment
 from config.storage import StorageSettings
 from handlers.tokens import Tokens
 from scripts.checks import database, examined, machine, public, redis, settings, storage
@@ -52,7 +55,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--url", type=_url, help="the public address, as clients know it: https://chat.example.org")
     parser.add_argument("--token-file", type=_token, help="an access token of somebody's, to open a socket; - reads it")
-    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
+    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
     parser.add_argument("--only", type=_names, default=(), help="only these, as: database,turn")
     parser.add_argument("--timeout", type=float, default=SECONDS, help=f"seconds for each (default: {SECONDS:g})")
     parser.add_argument("--strict", action="store_true", help="what is weak is wrong, too")
@@ -94,7 +97,7 @@ def examinations(asked: argparse.Namespace, values: Mapping[str, str]) -> list[E
         field.upper(): getattr(section, field) for section in sections.values() for field in type(section).model_fields
     }
     found = [
-        settings.examination(named, values, asked.env_file or Path(".env")),
+        settings.examination(named, values, asked.env_file or ENV_FILE),
         machine.examination(core),
         database.examination(core),
         redis.examination(core),

@@ -15,6 +15,9 @@ from pathlib import Path
 import asyncpg
 from pydantic import Field
 
+if not __package__:  # python scripts/migrate.py, from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from config.settings import DatabaseUrl, Section, SettingsError, environment, load
 from models import migrations
 
@@ -44,7 +47,7 @@ def _say(as_json: bool, value: object, text: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts.migrate", description=__doc__)
-    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
+    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 when a migration is due")
     parser.add_argument("--json", action="store_true", help="answer in JSON")
     arguments = parser.parse_args()

@@ -12,10 +12,14 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 from redis.asyncio import Redis
+
+if not __package__:  # python scripts/push_test.py, from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import channels, settings
 from config.settings import Core

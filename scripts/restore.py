@@ -20,6 +20,9 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+if not __package__:  # python scripts/restore.py, from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from config import embedded, logs
 from config.keyring import KeyringFile
 from config.settings import Core

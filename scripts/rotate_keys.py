@@ -13,6 +13,9 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+if not __package__:  # python scripts/rotate_keys.py, from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from config import secrets, settings
 from config.keyring import KeyringFile
 from config.settings import Core, SettingsError, environment
@@ -39,7 +42,7 @@ def given(kind: str, core: Core, values: dict[str, str]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts.rotate_keys", description=__doc__)
     parser.add_argument("kind", choices=sorted(SETTING), help="which secret")
-    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
+    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
     parser.add_argument("--delay", type=int, help="seconds until the new secret signs (default: 60, for turn 600)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be, and change nothing")
     parser.add_argument("--json", action="store_true", help="answer in JSON")

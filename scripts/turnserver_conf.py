@@ -11,6 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+if not __package__:  # python scripts/turnserver_conf.py, from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from config import settings
 from config.keyring import Key, KeyringFile
 from config.settings import Core, SettingsError, environment
@@ -43,7 +46,7 @@ def accepted(core: Core, values: dict[str, str]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts.turnserver_conf", description=__doc__)
-    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
+    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
     parser.add_argument("--output", type=Path, required=True, help="where to write it (0600)")
     parser.add_argument("--realm", help="shown to clients (default: mimu)")
     parser.add_argument("--external-ip", help="PUBLIC_ADDRESS/PRIVATE_ADDRESS, behind 1:1 NAT")

@@ -9,12 +9,16 @@ import pwd
 import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+
+if not __package__:  # python scripts/users.py, from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import channels, settings
 from config.settings import Core, SettingsError

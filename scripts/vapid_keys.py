@@ -22,6 +22,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+if not __package__:  # python scripts/vapid_keys.py, from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from config.settings import SettingsError, environment
 
 
@@ -47,7 +50,7 @@ def public(path: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts.vapid_keys", description=__doc__)
     parser.add_argument("file", type=Path, nargs="?", help="where the key is to be (default: VAPID_PRIVATE_KEY_FILE)")
-    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env)")
+    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     parser.add_argument("--json", action="store_true", help="answer in JSON")
     asked = parser.parse_args()

@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # python scripts/vouchers.py works as well
+if not __package__:  # python scripts/vouchers.py, from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import settings
 from config.settings import Core
