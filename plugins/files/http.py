@@ -29,7 +29,7 @@ from plugins.files.uploads import Uploads
 LOCATION = Header("Location", "An address on S3 that is good for five minutes.", required=True)
 
 
-class Listing(ApiHandler):
+class FilesHandler(ApiHandler):
     def initialize(self, files: Files, rate: Rate, address: str | None) -> None:
         self._files, self._rate, self._address = files, rate, address
 
@@ -50,7 +50,7 @@ class Listing(ApiHandler):
         self.reply(await self._files.announce(self.session, body, self._address or self.origin), 201)
 
 
-class Usage(ApiHandler):
+class FileUsageHandler(ApiHandler):
     def initialize(self, files: Files) -> None:
         self._files = files
 
@@ -60,7 +60,7 @@ class Usage(ApiHandler):
         self.reply(await self._files.usage(self.session))
 
 
-class One(ApiHandler):
+class FileHandler(ApiHandler):
     def initialize(self, files: Files) -> None:
         self._files = files
 
@@ -80,7 +80,7 @@ class One(ApiHandler):
         self.reply_nothing()
 
 
-class Complete(ApiHandler):
+class CompleteFileHandler(ApiHandler):
     slow = float("inf")  # a large file on S3 is read again
 
     def initialize(self, uploads: Uploads) -> None:
@@ -92,7 +92,7 @@ class Complete(ApiHandler):
         self.reply(shapes.file(await self._uploads.complete(self.session.user_id, file_id)))
 
 
-class Content(DownloadHandler):
+class FileContentHandler(DownloadHandler):
     def initialize(self, files: Files) -> None:
         self._files = files
 
@@ -121,7 +121,7 @@ class Content(DownloadHandler):
     head = get
 
 
-class Upload(UploadHandler):
+class FileUploadHandler(UploadHandler):
     """For whoever has the address: ``Links`` signs it."""
 
     public = True

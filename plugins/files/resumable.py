@@ -28,7 +28,7 @@ from plugins.files.uploads import Uploads
 STANDS = (tus.RESUMABLE, tus.OFFSET, tus.EXPIRES)
 
 
-class Tus(UploadHandler):
+class TusHandler(UploadHandler):
     """What tus wants of every request and answer."""
 
     refuses = (*UploadHandler.refuses, UnsupportedTusVersion)
@@ -63,7 +63,7 @@ class Tus(UploadHandler):
             self.set_header("Upload-Expires", tus.moment(row["expires_at"]))
 
 
-class Creation(Tus):
+class TusUploadsHandler(TusHandler):
     def initialize(self, files: Files, uploads: Uploads, rate: Rate, address: str | None) -> None:
         self._files, self._uploads, self._rate, self._address = files, uploads, rate, address
 
@@ -113,7 +113,7 @@ class Creation(Tus):
         super().options(*path)
 
 
-class Resumption(Tus):
+class TusUploadHandler(TusHandler):
     def initialize(self, uploads: Uploads) -> None:
         self._uploads = uploads
 
