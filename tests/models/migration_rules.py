@@ -1,10 +1,15 @@
-"""What a migration must keep to so that servers run while it is applied (docs/decisions/0029-migrations.md)."""
+"""What a migration must keep to so that servers run while it is applied (docs/decisions/0029-migrations.md).
+
+These rules read the text. What PostgreSQL locks and reads in fact, migration_locks.py measures.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from models.migrations import LOCK_TIMEOUT
 
 # A string, a name in quotes, a body in dollars, a comment: whatever may hide a semicolon.
 _TOKEN = re.compile(
@@ -13,30 +18,35 @@ _TOKEN = re.compile(
 )
 ONE_ROW = {"sync_epoch", "schema_floor"}  # whose rows may be changed
 FLOOR = re.compile(r"^UPDATE schema_floor SET oldest = '\d{4}'", re.IGNORECASE)
+_PATIENCE = re.compile(r"SET LOCAL lock_timeout = '(\d{1,6})ms'")
 _ANEW = r"gen_random_uuid|random\s*\(|clock_timestamp|nextval|\bserial\b|bigserial|GENERATED"
 
 
 @dataclass(frozen=True)
 class Statement:
-    """Without comments; ``excused`` when the comment before it says why it may hold others up."""
+    """Without comments; ``excused`` when the comment before it says why it may hold others up. ``sql`` is what to run,
+    ``text`` the same without the bodies of functions."""
 
     text: str
     excused: bool
+    sql: str
 
 
 def statements(sql: str) -> list[Statement]:
     """The statements of a migration's first half, with single blanks, and without what is in quotes."""
-    found, text, comment, place = [], "", "", 0
+    found, text, run, comment, place = [], "", "", "", 0
     for token in _TOKEN.finditer(sql):
         text += sql[place : token.start()]
+        run += sql[place : token.start()]
         place = token.end()
         if token["comment"]:
             comment += token["comment"] + "\n"
         elif token["quoted"]:
             text += token["quoted"] if token["quoted"][0] != "$" else "$$"
+            run += token["quoted"]
         else:
-            found.append(Statement(" ".join(text.split()), "-- Locks: " in comment))
-            text = comment = ""
+            found.append(Statement(" ".join(text.split()), "-- Locks: " in comment, run))
+            text = run = comment = ""
     assert not (text + sql[place:]).strip(), "the last statement has no end"
     return found
 
@@ -57,19 +67,49 @@ def faults(sql: str, tables: Sequence[str] = (), earlier: str = "") -> list[str]
             found.append("outside a transaction is one statement, about one index, that can be repeated")
         return found
     made = {name for part in parts if (name := _about(part.text, "CREATE TABLE"))}
-    changed = set()
+    locked: set[str] = set()
     for part in parts:
         if not part.excused:
             found += [f"{fault}: {part.text[:60]}" for fault in _faults(part.text, made, set(tables), earlier)]
-        table = _about(part.text, "ALTER TABLE")
-        if table and table not in made and not part.excused:
-            changed.add(table)
-    if len(changed) > 1:
-        found.append(f"changes {', '.join(sorted(changed))}: who waits for the second holds the first")
+            locked |= set(_locked(part.text)) - made
+    found += waits(locked, patience(parts))
     takes = [part for part in parts if _takes_away(part.text) and _about(part.text, "ALTER TABLE") not in made]
     if takes and not any(FLOOR.match(part.text) for part in parts):
         found.append("takes something away, and leaves schema_floor where it is")
     return found
+
+
+def patience(parts: Sequence[Statement]) -> int:
+    """Milliseconds that a file waits for each lock: those of the runner, or those that it begins with."""
+    own = _PATIENCE.fullmatch(parts[0].text) if parts else None
+    return int(own[1]) if own else LOCK_TIMEOUT
+
+
+def waits(locked: set[str], milliseconds: int) -> Iterator[str]:
+    """The fault of a file that locks tables in use one after the other: the first is held while it waits for the next,
+    so all of its waiting together must be no longer than that for one."""
+    if len(locked) * milliseconds > LOCK_TIMEOUT:
+        names, least = ", ".join(sorted(locked)), LOCK_TIMEOUT // len(locked)
+        yield (
+            f"locks {names}: who waits for the second holds the first. Make a file for each, "
+            f"or begin with SET LOCAL lock_timeout = '{least}ms'"
+        )
+
+
+def _locked(text: str) -> Iterator[str]:
+    """The tables that a statement locks against writers, or against everybody; also those that a foreign key names."""
+    if _has(text, r"\bVALIDATE CONSTRAINT\b"):
+        return  # SHARE UPDATE EXCLUSIVE, and ROW SHARE on the table that is referred to: both let writers go on
+    attached = re.findall(r"\bATTACH PARTITION (?:public\.)?(\w+)", text, re.IGNORECASE)
+    yield from attached
+    for what in ("ALTER TABLE", "DROP TABLE"):
+        if not attached and (table := _about(text, what)):
+            yield table
+    if re.match(r"(CREATE|ALTER|DROP) (OR REPLACE )?(CONSTRAINT )?(TRIGGER|RULE|POLICY)\b", text, re.IGNORECASE):
+        yield from re.findall(r"\b(?:ON|TO) (?:public\.)?(\w+)", text, re.IGNORECASE)[:1]
+    if _has(text, r"^(CREATE|ALTER) TABLE\b"):
+        yield from re.findall(r"\bREFERENCES (?:public\.)?(\w+)", text, re.IGNORECASE)
+        yield from re.findall(r"\bDETACH PARTITION (?:public\.)?(\w+)", text, re.IGNORECASE)
 
 
 def _has(text: str, pattern: str) -> bool:
@@ -89,7 +129,9 @@ def _faults(text: str, made: set[str], tables: set[str], earlier: str) -> Iterat
     if re.match(r"(LOCK|CLUSTER|VACUUM|REINDEX|TRUNCATE)\b", text, re.IGNORECASE):
         yield "keeps everybody out"
     if re.match(r"SET (LOCAL |SESSION )?(lock|statement)_timeout", text, re.IGNORECASE):
-        yield "the runner says how long to wait"
+        less = _PATIENCE.fullmatch(text)
+        if not (less and 0 < int(less[1]) <= LOCK_TIMEOUT):
+            yield "the runner says how long to wait; a file may begin with SET LOCAL lock_timeout = '…ms', for less"
     index = re.match(r"CREATE (?:UNIQUE )?INDEX .*?\bON (?:ONLY )?(\w+)", text, re.IGNORECASE)
     if index and index[1] not in made:
         yield "an index of a table that is in use is built CONCURRENTLY, in a file of its own"

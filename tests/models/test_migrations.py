@@ -18,7 +18,8 @@ import asyncpg
 import pytest
 
 from models import migrations
-from tests.models.migration_rules import faults
+from tests.models import migration_locks
+from tests.models.migration_rules import faults, statements
 from tests.models.test_schema import empty
 from tests.running import ROOT, Place, Services, connected, place
 
@@ -78,6 +79,9 @@ BAD = {
     "holds the first": "ALTER TABLE users ADD COLUMN a int;\nALTER TABLE messages ADD COLUMN b int;",
     "schema_floor": "ALTER TABLE users DROP COLUMN bio;",
     "the runner": "SET lock_timeout = '1h';",
+    "for less": "SET LOCAL lock_timeout = '60000ms';",
+    "locks chats, users": "CREATE TABLE a (user_id uuid REFERENCES users (id), chat_id uuid REFERENCES chats);",
+    "locks a, users": "CREATE TRIGGER t AFTER INSERT ON a EXECUTE FUNCTION f();\nALTER TABLE users ADD COLUMN b int;",
     "no migrate:up": None,
 }
 
@@ -114,6 +118,156 @@ def test_not_null_is_good_after_a_check_was_validated() -> None:
 )
 def test_outside_a_transaction_is_one_index(sql: str, good: bool) -> None:
     assert (faults(f"-- migrate:up transaction:false\n\n{sql}\n", ["users"]) == []) is good
+
+
+# What PostgreSQL says -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gen_test
+async def test_migrations_hold_nobody_up(services: Services) -> None:
+    found = {}
+    async with empty(services) as dsn:
+        connection = await asyncpg.connect(dsn)
+        for version, path in migrations.files().items():
+            sql = path.read_text()
+            head = re.search(r"^-- migrate:up(.*)$", sql, re.MULTILINE)
+            assert head is not None
+            parts = statements(sql[head.end() :].partition("-- migrate:down")[0])
+            if "transaction:false" in head[1]:
+                [alone] = parts  # about one index, CONCURRENTLY: the rules see to that
+                await connection.execute(alone.sql)
+                continue
+            async with connection.transaction():
+                wrong = await migration_locks.faults(connection, parts)
+            if version > BOUND and wrong:
+                found[path.name] = wrong
+        await connection.close()
+    assert found == {}
+
+
+# What it locks, what it reads from one end to the other, and what it writes anew.
+EFFECTS: dict[str, tuple[str, str, str]] = {
+    "CREATE TABLE moods (id uuid PRIMARY KEY, name text);": ("", "", ""),
+    "CREATE TABLE moods (user_id uuid REFERENCES users (id));": ("users", "", ""),
+    "CREATE TABLE moods (a uuid REFERENCES users, b uuid, FOREIGN KEY (b) REFERENCES sessions);": (
+        "sessions users",
+        "",
+        "",
+    ),
+    "ALTER TABLE sessions ADD FOREIGN KEY (user_id) REFERENCES users NOT VALID;": ("sessions users", "", ""),
+    "ALTER TABLE sessions ADD FOREIGN KEY (user_id) REFERENCES users;": ("sessions users", "sessions", ""),
+    "ALTER TABLE users ADD COLUMN mood text NOT NULL DEFAULT '';": ("users", "", ""),
+    "ALTER TABLE users ADD COLUMN token uuid DEFAULT gen_random_uuid();": ("users", "users", "users"),
+    "ALTER TABLE users ALTER COLUMN language TYPE varchar(35);": ("users", "users", "users"),
+    "ALTER TABLE users ADD CHECK (bio <> '');": ("users", "users", ""),
+    "ALTER TABLE users ADD CHECK (bio <> '') NOT VALID;": ("users", "", ""),
+    "ALTER TABLE users ALTER COLUMN bio SET NOT NULL;": ("users", "users", ""),
+    "ALTER TABLE checked VALIDATE CONSTRAINT checked_id;": ("", "checked", ""),
+    "ALTER TABLE parts ATTACH PARTITION part FOR VALUES FROM (1) TO (2);": ("part", "part", ""),
+    "CREATE INDEX users_bio ON users (bio);": ("users", "users", ""),
+    "DROP INDEX checked_index;": ("checked", "", ""),
+    "CREATE TRIGGER t BEFORE UPDATE ON users FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger();": (
+        "users",
+        "",
+        "",
+    ),
+    "DROP TRIGGER checked_trigger ON checked;": ("checked", "", ""),
+    "CREATE RULE r AS ON DELETE TO checked DO INSTEAD NOTHING;": ("checked", "", ""),
+    "CREATE POLICY p ON checked;": ("checked", "", ""),
+    "DROP TABLE push_tokens;": ("push_tokens sessions users", "", ""),
+    "DROP TABLE checked;": ("checked", "", ""),
+    "LOCK TABLE users IN SHARE MODE;": ("users", "", ""),
+    "DO $$ BEGIN ALTER TABLE users ADD COLUMN mood text; END $$;": ("users", "", ""),
+    "COMMENT ON TABLE users IS 'people';": ("", "", ""),
+    "COMMENT ON COLUMN users.bio IS 'of people';": ("", "", ""),
+    "CREATE STATISTICS s ON bio, language FROM users;": ("", "", ""),
+    "ALTER TYPE push_provider ADD VALUE 'pigeon';": ("", "", ""),
+    "UPDATE schema_floor SET oldest = '0009';": ("", "schema_floor", ""),
+    "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS $$ SELECT 1; $$;": ("", "", ""),
+}
+BEFORE = """
+CREATE TABLE parts (id int) PARTITION BY RANGE (id);
+CREATE TABLE part (id int);
+CREATE TABLE checked (id int);
+CREATE INDEX checked_index ON checked (id);
+ALTER TABLE checked ADD CONSTRAINT checked_id CHECK (id > 0) NOT VALID;
+CREATE TRIGGER checked_trigger BEFORE UPDATE ON checked
+    FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger();
+"""
+# What only PostgreSQL knows: what a body does, what a table refers to, what an index is of.
+UNSEEN = ("DO", "DROP INDEX", "DROP TABLE push_tokens")
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_what_a_statement_locks_is_seen(services: Services) -> None:
+    found = {}
+    async with empty(services) as dsn:
+        await migrations.migrate(dsn)
+        connection = await asyncpg.connect(dsn)
+        await connection.execute(BEFORE)
+        for sql in EFFECTS:
+            trying = connection.transaction()
+            await trying.start()
+            [seen] = await migration_locks.effects(connection, statements(sql))
+            await trying.rollback()
+            found[sql] = tuple(" ".join(sorted(names)) for names in (seen.locked, seen.read, seen.rewritten))
+        await connection.close()
+    assert found == EFFECTS
+
+
+@pytest.mark.parametrize("sql", EFFECTS)
+def test_the_rules_see_locks_as_postgresql_does(sql: str) -> None:
+    """Two tables that are locked at one time are one too many; other rules may refuse the statement as well."""
+    tables = EFFECTS[sql][0].split()
+    found = [fault for fault in faults(f"-- migrate:up\n{sql}\n") if "holds the first" in fault]
+    assert bool(found) == (len(tables) > 1 and not sql.startswith(UNSEEN))
+    for table in tables if found else ():
+        assert table in found[0]
+
+
+@pytest.mark.gen_test
+async def test_a_file_that_locks_several_tables_waits_less_for_each(services: Services) -> None:
+    sql = "CREATE TABLE moods (user_id uuid REFERENCES users, session_id uuid REFERENCES sessions);"
+    half = f"SET LOCAL lock_timeout = '{migrations.LOCK_TIMEOUT // 2}ms';\n{sql}"
+    excused = f"-- Locks: nobody is there yet.\n{sql}"
+    later = "ALTER TABLE users ADD COLUMN mood text;\nALTER TABLE users ADD CHECK (mood <> '');"
+    async with empty(services) as dsn:
+        await migrations.migrate(dsn)
+        connection = await asyncpg.connect(dsn)
+        for text, why in ((sql, "holds the first"), (half, None), (excused, None), (later, "reads or writes all")):
+            trying = connection.transaction()
+            await trying.start()
+            found = await migration_locks.faults(connection, statements(text))
+            await trying.rollback()
+            assert [why in fault for fault in found if why] == [True] * bool(why), (text, found)
+            if why != "reads or writes all":
+                assert bool(faults(f"-- migrate:up\n{text}\n")) == bool(why)
+        await connection.close()
+
+
+@pytest.mark.gen_test
+async def test_writers_wait_no_longer_than_one_lock_takes(services: Services, next_one: Path) -> None:
+    """Foreign keys to two tables, of which the second is in use."""
+    half = migrations.LOCK_TIMEOUT // 2
+    async with place(services) as shared, connected(shared) as slow, connected(shared) as other:
+        next_one.write_text(
+            f"-- migrate:up\nSET LOCAL lock_timeout = '{half}ms';\n"
+            "CREATE TABLE moods (user_id uuid REFERENCES users, session_id uuid REFERENCES sessions);\n"
+            "-- migrate:down\n"
+        )
+        await slow.execute("BEGIN")
+        await slow.execute("LOCK TABLE sessions IN ROW EXCLUSIVE MODE")
+        told: list[str] = []
+        migrating = asyncio.create_task(migrations.migrate(shared.dsn, tell=told.append))
+        waits = []
+        while len(told) < 2:
+            began = time.monotonic()
+            await other.execute("UPDATE users SET bio = bio")
+            waits.append(time.monotonic() - began)
+            await asyncio.sleep(0.01)
+        assert half / 2000 < max(waits) < migrations.LOCK_TIMEOUT / 1000
+        await slow.execute("ROLLBACK")
+        assert await asyncio.wait_for(migrating, 10) == ["9001"]
 
 
 # At work --------------------------------------------------------------------------------------------------------------
