@@ -215,8 +215,8 @@ class _Writer:
         if answer.shape is not None and not bare:
             schema = self._schemas[answer.shape, "serialization"]
             written["content"] = {"application/json": {"schema": schema}}
-        elif answer.media is not None and not bare:
-            written["content"] = {answer.media: {}}
+        if answer.media is not None and not bare:
+            written.setdefault("content", {})[answer.media] = {}
         return written
 
     def _refusal(self, kinds: list[type[ApiError]], bare: bool) -> dict[str, Any]:

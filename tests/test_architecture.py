@@ -59,7 +59,8 @@ PUBLIC = {
     "plugins.auth.http.RefreshHandler",
     "plugins.auth.http.RegisterHandler",
     "plugins.auth.http.ResetPasswordHandler",
-    "plugins.files.http.Upload",  # for whoever has its signed address
+    "plugins.files.http.FileDownloadHandler",  # for whoever has its signed address
+    "plugins.files.http.FileUploadHandler",  # for whoever has its signed address
     "plugins.messages.http.SealedMessages",  # the server must not learn who sends
     "plugins.subscriptions.http.Offers",
     "plugins.subscriptions.http.Purchases",  # anonymous by design: the owner's signature says who, and no token

@@ -251,6 +251,20 @@ ROUTES: dict[str, tuple[Ask, str]] = {
     f"HEAD /files/tus/{ID}": (lambda w, p: (f"/files/tus/{w.resumable}", None, TUS), "401 404 404 404 200"),
     f"PATCH /files/tus/{ID}": (lambda w, p: (f"/files/tus/{w.resumable}", b"con", PIECE), "401 404 404 404 204"),
     f"DELETE /files/tus/{ID}": (lambda w, p: (f"/files/tus/{w.resumable}", None, TUS), "401 404 404 404 204"),
+    f"GET /downloads/{ID}": (
+        lambda w, p: (
+            f"/downloads/{w.file_id}?reader={w.owner.user_id}&expires=99999999999&signature={'0' * 64}",
+            None,
+        ),
+        "403 403 403 403 403",
+    ),
+    f"HEAD /downloads/{ID}": (
+        lambda w, p: (
+            f"/downloads/{w.file_id}?reader={w.owner.user_id}&expires=99999999999&signature={'0' * 64}",
+            None,
+        ),
+        "403 403 403 403 403",
+    ),
     f"PUT /uploads/{ID}": (  # who has the signed address may; who they are doesn't count
         lambda w, p: (f"/uploads/{w.unfinished}?expires=99999999999&signature={'0' * 64}", b"content"),
         "403 403 403 403 403",

@@ -161,6 +161,7 @@ class Running:
             "/reactions/": "👍",
             "/files/": self.file_id,
             "/files/tus/": self.upload_id,
+            "/downloads/": self.file_id,
             "/uploads/": self.announced["file_id"],
             "/tokens/": self.push_token,
         }
@@ -673,7 +674,7 @@ def test_no_request_is_too_odd_for_a_good_answer(running: Running) -> None:
 
     for pattern, handler, method in endpoints:
         seen.clear()
-        if pattern.startswith(("/chats", "/messages", "/files", "/uploads")):
+        if pattern.startswith(("/chats", "/messages", "/files", "/downloads", "/uploads")):
             running.renew()  # what was there may be deleted
         trying(method + pattern, share, exchange, messages(running, pattern, handler, method))
         assert seen, f"nothing reached {method} {pattern}"

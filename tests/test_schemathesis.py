@@ -43,6 +43,8 @@ MORE_THAN_A_SCHEMA_SAYS = {
     "POST /files": "413: larger than one's tier allows",
     "POST /files/tus": "Upload-Metadata is a language of its own",
     "PATCH /files/tus/{file_id}": "Upload-Checksum is a language of its own, and a file of others is not gone on with",
+    "GET /downloads/{file_id}": "an address is signed",
+    "HEAD /downloads/{file_id}": "it is signed",
     "PUT /uploads/{file_id}": "a body is as long as it was announced",
     "POST /subscriptions/purchase": "402: it was not paid",
     "POST /subscriptions/webhooks/stripe": "422: this server has no Stripe",

@@ -126,6 +126,17 @@ class Files:
                 await self._storage.check()  # to be sent where nobody answers would be no answer
         return content
 
+    async def source(self, reader: UUID, row: Row, base: str) -> shapes.Source:
+        """An address to read a file from without a token: on S3, or here."""
+        content = await self.content(row, "GET")
+        link = content if isinstance(content, Link) else self._links.download(base, row["id"], reader)
+        return {"url": link.url, "expires_at": datetime.now(UTC) + timedelta(seconds=link.seconds)}
+
+    async def signed(self, file_id: UUID, signed: shapes.SignedReading) -> Row:
+        """The file of an address that ``source`` gave, if its reader may still read it. Raises Forbidden, NotFound."""
+        self._links.check_download(file_id, signed)
+        return await self.readable(signed.reader, file_id)
+
     @contextmanager
     def found(self, row: Row) -> Iterator[None]:
         """Raises NotFound for a file whose bytes are lost, which is nobody's business but the operator's."""

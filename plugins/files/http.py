@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from uuid import UUID
 
 from config.settings import Rate
@@ -27,6 +29,9 @@ from plugins.files.refusals import (
 from plugins.files.uploads import Uploads
 
 LOCATION = Header("Location", "An address on S3 that is good for five minutes.", required=True)
+
+OF_BYTES = tuple(replace(header, required=False) for header in BYTES)  # an address has none of them
+_NOT_AT_ALL = re.compile(r"q=0(\.0{0,3})?")
 
 
 class FilesHandler(ApiHandler):
@@ -92,13 +97,26 @@ class CompleteFileHandler(ApiHandler):
         self.reply(shapes.file(await self._uploads.complete(self.session.user_id, file_id)))
 
 
+def prefers_json(accept: str) -> bool:
+    """True if an Accept header (RFC 9110, 12.5.1) takes JSON, and bytes not at all. HTTP libraries that always send
+    ``application/json, */*`` get the bytes."""
+    taken = set()
+    for item in accept.lower().split(","):
+        kind, *parameters = (part.strip() for part in item.split(";"))
+        if not any(_NOT_AT_ALL.fullmatch(parameter) for parameter in parameters):
+            taken.add(kind)
+    return "application/json" in taken and not taken & {"*/*", "application/*", "application/octet-stream"}
+
+
 class FileContentHandler(DownloadHandler):
-    def initialize(self, files: Files) -> None:
-        self._files = files
+    def initialize(self, files: Files, address: str | None) -> None:
+        self._files, self._address = files, address
 
     @operation(
         {
-            200: Answer(words="All of it.", headers=BYTES, media="application/octet-stream"),
+            200: Answer(
+                shapes.Source, words="All of it, or its address.", headers=OF_BYTES, media="application/octet-stream"
+            ),
             206: Answer(words="The range that was asked for.", headers=PART, media="application/octet-stream"),
             302: Answer(words="With S3.", headers=(LOCATION,)),
             304: Answer(words="It is what `If-None-Match` names.", headers=NAMED),
@@ -107,14 +125,54 @@ class FileContentHandler(DownloadHandler):
         headers=TAKES,
     )
     async def get(self, file_id: UUID) -> None:
-        """Get the bytes of a file that one may read, as an attachment."""
+        """Get the bytes of a file that one may read, as an attachment.
+
+        With `Accept: application/json` the answer is `{url, expires_at}`: for five minutes the bytes are there, for
+        anybody, without a token. A page of another origin needs that with S3, where it can't follow the redirect.
+        """
         row = await self._files.readable(self.session.user_id, file_id)
+        self.add_header("Vary", "Accept")
+        if prefers_json(self.request.headers.get("Accept", "")):
+            self.set_header("Cache-Control", "no-store")
+            self.reply(await self._files.source(self.session.user_id, row, self._address or self.origin))
+            return
         content = await self._files.content(row, self.request.method or "")
         tag = f'"{row["sha256"].hex()}"'
         if isinstance(content, Link):
             self.clear_header("Content-Type")
             self.redirect(content.url)
         elif not self.fresh(tag):
+            with self._files.found(row):
+                await self.send(content, row["size"], tag)
+
+    head = get
+
+
+class FileDownloadHandler(DownloadHandler):
+    """For whoever has the address: ``Links`` signs it."""
+
+    public = True
+
+    def initialize(self, files: Files) -> None:
+        self._files = files
+
+    @operation(
+        {
+            200: Answer(words="All of it.", headers=BYTES, media="application/octet-stream"),
+            206: Answer(words="The range that was asked for.", headers=PART, media="application/octet-stream"),
+            304: Answer(words="It is what `If-None-Match` names.", headers=NAMED),
+        },
+        refuses=(Forbidden, NotFound, RangeNotSatisfiable),
+        headers=TAKES,
+    )
+    async def get(self, file_id: UUID, query: shapes.SignedReading) -> None:
+        """Download a file from the signed address that `GET /files/{file_id}/content` gave; send no token with it."""
+        row = await self._files.signed(file_id, query)
+        content = await self._files.content(row, self.request.method or "")
+        if isinstance(content, Link):  # signed before the server moved to S3
+            raise NotFound("There is no such file.")
+        tag = f'"{row["sha256"].hex()}"'
+        if not self.fresh(tag):
             with self._files.found(row):
                 await self.send(content, row["size"], tag)
 

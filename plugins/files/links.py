@@ -1,4 +1,4 @@
-"""Links: addresses of our own that let whoever has one upload one file, as S3's signed addresses do."""
+"""Links: addresses of our own that let their holder upload or download one file, as S3's signed addresses do."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from uuid import UUID
 from config.keyring import Keyring
 from handlers.errors import Forbidden
 from models.storage import Link
-from plugins.files.shapes import Signed
+from plugins.files.shapes import Signed, SignedReading
 
-SECONDS = 3600  # to begin with; as on S3
+SECONDS = 3600  # to begin an upload; as on S3
+READ_SECONDS = 300  # to begin a download; as on S3
 
 
 class Links:
@@ -27,13 +28,28 @@ class Links:
         url = f"{base}/uploads/{file_id}?{urlencode({'expires': expires, 'signature': signature})}"
         return Link("PUT", url, {"Content-Type": "application/octet-stream"}, SECONDS)
 
-    def check(self, method: str, file_id: UUID, size: int, signed: Signed) -> None:
-        """Raises Forbidden for an address that we didn't sign, or that has run out."""
-        message = _message(method, file_id, size, signed.expires)
+    def download(self, base: str, file_id: UUID, reader: UUID) -> Link:
+        """An address to read a file from, as ``reader``."""
+        expires = int(time.time()) + READ_SECONDS
+        signature = self._keyring.derive("file", _message("GET", file_id, reader, expires)).hex()
+        query = urlencode({"reader": reader, "expires": expires, "signature": signature})
+        url = f"{base}/downloads/{file_id}?{query}"
+        return Link("GET", url, {}, READ_SECONDS)
+
+    def check_upload(self, file_id: UUID, size: int, signed: Signed) -> None:
+        """Raises Forbidden for an upload address that is invalid or has expired."""
+        self._check(_message("PUT", file_id, size, signed.expires), signed)
+
+    def check_download(self, file_id: UUID, signed: SignedReading) -> None:
+        """Raises Forbidden for a download address that is invalid or has expired."""
+        self._check(_message("GET", file_id, signed.reader, signed.expires), signed)
+
+    def _check(self, message: bytes, signed: Signed) -> None:
         good = [hmac.compare_digest(mac.hex(), signed.signature) for mac in self._keyring.derivations("file", message)]
         if not any(good) or signed.expires < time.time():
-            raise Forbidden("The address is not one of ours, or it has run out.")
+            raise Forbidden("This address is invalid or has expired.")
 
 
-def _message(method: str, file_id: UUID, size: int, expires: int) -> bytes:
-    return f"{method}|{file_id}|{size}|{expires}".encode()
+def _message(method: str, file_id: UUID, bound: int | UUID, expires: int) -> bytes:
+    """What is signed; ``bound`` is the size of an upload, or the reader of a download."""
+    return f"{method}|{file_id}|{bound}|{expires}".encode()

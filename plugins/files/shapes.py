@@ -58,6 +58,12 @@ class Signed(Shape):
     signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
+class SignedReading(Signed):
+    """The same for an address to read from, which works while its reader may read the file."""
+
+    reader: Id
+
+
 # What they get ------------------------------------------------------------------------------------------------------
 
 
@@ -82,6 +88,13 @@ class Destination(TypedDict):
     method: str
     url: str
     headers: dict[str, str]
+    expires_at: datetime
+
+
+class Source(TypedDict):
+    """Where the bytes are, without the token."""
+
+    url: str
     expires_at: datetime
 
 

@@ -45,7 +45,7 @@ class Uploads:
             row = await files.unfinished(self._db, file_id)
             if row is None or row["resumable"]:
                 raise NotFound("There is no such upload.")
-            self._links.check("PUT", file_id, row["size"], signed)
+            self._links.check_upload(file_id, row["size"], signed)
             if row["received"] == row["size"]:
                 raise AlreadyUploaded
             if length is not None and length < row["size"]:

@@ -374,9 +374,13 @@ async def test_its_log_says_what_was_asked_and_not_by_whom_or_about_whom(service
             said = proxy.log_text()
         # Where no server answers, the error log would have the request line, with a query that is a key.
         with proxying(f"127.0.0.1:{free_port()}") as lonely:
-            for path in (f"/uploads/{CANARY}?sig={CANARY}", f"/users/{CANARY}?sig={CANARY}"):
+            for path in (
+                f"/uploads/{CANARY}?sig={CANARY}",
+                f"/downloads/{CANARY}?sig={CANARY}",
+                f"/users/{CANARY}?sig={CANARY}",
+            ):
                 assert (await ask(lonely.url, "PUT", path, b"x", headers=headers)).status == 503
-            lonely.requests(2)
+            lonely.requests(3)
             said += lonely.log_text()
     for secret in (CANARY, alice.token, alice.public_id, alice.user_id):
         assert secret not in said
