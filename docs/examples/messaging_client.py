@@ -71,8 +71,10 @@ class Client:
     async def listen(self) -> None:
         while text := await self.socket.read_message():
             frame = json.loads(text)
-            if frame["type"] in ("ack", "error"):
-                self.answers.pop(frame["id"]).set_result(frame)
+            if frame["type"] in ("ack", "error"):  # an error need not have an id, nor does anybody wait for ever
+                waiting = self.answers.pop(frame.get("id", ""), None)
+                if waiting and not waiting.done():
+                    waiting.set_result(frame)
             elif "seq" in frame:
                 await self.take(frame)
 
