@@ -59,7 +59,7 @@ PUBLIC = {
     "plugins.auth.http.RefreshHandler",
     "plugins.auth.http.RegisterHandler",
     "plugins.auth.http.ResetPasswordHandler",
-    "plugins.files.http.FileDownloadHandler",  # for whoever has its signed address
+    "plugins.files.http.FileDownloadHandler",  # for the holder of its signed address
     "plugins.files.http.FileUploadHandler",  # for whoever has its signed address
     "plugins.messages.http.SealedMessages",  # the server must not learn who sends
     "plugins.subscriptions.http.Offers",

@@ -127,8 +127,8 @@ class FileContentHandler(DownloadHandler):
     async def get(self, file_id: UUID) -> None:
         """Get the bytes of a file that one may read, as an attachment.
 
-        With `Accept: application/json` the answer is `{url, expires_at}`: for five minutes the bytes are there, for
-        anybody, without a token. A page of another origin needs that with S3, where it can't follow the redirect.
+        With `Accept: application/json` the answer is `{url, expires_at}`: for five minutes the bytes are there
+        without a token. A page of another origin needs that with S3, where it can't follow the redirect.
         """
         row = await self._files.readable(self.session.user_id, file_id)
         self.add_header("Vary", "Accept")
@@ -149,7 +149,7 @@ class FileContentHandler(DownloadHandler):
 
 
 class FileDownloadHandler(DownloadHandler):
-    """For whoever has the address: ``Links`` signs it."""
+    """For the holder of the address: ``Links`` signs it."""
 
     public = True
 

@@ -27,11 +27,11 @@ async def source(account: Account, file_id: str) -> dict[str, Any]:
     assert (answer.code, answer.headers["Content-Type"]) == (200, "application/json")
     assert answer.headers["Cache-Control"] == "no-store"
     assert "Accept" in ", ".join(answer.headers.get_list("Vary"))
-    told: dict[str, Any] = orjson.loads(answer.body)
-    assert told.keys() == {"url", "expires_at"}
-    query = parse_qs(urlsplit(told["url"]).query)
+    given: dict[str, Any] = orjson.loads(answer.body)
+    assert given.keys() == {"url", "expires_at"}
+    query = parse_qs(urlsplit(given["url"]).query)
     canaries.plant(*(value for name, [value] in query.items() if "ignature" in name))
-    return told
+    return given
 
 
 @pytest.mark.gen_test
@@ -40,18 +40,20 @@ async def test_the_address_gives_the_bytes_without_a_token(services: Services, s
     async with place(services) as home, serving(home, **storage) as running:
         alice, bob = [await Account().register(running.url) for _ in range(2)]
         file_id = await shared(alice, content)
-        told = await source(alice, file_id)
-        left = datetime.fromisoformat(told["expires_at"]) - datetime.now(UTC)
+        given = await source(alice, file_id)
+        left = datetime.fromisoformat(given["expires_at"]) - datetime.now(UTC)
         assert timedelta(seconds=READ_SECONDS - 30) < left <= timedelta(seconds=READ_SECONDS)
-        whole = await send("GET", told["url"])
+        whole = await send("GET", given["url"])
         assert (whole.code, whole.body) == (200, content)
-        part = await send("GET", told["url"], None, {"Range": "bytes=90-"})
+        part = await send("GET", given["url"], None, {"Range": "bytes=90-"})
         assert (part.code, part.body, part.headers["Content-Range"]) == (206, content[90:], "bytes 90-99/100")
-        # Who may not read the file gets no address, and nothing else has changed.
+        asked = bearer(alice, Accept="application/json")
+        head = await send("HEAD", f"{alice.url}/files/{file_id}/content", None, asked)
+        assert (head.code, head.headers["Content-Type"], head.body) == (200, "application/json", b"")
+        # A stranger gets no address, and nothing else has changed.
         stranger = await send("GET", f"{bob.url}/files/{file_id}/content", None, bearer(bob, Accept="application/json"))
         assert stranger.code == 404
         unfinished = (await announce(alice, content)).json["file_id"]
-        asked = bearer(alice, Accept="application/json")
         assert (await send("GET", f"{alice.url}/files/{unfinished}/content", None, asked)).code == 404
         for accept in ("*/*", "application/json, text/plain, */*", "application/octet-stream, application/json;q=0.5"):
             assert (await got(alice, file_id, Accept=accept, Range="bytes=0-9")).body == content[:10]

@@ -72,6 +72,8 @@ def faults(sql: str, tables: Sequence[str] = (), earlier: str = "") -> list[str]
         if not part.excused:
             found += [f"{fault}: {part.text[:60]}" for fault in _faults(part.text, made, set(tables), earlier)]
             locked |= set(_locked(part.text)) - made
+    if any(_PATIENCE.fullmatch(part.text) for part in parts[1:]):
+        found.append("a file says how long it waits for locks with only its first statement")
     found += waits(locked, patience(parts))
     takes = [part for part in parts if _takes_away(part.text) and _about(part.text, "ALTER TABLE") not in made]
     if takes and not any(FLOOR.match(part.text) for part in parts):

@@ -79,6 +79,7 @@ BAD = {
     "holds the first": "ALTER TABLE users ADD COLUMN a int;\nALTER TABLE messages ADD COLUMN b int;",
     "schema_floor": "ALTER TABLE users DROP COLUMN bio;",
     "the runner": "SET lock_timeout = '1h';",
+    "only its first": "CREATE TABLE a (); SET LOCAL lock_timeout = '500ms';",
     "for less": "SET LOCAL lock_timeout = '60000ms';",
     "locks chats, users": "CREATE TABLE a (user_id uuid REFERENCES users (id), chat_id uuid REFERENCES chats);",
     "locks a, users": "CREATE TRIGGER t AFTER INSERT ON a EXECUTE FUNCTION f();\nALTER TABLE users ADD COLUMN b int;",
@@ -145,7 +146,7 @@ async def test_migrations_hold_nobody_up(services: Services) -> None:
     assert found == {}
 
 
-# What it locks, what it reads from one end to the other, and what it writes anew.
+# What it locks, what it reads from one end to the other, and what it rewrites.
 EFFECTS: dict[str, tuple[str, str, str]] = {
     "CREATE TABLE moods (id uuid PRIMARY KEY, name text);": ("", "", ""),
     "CREATE TABLE moods (user_id uuid REFERENCES users (id));": ("users", "", ""),
@@ -229,7 +230,7 @@ def test_the_rules_see_locks_as_postgresql_does(sql: str) -> None:
 async def test_a_file_that_locks_several_tables_waits_less_for_each(services: Services) -> None:
     sql = "CREATE TABLE moods (user_id uuid REFERENCES users, session_id uuid REFERENCES sessions);"
     half = f"SET LOCAL lock_timeout = '{migrations.LOCK_TIMEOUT // 2}ms';\n{sql}"
-    excused = f"-- Locks: nobody is there yet.\n{sql}"
+    excused = f"-- Locks: servers start later.\n{sql}"
     later = "ALTER TABLE users ADD COLUMN mood text;\nALTER TABLE users ADD CHECK (mood <> '');"
     async with empty(services) as dsn:
         await migrations.migrate(dsn)
@@ -257,10 +258,10 @@ async def test_writers_wait_no_longer_than_one_lock_takes(services: Services, ne
         )
         await slow.execute("BEGIN")
         await slow.execute("LOCK TABLE sessions IN ROW EXCLUSIVE MODE")
-        told: list[str] = []
-        migrating = asyncio.create_task(migrations.migrate(shared.dsn, tell=told.append))
+        notices: list[str] = []
+        migrating = asyncio.create_task(migrations.migrate(shared.dsn, tell=notices.append))
         waits = []
-        while len(told) < 2:
+        while len(notices) < 2:
             began = time.monotonic()
             await other.execute("UPDATE users SET bio = bio")
             waits.append(time.monotonic() - began)
