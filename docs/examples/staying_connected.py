@@ -1,4 +1,4 @@
-"""One session's socket, opened again for as long as it lives: ``staying_connected.py [URL of the server]``.
+"""One session's socket, opened again for as long as the session lives: a part of a client, to be copied.
 
 docs/realtime.md has the rules, docs/clients.md the same loop in Dart.
 """
@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import random
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from tornado.httpclient import AsyncHTTPClient, HTTPError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, WebSocketError, websocket_connect
 
-SERVER = sys.argv[1] if len(sys.argv) > 1 else "http://localhost:8080"
+SERVER = "http://localhost:8080"
 OPENING = 15.0  # seconds for the handshake and ready together
 STEADY = 60.0  # seconds a socket lives before a break counts as the first one again
 JITTER = random.SystemRandom()
