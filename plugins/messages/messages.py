@@ -190,17 +190,15 @@ class Messages:
 
     # Disappearing -----------------------------------------------------------------------------------------------------
 
-    async def expire(self) -> None:
-        """Erase what has had its time; on whichever instance comes first."""
-        while due := await messages.expired(self._db, 500):
-            for chat_id, message_ids in due:
-                async with changing(self._db, chat_id, NOBODY) as change:
-                    if change is not None:
-                        await messages.erase(change, message_ids, "expired")
-                if change is not None:
-                    await self.tell(change)
-            if sum(len(ids) for _, ids in due) < 500:
-                return
+    async def expire(self, limit: int) -> int:
+        """Erase what has had its time, at most so many messages; how many that were."""
+        erased = 0
+        for chat_id, message_ids in await messages.expired(self._db, limit):
+            change, number = await messages.expire(self._db, chat_id, message_ids, NOBODY)
+            if change is not None:
+                await self.tell(change)
+            erased += number
+        return erased
 
 
 def shown(row: Row | None) -> dict[str, Any]:
