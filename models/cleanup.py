@@ -25,7 +25,7 @@ import peewee
 from config.retention import Retention
 from models.database import Database, Enum, Table
 from models.sessions import IDLE_DAYS
-from models.sweeps import Due, Sweep, Sweeper, Watch
+from models.sweeps import UNWATCHED, Due, Sweep, Sweeper
 from models.users import User
 
 BATCH = 1000  # rows a statement: 10 to 60 ms, with millions of rows; a statement that takes 1.5 s is given up
@@ -252,5 +252,5 @@ async def clean(
         if any(rows.values()):
             tell(total)
 
-    await Sweeper(db, Watch(), *sweeps(db, retention, removed)).run(seconds)
+    await Sweeper(db, UNWATCHED, *sweeps(db, retention, removed)).run(seconds)
     return total

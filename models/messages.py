@@ -316,8 +316,8 @@ async def expired(db: Database, limit: int) -> list[tuple[UUID, list[UUID]]]:
 
 
 async def expire(db: Database, chat_id: UUID, message_ids: Sequence[UUID], user_id: UUID) -> tuple[Change | None, int]:
-    """Erase messages of a chat whose time has come; the change, and how many they were. A chat that somebody else holds
-    is waited for no longer than LOCK_MS: the others' time has come as well."""
+    """Erase messages of a chat whose time has come; the change, and how many they were. Raises LockNotAvailableError
+    when somebody else holds the chat for longer than LOCK_MS: the others' time has come as well."""
     async with db.transaction():
         await db.execute(f"SET LOCAL lock_timeout = {LOCK_MS}")
         async with changing(db, chat_id, user_id) as change:

@@ -10,7 +10,7 @@ import structlog
 from models import files
 from models.database import Database
 from models.storage import Storage, StorageAway
-from models.sweeps import RowsFailed, Sweep, Sweeper, Watch
+from models.sweeps import UNWATCHED, RowsFailed, Sweep, Sweeper
 
 log = structlog.get_logger(__name__)
 
@@ -67,5 +67,5 @@ async def remove(
         total += files
         tell(total)
 
-    await Sweeper(db, Watch(), sweep(db, storage, gone)).run(seconds)
+    await Sweeper(db, UNWATCHED, sweep(db, storage, gone)).run(seconds)
     return total

@@ -24,6 +24,7 @@ log = structlog.get_logger(__name__)
 BACKLOG = 10_000  # rows; more are not counted
 QUICK = 0.2  # seconds; a batch that took no longer may be followed by one of twice the rows
 LOG_EVERY = 600.0  # seconds between two lines about the failures of one sweep
+BUSY = ("40", "55P03")  # classes of SQLSTATE: rows that somebody else holds are passed over as well, but are not bad
 SLOW = (TimeoutError, asyncpg.QueryCanceledError)
 
 
@@ -114,6 +115,9 @@ class Watch:
     failed: Callable[[str, int], None] = _nothing
 
 
+UNWATCHED = Watch()
+
+
 class Sweeper:
     """Runs sweeps, a batch of each in turn, so that much of one does not keep the others waiting."""
 
@@ -170,12 +174,14 @@ class Sweeper:
             sweep,
             keys,
         )
+        state = str(getattr(cause, "sqlstate", ""))
+        if state.startswith(BUSY):
+            return
         self._watch.failed(sweep, len(keys))
         now = time.monotonic()
         if now >= self._logged.get(sweep, 0.0):
             self._logged[sweep] = now + LOG_EVERY
-            state = getattr(cause, "sqlstate", None)
-            log.warning("sweep_row_failed", sweep=sweep, cause=type(cause).__name__, sqlstate=state)
+            log.warning("sweep_row_failed", sweep=sweep, cause=type(cause).__name__, sqlstate=state or None)
 
 
 class _Turn:

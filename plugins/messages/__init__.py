@@ -8,8 +8,6 @@ from config.retention import Retention
 from config.settings import Rate, RateLimit
 from handlers.base import ID
 from handlers.socket import Event
-from models.messages import EXPIRED
-from models.sweeps import Sweep, Sweeper
 from plugins import App, Every, Plugin
 from plugins.messages import http, shapes
 from plugins.messages.journal import Journal
@@ -17,8 +15,6 @@ from plugins.messages.messages import Messages
 from plugins.messages.receipts import Receipts
 from plugins.messages.sealed import Inboxes
 from plugins.messages.sync import Sync
-
-EXPIRED_AT_ONCE, EXPIRING = 500, 10.0  # messages of a batch, seconds of a run
 
 
 class Settings(Retention):
@@ -31,11 +27,10 @@ class Settings(Retention):
 
 def setup(app: App, settings: Settings) -> Plugin:
     journal = Journal(app.db, app.access, app.delivery, app.alerts, app.metrics, app.traces)
-    messages = Messages(app.db, app.access, app.delivery, journal)
+    messages = Messages(app.db, app.access, app.delivery, journal, app.sweeps)
     receipts = Receipts(app.db, app.delivery)
     inboxes = Inboxes(app.db, app.access, journal, app.limits, settings.rate_limit_sealed_inbox)
     sync = Sync(app.db, app.alerts, settings.sync_retention_days)
-    expiry = Sweeper(app.db, app.sweeps, Sweep(EXPIRED, messages.expire, EXPIRED_AT_ONCE))
     by_user = {"messages": messages, "rate": settings.rate_limit_messages}
 
     return Plugin(
@@ -50,6 +45,6 @@ def setup(app: App, settings: Settings) -> Plugin:
         ),
         events={"message_send": Event(shapes.Send, messages.send)},
         # Contract section 7: erased within 15 s of the time.
-        periodic=(Every(5, lambda: expiry.run(EXPIRING), "message_expiry"),),
+        periodic=(Every(5, messages.expire, "message_expiry"),),
         lifespan=journal.running,
     )
