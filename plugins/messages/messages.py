@@ -16,7 +16,7 @@ from handlers.socket import Answer
 from models import listing, messages
 from models.access import Access, View
 from models.changes import Change, changing, seen_from
-from models.database import Database, Row
+from models.database import Database, Row, Unavailable
 from models.messages import Posted
 from models.sweeps import UNWATCHED, RowsFailed, Sweep, Sweeper, Watch
 from plugins.messages import shapes
@@ -202,20 +202,28 @@ class Messages:
         await self._expiry.run(EXPIRING)
 
     async def _expire(self, limit: int) -> int:
-        """Erase what has had its time, at most so many messages; how many that were. Raises RowsFailed for those of
-        chats that somebody else holds."""
+        """Erase what has had its time, at most so many messages; how many that were. Raises, after the other chats,
+        RowsFailed for the messages of those that somebody else holds, or what another one failed with."""
         erased, held = 0, []
+        failed: Exception | None = None
         for chat_id, message_ids in await messages.expired(self._db, limit):
             try:
                 change, number = await messages.expire(self._db, chat_id, message_ids, NOBODY)
             except LockNotAvailableError as error:
                 held += [(f"({chat_id},{message_id})", error) for message_id in message_ids]
                 continue
+            except Unavailable:
+                raise
+            except Exception as error:
+                failed = error
+                continue
             if change is not None:
                 await self.tell(change)
             erased += number
         if held:
             raise RowsFailed([key for key, _ in held], held[0][1])
+        if failed is not None:
+            raise failed
         return erased
 
 

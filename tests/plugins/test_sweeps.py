@@ -10,9 +10,16 @@ from uuid import UUID
 import pytest
 
 from models import purge
+from plugins import Timer
 from tests.planted import plant
 from tests.plugins.chatting import Town, chat, town
 from tests.running import Services, connected, periodic, place
+
+
+@pytest.fixture(autouse=True)
+def _no_timers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the runs of the tests count."""
+    monkeypatch.setattr(Timer, "start", lambda _: None)
 
 
 def metric(made: Town, name: str, sweep: str) -> float:
