@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
-from models import purge
+from models import presence, purge
+from models.database import Database
 from plugins import Timer
 from tests.planted import plant
 from tests.plugins.chatting import Town, chat, town
@@ -228,3 +229,40 @@ async def test_every_sweep_has_its_series_from_the_start(services: Services) -> 
             found = set(re.findall(rf'^{name}{{sweep="(\w+)"}} 0.0$', text, re.MULTILINE))
             assert {"message_expiry", "deleted_chats", "calls_ringing", "calls_silent", "calls_deserted"} <= found
             assert {"subscriptions_expiry", "unfinished_uploads", "file_removals", "sessions", "chat_threads"} <= found
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_presence_of_a_dead_instance_ends_beside_bad_rows_and_in_batches(services: Services) -> None:
+    async with town(services) as made, connected(made.shared) as db:
+        dead = await db.fetchval(
+            "INSERT INTO instances VALUES (gen_random_uuid(), now() - interval '41 s') RETURNING id"
+        )
+        await db.execute(
+            """INSERT INTO users (public_id, password_hash, identity_key, signing_public_key, registration_id,
+                                  fingerprint, is_online)
+               SELECT 'user_' || n, '', sha256(n::text::bytea), sha256(n::text::bytea), 1,
+                      encode(sha256(n::text::bytea), 'hex'), true FROM generate_series(1, 1200) AS n"""
+        )
+        await db.execute("INSERT INTO connections SELECT id, $1 FROM users", dead)
+        await plant(db, {"users": "id"}, 12)
+        beat = periodic(made.servers[0], "presence")
+        await beat()
+        assert await db.fetchval("SELECT count(*) FROM users WHERE is_online") == 12
+        assert metric(made, "mimu_sweep_bad_rows_total", "dead_connections") == 12
+        assert await db.fetchval("SELECT count(*) FROM instances WHERE id = $1", dead) == 1, "until they have gone"
+        await db.execute("DELETE FROM planted")
+        await db.execute("UPDATE sweep_failures SET retry_at = now()")
+        await beat()
+        assert await db.fetchval("SELECT count(*) FROM users WHERE is_online") == 0
+        assert await db.fetchval("SELECT count(*) FROM instances WHERE id = $1", dead) == 0
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_an_instance_that_was_swept_in_part_announces_all_its_users_again(services: Services) -> None:
+    async with place(services) as shared, Database(shared.dsn, 2).open() as db:
+        instance = uuid4()
+        assert await presence.beat(db, instance)
+        assert not await presence.beat(db, instance)
+        await db.execute("UPDATE instances SET beat_at = now() - interval '41 s'")
+        assert await presence.beat(db, instance), "a sweep may have taken some of them"
+        assert not await presence.beat(db, instance)
