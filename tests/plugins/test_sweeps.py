@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
 
-from models import presence, purge
+from models import presence, purge, sessions
 from models.database import Database
 from plugins import Timer
 from tests.planted import plant
@@ -266,3 +267,17 @@ async def test_an_instance_that_was_swept_in_part_announces_all_its_users_again(
         await db.execute("UPDATE instances SET beat_at = now() - interval '41 s'")
         assert await presence.beat(db, instance), "a sweep may have taken some of them"
         assert not await presence.beat(db, instance)
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_a_server_reads_all_ended_sessions_page_by_page(services: Services) -> None:
+    async with place(services) as shared, Database(shared.dsn, 2).open() as db:
+        await db.execute(
+            """INSERT INTO ended_sessions (session_id, user_id, ended_at)
+               SELECT gen_random_uuid(), gen_random_uuid(), now() - n / 3000 * interval '1 s'
+               FROM generate_series(1, 12000) AS n"""
+        )
+        now = await sessions.now(db)
+        found = await sessions.ended_since(db, now - timedelta(hours=1))
+        assert len({session.id for session in found}) == len(found) == 12000
+        assert await sessions.ended_since(db, now + timedelta(seconds=1)) == []
