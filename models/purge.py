@@ -24,8 +24,8 @@ class ChatPurge(Table):
 
 _CHATS = Due("deleted_chats", "chat_id", "chat_purges WHERE due_at <= now()", "due_at, chat_id")
 
-# What is erased: at most $1 rows in all, so that a batch of one is one row, which is to blame when it fails. The event
-# of a chat's end stays, and that of each who left it.
+# What is erased, and the files that were shared in a chat, which stay their owners'. At most $1 rows in all, so that a
+# batch of one is one row, which is to blame when it fails. The event of a chat's end stays, and that of each who left.
 _DOOMED = f"""
 WITH due AS (
     {_CHATS.batch}
@@ -40,12 +40,19 @@ WITH due AS (
             SELECT 1 FROM chat_departures d WHERE d.chat_id = found.chat_id AND d.left_seq = found.seq)
         LIMIT $1) AS e
     LIMIT $1 - (SELECT count(*) FROM messages_)
+), files_ AS (
+    SELECT f.id FROM due, LATERAL (
+        SELECT id FROM files WHERE chat_id = due.chat_id AND ROW(id)::text NOT IN {_CHATS.failed} LIMIT $1) AS f
+    LIMIT $1 - (SELECT count(*) FROM messages_) - (SELECT count(*) FROM events_)
+), found AS (
+    SELECT (SELECT count(*) FROM messages_) + (SELECT count(*) FROM events_) + (SELECT count(*) FROM files_) AS rows
 )"""
 
 DUE = replace(
     _CHATS,
     blamed=f"""{_DOOMED}
-SELECT coalesce((SELECT ROW(id)::text FROM messages_), (SELECT ROW(chat_id, seq)::text FROM events_), due::text)
+SELECT coalesce((SELECT ROW(id)::text FROM messages_), (SELECT ROW(chat_id, seq)::text FROM events_),
+                (SELECT ROW(id)::text FROM files_), due::text)
 FROM due""",
 )
 
@@ -55,26 +62,29 @@ _PURGE = f"""{_DOOMED}, gone AS (
     DELETE FROM messages WHERE id IN (SELECT id FROM messages_) RETURNING 1
 ), untold AS (
     DELETE FROM chat_events WHERE (chat_id, seq) IN (SELECT chat_id, seq FROM events_) RETURNING 1
+), parted AS (
+    UPDATE files SET chat_id = NULL WHERE id IN (SELECT id FROM files_) RETURNING 1
 ), empty AS (
     SELECT chat_id,
            EXISTS (SELECT 1 FROM messages WHERE chat_id = due.chat_id AND ROW(id)::text IN {_CHATS.failed})
            OR EXISTS (SELECT 1 FROM chat_events AS e
-                      WHERE chat_id = due.chat_id AND ROW(e.chat_id, seq)::text IN {_CHATS.failed}) AS failed
-    FROM due WHERE (SELECT count(*) FROM messages_) + (SELECT count(*) FROM events_) < $1
+                      WHERE chat_id = due.chat_id AND ROW(e.chat_id, seq)::text IN {_CHATS.failed})
+           OR EXISTS (SELECT 1 FROM files WHERE chat_id = due.chat_id AND ROW(id)::text IN {_CHATS.failed}) AS failed
+    FROM due WHERE (SELECT rows FROM found) < $1
 ), later AS (
     UPDATE chat_purges SET due_at = now() + interval '10 minutes'
     WHERE chat_id IN (SELECT chat_id FROM empty WHERE failed) RETURNING 1
 ), done AS (
     DELETE FROM chat_purges WHERE chat_id IN (SELECT chat_id FROM empty WHERE NOT failed) RETURNING 1
 )
-SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM untold)
+SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM untold) + (SELECT count(*) FROM parted)
      + (SELECT count(*) FROM later) + (SELECT count(*) FROM done)
 """
 
 
 async def purge(db: Database, batch: int) -> int:
-    """Erase at most so many messages and events of deleted chats, and let go of chats that have none; how many rows
-    that changed."""
+    """Erase at most so many messages and events of deleted chats, and let go of chats that have none, and of their
+    files; how many rows that changed."""
     changed: int = await db.value(_PURGE, batch)
     return changed
 

@@ -91,8 +91,15 @@ async def test_deleted_chats_are_erased_beside_bad_rows_and_leave_the_queue(serv
             await post_many(made, one["id"], 20)
         for one in chats[1:]:
             assert (await alice.delete(f"/chats/{one['id']}")).status == 204
-        await plant(db, {"messages": "id", "chat_events": "seq", "chat_purges": "chat_id"}, 0)
-        # Bad messages in the chats that come first, all events of creation in one, and a row of the queue itself.
+        await db.execute(
+            """INSERT INTO files (owner_id, chat_id, size, storage_key, resumable)
+               SELECT $1::text::uuid, $2, 1, lpad(n::text, 32, '0'), true FROM generate_series(1, 2000) AS n""",
+            alice.user_id,
+            UUID(chats[9]["id"]),
+        )
+        await plant(db, {"messages": "id", "chat_events": "seq", "chat_purges": "chat_id", "files": "id"}, 0)
+        await db.execute("INSERT INTO planted SELECT 'files', id::text FROM files LIMIT 2")
+        # Bad messages in the chats that come first, files that were shared in one, and a row of the queue itself.
         await db.execute(
             "INSERT INTO planted SELECT 'messages', id::text FROM messages WHERE number <= 2 AND chat_id = ANY ($1)",
             [UUID(one["id"]) for one in chats[1:7]],
@@ -106,12 +113,13 @@ async def test_deleted_chats_are_erased_beside_bad_rows_and_leave_the_queue(serv
         }
         assert left == {UUID(chats[0]["id"]): 20, **{UUID(one["id"]): 2 for one in chats[1:7]}}
         queued = {row[0] for row in await db.fetch("SELECT chat_id FROM chat_purges")}
-        assert queued == {UUID(one["id"]) for one in [*chats[1:7], chats[8]]}
+        assert queued == {UUID(one["id"]) for one in [*chats[1:7], *chats[8:10]]}
+        assert await db.fetchval("SELECT count(*) FROM files WHERE chat_id IS NOT NULL") == 2
         kinds = await db.fetch("SELECT chat_id, array_agg(type::text) AS types FROM chat_events GROUP BY chat_id")
         types = {row["chat_id"]: row["types"] for row in kinds}
         assert types.pop(UUID(chats[0]["id"])) == ["chat_created"]
         assert set(map(tuple, types.values())) == {("chat_deleted",)}
-        assert metric(made, "mimu_sweep_bad_rows_total", "deleted_chats") == 13
+        assert metric(made, "mimu_sweep_bad_rows_total", "deleted_chats") == 15
         assert metric(made, "mimu_sweep_backlog", "deleted_chats") == 0
 
         await db.execute("DELETE FROM planted")
@@ -120,6 +128,7 @@ async def test_deleted_chats_are_erased_beside_bad_rows_and_leave_the_queue(serv
         await sweep()
         assert await db.fetchval("SELECT count(*) FROM messages") == 20
         assert await db.fetchval("SELECT count(*) FROM chat_purges") == 0
+        assert await db.fetchval("SELECT count(*) FROM files WHERE chat_id IS NULL") == 2000
 
 
 @pytest.mark.gen_test(timeout=60)
