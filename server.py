@@ -45,6 +45,7 @@ from models.access import Access
 from models.database import Database, Unavailable
 from models.epochs import Epoch
 from models.statements import Watch
+from models.sweeps import Watch as SweepWatch
 from plugins import App, Every, Plugin, Timer
 
 log = structlog.get_logger(__name__)
@@ -141,7 +142,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         database_url, redis_url = await _services(core, stack)
         metrics = Metrics()
         vitals.process(metrics)
-        statements = vitals.Statements(metrics)
+        statements, swept = vitals.Statements(metrics), vitals.Sweeps(metrics)
         database = Database(
             database_url,
             core.database_max_connections,
@@ -190,6 +191,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             passwords=passwords,
             revocations=revocations,
             metrics=metrics,
+            sweeps=SweepWatch(swept.planned, swept.backlog, swept.failed),
             traces=traced,
             instance_id=instance_id,
         )

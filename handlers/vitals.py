@@ -112,6 +112,34 @@ class Runs:
             self._success.labels(task).set_to_current_time()
 
 
+class Sweeps:
+    """What sweeps have left to do, and what they failed at."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._backlog = Gauge(
+            "mimu_sweep_backlog",
+            "Rows that the last run of a sweep left for the next one; not counted beyond 10,000.",
+            ["sweep"],
+            registry=metrics.registry,
+        )
+        self._failed = Counter(
+            "mimu_sweep_bad_rows_total", "Rows that a sweep could not do.", ["sweep"], registry=metrics.registry
+        )
+
+    def planned(self, sweep: str) -> None:
+        """A sweep will run. Its series begin now, so that a first failure is an increase."""
+        self._backlog.labels(sweep)
+        self._failed.labels(sweep)
+
+    def backlog(self, sweep: str, rows: int) -> None:
+        """A run is over, and has left so many rows."""
+        self._backlog.labels(sweep).set(rows)
+
+    def failed(self, sweep: str, rows: int) -> None:
+        """A run could not do so many rows, and passes over them for a while."""
+        self._failed.labels(sweep).inc(rows)
+
+
 class Statements:
     """What the database is asked, and how long it takes; models/statements.py tells."""
 

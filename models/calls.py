@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
@@ -10,11 +11,13 @@ import asyncpg
 import peewee
 
 from models.database import Database, Enum, Table
+from models.sweeps import Due, Sweep
 from models.users import User
 
 RING_SECONDS = 60  # seed: a call that nobody answers is missed
 CANDIDATES = 300  # a call, contract section 6; a phone with many networks gathers a few dozen
 RESERVED = 20  # candidates that an instance sets aside at once: one statement for each phone of a usual call
+SWEPT = 500  # calls that one statement of a sweep ends
 HEARTBEAT_HOURS = 1  # seed: an answered call without a heartbeat for this long has ended
 
 
@@ -191,24 +194,47 @@ async def expire(db: Database, call_id: UUID) -> Call | None:
     )
 
 
-async def sweep(db: Database) -> list[Call]:
+def _overdue(name: str, rows: str, order: str, outcome: str) -> tuple[Due, str]:
+    due = Due(name, "id", f"call_sessions WHERE {rows}", order)
+    return due, f"UPDATE call_sessions SET ended_at = now(), {outcome} WHERE id IN ({due.batch}) RETURNING {_CALL}"
+
+
+_OVERDUE = (
+    _overdue(
+        "calls_ringing",
+        f"status = 'ringing' AND started_at <= now() - interval '{RING_SECONDS} seconds'",
+        "started_at",
+        "status = 'missed', end_reason = 'timeout'",
+    ),
+    _overdue(
+        "calls_silent",
+        f"status = 'accepted' AND last_heartbeat <= now() - interval '{HEARTBEAT_HOURS} hours'",
+        "last_heartbeat",
+        "status = 'ended', end_reason = 'heartbeat_lost'",
+    ),
+    _overdue(
+        "calls_deserted",
+        f"{_LIVE} AND (caller_id IS NULL OR callee_id IS NULL)",
+        "id",
+        "status = 'ended', end_reason = 'connection_lost'",
+    ),
+)
+
+
+def overdue(db: Database, ended: Callable[[Call], None]) -> list[Sweep]:
     """End every call that rang or was silent too long, or whose other account was erased. Run on every instance, each
-    call is ended by one."""
-    rows = await db.fetch(
-        f"""UPDATE call_sessions SET status = 'missed', ended_at = now(), end_reason = 'timeout'
-            WHERE status = 'ringing' AND started_at <= now() - interval '{RING_SECONDS} seconds'
-            RETURNING {_CALL}"""
-    )
-    rows += await db.fetch(
-        f"""UPDATE call_sessions SET status = 'ended', ended_at = now(), end_reason = 'heartbeat_lost'
-            WHERE status = 'accepted' AND last_heartbeat <= now() - interval '{HEARTBEAT_HOURS} hours'
-            RETURNING {_CALL}"""
-    )
-    rows += await db.fetch(
-        f"""UPDATE call_sessions SET status = 'ended', ended_at = now(), end_reason = 'connection_lost'
-            WHERE {_LIVE} AND (caller_id IS NULL OR callee_id IS NULL) RETURNING {_CALL}"""
-    )
-    return [Call(*row) for row in rows]
+    call is ended by one, which calls ``ended`` with it."""
+
+    def sweep(due: Due, statement: str) -> Sweep:
+        async def work(limit: int) -> int:
+            rows = await db.fetch(statement, limit)
+            for row in rows:
+                ended(Call(*row))
+            return len(rows)
+
+        return Sweep(due, work, SWEPT)
+
+    return [sweep(due, statement) for due, statement in _OVERDUE]
 
 
 async def get(db: Database, call_id: UUID) -> Call | None:

@@ -96,32 +96,8 @@ async def update(change: Change, columns: Mapping[str, Any]) -> None:
 
 
 async def delete(change: Change) -> None:
-    """End a locked chat: nobody may read or write in it from now on. What was in it is erased by ``purge``."""
+    """End a locked chat: nobody may read or write in it from now on. What was in it is erased by models/purge.py."""
     await change.db.execute(
         "UPDATE chat_threads SET deleted_at = now(), access = access + 1 WHERE id = $1", change.chat_id
     )
     await change.db.execute("DELETE FROM chat_invites WHERE chat_id = $1", change.chat_id)
-
-
-_PURGE = """
-WITH ended AS (
-    SELECT id, last_seq FROM chat_threads WHERE deleted_at IS NOT NULL
-), messages_ AS (
-    SELECT m.id FROM ended JOIN messages m ON m.chat_id = ended.id LIMIT $1
-), events_ AS (
-    SELECT e.chat_id, e.seq FROM ended JOIN chat_events e ON e.chat_id = ended.id AND e.seq < ended.last_seq
-    WHERE NOT EXISTS (SELECT 1 FROM chat_departures d WHERE d.chat_id = e.chat_id AND d.left_seq = e.seq) LIMIT $1
-), gone AS (
-    DELETE FROM messages WHERE id IN (SELECT id FROM messages_) RETURNING 1
-), untold AS (
-    DELETE FROM chat_events WHERE (chat_id, seq) IN (SELECT chat_id, seq FROM events_) RETURNING 1
-)
-SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM untold)
-"""
-
-
-async def purge(db: Database, batch: int) -> int:
-    """Erase messages and events of chats that were deleted, a batch of each; how many. Only the end of a chat
-    stays, and that of each who left it, to be told by ``/sync``."""
-    gone: int = await db.value(_PURGE, batch)
-    return gone

@@ -16,9 +16,7 @@ stay, even when ``expires_at`` has passed: without it, changing the password cou
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -27,6 +25,7 @@ import peewee
 from config.retention import Retention
 from models.database import Database, Enum, Table
 from models.sessions import IDLE_DAYS
+from models.sweeps import UNWATCHED, Due, Sweep, Sweeper
 from models.users import User
 
 BATCH = 1000  # rows a statement: 10 to 60 ms, with millions of rows; a statement that takes 1.5 s is given up
@@ -35,6 +34,7 @@ BATCH = 1000  # rows a statement: 10 to 60 ms, with millions of rows; a statemen
 ENDED_KEPT = timedelta(hours=720 + 1)
 # A challenge is judged by a server's clock, and removed by the database's: one removed too early could be used again.
 CHALLENGES_KEPT = timedelta(hours=1)
+FAILURES_KEPT = timedelta(days=2)  # after a sweep might have tried again: the row is gone, or was done
 INVITES_KEPT = timedelta(days=7)  # after their end: long enough for who made one to see that it has ended
 COUNTING = 3600.0  # seconds; to count is to read all that is due, which after years may be long
 
@@ -53,10 +53,10 @@ class SpentPrekeys(Table):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One kind of rows. Both statements take how long rows are kept, and give one row with a number for each table:
-    ``count`` of all that is due, ``remove`` of the batch that it has removed."""
+    """One kind of rows. Both statements give one row with a number for each table: ``count`` of all that is due, its
+    parameters being ``due.args``; ``remove`` of the batch of ``$1`` that it has removed, the others following."""
 
-    kept: timedelta
+    due: Due
     count: str
     remove: str
 
@@ -64,12 +64,12 @@ class Step:
 def _plain(table: str, key: str, moment: str, kept: timedelta) -> Step:
     """Rows of which nothing need be remembered, ``kept`` after ``moment``. The oldest go first, for that is how the
     index has them."""
-    due = f"{moment} < now() - $1::interval"
+    due = Due(table, key, f"{table} WHERE {moment} < now() - $2::interval", moment, args=(kept,))
     return Step(
-        kept,
-        f"SELECT count(*) AS {table} FROM {table} WHERE {due}",
+        due,
+        f"SELECT count(*) AS {table} FROM {table} WHERE {moment} < now() - $1::interval",
         f"""WITH due AS (
-                SELECT {key} FROM {table} WHERE {due} ORDER BY {moment} LIMIT {BATCH} FOR UPDATE SKIP LOCKED
+                {due.batch}
             ), gone AS (
                 DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM due) RETURNING 1
             )
@@ -83,14 +83,19 @@ def _prekeys(table: str, kind: str, name: str, moment: str, which: str, kept: ti
     The owners are locked with their keys: the note refers to them, and the deletion of an account locks the two in the
     other order. Notes are written in the order of users, so that two cleanups don't wait for each other in a circle.
     """
-    due = f"{which} AND p.{moment} < now() - $1::interval"
+    due = Due(
+        name,
+        "p.id",
+        f"{table} AS p JOIN users AS owner ON owner.id = p.user_id WHERE {which} AND p.{moment} < now() - $2::interval",
+        f"p.{moment}",
+        "FOR UPDATE OF p SKIP LOCKED FOR KEY SHARE OF owner SKIP LOCKED",
+        (kept,),
+    )
     return Step(
-        kept,
-        f"SELECT count(*) AS {name} FROM {table} AS p WHERE {due}",
+        due,
+        f"SELECT count(*) AS {name} FROM {table} AS p WHERE {which} AND p.{moment} < now() - $1::interval",
         f"""WITH due AS (
-                SELECT p.id FROM {table} AS p JOIN users AS owner ON owner.id = p.user_id
-                WHERE {due} ORDER BY p.{moment} LIMIT {BATCH}
-                FOR UPDATE OF p SKIP LOCKED FOR KEY SHARE OF owner SKIP LOCKED
+                {due.batch}
             ), gone AS (
                 DELETE FROM {table} WHERE id IN (SELECT id FROM due) RETURNING user_id, key_id
             ), noted AS (
@@ -110,17 +115,18 @@ _OVER = f"least(revoked_at, (last_used_at AT TIME ZONE 'UTC' + interval '{IDLE_D
 def _sessions(kept: timedelta) -> Step:
     """Sessions with their spent refresh tokens, of which one session may have thousands: a batch takes so many tokens,
     and the sessions that had none left before it."""
-    due = f"{_OVER} < now() - $1::interval"
+    due = Due("sessions", "id", f"sessions WHERE {_OVER} < now() - $2::interval", _OVER, args=(kept,))
+    over = f"{_OVER} < now() - $1::interval"
     return Step(
-        kept,
-        f"""SELECT (SELECT count(*) FROM sessions WHERE {due}) AS sessions,
-                   (SELECT count(*) FROM sessions JOIN spent_refresh_tokens ON session_id = sessions.id WHERE {due})
+        due,
+        f"""SELECT (SELECT count(*) FROM sessions WHERE {over}) AS sessions,
+                   (SELECT count(*) FROM sessions JOIN spent_refresh_tokens ON session_id = sessions.id WHERE {over})
                        AS spent_refresh_tokens""",
         f"""WITH due AS (
-                SELECT id FROM sessions WHERE {due} ORDER BY {_OVER} LIMIT {BATCH} FOR UPDATE SKIP LOCKED
+                {due.batch}
             ), tokens AS (
                 DELETE FROM spent_refresh_tokens WHERE token_hash IN (
-                    SELECT token_hash FROM spent_refresh_tokens WHERE session_id IN (SELECT id FROM due) LIMIT {BATCH})
+                    SELECT token_hash FROM spent_refresh_tokens WHERE session_id IN (SELECT id FROM due) LIMIT $1)
                 RETURNING 1
             ), gone AS (
                 DELETE FROM sessions WHERE id IN (SELECT id FROM due)
@@ -133,18 +139,26 @@ def _sessions(kept: timedelta) -> Step:
 
 def _deleted_chats(kept: timedelta) -> Step:
     """Chats that were deleted, with who took part: a channel may have 100,000 of them, so a batch takes so many, and
-    the chats that had none left before it. Their messages went before (models/chats.py)."""
-    due = "deleted_at < now() - $1::interval"
+    the chats that had none left before it. Of these all else was erased before (models/purge.py)."""
+    purged = "NOT EXISTS (SELECT 1 FROM chat_purges WHERE chat_id = chat_threads.id)"
+    due = Due(
+        "chat_threads",
+        "id",
+        f"chat_threads WHERE deleted_at < now() - $2::interval AND {purged}",
+        "deleted_at",
+        args=(kept,),
+    )
+    over = "deleted_at < now() - $1::interval"
     return Step(
-        kept,
-        f"""SELECT (SELECT count(*) FROM chat_threads WHERE {due}) AS chat_threads,
-                   (SELECT count(*) FROM chat_threads JOIN chat_participants ON chat_id = id WHERE {due})
+        due,
+        f"""SELECT (SELECT count(*) FROM chat_threads WHERE {over}) AS chat_threads,
+                   (SELECT count(*) FROM chat_threads JOIN chat_participants ON chat_id = id WHERE {over})
                        AS chat_participants""",
         f"""WITH due AS (
-                SELECT id FROM chat_threads WHERE {due} ORDER BY deleted_at LIMIT {BATCH} FOR UPDATE SKIP LOCKED
+                {due.batch}
             ), people AS (
                 DELETE FROM chat_participants WHERE (chat_id, user_id) IN (
-                    SELECT chat_id, user_id FROM chat_participants WHERE chat_id IN (SELECT id FROM due) LIMIT {BATCH})
+                    SELECT chat_id, user_id FROM chat_participants WHERE chat_id IN (SELECT id FROM due) LIMIT $1)
                 RETURNING 1
             ), gone AS (
                 DELETE FROM chat_threads WHERE id IN (SELECT id FROM due)
@@ -177,6 +191,7 @@ def steps(retention: Retention) -> list[Step]:
         # Cancelled ones, too, when they would have ended.
         _plain("subscriptions", "id", "expires_at", timedelta(days=retention.subscription_retention_days)),
         _plain("files", "id", "expires_at", timedelta()),  # uploads that were not finished in time
+        _plain("sweep_failures", "sweep, key", "retry_at", FAILURES_KEPT),
     ]
     # What /sync tells no more. A day longer than its cursors live, for clocks that differ.
     told = timedelta(days=retention.sync_retention_days + 1)
@@ -200,9 +215,24 @@ async def due(db: Database, retention: Retention) -> dict[str, int]:
     async with db.pool.acquire() as connection, connection.transaction(readonly=True):
         await connection.execute("SET LOCAL statement_timeout = 0")  # the limit is for requests
         for step in steps(retention):
-            row = await connection.fetchrow(step.count, step.kept, timeout=COUNTING)
+            row = await connection.fetchrow(step.count, *step.due.args, timeout=COUNTING)
             counted.update(row or {})
     return counted
+
+
+def sweeps(db: Database, retention: Retention, removed: Callable[[Mapping[str, int]], None]) -> list[Sweep]:
+    """What removes each kind; ``removed`` is called with how many rows of each table a batch was."""
+
+    def sweep(step: Step) -> Sweep:
+        async def work(limit: int) -> int:
+            row = await db.row(step.remove, limit, *step.due.args)
+            assert row is not None  # counts always are
+            removed(dict(row))
+            return sum(row.values())
+
+        return Sweep(step.due, work, BATCH)
+
+    return [sweep(step) for step in steps(retention)]
 
 
 async def clean(
@@ -212,26 +242,15 @@ async def clean(
     seconds: float = float("inf"),
     tell: Callable[[dict[str, int]], None] = lambda _: None,
 ) -> dict[str, int]:
-    """Remove what is due, for about so many seconds at the most; how many rows of each table.
+    """Remove what is due, for about so many seconds at the most; how many rows of each table. ``tell`` is called with
+    that after each batch. Raises what a step raised whose statement is wrong, after the others."""
+    total: dict[str, int] = {}
 
-    A batch of each kind in turn, so that much of one does not keep the others waiting; ``tell`` is told after each.
-    After a batch comes a rest of the same length: half of the time is everybody else's, and more when they are slowed.
-    """
-    removed: dict[str, int] = {}
-    deadline = time.monotonic() + seconds
-    left = steps(retention)
-    while left:
-        for step in tuple(left):
-            started = time.monotonic()
-            if started > deadline:
-                return removed
-            row = await db.row(step.remove, step.kept)
-            assert row is not None  # counts always are
-            for table, number in row.items():
-                removed[table] = removed.get(table, 0) + number
-            if any(row.values()):
-                tell(removed)
-                await asyncio.sleep(time.monotonic() - started)
-            else:
-                left.remove(step)
-    return removed
+    def removed(rows: Mapping[str, int]) -> None:
+        for table, number in rows.items():
+            total[table] = total.get(table, 0) + number
+        if any(rows.values()):
+            tell(total)
+
+    await Sweeper(db, UNWATCHED, *sweeps(db, retention, removed)).run(seconds)
+    return total

@@ -12,6 +12,7 @@ import peewee
 
 from models.database import Database, Enum, Row, Table
 from models.storage import Place, Progress
+from models.sweeps import Due
 from models.threads import ChatThread
 from models.users import User
 
@@ -79,6 +80,7 @@ class NewFile(NamedTuple):
 class Removal(NamedTuple):
     storage_key: str
     upload_id: str | None
+    noted: str = ""  # the key, as the sweep's notes have it
 
 
 _SHOWN = "f.id, f.owner_id, f.chat_id, f.size, f.sha256, f.media_type, f.state::text, f.created_at, f.completed_at"
@@ -224,22 +226,20 @@ async def delete(db: Database, file_id: UUID, owner: UUID) -> Removal | None:
     return Removal(*row) if row else None
 
 
+UNFINISHED = Due("unfinished_uploads", "id", "files WHERE expires_at < now()", "expires_at")
+REMOVALS = Due("file_removals", "storage_key", "file_removals WHERE due_at <= now()", "due_at")
+
+
 async def expire(db: Database, batch: int = 1000) -> int:
     """Forget uploads that were not finished in time, at most so many; how many they were."""
-    return await db.execute(
-        """DELETE FROM files WHERE id IN (
-               SELECT id FROM files WHERE expires_at < now() ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)""",
-        batch,
-    )
+    return await db.execute(f"DELETE FROM files WHERE id IN ({UNFINISHED.batch})", batch)
 
 
 async def removals(db: Database, batch: int) -> list[Removal]:
     """Bytes that are due to be removed, of which no other server or script is told for the next five minutes."""
     rows = await db.fetch(
-        """UPDATE file_removals SET due_at = now() + interval '5 minutes' WHERE storage_key IN (
-               SELECT storage_key FROM file_removals WHERE due_at <= now() ORDER BY due_at LIMIT $1
-               FOR UPDATE SKIP LOCKED)
-           RETURNING storage_key, upload_id""",
+        f"""UPDATE file_removals SET due_at = now() + interval '5 minutes' WHERE storage_key IN ({REMOVALS.batch})
+            RETURNING storage_key, upload_id, ROW(storage_key)::text""",
         batch,
     )
     return [Removal(*row) for row in rows]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 import structlog
@@ -11,6 +10,7 @@ import structlog
 from models import files
 from models.database import Database
 from models.storage import Storage, StorageAway
+from models.sweeps import UNWATCHED, RowsFailed, Sweep, Sweeper
 
 log = structlog.get_logger(__name__)
 
@@ -18,32 +18,54 @@ BATCH = 100
 AT_ONCE = 8  # requests to the storage at a time: its answers are waited for, not its speed
 
 
-async def remove(
-    db: Database, storage: Storage, *, seconds: float = float("inf"), tell: Callable[[int], None] = lambda _: None
-) -> int:
-    """Remove what is due, for about so many seconds at the most; how many files' bytes. Raises StorageAway when a
-    whole batch could not be removed. Safe beside others: each batch is told to one of them."""
+def sweep(db: Database, storage: Storage, gone: Callable[[int], None]) -> Sweep:
+    """Remove bytes; ``gone`` is called with the number of files of each batch. The work raises StorageAway when a whole
+    batch could not be removed. Safe beside others: each batch is given to one of them."""
     turns = asyncio.Semaphore(AT_ONCE)
 
-    async def one(removal: files.Removal) -> bool:
+    async def one(removal: files.Removal) -> Exception | None:
         async with turns:
             try:
                 await storage.remove(removal.storage_key, removal.upload_id)
             except StorageAway as error:
                 log.warning("file_not_removed", cause=str(error))
-                return False
-            return True
+                return error
+            except Exception as error:
+                return error  # of this file: the others go on
+            return None
 
-    gone = 0
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        batch = await files.removals(db, BATCH)
-        if not batch:
-            break
-        done = await asyncio.gather(*(one(removal) for removal in batch))
-        await files.removed(db, [removal.storage_key for removal, good in zip(batch, done, strict=True) if good])
-        gone += sum(done)
-        tell(gone)
-        if not any(done):
+    async def work(limit: int) -> int:
+        batch = await files.removals(db, limit)
+        errors = await asyncio.gather(*map(one, batch))
+        done = [removal.storage_key for removal, error in zip(batch, errors, strict=True) if error is None]
+        await files.removed(db, done)
+        gone(len(done))
+        # Where the storage was away the row says when to try again: it would be for all of them.
+        failed = {
+            removal.noted: error
+            for removal, error in zip(batch, errors, strict=True)
+            if error is not None and not isinstance(error, StorageAway)
+        }
+        if failed:
+            raise RowsFailed(list(failed), next(iter(failed.values())))
+        if batch and not done:
             raise StorageAway("nothing could be removed")
-    return gone
+        return len(batch)
+
+    return Sweep(files.REMOVALS, work, BATCH)
+
+
+async def remove(
+    db: Database, storage: Storage, *, seconds: float = float("inf"), tell: Callable[[int], None] = lambda _: None
+) -> int:
+    """Remove what is due, for about so many seconds at the most; how many files' bytes. Raises StorageAway when a
+    whole batch could not be removed."""
+    total = 0
+
+    def gone(files: int) -> None:
+        nonlocal total
+        total += files
+        tell(total)
+
+    await Sweeper(db, UNWATCHED, sweep(db, storage, gone)).run(seconds)
+    return total

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 import peewee
 
 from models.database import Database, Table
+from models.sweeps import UNWATCHED, Due, Sweep, Sweeper, Watch
 from models.users import User
 
 STALE_SECONDS = 40  # an instance silent for this long is dead; with a sweep every 10 s that is within the 60 s promised
+
+BATCH = 500  # users that one statement takes away from dead instances
 
 
 class Instance(Table):
@@ -31,10 +34,14 @@ class Connection(Table):
 
 
 async def beat(db: Database, instance_id: UUID) -> bool:
-    """Say that the instance lives; True when it was not known, so that it must tell its users again."""
+    """Say that the instance lives; True when it was not known, or was silent for so long that a sweep may have taken
+    some of its users, so that it must announce its users again."""
     return bool(
         await db.value(
-            "INSERT INTO instances (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET beat_at = now() RETURNING xmax = 0",
+            f"""WITH before AS (SELECT beat_at FROM instances WHERE id = $1)
+                INSERT INTO instances (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET beat_at = now()
+                RETURNING NOT EXISTS (
+                    SELECT 1 FROM before WHERE beat_at > now() - interval '{STALE_SECONDS} seconds')""",
             instance_id,
         )
     )
@@ -87,28 +94,50 @@ async def _take_away(db: Database, instances: Sequence[UUID], users: Sequence[UU
     return [row["id"] for row in rows if not row["is_online"]]
 
 
-async def _end(db: Database, instances: Sequence[UUID]) -> list[UUID]:
-    found = await db.fetch("SELECT DISTINCT user_id FROM connections WHERE instance_id = ANY ($1::uuid[])", instances)
-    users = [row["user_id"] for row in found]
-    await db.execute(_LOCK, users)
-    offline = await _take_away(db, instances, users)
-    await db.execute("DELETE FROM instances WHERE id = ANY ($1::uuid[])", list(instances))
-    return offline
+_DEAD = f"i.beat_at < now() - interval '{STALE_SECONDS} seconds'"
+# The instance is locked: it can't come back, or take another user on, while its users are taken away.
+_LEFT = Due(
+    "dead_connections",
+    "c.instance_id, c.user_id",
+    f"connections c JOIN instances i ON i.id = c.instance_id WHERE {_DEAD}",
+    "i.beat_at",
+    lock="FOR UPDATE OF i SKIP LOCKED",
+)
+_EMPTY = Due(
+    "dead_instances",
+    "i.id",
+    f"instances i WHERE {_DEAD} AND NOT EXISTS (SELECT 1 FROM connections WHERE instance_id = i.id)",
+    "i.beat_at",
+)
 
 
-async def sweep(db: Database) -> tuple[int, list[UUID]]:
-    """Take dead instances away, with the presence they held; how many there were, and who is offline now."""
-    async with db.transaction():
-        dead = await db.fetch(
-            f"""SELECT id FROM instances WHERE beat_at < now() - interval '{STALE_SECONDS} seconds'
-                FOR UPDATE SKIP LOCKED"""
-        )
-        if not dead:
-            return 0, []
-        return len(dead), await _end(db, [row["id"] for row in dead])
+def sweeper(db: Database, watch: Watch, offline: Callable[[Sequence[UUID]], None]) -> Sweeper:
+    """What takes dead instances away, with the presence they held; ``offline`` is called with users who are so now."""
+
+    async def leave_all(limit: int) -> int:
+        async with db.transaction():
+            rows = await db.fetch(_LEFT.batch, limit)
+            users, instances = [row["user_id"] for row in rows], {row["instance_id"] for row in rows}
+            await db.execute(_LOCK, users)
+            gone = await _take_away(db, list(instances), users)
+        if gone:
+            offline(gone)
+        return len(rows)
+
+    async def forget(limit: int) -> int:
+        return await db.execute(f"DELETE FROM instances WHERE id IN ({_EMPTY.batch})", limit)
+
+    return Sweeper(db, watch, Sweep(_LEFT, leave_all, BATCH), Sweep(_EMPTY, forget, BATCH))
+
+
+async def sweep(db: Database) -> list[UUID]:
+    """Take dead instances away; who is offline now."""
+    gone: list[UUID] = []
+    await sweeper(db, UNWATCHED, gone.extend).run()
+    return gone
 
 
 async def end(db: Database, instance_id: UUID) -> list[UUID]:
-    """The instance stops in order; those of its users whom no other one has, and who are offline now."""
-    async with db.transaction():
-        return await _end(db, [instance_id])
+    """The instance stops in order, and counts as dead at once; who is offline now."""
+    await db.execute("UPDATE instances SET beat_at = '-infinity' WHERE id = $1", instance_id)
+    return await sweep(db)

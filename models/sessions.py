@@ -14,6 +14,7 @@ from models.database import Database, Table
 from models.users import User
 
 IDLE_DAYS, WHOLE_DAYS = 30, 180  # contract section 2
+PAGE = 5000  # ended sessions of one statement
 
 
 class Session(Table):
@@ -192,9 +193,22 @@ async def end_reused(db: Database, session_id: UUID) -> list[Ended]:
 
 
 async def ended_since(db: Database, moment: datetime) -> list[Ended]:
-    """Sessions that ended after a moment: what an instance that missed the announcements asks."""
-    rows = await db.fetch("SELECT session_id, user_id FROM ended_sessions WHERE ended_at >= $1", moment)
-    return [Ended(*row) for row in rows]
+    """Sessions that ended after a moment: what an instance that missed the announcements asks. Page by page, for at a
+    server's start they are those of as long as a token lives."""
+    ended: list[Ended] = []
+    last, rows = UUID(int=0), None
+    while rows is None or len(rows) == PAGE:
+        rows = await db.fetch(
+            """SELECT session_id, user_id, ended_at FROM ended_sessions
+               WHERE ended_at >= $1 AND (ended_at, session_id) > ($1, $2) ORDER BY ended_at, session_id LIMIT $3""",
+            moment,
+            last,
+            PAGE,
+        )
+        ended += [Ended(row["session_id"], row["user_id"]) for row in rows]
+        if rows:
+            moment, last = rows[-1]["ended_at"], rows[-1]["session_id"]
+    return ended
 
 
 async def live(db: Database, user_id: UUID) -> list[asyncpg.Record]:

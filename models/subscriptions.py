@@ -10,6 +10,7 @@ import peewee
 
 from config.tiers import TierName
 from models.database import JSONB, Database, Enum, Row, Table
+from models.sweeps import Due
 
 BATCH = 500  # subscriptions that one statement marks as expired
 
@@ -106,10 +107,11 @@ WITH cancelled AS (
 SELECT {_SHOWN}, {_OWNER} FROM (SELECT * FROM cancelled UNION ALL SELECT * FROM moved) AS s
 """
 
+ENDED = Due("subscriptions_expiry", "id", "subscriptions WHERE status = 'active' AND expires_at <= now()", "expires_at")
+
 _EXPIRE = f"""
 WITH due AS (
-    SELECT id FROM subscriptions WHERE status = 'active' AND expires_at <= now()
-    ORDER BY expires_at LIMIT {BATCH} FOR UPDATE SKIP LOCKED
+    {ENDED.batch}
 ), expired AS (
     UPDATE subscriptions SET status = 'expired' WHERE id IN (SELECT id FROM due) RETURNING *
 )
@@ -173,9 +175,9 @@ async def cancel(db: Database, proof_hash: str) -> list[Row]:
         return await db.fetch(_CANCEL, proof_hash)
 
 
-async def expire(db: Database) -> list[Row]:
-    """Mark what has ended, at most BATCH, each by one server; the subscriptions with their ``owner``."""
-    return await db.fetch(_EXPIRE)
+async def expire(db: Database, limit: int = BATCH) -> list[Row]:
+    """Mark what has ended, at most so many, each by one server; the subscriptions with their ``owner``."""
+    return await db.fetch(_EXPIRE, limit)
 
 
 async def live(db: Database, fingerprint: str) -> list[Row]:

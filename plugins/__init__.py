@@ -39,6 +39,7 @@ from handlers.vitals import Runs
 from models.access import Access
 from models.database import Database
 from models.epochs import Epoch
+from models.sweeps import Watch as SweepWatch
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +63,7 @@ class App:
     passwords: Passwords
     revocations: Revocations
     metrics: Metrics
+    sweeps: SweepWatch
     traces: Traces
     instance_id: UUID
 

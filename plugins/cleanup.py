@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import structlog
 
 from config.retention import Retention
 from models import cleanup
 from models.database import Database
+from models.sweeps import Sweeper, Watch
 from plugins import App, Every, Plugin
 
 log = structlog.get_logger(__name__)
@@ -20,15 +23,19 @@ SECONDS = 10.0
 
 
 class Cleanup:
-    def __init__(self, db: Database, retention: Retention) -> None:
-        self._db, self._retention = db, retention
+    def __init__(self, db: Database, watch: Watch, retention: Retention) -> None:
+        self._removed: Counter[str] = Counter()
+        self._sweeper = Sweeper(db, watch, *cleanup.sweeps(db, retention, self._removed.update))
 
     async def run(self) -> None:
         """Remove what is due, and log how much that was."""
-        removed = await cleanup.clean(self._db, self._retention, seconds=SECONDS)
-        if any(removed.values()):
-            log.info("cleaned_up", **{table: number for table, number in removed.items() if number})
+        self._removed.clear()
+        try:
+            await self._sweeper.run(SECONDS)
+        finally:
+            if self._removed.total():
+                log.info("cleaned_up", **{table: number for table, number in self._removed.items() if number})
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    return Plugin(name="cleanup", periodic=(Every(INTERVAL, Cleanup(app.db, settings).run, "cleanup"),))
+    return Plugin(name="cleanup", periodic=(Every(INTERVAL, Cleanup(app.db, app.sweeps, settings).run, "cleanup"),))

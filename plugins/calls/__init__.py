@@ -9,6 +9,8 @@ from pydantic import Field
 
 from config.settings import Rate, RateLimit, Section
 from handlers.socket import Event
+from models.calls import overdue
+from models.sweeps import Sweeper
 from plugins import App, Every, Plugin
 from plugins.calls import http, shapes
 from plugins.calls.calls import NEWS, Calls
@@ -16,6 +18,8 @@ from plugins.calls.candidates import Candidates
 from plugins.calls.history import History
 from plugins.calls.tally import Tally
 from plugins.calls.waiting import Waiting
+
+SECONDS = 10.0  # a run of the sweep; the next one goes on
 
 
 class Settings(Section):
@@ -37,6 +41,13 @@ def setup(app: App, settings: Settings) -> Plugin:
         Tally(app.metrics),
     )
     history = History(app.db)
+    ending = Sweeper(app.db, app.sweeps, *overdue(app.db, calls.overdue))
+
+    async def sweep() -> None:
+        try:
+            await ending.run(SECONDS)
+        finally:
+            calls.forget_silent()
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -61,7 +72,7 @@ def setup(app: App, settings: Settings) -> Plugin:
             "call_heartbeat": Event(shapes.Heartbeat, calls.heartbeat),
         },
         # The seed's task. Rings are timed by the instance that took the offer; this is for those whose instance died.
-        periodic=(Every(30, calls.sweep, "call_timeouts"),),
+        periodic=(Every(30, sweep, "call_timeouts"),),
         lifespan=lifespan,
         welcome=waiting.greet,
     )

@@ -195,10 +195,12 @@ class Calls:
         if call is not None:
             self._end(call, "timeout")
 
-    async def sweep(self) -> None:
-        """End what rang or was silent too long, and forget what nobody asked about."""
-        for call in await calls.sweep(self._db):
-            self._end(call, "timeout" if call.end_reason == "timeout" else "connection_lost")
+    def overdue(self, call: Call) -> None:
+        """A sweep has ended a call that rang or was silent too long."""
+        self._end(call, "timeout" if call.end_reason == "timeout" else "connection_lost")
+
+    def forget_silent(self) -> None:
+        """Forget what no client asked about."""
         self._candidates.forget_silent()
         self._waiting.forget_silent()
 

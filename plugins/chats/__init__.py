@@ -7,6 +7,8 @@ from pydantic import Field
 from config.settings import Rate, RateLimit, Section
 from handlers.base import ID
 from handlers.socket import Event
+from models import purge
+from models.sweeps import Sweeper
 from plugins import App, Every, Plugin
 from plugins.chats import http, shapes
 from plugins.chats.chats import Chats
@@ -20,7 +22,11 @@ class Settings(Section):
     rate_limit_join: RateLimit = Field(Rate(60, 3600), description="Tries of a user to join by an invite.")
 
 
+PURGING = 10.0  # seconds; the next run goes on
+
+
 def setup(app: App, settings: Settings) -> Plugin:
+    purging = Sweeper(app.db, app.sweeps, purge.sweep(app.db))
     chats = Chats(app.db, app.delivery)
     invites = Invites(app.db, chats)
     typing = Typing(app.access, app.delivery)
@@ -43,6 +49,6 @@ def setup(app: App, settings: Settings) -> Plugin:
             (f"/chats/{ID}/invites", http.InviteList, {"invites": invites}),
             (f"/chats/{ID}/invites/{ID}", http.Invite, {"invites": invites}),
         ),
-        periodic=(Every(30, chats.purge, "deleted_chats"),),
+        periodic=(Every(30, lambda: purging.run(PURGING), "deleted_chats"),),
         events={"typing": Event(shapes.Typing, typing.typing)},
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,8 +17,6 @@ from plugins.chats import shapes
 
 # Contract section 7: how many may take part, the owner included.
 MOST = {"direct": 2, "secret": 2, "group": 1024, "cloud": 1024, "channel": 100_000}
-BATCH = 1000  # rows of a kind that one statement of a purge erases: some 20 ms
-PURGING = 10.0  # seconds; the next run goes on
 RANK = {"owner": 3, "admin": 2, "member": 1, "restricted": 0}
 
 
@@ -112,12 +108,6 @@ class Chats:
             change.events[-1] = event._replace(fields={"chat": await chats.thread(self._db, chat_id)})
             await chats.delete(change)
         await self._tell(change)
-
-    async def purge(self) -> None:
-        """Erase what is left of chats that were deleted, for so long as a periodic task should take at the most."""
-        deadline = time.monotonic() + PURGING
-        while await chats.purge(self._db, BATCH) and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
 
     # Participants -----------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,9 @@ class Settings(StorageSettings, TierSettings):
     rate_limit_files: RateLimit = Field(Rate(600, 3600), description="Files a user may announce.")
 
 
+SWEEP_SECONDS = 10.0  # a server that stops waits for the run in flight
+
+
 def setup(app: App, settings: Settings) -> Plugin:
     storage = opened(settings, app.core.mimu_data_dir)
     links = Links(app.tokens.keyring)
@@ -31,6 +34,14 @@ def setup(app: App, settings: Settings) -> Plugin:
 
     def room() -> dict[tuple[str, ...], float]:
         return {} if files.room is None else {(): files.room}
+
+    sweeper = files.sweeper(app.sweeps)
+
+    async def sweep() -> None:
+        try:
+            await sweeper.run(SWEEP_SECONDS)
+        finally:
+            files.report()
 
     app.metrics.shows_each("mimu_files_free_bytes", "Room for files on the disk; with S3 nobody knows.", (), room)
     announcing = {"files": files, "rate": settings.rate_limit_files, "address": settings.files_public_url}
@@ -48,6 +59,6 @@ def setup(app: App, settings: Settings) -> Plugin:
             (f"/uploads/{ID}", http.FileUploadHandler, {"uploads": uploads}),
         ),
         checks={"storage": files.check},
-        periodic=(Every(60, files.sweep, "files"), Every(30, files.measure, "files_room")),
+        periodic=(Every(60, sweep, "files"), Every(30, files.measure, "files_room")),
         lifespan=storage.running,
     )

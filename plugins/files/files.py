@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from handlers.tokens import Session
 from models import files, listing, orphans, subscriptions
 from models.database import Database, Row
 from models.storage import Link, Reader, Storage, new_key
+from models.sweeps import Sweep, Sweeper, Watch
 from plugins.files import shapes
 from plugins.files.links import Links
 from plugins.files.refusals import FileTooLarge, QuotaExceeded, refusing
@@ -23,7 +25,7 @@ from plugins.files.uploads import Uploads
 
 log = structlog.get_logger(__name__)
 
-SWEEP_SECONDS = 10.0  # a server that stops waits for the run in flight
+EXPIRING = 1000  # unfinished uploads that one statement forgets
 
 
 class Files:
@@ -32,6 +34,7 @@ class Files:
     ) -> None:
         self._db, self._storage, self._uploads, self._links = db, storage, uploads, links
         self._tiers = tiers
+        self._removed: Counter[str] = Counter()
         self.room: int | None = None  # bytes that are free in the storage, if it can say
 
     @property
@@ -160,9 +163,21 @@ class Files:
         """See how much room there is, for who watches; in a thread, since a disk may be slow to say."""
         self.room = await self._storage.room()
 
-    async def sweep(self) -> None:
-        """Remove uploads that were not finished in time, and bytes whose file is gone."""
-        expired = await files.expire(self._db)
-        removed = await orphans.remove(self._db, self._storage, seconds=SWEEP_SECONDS)
-        if expired or removed:
-            log.info("files_removed", expired=expired, removed=removed)
+    def sweeper(self, watch: Watch) -> Sweeper:
+        """What removes uploads that were not finished in time, and bytes whose file is gone."""
+
+        async def expire(limit: int) -> int:
+            self._removed["expired"] += (expired := await files.expire(self._db, limit))
+            return expired
+
+        def gone(number: int) -> None:
+            self._removed["removed"] += number
+
+        unfinished = Sweep(files.UNFINISHED, expire, EXPIRING)
+        return Sweeper(self._db, watch, unfinished, orphans.sweep(self._db, self._storage, gone))
+
+    def report(self) -> None:
+        """Log what was removed since the last report."""
+        removed, self._removed = self._removed, Counter()
+        if removed.total():
+            log.info("files_removed", expired=removed["expired"], removed=removed["removed"])

@@ -27,7 +27,7 @@ class Settings(Retention):
 
 def setup(app: App, settings: Settings) -> Plugin:
     journal = Journal(app.db, app.access, app.delivery, app.alerts, app.metrics, app.traces)
-    messages = Messages(app.db, app.access, app.delivery, journal)
+    messages = Messages(app.db, app.access, app.delivery, journal, app.sweeps)
     receipts = Receipts(app.db, app.delivery)
     inboxes = Inboxes(app.db, app.access, journal, app.limits, settings.rate_limit_sealed_inbox)
     sync = Sync(app.db, app.alerts, settings.sync_retention_days)

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
+from asyncpg import LockNotAvailableError
+
 from handlers.delivery import Delivery
 from handlers.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
 from handlers.hub import Peer
@@ -14,14 +16,16 @@ from handlers.socket import Answer
 from models import listing, messages
 from models.access import Access, View
 from models.changes import Change, changing, seen_from
-from models.database import Database, Row
+from models.database import Database, Row, Unavailable
 from models.messages import Posted
+from models.sweeps import UNWATCHED, RowsFailed, Sweep, Sweeper, Watch
 from plugins.messages import shapes
 from plugins.messages.ids import new_id, payload_hash
 from plugins.messages.journal import Journal
 
 REACTIONS = 20  # kinds a user and message, contract section 7
 NOBODY = UUID(int=0)
+EXPIRED_AT_ONCE, EXPIRING = 500, 10.0  # messages of a batch, seconds of a run
 NO_CHAT, NO_MESSAGE = "There is no such chat.", "There is no such message."
 
 
@@ -65,8 +69,11 @@ def _acked(post: messages.Post, posted: Posted) -> Answer:
 class Messages:
     """What users do with messages. Of what they may not see they are told that it does not exist."""
 
-    def __init__(self, db: Database, access: Access, delivery: Delivery, journal: Journal) -> None:
+    def __init__(
+        self, db: Database, access: Access, delivery: Delivery, journal: Journal, sweeps: Watch = UNWATCHED
+    ) -> None:
         self._db, self._access, self._delivery, self._journal = db, access, delivery, journal
+        self._expiry = Sweeper(db, sweeps, Sweep(messages.EXPIRED, self._expire, EXPIRED_AT_ONCE))
 
     # Posting ----------------------------------------------------------------------------------------------------------
 
@@ -192,15 +199,32 @@ class Messages:
 
     async def expire(self) -> None:
         """Erase what has had its time; on whichever instance comes first."""
-        while due := await messages.expired(self._db, 500):
-            for chat_id, message_ids in due:
-                async with changing(self._db, chat_id, NOBODY) as change:
-                    if change is not None:
-                        await messages.erase(change, message_ids, "expired")
-                if change is not None:
-                    await self.tell(change)
-            if sum(len(ids) for _, ids in due) < 500:
-                return
+        await self._expiry.run(EXPIRING)
+
+    async def _expire(self, limit: int) -> int:
+        """Erase what has had its time, at most so many messages; how many that were. Raises, after the other chats,
+        RowsFailed for the messages of those that somebody else holds, or what another one failed with."""
+        erased, held = 0, []
+        failed: Exception | None = None
+        for chat_id, message_ids in await messages.expired(self._db, limit):
+            try:
+                change, number = await messages.expire(self._db, chat_id, message_ids, NOBODY)
+            except LockNotAvailableError as error:
+                held += [(f"({chat_id},{message_id})", error) for message_id in message_ids]
+                continue
+            except Unavailable:
+                raise
+            except Exception as error:
+                failed = error
+                continue
+            if change is not None:
+                await self.tell(change)
+            erased += number
+        if held:
+            raise RowsFailed([key for key, _ in held], held[0][1])
+        if failed is not None:
+            raise failed
+        return erased
 
 
 def shown(row: Row | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class Settings(Section):
 
 def setup(app: App, settings: Settings) -> Plugin:
     watching = Watching(app.db, app.bus, app.limits, settings.rate_limit_presence, app.metrics, app.instance_id)
-    presence = Presence(app.db, app.hub, app.alerts, watching.tell)
+    presence = Presence(app.db, app.hub, app.alerts, watching.tell, app.sweeps)
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:

@@ -13,11 +13,13 @@ from handlers.alerts import Alerts
 from handlers.hub import Hub
 from models import presence
 from models.database import Database, Unavailable
+from models.sweeps import UNWATCHED, Watch
 
 log = structlog.get_logger(__name__)
 
 GATHER = 0.05  # seconds in which comings and goings are gathered into one statement
 SWEPT_WITHIN = presence.STALE_SECONDS + 20.0  # seconds since the death of an instance when it is swept, at the most
+SWEEPING = 10.0  # seconds of a run; the next one goes on
 BATCH = 500  # users a statement
 
 
@@ -25,8 +27,16 @@ class Presence:
     """Writes a user's first and last socket on this instance down, in batches and in order. ``tell`` is called with
     those for whom that made a difference."""
 
-    def __init__(self, db: Database, hub: Hub, alerts: Alerts, tell: Callable[[Sequence[UUID]], None]) -> None:
+    def __init__(
+        self,
+        db: Database,
+        hub: Hub,
+        alerts: Alerts,
+        tell: Callable[[Sequence[UUID]], None],
+        sweeps: Watch = UNWATCHED,
+    ) -> None:
         self._db, self._hub, self._alerts, self._id, self._tell = db, hub, alerts, hub.instance_id, tell
+        self._sweeper = presence.sweeper(db, sweeps, self._swept)
         self._changed: dict[UUID, bool] = {}
         self._wake = asyncio.Event()
 
@@ -76,9 +86,11 @@ class Presence:
             # Somebody took us for dead and swept our users away: they are all here still.
             for user_id in self._hub.users():
                 self.watch(user_id, True)
-        swept, offline = await presence.sweep(self._db)
-        if swept:
-            log.info("dead_instances_swept", instances=swept)
-            self._tell(offline)
-            for user_id in offline:
-                self._alerts.lost(user_id, SWEPT_WITHIN)
+        await self._sweeper.run(SWEEPING)
+
+    def _swept(self, offline: Sequence[UUID]) -> None:
+        """Users of an instance that died, who are offline now."""
+        log.info("dead_instances_swept", users=len(offline))
+        self._tell(offline)
+        for user_id in offline:
+            self._alerts.lost(user_id, SWEPT_WITHIN)

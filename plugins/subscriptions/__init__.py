@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 
 from config.findings import Examination
 from config.settings import Core
+from models.subscriptions import BATCH, ENDED
+from models.sweeps import Sweep, Sweeper
 from plugins import App, Every, Plugin
 from plugins.subscriptions import examination, http
 from plugins.subscriptions.payments import Provider
@@ -18,6 +20,8 @@ from plugins.subscriptions.subscriptions import Subscriptions
 
 __all__ = ["Settings", "examine", "setup"]
 
+SECONDS = 10.0  # a run; the next one goes on
+
 
 def setup(app: App, settings: Settings) -> Plugin:
     providers: dict[str, Provider] = {"voucher": Voucher(app.db)}
@@ -28,6 +32,8 @@ def setup(app: App, settings: Settings) -> Plugin:
     if crypto is not None:
         providers["crypto"] = crypto
     subscriptions = Subscriptions(app.db, app.hub, providers, settings.tiers, settings.prices)
+
+    expiry = Sweeper(app.db, app.sweeps, Sweep(ENDED, subscriptions.expire, BATCH))
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -46,7 +52,7 @@ def setup(app: App, settings: Settings) -> Plugin:
             ("/subscriptions/validate", http.Validations, {**shared, "rate": settings.rate_limit_validate}),
             ("/subscriptions/webhooks/stripe", http.StripeWebhook, {**shared, "stripe": stripe}),
         ),
-        periodic=(Every(30, subscriptions.sweep, "subscriptions"),),
+        periodic=(Every(30, lambda: expiry.run(SECONDS), "subscriptions"),),
         lifespan=lifespan,
     )
 

@@ -131,11 +131,13 @@ class Subscriptions:
             log.info("subscription_cancelled", method=method)
             self._tell(changed)
 
-    async def sweep(self) -> None:
-        """Mark what has ended, and tell its owners. It had ended for every reader before."""
-        while rows := await subscriptions.expire(self._db):
+    async def expire(self, limit: int) -> int:
+        """Mark what has ended, at most so many, and notify its owners. It had ended for every reader before."""
+        rows = await subscriptions.expire(self._db, limit)
+        if rows:
             log.info("subscriptions_expired", count=len(rows))
             self._tell(rows)
+        return len(rows)
 
     def _tell(self, rows: Iterable[Row]) -> None:
         for row in rows:

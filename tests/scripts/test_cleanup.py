@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ import pytest
 from config.retention import Retention
 from models import cleanup
 from models.database import Database
+from models.sweeps import Sweeper, Watch
 from tests.client import Account, ask
+from tests.planted import plant
 from tests.running import ROOT, Place, Services, connected, periodic, place, serving
 from tests.scripts.program import script
 
@@ -30,6 +34,7 @@ NOTHING = {
     "ended_sessions": 0,
     "spent_challenges": 0,
     "files": 0,
+    "sweep_failures": 0,
     "chat_events": 0,
     "chat_departures": 0,
     "chat_invites": 0,
@@ -190,7 +195,7 @@ async def test_an_id_sent_again_just_as_its_row_goes_is_refused(services: Servic
         await one_time(db, alice, range(1, 2), 40)
         [step, *_] = cleanup.steps(Retention())
         async with db.transaction():
-            assert await db.fetchval(step.remove, step.kept) == 1
+            assert await db.fetchval(step.remove, cleanup.BATCH, *step.due.args) == 1
             again = asyncio.create_task(one_time(other, alice, range(1, 2), None))
             await asyncio.sleep(0.2)
             assert not again.done()
@@ -457,6 +462,7 @@ async def test_each_batch_finds_its_rows_by_an_index(services: Services) -> None
                FROM generate_series(1, 20000) AS n"""
         )
         await fill_chats(db, alice, 20_000)
+        await db.execute("INSERT INTO chat_purges SELECT gen_random_uuid(), now() FROM generate_series(1, 20000)")
         await db.execute(
             """INSERT INTO files (owner_id, size, storage_key, resumable)
                SELECT $1, 1, lpad(n::text, 32, '0'), true FROM generate_series(1, 20000) AS n""",
@@ -464,8 +470,117 @@ async def test_each_batch_finds_its_rows_by_an_index(services: Services) -> None
         )
         await db.execute("ANALYZE")
         for step in cleanup.steps(Retention()):
-            plan = "\n".join(row[0] for row in await db.fetch("EXPLAIN " + step.remove, step.kept))
-            assert "Seq Scan" not in plan.replace("Seq Scan on users", ""), plan
+            plan = "\n".join(row[0] for row in await db.fetch("EXPLAIN " + step.remove, cleanup.BATCH, *step.due.args))
+            # But for the two tables that stay small here, that of users, and that of failures.
+            small = re.compile("Seq Scan on (users|sweep_failures)")
+            assert "Seq Scan" not in small.sub("", plan), plan
+
+
+# Each table of the cleanup, by a column that tells its rows apart.
+KEYS = {
+    "one_time_prekeys": "key_id",
+    "kyber_prekeys": "key_id",
+    "signed_prekeys": "key_id",
+    "sessions": "id",
+    "ended_sessions": "session_id",
+    "spent_challenges": "nonce",
+    "subscriptions": "id",
+    "files": "id",
+    "sweep_failures": "key",
+    "chat_events": "seq",
+    "chat_departures": "left_seq",
+    "chat_invites": "id",
+    "messages": "id",
+    "chat_threads": "id",
+    "call_sessions": "id",
+}
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_bad_rows_hold_up_none_of_the_others_of_their_kind(services: Services) -> None:
+    async with place(services) as shared, connected(shared) as db:
+        await fill_due(db, 40)
+        await plant(db, KEYS, 12)
+        kinds = {"kyber_prekeys": 2}  # used ones, and those of last resort
+        failed: Counter[str] = Counter()
+        backlog: dict[str, int] = {}
+
+        def count(sweep: str, rows: int) -> None:
+            failed[sweep] += rows
+
+        async with Database(shared.dsn, 2).open() as own:
+            removing = cleanup.sweeps(own, Retention(), lambda _: None)
+            sweeper = Sweeper(own, Watch(failed=count, backlog=backlog.__setitem__), *removing)
+            await sweeper.run()
+            for table in KEYS:
+                # What is noted of the failures is in the table of failures, too.
+                due = "WHERE sweep = 'old'" if table == "sweep_failures" else ""
+                due = "WHERE deleted_at IS NOT NULL" if table == "chat_threads" else due
+                left = await db.fetchval(f"SELECT count(*) FROM {table} {due}")
+                assert left == 12 * kinds.get(table, 1), table
+            assert dict(failed) == {sweep.due.sweep: 12 for sweep in removing}
+            assert backlog == {sweep.due.sweep: 0 for sweep in removing}
+
+            # They are passed over, until it is time; twice as long the next time.
+            failed.clear()
+            await sweeper.run()
+            assert not failed
+            again = "UPDATE sweep_failures SET retry_at = now() - interval '1 s' WHERE sweep <> 'old'"
+            await db.execute(again)
+            await sweeper.run()
+            assert dict(failed) == {sweep.due.sweep: 12 for sweep in removing}
+            waits = await db.fetch(
+                "SELECT DISTINCT failures, retry_at > now() + interval '20 s' FROM sweep_failures WHERE sweep <> 'old'"
+            )
+            assert [tuple(row) for row in waits] == [(2, True)]
+
+            # And they go once they can.
+            await db.execute("DELETE FROM planted")
+            await db.execute(again)
+            await sweeper.run()
+            for table in KEYS.keys() - {"sweep_failures"}:
+                kept = 1 if table == "chat_threads" else 0
+                assert await db.fetchval(f"SELECT count(*) FROM {table}") == kept, table
+
+
+async def fill_due(db: Any, rows: int) -> None:
+    """So many rows of each kind that a cleanup removes, which nothing else holds."""
+    alice = await user(db)
+    await one_time(db, alice, range(rows), 40)
+    for statement in (
+        """kyber_prekeys (user_id, key_id, public_key, signature, used, used_at, last_resort, superseded_at)
+           SELECT $1, n, decode(repeat('00', 1568), 'hex'), decode(repeat('00', 64), 'hex'), n % 2 = 0,
+                  CASE WHEN n % 2 = 0 THEN past END, n % 2 = 1, CASE WHEN n % 2 = 1 THEN past END
+           FROM generate_series(1, $2::int * 2) AS n""",
+        """signed_prekeys (user_id, key_id, public_key, signature, superseded_at)
+           SELECT $1, n, decode(repeat('00', 32), 'hex'), decode(repeat('00', 64), 'hex'), past FROM numbers""",
+        """sessions (user_id, token_hash, expires_at, last_used_at)
+           SELECT $1, sha256(n::text::bytea), past, past FROM numbers""",
+        "ended_sessions SELECT gen_random_uuid(), $1, past FROM numbers",
+        "spent_challenges SELECT sha256(n::text::bytea), past FROM numbers",
+        """subscriptions (prid_hash, user_fingerprint, tier, signature, expires_at)
+           SELECT encode(sha256(n::text::bytea), 'hex'), repeat('0', 64), 'premium', sha512('x'), past FROM numbers""",
+        """files (owner_id, size, storage_key, resumable, expires_at)
+           SELECT $1, 1, lpad(n::text, 32, '0'), true, past FROM numbers""",
+        "sweep_failures SELECT 'old', n::text, 1, past FROM numbers",
+        "chat_threads (id, type, deleted_at) SELECT md5(n::text)::uuid, 'group', past FROM numbers",
+        """chat_events (chat_id, seq, position, type, created_at)
+           SELECT md5('0')::uuid, n, 1, 'chat_created', past FROM numbers""",
+        """chat_departures (chat_id, user_id, joined_seq, left_seq, position, left_at)
+           SELECT md5('0')::uuid, $1, 1, n, 1, past FROM numbers""",
+        """chat_invites (chat_id, token_hash, expires_at)
+           SELECT md5('0')::uuid, sha256(n::text::bytea), past FROM numbers""",
+        """messages (chat_id, encrypted_payload, message_type, seq, number, position, client_id, payload_hash,
+                     deleted_at)
+           SELECT md5('0')::uuid, '', '', -n, n, 1, md5(n::text)::uuid, 0, past FROM numbers""",
+        """call_sessions (id, call_type, status, ended_at)
+           SELECT gen_random_uuid(), 'audio', 'ended', past FROM numbers""",
+    ):
+        if "chat_events" in statement:  # they are in a chat that stays until the others have gone
+            await db.execute("INSERT INTO chat_threads (id, type) VALUES (md5('0')::uuid, 'group')")
+        text = statement.replace("FROM numbers", "FROM generate_series(1, $2::int) AS n")
+        text = text.replace("past", "now() - interval '900 days'")
+        await db.execute(f"INSERT INTO {text}".replace("$1", f"'{alice}'::uuid").replace("$2::int", str(rows)))
 
 
 async def fill_chats(db: Any, user_id: Any, rows: int) -> None:
