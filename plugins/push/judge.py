@@ -1,4 +1,8 @@
-"""The judge: decides whether something that happened is pushed at all, and to which of the user's devices."""
+"""The judge: decides whether something that happened is pushed at all, and to which of the user's devices.
+
+What happened may be over by the time it is due: a message read or deleted, a call ended, prekeys replenished. So each
+job is judged by what PostgreSQL says now, also one that was delayed, collapsed or tried before.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from handlers.hub import Hub
-from models import push
+from models import prekeys, push
 from models.database import Database, Row, Unavailable
 from plugins.push.jobs import Job, Poison
 from plugins.push.lane import Lane
@@ -27,6 +31,8 @@ class _Known(NamedTuple):
     absent: Collection[UUID]
     seen: dict[UUID, int]
     over: Collection[UUID]
+    ringing: Collection[UUID]
+    low: Collection[UUID]
     opened: dict[UUID, int]
 
 
@@ -70,8 +76,12 @@ class Judge:
         ]
         seen = dict(zip(users, await self._queue.seen_at(users), strict=True))
         over = await self._queue.over(calls) if calls else ()
+        rings = [(job.user_id, job.subject) for job in jobs if job.kind == "call_offer" and job.subject]
+        ringing = await push.ringing(self._db, rings) if rings else ()
+        owners = list({job.user_id for job in jobs if job.kind == "prekeys_low"})
+        low = await push.low_on_prekeys(self._db, owners, prekeys.LOW) if owners else ()
         opened = dict(zip(hangups, await self._queue.opened_at(hangups), strict=True)) if hangups else {}
-        return _Known(set(await self._hub.absent(users)), seen, over, opened)
+        return _Known(set(await self._hub.absent(users)), seen, over, ringing, low, opened)
 
     def _settled(self, entry: Entry, job: Job, rows: Sequence[Row], known: _Known) -> Settled:
         dropped = self._dropped(job, rows, known)
@@ -103,8 +113,12 @@ class Judge:
             return "online"
         if known.seen.get(job.user_id, 0) >= job.raised:
             return "seen"
-        if job.subject in known.over:
+        if job.kind == "call_offer" and (job.subject in known.over or job.subject not in known.ringing):
             return "over"
+        if job.kind == "message_new" and not rows[0]["unread"]:
+            return "read"
+        if job.kind == "prekeys_low" and job.user_id not in known.low:
+            return "topped_up"
         if rows[0]["kinds"] is not None and job.kind not in rows[0]["kinds"]:
             return "unwanted"
         hours: dict[str, Any] | None = rows[0]["quiet_hours"]
