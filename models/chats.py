@@ -9,6 +9,7 @@ from uuid import UUID
 
 from models.changes import Change, Event
 from models.database import Database
+from models.message_row import erased
 from models.threads import ChatThread
 
 
@@ -80,12 +81,12 @@ async def create(db: Database, owner: UUID, chat: NewChat) -> tuple[UUID, int, E
         return chat_id, 1, event._replace(fields={"chat": await thread(db, chat_id)})
 
 
-_THREAD = "id, type::text, title, avatar_url, created_by, settings, created_at, updated_at, participant_count"
+THREAD = "id, type::text, title, avatar_url, created_by, settings, created_at, updated_at, participant_count"
 
 
 async def thread(db: Database, chat_id: UUID) -> dict[str, Any]:
     """A chat as events bear it: the same for all participants."""
-    row = await db.row(f"SELECT {_THREAD} FROM chat_threads WHERE id = $1", chat_id)
+    row = await db.row(f"SELECT {THREAD} FROM chat_threads WHERE id = $1", chat_id)
     return dict(row or {})
 
 
@@ -103,16 +104,21 @@ async def delete(change: Change) -> None:
     await change.db.execute("DELETE FROM chat_invites WHERE chat_id = $1", change.chat_id)
 
 
-_PURGE = """
+# What a sender posted there is still known by its client_id, as of each message that was deleted.
+_PURGE = f"""
 WITH ended AS (
     SELECT id, last_seq FROM chat_threads WHERE deleted_at IS NOT NULL
 ), messages_ AS (
-    SELECT m.id FROM ended JOIN messages m ON m.chat_id = ended.id LIMIT $1
+    SELECT m.id FROM ended JOIN messages m ON m.chat_id = ended.id AND m.seq > 0 LIMIT $1
 ), events_ AS (
     SELECT e.chat_id, e.seq FROM ended JOIN chat_events e ON e.chat_id = ended.id AND e.seq < ended.last_seq
     WHERE NOT EXISTS (SELECT 1 FROM chat_departures d WHERE d.chat_id = e.chat_id AND d.left_seq = e.seq) LIMIT $1
 ), gone AS (
-    DELETE FROM messages WHERE id IN (SELECT id FROM messages_) RETURNING 1
+    UPDATE messages m SET {erased("'deleted'")} WHERE m.id IN (SELECT id FROM messages_) RETURNING 1
+), reads AS (
+    DELETE FROM message_reads WHERE message_id IN (SELECT id FROM messages_)
+), reactions AS (
+    DELETE FROM message_reactions WHERE message_id IN (SELECT id FROM messages_)
 ), untold AS (
     DELETE FROM chat_events WHERE (chat_id, seq) IN (SELECT chat_id, seq FROM events_) RETURNING 1
 )
