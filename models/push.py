@@ -176,26 +176,30 @@ async def missed(db: Database, user_id: UUID, seconds: float) -> list[UUID]:
     return [row["id"] for row in rows]
 
 
-# Whether a chat holds something for a user to read: unread, still there, not expired, and by nobody whom they have
-# blocked. What is newest is looked at first; behind so many of one's own messages there is nothing that just came.
-_UNREAD = f"""EXISTS (
-    SELECT 1 FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id AND t.deleted_at IS NULL, LATERAL (
-        SELECT m.sender_id FROM messages m WHERE m.chat_id = p.chat_id AND m.seq > p.read_seq AND {VISIBLE}
-        ORDER BY m.seq DESC LIMIT 1000) AS m
-    WHERE p.chat_id = g.chat_id AND p.user_id = g.user_id AND m.sender_id IS DISTINCT FROM p.user_id
-      AND NOT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = p.user_id AND blocked_id = m.sender_id))"""
+# The newest message that a user has to read in a chat: unread, there, not expired, and its sender not blocked. Behind
+# so many of one's own messages there is nothing that just came.
+_NEWEST = f"""
+    SELECT newest.seq, newest.created_at
+    FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id AND t.deleted_at IS NULL, LATERAL (
+        SELECT m.seq, m.created_at, m.sender_id FROM messages m
+        WHERE m.chat_id = p.chat_id AND m.seq > p.read_seq AND {VISIBLE} ORDER BY m.seq DESC LIMIT 1000) AS newest
+    WHERE p.chat_id = g.chat_id AND p.user_id = g.user_id AND newest.sender_id IS DISTINCT FROM p.user_id
+      AND NOT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = p.user_id AND blocked_id = newest.sender_id)
+    ORDER BY newest.seq DESC LIMIT 1"""
 
 
 async def wanted(db: Database, asked: Sequence[tuple[UUID, UUID | None]]) -> list[list[Row]]:
     """For each pair of user and chat (or None) the user's tokens, with what the user wants to be woken for: ``kinds``
-    and ``quiet_hours`` (None for who has not said anything), ``muted``, ``unread``: whether there is still something to
-    read. Nothing where the user isn't in the chat."""
+    and ``quiet_hours`` (None for who has not said anything), ``muted``; ``unread_seq`` and ``unread_at``: the newest
+    message that is left to be read, None where there is none. Nothing where the user isn't in the chat."""
     rows = await db.fetch(
         f"""WITH asked AS MATERIALIZED (
-                SELECT g.*, {_UNREAD} AS unread
+                SELECT g.*, unread.seq AS unread_seq, unread.created_at AS unread_at
                 FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS g (user_id, chat_id, place)
+                LEFT JOIN LATERAL ({_NEWEST}) AS unread ON true
             )
-            SELECT g.place, g.unread, t.id, t.provider::text, t.session_id, t.quiet, p.kinds, p.quiet_hours,
+            SELECT g.place, g.unread_seq, g.unread_at,
+                   t.id, t.provider::text, t.session_id, t.quiet, p.kinds, p.quiet_hours,
                    coalesce(p.muted_chats ? g.chat_id::text
                             AND coalesce((p.muted_chats ->> g.chat_id::text)::timestamptz > now(), true), false)
                        AS muted
