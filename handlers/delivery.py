@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container, Iterable, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
@@ -28,14 +28,14 @@ TOGETHER = (
 BEHIND = 64  # frames that may wait for one large group; then nothing more is taken for it
 
 Members = Callable[[UUID, int, int], Awaitable[Collection[UUID]]]
-HiddenFrom = Callable[[UUID, int, str], Awaitable[Collection[UUID]]]
+HiddenFrom = Callable[[UUID, int, str], Awaitable[Container[UUID]]]
 PRESENT = 2**63 - 1  # the seq of what is told to whoever is there now
 
 
 class _Told(NamedTuple):
     """A frame on its way to a group. ``members`` is None when it came from another instance: then they are looked up,
     and only sockets here are written to. ``began`` (monotonic) is when it happened, or was heard of. With a ``scope``
-    some of the group (``unseeing``, looked up likewise) get the payload ``hidden`` instead."""
+    the members in ``unseeing``, looked up likewise, get the payload ``hidden`` instead."""
 
     kind: str
     began: float
@@ -47,7 +47,7 @@ class _Told(NamedTuple):
     but: UUID | None
     droppable: bool
     scope: str = ""
-    unseeing: Collection[UUID] = ()
+    unseeing: Container[UUID] = ()
     hidden: bytes = b""
 
 
@@ -63,7 +63,7 @@ def _hidden(frame: Frame) -> bytes:
     return encode({"type": "hidden", **{name: frame[name] for name in ("chat_id", "seq", "created_at")}})
 
 
-async def _from_nobody(_group: UUID, _access: int, _scope: str) -> Collection[UUID]:
+async def _from_nobody(_group: UUID, _access: int, _scope: str) -> Container[UUID]:
     return ()
 
 
@@ -126,17 +126,25 @@ class Delivery:
 
     def _put(self, group: UUID, told: _Told) -> None:
         assert told.members is not None
-        if len(told.members) + len(told.unseeing) > SLICE or group in self._queues:
+        if len(told.members) > SLICE or group in self._queues:
             self._queue(group, told)
             return
-        others = self._hub.write_all(told.members, told.kind, text_frame(told.payload), told.skip, told.droppable)
-        unseeing = self._hide(told.unseeing, told) if told.unseeing else []
+        others, unseeing = self._write(told.members, told, text_frame(told.payload))
         self._hub.metrics.written("group", told.began)
         self._publish(group, told, others, unseeing)
 
-    def _hide(self, unseeing: Iterable[UUID], told: _Told) -> list[UUID]:
-        """Write the hidden form; those of the users who aren't only here."""
-        return self._hub.write_all(unseeing, "hidden", text_frame(told.hidden), told.skip, told.droppable)
+    def _write(self, members: Collection[UUID], told: _Told, frame: bytes) -> tuple[list[UUID], list[UUID]]:
+        """Write a frame to some members, or its hidden form. The members who aren't only here: of those who get the one
+        and of those who get the other."""
+        if not told.scope:
+            return self._hub.write_all(members, told.kind, frame, told.skip, told.droppable), []
+        hiding = {member for member in members if member in told.unseeing}
+        seeing = [member for member in members if member not in hiding]
+        hidden = text_frame(told.hidden)
+        return (
+            self._hub.write_all(seeing, told.kind, frame, told.skip, told.droppable),
+            self._hub.write_all(hiding, "hidden", hidden, told.skip, told.droppable),
+        )
 
     async def announce(self, group: UUID, access: int, frames: Iterable[Frame], *, also: UUID | None = None) -> None:
         """Tell frames to those who are members since ``access`` and were there at the frame's ``seq``, and to one who
@@ -152,41 +160,12 @@ class Delivery:
                 log.warning("group_frame_lost", cause=type(error).__name__)
                 return
             if unseeing:
-                self._tell_scoped(group, access, members, unseeing, frame, scope, began)
+                told = _Told(frame["type"], began, access, seq, members, encode(frame), "", None, False)
+                self._put(group, told._replace(scope=scope, unseeing=unseeing, hidden=_hidden(frame)))
             else:
                 self.tell(group, access, members, frame, began=began)
             if also is not None and also not in members:
                 self._hub.send(also, frame)
-
-    def _tell_scoped(
-        self,
-        group: UUID,
-        access: int,
-        members: Collection[UUID],
-        unseeing: Collection[UUID],
-        frame: Frame,
-        scope: str,
-        began: float,
-    ) -> None:
-        seeing = [member for member in members if member not in unseeing]
-        hiding = [member for member in members if member in unseeing]
-        self._put(
-            group,
-            _Told(
-                frame["type"],
-                began,
-                access,
-                frame.get("seq", PRESENT),
-                seeing,
-                encode(frame),
-                "",
-                None,
-                False,
-                scope,
-                hiding,
-                _hidden(frame),
-            ),
-        )
 
     def _publish(self, group: UUID, told: _Told, others: list[UUID], unseeing: Sequence[UUID] = ()) -> None:
         if len(others) + len(unseeing) <= FEW:
@@ -227,32 +206,28 @@ class Delivery:
             del self._queues[group]
 
     async def _send(self, group: UUID, together: Sequence[_Told]) -> None:
-        here = together[0].members
         first = together[0]
+        here = first.members
         everyone = list(await self._members(group, first.access, first.seq) if here is None else here)
-        unseeing = list(first.unseeing)
         if here is None and first.but is not None:
             everyone = [member for member in everyone if member != first.but]
         if here is None and first.scope:
-            blind = await self._hidden_from(group, first.access, first.scope)
-            unseeing = [member for member in everyone if member in blind]
-            everyone = [member for member in everyone if member not in blind]
+            first = first._replace(unseeing=await self._hidden_from(group, first.access, first.scope))
+            together = [first]  # a frame with a scope goes by itself
         frames = [text_frame(told.payload) for told in together]
         others: list[UUID] = []
+        unseeing: list[UUID] = []
         for start in range(0, len(everyone), SLICE):
             part = everyone[start : start + SLICE]
             for told, frame in zip(together, frames, strict=True):
-                elsewhere = self._hub.write_all(part, told.kind, frame, told.skip, told.droppable)
+                elsewhere, hidden = self._write(part, told, frame)
             others += elsewhere  # the same of every frame
-            await asyncio.sleep(0)
-        hidden: list[UUID] = []
-        for start in range(0, len(unseeing), SLICE):
-            hidden += self._hide(unseeing[start : start + SLICE], first)  # a frame with a scope goes by itself
+            unseeing += hidden
             await asyncio.sleep(0)
         self._hub.metrics.written("large_group", first.began)
         if here is not None:
             for told in together:
-                self._publish(group, told, others, hidden)
+                self._publish(group, told, others, unseeing)
 
     def _hear(self, _: str, message: bytes) -> None:
         head, _newline, payload = message.partition(b"\n")

@@ -22,9 +22,11 @@ SELECT user_id, emoji, NULL FROM later WHERE type = 'reaction_removed'"""
 def reactions(viewer: str, source: str = NOW) -> str:
     """The reactions to message ``m`` of chat ``t`` as the user ``viewer`` sees them: in a channel only their own. 200
     are more than a screen has room for, and bound what an answer may grow to."""
-    return f"""(SELECT coalesce(jsonb_agg(jsonb_build_object('user_id', r.user_id, 'emoji', r.emoji)), '[]')
-        FROM (SELECT user_id, emoji FROM ({source}) AS given WHERE t.type <> 'channel' OR user_id = {viewer}
+    some = """(SELECT coalesce(jsonb_agg(jsonb_build_object('user_id', r.user_id, 'emoji', r.emoji)), '[]')
+        FROM (SELECT user_id, emoji FROM ({source}) AS given {which}
               ORDER BY created_at, user_id, emoji LIMIT 200) AS r)"""
+    own = some.format(source=source, which=f"WHERE user_id = {viewer}")
+    return f"CASE WHEN t.type = 'channel' THEN {own} ELSE {some.format(source=source, which='')} END"
 
 
 def reaction_counts(source: str = NOW) -> str:

@@ -176,16 +176,17 @@ async def missed(db: Database, user_id: UUID, seconds: float) -> list[UUID]:
     return [row["id"] for row in rows]
 
 
-# The newest message that a user has to read in a chat: unread, there, not expired, and its sender not blocked. Behind
-# so many of one's own messages there is nothing that just came.
+# The newest message that a user has to read in a chat: unread, there, not expired, and its sender not blocked. It is
+# looked for among the last events, so that a chat full of one's own messages costs no more than others.
 _NEWEST = f"""
     SELECT newest.seq, newest.created_at
     FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id AND t.deleted_at IS NULL, LATERAL (
-        SELECT m.seq, m.created_at, m.sender_id FROM messages m
-        WHERE m.chat_id = p.chat_id AND m.seq > p.read_seq AND {VISIBLE} ORDER BY m.seq DESC LIMIT 1000) AS newest
-    WHERE p.chat_id = g.chat_id AND p.user_id = g.user_id AND newest.sender_id IS DISTINCT FROM p.user_id
-      AND NOT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = p.user_id AND blocked_id = newest.sender_id)
-    ORDER BY newest.seq DESC LIMIT 1"""
+        SELECT m.seq, m.created_at FROM messages m
+        WHERE m.chat_id = p.chat_id AND m.seq > greatest(p.read_seq, t.last_seq - 4096) AND {VISIBLE}
+          AND m.sender_id IS DISTINCT FROM p.user_id
+          AND NOT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = p.user_id AND blocked_id = m.sender_id)
+        ORDER BY m.seq DESC LIMIT 1) AS newest
+    WHERE p.chat_id = g.chat_id AND p.user_id = g.user_id"""
 
 
 async def wanted(db: Database, asked: Sequence[tuple[UUID, UUID | None]]) -> list[list[Row]]:

@@ -8,7 +8,8 @@ message that was changed since is shown as it was, or hidden. In a channel reade
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -66,13 +67,23 @@ class Membership(NamedTuple):
         return not scope or self.role in GOVERNING or scope[1:] == str(self.user_id)
 
 
-def hidden_from(chat_type: str, roles: Mapping[UUID, str], joined: Mapping[UUID, int], scope: str) -> Collection[UUID]:
-    """The participants who may not see an event of this scope. ``joined`` has only those who were not there from the
-    beginning."""
-    if scope.startswith("m"):
-        about = int(scope[1:])
-        return {user_id for user_id, since in joined.items() if about < seen_from(chat_type, since)}
-    if scope:
-        one = UUID(scope[1:])
-        return {user_id for user_id, role in roles.items() if role not in GOVERNING and user_id != one}
-    return ()
+@dataclass(frozen=True, slots=True)
+class HiddenFrom:
+    """The participants who may not see an event of this scope, as a set that is never written out: a channel has
+    100,000. ``joined`` has only those who were not there from the beginning."""
+
+    type: str
+    roles: Mapping[UUID, str]
+    joined: Mapping[UUID, int]
+    scope: str
+
+    def __contains__(self, user_id: object) -> bool:
+        assert isinstance(user_id, UUID)
+        role = self.roles.get(user_id)
+        return not Membership(self.type, user_id, role, self.joined.get(user_id, 1)).sees(self.scope)
+
+    def __bool__(self) -> bool:
+        """False if everybody may see it."""
+        if not self.scope.startswith("m"):
+            return bool(self.scope)
+        return any(user_id in self for user_id in self.joined)
