@@ -13,7 +13,7 @@ again, to events below a cursor that had gone beyond them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -153,19 +153,20 @@ def sees(membership: Membership, row: Row) -> bool:
     return membership.sees(scope_of(membership.type, row["type"], row["about"], row["user_id"], row["data"]))
 
 
-# A member sees messages as they are now, if they are one still in this very snapshot. To who has left (``until``) a
-# message that was edited, erased or has expired since is hidden, for what it was is not known any more; reactions are
-# shown as they were.
+# A member sees messages as they are now, if this membership still lasts in this very snapshot. To who has left
+# (``until``) a message that was edited, erased or has expired since is hidden, for what it was is not known any more;
+# reactions are shown as they were.
 _MESSAGES = f"""
 SELECT w.until, m.seq < 0 OR NOT {UNEXPIRED} AS gone,
        CASE WHEN m.seq < 0 THEN m.metadata ->> 'reason' WHEN NOT {UNEXPIRED} THEN 'expired' END AS reason,
        CASE WHEN w.until IS NULL THEN NOT EXISTS (
-           SELECT 1 FROM chat_participants p WHERE p.chat_id = m.chat_id AND p.user_id = $1)
+           SELECT 1 FROM chat_participants p
+           WHERE p.chat_id = m.chat_id AND p.user_id = $1 AND p.joined_seq = w.joined)
        ELSE (m.seq > 0 AND NOT {UNEXPIRED}) OR EXISTS (
            SELECT 1 FROM chat_events later WHERE later.message_id = m.id AND later.seq > w.until
                AND later.type IN ('message_edited', 'message_deleted')) END AS hidden,
        {{columns}}
-FROM unnest($2::uuid[], $3::bigint[]) AS w (id, until)
+FROM unnest($2::uuid[], $3::bigint[], $4::bigint[]) AS w (id, until, joined)
 JOIN messages m ON m.id = w.id JOIN chat_threads t ON t.id = m.chat_id
 WHERE w.until IS {{which}}
 """
@@ -174,17 +175,23 @@ _PAST = _MESSAGES.format(columns=message_columns("$1", THEN), which="NOT NULL")
 
 
 async def messages(
-    db: Database, user_id: UUID, wanted: Sequence[tuple[UUID, int | None]]
+    db: Database, user_id: UUID, wanted: Collection[tuple[UUID, Membership]]
 ) -> dict[tuple[UUID, int | None], Row]:
-    """Messages as a user may see them, each by its id and the last seq of the membership (None while it lasts):
-    ``hidden``; else ``gone`` for the ``reason``; else as it is shown."""
+    """Messages as a user may see them in these memberships, each by its id and the last seq of the membership (None
+    while it lasts): ``hidden``; else ``gone`` for the ``reason``; else as it is shown."""
     found = {}
     for statement, pairs in (
-        (_PRESENT, [pair for pair in wanted if pair[1] is None]),
-        (_PAST, [pair for pair in wanted if pair[1] is not None]),
+        (_PRESENT, [pair for pair in wanted if pair[1].left is None]),
+        (_PAST, [pair for pair in wanted if pair[1].left is not None]),
     ):
         if pairs:
-            rows = await db.fetch(statement, user_id, [one for one, _ in pairs], [until for _, until in pairs])
+            rows = await db.fetch(
+                statement,
+                user_id,
+                [message_id for message_id, _ in pairs],
+                [stay.left for _, stay in pairs],
+                [stay.joined for _, stay in pairs],
+            )
             found.update({(row["id"], row["until"]): row for row in rows})
     return found
 

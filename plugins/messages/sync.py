@@ -73,11 +73,11 @@ class Sync:
         """Events as the user gets them: messages and chats as they are now, to who has left as they were. Of a message
         that is gone, that is what is left to tell. What they may not see is hidden, consecutive events as one."""
         wanted = {
-            (row["message_id"], where.membership.left)
+            (row["message_id"], where.membership)
             for where, row in events
             if row["type"] in _OF_MESSAGES and sync.sees(where.membership, row)
         }
-        messages = await sync.messages(self._db, user_id, list(wanted)) if wanted else {}
+        messages = await sync.messages(self._db, user_id, wanted) if wanted else {}
         chat_ids = {where.chat_id for where, row in events if row["type"] in _OF_CHATS}
         threads = await sync.threads(self._db, user_id, list(chat_ids)) if chat_ids else {}
         answer = list[dict[str, Any]]()
