@@ -168,7 +168,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         bus = Bus(redis, instance_id, metrics)
         hub = Hub(bus, metrics, instance_id)
         access = Access(database)
-        delivery = Delivery(hub, bus, access.members)
+        delivery = Delivery(hub, bus, access.members, access.hidden_from)
         keyrings = KeyringFile(core.keyring_path)
         tokens = Tokens(keyrings.ring("jwt", core.jwt_secrets), core.jwt_expiration_hours * 3600)
         limits = Limits(redis, on=core.rate_limits == "on")

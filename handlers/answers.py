@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 from uuid import UUID
 
 from typing_extensions import TypedDict
@@ -28,9 +28,14 @@ class Reaction(TypedDict):
     emoji: str
 
 
+class ReactionCount(TypedDict):
+    emoji: str
+    count: int
+
+
 class Message(TypedDict):
-    """``sender_id`` is null for a sealed one, and for who has deleted their account; of reactions there are the first
-    200."""
+    """``sender_id`` is null for a sealed one, and for a deleted account; ``reactions`` are the first 200. In channels
+    they are one's own, and ``reaction_counts`` has how often each emoji was given, the most frequent first."""
 
     id: UUID
     chat_id: UUID
@@ -41,8 +46,10 @@ class Message(TypedDict):
     message_type: str
     metadata: dict[str, Any] | None
     reply_to: UUID | None
+    reply_to_seq: int | None
     forwarded_from: UUID | None
     reactions: list[Reaction]
+    reaction_counts: NotRequired[list[ReactionCount]]
     created_at: datetime
     edited_at: datetime | None
     expires_at: datetime | None

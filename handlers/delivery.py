@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container, Iterable, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
+import orjson
 import structlog
 
 from handlers.bus import Bus
@@ -27,12 +28,14 @@ TOGETHER = (
 BEHIND = 64  # frames that may wait for one large group; then nothing more is taken for it
 
 Members = Callable[[UUID, int, int], Awaitable[Collection[UUID]]]
+HiddenFrom = Callable[[UUID, int, str], Awaitable[Container[UUID]]]
 PRESENT = 2**63 - 1  # the seq of what is told to whoever is there now
 
 
 class _Told(NamedTuple):
     """A frame on its way to a group. ``members`` is None when it came from another instance: then they are looked up,
-    and only sockets here are written to. ``began`` (monotonic) is when it happened, or was heard of."""
+    and only sockets here are written to. ``began`` (monotonic) is when it happened, or was heard of. With a ``scope``
+    the members in ``unseeing``, looked up likewise, get the payload ``hidden`` instead."""
 
     kind: str
     began: float
@@ -43,26 +46,41 @@ class _Told(NamedTuple):
     skip: str
     but: UUID | None
     droppable: bool
+    scope: str = ""
+    unseeing: Container[UUID] = ()
+    hidden: bytes = b""
 
 
 def _alike(one: _Told, other: _Told) -> bool:
-    """Whether two frames go to the same people: nobody came between them, or their access would differ."""
+    """Whether two frames go to the same people in one form: nobody came between them, or their access would differ."""
+    if one.scope or other.scope:
+        return False
     return one.members is other.members and (one.access, one.but) == (other.access, other.but)
+
+
+def _hidden(frame: Frame) -> bytes:
+    """The encoded form in which an event reaches those who may not see it: a place, and nothing else."""
+    return encode({"type": "hidden", **{name: frame[name] for name in ("chat_id", "seq", "created_at")}})
+
+
+async def _from_nobody(_group: UUID, _access: int, _scope: str) -> Container[UUID]:
+    return ()
 
 
 class Delivery:
     """Sends frames to groups of users. ``members`` gives those of a group, as they are since some ``access`` of it, who
-    were there at some ``seq``.
+    were there at some ``seq``; ``hidden_from`` those who may not see what a frame with that ``scope`` tells. To this
+    module a scope is a word without blanks.
 
     Small groups are written to at once. A large one gets a queue and a task, which writes to a slice of it at a time,
     so that others are served in between; frames of one group never overtake each other here.
 
     On ``ws:groups`` a message is ``{origin} {kind} {group} {access} {seq} {peer to skip} {user to leave
-    out}\\n{frame}``.
+    out}\\n{frame}``. ``kind`` is ``send`` or ``drop``, with a scope ``send:{scope}``.
     """
 
-    def __init__(self, hub: Hub, bus: Bus, members: Members) -> None:
-        self._hub, self._bus, self._members = hub, bus, members
+    def __init__(self, hub: Hub, bus: Bus, members: Members, hidden_from: HiddenFrom = _from_nobody) -> None:
+        self._hub, self._bus, self._members, self._hidden_from = hub, bus, members, hidden_from
         self._origin = hub.instance_id.hex
         self._queues: dict[UUID, deque[_Told]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,34 +120,63 @@ class Delivery:
         if but is not None:
             members = [member for member in members if member != but]
         kind, began = frame["type"], time.monotonic() if began is None else began
-        told = _Told(kind, began, access, frame.get("seq", PRESENT), members, encode(frame), skip, but, droppable)
-        if len(members) > SLICE or group in self._queues:
+        self._put(
+            group, _Told(kind, began, access, frame.get("seq", PRESENT), members, encode(frame), skip, but, droppable)
+        )
+
+    def _put(self, group: UUID, told: _Told) -> None:
+        assert told.members is not None
+        if len(told.members) > SLICE or group in self._queues:
             self._queue(group, told)
-        else:
-            others = self._hub.write_all(members, kind, text_frame(told.payload), skip, droppable)
-            self._hub.metrics.written("group", began)
-            self._publish(group, told, others)
+            return
+        others, unseeing = self._write(told.members, told, text_frame(told.payload))
+        self._hub.metrics.written("group", told.began)
+        self._publish(group, told, others, unseeing)
+
+    def _write(self, members: Collection[UUID], told: _Told, frame: bytes) -> tuple[list[UUID], list[UUID]]:
+        """Write a frame to some members, or its hidden form. The members who aren't only here: of those who get the one
+        and of those who get the other."""
+        if not told.scope:
+            return self._hub.write_all(members, told.kind, frame, told.skip, told.droppable), []
+        hiding = {member for member in members if member in told.unseeing}
+        seeing = [member for member in members if member not in hiding]
+        hidden = text_frame(told.hidden)
+        return (
+            self._hub.write_all(seeing, told.kind, frame, told.skip, told.droppable),
+            self._hub.write_all(hiding, "hidden", hidden, told.skip, told.droppable),
+        )
 
     async def announce(self, group: UUID, access: int, frames: Iterable[Frame], *, also: UUID | None = None) -> None:
         """Tell frames to those who are members since ``access`` and were there at the frame's ``seq``, and to one who
-        is a member no more. What can't be told, since PostgreSQL is away, clients find by ``/sync``."""
+        is a member no more. A frame with an attribute ``scope`` reaches some of them as ``hidden``. What can't be told,
+        since PostgreSQL is away, clients find by ``/sync``."""
         began = time.monotonic()
         for frame in frames:
+            scope, seq = getattr(frame, "scope", ""), frame.get("seq", PRESENT)
             try:
-                members = await self._members(group, access, frame.get("seq", PRESENT))
+                members = await self._members(group, access, seq)
+                unseeing = await self._hidden_from(group, access, scope) if scope else ()
             except Exception as error:
                 log.warning("group_frame_lost", cause=type(error).__name__)
                 return
-            self.tell(group, access, members, frame, began=began)
+            if unseeing:
+                told = _Told(frame["type"], began, access, seq, members, encode(frame), "", None, False)
+                self._put(group, told._replace(scope=scope, unseeing=unseeing, hidden=_hidden(frame)))
+            else:
+                self.tell(group, access, members, frame, began=began)
             if also is not None and also not in members:
                 self._hub.send(also, frame)
 
-    def _publish(self, group: UUID, told: _Told, others: list[UUID]) -> None:
-        if len(others) <= FEW:
+    def _publish(self, group: UUID, told: _Told, others: list[UUID], unseeing: Sequence[UUID] = ()) -> None:
+        if len(others) + len(unseeing) <= FEW:
             for user_id in others:
                 self._hub.publish(user_id, told.payload, told.skip, told.droppable)
+            for user_id in unseeing:
+                self._hub.publish(user_id, told.hidden, told.skip, told.droppable)
         else:
             kind = "drop" if told.droppable else "send"
+            if told.scope:
+                kind += f":{told.scope}"
             but = "" if told.but is None else told.but
             head = f"{self._origin} {kind} {group} {told.access} {told.seq} {told.skip} {but}\n"
             self._bus.publish(CHANNEL, head.encode() + told.payload)
@@ -159,23 +206,28 @@ class Delivery:
             del self._queues[group]
 
     async def _send(self, group: UUID, together: Sequence[_Told]) -> None:
-        here = together[0].members
         first = together[0]
+        here = first.members
         everyone = list(await self._members(group, first.access, first.seq) if here is None else here)
         if here is None and first.but is not None:
             everyone = [member for member in everyone if member != first.but]
+        if here is None and first.scope:
+            first = first._replace(unseeing=await self._hidden_from(group, first.access, first.scope))
+            together = [first]  # a frame with a scope goes by itself
         frames = [text_frame(told.payload) for told in together]
         others: list[UUID] = []
+        unseeing: list[UUID] = []
         for start in range(0, len(everyone), SLICE):
             part = everyone[start : start + SLICE]
             for told, frame in zip(together, frames, strict=True):
-                elsewhere = self._hub.write_all(part, told.kind, frame, told.skip, told.droppable)
+                elsewhere, hidden = self._write(part, told, frame)
             others += elsewhere  # the same of every frame
+            unseeing += hidden
             await asyncio.sleep(0)
         self._hub.metrics.written("large_group", first.began)
         if here is not None:
             for told in together:
-                self._publish(group, told, others)
+                self._publish(group, told, others, unseeing)
 
     def _hear(self, _: str, message: bytes) -> None:
         head, _newline, payload = message.partition(b"\n")
@@ -187,7 +239,8 @@ class Delivery:
             log.warning("group_frame_lost", cause="too many wait")
             return
         left_out, began = UUID(but) if but else None, time.monotonic()
-        self._queue(
-            group_id,
-            _Told(type_of(payload), began, int(access), int(seq), None, payload, skip, left_out, kind == "drop"),
-        )
+        kind, _colon, scope = kind.partition(":")
+        told = _Told(type_of(payload), began, int(access), int(seq), None, payload, skip, left_out, kind == "drop")
+        if scope:
+            told = told._replace(scope=scope, hidden=_hidden(orjson.loads(payload)))
+        self._queue(group_id, told)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 from uuid import UUID
 
 from models.changes import SEVERED
 from models.database import Database
+from models.visibility import HiddenFrom
 
 # Participants remembered, of all chats together: an id and its place in dictionaries are some 200 bytes, so this is
 # 60 MB at the most. The chats that were not used for longest go first.
@@ -83,6 +84,11 @@ class Access:
         if view.access == access or all(joined <= seq for joined in view.joined.values()):
             return view.roles
         return [user_id for user_id in view.roles if view.joined.get(user_id, 1) <= seq]
+
+    async def hidden_from(self, chat_id: UUID, access: int, scope: str) -> Container[UUID]:
+        """Who takes part in a chat since ``access`` at least, and may not see an event of this scope."""
+        view = await self.view(chat_id, access)
+        return () if view is None else HiddenFrom(view.type, view.roles, view.joined, scope)
 
     async def fresh(self, chat_id: UUID) -> View | None:
         """A chat as it is now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ import peewee
 
 from models.database import JSONB, Database, Enum, Table
 from models.threads import ChatThread
+from models.visibility import scope_of, seen_from
 
 
 class ChatEvent(Table):
@@ -55,29 +56,39 @@ SEVERED = """(t.type IN ('direct', 'secret') AND EXISTS (
     JOIN user_blocks ON blocker_id = one.user_id AND blocked_id = other.user_id
     WHERE one.chat_id = t.id))"""
 
+# What is kept of an event for the server itself: the role before a change of it, and how the chat was.
+INTERNAL = ("was", "chat")
+
 # What brings a chat to the top of the list, as new messages do. A receipt, or a change of what was said, does not.
 ACTIVE = ("chat_created", "chat_updated", "participant_added", "participant_removed", "participant_role")
 
 
+class ScopedFrame(dict[str, Any]):
+    """The frame of an event, with who may see it: ``scope`` (models/visibility.py), which is not sent."""
+
+    __slots__ = ("scope",)
+
+    def __init__(self, frame: Mapping[str, Any], scope: str) -> None:
+        super().__init__(frame)
+        self.scope = scope
+
+
 class Event(NamedTuple):
-    """A durable change at its place in a chat. ``fields`` are what its type bears beside these."""
+    """A durable change at its place in a chat. ``fields`` are what its type bears beside these, ``scope`` says who may
+    see it (models/visibility.py)."""
 
     type: str
     chat_id: UUID
     seq: int
     created_at: datetime
     fields: Mapping[str, Any]
+    scope: str = ""
 
     @property
-    def frame(self) -> dict[str, Any]:
+    def frame(self) -> ScopedFrame:
         """As clients get it, from a socket and from ``/sync``."""
-        return {
-            "type": self.type,
-            "chat_id": self.chat_id,
-            "seq": self.seq,
-            "created_at": self.created_at,
-            **self.fields,
-        }
+        frame = {"type": self.type, "chat_id": self.chat_id, "seq": self.seq, "created_at": self.created_at}
+        return ScopedFrame({**frame, **self.fields}, self.scope)
 
 
 @dataclass
@@ -122,17 +133,25 @@ class Change:
         user_id: UUID | None = None,
         data: Mapping[str, Any] | None = None,
         fields: Mapping[str, Any] | None = None,
+        about: int | None = None,
     ) -> Event:
-        """Add an event: its row, and what it is told with (``fields``; when None, the row's own columns)."""
+        """Add an event: its row, and what it is sent with (``fields``; when None, the row's own columns). ``about`` is
+        the seq of the message that it changes. An event of the chat itself keeps how the chat was then, for those who
+        leave before it changes again."""
         row = await self.db.row(
             f"""WITH moved AS (
                     UPDATE chat_threads SET last_seq = last_seq + 1,
                         updated_at = CASE WHEN $6 THEN now() ELSE updated_at END,
                         last_position = greatest(last_position, {POSITION})
-                    WHERE id = $1 RETURNING last_seq, last_position
+                    WHERE id = $1 RETURNING last_seq, last_position, title, avatar_url, settings, participant_count
                 )
                 INSERT INTO chat_events (chat_id, seq, position, type, message_id, user_id, data)
-                SELECT $1, last_seq, last_position, $2::text::chat_event_type, $3, $4, $5 FROM moved
+                SELECT $1, last_seq, last_position, $2::text::chat_event_type, $3, $4,
+                    CASE WHEN $2::text IN ('chat_created', 'chat_updated') THEN $5::jsonb || jsonb_build_object('chat',
+                        jsonb_build_object('title', title, 'avatar_url', avatar_url, 'settings', settings,
+                                           'participant_count', participant_count))
+                    ELSE $5::jsonb END
+                FROM moved
                 RETURNING seq, created_at""",
             self.chat_id,
             kind,
@@ -143,12 +162,13 @@ class Change:
         )
         assert row is not None  # the chat is locked, so it is there
         told = event_fields(kind, message_id, user_id, data or {}) if fields is None else fields
-        event = Event(kind, self.chat_id, row["seq"], row["created_at"], told)
+        scope = scope_of(self.type, kind, about, user_id, data or {})
+        event = Event(kind, self.chat_id, row["seq"], row["created_at"], told, scope)
         self.events.append(event)
         return event
 
-    async def append_for(self, kind: str, message_ids: Sequence[UUID], data: Mapping[str, Any]) -> None:
-        """Add the same event for each of these messages, in their order."""
+    async def append_for(self, kind: str, messages: Mapping[UUID, int], data: Mapping[str, Any]) -> None:
+        """Add the same event for each of these messages, in their order; they are given with their seqs."""
         rows = await self.db.fetch(
             f"""WITH moved AS (
                     UPDATE chat_threads SET last_seq = last_seq + cardinality($3::uuid[]),
@@ -161,12 +181,13 @@ class Change:
                 RETURNING seq, message_id, created_at""",
             self.chat_id,
             kind,
-            list(message_ids),
+            list(messages),
             dict(data),
         )
         for row in sorted(rows, key=lambda row: row["seq"]):
             told = event_fields(kind, row["message_id"], None, data)
-            self.events.append(Event(kind, self.chat_id, row["seq"], row["created_at"], told))
+            scope = scope_of(self.type, kind, messages[row["message_id"]], None, data)
+            self.events.append(Event(kind, self.chat_id, row["seq"], row["created_at"], told, scope))
 
     async def renew_access(self) -> None:
         """Who may do what is another thing from now on: what instances remember of it is out of date."""
@@ -182,13 +203,7 @@ def event_fields(kind: str, message_id: UUID | None, user_id: UUID | None, data:
         fields["message_id"] = message_id
     if user_id is not None:
         fields["user_id"] = user_id
-    return {**fields, **data}
-
-
-def seen_from(kind: str, joined_seq: int) -> int:
-    """The first seq that who joined at ``joined_seq`` may see: a channel and a cloud are kept to be read from their
-    beginning, all others are closed to who was not there."""
-    return 1 if kind in ("channel", "cloud") else joined_seq
+    return {**fields, **{name: value for name, value in data.items() if name not in INTERNAL}}
 
 
 @contextlib.asynccontextmanager

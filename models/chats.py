@@ -80,12 +80,12 @@ async def create(db: Database, owner: UUID, chat: NewChat) -> tuple[UUID, int, E
         return chat_id, 1, event._replace(fields={"chat": await thread(db, chat_id)})
 
 
-_THREAD = "id, type::text, title, avatar_url, created_by, settings, created_at, updated_at, participant_count"
+THREAD = "id, type::text, title, avatar_url, created_by, settings, created_at, updated_at, participant_count"
 
 
 async def thread(db: Database, chat_id: UUID) -> dict[str, Any]:
     """A chat as events bear it: the same for all participants."""
-    row = await db.row(f"SELECT {_THREAD} FROM chat_threads WHERE id = $1", chat_id)
+    row = await db.row(f"SELECT {THREAD} FROM chat_threads WHERE id = $1", chat_id)
     return dict(row or {})
 
 

@@ -6,21 +6,28 @@ from datetime import datetime
 from uuid import UUID
 
 from models.database import Database, Row
+from models.message_row import REPLY_TO_SEQ, reaction_counts, reactions
+from models.visibility import SEEN_FROM, UNEXPIRED
 
-_REACTIONS = """(SELECT coalesce(jsonb_agg(jsonb_build_object('user_id', r.user_id, 'emoji', r.emoji)), '[]')
-    FROM (SELECT user_id, emoji FROM message_reactions WHERE message_id = m.id
-          ORDER BY created_at, user_id, emoji LIMIT 200) AS r)"""
+# Messages of one user's chats that have expired and are not erased yet: counts leave them out.
+_DUE = """due AS MATERIALIZED (
+    SELECT m.chat_id, m.number, m.sender_id FROM messages m
+    JOIN chat_participants p ON p.chat_id = m.chat_id AND p.user_id = {user}
+    WHERE m.expires_at <= now() AND m.deleted_at IS NULL)"""
 
-# A message as it is shown. 200 reactions are more than a screen has room for, and bound what an answer may grow to.
-MESSAGE = f"""m.id, m.chat_id, m.seq, m.sender_id, m.client_id, m.encrypted_payload, m.message_type, m.metadata,
-    m.reply_to, m.forwarded_from, {_REACTIONS} AS reactions, m.created_at, m.edited_at, m.expires_at"""
-UNEXPIRED = "(m.expires_at IS NULL OR m.expires_at > now())"
 
-_SEEN_FROM = "CASE WHEN t.type IN ('channel', 'cloud') THEN 1 ELSE p.joined_seq END"
+def due(user: str) -> str:
+    """The table ``due`` that UNREAD wants, of the user in that parameter."""
+    return _DUE.format(user=user)
+
+
 UNREAD = """greatest(0, t.last_number - p.read_number - p.own_after
-    - CASE WHEN t.last_number > p.read_number THEN gone_after(t.id, p.read_number) ELSE 0 END)"""
+    - CASE WHEN t.last_number > p.read_number THEN gone_after(t.id, p.read_number) + (
+        SELECT count(*) FROM due WHERE due.chat_id = t.id AND due.number > p.read_number
+            AND due.sender_id IS DISTINCT FROM p.user_id) ELSE 0 END)"""
 
 _ENTRIES = f"""
+WITH {due("$1")}
 SELECT t.id, t.type, t.title, t.avatar_url, t.created_by, t.settings, t.created_at, t.updated_at, t.role,
        t.participant_count, t.last_seq, t.read_seq, t.delivered_seq, t.unread_count,
        peer.user_id AS peer_id, peer.public_id AS peer_public_id, peer.display_name AS peer_name,
@@ -28,7 +35,7 @@ SELECT t.id, t.type, t.title, t.avatar_url, t.created_by, t.settings, t.created_
 FROM (
     SELECT t.id, t.type::text, t.title, t.avatar_url, t.created_by, t.settings, t.created_at, t.updated_at,
            t.participant_count, t.last_seq, p.user_id, p.role::text, p.read_seq, p.delivered_seq,
-           {UNREAD} AS unread_count, {_SEEN_FROM} AS seen_from
+           {UNREAD} AS unread_count, {SEEN_FROM} AS seen_from
     FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
     WHERE p.user_id = $1 AND t.deleted_at IS NULL {{which}}
 ) AS t
@@ -39,7 +46,8 @@ LEFT JOIN LATERAL (
 ) AS peer ON t.type IN ('direct', 'secret')
 LEFT JOIN LATERAL (
     SELECT m.id AS message_id, m.seq, m.sender_id, m.client_id, m.encrypted_payload, m.message_type, m.metadata,
-           m.reply_to, m.forwarded_from, {_REACTIONS} AS reactions, m.created_at AS sent_at, m.edited_at, m.expires_at
+           m.reply_to, {REPLY_TO_SEQ} AS reply_to_seq, m.forwarded_from, {reactions("t.user_id")} AS reactions,
+           {reaction_counts()} AS reaction_counts, m.created_at AS sent_at, m.edited_at, m.expires_at
     FROM messages m WHERE m.chat_id = t.id AND m.seq >= t.seen_from AND {UNEXPIRED} ORDER BY m.seq DESC LIMIT 1
 ) AS m ON true
 ORDER BY t.updated_at DESC, t.id DESC

@@ -11,10 +11,11 @@ import peewee
 
 from models.changes import POSITION, Change, changing
 from models.database import JSONB, Database, Row, Table
-from models.listing import MESSAGE, UNEXPIRED
+from models.message_row import erased, message_columns
 from models.sweeps import Due
 from models.threads import ChatThread
 from models.users import User
+from models.visibility import UNEXPIRED, VISIBLE
 
 LOCK_MS = 250
 
@@ -162,47 +163,63 @@ async def post(db: Database, posts: Sequence[Post]) -> list[Posted | None]:
     return [found.get(post.id) for post in posts]
 
 
-async def posted(db: Database, sender_id: UUID, client_id: UUID) -> bool:
-    """Whether somebody has posted a message under this client_id."""
-    return bool(await db.value("SELECT 1 FROM messages WHERE sender_id = $1 AND client_id = $2", sender_id, client_id))
-
-
-async def seen_by(db: Database, message_id: UUID, user_id: UUID) -> Row | None:
-    """``chat_id`` of a message that is there and that a user may see, else None."""
-    return await db.row(
-        f"""SELECT m.chat_id FROM messages m
-            JOIN chat_threads t ON t.id = m.chat_id AND t.deleted_at IS NULL
-            JOIN chat_participants p ON p.chat_id = m.chat_id AND p.user_id = $2
-            WHERE m.id = $1 AND m.seq > 0 AND {UNEXPIRED}
-              AND (t.type IN ('channel', 'cloud') OR m.seq >= p.joined_seq)""",
-        message_id,
-        user_id,
+async def stored(db: Database, sender_id: UUID, client_id: UUID) -> Posted | None:
+    """What a sender has stored under this client_id, whatever became of it or of the sender's rights."""
+    row = await db.row(
+        """SELECT id, chat_id, abs(seq) AS seq, created_at, expires_at, payload_hash FROM messages
+           WHERE sender_id = $1 AND client_id = $2""",
+        sender_id,
+        client_id,
     )
+    return None if row is None else Posted(*row.values())
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
 
+# A message ``m`` in its chat ``t`` with the participant ``p`` who asks, $1.
+_FOR_PARTICIPANT = """messages m
+    JOIN chat_threads t ON t.id = m.chat_id AND t.deleted_at IS NULL
+    JOIN chat_participants p ON p.chat_id = m.chat_id AND p.user_id = $1"""
+
+
+async def seen_by(db: Database, message_id: UUID, user_id: UUID) -> Row | None:
+    """``chat_id, seq`` of a message that is there and that a user may see, else None."""
+    return await db.row(
+        f"SELECT m.chat_id, m.seq FROM {_FOR_PARTICIPANT} WHERE m.id = $2 AND {VISIBLE}", user_id, message_id
+    )
+
+
+async def visible(db: Database, user_id: UUID, message_id: UUID) -> Row | None:
+    """A message as a user sees it, else None."""
+    return await db.row(
+        f"SELECT {message_columns('$1')} FROM {_FOR_PARTICIPANT} WHERE m.id = $2 AND {VISIBLE}", user_id, message_id
+    )
+
 
 async def history(
-    db: Database, chat_id: UUID, seen_from: int, *, before: int | None, after: int | None, limit: int
+    db: Database, user_id: UUID, chat_id: UUID, *, before: int | None, after: int | None, limit: int
 ) -> list[Row]:
-    """Messages of a chat: the oldest first when ``after`` a seq is asked for, else the newest first."""
-    low, high = max(seen_from - 1, after or 0), before or 2**63 - 1
+    """Messages of a chat as a user sees them, none for who takes no part: the oldest first when ``after`` a seq is
+    asked for, else the newest first."""
     return await db.fetch(
-        f"""SELECT {MESSAGE} FROM messages m
-            WHERE m.chat_id = $1 AND m.seq > $2 AND m.seq < $3 AND {UNEXPIRED}
-            ORDER BY m.seq {"DESC" if after is None else "ASC"} LIMIT $4""",
+        f"""SELECT {message_columns("$1")} FROM {_FOR_PARTICIPANT}
+            WHERE m.chat_id = $2 AND m.seq > $3 AND m.seq < $4 AND {VISIBLE}
+            ORDER BY m.seq {"DESC" if after is None else "ASC"} LIMIT $5""",
+        user_id,
         chat_id,
-        low,
-        high,
+        after or 0,
+        before or 2**63 - 1,
         limit,
     )
 
 
-async def get(db: Database, message_id: UUID) -> Row | None:
-    """One message that is there, with its ``number``."""
+async def get(db: Database, message_id: UUID, viewer: UUID) -> Row | None:
+    """One message that is there, with its ``number``, as ``viewer`` sees it, whose right is judged elsewhere."""
     return await db.row(
-        f"SELECT {MESSAGE}, m.number FROM messages m WHERE m.id = $1 AND m.seq > 0 AND {UNEXPIRED}", message_id
+        f"""SELECT {message_columns("$1")}, m.number FROM messages m JOIN chat_threads t ON t.id = m.chat_id
+            WHERE m.id = $2 AND m.seq > 0 AND {UNEXPIRED}""",
+        viewer,
+        message_id,
     )
 
 
@@ -226,14 +243,12 @@ async def edit(
 
 # The payload goes and the place is left to a row of chat_events; the sender, if it was theirs and unread by themselves,
 # has one less of their own to subtract.
-_ERASE = """
+_ERASE = f"""
 WITH doomed AS (
     SELECT id, chat_id, seq, number, position, sender_id, created_at FROM messages
     WHERE chat_id = $1 AND id = ANY ($2::uuid[]) AND seq > 0 FOR UPDATE
 ), gone AS (
-    UPDATE messages m SET encrypted_payload = '', metadata = jsonb_build_object('reason', $3::text), message_type = '',
-        reply_to = NULL, forwarded_from = NULL, expires_at = NULL, seq = -m.seq, deleted_at = now()
-    FROM doomed WHERE m.id = doomed.id
+    UPDATE messages m SET {erased("$3::text")} FROM doomed WHERE m.id = doomed.id
 ), placed AS (
     INSERT INTO chat_events (chat_id, seq, position, type, message_id, data, created_at)
     SELECT chat_id, seq, position, 'message_deleted', id, jsonb_build_object('reason', $3::text), created_at FROM doomed
@@ -253,20 +268,21 @@ WITH doomed AS (
     ON CONFLICT (chat_id, block) DO UPDATE
         SET numbers = known.numbers + excluded.numbers, count = known.count + excluded.count
 )
-SELECT id FROM doomed ORDER BY seq
+SELECT id, seq FROM doomed ORDER BY seq
 """
 
 
 async def erase(change: Change, message_ids: Sequence[UUID], reason: str) -> list[UUID]:
     """Erase messages of a chat, each with an event; those that were there."""
     rows = await change.db.fetch(_ERASE, change.chat_id, list(message_ids), reason)
-    erased = [row["id"] for row in rows]
-    await change.append_for("message_deleted", erased, {"reason": reason})
-    return erased
+    gone = {row["id"]: row["seq"] for row in rows}
+    await change.append_for("message_deleted", gone, {"reason": reason})
+    return list(gone)
 
 
-async def react(change: Change, message_id: UUID, emoji: str, at_most: int) -> bool | None:
-    """Add a reaction. False when it was there; None when the user has ``at_most`` kinds on this message already."""
+async def react(change: Change, message_id: UUID, seq: int, emoji: str, at_most: int) -> bool | None:
+    """Add a reaction to the message at a seq. False when it was there; None when the user has ``at_most`` kinds on this
+    message already."""
     known = await change.db.fetch(
         "SELECT emoji FROM message_reactions WHERE message_id = $1 AND user_id = $2", message_id, change.user_id
     )
@@ -280,12 +296,14 @@ async def react(change: Change, message_id: UUID, emoji: str, at_most: int) -> b
         change.user_id,
         emoji,
     )
-    await change.append("reaction_added", message_id=message_id, user_id=change.user_id, data={"emoji": emoji})
+    await change.append(
+        "reaction_added", message_id=message_id, user_id=change.user_id, data={"emoji": emoji}, about=seq
+    )
     return True
 
 
-async def unreact(change: Change, message_id: UUID, emoji: str) -> bool:
-    """Take a reaction back; False when there was none."""
+async def unreact(change: Change, message_id: UUID, seq: int, emoji: str) -> bool:
+    """Take a reaction to the message at a seq back; False when there was none."""
     taken = await change.db.execute(
         "DELETE FROM message_reactions WHERE message_id = $1 AND user_id = $2 AND emoji = $3",
         message_id,
@@ -293,7 +311,9 @@ async def unreact(change: Change, message_id: UUID, emoji: str) -> bool:
         emoji,
     )
     if taken:
-        await change.append("reaction_removed", message_id=message_id, user_id=change.user_id, data={"emoji": emoji})
+        await change.append(
+            "reaction_removed", message_id=message_id, user_id=change.user_id, data={"emoji": emoji}, about=seq
+        )
     return bool(taken)
 
 

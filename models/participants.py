@@ -69,9 +69,10 @@ async def add(change: Change, user_id: UUID, role: str) -> bool:
 
 async def remove(change: Change, user_id: UUID) -> bool:
     """Let a user go; False when they are not in. The removal is the last event that is theirs to see."""
-    if await role_of(change, user_id) is None:
+    role = await role_of(change, user_id)
+    if role is None:
         return False
-    event = await change.append("participant_removed", user_id=user_id)
+    event = await change.append("participant_removed", user_id=user_id, data={"role": role})
     await change.db.execute(
         """WITH gone AS (DELETE FROM chat_participants WHERE chat_id = $1 AND user_id = $2 RETURNING joined_seq)
            INSERT INTO chat_departures (chat_id, user_id, joined_seq, left_seq, position)
@@ -101,13 +102,14 @@ async def set_role(change: Change, user_id: UUID, role: str) -> None:
 
 
 async def _set(change: Change, user_id: UUID, role: str) -> None:
+    was = await role_of(change, user_id)
     await change.db.execute(
         "UPDATE chat_participants SET role = $3::text::participant_role WHERE chat_id = $1 AND user_id = $2",
         change.chat_id,
         user_id,
         role,
     )
-    await change.append("participant_role", user_id=user_id, data={"role": role})
+    await change.append("participant_role", user_id=user_id, data={"role": role, "was": was})
 
 
 async def listed(db: Database, chat_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None) -> list[Row]:

@@ -194,6 +194,9 @@ async def remaining(db: Database, user_id: UUID) -> Remaining:
     return Remaining(*row)
 
 
+LOW = 10  # fewer one-time prekeys than this and the owner is notified (contract section 3)
+
+
 async def left(db: Database, user_id: UUID, at_most: int) -> int:
     """How many one-time prekeys are left, counted no further than ``at_most``."""
     return await db.value(  # type: ignore[no-any-return]

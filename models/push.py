@@ -13,6 +13,7 @@ import peewee
 from models.database import JSONB, Database, Enum, Row, Table
 from models.sessions import IDLE_DAYS, Session
 from models.users import User
+from models.visibility import VISIBLE
 
 
 class PushToken(Table):
@@ -160,12 +161,12 @@ async def missed(db: Database, user_id: UUID, seconds: float) -> list[UUID]:
     """A user's chats in which others have posted in the last so many seconds what the user's apps did not say that they
     have received; the busiest lately first, and not more than 100."""
     rows = await db.fetch(
-        """SELECT t.id FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
+        f"""SELECT t.id FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
            WHERE p.user_id = $1 AND t.deleted_at IS NULL AND t.last_seq > p.delivered_seq
              AND t.updated_at > now() - $2 * interval '1 second'
              AND EXISTS (
                  SELECT 1 FROM messages m
-                 WHERE m.chat_id = t.id AND m.seq > p.delivered_seq AND m.sender_id IS DISTINCT FROM $1
+                 WHERE m.chat_id = t.id AND m.seq > p.delivered_seq AND m.sender_id IS DISTINCT FROM $1 AND {VISIBLE}
                    AND m.created_at > now() - $2 * interval '1 second'
                    AND NOT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = $1 AND blocked_id = m.sender_id))
            ORDER BY t.updated_at DESC LIMIT 100""",
@@ -175,15 +176,35 @@ async def missed(db: Database, user_id: UUID, seconds: float) -> list[UUID]:
     return [row["id"] for row in rows]
 
 
+# The newest message that a user has to read in a chat: unread, there, not expired, and its sender not blocked. It is
+# looked for among the last events, so that a chat full of one's own messages costs no more than others.
+_NEWEST = f"""
+    SELECT newest.seq, newest.created_at
+    FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id AND t.deleted_at IS NULL, LATERAL (
+        SELECT m.seq, m.created_at FROM messages m
+        WHERE m.chat_id = p.chat_id AND m.seq > greatest(p.read_seq, t.last_seq - 4096) AND {VISIBLE}
+          AND m.sender_id IS DISTINCT FROM p.user_id
+          AND NOT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = p.user_id AND blocked_id = m.sender_id)
+        ORDER BY m.seq DESC LIMIT 1) AS newest
+    WHERE p.chat_id = g.chat_id AND p.user_id = g.user_id"""
+
+
 async def wanted(db: Database, asked: Sequence[tuple[UUID, UUID | None]]) -> list[list[Row]]:
     """For each pair of user and chat (or None) the user's tokens, with what the user wants to be woken for: ``kinds``
-    and ``quiet_hours`` (None for who has not said anything), ``muted``. Nothing where the user isn't in the chat."""
+    and ``quiet_hours`` (None for who has not said anything), ``muted``; ``unread_seq`` and ``unread_at``: the newest
+    message that is left to be read, None where there is none. Nothing where the user isn't in the chat."""
     rows = await db.fetch(
-        f"""SELECT g.place, t.id, t.provider::text, t.session_id, t.quiet, p.kinds, p.quiet_hours,
+        f"""WITH asked AS MATERIALIZED (
+                SELECT g.*, unread.seq AS unread_seq, unread.created_at AS unread_at
+                FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS g (user_id, chat_id, place)
+                LEFT JOIN LATERAL ({_NEWEST}) AS unread ON true
+            )
+            SELECT g.place, g.unread_seq, g.unread_at,
+                   t.id, t.provider::text, t.session_id, t.quiet, p.kinds, p.quiet_hours,
                    coalesce(p.muted_chats ? g.chat_id::text
                             AND coalesce((p.muted_chats ->> g.chat_id::text)::timestamptz > now(), true), false)
                        AS muted
-            FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS g (user_id, chat_id, place)
+            FROM asked g
             JOIN push_tokens t ON t.user_id = g.user_id
             JOIN sessions s ON s.id = t.session_id AND {_LIVE}
             LEFT JOIN push_settings p ON p.user_id = g.user_id
@@ -196,6 +217,31 @@ async def wanted(db: Database, asked: Sequence[tuple[UUID, UUID | None]]) -> lis
     for row in rows:
         found[row["place"] - 1].append(row)
     return found
+
+
+async def ringing(db: Database, rings: Sequence[tuple[UUID, UUID]]) -> set[UUID]:
+    """Those of the calls, each given with its callee, that ring for the callee now, who has not blocked the caller."""
+    rows = await db.fetch(
+        """SELECT c.id FROM unnest($1::uuid[], $2::uuid[]) AS g (callee_id, call_id)
+           JOIN call_sessions c ON c.id = g.call_id AND c.callee_id = g.callee_id AND c.status = 'ringing'
+           WHERE NOT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = c.callee_id AND blocked_id = c.caller_id)""",
+        [callee_id for callee_id, _ in rings],
+        [call_id for _, call_id in rings],
+    )
+    return {row["id"] for row in rows}
+
+
+async def low_on_prekeys(db: Database, users: Sequence[UUID], enough: int) -> set[UUID]:
+    """Those of the users who have fewer one-time prekeys left than that."""
+    rows = await db.fetch(
+        """SELECT given.user_id FROM unnest($1::uuid[]) AS given (user_id) WHERE (
+               SELECT count(*) FROM (
+                   SELECT 1 FROM one_time_prekeys k WHERE k.user_id = given.user_id AND NOT k.used LIMIT $2) AS unused
+           ) < $2""",
+        list(users),
+        enough,
+    )
+    return {row["user_id"] for row in rows}
 
 
 async def devices(db: Database, token_ids: Sequence[UUID]) -> list[Row | None]:

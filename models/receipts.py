@@ -7,7 +7,7 @@ from uuid import UUID
 
 from models.changes import Change
 from models.database import Row
-from models.listing import UNREAD
+from models.listing import UNREAD, due
 from models.messages import erase
 
 # Messages that one receipt notes one by one, the newest ones; of those before them the watermark says enough.
@@ -52,7 +52,8 @@ async def advance(change: Change, delivered: int, read: int) -> Watermarks:
 
 async def _marks(change: Change) -> Row:
     row = await change.db.row(
-        f"""SELECT p.delivered_seq, p.read_seq, t.last_seq, {UNREAD} AS unread_count
+        f"""WITH {due("$2")}
+            SELECT p.delivered_seq, p.read_seq, t.last_seq, {UNREAD} AS unread_count
             FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
             WHERE p.chat_id = $1 AND p.user_id = $2""",
         change.chat_id,

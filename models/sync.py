@@ -13,13 +13,15 @@ again, to events below a cursor that had gone beyond them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from models.changes import event_fields
+from models.chats import THREAD
 from models.database import Database, Row
-from models.listing import MESSAGE, UNEXPIRED
+from models.message_row import NOW, THEN, message_columns
+from models.visibility import UNEXPIRED, Membership, scope_of
 
 
 class Moment(NamedTuple):
@@ -32,12 +34,23 @@ class Moment(NamedTuple):
 
 
 class Span(NamedTuple):
-    """The events of a chat, from ``first`` to ``last``, that are a user's to see, and the position of the last one."""
+    """The events of a chat, from ``first`` to ``last``, that happened in one membership, and the position of the last
+    one."""
 
     chat_id: UUID
     first: int
     last: int
     position: int
+    membership: Membership
+
+
+class Range(NamedTuple):
+    """Events of a chat to be read, from one seq to another, in one membership."""
+
+    chat_id: UUID
+    first: int
+    last: int
+    membership: Membership
 
 
 _NOW = """
@@ -69,20 +82,23 @@ async def now(db: Database, user_id: UUID) -> tuple[Moment, dict[UUID, int]]:
 # Of a chat that was deleted only its end is told, and to who had left before, that they did: the rest is being erased.
 _SPANS = f"""
 WITH moment AS MATERIALIZED ({_NOW}), spans AS (
-    SELECT t.id AS chat_id, CASE WHEN t.deleted_at IS NULL THEN p.joined_seq ELSE t.last_seq END AS joined,
-           t.last_seq AS last, t.last_position AS position
+    SELECT t.id AS chat_id, CASE WHEN t.deleted_at IS NULL THEN p.joined_seq ELSE t.last_seq END AS begins,
+           t.last_seq AS last, t.last_position AS position,
+           t.type::text, p.role::text, p.joined_seq, NULL::bigint AS left_seq
     FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
     WHERE p.user_id = $1 AND t.last_position >= $2
     UNION ALL
-    SELECT d.chat_id, CASE WHEN t.deleted_at IS NULL THEN d.joined_seq ELSE d.left_seq END, d.left_seq, d.position
+    SELECT d.chat_id, CASE WHEN t.deleted_at IS NULL THEN d.joined_seq ELSE d.left_seq END, d.left_seq, d.position,
+           t.type::text, NULL, d.joined_seq, d.left_seq
     FROM chat_departures d JOIN chat_threads t ON t.id = d.chat_id
     WHERE d.user_id = $1 AND d.position >= $2
 ), next AS (
-    SELECT * FROM spans WHERE chat_id >= $3 ORDER BY chat_id, joined LIMIT $4
+    SELECT * FROM spans WHERE chat_id >= $3 ORDER BY chat_id, begins LIMIT $4
 )
 SELECT epoch, least(horizon, greatest($2, (SELECT max(position) + 1 FROM spans))) AS horizon, "end",
-       next.chat_id, greatest(joined, first_since(next.chat_id, last, $2)) AS first, last, position
-FROM moment LEFT JOIN next ON true ORDER BY next.chat_id, joined
+       next.chat_id, greatest(begins, first_since(next.chat_id, last, $2)) AS first, last, position,
+       type, role, joined_seq, left_seq
+FROM moment LEFT JOIN next ON true ORDER BY next.chat_id, begins
 """
 
 
@@ -91,40 +107,104 @@ async def spans(db: Database, user_id: UUID, since: int, from_chat: UUID, limit:
     their chats, from one chat on."""
     rows = await db.fetch(_SPANS, user_id, since, from_chat, limit)
     moment = Moment(rows[0]["epoch"], rows[0]["horizon"], rows[0]["end"])
-    return moment, [Span(r["chat_id"], r["first"], r["last"], r["position"]) for r in rows if r["chat_id"]]
+    found = []
+    for row in rows:
+        if row["chat_id"]:
+            stay = Membership(row["type"], user_id, row["role"], row["joined_seq"], row["left_seq"])
+            found.append(Span(row["chat_id"], row["first"], row["last"], row["position"], stay))
+    return moment, found
 
 
-# A message that has expired, and is about to be erased, is shown as what it will be.
+# A message that has expired, and is about to be erased, is shown as what it will be. ``about`` is the seq of the
+# message that an event changes, and is looked up only where a membership began later than the chat; of a message whose
+# row is gone it is 1, which such a membership does not see.
 _EVENTS = """
-SELECT range.place, e.* FROM unnest($1::uuid[], $2::bigint[], $3::bigint[])
-    WITH ORDINALITY AS range (chat_id, first, last, place),
+SELECT range.place, e.* FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::boolean[])
+    WITH ORDINALITY AS range (chat_id, first, last, late, place),
 LATERAL (
     SELECT m.seq, CASE WHEN m.expires_at <= now() THEN 'message_deleted' ELSE 'message_new' END AS type,
            m.created_at AS happened_at, m.id AS message_id, NULL::uuid AS user_id,
-           CASE WHEN m.expires_at <= now() THEN '{"reason": "expired"}' ELSE '{}' END::jsonb AS data
+           CASE WHEN m.expires_at <= now() THEN '{"reason": "expired"}' ELSE '{}' END::jsonb AS data, m.seq AS about
     FROM messages m WHERE m.chat_id = range.chat_id AND m.seq BETWEEN range.first AND range.last
     UNION ALL
-    SELECT seq, type::text, created_at, message_id, user_id, data
+    SELECT seq, type::text, created_at, message_id, user_id, data,
+           CASE WHEN late AND message_id IS NOT NULL
+                THEN coalesce((SELECT abs(m.seq) FROM messages m WHERE m.id = message_id), 1) ELSE 1 END
     FROM chat_events c WHERE c.chat_id = range.chat_id AND c.seq BETWEEN range.first AND range.last
 ) AS e ORDER BY range.place, e.seq
 """
 
 
-async def events(db: Database, ranges: Sequence[tuple[UUID, int, int]]) -> list[tuple[UUID, Row]]:
-    """The events of chats from a seq to another one, range by range and in each by seq, with their chat. Ranges of one
+async def events(db: Database, ranges: Sequence[Range]) -> list[tuple[Range, Row]]:
+    """The events of chats from a seq to another one, range by range and in each by seq, with their range. Ranges of one
     call hold as many events as they have numbers."""
-    rows = await db.fetch(_EVENTS, *map(list, zip(*ranges, strict=True)))
-    return [(ranges[row["place"] - 1][0], row) for row in rows]
-
-
-async def messages(db: Database, ids: Sequence[UUID]) -> dict[UUID, Row | str]:
-    """Messages by id as they are shown; of one that is gone, or has expired, the reason."""
     rows = await db.fetch(
-        f"""SELECT CASE WHEN m.seq < 0 THEN m.metadata ->> 'reason' WHEN NOT {UNEXPIRED} THEN 'expired' END AS gone,
-                   {MESSAGE} FROM messages m WHERE m.id = ANY ($1::uuid[])""",
-        list(ids),
+        _EVENTS,
+        [given.chat_id for given in ranges],
+        [given.first for given in ranges],
+        [given.last for given in ranges],
+        [given.membership.seen_from > 1 for given in ranges],
     )
-    return {row["id"]: row["gone"] or row for row in rows}
+    return [(ranges[row["place"] - 1], row) for row in rows]
+
+
+def sees(membership: Membership, row: Row) -> bool:
+    """True if a row of ``events``, of the time of this membership, may be shown to its user."""
+    return membership.sees(scope_of(membership.type, row["type"], row["about"], row["user_id"], row["data"]))
+
+
+# A member sees messages as they are now, if this membership still lasts in this very snapshot. To who has left
+# (``until``) a message that was edited, erased or has expired since is hidden, for what it was is not known any more;
+# reactions are shown as they were.
+_MESSAGES = f"""
+SELECT w.until, m.seq < 0 OR NOT {UNEXPIRED} AS gone,
+       CASE WHEN m.seq < 0 THEN m.metadata ->> 'reason' WHEN NOT {UNEXPIRED} THEN 'expired' END AS reason,
+       CASE WHEN w.until IS NULL THEN NOT EXISTS (
+           SELECT 1 FROM chat_participants p
+           WHERE p.chat_id = m.chat_id AND p.user_id = $1 AND p.joined_seq = w.joined)
+       ELSE (m.seq > 0 AND NOT {UNEXPIRED}) OR EXISTS (
+           SELECT 1 FROM chat_events later WHERE later.message_id = m.id AND later.seq > w.until
+               AND later.type IN ('message_edited', 'message_deleted')) END AS hidden,
+       {{columns}}
+FROM unnest($2::uuid[], $3::bigint[], $4::bigint[]) AS w (id, until, joined)
+JOIN messages m ON m.id = w.id JOIN chat_threads t ON t.id = m.chat_id
+WHERE w.until IS {{which}}
+"""
+_PRESENT = _MESSAGES.format(columns=message_columns("$1", NOW), which="NULL")
+_PAST = _MESSAGES.format(columns=message_columns("$1", THEN), which="NOT NULL")
+
+
+async def messages(
+    db: Database, user_id: UUID, wanted: Collection[tuple[UUID, Membership]]
+) -> dict[tuple[UUID, int | None], Row]:
+    """Messages as a user may see them in these memberships, each by its id and the last seq of the membership (None
+    while it lasts): ``hidden``; else ``gone`` for the ``reason``; else as it is shown."""
+    found = {}
+    for statement, pairs in (
+        (_PRESENT, [pair for pair in wanted if pair[1].left is None]),
+        (_PAST, [pair for pair in wanted if pair[1].left is not None]),
+    ):
+        if pairs:
+            rows = await db.fetch(
+                statement,
+                user_id,
+                [message_id for message_id, _ in pairs],
+                [stay.left for _, stay in pairs],
+                [stay.joined for _, stay in pairs],
+            )
+            found.update({(row["id"], row["until"]): row for row in rows})
+    return found
+
+
+async def threads(db: Database, user_id: UUID, chat_ids: Sequence[UUID]) -> dict[UUID, Row]:
+    """Chats as events bear them, with ``inside``: whether the user takes part, and so may see them as they are."""
+    rows = await db.fetch(
+        f"""SELECT {THREAD}, EXISTS (SELECT 1 FROM chat_participants WHERE chat_id = id AND user_id = $1) AS inside
+            FROM chat_threads WHERE id = ANY ($2::uuid[])""",
+        user_id,
+        list(chat_ids),
+    )
+    return {row["id"]: row for row in rows}
 
 
 def fields_of(row: Row) -> dict[str, Any]:

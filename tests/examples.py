@@ -226,6 +226,7 @@ async def _chats(tell: Callable[..., Any], alice: Account, bob: Account) -> None
     await tell("POST", f"/chats/{chat}/messages", {**message, "encrypted_payload": b64(b"another")}, by=alice)
     await tell("PUT", f"/messages/{posted['id']}/reactions/%F0%9F%91%8D", by=bob)
     await tell("GET", f"/chats/{chat}/messages", by=bob)
+    await tell("GET", f"/messages/{posted['id']}", by=bob)
     await tell("PUT", f"/messages/{posted['id']}", {"encrypted_payload": b64(b"what only they can read")}, by=alice)
     await tell("POST", f"/chats/{chat}/receipts", {"read_seq": posted["seq"]}, by=bob)
     sealed = {**message, "public_id": "bob", "client_id": _id("sealed message")}

@@ -471,6 +471,20 @@ async def test_what_happens_in_a_chat(services: Services) -> None:
 
 
 @pytest.mark.gen_test
+async def test_what_a_membership_shows(services: Services) -> None:
+    async with stage(services) as on:
+        carol = await with_carol(on)
+        on.names[GROUP] = group = await on.chat("group", on.bob)
+        message = {key: value for key, value in _fields(on, "client message_send").items() if key != "chat_id"}
+        posted = await on.alice.post(f"/chats/{group}/messages", message)
+        assert (await on.alice.post(f"/chats/{group}/participants", {"public_id": carol.public_id})).status == 201
+        async with carol.socket() as c:
+            edited = await on.alice.put(f"/messages/{posted.json['id']}", EXAMPLES["body PUT /messages"])
+            assert edited.status == 200
+            await on.hears(c, "server hidden")
+
+
+@pytest.mark.gen_test
 async def test_secret_and_sealed_messages(services: Services) -> None:
     async with stage(services) as on, on.alice.socket() as a, on.bob.socket() as b:
         on.names[SECRET] = await on.chat("secret", on.bob)

@@ -222,6 +222,7 @@ ROUTES: dict[str, tuple[Ask, str]] = {
         lambda w, p: ("/messages/sealed", {**_message(), "public_id": w.owner.public_id}),
         "401 401 401 401 401",
     ),
+    f"GET /messages/{ID}": (lambda w, p: (f"/messages/{w.message_id}", None), "401 404 404 200 200"),
     f"PUT /messages/{ID}": (
         lambda w, p: (f"/messages/{w.message_id}", {"encrypted_payload": "AAAA"}),
         "401 404 404 403 200",

@@ -88,16 +88,17 @@ class Client:
 
     async def take(self, event: dict[str, Any], synced: bool = False) -> None:
         chat, seq, own = event["chat_id"], event["seq"], event.get("user_id") == self.user_id
+        upto = event.get("to_seq", seq)  # /sync shows several events that one may not see as one
         begins = event["type"] == "chat_created" or (event["type"] == "participant_added" and own)
         async with self.one_at_a_time:
             if seq > self.seen.get(chat, 0) + 1 and not begins and not synced:  # /sync leaves nothing out
                 self.held[chat, seq] = event
                 asyncio.get_running_loop().call_later(2, self.give_up, chat, seq)
                 return
-            while event and seq > self.seen.get(chat, 0):
+            while event and upto > self.seen.get(chat, 0):
                 await self.apply(event)
-                self.seen[chat], seq = seq, seq + 1  # an app commits this together with what was applied
-                event = self.held.pop((chat, seq), {})
+                self.seen[chat], upto = upto, upto + 1  # an app commits this together with what was applied
+                event = self.held.pop((chat, upto), {})
 
     def give_up(self, chat: str, seq: int) -> None:
         if self.held.pop((chat, seq), None):  # the gap is still there: a frame was lost

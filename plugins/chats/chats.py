@@ -252,9 +252,10 @@ def _newest(row: Row) -> dict[str, Any]:
             name: row[name]
             for name in (
                 *("seq", "sender_id", "client_id", "encrypted_payload", "message_type", "metadata", "reply_to"),
-                *("forwarded_from", "reactions"),
+                *("reply_to_seq", "forwarded_from", "reactions"),
             )
         },
+        **({} if row["reaction_counts"] is None else {"reaction_counts": row["reaction_counts"]}),
         "created_at": row["sent_at"],
         "edited_at": row["edited_at"],
         "expires_at": row["expires_at"],

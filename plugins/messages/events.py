@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 from uuid import UUID
 
 from pydantic import Field
@@ -50,8 +50,11 @@ class ParticipantEvent(_Event):
 
 
 class ParticipantRemoved(_Event):
+    """``role`` is the one that they had; events of older servers lack it."""
+
     type: Literal["participant_removed"]
     user_id: UUID
+    role: NotRequired[Role]
 
 
 class ChatChanged(_Event):
@@ -59,7 +62,21 @@ class ChatChanged(_Event):
     chat: Thread
 
 
+class Hidden(_Event):
+    """An event that one may not see; with ``to_seq`` all events from ``seq`` to that one."""
+
+    type: Literal["hidden"]
+    to_seq: NotRequired[int]
+
+
 ChatEvent = Annotated[
-    MessageNew | MessageDeleted | ReactionEvent | ReceiptEvent | ParticipantEvent | ParticipantRemoved | ChatChanged,
+    MessageNew
+    | MessageDeleted
+    | ReactionEvent
+    | ReceiptEvent
+    | ParticipantEvent
+    | ParticipantRemoved
+    | ChatChanged
+    | Hidden,
     Field(discriminator="type"),
 ]

@@ -64,6 +64,11 @@ class OneMessage(ApiHandler):
     def initialize(self, messages: Messages, rate: Rate) -> None:
         self._messages, self._rate = messages, rate
 
+    @operation({200: Message}, refuses=(NotFound,))
+    async def get(self, message_id: UUID) -> None:
+        """Look at one message, as the history shows it."""
+        self.reply(await self._messages.get(self.session.user_id, message_id))
+
     @operation({200: Message}, refuses=(Forbidden, NotFound), limits=BY_USER)
     async def put(self, message_id: UUID, body: shapes.Edit) -> None:
         """Edit a message of one's own. What is not sent stays, but for the payload."""

@@ -43,10 +43,12 @@ class _Entry(Generic[A]):
     """A message that waits: by which view it was let in, what is answered when it is stored, to which socket it isn't
     told, and in whose context it came: what is logged of it bears the id of that request."""
 
-    __slots__ = ("answer", "answered", "context", "looks", "post", "skip", "view")
+    __slots__ = ("answer", "answered", "context", "looks", "post", "reply_to_seq", "skip", "view")
 
-    def __init__(self, post: Post, view: View, answer: Callable[[Post, Posted], A], skip: str) -> None:
-        self.post, self.view, self.answer, self.skip = post, view, answer, skip
+    def __init__(
+        self, post: Post, view: View, answer: Callable[[Post, Posted], A], skip: str, reply_to_seq: int | None
+    ) -> None:
+        self.post, self.view, self.answer, self.skip, self.reply_to_seq = post, view, answer, skip, reply_to_seq
         self.answered: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self.context = copy_context()
         self.looks = 0
@@ -114,7 +116,14 @@ class Journal:
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
 
-    def put(self, post: Post, view: View, answer: Callable[[Post, Posted], A], skip: str = "") -> asyncio.Future[A]:
+    def put(
+        self,
+        post: Post,
+        view: View,
+        answer: Callable[[Post, Posted], A],
+        skip: str = "",
+        reply_to_seq: int | None = None,
+    ) -> asyncio.Future[A]:
         """Store a message that ``view`` lets in, and tell it to all who take part but the socket ``skip``.
 
         What ``answer`` makes of where it stands then is the result; messages are answered in the order in which they
@@ -124,7 +133,7 @@ class Journal:
         size = len(post.payload)
         if len(self._queue) >= WAITING or self._bytes + size > WAITING_BYTES or self._delivery.behind(post.chat_id):
             raise Unavailable
-        entry = _Entry(post, view, answer, skip)
+        entry = _Entry(post, view, answer, skip, reply_to_seq)
         self._queue.append(entry)
         self._bytes += size
         self._wake.set()
@@ -200,27 +209,31 @@ class Journal:
 
     def _tell(self, entry: _Entry[Any], posted: Posted, committed: float) -> None:
         post, view = entry.post, entry.view
+        message: dict[str, Any] = {
+            "id": post.id,
+            "chat_id": post.chat_id,
+            "seq": posted.seq,
+            "sender_id": post.sender_id,
+            "client_id": post.client_id,
+            "encrypted_payload": b64(post.payload),
+            "message_type": post.message_type,
+            "metadata": post.metadata or {},
+            "reply_to": post.reply_to,
+            "reply_to_seq": entry.reply_to_seq,
+            "forwarded_from": post.forwarded_from,
+            "reactions": (),
+            "created_at": posted.created_at,
+            "edited_at": None,
+            "expires_at": posted.expires_at,
+        }
+        if view.type == "channel":
+            message["reaction_counts"] = ()
         frame = {
             "type": "message_new",
             "chat_id": post.chat_id,
             "seq": posted.seq,
             "created_at": posted.created_at,
-            "message": {
-                "id": post.id,
-                "chat_id": post.chat_id,
-                "seq": posted.seq,
-                "sender_id": post.sender_id,
-                "client_id": post.client_id,
-                "encrypted_payload": b64(post.payload),
-                "message_type": post.message_type,
-                "metadata": post.metadata or {},
-                "reply_to": post.reply_to,
-                "forwarded_from": post.forwarded_from,
-                "reactions": (),
-                "created_at": posted.created_at,
-                "edited_at": None,
-                "expires_at": posted.expires_at,
-            },
+            "message": message,
         }
         self._delivery.tell(post.chat_id, view.access, view.roles, frame, skip=entry.skip, began=committed)
         self._alerts.message(post.chat_id, view.roles, post.sender_id)

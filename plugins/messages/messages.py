@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from asyncpg import LockNotAvailableError
@@ -15,7 +15,7 @@ from handlers.hub import Peer
 from handlers.socket import Answer
 from models import listing, messages
 from models.access import Access, View
-from models.changes import Change, changing, seen_from
+from models.changes import Change, changing
 from models.database import Database, Row, Unavailable
 from models.messages import Posted
 from models.sweeps import UNWATCHED, RowsFailed, Sweep, Sweeper, Watch
@@ -26,10 +26,11 @@ from plugins.messages.journal import Journal
 REACTIONS = 20  # kinds a user and message, contract section 7
 NOBODY = UUID(int=0)
 EXPIRED_AT_ONCE, EXPIRING = 500, 10.0  # messages of a batch, seconds of a run
+A = TypeVar("A")
 NO_CHAT, NO_MESSAGE = "There is no such chat.", "There is no such message."
 
 
-def _post(user_id: UUID, chat_id: UUID, request: shapes.Post, view: View) -> messages.Post:
+def _post(user_id: UUID, chat_id: UUID, request: shapes.Post, access: int) -> messages.Post:
     return messages.Post(
         new_id(),
         chat_id,
@@ -42,7 +43,7 @@ def _post(user_id: UUID, chat_id: UUID, request: shapes.Post, view: View) -> mes
         request.reply_to,
         request.forwarded_from,
         request.expires_in,
-        view.access,
+        access,
     )
 
 
@@ -84,22 +85,38 @@ class Messages:
         view = self._access.known(request.chat_id)
         if view is None or not view.may_post(user_id) or request.reply_to or request.forwarded_from:
             return self._send(peer, request)
-        post = _post(user_id, request.chat_id, request, view)
+        post = _post(user_id, request.chat_id, request, view.access)
         return self._journal.put(post, view, _acked, peer.peer_id)
 
     async def _send(self, peer: Peer, request: shapes.Send) -> Answer:
-        user_id = peer.session.user_id
-        view = await self._judged(user_id, request.chat_id, request)
-        post = _post(user_id, request.chat_id, request, view)
-        return await self._journal.put(post, view, _acked, peer.peer_id)
+        return await self._put(peer.session.user_id, request.chat_id, request, _acked, peer.peer_id)
 
     async def post(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> tuple[Posted, bool]:
         """Store a message; where it stands, and whether it stood there before. Raises NotFound, Forbidden,
         InvalidRequest, Conflict (the client_id names another message), Unavailable."""
-        view = await self._judged(user_id, chat_id, request)
-        return await self._journal.put(_post(user_id, chat_id, request, view), view, known)
+        return await self._put(user_id, chat_id, request, known)
 
-    async def _judged(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> View:
+    async def _put(
+        self,
+        user_id: UUID,
+        chat_id: UUID,
+        request: shapes.Post,
+        answer: Callable[[messages.Post, Posted], A],
+        skip: str = "",
+    ) -> A:
+        """Store a message. One that was stored before gets its answer again, whatever became of the sender's rights, of
+        the chat or of what it replies to."""
+        try:
+            view, reply_to_seq = await self._judged(user_id, chat_id, request)
+        except (NotFound, Forbidden, InvalidRequest):
+            stored = await messages.stored(self._db, user_id, request.client_id)
+            if stored is None:
+                raise
+            return answer(_post(user_id, chat_id, request, 0), stored)
+        return await self._journal.put(_post(user_id, chat_id, request, view.access), view, answer, skip, reply_to_seq)
+
+    async def _judged(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> tuple[View, int | None]:
+        """The view by which the user may post, and the seq of what the message replies to."""
         view = self._access.known(chat_id)
         if view is None or not view.may_post(user_id):
             view = await self._access.fresh(chat_id)  # they may have been let in a moment ago
@@ -107,36 +124,43 @@ class Messages:
             raise NotFound(NO_CHAT)
         if not view.may_post(user_id):
             raise Forbidden("You may not post here.")
-        if request.reply_to is not None or request.forwarded_from is not None:
-            await self._judge_references(user_id, chat_id, request)
-        return view
+        if request.reply_to is None and request.forwarded_from is None:
+            return view, None
+        return view, await self._judge_references(user_id, chat_id, request)
 
-    async def _judge_references(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> None:
-        """A reply stays in its chat; what is forwarded is a message that one sees."""
-        faults = []
+    async def _judge_references(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> int | None:
+        """A reply stays in its chat; what is forwarded is a message that the sender sees. The seq replied to."""
+        faults, seq = [], None
         if request.reply_to is not None:
             seen = await messages.seen_by(self._db, request.reply_to, user_id)
             if seen is None or seen["chat_id"] != chat_id:
                 faults.append(Fault("reply_to", "no such message in this chat"))
+            else:
+                seq = seen["seq"]
         forwarded = request.forwarded_from
         if forwarded is not None and await messages.seen_by(self._db, forwarded, user_id) is None:
             faults.append(Fault("forwarded_from", "no such message"))
-        # What a repetition refers to may be gone by now; the message was taken nevertheless.
-        if faults and not await messages.posted(self._db, user_id, request.client_id):
+        if faults:
             raise InvalidRequest("Some fields are not valid.", details=faults)
+        return seq
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
     async def history(self, user_id: UUID, chat_id: UUID, query: shapes.HistoryQuery) -> list[Row]:
         """One more than ``limit`` messages, if there are: the oldest first behind ``after_seq``, else the newest first.
         Raises NotFound."""
-        place = await listing.place_of(self._db, user_id, chat_id)
-        if place is None:
+        if await listing.place_of(self._db, user_id, chat_id) is None:
             raise NotFound(NO_CHAT)
-        first = seen_from(place["type"], place["joined_seq"])
         return await messages.history(
-            self._db, chat_id, first, before=query.before_seq, after=query.after_seq, limit=query.limit + 1
+            self._db, user_id, chat_id, before=query.before_seq, after=query.after_seq, limit=query.limit + 1
         )
+
+    async def get(self, user_id: UUID, message_id: UUID) -> dict[str, Any]:
+        """One message that the user may see. Raises NotFound."""
+        row = await messages.visible(self._db, user_id, message_id)
+        if row is None:
+            raise NotFound(NO_MESSAGE)
+        return shown(row)
 
     # Changing ---------------------------------------------------------------------------------------------------------
 
@@ -149,7 +173,7 @@ class Messages:
         async with changing(self._db, seen["chat_id"], user_id) as change:
             if change is None or change.role is None:
                 raise NotFound(NO_MESSAGE)
-            row = await messages.get(self._db, message_id)
+            row = await messages.get(self._db, message_id, user_id)
             if row is None or row["seq"] < change.seen_from:
                 raise NotFound(NO_MESSAGE)
             yield change, row
@@ -161,8 +185,12 @@ class Messages:
             if row["sender_id"] != user_id or not change.may_write:
                 raise Forbidden("Only its sender edits a message, while they may post.")
             await messages.edit(change, message_id, request.encrypted_payload, request.message_type, request.metadata)
-            after = shown(await messages.get(self._db, message_id))
-            await change.append("message_edited", message_id=message_id, user_id=user_id, fields={"message": after})
+            after = shown(await messages.get(self._db, message_id, user_id))
+            # In a channel reactions are each reader's own, and the frame is one for all: an edit leaves them alone.
+            sent = {**after, "reactions": []} if change.type == "channel" else after
+            await change.append(
+                "message_edited", message_id=message_id, user_id=user_id, fields={"message": sent}, about=row["seq"]
+            )
         return after
 
     async def delete(self, user_id: UUID, message_id: UUID) -> None:
@@ -180,16 +208,16 @@ class Messages:
 
     async def react(self, user_id: UUID, message_id: UUID, emoji: str) -> None:
         """React; again changes nothing. Raises NotFound, Forbidden, Conflict beyond the kinds that one may have."""
-        async with self._changing(user_id, message_id) as (change, _):
+        async with self._changing(user_id, message_id) as (change, row):
             if not change.may_write:
                 raise Forbidden("You may only read here.")
-            if await messages.react(change, message_id, emoji, REACTIONS) is None:
+            if await messages.react(change, message_id, row["seq"], emoji, REACTIONS) is None:
                 raise Conflict(f"One has at most {REACTIONS} reactions to a message.")
 
     async def unreact(self, user_id: UUID, message_id: UUID, emoji: str) -> None:
         """Take a reaction back; where there is none nothing changes. Raises NotFound."""
-        async with self._changing(user_id, message_id) as (change, _):
-            await messages.unreact(change, message_id, emoji)
+        async with self._changing(user_id, message_id) as (change, row):
+            await messages.unreact(change, message_id, row["seq"], emoji)
 
     async def tell(self, change: Change) -> None:
         """Tell the events of a change that is committed to all who take part."""
@@ -230,4 +258,10 @@ class Messages:
 def shown(row: Row | None) -> dict[str, Any]:
     """A message as clients get it."""
     assert row is not None
-    return {name: value for name, value in row.items() if name not in ("number", "gone")}
+    message = {name: value for name, value in row.items() if name not in _NOT_SHOWN}
+    if message["reaction_counts"] is None:
+        del message["reaction_counts"]  # they are of channels
+    return message
+
+
+_NOT_SHOWN = ("number", "until", "hidden", "gone", "reason")

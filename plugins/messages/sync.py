@@ -10,9 +10,11 @@ from uuid import UUID
 
 from handlers.alerts import Alerts
 from handlers.errors import ApiError, Fault, InvalidRequest
-from models import chats, sync
+from models import sync
 from models.changes import Event
 from models.database import Database, Row
+from models.sync import Range
+from models.visibility import Membership
 from plugins.messages.cursor import Cursor
 from plugins.messages.messages import shown
 
@@ -44,12 +46,12 @@ class Sync:
         if cursor.epoch != moment.epoch or cursor.since > moment.end:
             raise CursorExpired  # of a database that was put back to an earlier time
         target = moment.horizon if cursor.target is None else cursor.target
-        reached, ranges, left = dict(cursor.reached), [], limit
+        reached, ranges, left = dict(cursor.reached), list[Range](), limit
         for number, span in enumerate(spans):
             first = max(span.first, _seen(cursor, span.chat_id) + 1)
             last = min(span.last, first + left - 1)
             if first <= last:
-                ranges.append((span.chat_id, first, last))
+                ranges.append(Range(span.chat_id, first, last, span.membership))
                 left -= last - first + 1
             if (last == span.last or first > span.last) and span.position >= target:
                 # Seen to its end, which need not be its end for who asks a moment later.
@@ -58,36 +60,76 @@ class Sync:
                 break
         else:
             number = len(spans)
-        events = await self._shown(await sync.events(self._db, ranges)) if ranges else []
+        events = await self._shown(user_id, await sync.events(self._db, ranges)) if ranges else []
         has_more = number < len(spans) or len(spans) == most
         made = int(time.time())
         if has_more:
-            at = (ranges[-1][0], ranges[-1][2]) if ranges else (spans[-1].chat_id, spans[-1].last)
+            at = (ranges[-1].chat_id, ranges[-1].last) if ranges else (spans[-1].chat_id, spans[-1].last)
             return _answer(events, replace(cursor, made=made, target=target, at=at, reached=reached), True)
         # A walk of many pages tells what was there as it began. What came meanwhile is told by the next one.
         return _answer(events, Cursor(moment.epoch, made, target, reached), cursor.target is not None)
 
-    async def _shown(self, events: Sequence[tuple[UUID, Row]]) -> list[dict[str, Any]]:
-        """Events as clients get them: messages and chats as they are now. Of a message that is gone, that is what is
-        left to tell."""
-        about = [row["message_id"] for _, row in events if row["type"] in ("message_new", "message_edited")]
-        messages = await sync.messages(self._db, about) if about else {}
-        threads: dict[UUID, dict[str, Any]] = {}
-        answer = []
-        for chat_id, row in events:
-            kind, fields = row["type"], sync.fields_of(row)
-            if kind in ("message_new", "message_edited"):
-                message = messages.get(row["message_id"], "deleted")
-                if isinstance(message, str):
-                    kind, fields = "message_deleted", {"message_id": row["message_id"], "reason": message}
-                else:
-                    fields = {"message": shown(message)}
-            elif kind in ("chat_created", "chat_updated", "chat_deleted"):
-                if chat_id not in threads:
-                    threads[chat_id] = await chats.thread(self._db, chat_id)
-                fields = {"chat": threads[chat_id]}
-            answer.append(Event(kind, chat_id, row["seq"], row["happened_at"], fields).frame)
+    async def _shown(self, user_id: UUID, events: Sequence[tuple[Range, Row]]) -> list[dict[str, Any]]:
+        """Events as the user gets them: messages and chats as they are now, to who has left as they were. Of a message
+        that is gone, that is what is left to tell. What they may not see is hidden, consecutive events as one."""
+        wanted = {
+            (row["message_id"], where.membership)
+            for where, row in events
+            if row["type"] in _OF_MESSAGES and sync.sees(where.membership, row)
+        }
+        messages = await sync.messages(self._db, user_id, wanted) if wanted else {}
+        chat_ids = {where.chat_id for where, row in events if row["type"] in _OF_CHATS}
+        threads = await sync.threads(self._db, user_id, list(chat_ids)) if chat_ids else {}
+        answer = list[dict[str, Any]]()
+        for where, row in events:
+            stay = where.membership
+            shown = (row["type"], sync.fields_of(row)) if sync.sees(stay, row) else None
+            if shown and row["type"] in _OF_MESSAGES:
+                shown = _message(row, messages.get((row["message_id"], stay.left)), stay)
+            elif shown and row["type"] in _OF_CHATS:
+                shown = _chat(row, threads.get(where.chat_id), stay)
+            kind, fields = shown or ("hidden", {})
+            before = answer[-1] if answer else None
+            if kind == "hidden" and before and _continues(before, where.chat_id, row["seq"]):
+                before["to_seq"] = row["seq"]
+            else:
+                answer.append(Event(kind, where.chat_id, row["seq"], row["happened_at"], fields).frame)
         return answer
+
+
+_OF_MESSAGES = ("message_new", "message_edited", "message_deleted")
+_OF_CHATS = ("chat_created", "chat_updated", "chat_deleted")
+
+
+def _message(row: Row, found: Row | None, stay: Membership) -> tuple[str, dict[str, Any]] | None:
+    """Type and fields of an event about a message; None when it is hidden. A message that is not found was erased long
+    ago, or is in a chat that was deleted just now."""
+    if found["hidden"] if found else stay.left is not None:
+        return None
+    if row["type"] == "message_deleted":
+        return row["type"], sync.fields_of(row)
+    if found and not found["gone"]:
+        return row["type"], {"message": shown(found)}
+    return "message_deleted", {"message_id": row["message_id"], "reason": found["reason"] if found else "deleted"}
+
+
+def _chat(row: Row, found: Row | None, stay: Membership) -> tuple[str, dict[str, Any]] | None:
+    """Type and fields of an event of the chat itself: the chat as it is to who takes part, and to who has left as it
+    was after this event, if that was kept; None when it is hidden."""
+    if found is None:
+        return None
+    chat = {name: value for name, value in found.items() if name != "inside"}
+    if stay.left is None:
+        return (row["type"], {"chat": chat}) if found["inside"] else None
+    then = row["data"].get("chat")
+    return None if then is None else (row["type"], {"chat": {**chat, **then, "updated_at": row["happened_at"]}})
+
+
+def _continues(before: dict[str, Any], chat_id: UUID, seq: int) -> bool:
+    """True if the event at this place follows the hidden one before it."""
+    if before["type"] != "hidden" or before["chat_id"] != chat_id:
+        return False
+    return bool(before.get("to_seq", before["seq"]) == seq - 1)
 
 
 def _seen(cursor: Cursor, chat_id: UUID) -> int:

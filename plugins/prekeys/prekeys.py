@@ -17,7 +17,6 @@ from models.database import Database, Row
 from plugins.prekeys.shapes import Bundle, Supply, Upload
 
 MAX_UNUSED = 1000  # keys of a kind; at 100 a week that is half a year, and more is somebody filling our disk
-LOW = 10  # fewer one-time prekeys than this and the owner is told (contract section 3)
 
 
 class Prekeys:
@@ -61,8 +60,8 @@ class Prekeys:
         return bundle
 
     async def _tell_when_low(self, owner: UUID) -> None:
-        remaining = await prekeys.left(self._db, owner, LOW)
-        if remaining < LOW:
+        remaining = await prekeys.left(self._db, owner, prekeys.LOW)
+        if remaining < prekeys.LOW:
             self._hub.send(owner, {"type": "prekeys_low", "remaining": remaining})
             self._alerts.prekeys_low(owner)
 

@@ -1,4 +1,8 @@
-"""The judge: decides whether something that happened is pushed at all, and to which of the user's devices."""
+"""The judge: decides whether something that happened is pushed at all, and to which of the user's devices.
+
+What happened may be over by the time it is due: a message read or deleted, a call ended, prekeys replenished. So each
+job is judged by what PostgreSQL says now, also one that was delayed, collapsed or tried before.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,16 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from handlers.hub import Hub
-from models import push
+from models import prekeys, push
 from models.database import Database, Row, Unavailable
 from plugins.push.jobs import Job, Poison
 from plugins.push.lane import Lane
 from plugins.push.preferences import quiet_until
-from plugins.push.queue import Entry, Queue, Settled, stream
+from plugins.push.queue import Decision, Entry, Queue, Settled, stream
 from plugins.push.tally import Tally
 
 AGAIN = 2_000  # ms after which a job is judged again when PostgreSQL was away
+SLACK = 60_000  # ms before a user's last look from which a message may have come without being seen
 CALL_AGAIN = 500  # the same of a call, which has a minute in all
 
 
@@ -26,7 +31,10 @@ class _Known(NamedTuple):
 
     absent: Collection[UUID]
     seen: dict[UUID, int]
+    upto: dict[tuple[UUID, UUID], int]
     over: Collection[UUID]
+    ringing: Collection[UUID]
+    low: Collection[UUID]
     opened: dict[UUID, int]
 
 
@@ -69,23 +77,34 @@ class Judge:
             if job.kind == "call_hangup" and row["id"] == job.token_id
         ]
         seen = dict(zip(users, await self._queue.seen_at(users), strict=True))
+        chats = list({(job.user_id, job.subject) for job in jobs if job.kind == "message_new" and job.subject})
+        upto = dict(zip(chats, await self._queue.decided_upto(chats), strict=True)) if chats else {}
         over = await self._queue.over(calls) if calls else ()
+        rings = [(job.user_id, job.subject) for job in jobs if job.kind == "call_offer" and job.subject]
+        ringing = await push.ringing(self._db, rings) if rings else ()
+        owners = list({job.user_id for job in jobs if job.kind == "prekeys_low"})
+        low = await push.low_on_prekeys(self._db, owners, prekeys.LOW) if owners else ()
         opened = dict(zip(hangups, await self._queue.opened_at(hangups), strict=True)) if hangups else {}
-        return _Known(set(await self._hub.absent(users)), seen, over, opened)
+        return _Known(set(await self._hub.absent(users)), seen, upto, over, ringing, low, opened)
 
     def _settled(self, entry: Entry, job: Job, rows: Sequence[Row], known: _Known) -> Settled:
         dropped = self._dropped(job, rows, known)
         if dropped:
             self._tally.dropped(dropped)
-            return Settled(entry)
+            return Settled(entry, decided=self._decided(job, rows, False) if dropped in ("muted", "unwanted") else ())
         hours: dict[str, Any] | None = rows[0]["quiet_hours"]
         over = quiet_until(hours, datetime.now(UTC)) if hours and not job.urgent else None
         if over is not None:  # what is told once more of the same chat until then becomes one with it
             return Settled(entry, later=[(self._queue.at(over), job)])
         devices = [row for row in rows if self._suits(job, row, rows)]
         puts = [(stream(row["provider"], now=job.urgent), job.to(row["id"])) for row in devices]
-        pushed = [(job.user_id, job.subject)] if puts and job.kind == "message_new" and job.subject else []
-        return Settled(entry, puts=puts, pushed=pushed)
+        return Settled(entry, puts=puts, decided=self._decided(job, rows, True) if puts else ())
+
+    @staticmethod
+    def _decided(job: Job, rows: Sequence[Row], pushed: bool) -> Sequence[Decision]:
+        if job.kind != "message_new" or job.subject is None or rows[0]["unread_seq"] is None:
+            return ()
+        return [Decision(job.user_id, job.subject, rows[0]["unread_seq"], pushed)]
 
     def _dropped(self, job: Job, rows: Sequence[Row], known: _Known) -> str:
         """Why a job is not pushed; empty when it is."""
@@ -103,14 +122,30 @@ class Judge:
             return "online"
         if known.seen.get(job.user_id, 0) >= job.raised:
             return "seen"
-        if job.subject in known.over:
+        if job.kind == "call_offer" and (job.subject in known.over or job.subject not in known.ringing):
             return "over"
+        if job.kind == "message_new" and not self._unread(job, rows[0], known):
+            return "read"
+        if job.kind == "prekeys_low" and job.user_id not in known.low:
+            return "topped_up"
         if rows[0]["kinds"] is not None and job.kind not in rows[0]["kinds"]:
             return "unwanted"
         hours: dict[str, Any] | None = rows[0]["quiet_hours"]
         if job.urgent and hours and not hours.get("calls", True) and quiet_until(hours, datetime.now(UTC)):
             return "unwanted"
         return "muted" if rows[0]["muted"] else ""
+
+    def _unread(self, job: Job, row: Row, known: _Known) -> bool:
+        """True if a message is left to be read of which nothing was decided yet. A job for one device is a push that
+        was decided on, and is tried again."""
+        if row["unread_seq"] is None or job.subject is None:
+            return False
+        if job.token_id is not None:
+            return True
+        upto = known.upto.get((job.user_id, job.subject), 0)
+        if upto:
+            return bool(row["unread_seq"] > upto)
+        return self._queue.at(row["unread_at"]) > known.seen.get(job.user_id, 0) - SLACK
 
     def _suits(self, job: Job, row: Row, rows: Sequence[Row]) -> bool:
         """Whether a job is for this device."""

@@ -58,13 +58,22 @@ class Raised(NamedTuple):
     chat_id: UUID | None
 
 
+class Decision(NamedTuple):
+    """That a user is pushed, or not, of the messages of a chat up to a seq."""
+
+    user_id: UUID
+    chat_id: UUID
+    seq: int
+    pushed: bool
+
+
 class Settled(NamedTuple):
-    """What follows from an entry: jobs for streams, jobs that are due at some ms, and pushes (user and chat)."""
+    """What follows from an entry: jobs for streams, jobs that are due at some ms, and what was decided of a chat."""
 
     entry: Entry
     puts: Sequence[tuple[str, Job]] = ()
     later: Sequence[tuple[int, Job]] = ()
-    pushed: Sequence[tuple[UUID, UUID]] = ()
+    decided: Sequence[Decision] = ()
 
 
 def stream(provider: str, *, now: bool = False) -> str:
@@ -168,6 +177,14 @@ class Queue:
         pipeline = self._redis.pipeline(transaction=False)
         for user_id in users:
             pipeline.hget(pace(user_id), "seen")
+        return await self._numbers(pipeline)
+
+    async def decided_upto(self, chats: Sequence[tuple[UUID, UUID]]) -> list[int]:
+        """Up to which seq it was decided of each user and chat whether they are pushed; 0 when that is long ago, or the
+        user has looked since. Raises one of Away."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for user_id, chat_id in chats:
+            pipeline.hget(pace(user_id), f"upto:{chat_id}")
         return await self._numbers(pipeline)
 
     async def opened_at(self, sessions: Sequence[UUID]) -> list[int]:
@@ -275,15 +292,15 @@ class Queue:
                 done.set_result(None)
 
     def _arguments(self, settled: Settled) -> list[Any]:
-        counts = [len(settled.puts), len(settled.later), len(settled.pushed)]
+        counts = [len(settled.puts), len(settled.later), len(settled.decided)]
         arguments: list[Any] = [GROUP, settled.entry.id, MOST, LIFE, *counts]
         full = self.now() + 30_000  # a stream that is full will not be empty in a moment
         for name, job in settled.puts:
             arguments += [name, job.encode(), job.key, full]
         for due, job in settled.later:
             arguments += [job.key, job.encode(), due]
-        for user_id, chat_id in settled.pushed:
-            arguments += [pace(user_id), str(chat_id)]
+        for user_id, chat_id, seq, pushed in settled.decided:
+            arguments += [pace(user_id), str(chat_id), seq, int(pushed)]
         return arguments
 
     # Time -----------------------------------------------------------------------------------------------------------

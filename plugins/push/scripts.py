@@ -42,9 +42,10 @@ return {now, #due, next[2] and math.floor(tonumber(next[2])) or -1}
 """
 
 # Ends an entry of a stream, with all that follows from it.
-# KEYS stream, later, jobs; ARGV group, entry, most, life of paces, how many puts, postponed ones and pushes; then four
-# of each put (stream, job, and key and due for when that is full), three of each postponed one (key, job, due), two of
-# each push (pace, chat). A stream that is full takes none: they wait, and those of one key become one.
+# KEYS stream, later, jobs; ARGV group, entry, most, life of paces, how many puts, postponed ones and decisions; then
+# four of each put (stream, job, and key and due for when that is full), three of each postponed one (key, job, due),
+# four of each decision (pace, chat, the seq of the newest message that it is about, 1 if it is pushed). A stream that
+# is full takes none: they wait, and those of one key become one.
 # Returns how many found no room at all; for calls, which are few and gone in a minute, there is more.
 SETTLE = """
 local most, life, place, refused = tonumber(ARGV[3]), ARGV[4], 8, 0
@@ -72,9 +73,10 @@ for _ = 1, tonumber(ARGV[6]) do
   place = place + 3
 end
 for _ = 1, tonumber(ARGV[7]) do
-  redis.call('HINCRBY', ARGV[place], ARGV[place + 1], 1)
+  if ARGV[place + 3] == '1' then redis.call('HINCRBY', ARGV[place], ARGV[place + 1], 1) end
+  redis.call('HSET', ARGV[place], 'upto:' .. ARGV[place + 1], ARGV[place + 2])
   redis.call('EXPIRE', ARGV[place], life)
-  place = place + 2
+  place = place + 4
 end
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])

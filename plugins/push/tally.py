@@ -12,7 +12,7 @@ from handlers.metrics import Metrics
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 1.25, 1.5, 2, 3, 5, 10, 30, 60, 300, 3600, 86_400)
 
 
-REASONS = ("online", "seen", "muted", "unwanted", "over", "expired", "no_token")
+REASONS = ("online", "seen", "muted", "unwanted", "over", "read", "topped_up", "expired", "no_token")
 
 
 class Tally:

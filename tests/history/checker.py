@@ -9,7 +9,17 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tests.history.ledger import Known, Ledger, Send
-from tests.history.view import Conflict, Event, Message, View, merge
+from tests.history.view import (
+    OF_CHATS,
+    OF_MESSAGES,
+    OF_PARTICIPANTS,
+    OF_REACTIONS,
+    Conflict,
+    Event,
+    Message,
+    View,
+    merge,
+)
 
 
 class Row(NamedTuple):
@@ -70,6 +80,7 @@ class Checker:
             list
         )  # of chats and users, who comes and goes
         self._rows: dict[str, list[Row]] = defaultdict(list)
+        self._places = {row.id: row.seq for row in stored.messages}
         for row in stored.messages:
             self._rows[row.chat].append(row)
         for place in sorted(stored.events, key=lambda place: place.seq):
@@ -85,6 +96,7 @@ class Checker:
             self._membership(seen)
             for chat in sorted(self.stored.last):
                 self._events(seen, chat)
+                self._hidden(seen, chat)
             for chat, shown in seen.shown.items():
                 self._shown(seen, chat, shown)
 
@@ -136,6 +148,8 @@ class Checker:
         for seen in self.seen:
             for chat, view in seen.views.items():
                 for event in view.events.values():
+                    if event.kind == "hidden":
+                        continue
                     try:
                         merge(self.logs[chat], event)
                     except Conflict as conflict:
@@ -204,6 +218,30 @@ class Checker:
             elif after < before:
                 self.fault("order", chat, f"/sync tells {seen.name} of it after {before}", after)
 
+    def _hidden(self, seen: Seen, chat: str) -> None:
+        """What one may not see is hidden, and nothing else is."""
+        view, log = seen.views.get(chat), self.logs[chat]
+        if view is None:
+            return
+        channel = self.ledger.kinds.get(chat) == "channel"
+        for first, last in self.spells(seen.user, chat):
+            for seq, event in view.events.items():
+                known = log.get(seq)  # what it is to those who see it
+                if known is None or seq < first or (last is not None and seq > last):
+                    continue
+                if channel:
+                    about_others = known.kind in OF_REACTIONS | OF_PARTICIPANTS
+                    must, may = False, about_others and seen.user not in (known.about, known.by)
+                else:
+                    changes = known.kind in OF_REACTIONS | OF_MESSAGES and self._places.get(known.about, seq) != seq
+                    must = may = changes and self._places[known.about] < first
+                if event.kind != "hidden" and must:
+                    self.fault("leaked", chat, f"{seen.name} is shown what was done to a message from before", seq)
+                # Of what happened after one has left nothing is known: a message may have changed since.
+                left = last is not None and known.kind in OF_MESSAGES | OF_CHATS
+                if event.kind == "hidden" and not may and not left:
+                    self.fault("hidden", chat, f"from {seen.name}: {known.kind}", seq)
+
     def _membership(self, seen: Seen) -> None:
         """GET /chats has the chats that the events say one is in."""
         if seen.heard is not None:
@@ -226,6 +264,9 @@ class Checker:
             self.fault("order", chat, f"GET shows {seen.name} messages out of order, or twice")
         live = {row.id for row in self._rows[chat] if row.live and row.seq >= since}
         mine = list(seen.views[chat].messages.values()) if chat in seen.views else []
+        channel = self.ledger.kinds.get(chat) == "channel"
+        if channel:  # whose messages show one's own reactions only; owner and admins see others' as events
+            mine = [self._own_reactions(message, seen.user) for message in mine]
         for name, messages in (("GET", shown.messages), (seen.name, mine)):
             known = {message.id: message for message in messages}
             for missing in live - known.keys():
@@ -233,7 +274,7 @@ class Checker:
             for message in messages:
                 if message.id not in live and message.seq >= since:
                     self.fault("invented", chat, f"{name} ({seen.name}) has {message.id}", message.seq)
-                for text in self._content(message):
+                for text in self._content(message, seen.user if channel else None):
                     self.fault("content", chat, f"{name} ({seen.name}): {text}", message.seq)
         for theirs, ours in self._pairs(shown.messages, mine):
             if theirs != ours:
@@ -255,7 +296,12 @@ class Checker:
             if message.id in by_id:
                 yield message, by_id[message.id]
 
-    def _content(self, message: Message) -> Iterator[str]:
+    @staticmethod
+    def _own_reactions(message: Message, user: str) -> Message:
+        return message._replace(reactions=frozenset(one for one in message.reactions if one[0] == user))
+
+    def _content(self, message: Message, only: str | None) -> Iterator[str]:
+        """What is wrong with a message that shows all reactions, or those of ``only``."""
         send: Send | None = self.ledger.sends.get(message.client_id or "")
         if send is None:
             return
@@ -264,8 +310,13 @@ class Checker:
         if message.payload not in send.payloads:
             yield "it is not as it was sent or edited"
         for reaction, known in send.reactions.items():
-            if known is not Known.MAYBE and (known is Known.YES) != (reaction in message.reactions):
+            if only not in (None, reaction[0]) or known is Known.MAYBE:
+                continue
+            if (known is Known.YES) != (reaction in message.reactions):
                 yield f"the reaction of {reaction[0][:8]} should {'not ' * (known is Known.NO)}be there"
+        for who, _emoji in message.reactions:
+            if only not in (None, who):
+                yield f"it shows a reaction of {who[:8]}"
         for who, emoji in message.reactions - send.reactions.keys():
             yield f"nobody reacted with {emoji} as {who[:8]}"
 

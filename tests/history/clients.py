@@ -86,18 +86,17 @@ class Reader:
         if len(events) > limit:
             self.ledger.fault("answer", "", f"/sync has {len(events)} events where {limit} were asked for")
         for wire in events:
-            event = self.read(wire)
-            if event is not None:
+            for event in self.read(wire):
                 self._synced(event)
         self.cursor = answer["cursor"]
         return bool(answer["has_more"])
 
-    def read(self, wire: Frame) -> Event | None:
+    def read(self, wire: Frame) -> list[Event]:
         try:
-            return self.ledger.same(Event.read(wire))
+            return [self.ledger.same(event) for event in Event.read_all(wire)]
         except (KeyError, ValueError, TypeError) as error:
             self.ledger.fault("answer", str(wire.get("chat_id")), f"no event of the contract: {error!r}")
-            return None
+            return []
 
 
 class Follower(Reader):
@@ -162,8 +161,7 @@ class Client(Reader):
         self._behind.set()
 
     def _frame(self, frame: Frame) -> None:
-        event = self.read(frame)
-        if event is not None:
+        for event in self.read(frame):
             self.ledger.counts["frames"] += 1
             self.learn(event)
             if self.views[event.chat].behind:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.history.checker import Place, Row, Seen, Shown, Stored
 from tests.history.ledger import Known, Ledger
-from tests.history.view import Event, Message, View
+from tests.history.view import OF_MESSAGES, OF_REACTIONS, Event, Message, View
 
 CHAT = "11111111-1111-4111-8111-111111111111"
 CREATED = "2026-01-01T00:00:00Z"
@@ -125,6 +125,13 @@ class Imagined:
         ]
         return Stored(rows, others, {CHAT: self.last})
 
+    @staticmethod
+    def _shown(event: Event, start: int) -> Event:
+        """An event as it is shown to a member since ``start``."""
+        changes = event.kind in OF_REACTIONS | OF_MESSAGES and event.kind != "message_new"
+        old = changes and int(event.about[1:]) < start
+        return Event("hidden", event.chat, event.seq) if old else event
+
     def seen(self, user: str) -> Seen:
         """A client that knows all it may know."""
         view = View()
@@ -136,7 +143,7 @@ class Imagined:
             if wire["type"] == "participant_added" and about:
                 member = True
             if member:
-                view.add(Event.read(wire))
+                view.add(self._shown(Event.read(wire), view.start))
             if wire["type"] == "participant_added" and about:
                 view.joined(wire["seq"], "member")
                 view.listed = {message.id: message for message in self.get()}

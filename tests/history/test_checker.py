@@ -217,6 +217,18 @@ def view_differs(case: Case) -> None:
     view.events[seq] = view.events[seq]._replace(message=message._replace(payload="another"))
 
 
+def shown_from_before(case: Case) -> None:
+    case.server.react(case.first, ALICE, "c")
+    case.stored = case.server.stored()
+    for seen in (case.alice, case.carol):
+        seen.views[CHAT].add(Event.read(case.server.events[-1]))
+
+
+def hidden_without_reason(case: Case) -> None:
+    events = case.alice.views[CHAT].events
+    events[4] = Event("hidden", CHAT, 4)
+
+
 @pytest.mark.parametrize(
     ("plant", "kind"),
     [
@@ -255,6 +267,8 @@ def view_differs(case: Case) -> None:
         (read_forgotten, "unread"),
         (unknown_chat, "invented"),
         (view_differs, "content"),
+        (shown_from_before, "leaked"),
+        (hidden_without_reason, "hidden"),
     ],
 )
 def test_a_planted_mistake(plant: Callable[[Case], None], kind: str) -> None:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 OF_CHATS = frozenset({"chat_created", "chat_updated", "chat_deleted"})
 OF_PARTICIPANTS = frozenset({"participant_added", "participant_removed", "participant_role"})
 OF_REACTIONS = frozenset({"reaction_added", "reaction_removed"})
-KINDS = OF_CHATS | OF_PARTICIPANTS | OF_REACTIONS | {"message_new", "message_edited", "message_deleted", "receipt"}
+OF_MESSAGES = frozenset({"message_new", "message_edited", "message_deleted"})
+KINDS = OF_CHATS | OF_PARTICIPANTS | OF_REACTIONS | OF_MESSAGES | {"receipt", "hidden"}
 
 
 class Message(NamedTuple):
@@ -44,11 +45,25 @@ class Event(NamedTuple):
     message: Message | None = None
 
     @classmethod
+    def read_all(cls, wire: dict[str, Any]) -> list[Event]:
+        """One event, or the hidden ones that one entry stands for. Raises as ``read``."""
+        first = cls.read(wire)
+        if "to_seq" not in wire:
+            return [first]
+        if first.kind != "hidden" or wire["to_seq"] <= first.seq:
+            raise ValueError(f"{first.kind} {first.seq} up to {wire['to_seq']}")
+        return [first._replace(seq=seq) for seq in range(first.seq, wire["to_seq"] + 1)]
+
+    @classmethod
     def read(cls, wire: dict[str, Any]) -> Event:
         """Raises KeyError or ValueError when it isn't what the contract says."""
         kind, chat, seq = wire["type"], wire["chat_id"], wire["seq"]
         if kind not in KINDS or not isinstance(seq, int) or seq < 1 or "created_at" not in wire:
             raise ValueError(f"no event: {kind} {seq}")
+        if kind == "hidden":
+            if wire.keys() - {"type", "chat_id", "seq", "created_at", "to_seq"}:
+                raise ValueError(f"hidden {seq} shows something")
+            return cls(kind, chat, seq)
         if kind in ("message_new", "message_edited"):
             message = Message.read(wire["message"])
             if wire["message"]["chat_id"] != chat or (message.seq != seq if kind == "message_new" else False):
@@ -66,6 +81,8 @@ class Event(NamedTuple):
 
     def agrees(self, other: Event) -> bool:
         """Whether both can be what is at this place: a message may have changed since, or be gone."""
+        if "hidden" in (self.kind, other.kind):
+            return True
         if self.kind == other.kind:
             return self.about == other.about and self.by == other.by and (self.what == other.what or self.gone)
         return self.about == other.about and {self.kind, other.kind} in (
@@ -93,7 +110,7 @@ def merge(log: dict[int, Event], event: Event) -> bool:
         return True
     if not event.agrees(known):
         raise Conflict(f"at {event.seq} there is {known} and then {event}")
-    if event.gone:
+    if known.kind == "hidden" or (event.gone and event.kind != "hidden"):
         log[event.seq] = event
     return False
 

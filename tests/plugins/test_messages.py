@@ -15,7 +15,7 @@ from tests.running import Services
 
 FIELDS = {
     *("id", "chat_id", "seq", "sender_id", "client_id", "encrypted_payload", "message_type", "metadata", "reply_to"),
-    *("forwarded_from", "reactions", "created_at", "edited_at", "expires_at"),
+    *("reply_to_seq", "forwarded_from", "reactions", "created_at", "edited_at", "expires_at"),
 }
 
 

@@ -619,7 +619,11 @@ async def test_what_sync_tells_no_more_goes_and_what_it_tells_stays(services: Se
         old, ended, fresh = chats
         assert (await alice.delete(f"/chats/{ended}")).status == 204
         await periodic(server, "deleted_chats")()
-        assert await db.fetchval("SELECT count(*) FROM messages WHERE chat_id = $1", ended) == 0
+        kept = await db.fetch(
+            "SELECT encrypted_payload, metadata, seq < 0 AS gone FROM messages WHERE chat_id = $1", ended
+        )
+        # Who posted them may ask again: they are known by their client_id, and nothing else of them is kept.
+        assert [tuple(row) for row in kept] == [(b"", '{"reason": "deleted"}', True)] * 2
         assert await db.fetchval(
             "SELECT array_agg(type::text ORDER BY seq) FROM chat_events WHERE chat_id = $1", ended
         ) == [
@@ -632,7 +636,7 @@ async def test_what_sync_tells_no_more_goes_and_what_it_tells_stays(services: Se
         for table, moment in (("chat_events", "created_at"), ("chat_departures", "left_at")):
             await db.execute(f"UPDATE {table} SET {moment} = now() - interval '12 days' WHERE chat_id <> $1", fresh)
         await db.execute(
-            "UPDATE messages SET deleted_at = now() - interval '12 days' WHERE seq < 0 AND chat_id = $1", old
+            "UPDATE messages SET deleted_at = now() - interval '12 days' WHERE seq < 0 AND chat_id <> $1", fresh
         )
         await db.execute("UPDATE chat_threads SET deleted_at = now() - interval '12 days' WHERE id = $1", ended)
         await periodic(server, "cleanup")()

@@ -1,0 +1,53 @@
+"""Message rows: the columns by which a message is shown, for every statement that reads one."""
+
+from __future__ import annotations
+
+# Who has reacted to message ``m`` by now.
+NOW = "SELECT user_id, emoji, created_at FROM message_reactions WHERE message_id = m.id"
+
+# Who had reacted to message ``m`` after the event at seq ``w.until``: the present reactions without those that came
+# later, and those that were taken back later. Of several changes of one reaction the first one tells how it was.
+THEN = """
+WITH later AS MATERIALIZED (
+    SELECT DISTINCT ON (user_id, data ->> 'emoji') user_id, data ->> 'emoji' AS emoji, type FROM chat_events
+    WHERE message_id = m.id AND seq > w.until AND type IN ('reaction_added', 'reaction_removed')
+    ORDER BY user_id, data ->> 'emoji', seq
+)
+SELECT user_id, emoji, NULL::timestamptz AS created_at FROM message_reactions n WHERE message_id = m.id
+    AND NOT EXISTS (SELECT 1 FROM later WHERE later.user_id = n.user_id AND later.emoji = n.emoji)
+UNION ALL
+SELECT user_id, emoji, NULL FROM later WHERE type = 'reaction_removed'"""
+
+
+def reactions(viewer: str, source: str = NOW) -> str:
+    """The reactions to message ``m`` of chat ``t`` as the user ``viewer`` sees them: in a channel only their own. 200
+    are more than a screen has room for, and bound what an answer may grow to."""
+    some = """(SELECT coalesce(jsonb_agg(jsonb_build_object('user_id', r.user_id, 'emoji', r.emoji)), '[]')
+        FROM (SELECT user_id, emoji FROM ({source}) AS given {which}
+              ORDER BY created_at, user_id, emoji LIMIT 200) AS r)"""
+    own = some.format(source=source, which=f"WHERE user_id = {viewer}")
+    return f"CASE WHEN t.type = 'channel' THEN {own} ELSE {some.format(source=source, which='')} END"
+
+
+def reaction_counts(source: str = NOW) -> str:
+    """How often each emoji was given to message ``m`` of chat ``t``, in a channel; NULL in other chats."""
+    return f"""CASE WHEN t.type = 'channel' THEN (
+        SELECT coalesce(jsonb_agg(jsonb_build_object('emoji', r.emoji, 'count', r.count)), '[]')
+        FROM (SELECT emoji, count(*) FROM ({source}) AS given GROUP BY emoji ORDER BY 2 DESC, emoji LIMIT 200) AS r
+    ) END"""
+
+
+REPLY_TO_SEQ = "(SELECT abs(target.seq) FROM messages target WHERE target.id = m.reply_to)"
+
+
+def message_columns(viewer: str, source: str = NOW) -> str:
+    """The columns of message ``m`` in chat ``t`` as the user ``viewer`` (a parameter or column) sees it."""
+    return f"""m.id, m.chat_id, m.seq, m.sender_id, m.client_id, m.encrypted_payload, m.message_type, m.metadata,
+        m.reply_to, {REPLY_TO_SEQ} AS reply_to_seq, m.forwarded_from, {reactions(viewer, source)} AS reactions,
+        {reaction_counts(source)} AS reaction_counts, m.created_at, m.edited_at, m.expires_at"""
+
+
+def erased(reason: str) -> str:
+    """The assignments that leave of message ``m`` only that its sender has posted it, under which ``client_id``."""
+    return f"""encrypted_payload = '', metadata = jsonb_build_object('reason', {reason}), message_type = '',
+        reply_to = NULL, forwarded_from = NULL, expires_at = NULL, seq = -m.seq, deleted_at = now()"""

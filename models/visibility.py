@@ -1,0 +1,89 @@
+"""Visibility: what a membership of a chat lets its user see. The one rule for sockets, ``/sync``, histories and counts.
+
+A membership is bounded on both sides. Of what was there before it one sees nothing, whatever is done to it afterwards;
+channels and clouds are kept to be read from their beginning. Of what happened after its end one sees nothing either: a
+message that was changed since is shown as it was, or hidden. In a channel readers do not see each other
+(docs/decisions/0031-what-a-membership-shows.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from uuid import UUID
+
+GOVERNING = ("owner", "admin")
+OPEN = ("channel", "cloud")  # who joins sees everything
+
+UNEXPIRED = "(m.expires_at IS NULL OR m.expires_at > now())"
+# Of a participant ``p`` of a chat ``t``: the first seq that they may see.
+SEEN_FROM = "CASE WHEN t.type IN ('channel', 'cloud') THEN 1 ELSE p.joined_seq END"
+# Whether participant ``p`` of chat ``t`` sees its message ``m``: it is there, in their time, and not expired.
+VISIBLE = f"(m.seq > 0 AND m.seq >= {SEEN_FROM} AND {UNEXPIRED})"
+
+# The scope of an event says who sees it, of those who took part when it happened: everybody (``""``), those who may see
+# the message at a seq (``m17``), or the owner, the admins and one user (``u`` with the user's id).
+EVERYBODY = ""
+_ABOUT_MESSAGES = ("message_edited", "message_deleted", "reaction_added", "reaction_removed")
+_ABOUT_READERS = ("participant_added", "participant_removed", "participant_role")
+
+
+def seen_from(kind: str, joined_seq: int) -> int:
+    """The first seq that a participant who joined at ``joined_seq`` may see."""
+    return 1 if kind in OPEN else joined_seq
+
+
+def scope_of(chat_type: str, event: str, about: int | None, user_id: UUID | None, data: Mapping[str, Any]) -> str:
+    """The scope of an event. ``about`` is the seq of the message that it changes, ``user_id`` is who reacted, came or
+    went, ``data`` is what is stored with it: a ``role``, and for a change of it the one before, ``was``."""
+    if chat_type == "channel":
+        governs = data.get("role") in GOVERNING or data.get("was") in GOVERNING
+        if event in ("reaction_added", "reaction_removed") or (event in _ABOUT_READERS and not governs):
+            return f"u{user_id}"
+    elif chat_type != "cloud" and event in _ABOUT_MESSAGES and about is not None:
+        return f"m{about}"
+    return EVERYBODY
+
+
+class Membership(NamedTuple):
+    """One stay of a user in a chat. ``joined`` and ``left`` are the seqs of its first and its last event; ``left`` is
+    None while it lasts. ``role`` is None once it has ended."""
+
+    type: str
+    user_id: UUID
+    role: str | None
+    joined: int
+    left: int | None = None
+
+    @property
+    def seen_from(self) -> int:
+        return seen_from(self.type, self.joined)
+
+    def sees(self, scope: str) -> bool:
+        """True if an event of this scope, which happened during the stay, may be shown."""
+        if scope.startswith("m"):
+            return int(scope[1:]) >= self.seen_from
+        return not scope or self.role in GOVERNING or scope[1:] == str(self.user_id)
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenFrom:
+    """The participants who may not see an event of this scope, as a set that is never written out: a channel has
+    100,000. ``joined`` has only those who were not there from the beginning."""
+
+    type: str
+    roles: Mapping[UUID, str]
+    joined: Mapping[UUID, int]
+    scope: str
+
+    def __contains__(self, user_id: object) -> bool:
+        assert isinstance(user_id, UUID)
+        role = self.roles.get(user_id)
+        return not Membership(self.type, user_id, role, self.joined.get(user_id, 1)).sees(self.scope)
+
+    def __bool__(self) -> bool:
+        """False if everybody may see it."""
+        if not self.scope.startswith("m"):
+            return bool(self.scope)
+        return any(user_id in self for user_id in self.joined)
