@@ -24,6 +24,7 @@ SLICE = 256  # sockets written to in one turn of the loop: some 2 ms
 TOGETHER = (
     16  # frames that a socket of a large group gets at once, when so many wait: they go to the kernel in one call
 )
+TURN = 4 << 20  # bytes written in one turn of the loop, however large the frames: some 4 ms
 BEHIND = 64  # frames that may wait for one large group; then nothing more is taken for it
 
 Members = Callable[[UUID, int, int], Awaitable[Collection[UUID]]]
@@ -54,8 +55,9 @@ class Delivery:
     """Sends frames to groups of users. ``members`` gives those of a group, as they are since some ``access`` of it, who
     were there at some ``seq``.
 
-    Small groups are written to at once. A large one gets a queue and a task, which writes to a slice of it at a time,
-    so that others are served in between; frames of one group never overtake each other here.
+    Small groups are written to at once. A large one, or a frame that is large for its group, gets a queue and a task,
+    which writes to a slice of it at a time. Of all groups one slice is written in each turn of the loop, by turns, so
+    that however many groups are busy others are served in between; frames of one group never overtake each other here.
 
     On ``ws:groups`` a message is ``{origin} {kind} {group} {access} {seq} {peer to skip} {user to leave
     out}\\n{frame}``.
@@ -65,6 +67,7 @@ class Delivery:
         self._hub, self._bus, self._members = hub, bus, members
         self._origin = hub.instance_id.hex
         self._queues: dict[UUID, deque[_Told]] = {}
+        self._turn = asyncio.Lock()  # first come, first served
         self._tasks: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
@@ -103,7 +106,7 @@ class Delivery:
             members = [member for member in members if member != but]
         kind, began = frame["type"], time.monotonic() if began is None else began
         told = _Told(kind, began, access, frame.get("seq", PRESENT), members, encode(frame), skip, but, droppable)
-        if len(members) > SLICE or group in self._queues:
+        if len(members) > SLICE or len(members) * len(told.payload) > TURN or group in self._queues:
             self._queue(group, told)
         else:
             others = self._hub.write_all(members, kind, text_frame(told.payload), skip, droppable)
@@ -166,12 +169,14 @@ class Delivery:
             everyone = [member for member in everyone if member != first.but]
         frames = [text_frame(told.payload) for told in together]
         others: list[UUID] = []
-        for start in range(0, len(everyone), SLICE):
-            part = everyone[start : start + SLICE]
-            for told, frame in zip(together, frames, strict=True):
-                elsewhere = self._hub.write_all(part, told.kind, frame, told.skip, told.droppable)
-            others += elsewhere  # the same of every frame
-            await asyncio.sleep(0)
+        step = max(1, min(SLICE, TURN // sum(map(len, frames))))
+        for start in range(0, len(everyone), step):
+            part = everyone[start : start + step]
+            async with self._turn:
+                for told, frame in zip(together, frames, strict=True):
+                    elsewhere = self._hub.write_all(part, told.kind, frame, told.skip, told.droppable)
+                others += elsewhere  # the same of every frame
+                await asyncio.sleep(0)
         self._hub.metrics.written("large_group", first.began)
         if here is not None:
             for told in together:
