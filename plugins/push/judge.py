@@ -84,7 +84,8 @@ class Judge:
             return Settled(entry, later=[(self._queue.at(over), job)])
         devices = [row for row in rows if self._suits(job, row, rows)]
         puts = [(stream(row["provider"], now=job.urgent), job.to(row["id"])) for row in devices]
-        pushed = [(job.user_id, job.subject)] if puts and job.kind == "message_new" and job.subject else []
+        first = job.kind == "message_new" and job.token_id is None  # not what a provider didn't take at first
+        pushed = [(job.user_id, job.subject)] if puts and first and job.subject else []
         return Settled(entry, puts=puts, pushed=pushed)
 
     def _dropped(self, job: Job, rows: Sequence[Row], known: _Known) -> str:
