@@ -51,10 +51,8 @@ class Resolver:
         """The addresses of a host, IPv6 and IPv4 by turns, or IPv4 only where this machine has no route for IPv6.
         Raises NoAddress."""
         host = host.rstrip(".").lower()
-        try:
-            return [str(ipaddress.ip_address(host))]
-        except ValueError:
-            pass
+        if _is_address(host):
+            return [host]
         if host.rpartition(".")[2] == "localhost":  # RFC 6761
             return ["127.0.0.1"]
         known = self._hosts.addresses(host)
@@ -122,6 +120,14 @@ class _Hosts:
                 for name in names:
                     self._names.setdefault(name.lower(), []).append(address)
         return self._names.get(host, [])
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _modified(path: Path) -> int:
