@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import re
@@ -323,7 +324,9 @@ async def test_a_body_that_stalls_takes_little_memory() -> None:
         assert len(kept) == 1
         assert 200_000 - kept[0] <= 16 * 1024
         for writer in writers:
-            writer.close()
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 def bodies(proxy: Proxy) -> list[int]:
