@@ -21,7 +21,7 @@ from config.settings import Rate
 from config.traces import Ended
 from handlers import errors
 from handlers.errors import ApiError, Fault, InvalidRequest
-from handlers.limits import client_address, limit_key, within
+from handlers.limits import CLIENT_KEY, client_address, limit_key, within
 from handlers.operations import Header
 from handlers.shapes import Shape, decode, encode
 from handlers.site import Site, version
@@ -222,6 +222,7 @@ class ApiHandler(RequestHandler):
     def prepare(self) -> Any:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
+        CLIENT_KEY.set(lambda: limit_key(self.address))
         self._begin_trace()
         headers = self.request.headers
         if self.request.method == "OPTIONS":

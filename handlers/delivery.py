@@ -25,6 +25,7 @@ SLICE = 256  # sockets written to in one turn of the loop: some 2 ms
 TOGETHER = (
     16  # frames that a socket of a large group gets at once, when so many wait: they go to the kernel in one call
 )
+TURN = 4 << 20  # bytes written in one turn of the loop, however large the frames: some 4 ms
 BEHIND = 64  # frames that may wait for one large group; then nothing more is taken for it
 
 Members = Callable[[UUID, int, int], Awaitable[Collection[UUID]]]
@@ -72,8 +73,9 @@ class Delivery:
     were there at some ``seq``; ``hidden_from`` those who may not see what a frame with that ``scope`` tells. To this
     module a scope is a word without blanks.
 
-    Small groups are written to at once. A large one gets a queue and a task, which writes to a slice of it at a time,
-    so that others are served in between; frames of one group never overtake each other here.
+    Small groups are written to at once. A large one, or a frame that is large for its group, gets a queue and a task,
+    which writes to a slice of it at a time. Of all groups one slice is written in each turn of the loop, by turns, so
+    that however many groups are busy others are served in between; frames of one group never overtake each other here.
 
     On ``ws:groups`` a message is ``{origin} {kind} {group} {access} {seq} {peer to skip} {user to leave
     out}\\n{frame}``. ``kind`` is ``send`` or ``drop``, with a scope ``send:{scope}``.
@@ -83,6 +85,7 @@ class Delivery:
         self._hub, self._bus, self._members, self._hidden_from = hub, bus, members, hidden_from
         self._origin = hub.instance_id.hex
         self._queues: dict[UUID, deque[_Told]] = {}
+        self._turn = asyncio.Lock()  # first come, first served
         self._tasks: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
@@ -126,7 +129,8 @@ class Delivery:
 
     def _put(self, group: UUID, told: _Told) -> None:
         assert told.members is not None
-        if len(told.members) > SLICE or group in self._queues:
+        people = len(told.members)
+        if people > SLICE or people * len(told.payload) > TURN or group in self._queues:
             self._queue(group, told)
             return
         others, unseeing = self._write(told.members, told, text_frame(told.payload))
@@ -217,13 +221,15 @@ class Delivery:
         frames = [text_frame(told.payload) for told in together]
         others: list[UUID] = []
         unseeing: list[UUID] = []
-        for start in range(0, len(everyone), SLICE):
-            part = everyone[start : start + SLICE]
-            for told, frame in zip(together, frames, strict=True):
-                elsewhere, hidden = self._write(part, told, frame)
-            others += elsewhere  # the same of every frame
-            unseeing += hidden
-            await asyncio.sleep(0)
+        step = max(1, min(SLICE, TURN // sum(map(len, frames))))
+        for start in range(0, len(everyone), step):
+            part = everyone[start : start + step]
+            async with self._turn:
+                for told, frame in zip(together, frames, strict=True):
+                    elsewhere, hidden = self._write(part, told, frame)
+                others += elsewhere  # the same of every frame
+                unseeing += hidden
+                await asyncio.sleep(0)
         self._hub.metrics.written("large_group", first.began)
         if here is not None:
             for told in together:

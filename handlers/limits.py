@@ -6,6 +6,8 @@ import asyncio
 import ipaddress
 import time
 from collections import OrderedDict
+from collections.abc import Callable
+from contextvars import ContextVar
 
 import structlog
 from redis.asyncio import Redis
@@ -15,6 +17,9 @@ from config.settings import Network, Rate
 from handlers.errors import RateLimited
 
 log = structlog.get_logger(__name__)
+
+# What the request being answered is counted under; set for each by ApiHandler, computed only by what asks for it.
+CLIENT_KEY: ContextVar[Callable[[], str]] = ContextVar("client_key", default=lambda: "")
 
 LOCAL_KEYS = 50_000  # buckets kept while Redis is away; the oldest go first
 # Seconds; a Redis that is slower than that counts as away. Less, and a machine that is busy for a moment would count in

@@ -15,7 +15,8 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from config.settings import Rate
 from config.threads import processors, step_back
 from handlers.errors import RateLimited, Unavailable
-from handlers.limits import Limits
+from handlers.fair import FairQueue
+from handlers.limits import CLIENT_KEY, Limits
 
 T = TypeVar("T")
 
@@ -23,10 +24,12 @@ THREADS = 2  # more would take the loop's processor: p99 of frames 0.9-4 ms with
 FAILURES = Rate(10, 900)  # failed tries an account, before the next ones are delayed
 DELAY = 2.0  # seconds that they are
 QUEUE = 32  # beyond it a login waits longer than a client does
+EACH = 4  # of them for one address, or the /64 of an IPv6 one: it can't keep all others out
 
 
 class Passwords:
-    """Hashes and checks passwords; raises Unavailable when more wait than can be served soon.
+    """Hashes and checks passwords; raises Unavailable when more wait than can be served soon, of all or of this client.
+    Client addresses are served in turn.
 
     Tries on an account that many failed on are delayed, never refused: a lock would let anyone lock anyone out.
     """
@@ -35,10 +38,17 @@ class Passwords:
         self._limits = limits
         # OWASP's second choice of parameters: 19 MiB, two passes, one lane.
         self._hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
-        self._threads = ThreadPoolExecutor(min(THREADS, processors()), "argon2", initializer=step_back)
-        self.waiting = 0  # hashes that wait or are being made
+        self._free = min(THREADS, processors())
+        self._threads = ThreadPoolExecutor(self._free, "argon2", initializer=step_back)
+        self._queue: FairQueue[object, asyncio.Future[None]] = FairQueue(1, QUEUE, QUEUE, EACH)
+        self._running = 0
         # What an unknown account's password is checked against, so that it takes as long as a known one's.
         self._nobody = self._hasher.hash(os.urandom(16).hex())
+
+    @property
+    def waiting(self) -> int:
+        """Hashes that wait or are being made."""
+        return len(self._queue) + self._running
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -72,10 +82,36 @@ class Passwords:
         return self._hasher.check_needs_rehash(password_hash)
 
     async def _run(self, work: Callable[[], T]) -> T:
-        if self.waiting >= QUEUE + THREADS:
-            raise Unavailable
-        self.waiting += 1
+        await self._turn()
+        self._running += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
-            self.waiting -= 1
+            self._running -= 1
+            self._pass_on()
+
+    async def _turn(self) -> None:
+        """Wait for a free thread. Raises Unavailable."""
+        if self._free:
+            self._free -= 1
+            return
+        # With limits off, everybody counts for themselves.
+        client = CLIENT_KEY.get()() if self._limits.on else object()
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self._queue.put(client, 1, turn):
+            raise Unavailable
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it was ours already
+                self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        """Give a thread to the next in turn."""
+        while self._queue:
+            [turn] = self._queue.take()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1

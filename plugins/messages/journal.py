@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import copy_context
 from typing import Any, Generic, TypeVar
+from uuid import UUID
 
 import asyncpg
 import structlog
@@ -18,6 +18,7 @@ from config.traces import Traces
 from handlers.alerts import Alerts
 from handlers.delivery import Delivery
 from handlers.errors import ApiError, Forbidden, NotFound, Unavailable
+from handlers.fair import FairQueue
 from handlers.metrics import SECONDS, Metrics
 from handlers.shapes import b64
 from models import messages
@@ -29,8 +30,11 @@ from models.messages import Post, Posted
 log = structlog.get_logger(__name__)
 
 MOST = 128  # messages of one statement: enough to share its commit, few enough not to keep the last one waiting
-WAITING = 4096  # messages, some 0.3 s of work; beyond it a client is told to come back
+MOST_BYTES = 1 << 20  # of their payloads, for a commit keeps all others waiting
+WAITING = 4096  # messages, some 0.3 s of work; beyond it the sender gets `unavailable`
 WAITING_BYTES = 32 << 20  # of their payloads
+ROW = 512  # bytes that a message weighs beside its payload: a row and its index entries
+QUANTUM = 4096  # bytes of a sender in each turn: some messages of text
 LOOKS = 5  # times a message's chat is looked at anew before its sender is told to come back
 # Two instances met: one client_id was posted on both, or each had what the other waited for.
 MET = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.UniqueViolationError)
@@ -65,6 +69,10 @@ class _Entry(Generic[A]):
             self.answered.set_exception(error)
 
 
+def _identity(entry: _Entry[Any]) -> UUID:
+    return entry.post.client_id
+
+
 class Journal:
     """Stores messages by group commit: one task, which writes what has come while the last commit was on its way.
 
@@ -84,8 +92,8 @@ class Journal:
     ) -> None:
         self._db, self._access, self._delivery, self._alerts = db.steady(), access, delivery, alerts
         self._traces = traces
-        self._queue: deque[_Entry[Any]] = deque()
-        self._bytes = 0
+        # By sender; sealed messages, which have none, by the inbox.
+        self._queue: FairQueue[UUID, _Entry[Any]] = FairQueue(QUANTUM, WAITING, WAITING_BYTES)
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -102,7 +110,7 @@ class Journal:
             registry=metrics.registry,
         )
         metrics.shows("mimu_journal_queue_messages", "Messages that wait for a commit.", lambda: len(self._queue))
-        metrics.shows("mimu_journal_queue_bytes", "Bytes of their payloads.", lambda: self._bytes)
+        metrics.shows("mimu_journal_queue_bytes", "Bytes that they weigh.", lambda: self._queue.weight)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -126,16 +134,15 @@ class Journal:
     ) -> asyncio.Future[A]:
         """Store a message that ``view`` lets in, and tell it to all who take part but the socket ``skip``.
 
-        What ``answer`` makes of where it stands then is the result; messages are answered in the order in which they
-        were put, but for those that have to be judged again. Raises Unavailable, at once or later; then it may have
-        been stored or not, and the same client_id may be posted again.
+        What ``answer`` makes of where it stands then is the result; messages of one sender are stored and answered in
+        the order in which they were put, but for those that have to be judged again. Senders are served in turn. Raises
+        Unavailable, at once or later, also when only this sender has too much waiting; then it may have been stored or
+        not, and the same client_id may be posted again.
         """
-        size = len(post.payload)
-        if len(self._queue) >= WAITING or self._bytes + size > WAITING_BYTES or self._delivery.behind(post.chat_id):
-            raise Unavailable
+        sender, weight = post.sender_id or post.chat_id, len(post.payload) + ROW
         entry = _Entry(post, view, answer, skip, reply_to_seq)
-        self._queue.append(entry)
-        self._bytes += size
+        if self._delivery.behind(post.chat_id) or not self._queue.put(sender, weight, entry):
+            raise Unavailable
         self._wake.set()
         self._idle.clear()
         return entry.answered
@@ -156,17 +163,7 @@ class Journal:
 
     def _take(self) -> list[_Entry[Any]]:
         """The next ones; a second message with a client_id of the batch waits for the next, and is known by then."""
-        batch: list[_Entry[Any]] = []
-        known = set()
-        while self._queue and len(batch) < MOST:
-            post = self._queue[0].post
-            key = (post.sender_id or post.chat_id, post.client_id)
-            if key in known:
-                break
-            known.add(key)
-            batch.append(self._queue.popleft())
-            self._bytes -= len(post.payload)
-        return batch
+        return self._queue.take(MOST, MOST_BYTES, _identity)
 
     async def _store(self, batch: Sequence[_Entry[Any]]) -> None:
         began = time.monotonic()
@@ -255,8 +252,7 @@ class Journal:
             entry.refused(Unavailable())
         else:
             entry.view, entry.post = view, post._replace(access=view.access)
-            self._queue.append(entry)
-            self._bytes += len(post.payload)
+            self._queue.put_back(post.sender_id or post.chat_id, len(post.payload) + ROW, entry)
             self._wake.set()
 
 

@@ -21,7 +21,7 @@ from plugins.push.fcm import GOOGLE, Fcm
 from plugins.push.gathering import Gathering
 from plugins.push.judge import Judge
 from plugins.push.keys import AccountFile, P256File, Url
-from plugins.push.lane import Lane
+from plugins.push.lane import Lane, running
 from plugins.push.preferences import Wishes
 from plugins.push.providers import Provider
 from plugins.push.queue import JUDGE, JUDGE_NOW, Away, Queue, stream
@@ -121,8 +121,7 @@ def setup(app: App, settings: Settings) -> Plugin:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(road.open())
             await stack.enter_async_context(queue.running())
-            for lane in lanes:
-                await stack.enter_async_context(lane.running())
+            await stack.enter_async_context(running(lanes))
             await stack.enter_async_context(gathering.running())
             app.alerts.listen(gathering)
             yield

@@ -45,6 +45,8 @@ class Identity(NamedTuple):
 
 
 class Apns:
+    named_by_users = False
+
     def __init__(self, road: Road, identity: Identity) -> None:
         self._road, self._identity = road, identity
         self._token, self._made = "", -1e9

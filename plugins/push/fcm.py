@@ -43,6 +43,8 @@ class _NoToken(Exception):
 
 
 class Fcm:
+    named_by_users = False
+
     def __init__(self, road: Road, account: Account, base_url: str) -> None:
         self._road, self._account, self._base = road, account, base_url
         self._url = f"{base_url}/v1/projects/{account.project_id}/messages:send"

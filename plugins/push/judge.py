@@ -104,7 +104,8 @@ class Judge:
     def _decided(job: Job, rows: Sequence[Row], pushed: bool) -> Sequence[Decision]:
         if job.kind != "message_new" or job.subject is None or rows[0]["unread_seq"] is None:
             return ()
-        return [Decision(job.user_id, job.subject, rows[0]["unread_seq"], pushed)]
+        first = job.token_id is None  # a job for one device is a retry: its push was counted before
+        return [Decision(job.user_id, job.subject, rows[0]["unread_seq"], pushed and first)]
 
     def _dropped(self, job: Job, rows: Sequence[Row], known: _Known) -> str:
         """Why a job is not pushed; empty when it is."""

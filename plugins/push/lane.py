@@ -28,27 +28,15 @@ class Lane:
     """Reads no more than it can work on. ``together``: all that was read at once is worked on as one."""
 
     def __init__(self, queue: Queue, name: str, most: int, work: Work, *, together: bool = False) -> None:
-        self.name = name
-        self._queue, self._most, self._work, self._together = queue, most, work, together
+        self.name, self.most = name, most
+        self._queue, self._work, self._together = queue, work, together
         self._free = most
         self._room = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
         self._looked = -LOOK
         self.poisoned = 0
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Read until the block ends; what is at work then is finished, or left to others."""
-        reader = asyncio.create_task(self._read())
-        try:
-            yield
-        finally:
-            await ended(reader)
-            if self._tasks:
-                await asyncio.wait(self._tasks, timeout=FAREWELL)
-            await ended(*self._tasks)
-
-    async def _read(self) -> None:
+    async def read(self) -> None:
         opened = False
         while True:
             try:
@@ -90,8 +78,8 @@ class Lane:
         for part in [entries] if self._together and entries else [[entry] for entry in entries]:
             self._free -= len(part)
             task = asyncio.get_running_loop().create_task(self._do(part))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
 
     async def _do(self, entries: list[Entry]) -> None:
         try:
@@ -108,3 +96,18 @@ class Lane:
     async def forget_dead(self) -> None:
         """Forget instances that are no more."""
         await self._queue.forget_dead(self.name, 3600)
+
+
+@contextlib.asynccontextmanager
+async def running(lanes: Sequence[Lane]) -> AsyncIterator[None]:
+    """Read until the block ends; what is at work then is finished, or left to others. All lanes have the same time for
+    it: the end doesn't take longer the more of them are stuck."""
+    readers = [asyncio.create_task(lane.read()) for lane in lanes]
+    try:
+        yield
+    finally:
+        await ended(*readers)
+        tasks = [task for lane in lanes for task in lane.tasks]
+        if tasks:
+            await asyncio.wait(tasks, timeout=FAREWELL)
+        await ended(*tasks)

@@ -30,6 +30,8 @@ class Verdict(NamedTuple):
 class Provider(Protocol):
     """Sends to one provider. Raises what is in road.Failed when it can't be reached."""
 
+    named_by_users: bool  # its hosts are, and may be anything
+
     def place(self, device: Row) -> str:
         """Where a device's pushes go: what fails there may work elsewhere."""
 

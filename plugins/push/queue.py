@@ -30,7 +30,8 @@ log = structlog.get_logger(__name__)
 GROUP = "push"
 LATER, JOBS, POISON = "push:later", "push:later:jobs", "push:poison"
 JUDGE, JUDGE_NOW = "push:judge", channels.PUSH_NOW
-MOST = 50_000  # jobs that wait, and in each stream; at 300 bytes each that is 15 MB
+MOST = 50_000  # jobs that wait, and in each stream; a job has at most 512 bytes (scripts.py), so that is 25 MB
+OF_USER = 500  # jobs of one user that wait: one for each chat, and for a device what its provider didn't take
 POISONED = 1_000  # entries that are kept for somebody to look at
 DELAY, CALM, LONGEST = 1_000, 5, 600_000  # ms a message waits; pushes before it waits longer; ms it waits at most
 LIFE = 25 * 3600  # seconds that is remembered of a user; a job lives for 24 hours
@@ -137,7 +138,7 @@ class Queue:
         """Have jobs judged in a second, or later for who was pushed to much since they last looked; those of one user
         and chat become one. Raises one of Away."""
         for start in range(0, len(raised), DUE):
-            arguments: list[Any] = [MOST, DELAY, CALM, LONGEST]
+            arguments: list[Any] = [MOST, DELAY, CALM, LONGEST, OF_USER, LIFE]
             for job, chat_id in raised[start : start + DUE]:
                 arguments += [job.key, job.encode(), job.raised, pace(job.user_id), str(chat_id or job.kind)]
             async with asyncio.timeout(PATIENCE):
@@ -293,7 +294,7 @@ class Queue:
 
     def _arguments(self, settled: Settled) -> list[Any]:
         counts = [len(settled.puts), len(settled.later), len(settled.decided)]
-        arguments: list[Any] = [GROUP, settled.entry.id, MOST, LIFE, *counts]
+        arguments: list[Any] = [GROUP, settled.entry.id, MOST, LIFE, *counts, OF_USER]
         full = self.now() + 30_000  # a stream that is full will not be empty in a moment
         for name, job in settled.puts:
             arguments += [name, job.encode(), job.key, full]

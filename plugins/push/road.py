@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-import socket
 import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -15,20 +13,22 @@ from typing import Any, NamedTuple
 import httpcore
 import httpx
 
+from config.networks import public
+from plugins.push.resolver import NoAddress, Resolver
+
 MOST = 8192  # bytes of an answer that are read; providers say what is wrong in a few hundred
 PATIENCE = 10.0  # seconds for a whole request; APNs and FCM answer within one
-LOOKUPS = 2  # of names that users gave, at once: uvloop has four threads for lookups, and a name may be slow on purpose
 DIALLED = 4  # addresses of one name that are tried
 CONNECTIONS = httpx.Limits(max_connections=200, max_keepalive_connections=100, keepalive_expiry=60)
 
-# Ways to write an IPv4 address as an IPv6 one that ``ipaddress`` does not see through: NAT64 (RFC 6052, RFC 8215).
-_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+# Ports that users may name: HTTPS, and those that need no privilege. Below are mail, file sharing and the like.
+HTTPS, LEAST = 443, 1024
 
 Failed = (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError)  # nothing that is known came of a request
 
 
 class PrivateAddress(httpcore.ConnectError):
-    """A name leads to no public address: what is there is not for users of ours to reach."""
+    """A name leads to no public address, or to a port that is not for users of ours to reach."""
 
 
 class Answer(NamedTuple):
@@ -37,27 +37,18 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def public(address: str) -> bool:
-    """Whether an address is one of the public Internet, however it is written."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if any(parsed in network for network in _NAT64):
-            return public(str(ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)))
-        inner = [parsed.ipv4_mapped, parsed.sixtofour, *(parsed.teredo or ())]
-        if any(address and not public(str(address)) for address in inner):
-            return False
-        if parsed.ipv4_mapped:
-            return True
-    return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
+def allowed(port: int) -> bool:
+    """True if users may have pushes sent to that port."""
+    return port == HTTPS or port >= LEAST
 
 
 class Guard(httpcore.AsyncNetworkBackend):
     """Dials public addresses only. A name is looked up here, once, and what was found and judged is what is dialled:
     a name that leads elsewhere a moment later is of no use."""
 
-    def __init__(self) -> None:
+    def __init__(self, resolver: Resolver, *, allow_private: bool = False) -> None:
         self._backend = httpcore.AnyIOBackend()
-        self._lookups = asyncio.Semaphore(LOOKUPS)
+        self._resolver, self._allow_private = resolver, allow_private
 
     async def connect_tcp(
         self,
@@ -67,14 +58,13 @@ class Guard(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        loop = asyncio.get_running_loop()
+        if not allowed(port):
+            raise PrivateAddress("not a port for pushes")
         try:
-            async with self._lookups:
-                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
-        except (OSError, UnicodeError) as error:
-            raise httpcore.ConnectError(f"no address ({type(error).__name__})") from None
-        addresses = [str(where[0]) for *_, where in found][:DIALLED]
-        if not addresses or not all(map(public, addresses)):
+            addresses = (await self._resolver.addresses(host))[:DIALLED]
+        except NoAddress as error:
+            raise httpcore.ConnectError(str(error)) from error
+        if not self._allow_private and not all(map(public, addresses)):
             raise PrivateAddress("not a public address")
         for address in addresses[:-1]:
             with contextlib.suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
@@ -91,12 +81,11 @@ class Guard(httpcore.AsyncNetworkBackend):
 class _Fork(httpx.AsyncBaseTransport):
     """Two pools: guarded for addresses that users name, open for those of the settings."""
 
-    def __init__(self, trust: ssl.SSLContext, guard: Guard | None) -> None:
+    def __init__(self, trust: ssl.SSLContext, guard: Guard) -> None:
         self._open = httpx.AsyncHTTPTransport(verify=trust, http2=True, limits=CONNECTIONS)
         self._guarded = httpx.AsyncHTTPTransport(verify=trust, http2=True, limits=CONNECTIONS)
-        if guard is not None:
-            # httpx has no parameter for it. A pool of httpcore's has, and a test dials a private address.
-            self._guarded._pool._network_backend = guard
+        # httpx has no parameter for it. A pool of httpcore's has, and a test dials a private address.
+        self._guarded._pool._network_backend = guard
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         road = self._guarded if request.extensions.get("guarded") else self._open
@@ -110,8 +99,9 @@ class _Fork(httpx.AsyncBaseTransport):
 class Road:
     """Posts to providers. Redirects are not followed, proxies of the environment not used."""
 
-    def __init__(self, ca_file: Path | None, *, allow_private: bool = False) -> None:
-        self._ca_file, self._allow_private = ca_file, allow_private
+    def __init__(self, ca_file: Path | None, *, allow_private: bool = False, resolver: Resolver | None = None) -> None:
+        self._ca_file = ca_file
+        self._guard = Guard(resolver or Resolver(), allow_private=allow_private)
         self._client: httpx.AsyncClient | None = None
 
     @contextlib.asynccontextmanager
@@ -119,7 +109,7 @@ class Road:
         trust = httpx.create_ssl_context(trust_env=False)
         if self._ca_file is not None:
             trust.load_verify_locations(self._ca_file)
-        fork = _Fork(trust, None if self._allow_private else Guard())
+        fork = _Fork(trust, self._guard)
         none = CookieJar(DefaultCookiePolicy(allowed_domains=[]))  # a jar that anybody can fill would never be emptied
         async with httpx.AsyncClient(
             transport=fork, trust_env=False, timeout=PATIENCE, cookies=none, headers={"User-Agent": "Mimu"}

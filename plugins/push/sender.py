@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from uuid import UUID
@@ -25,6 +26,7 @@ from plugins.push.payload import Push, data, opaque
 from plugins.push.providers import Provider, Verdict
 from plugins.push.queue import Entry, Queue, Settled
 from plugins.push.road import Failed, PrivateAddress
+from plugins.push.shares import Shares
 from plugins.push.tally import Tally
 
 log = structlog.get_logger(__name__)
@@ -32,6 +34,7 @@ log = structlog.get_logger(__name__)
 PATIENCE = 12.0  # seconds for one push with all that it takes, a new access token of Google's too
 FIRST, LONGEST = 1.0, 600.0  # seconds until a push is tried again; twice as many each time, up to ten minutes
 WOKEN_EVERY = 20 * 60  # seconds between two wakings in the background, of which Apple lets an app have a few an hour
+SHARE, SHARE_OF_CALL = 1.0, 0.3  # seconds until a push is tried again whose user, or host, has its share on the way
 ANSWERS = 60  # seconds for which a verdict waits for the script that asked
 
 
@@ -51,6 +54,8 @@ class Sender:
         self._db, self._redis, self._queue, self._providers = db, redis, queue, providers
         self._keyring, self._breaker, self._tally = keyring, breaker, tally
         self._devices: Batch[UUID, Row | None] = Batch(partial(push.devices, db))
+        self._failing_users = Breaker()  # those whose hosts fail one after the other
+        self._shares: dict[str, Shares] = {}
         self.lanes: list[Lane] = []
 
     async def send(self, entries: Sequence[Entry]) -> None:
@@ -83,17 +88,47 @@ class Sender:
         closed = 0.0 if job.urgent else self._breaker.closed(place)
         if closed > 0:
             return self._postponed(entry, job, closed)
+        shares = self._shares_of(entry.stream)
+        host = place if provider.named_by_users else None
+        if host is not None and not job.urgent and shares.strange(host):
+            closed = self._failing_users.closed(str(job.user_id))
+            if closed > 0:
+                return self._postponed(entry, job, closed)
+        if not shares.free(job.user_id, host):
+            self._tally.postponed()
+            again = SHARE_OF_CALL if job.urgent else SHARE
+            return self._postponed(entry, job, again * random.uniform(1.0, 2.0))  # noqa: S311  # not a secret
+        with shares.held(job.user_id, host):
+            return await self._send(entry, job, provider, device, place, shares)
+
+    def _shares_of(self, stream: str) -> Shares:
+        """What is on its way in a lane."""
+        shares = self._shares.get(stream)
+        if shares is None:
+            lane = next(lane for lane in self.lanes if lane.name == stream)
+            shares = self._shares[stream] = Shares(lane.most)
+        return shares
+
+    async def _send(
+        self, entry: Entry, job: Job, provider: Provider, device: Row, place: str, shares: Shares
+    ) -> Settled:
+        token_id = device["id"]
         pushed = self._push(job, device)
         woken = silent(device, pushed) and job.kind != "call_hangup" and not job.reply
         if woken:
             waits = await push.wake(self._db, token_id, WOKEN_EVERY)
             if waits > 0:
                 return self._postponed(entry, job, waits)
+        began = time.monotonic()
         with self._traces.push(device["provider"], job.kind) as told:
             verdict = await self._asked(provider, device, pushed)
             told(verdict.outcome, verdict.status)
         if woken and verdict.outcome != "sent":
             await push.not_woken(self._db, token_id)
+        if provider.named_by_users:
+            shares.answered(place, time.monotonic() - began, well=not verdict.failing)
+            if verdict.failing and not verdict.status:  # it wasn't reached, or its name leads nowhere
+                self._failing_users.failed(str(job.user_id), None)
         self._tally.answered(device["provider"], job.kind, verdict.outcome, (self._queue.now() - job.raised) / 1000)
         return await self._followed(entry, job, device, place, verdict)
 

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, St
 from typing_extensions import TypedDict
 
 from handlers.shapes import Base64, Coded, Id, Moment, Shape, described, timestamp
+from plugins.push.road import HTTPS, allowed
 
 MUTED = 500  # chats; a longer list is somebody filling our disk
 
@@ -28,11 +29,13 @@ def _endpoint(value: str) -> str:
     """An address that may be posted to; where it leads is judged when it is dialled."""
     try:
         parts = urlsplit(value)
-        host, _ = parts.hostname or "", parts.port
+        host, port = parts.hostname or "", parts.port
     except ValueError:
         raise ValueError("not an address") from None
     if parts.scheme != "https" or not host or not re.fullmatch("[!-~]+", value):
         raise ValueError("must be an https address")
+    if not allowed(HTTPS if port is None else port):
+        raise ValueError("the port must be 443 or above 1023")
     if "@" in parts.netloc or parts.fragment:
         raise ValueError("must bear neither user information nor a fragment")
     return value

@@ -30,6 +30,9 @@ class Tally:
         self._dropped = Counter(
             "mimu_push_dropped_total", "What was not pushed after all.", ["reason"], registry=metrics.registry
         )
+        self._postponed = Counter(
+            "mimu_push_postponed_total", "What waits since its user or host has its share.", registry=metrics.registry
+        )
         for reason in REASONS:
             self._dropped.labels(reason)
         self._depth = Gauge("mimu_push_queue_jobs", "Jobs in the queue.", ["part"], registry=metrics.registry)
@@ -41,6 +44,9 @@ class Tally:
 
     def dropped(self, reason: str) -> None:
         self._dropped.labels(reason).inc()
+
+    def postponed(self) -> None:
+        self._postponed.inc()
 
     def depths(self, depths: Sequence[tuple[str, int]]) -> None:
         for part, depth in depths:

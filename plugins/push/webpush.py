@@ -23,6 +23,8 @@ ORIGINS = 1_000  # push services whose signature is remembered
 
 
 class WebPush:
+    named_by_users = True
+
     def __init__(self, road: Road, key: ec.EllipticCurvePrivateKey, subject: str) -> None:
         self._road, self._vapid, self._subject = road, Vapid02(key), subject
         self._signatures: OrderedDict[str, tuple[float, str]] = OrderedDict()  # when each was made, and what it is

@@ -25,6 +25,7 @@ DEFAULTS = ("minioadmin", "postgres", "redis", "mimu", "admin", "test", "guest")
 # Read by docker-compose.yml, by the server under another name, or by the libraries of Python and OpenSSL.
 ELSEWHERE = {
     "MINIO_IMAGE",
+    "MINIO_PASSWORD",
     "MINIO_ROOT_PASSWORD",
     "POSTGRES_PASSWORD",
     "REDIS_PASSWORD",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import re
@@ -255,6 +256,90 @@ async def test_what_a_client_claims_reaches_no_server() -> None:
 
 
 @pytest.mark.gen_test(timeout=60)
+async def test_a_request_of_which_a_server_died_is_not_asked_of_the_other() -> None:
+    asked: list[bytes] = []
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.transport.abort()
+
+    one, two = [await asyncio.start_server(dies, "127.0.0.1", 0) for _ in range(2)]
+    addresses = [f"127.0.0.1:{each.sockets[0].getsockname()[1]}" for each in (one, two)]
+    async with one, two:
+        with proxying(*addresses) as proxy:
+            for method in ("GET", "DELETE", "PUT", "POST", "PATCH"):
+                for path in ("/users/me", "/files", "/ws"):
+                    body = b"{}" if method in ("PUT", "POST", "PATCH") else None
+                    error(await ask(proxy.url, method, path, body), 503, "unavailable")
+                    assert len(asked) == 1, (method, path)
+                    asked.clear()
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_what_one_server_could_not_be_sent_the_other_is_asked() -> None:
+    heads: list[bytes] = []
+
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        size = re.search(rb"(?i)content-length: (\d+)", head)
+        heads.append(head + (await reader.readexactly(int(size[1])) if size else b""))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+        await writer.drain()
+        writer.close()
+
+    upstream = await asyncio.start_server(answers, "127.0.0.1", 0)
+    there = f"127.0.0.1:{upstream.sockets[0].getsockname()[1]}"
+    async with upstream:
+        with proxying(f"127.0.0.1:{free_port()}", there) as proxy:
+            body = secrets.token_hex(50_000).encode()
+            got = await asyncio.gather(
+                *(ask(proxy.url, method, "/users/me", body) for method in ("PUT", "POST", "PATCH") * 10),
+                *(
+                    ask(proxy.url, method, path)
+                    for method in ("GET", "DELETE")
+                    for path in ("/a", "/files/x", "/ws") * 5
+                ),
+            )
+            assert {(answer.status, answer.text) for answer in got} == {(200, "ok")}
+            assert len(heads) == len(got) == 60
+            assert sum(head.endswith(b"\r\n\r\n" + body) for head in heads) == 30
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_a_body_that_stalls_takes_little_memory() -> None:
+    """What is beyond 16 KiB of it is in a file, which has no name."""
+    with proxying(f"127.0.0.1:{free_port()}") as proxy:
+        writers = []
+        for size in (10_000, 200_000):
+            head = f"POST /messages HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {size + 1}\r\n\r\n".encode()
+            _, writer = await asyncio.open_connection(
+                "127.0.0.1", proxy.port, ssl=authority(proxy), server_hostname=HOST
+            )
+            writers.append(writer)
+            writer.write(head + b"x" * size)
+            await writer.drain()
+        async with asyncio.timeout(10):
+            while not (kept := bodies(proxy)) or max(kept) < 150_000:
+                await asyncio.sleep(0.05)
+        assert len(kept) == 1
+        assert 200_000 - kept[0] <= 16 * 1024
+        for writer in writers:
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+def bodies(proxy: Proxy) -> list[int]:
+    """The sizes of bodies that nginx keeps in files."""
+    workers = subprocess.run(["pgrep", "-P", str(proxy.process.pid)], capture_output=True, text=True, timeout=10)
+    found: list[int] = []
+    for worker in workers.stdout.split():
+        files = Path(f"/proc/{worker}/fd").iterdir()
+        found += [opened.stat().st_size for opened in files if "/client_body/" in str(opened.readlink())]
+    return found
+
+
+@pytest.mark.gen_test(timeout=60)
 async def test_limits_count_the_clients_own_address(services: Services) -> None:
     limited = PROXIED | {"RATE_LIMITS": "on", "RATE_LIMIT_REGISTER": "2/hour"}
     async with place(services) as shared, serving(shared, **limited) as one:
@@ -316,7 +401,7 @@ async def test_what_nginx_refuses_it_refuses_in_our_words(services: Services) ->
         error(answer, 503, "unavailable")
         assert answer.headers["Retry-After"] == "1"
         [line] = proxy.requests(1)
-        assert (line["status"], line["upstream_status"]) == ("503", "502, 502")
+        assert (line["status"], line["upstream_status"]) == ("503", "502 : 502, 502")
 
 
 # Logs ----------------------------------------------------------------------------------------------------------------

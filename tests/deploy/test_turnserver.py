@@ -26,7 +26,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 import plugins.turn
+from config import networks
 from plugins.turn import TTL
+from scripts import turnserver_conf
 from tests.deploy.relay import SHIPPED, Relay, folder, ipv6_loopback, protocol, relaying, turnserver
 from tests.scripts.program import script
 
@@ -162,6 +164,17 @@ async def test_during_a_rotation_both_secrets_open_it_and_then_the_new_one_alone
             await relay.allocate(*relay.credentials(uuid4(), new))
             with pytest.raises(TransactionFailed):
                 await relay.allocate(*relay.credentials(uuid4(), old))
+
+
+def test_what_is_shipped_denies_the_networks_that_pushes_are_not_sent_to() -> None:
+    """One list (config/networks.py): python -m scripts.turnserver_conf --networks --output turnserver.conf"""
+    assert turnserver_conf.with_networks(SHIPPED.read_text()) == SHIPPED.read_text()
+    inside = [
+        ipaddress.ip_network(written) for written in ("::ffff:0:0/96", "64:ff9b::/96")
+    ]  # judged by the IPv4 in it
+    for address in addresses():
+        if not any(address in network for network in inside if address.version == network.version):
+            assert networks.public(str(address)) == (not denied(address)), address
 
 
 @pytest.mark.gen_test

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from handlers.delivery import FEW, SLICE, Delivery
+from handlers.delivery import FEW, SLICE, TURN, Delivery
 from tests.client import Account
 from tests.running import Services, place, serving
 
@@ -86,3 +87,37 @@ async def test_a_group_that_is_behind_says_so_and_goes_on_after_an_outage(servic
             delivery.tell(group, 1, everyone, {"type": "message_new", "seq": seq})
         await asyncio.gather(*delivery._tasks)
         assert not delivery.behind(group)
+
+
+@pytest.mark.gen_test
+async def test_of_all_groups_one_bounded_slice_is_written_in_each_turn_of_the_loop() -> None:
+    """However many groups are busy, and however large their frames: others are served in between."""
+    turns: list[list[tuple[str, int]]] = [[]]
+
+    class Sockets:
+        instance_id = uuid4()
+        metrics = SimpleNamespace(written=lambda *_: None)
+
+        def write_all(self, users: Collection[UUID], kind: str, frame: bytes, *_: Any) -> list[UUID]:
+            turns[-1].append((kind, len(users) * len(frame)))
+            return []
+
+    delivery = Delivery(Sockets(), SimpleNamespace(publish=None), None)  # type: ignore[arg-type]
+    members = [uuid4() for _ in range(1024)]
+    for group in range(5):
+        chat = uuid4()
+        for _ in range(20):
+            delivery.tell(chat, 1, members, {"type": f"group_{group}", "payload": "x" * 80_000})
+    small = {"type": "small", "payload": "x" * 80_000}
+    delivery.tell(uuid4(), 1, members[:100], small)  # 8 MB: too much for one turn, too
+    assert turns == [[]]
+    while delivery.waiting() or delivery._queues:
+        turns.append([])
+        await asyncio.sleep(0)
+    written = [turn for turn in turns if turn]
+    assert max(sum(size for _, size in turn) for turn in written) <= TURN
+    assert all(len({kind for kind, _ in turn}) == 1 for turn in written)
+    # By turns: a small group is done while large ones still go on.
+    kinds = [turn[0][0] for turn in written]
+    assert len(kinds) - kinds[::-1].index("small") < len(kinds) / 5
+    assert sum(size for turn in written for kind, size in turn if kind == "group_0") > 20 * 1024 * 80_000

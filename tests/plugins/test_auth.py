@@ -15,6 +15,7 @@ from nacl.signing import SigningKey
 from xeddsa import ed25519_priv_sign, priv_force_sign
 
 from handlers import keys
+from handlers.passwords import EACH, THREADS
 from models import sessions
 from tests.client import Account, Answer, ask, b64
 from tests.running import Services, place, serving
@@ -298,6 +299,37 @@ async def test_more_logins_than_can_be_hashed_soon_are_told_to_come_back(service
         assert busy.code == "unavailable"
         assert int(busy.headers["Retry-After"]) >= 1
         assert (await alice.login()).status == 200
+
+
+@pytest.mark.gen_test
+async def test_one_address_keeps_no_other_from_logging_in(services: Services) -> None:
+    limited = {
+        "RATE_LIMITS": "on",
+        "RATE_LIMIT_LOGIN": "1000/hour",
+        "TRUSTED_PROXIES": "127.0.0.1/32",
+    }
+    async with place(services) as shared, serving(shared, **limited) as server:
+        alice = await Account().register(server.url)
+        body = {"public_id": alice.public_id, "password": alice.password}
+
+        async def login(address: str) -> tuple[str, int]:
+            answer = await ask(server.url, "POST", "/auth/login", body, headers={"X-Forwarded-For": address})
+            order.append((address, answer.status))
+            return order[-1]
+
+        order: list[tuple[str, int]] = []
+        # All of one /64; then somebody else, who has come last.
+        flood = [asyncio.create_task(login(f"2001:db8::{number:x}")) for number in range(1, 60)]
+        while server.app.passwords.waiting < THREADS + EACH:
+            await asyncio.sleep(0)
+        assert await login("192.0.2.1") == ("192.0.2.1", 200)
+        await asyncio.gather(*flood)
+        statuses = [status for _, status in order]
+        assert statuses.count(200) + statuses.count(503) == 60
+        assert statuses.count(503) >= 40
+        # Those that were being hashed are before it, and at most one that waited: they take turns.
+        served = [address for address, status in order if status == 200]
+        assert served.index("192.0.2.1") <= THREADS + 2
 
 
 @pytest.mark.gen_test

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from pathlib import Path
 from typing import Any
 
+import httpcore
 import pytest
 
-from plugins.push.road import Failed, Guard, PrivateAddress, Road, public
+from config.networks import public
+from plugins.push.resolver import Resolver
+from plugins.push.road import Failed, Guard, PrivateAddress, Road
 from tests.plugins.chatting import chat, say
 from tests.plugins.pushing import pushing, subscribed
 from tests.providers.certificates import certified
+from tests.providers.dns import answering
 from tests.providers.http2 import Reply, Request, listening
 from tests.running import Services
 
@@ -59,28 +62,45 @@ async def test_the_guard_does_not_dial_them(tmp_path: Path, host: str) -> None:
 
 
 @pytest.mark.gen_test
-async def test_a_name_is_judged_by_what_is_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_is_judged_by_what_is_dialled() -> None:
     """What is looked up twice may be two things; a name may have a public and a private address."""
     dialled: list[str] = []
-    answers: list[list[str]] = [["1.1.1.1"], ["1.1.1.1", "127.0.0.1"], ["127.0.0.1", "1.1.1.1"], []]
-
-    async def lookup(host: str, port: int, **_: Any) -> list[Any]:
-        assert host == "rebinding.example.org"
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers.pop(0)]
+    name = "rebinding.example.org"
 
     class Backend:
         async def connect_tcp(self, host: str, *_: Any) -> str:
             dialled.append(host)
             return "a stream"
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
-    guard = Guard()
-    guard._backend = Backend()  # type: ignore[assignment]
-    assert await guard.connect_tcp("rebinding.example.org", 443) == "a stream"
-    for _ in range(3):
-        with pytest.raises(PrivateAddress):
-            await guard.connect_tcp("rebinding.example.org", 443)
+    answers = [["1.1.1.1"], ["1.1.1.1", "127.0.0.1"], ["127.0.0.1", "1.1.1.1"], []]
+    for number, addresses in enumerate(answers):
+        async with answering({name: addresses}) as names:
+            guard = Guard(Resolver(["127.0.0.1"], names.port))
+            guard._backend = Backend()  # type: ignore[assignment]
+            if number == 0:
+                assert await guard.connect_tcp(name, 443) == "a stream"
+                continue
+            with pytest.raises(PrivateAddress if addresses else httpcore.ConnectError):
+                await guard.connect_tcp(name, 443)
     assert dialled == ["1.1.1.1"], "the address that was judged, not the name"
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize(
+    ("port", "may"), [(443, True), (1024, True), (8443, True), (25, False), (80, False), (1023, False)]
+)
+async def test_ports_of_other_services_are_not_dialled(port: int, may: bool) -> None:
+    class Backend:
+        async def connect_tcp(self, host: str, *_: Any) -> str:
+            return "a stream"
+
+    guard = Guard(Resolver())
+    guard._backend = Backend()  # type: ignore[assignment]
+    if may:
+        assert await guard.connect_tcp("1.1.1.1", port) == "a stream"
+    else:
+        with pytest.raises(PrivateAddress):
+            await guard.connect_tcp("1.1.1.1", port)
 
 
 @pytest.mark.gen_test

@@ -182,6 +182,38 @@ async def test_the_queue_takes_no_more_than_it_may(
 
 
 @pytest.mark.gen_test
+async def test_one_user_has_a_share_of_the_queue(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "OF_USER", 5)
+    async with pushing(services, tmp_path, people=3) as (made, world):
+        alice, bob, carol = made.people
+        redis = made.servers[0].app.redis
+        for person in (bob, carol):
+            await registered(person, "fcm")
+        # What an older version moved on without counting it, a minute ago.
+        of_bob = f"push:later:of:{bob.user_id}"
+        await redis.zadd(of_bob, {f"message_new|{bob.user_id}|{uuid4()}|": (time.time() - 61) * 1000 for _ in range(5)})
+        chats = [await chat(alice, bob) for _ in range(8)]
+        world.google.always = Reply(503)
+        await asyncio.gather(*(say(alice, group) for group in chats))
+        await asked(world, 5)
+        assert await redis.zcard("push:later") <= 5
+        assert await redis.zcard(of_bob) <= 5
+        assert "mimu_push_jobs_refused_total 3.0" in made.servers[0].app.metrics.exposition().decode()
+        world.google.always = None
+        group = await chat(alice, carol)
+        await say(alice, group)
+        await world.google.expect("message_new", 15, chat_id=group["id"])
+        await ring(await made.socket(alice), bob)
+        await world.google.expect("call_offer")
+        async with asyncio.timeout(30):
+            while await redis.zcard("push:later"):
+                await asyncio.sleep(0.1)
+        assert not await redis.exists(of_bob)
+
+
+@pytest.mark.gen_test
 async def test_who_does_not_look_is_pushed_to_ever_more_seldom(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people

@@ -142,6 +142,8 @@ async def test_what_is_no_token_is_refused(services: Services) -> None:
                 "endpoint",
             ),
             ({"provider": "webpush", "subscription": {**good, "endpoint": "https:///x"}}, "endpoint"),
+            ({"provider": "webpush", "subscription": {**good, "endpoint": "https://example.org:25/x"}}, "endpoint"),
+            ({"provider": "webpush", "subscription": {**good, "endpoint": "https://example.org:0/x"}}, "endpoint"),
             ({"provider": "webpush", "subscription": {**good, "keys": {**good["keys"], "p256dh": curve}}}, "p256dh"),
             ({"provider": "webpush", "subscription": {**good, "keys": {**good["keys"], "auth": "AAAA"}}}, "auth"),
         ]:

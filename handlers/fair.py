@@ -1,0 +1,131 @@
+"""A fair queue: one queue for each key (a sender, an address), served in turn, so that none of them can fill it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+
+class _Line(Generic[K, T]):
+    """What waits under one key, each item with its weight; ``credit`` is the weight it may still take in its turn."""
+
+    __slots__ = ("credit", "items", "key", "weight")
+
+    def __init__(self, key: K) -> None:
+        self.key = key
+        self.items: deque[tuple[int, T]] = deque()
+        self.weight = 0
+        self.credit = 0
+
+
+class FairQueue(Generic[K, T]):
+    """Serves keys by deficit round robin (Shreedhar and Varghese, 1995): in each turn a key may take ``quantum`` more
+    weight, so a key with large items gets no larger share than one with small ones. Items of one key keep their order.
+
+    The queue holds at most ``most`` items and ``most_weight`` in all. One key holds at most ``each`` items, and at most
+    half of what is left free (Choudhury and Hahne, 1998): the more keys are busy the less each may hold, and there is
+    always room for another one. A key with nothing in the queue may use any room there is.
+    """
+
+    def __init__(self, quantum: int, most: int, most_weight: int, each: int | None = None) -> None:
+        self._quantum, self._most, self._most_weight = quantum, most, most_weight
+        self._each = most if each is None else each
+        self._lines: dict[K, _Line[K, T]] = {}
+        self._turns: deque[_Line[K, T]] = deque()
+        self._begun = False  # the first in turn has its quantum already
+        self._count = 0
+        self.weight = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def put(self, key: K, weight: int, item: T) -> bool:
+        """Append an item under its key. Returns False if there is no room for it."""
+        line = self._lines.get(key)
+        if line is None:
+            if self._count >= self._most or self.weight + weight > self._most_weight:
+                return False
+            line = self._lines[key] = _Line(key)
+            self._turns.append(line)
+        else:
+            held = len(line.items) + 1
+            if (
+                held > self._each
+                or held > (self._most - self._count) >> 1
+                or line.weight + weight > (self._most_weight - self.weight) >> 1
+            ):
+                return False
+        line.items.append((weight, item))
+        line.weight += weight
+        self._count += 1
+        self.weight += weight
+        return True
+
+    def put_back(self, key: K, weight: int, item: T) -> None:
+        """Append an item that was taken before. There is always room for it."""
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = _Line(key)
+            self._turns.append(line)
+        line.items.append((weight, item))
+        line.weight += weight
+        self._count += 1
+        self.weight += weight
+
+    def take(
+        self, most: int = 1, most_weight: int | None = None, identity: Callable[[T], Hashable] | None = None
+    ) -> list[T]:
+        """Remove and return the next items: at most ``most``, and together no heavier than ``most_weight`` unless it is
+        a single one. Items of one key with the same ``identity`` are not taken together: the second one, and what is
+        behind it under its key, waits for the next time."""
+        taken: list[T] = []
+        repeated: list[_Line[K, T]] = []
+        seen: set[tuple[K, Hashable]] = set()
+        turns, weight, full = self._turns, 0, False
+        room = self.weight if most_weight is None else most_weight
+        everything = self._count <= most and self.weight <= room  # then nobody's share is at another's cost
+        while turns and not full:
+            line = turns[0]
+            items = line.items
+            if not self._begun:
+                line.credit += self._quantum
+                self._begun = True
+            again = False
+            lone = everything and len(items) == 1
+            while items:
+                size, item = items[0]
+                if size > line.credit and not everything:
+                    break
+                full = len(taken) >= most or (weight + size > room and bool(taken))
+                if full:
+                    break
+                if identity is not None and not lone:
+                    number = len(seen)
+                    seen.add((line.key, identity(item)))
+                    again = len(seen) == number
+                    if again:
+                        break
+                items.popleft()
+                line.credit -= size
+                line.weight -= size
+                weight += size
+                taken.append(item)
+            if full:
+                break  # in the middle of its turn, which goes on the next time
+            turns.popleft()
+            self._begun = False
+            if not items:
+                del self._lines[line.key]
+            elif again:
+                line.credit = 0
+                repeated.append(line)
+            else:
+                turns.append(line)
+        turns.extend(repeated)
+        self._count -= len(taken)
+        self.weight -= weight
+        return taken
