@@ -33,7 +33,7 @@ from handlers.delivery import Delivery
 from handlers.health import Health, Live, MetricsPage, examine
 from handlers.hub import Hub, Peer
 from handlers.limits import Limits
-from handlers.listener import BACKLOG, Listener, farewell
+from handlers.listener import Listener, bind, farewell
 from handlers.metrics import Metrics
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
@@ -119,15 +119,27 @@ class Server:
     app: App
     features: Sequence[Plugin]
     site: Site
-    port: int
+    addresses: Sequence[tuple[str, int]]  # on which it listens
     database_url: str
     redis_url: str
 
     @property
+    def port(self) -> int:
+        return self.addresses[0][1]
+
+    @property
     def url(self) -> str:
-        host = self.app.core.host
-        named = "127.0.0.1" if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
-        return f"http://{named}:{self.port}"
+        return self.urls[0]
+
+    @property
+    def urls(self) -> list[str]:
+        """Where it answers, asked from this machine: for each address that it listens on."""
+        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+        return [f"http://{_authority(here.get(host, host), port)}" for host, port in self.addresses]
+
+
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @contextlib.asynccontextmanager
@@ -207,10 +219,8 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             await stack.enter_async_context(feature.lifespan())
 
         listener = Listener(site)
-        try:
-            listener.listen(core.port, core.host, reuse_port=False, backlog=BACKLOG)
-        except OSError as error:
-            raise OSError(f"PORT {core.port} of HOST {core.host} can't be had: {error.strerror}") from None
+        listening = bind(core.hosts, core.port)
+        listener.add_sockets(listening)
         stack.push_async_callback(farewell, listener, hub, site, core.shutdown_seconds)
 
         async def reload() -> None:
@@ -235,16 +245,17 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             timer.start()
             stack.push_async_callback(timer.stop)
 
-        port = next(iter(listener._sockets.values())).getsockname()[1]
+        addresses = [each.getsockname()[:2] for each in listening]
         log.info(
             "started",
-            port=port,
+            port=addresses[0][1],
+            addresses=[_authority(*address) for address in addresses],
             features=[feature.name for feature in features],
             environment=core.mimu_env,
             instance=str(instance_id),
             version=VERSION,
         )
-        yield Server(app, features, site, port, database_url, redis_url)
+        yield Server(app, features, site, addresses, database_url, redis_url)
         log.info("stopping")
 
 
@@ -358,7 +369,7 @@ async def _serve(configuration: Configuration, server: Server, stop: asyncio.Eve
     own = [name for name, url in (("PostgreSQL", core.database_url), ("Redis", core.redis_url)) if url is None]
     data = f"; {', '.join(own)} and secrets in {core.mimu_data_dir.resolve()}" if own else ""
     if not core.production:  # there somebody reads it, elsewhere a collector of JSON lines
-        print(f"Mimu listens on {server.url}{data}", flush=True)
+        print(f"Mimu listens on {', '.join(server.urls)}{data}", flush=True)
     supervisor.tell("READY=1")
     await stop.wait()
     supervisor.tell("STOPPING=1")
