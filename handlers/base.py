@@ -13,16 +13,17 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import structlog
-from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from config.logs import known
 from config.settings import Rate
 from config.traces import Ended
-from handlers import errors
+from handlers import compression, errors
 from handlers.errors import ApiError, Fault, InvalidRequest
+from handlers.http1 import linger
 from handlers.limits import client_address, limit_key, within
 from handlers.operations import Header
+from handlers.origins import is_allowed
 from handlers.shapes import Shape, decode, encode
 from handlers.site import Site, version
 from handlers.tokens import Session
@@ -31,7 +32,6 @@ log = structlog.get_logger(__name__)
 S = TypeVar("S", bound=Shape)
 
 MAX_BODY = 256 * 1024  # contract section 1
-LINGER_BYTES, LINGER_SECONDS = 1 << 20, 1.0  # what is read and dropped after a 413, so that the client sees it
 SLOW = 1.0  # seconds; a request that takes longer is worth a line in the log
 
 # A UUID in the pattern of a route: what does not look like one is no address of ours.
@@ -67,6 +67,8 @@ class ApiHandler(RequestHandler):
     """An endpoint. It wants a valid token unless its class says ``public = True``."""
 
     public = False
+    # False where GET uses something up, or does more than answer: HEAD, which is GET without the body, is 405 there.
+    head_allowed = True
     max_body = MAX_BODY
     slow = SLOW
     # What every method of the endpoint may be refused with, for any reason that the house knows.
@@ -97,7 +99,12 @@ class ApiHandler(RequestHandler):
         application.active += 1
         self._active = True
         self._answered: Ended | None = None
-        super().__init__(application, request, **kwargs)
+        self._refusal: ApiError | None = None  # to be sent when the body has been read
+        self._failed: Exception | None = None
+        try:
+            super().__init__(application, request, **kwargs)
+        except Exception as error:  # of initialize, the last that it calls; Tornado would drop the connection
+            self._failed = error
 
     # What endpoints use -----------------------------------------------------------------------------------------
 
@@ -165,9 +172,33 @@ class ApiHandler(RequestHandler):
         self.application.metrics.clients.labels(platform if platform in _PLATFORMS else "other").inc()
 
     def reply(self, value: object, status: int = 200) -> None:
-        """Answer with ``value`` (a shape, or what JSON can hold)."""
+        """Answer with ``value`` (a shape, or what JSON can hold), compressed if it is long and the client accepts that.
+
+        A very long answer is sent a moment later, when a thread has compressed it.
+        """
         self.set_status(status)
-        self.finish(value.model_dump_json().encode() if isinstance(value, Shape) else encode(value))
+        content = value.model_dump_json().encode() if isinstance(value, Shape) else encode(value)
+        if not self._is_packed(content):
+            self.finish(content)
+        elif len(content) <= compression.IN_LOOP:
+            self.finish(compression.pack(content))
+        else:
+            self._auto_finish = False  # Tornado would finish when the method returns
+            self.application.keep(self._finish_packed(content))
+
+    async def _finish_packed(self, content: bytes) -> None:
+        self.finish(await self.application.compressor.pack(content))
+
+    def _is_packed(self, content: bytes) -> bool:
+        """Whether JSON is to be compressed for this client; the headers say so."""
+        if not compression.may_be_packed(self.request.path):
+            return False
+        self.add_header("Vary", "Accept-Encoding")
+        accepted = self.request.headers.get("Accept-Encoding", "")
+        packed = len(content) >= compression.SMALLEST and compression.takes_gzip(accepted)
+        if packed:
+            self.set_header("Content-Encoding", "gzip")
+        return packed
 
     def reply_nothing(self) -> None:
         self.set_status(204)
@@ -191,24 +222,12 @@ class ApiHandler(RequestHandler):
         if allowed:
             origin = self.request.headers.get("Origin")
             headers["Vary"] = "Origin"
-            if origin and (origin in allowed or "*" in allowed):
+            if origin and is_allowed(origin, allowed):
                 headers["Access-Control-Allow-Origin"] = origin
                 headers["Access-Control-Expose-Headers"] = ", ".join((*_CORS_EXPOSED, *self.cors_shows))
 
-    async def _linger(self) -> None:
-        """Read and drop some of what the client is still sending: closing at once would reset the connection, and
-        the refusal would be lost with it."""
-        stream = self.request.connection.stream  # type: ignore[union-attr]
-        left = LINGER_BYTES
-        try:
-            async with asyncio.timeout(LINGER_SECONDS):
-                while left > 0:
-                    left -= len(await stream.read_bytes(65536, partial=True))
-        except (TimeoutError, StreamClosedError):
-            left = 0
-
-    async def _refuse_body(self) -> None:
-        await self.refuse(errors.TooLarge(f"The body is larger than {self.max_body} bytes."))
+    def _too_large(self) -> ApiError:
+        return errors.TooLarge(f"The body is larger than {self.max_body} bytes.")
 
     async def refuse(self, refusal: ApiError) -> None:
         """Answer before the body has been read, and close the connection."""
@@ -216,16 +235,54 @@ class ApiHandler(RequestHandler):
         self.set_header("Connection", "close")
         self.set_header("Content-Length", str(sum(map(len, self._write_buffer))))
         await self.flush()
-        await self._linger()
+        await linger(self.request.connection.stream)  # type: ignore[union-attr]
         self.finish()
 
+    @property
+    def ends_soon(self) -> bool:
+        """True if the headers announce a body that is small enough to be read before a refusal is sent."""
+        return self.declared <= MAX_BODY
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """Answer with an error, when the request has been read: Tornado closes a connection whose request it has not
+        read to its end, without a word to the client, who may be sending the next one."""
+        unread: asyncio.Future[None] = self.request._body_future
+        if self._headers_written or unread.done():
+            super().send_error(status_code, **kwargs)
+            return
+        self._refusal = self._refusal_of(**kwargs)
+        unread.add_done_callback(self._send_refusal)
+
+    def _send_refusal(self, read: asyncio.Future[None]) -> None:
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None and not read.cancelled() and read.exception() is None:
+            super().send_error(refusal.status, exc_info=(None, refusal, None))
+
+    async def _refuse_unread(self) -> None:
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None:
+            await self.refuse(refusal)
+
     def prepare(self) -> Any:
+        """Judge a request by its headers: what it raises is sent when the body has been read, or, where that is too
+        large, before, at the end of the connection."""
+        try:
+            self._judge_headers()
+        except ApiError as refusal:
+            if self.ends_soon:
+                raise
+            return self.refuse(refusal)
+        return None
+
+    def _judge_headers(self) -> None:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
+        if self._failed is not None:
+            raise self._failed
         self._begin_trace()
         headers = self.request.headers
         if self.request.method == "OPTIONS":
-            return None
+            return
         if self.application.minimum_version and "X-Client-Version" in headers:
             client = version(headers["X-Client-Version"])
             if client and client < self.application.minimum_version:
@@ -243,8 +300,9 @@ class ApiHandler(RequestHandler):
             raise errors.Unauthorized
         if self.request.method not in self.allow().split(", "):
             raise errors.MethodNotAllowed  # before an upload begins, which looks at no method
-        # The connection's own limit is lifted because it answers with a bare 400; this one answers in JSON.
-        return self._refuse_body() if self.declared > self.max_body else None
+        # The connection's own limit is lifted because it doesn't know how much each endpoint takes.
+        if self.declared > self.max_body:
+            raise self._too_large()
 
     def _begin_trace(self) -> None:
         """A trace of someone else's is taken on only from a proxy that is trusted: it says what is to be recorded."""
@@ -265,9 +323,11 @@ class ApiHandler(RequestHandler):
 
     def data_received(self, chunk: bytes) -> Any:
         self._received += len(chunk)
+        if self._refusal is not None:  # the body of what is refused already: dropped, and not read without end
+            return None if self.ends_soon and self._received <= MAX_BODY else self._refuse_unread()
         if self._received > self.max_body:
             self._chunks.clear()
-            return None if self._finished else self._refuse_body()
+            return None if self._finished else self.refuse(self._too_large())
         self._chunks.append(chunk)
         return None
 
@@ -280,11 +340,29 @@ class ApiHandler(RequestHandler):
             self.set_header("Access-Control-Max-Age", "86400")
         self.reply_nothing()
 
+    def head(self, *path: Any, **named: Any) -> Any:
+        """Answer as GET does, without the body. It counts against the same limits: the length of an answer says much
+        of what is in it."""
+        return self.get(*path, **named)
+
+    @classmethod
+    @cache
+    def methods(cls) -> tuple[str, ...]:
+        """The methods that the endpoint has code for, which is what documents list."""
+        given = {"HEAD": ApiHandler.head}
+        return tuple(
+            method
+            for method in _METHODS
+            if getattr(cls, method.lower()) is not given.get(method, getattr(RequestHandler, method.lower()))
+        )
+
     @classmethod
     @cache
     def allow(cls) -> str:
-        own = [m for m in _METHODS if getattr(cls, m.lower()) is not getattr(RequestHandler, m.lower())]
-        return ", ".join([*own, "OPTIONS"])
+        """The methods that the endpoint takes, as the header Allow says them."""
+        own = cls.methods()
+        head = ["HEAD"] if "GET" in own and "HEAD" not in own and cls.head_allowed else []
+        return ", ".join([*own, *head, "OPTIONS"])
 
     def compute_etag(self) -> str | None:
         return None  # answers are per user and moment; hashing each would cost more than it saves
@@ -293,16 +371,17 @@ class ApiHandler(RequestHandler):
         return False
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        error: BaseException | None = kwargs.get("exc_info", (None, None, None))[1]
-        refusal: ApiError | None = None
-        if isinstance(error, HTTPError):
-            refusal = _STATUS.get(
-                error.status_code, InvalidRequest if error.status_code < 500 else errors.InternalError
-            )()
-        elif error is not None:
-            refusal = errors.refusal(error, self.application.outages)
-        self._answer(refusal or errors.InternalError())
+        self._answer(self._refusal_of(**kwargs))
         self.finish()
+
+    def _refusal_of(self, exc_info: tuple[Any, BaseException | None, Any] = (None, None, None), **_: Any) -> ApiError:
+        """What an error means to the client."""
+        error = exc_info[1]
+        if isinstance(error, HTTPError):
+            other = InvalidRequest if error.status_code < 500 else errors.InternalError
+            return _STATUS.get(error.status_code, other)()
+        refusal = errors.refusal(error, self.application.outages) if error is not None else None
+        return refusal or errors.InternalError()
 
     def _answer(self, refusal: ApiError) -> None:
         self.set_status(refusal.status)
@@ -310,7 +389,8 @@ class ApiHandler(RequestHandler):
             self.set_header(name, value)
         if refusal.status == 405:
             self.set_header("Allow", self.allow())
-        self.write(encode({**refusal.body(), "request_id": self.request_id}))
+        content = encode({**refusal.body(), "request_id": self.request_id})
+        self.write(compression.pack(content) if self._is_packed(content) else content)
 
     def log_exception(
         self,
