@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
 import time
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import structlog
+from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from config.logs import known
@@ -234,8 +236,9 @@ class ApiHandler(RequestHandler):
         self._answer(refusal)
         self.set_header("Connection", "close")
         self.set_header("Content-Length", str(sum(map(len, self._write_buffer))))
-        await self.flush()
-        await linger(self.request.connection.stream)  # type: ignore[union-attr]
+        with contextlib.suppress(StreamClosedError):  # the client has gone
+            await self.flush()
+            await linger(self.request.connection.stream)  # type: ignore[union-attr]
         self.finish()
 
     @property

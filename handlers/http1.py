@@ -121,8 +121,11 @@ class Connection(HTTP1Connection):
             while size:
                 data = await read(self.stream.read_bytes(min(size, self.params.chunk_size), partial=True))
                 size -= len(data)
-                work += len(data)
                 pending += data
+                work += len(data)
+                if work >= YIELD_AFTER:
+                    work = 0
+                    await asyncio.sleep(0)
                 if len(pending) >= self.params.chunk_size:
                     whole = bytes(pending)
                     pending.clear()
@@ -200,9 +203,12 @@ def _answer(refusal: InvalidRequest) -> bytes:
 async def linger(stream: IOStream, *, close: bool = False) -> None:
     """Say that nothing more comes from us, then read and drop some of what the client is still sending: closing at
     once would reset the connection, and the answer would be lost with it (RFC 9112, 9.6)."""
+    if stream.closed():
+        return
     left = LINGER_BYTES
     with contextlib.suppress(TimeoutError, StreamClosedError, UnsatisfiableReadError, OSError):
-        stream.socket.shutdown(socket.SHUT_WR)
+        if not stream.writing():
+            stream.socket.shutdown(socket.SHUT_WR)
         async with asyncio.timeout(LINGER_SECONDS):
             while left > 0:
                 left -= len(await stream.read_bytes(65536, partial=True))

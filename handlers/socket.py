@@ -100,6 +100,8 @@ class SocketHandler(WebSocketHandler, ApiHandler):
                 raise Unauthorized("Offer the subprotocol mimu.v1 beside the token.")
             self.request.headers["Authorization"] = f"Bearer {bearer}"
         super()._judge_headers()
+        if self.request.method != "GET":
+            raise errors.MethodNotAllowed  # also of OPTIONS
         headers = self.request.headers
         if headers.get("Upgrade", "").lower() != "websocket" or "upgrade" not in headers.get("Connection", "").lower():
             raise InvalidRequest("This address speaks WebSocket only.")

@@ -63,6 +63,7 @@ def refused(alice: Account, bob: Account) -> dict[str, tuple[bytes, int, str]]:
             403,
             "forbidden",
         ),
+        "a socket, OPTIONS": (request("OPTIONS /ws", some), 405, "method_not_allowed"),
         "no socket": (request("GET /ws", **token), 400, "invalid_request"),
         "no socket, a body": (request("POST /ws", some, **token), 405, "method_not_allowed"),
         "tus, no version": (request("POST /files/tus", some, **token), 412, "unsupported_tus_version"),
