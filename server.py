@@ -33,7 +33,7 @@ from handlers.delivery import Delivery
 from handlers.health import Health, Live, MetricsPage, examine
 from handlers.hub import Hub, Peer
 from handlers.limits import Limits
-from handlers.listener import Listener, bind, farewell
+from handlers.listener import HERE, Listener, authority, bind, farewell
 from handlers.metrics import Metrics
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
@@ -134,12 +134,7 @@ class Server:
     @property
     def urls(self) -> list[str]:
         """Where it answers, asked from this machine: for each address that it listens on."""
-        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-        return [f"http://{_authority(here.get(host, host), port)}" for host, port in self.addresses]
-
-
-def _authority(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return [f"http://{authority(HERE.get(host, host), port)}" for host, port in self.addresses]
 
 
 @contextlib.asynccontextmanager
@@ -219,8 +214,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             await stack.enter_async_context(feature.lifespan())
 
         listener = Listener(site)
-        listening = bind(core.hosts, core.port)
-        listener.add_sockets(listening)
+        listener.add_sockets(listening := bind(core.hosts, core.port))
         stack.push_async_callback(farewell, listener, hub, site, core.shutdown_seconds)
 
         async def reload() -> None:
@@ -249,7 +243,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         log.info(
             "started",
             port=addresses[0][1],
-            addresses=[_authority(*address) for address in addresses],
+            addresses=[authority(*address) for address in addresses],
             features=[feature.name for feature in features],
             environment=core.mimu_env,
             instance=str(instance_id),

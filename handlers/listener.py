@@ -47,6 +47,7 @@ _SO_ATTACH_FILTER = 26  # socket(7); Python has no name for it
 # Every address of IPv4 and of IPv6, as a socket for each: one for both would show IPv4 clients as ::ffff:203.0.113.5.
 WILDCARDS = ("::", "*")
 EVERY_IPV4, EVERY_IPV6 = "0.0.0.0", "::"
+HERE = {EVERY_IPV4: "127.0.0.1", EVERY_IPV6: "::1"}  # how this machine reaches what listens on every address
 WITHOUT_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
@@ -74,6 +75,10 @@ def bind(hosts: Sequence[str], port: int) -> list[socket.socket]:
                 each.close()
             raise OSError(f"PORT {port} of HOST {host} can't be had: {error.strerror}") from None
     return list(bound.values())
+
+
+def authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:

@@ -352,7 +352,8 @@ async def test_clients_with_bad_tokens_cost_others_nothing(services: Services, t
 async def test_answers_are_compressed_once_and_those_with_tokens_never(services: Services) -> None:
     async with place(services) as shared, serving(shared, **PROXIED) as one:
         # As on a machine whose nginx compresses whatever it serves.
-        everything = {"proxy_http_version 1.1": "proxy_http_version 1.1; gzip_types *; gzip_proxied any; gzip_min_length 1"}
+        directive = "proxy_http_version 1.1"
+        everything = {directive: f"{directive}; gzip_types *; gzip_proxied any; gzip_min_length 1"}
         with proxying(f"127.0.0.1:{one.port}", changes=everything) as proxy:
             alice = await Account().register(proxy.url)
             await alice.put("/users/me", {"settings": {"drafts": "written by hand, " * 200}})
