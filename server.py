@@ -25,15 +25,14 @@ from config import embedded, logs, secrets, supervisor, traces
 from config.keyring import KeyringFile
 from config.settings import Core, Rate, Section, SettingsError, environment, load
 from config.version import VERSION
-from handlers import docs, vitals
+from handlers import docs, health, vitals
 from handlers.alerts import Alerts
 from handlers.base import UnknownRoute
 from handlers.bus import Bus, connected
 from handlers.delivery import Delivery
-from handlers.health import Health, Live, MetricsPage, examine
 from handlers.hub import Hub, Peer
 from handlers.limits import Limits
-from handlers.listener import BACKLOG, Listener, farewell
+from handlers.listener import HERE, Listener, authority, bind, farewell
 from handlers.metrics import Metrics
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
@@ -120,15 +119,22 @@ class Server:
     app: App
     features: Sequence[Plugin]
     site: Site
-    port: int
+    addresses: Sequence[tuple[str, int]]  # on which it listens
     database_url: str
     redis_url: str
 
     @property
+    def port(self) -> int:
+        return self.addresses[0][1]
+
+    @property
     def url(self) -> str:
-        host = self.app.core.host
-        named = "127.0.0.1" if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
-        return f"http://{named}:{self.port}"
+        return self.urls[0]
+
+    @property
+    def urls(self) -> list[str]:
+        """Where it answers, asked from this machine: for each address that it listens on."""
+        return [f"http://{authority(HERE.get(host, host), port)}" for host, port in self.addresses]
 
 
 @contextlib.asynccontextmanager
@@ -209,10 +215,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             await stack.enter_async_context(feature.lifespan())
 
         listener = Listener(site)
-        try:
-            listener.listen(core.port, core.host, reuse_port=False, backlog=BACKLOG)
-        except OSError as error:
-            raise OSError(f"PORT {core.port} of HOST {core.host} can't be had: {error.strerror}") from None
+        listener.add_sockets(listening := bind(core.hosts, core.port))
         stack.push_async_callback(farewell, listener, hub, site, core.shutdown_seconds)
 
         async def reload() -> None:
@@ -220,7 +223,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
                 log.info("keyring_reloaded")
 
         async def check() -> None:
-            found.update(await examine(site.checks))
+            found.update(await health.examine(site.checks))
 
         stack.callback(asyncio.create_task(check()).cancel)
         # A rotation is taken on by every server well before the new secret signs, a minute later.
@@ -237,16 +240,17 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             timer.start()
             stack.push_async_callback(timer.stop)
 
-        port = next(iter(listener._sockets.values())).getsockname()[1]
+        addresses = [each.getsockname()[:2] for each in listening]
         log.info(
             "started",
-            port=port,
+            port=addresses[0][1],
+            addresses=[authority(*address) for address in addresses],
             features=[feature.name for feature in features],
             environment=core.mimu_env,
             instance=str(instance_id),
             version=VERSION,
         )
-        yield Server(app, features, site, port, database_url, redis_url)
+        yield Server(app, features, site, addresses, database_url, redis_url)
         log.info("stopping")
 
 
@@ -293,13 +297,8 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
     house = Plugin(
         name="house",
         routes=(
-            ("/health", Health, {"checks": checks}),
-            ("/health/ready", Health, {"checks": ready}),
-            ("/health/live", Live, {}),
-            ("/metrics", MetricsPage, {}),
-            ("/openapi.json", docs.OpenApi, reference),
-            ("/docs", docs.DocsPage, {"assets": docs.assets()}),
-            ("/docs/([a-z0-9.-]{1,64})", docs.DocsAsset, {"assets": docs.assets()}),
+            *health.routes(checks, ready),
+            *docs.routes(reference),
             ("/ws", SocketHandler, {"hub": app.hub, "epoch": epoch, "events": events, "welcome": welcome}),
         ),
         events={"auth": prolonging(app.tokens)},
@@ -360,7 +359,7 @@ async def _serve(configuration: Configuration, server: Server, stop: asyncio.Eve
     own = [name for name, url in (("PostgreSQL", core.database_url), ("Redis", core.redis_url)) if url is None]
     data = f"; {', '.join(own)} and secrets in {core.mimu_data_dir.resolve()}" if own else ""
     if not core.production:  # there somebody reads it, elsewhere a collector of JSON lines
-        print(f"Mimu listens on {server.url}{data}", flush=True)
+        print(f"Mimu listens on {', '.join(server.urls)}{data}", flush=True)
     supervisor.tell("READY=1")
     await stop.wait()
     supervisor.tell("STOPPING=1")

@@ -93,6 +93,13 @@ def _url(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _hosts(value: str) -> str:
+    hosts = [host.strip().removeprefix("[").removesuffix("]") for host in value.split(",") if host.strip()]
+    if not hosts or any("/" in host or " " in host for host in hosts):
+        raise ValueError("expected addresses or names of this machine, as 127.0.0.1,::1; the port is PORT")
+    return ",".join(hosts)
+
+
 def _collector(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -107,7 +114,9 @@ RedisUrl = Annotated[SecretStr, _url("redis", "rediss", "unix")]
 class Core(Section):
     """What the house itself needs to know; each feature adds a section of its own."""
 
-    host: str = Field("0.0.0.0", description="Address to listen on.")
+    host: Annotated[str, AfterValidator(_hosts)] = Field(
+        "0.0.0.0", description="Comma list of addresses to listen on; `::` is every one of IPv4 and IPv6."
+    )
     port: int = Field(8080, ge=0, le=65535, description="HTTP and WebSocket port; 0 takes a free one.")
     mimu_env: Literal["development", "production"] = Field(
         "development", description="Unset: development on the embedded database, production with a DATABASE_URL."
@@ -146,6 +155,10 @@ class Core(Section):
         None, description="OpenTelemetry's collector; unset: no traces. Its other variables (OTEL_*) count as well."
     )
     shutdown_seconds: float = Field(5, ge=0, le=60, description="How long SIGTERM spreads the closing of sockets.")
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return tuple(self.host.split(","))
 
     @property
     def keyring_path(self) -> Path:

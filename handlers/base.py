@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets
 import time
@@ -13,25 +12,25 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import structlog
-from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from config.logs import known
 from config.settings import Rate
 from config.traces import Ended
 from handlers import errors
+from handlers.answering import MAX_BODY as MAX_BODY
+from handlers.answering import AnsweringHandler
 from handlers.errors import ApiError, Fault, InvalidRequest
 from handlers.limits import CLIENT_KEY, client_address, limit_key, within
 from handlers.operations import Header
-from handlers.shapes import Shape, decode, encode
+from handlers.origins import is_allowed
+from handlers.shapes import Shape, decode
 from handlers.site import Site, version
 from handlers.tokens import Session
 
 log = structlog.get_logger(__name__)
 S = TypeVar("S", bound=Shape)
 
-MAX_BODY = 256 * 1024  # contract section 1
-LINGER_BYTES, LINGER_SECONDS = 1 << 20, 1.0  # what is read and dropped after a 413, so that the client sees it
 SLOW = 1.0  # seconds; a request that takes longer is worth a line in the log
 
 # A UUID in the pattern of a route: what does not look like one is no address of ours.
@@ -48,7 +47,6 @@ HEADERS = (
 _CORS_HEADERS = ("Authorization", "Content-Type", *(header.name for header in HEADERS))
 _CORS_EXPOSED = ("Link", "Retry-After", "X-Request-ID")
 _TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context
-_STATUS: dict[int, type[ApiError]] = {404: errors.NotFound, 405: errors.MethodNotAllowed, 413: errors.TooLarge}
 _PLATFORMS = ("android", "ios", "web", "desktop", "none")
 _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD")
 
@@ -63,10 +61,12 @@ class Client:
 
 
 @stream_request_body
-class ApiHandler(RequestHandler):
+class ApiHandler(AnsweringHandler):
     """An endpoint. It wants a valid token unless its class says ``public = True``."""
 
     public = False
+    # False where GET uses something up, or does more than answer: HEAD, which is GET without the body, is 405 there.
+    head_allowed = True
     max_body = MAX_BODY
     slow = SLOW
     # What every method of the endpoint may be refused with, for any reason that the house knows.
@@ -83,7 +83,6 @@ class ApiHandler(RequestHandler):
     # Headers that scripts of a listed origin may send and read here, beside those of every endpoint.
     cors_takes: tuple[str, ...] = ()
     cors_shows: tuple[str, ...] = ()
-    application: Site
     _session: Session | None
 
     def __init__(self, application: Site, request: Any, **kwargs: Any) -> None:
@@ -97,7 +96,11 @@ class ApiHandler(RequestHandler):
         application.active += 1
         self._active = True
         self._answered: Ended | None = None
-        super().__init__(application, request, **kwargs)
+        self._failed: Exception | None = None
+        try:
+            super().__init__(application, request, **kwargs)
+        except Exception as error:  # of initialize, the last that it calls; Tornado would drop the connection
+            self._failed = error
 
     # What endpoints use -----------------------------------------------------------------------------------------
 
@@ -164,16 +167,6 @@ class ApiHandler(RequestHandler):
         platform = self.client.platform or "none"
         self.application.metrics.clients.labels(platform if platform in _PLATFORMS else "other").inc()
 
-    def reply(self, value: object, status: int = 200) -> None:
-        """Answer with ``value`` (a shape, or what JSON can hold)."""
-        self.set_status(status)
-        self.finish(value.model_dump_json().encode() if isinstance(value, Shape) else encode(value))
-
-    def reply_nothing(self) -> None:
-        self.set_status(204)
-        self.clear_header("Content-Type")
-        self.finish()
-
     def link_next(self, **parameters: object) -> None:
         """Point to the next page of a list (RFC 8288)."""
         self.set_header("Link", f'<{self.request.path}?{urlencode(parameters)}>; rel="next"')
@@ -191,42 +184,23 @@ class ApiHandler(RequestHandler):
         if allowed:
             origin = self.request.headers.get("Origin")
             headers["Vary"] = "Origin"
-            if origin and (origin in allowed or "*" in allowed):
+            if origin and is_allowed(origin, allowed):
                 headers["Access-Control-Allow-Origin"] = origin
                 headers["Access-Control-Expose-Headers"] = ", ".join((*_CORS_EXPOSED, *self.cors_shows))
 
-    async def _linger(self) -> None:
-        """Read and drop some of what the client is still sending: closing at once would reset the connection, and
-        the refusal would be lost with it."""
-        stream = self.request.connection.stream  # type: ignore[union-attr]
-        left = LINGER_BYTES
-        try:
-            async with asyncio.timeout(LINGER_SECONDS):
-                while left > 0:
-                    left -= len(await stream.read_bytes(65536, partial=True))
-        except (TimeoutError, StreamClosedError):
-            left = 0
+    def _too_large(self) -> ApiError:
+        return errors.TooLarge(f"The body is larger than {self.max_body} bytes.")
 
-    async def _refuse_body(self) -> None:
-        await self.refuse(errors.TooLarge(f"The body is larger than {self.max_body} bytes."))
-
-    async def refuse(self, refusal: ApiError) -> None:
-        """Answer before the body has been read, and close the connection."""
-        self._answer(refusal)
-        self.set_header("Connection", "close")
-        self.set_header("Content-Length", str(sum(map(len, self._write_buffer))))
-        await self.flush()
-        await self._linger()
-        self.finish()
-
-    def prepare(self) -> Any:
+    def _judge_headers(self) -> None:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
         CLIENT_KEY.set(lambda: limit_key(self.address))
+        if self._failed is not None:
+            raise self._failed
         self._begin_trace()
         headers = self.request.headers
         if self.request.method == "OPTIONS":
-            return None
+            return
         if self.application.minimum_version and "X-Client-Version" in headers:
             client = version(headers["X-Client-Version"])
             if client and client < self.application.minimum_version:
@@ -244,8 +218,9 @@ class ApiHandler(RequestHandler):
             raise errors.Unauthorized
         if self.request.method not in self.allow().split(", "):
             raise errors.MethodNotAllowed  # before an upload begins, which looks at no method
-        # The connection's own limit is lifted because it answers with a bare 400; this one answers in JSON.
-        return self._refuse_body() if self.declared > self.max_body else None
+        # The connection's own limit is lifted because it doesn't know how much each endpoint takes.
+        if self.declared > self.max_body:
+            raise self._too_large()
 
     def _begin_trace(self) -> None:
         """A trace of someone else's is taken on only from a proxy that is trusted: it says what is to be recorded."""
@@ -257,18 +232,13 @@ class ApiHandler(RequestHandler):
                 request.method or "", self.application.route(self), self.request_id, carrier
             )
 
-    @property
-    def declared(self) -> int:
-        """The length of the body that the headers announce; 0 when they don't."""
-        length = self.request.headers.get("Content-Length", "0")
-        # Few digits first: int() refuses what has thousands.
-        return min(int(length.lstrip("0")[:16] or 0), 10**15) if length.isdecimal() else 0
-
     def data_received(self, chunk: bytes) -> Any:
         self._received += len(chunk)
+        if self._refusal is not None:  # the body of what is refused already: dropped, and not read without end
+            return None if self.ends_soon and self._received <= MAX_BODY else self._refuse_unread()
         if self._received > self.max_body:
             self._chunks.clear()
-            return None if self._finished else self._refuse_body()
+            return None if self._finished else self.refuse(self._too_large())
         self._chunks.append(chunk)
         return None
 
@@ -281,37 +251,35 @@ class ApiHandler(RequestHandler):
             self.set_header("Access-Control-Max-Age", "86400")
         self.reply_nothing()
 
+    def head(self, *path: Any, **named: Any) -> Any:
+        """Answer as GET does, without the body. It counts against the same limits: the length of an answer says much
+        of what is in it."""
+        return self.get(*path, **named)
+
+    @classmethod
+    @cache
+    def methods(cls) -> tuple[str, ...]:
+        """The methods that the endpoint has code for, which is what documents list."""
+        given = {"HEAD": ApiHandler.head}
+        return tuple(
+            method
+            for method in _METHODS
+            if getattr(cls, method.lower()) is not given.get(method, getattr(RequestHandler, method.lower()))
+        )
+
     @classmethod
     @cache
     def allow(cls) -> str:
-        own = [m for m in _METHODS if getattr(cls, m.lower()) is not getattr(RequestHandler, m.lower())]
-        return ", ".join([*own, "OPTIONS"])
+        """The methods that the endpoint takes, as the header Allow says them."""
+        own = cls.methods()
+        head = ["HEAD"] if "GET" in own and "HEAD" not in own and cls.head_allowed else []
+        return ", ".join([*own, *head, "OPTIONS"])
 
     def compute_etag(self) -> str | None:
         return None  # answers are per user and moment; hashing each would cost more than it saves
 
     def check_etag_header(self) -> bool:
         return False
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        error: BaseException | None = kwargs.get("exc_info", (None, None, None))[1]
-        refusal: ApiError | None = None
-        if isinstance(error, HTTPError):
-            refusal = _STATUS.get(
-                error.status_code, InvalidRequest if error.status_code < 500 else errors.InternalError
-            )()
-        elif error is not None:
-            refusal = errors.refusal(error, self.application.outages)
-        self._answer(refusal or errors.InternalError())
-        self.finish()
-
-    def _answer(self, refusal: ApiError) -> None:
-        self.set_status(refusal.status)
-        for name, value in refusal.headers.items():
-            self.set_header(name, value)
-        if refusal.status == 405:
-            self.set_header("Allow", self.allow())
-        self.write(encode({**refusal.body(), "request_id": self.request_id}))
 
     def log_exception(
         self,

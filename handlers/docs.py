@@ -14,6 +14,7 @@ from typing import Any
 from config.settings import Rate
 from handlers import openapi
 from handlers.base import ApiHandler
+from handlers.compression import takes_gzip
 from handlers.downloads import names
 from handlers.errors import NotFound
 from handlers.operations import Answer, Header, operation
@@ -55,15 +56,6 @@ class Published:
     def of(cls, media: str, content: bytes, seconds: int) -> Published:
         tag = hashlib.sha256(content).hexdigest()[:32]
         return cls(media, content, gzip.compress(content, mtime=0), tag, seconds)
-
-
-def takes_gzip(accepted: str) -> bool:
-    """Whether an Accept-Encoding header names gzip, and not to refuse it."""
-    for part in accepted.split(","):
-        name, _, weight = part.partition(";")
-        if name.strip().lower() in ("gzip", "*"):
-            return re.fullmatch(r"q=0(\.0{0,3})?", weight.replace(" ", "").lower()) is None
-    return False
 
 
 class _PublishedHandler(ApiHandler):
@@ -153,3 +145,13 @@ def _published(
 ) -> Published:
     made = openapi.document(routes, dict(events), dict(rates))
     return Published.of("application/json", encode(made), MINUTES)
+
+
+def routes(reference: dict[str, Published]) -> tuple[tuple[str, type[ApiHandler], dict[str, Any]], ...]:
+    """Return the routes of the document and of the page that renders it; ``reference`` gets its document later."""
+    served = assets()
+    return (
+        ("/openapi.json", OpenApi, reference),
+        ("/docs", DocsPage, {"assets": served}),
+        ("/docs/([a-z0-9.-]{1,64})", DocsAsset, {"assets": served}),
+    )

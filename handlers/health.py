@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 from pydantic import ConfigDict, with_config
@@ -94,3 +94,15 @@ class MetricsPage(ApiHandler):
             raise errors.NotFound
         self.set_header("Content-Type", CONTENT_TYPE)
         self.finish(self.application.metrics.exposition())
+
+
+def routes(
+    checks: Mapping[str, Check], ready: Mapping[str, Check]
+) -> tuple[tuple[str, type[ApiHandler], dict[str, Any]], ...]:
+    """Return the routes by which proxies and monitors look at a server. Both mappings may be filled later."""
+    return (
+        ("/health", Health, {"checks": checks}),
+        ("/health/ready", Health, {"checks": ready}),
+        ("/health/live", Live, {}),
+        ("/metrics", MetricsPage, {}),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,6 +21,7 @@ log = structlog.get_logger(__name__)
 
 # What the request being answered is counted under; set for each by ApiHandler, computed only by what asks for it.
 CLIENT_KEY: ContextVar[Callable[[], str]] = ContextVar("client_key", default=lambda: "")
+_HOP = re.compile(r'"?(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::[0-9]{1,5})?"?')
 
 LOCAL_KEYS = 50_000  # buckets kept while Redis is away; the oldest go first
 # Seconds; a Redis that is slower than that counts as away. Less, and a machine that is busy for a moment would count in
@@ -120,10 +122,16 @@ def client_address(peer: str, forwarded: str | None, trusted: tuple[Network, ...
     address = peer
     while hops and within(address, trusted):
         try:
-            address = str(ipaddress.ip_address(hops.pop()))
+            address = str(ipaddress.ip_address(_without_port(hops.pop())))
         except ValueError:
             break
     return address
+
+
+def _without_port(hop: str) -> str:
+    """An entry of X-Forwarded-For as an address: some proxies write ``203.0.113.5:51234`` or ``[2001:db8::1]:443``."""
+    match = _HOP.fullmatch(hop)
+    return (match[1] or match[2]) if match else hop
 
 
 def within(address: str, networks: tuple[Network, ...]) -> bool:

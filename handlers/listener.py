@@ -5,16 +5,20 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import socket
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from tornado.http1connection import HTTP1Connection
-from tornado.httpserver import HTTPServer
+from tornado.httpserver import HTTPServer, _HTTPRequestContext
 from tornado.httputil import HTTPMessageDelegate, RequestStartLine, ResponseStartLine
+from tornado.iostream import IOStream
 
+from handlers.http1 import READ_HEADERS, ServerConnection
 from handlers.hub import Hub
 from handlers.site import Site
 
@@ -22,7 +26,6 @@ STALL_SECONDS = 15  # for headers that have begun, and for a body
 IDLE_SECONDS = 60  # between requests of a kept-alive connection
 SWEEP_SECONDS = 2
 DRAIN_SECONDS = 5  # a request takes 3 s at the most
-MAX_HEADERS = 16 * 1024
 BACKLOG = 1024  # connections that wait to be taken: when one of two instances goes, all its phones come at once
 HANDSHAKE_SECONDS = 0.02  # for what has begun when the port is about to close; a proxy is a millisecond away
 
@@ -41,6 +44,58 @@ _NO_SYN = b"".join(
 _SO_ATTACH_FILTER = 26  # socket(7); Python has no name for it
 
 
+# Every address of IPv4 and of IPv6, as a socket for each: one for both would show IPv4 clients as ::ffff:203.0.113.5.
+WILDCARDS = ("::", "*")
+EVERY_IPV4, EVERY_IPV6 = "0.0.0.0", "::"
+HERE = {EVERY_IPV4: "127.0.0.1", EVERY_IPV6: "::1"}  # how this machine reaches what listens on every address
+WITHOUT_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+
+
+def bind(hosts: Sequence[str], port: int) -> list[socket.socket]:
+    """Listen on every address of the names and addresses, all on one port; 0 takes a free one. On a machine without
+    IPv6 a wildcard is every address of IPv4. Raises OSError that says which address can't be had."""
+    wanted: dict[str, bool] = {}  # whether it may be missing
+    for host in hosts:
+        if host in WILDCARDS:
+            wanted = {EVERY_IPV4: False, EVERY_IPV6: True, **wanted}
+        else:
+            wanted.setdefault(host, False)
+    bound: dict[str, socket.socket] = {}
+    for host, optional in wanted.items():
+        try:
+            for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+                numeric = str(address[0])
+                if numeric not in bound:
+                    bound[numeric] = _bound(family, (numeric, port, *address[2:]))
+                    port = port or bound[numeric].getsockname()[1]
+        except OSError as error:
+            if optional and error.errno in WITHOUT_IPV6:
+                continue
+            for each in bound.values():
+                each.close()
+            raise OSError(f"PORT {port} of HOST {host} can't be had: {error.strerror}") from None
+    return list(bound.values())
+
+
+def authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
+    each = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        each.setblocking(False)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        each.bind(address)
+        each.listen(BACKLOG)
+    except OSError:
+        each.close()
+        raise
+    return each
+
+
 class Listener(HTTPServer):
     """Serves a Site. Tornado has one limit for idling and for slow headers; here a connection that has sent part of
     its headers, or nothing since it was opened, has STALL_SECONDS."""
@@ -50,13 +105,19 @@ class Listener(HTTPServer):
             site,
             idle_connection_timeout=IDLE_SECONDS,
             body_timeout=STALL_SECONDS,
-            max_header_size=MAX_HEADERS,
+            max_header_size=READ_HEADERS,
             max_body_size=1 << 40,  # each handler has its own limit, answered in JSON
             chunk_size=64 * 1024,
         )
         self._waiting: dict[HTTP1Connection, float] = {}
         self._reading: dict[object, HTTP1Connection] = {}  # each connection's present request
         self._sweeper: asyncio.Task[None] | None = None
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        context = _HTTPRequestContext(stream, address, self.protocol, self.trusted_downstream)
+        connection = ServerConnection(stream, self.conn_params, context)
+        self._connections.add(connection)
+        connection.start_serving(self)
 
     def start_request(self, server_conn: object, request_conn: Any) -> HTTPMessageDelegate:
         if self._sweeper is None:
@@ -183,3 +244,4 @@ async def farewell(listener: Listener, hub: Hub, site: Site, seconds: float) -> 
     await hub.close_all(seconds)
     await listener.drain(ends - time.monotonic())
     await asyncio.gather(*site.background, return_exceptions=True)
+    site.compressor.close()

@@ -31,7 +31,8 @@ JSON in UTF-8 both ways. Ids are UUIDs, times RFC 3339 in UTC with `Z`, binary v
 URL-safe, padded or not; given standard and padded. JSON is strict: no NaN, no NUL in a string, at most 32 levels; a
 wrong type is an error (5.0 is no integer), an unknown field is ignored. A body has at most 256 KiB. A list is an array;
 when there is more, `Link` points to it. A token that is sent and is not valid is 401 everywhere, also where none is
-needed. Every address answers `OPTIONS` with its methods.
+needed. Every address answers `OPTIONS` with its methods, and `HEAD` as `GET` without the body, unless a `GET` there
+uses something up: `Allow` names it where it is taken.
 
 A refusal has one form, whatever the route: `error` is a code that stays, `message` a sentence for people, `request_id`
 what the log knows it by; `details` names all the bad fields at once. Any request may bear `X-PrID`, `X-Client-Version`,
@@ -56,7 +57,7 @@ def operations(handler: type[ApiHandler]) -> Iterable[tuple[str, Operation]]:
     """The methods of a route that the document tells of: all that it takes, and OPTIONS where that is its own."""
     for method in METHODS:
         said = declared(handler, method)
-        if said is not None or (method.upper() in handler.allow().split(", ") and method != "options"):
+        if said is not None or method.upper() in handler.methods():
             yield method, said or UNDECLARED
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from tornado.web import Application, RequestHandler
 
 from config.settings import Core
 from config.traces import Traces
+from handlers.compression import Compressor
 from handlers.limits import Limits
 from handlers.metrics import Metrics
 from handlers.pace import Pace
@@ -47,12 +48,19 @@ class Site(Application):
         self.outages = outages  # the exceptions that mean "a service is away", answered with 503
         self.active = 0  # requests being answered
         self.pace = Pace()  # of all uploads together
+        self.compressor = Compressor()
         self.background: set[asyncio.Task[None]] = set()  # work that outlives its request; awaited at the end
         self.minimum_version = version(core.min_client_version)
         self._templates: dict[type, list[tuple[re.Pattern[str], str]]] = {}
         for pattern, handler, *_ in routes:
             self._templates.setdefault(handler, []).append((re.compile(pattern), template(pattern)))
         super().__init__(routes, default_handler_class=unknown)
+
+    def keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run work that may outlive its request, and that a server waits for before it stops."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
 
     def route(self, handler: RequestHandler) -> str | None:
         """The route that led to a handler, without what the address has in it; None when none did."""

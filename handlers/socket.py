@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
-from urllib.parse import urlsplit
 
 import structlog
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
@@ -21,6 +20,7 @@ from handlers.base import ApiHandler
 from handlers.errors import ApiError, InvalidRequest, Unauthorized
 from handlers.hub import Hub, Peer
 from handlers.operations import Header, operation
+from handlers.origins import is_allowed, is_own
 from handlers.peer import UNDER_WAY, Socket
 from handlers.rfc6455 import Protocol, Violation
 from handlers.shapes import Shape, judge, parse, timestamp
@@ -76,6 +76,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
     """``/ws``. The token comes in the Authorization header, or from browsers as the subprotocol ``bearer.<token>``."""
 
     public = False
+    head_allowed = False  # there is nothing but the handshake
 
     def initialize(
         self,
@@ -91,16 +92,16 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
     # The handshake ------------------------------------------------------------------------------------------------
 
-    def prepare(self) -> Any:
+    def _judge_headers(self) -> None:
         offered = [item.strip() for item in self.request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
         bearer = next((item[7:] for item in offered if item.startswith("bearer.")), None)
         if bearer is not None and "Authorization" not in self.request.headers:
             if "mimu.v1" not in offered:
                 raise Unauthorized("Offer the subprotocol mimu.v1 beside the token.")
             self.request.headers["Authorization"] = f"Bearer {bearer}"
+        super()._judge_headers()
         if self.request.method != "GET":
-            raise errors.MethodNotAllowed
-        result = ApiHandler.prepare(self)
+            raise errors.MethodNotAllowed  # also of OPTIONS
         headers = self.request.headers
         if headers.get("Upgrade", "").lower() != "websocket" or "upgrade" not in headers.get("Connection", "").lower():
             raise InvalidRequest("This address speaks WebSocket only.")
@@ -108,14 +109,13 @@ class SocketHandler(WebSocketHandler, ApiHandler):
             raise InvalidRequest("The WebSocket handshake must be of version 13 (RFC 6455), with a key.")
         if not self.check_origin(self.request.headers.get("Origin")):
             raise errors.Forbidden("This origin may not open sockets here.")
-        return result
 
     def check_origin(self, origin: str | None) -> bool:
         """No Origin (an app), our own host, or an origin of CORS_ALLOW_ORIGINS."""
         if origin is None:
             return True
         allowed = self.application.core.cors_allow_origins
-        return origin in allowed or "*" in allowed or _host(origin) == self.request.headers.get("Host", "").lower()
+        return is_allowed(origin, allowed) or is_own(origin, self.request.headers.get("Host", ""))
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
         return "mimu.v1" if "mimu.v1" in subprotocols else None
@@ -190,9 +190,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         """Work that may outlive the socket; the server waits for it at its end."""
-        task = asyncio.get_running_loop().create_task(work)
-        self.application.background.add(task)
-        task.add_done_callback(self.application.background.discard)
+        self.application.keep(work)
 
     def admits(self) -> bool:
         """Count a frame of any kind; whether it is to be handled. Raises Violation when they come too fast."""
@@ -335,13 +333,6 @@ def _settled(answer: Answer, error: Exception | None = None) -> asyncio.Future[A
     else:
         future.set_exception(error)
     return future
-
-
-def _host(origin: str) -> str:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return ""
 
 
 def _frame_id(frame: dict[str, Any]) -> str | None:

@@ -47,6 +47,11 @@ class UploadHandler(ApiHandler):
         """Judge the request by its headers. Without a Sink the body is one of JSON, as elsewhere."""
         raise NotImplementedError
 
+    @property
+    def ends_soon(self) -> bool:
+        # How long a chunked one is nobody knows, and what sends an upload in chunks has much to send.
+        return super().ends_soon and "Transfer-Encoding" not in self.request.headers
+
     def prepare(self) -> Any:
         return self._prepare()
 
@@ -60,7 +65,7 @@ class UploadHandler(ApiHandler):
             self._sink = await self.begin(*self.path_args)
         except Exception as error:
             refusal = errors.refusal(error, self.application.outages)
-            if refusal is None or not (self.declared or "Transfer-Encoding" in self.request.headers):
+            if refusal is None or self.ends_soon:
                 raise
             self.log_exception(type(error), error, error.__traceback__)
             await self.refuse(refusal)
@@ -70,7 +75,9 @@ class UploadHandler(ApiHandler):
             await self._abandon()
         elif self.declared > self.max_body:
             await self._abandon()
-            await self._refuse_body()
+            if self.ends_soon:
+                raise self._too_large()
+            await self.refuse(self._too_large())
         elif self._sink is not None:
             self.request.connection.set_body_timeout(None)  # type: ignore[union-attr]  # the watch is ours
             self._stir()
@@ -82,7 +89,7 @@ class UploadHandler(ApiHandler):
             return super().data_received(chunk)
         self._received += len(chunk)
         if self._received > self.max_body:
-            return self._give_up(errors.TooLarge(f"The body is larger than {self.max_body} bytes."))
+            return self._give_up(self._too_large())
         self._stirred = asyncio.get_running_loop().time()
         self._chunks.append(chunk)
         self._held += len(chunk)
@@ -120,7 +127,10 @@ class UploadHandler(ApiHandler):
         self._chunks.clear()
         self._unwatch()
         if not self._finished:
-            await self._abandon()
+            try:
+                await self._abandon()
+            except Exception as error:  # the client is answered all the same
+                self.log_exception(type(error), error, error.__traceback__)
             await self.refuse(refusal)
 
     async def _abandon(self) -> None:
@@ -158,6 +168,4 @@ class UploadHandler(ApiHandler):
         self._broken = True
         if self._sink is not None:
             # What has come is kept, where the Sink can keep it; a server that stops waits for that.
-            task = asyncio.get_running_loop().create_task(self._abandon())
-            self.application.background.add(task)
-            task.add_done_callback(self.application.background.discard)
+            self.application.keep(self._abandon())

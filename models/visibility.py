@@ -3,7 +3,7 @@
 A membership is bounded on both sides. Of what was there before it one sees nothing, whatever is done to it afterwards;
 channels and clouds are kept to be read from their beginning. Of what happened after its end one sees nothing either: a
 message that was changed since is shown as it was, or hidden. In a channel readers do not see each other
-(docs/decisions/0031-what-a-membership-shows.md).
+(docs/decisions/0032-what-a-membership-shows.md).
 """
 
 from __future__ import annotations

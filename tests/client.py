@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gzip
 import hashlib
 import itertools
 import json
@@ -19,7 +20,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
-from tests import canaries, conformance
+from tests import canaries, conformance, connections
 
 
 def b64(value: bytes) -> str:
@@ -38,12 +39,17 @@ class Answer:
             assert not canaries.escaped(self.text + str(self.headers)), "an error repeats a secret"
 
     @property
+    def content(self) -> bytes:
+        packed = self.headers.get("Content-Encoding") == "gzip" and self.raw
+        return gzip.decompress(self.raw) if packed else self.raw
+
+    @property
     def text(self) -> str:
-        return self.raw.decode()
+        return self.content.decode()
 
     @property
     def json(self) -> Any:
-        return json.loads(self.raw)
+        return json.loads(self.content)
 
     @property
     def code(self) -> str:
@@ -58,7 +64,8 @@ class Answer:
 async def ask(
     url: str, method: str, path: str, body: Any = None, token: str | None = None, headers: dict[str, str] | None = None
 ) -> Answer:
-    """One request; ``body`` is sent as JSON unless it is bytes already."""
+    """One request, to a server of the tests' on a connection that is kept; ``body`` is sent as JSON unless it is bytes
+    already."""
     sent = dict(headers or {})
     if token:
         sent["Authorization"] = f"Bearer {token}"
@@ -66,18 +73,21 @@ async def ask(
     if body is not None:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         sent.setdefault("Content-Type", "application/json")
+    request = HTTPRequest(
+        url + path,
+        method=method,
+        body=raw,
+        headers=sent,
+        allow_nonstandard_methods=True,
+        follow_redirects=False,
+        decompress_response=False,  # what comes is looked at as it came
+        request_timeout=15,
+    )
+    kept = connections.pool(url)
+    if kept is not None:
+        return Answer(await kept.fetch(request))
     client: AsyncHTTPClient = SimpleAsyncHTTPClient(force_instance=True, max_clients=200)
     try:
-        request = HTTPRequest(
-            url + path,
-            method=method,
-            body=raw,
-            headers=sent,
-            allow_nonstandard_methods=True,
-            follow_redirects=False,
-            decompress_response=False,  # what comes is looked at as it came
-            request_timeout=15,
-        )
         return Answer(await client.fetch(request, raise_error=False))
     finally:
         client.close()

@@ -24,7 +24,7 @@ import server
 from handlers.docs import OpenApi
 from models import migrations
 from server import Server
-from tests import canaries, conformance
+from tests import canaries, conformance, connections
 
 ROOT = Path(__file__).resolve().parent.parent
 _names = count()
@@ -116,8 +116,9 @@ async def serving(place: Place, **settings: str) -> AsyncIterator[Server]:
         async with asyncio.timeout(5):
             while not running.app.bus.up:
                 await asyncio.sleep(0.01)
-        with conformance.knowing(running.url, document_of(running)):
-            yield running
+        async with connections.kept(running.url):
+            with conformance.knowing(running.url, document_of(running)):
+                yield running
         assert not canaries.escaped(running.app.metrics.exposition().decode()), "a metric bears a secret"
 
 
@@ -138,10 +139,17 @@ class Program:
         return self._log.read_text()
 
     def kill(self) -> None:
+        self._forget()
         self.process.kill()
+
+    def _forget(self) -> None:
+        kept = connections.pool(self.url)
+        if kept is not None:
+            kept.forget()
 
     async def stop(self) -> int:
         """SIGTERM, and its exit code."""
+        self._forget()
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
         return await asyncio.wait_for(self.process.wait(), 30)
@@ -173,7 +181,8 @@ async def program(
         assert found, f"the server did not start: {line!r} {log.read_text()}"
         running = Program(process, found.group(), log, place)
         with conformance.knowing(running.url, await conformance.fetched(running.url)):
-            yield running
+            async with connections.kept(running.url):
+                yield running
         await running.stop()
     finally:
         if process.returncode is None:

@@ -310,4 +310,4 @@ def test_every_endpoint_that_needs_no_token_is_listed_here(modules: list[ModuleT
 def test_every_endpoint_is_an_api_handler(modules: list[ModuleType]) -> None:
     names = {module.__name__ for module in modules}
     others = [kind for kind in below(RequestHandler) if kind.__module__ in names and not issubclass(kind, ApiHandler)]
-    assert others == []
+    assert [kind for kind in others if not issubclass(ApiHandler, kind)] == []  # AnsweringHandler is half of it

@@ -302,11 +302,9 @@ def _key(account: Account) -> dict[str, str]:
 def claimed(server: Server) -> tuple[set[str], set[str]]:
     """Every method of every route, and every frame type, of the running server's features."""
     routes, events, _ = joined(server.features)
-    methods = set()
+    methods: set[str] = set()
     for pattern, handler, *_ in routes:
-        for method in handler.allow().split(", "):
-            if method != "OPTIONS":
-                methods.add(f"{method} {pattern}")
+        methods |= {f"{method} {pattern}" for method in handler.methods()}
     return methods, set(events)
 
 

@@ -174,4 +174,6 @@ class SyncPage(ApiHandler):
         first, and list the chats next.
         """
         await self.limit("sync", self._rate, str(self.session.user_id))
-        self.reply(await self._sync.page(self.session.user_id, query.cursor, query.limit))
+        self.reply(
+            await self._sync.page(self.session.user_id, query.cursor, query.limit, seen=self.request.method != "HEAD")
+        )

@@ -27,13 +27,15 @@ class Sync:
     def __init__(self, db: Database, alerts: Alerts, retention_days: int) -> None:
         self._db, self._alerts, self._retention = db, alerts, retention_days * 86_400
 
-    async def page(self, user_id: UUID, text: str | None, limit: int) -> dict[str, Any]:
+    async def page(self, user_id: UUID, text: str | None, limit: int, *, seen: bool = True) -> dict[str, Any]:
         """``events, cursor, has_more``: the next events since a cursor, chat by chat and in each by seq. Without a
-        cursor the present one, and no events. Raises InvalidRequest, CursorExpired."""
-        self._alerts.seen(user_id)  # before it reads: what is committed from now on may not be in the answer
+        cursor the present one, and no events. ``seen`` is whether the user gets to see them, so that no push is sent.
+        Raises InvalidRequest, CursorExpired."""
+        if seen:
+            self._alerts.seen(user_id)  # before it reads: what is committed from now on may not be in the answer
         if text is None:
-            moment, seen = await sync.now(self._db, user_id)
-            return _answer([], Cursor(moment.epoch, int(time.time()), moment.horizon, seen), False)
+            moment, reached_now = await sync.now(self._db, user_id)
+            return _answer([], Cursor(moment.epoch, int(time.time()), moment.horizon, reached_now), False)
         try:
             cursor = Cursor.read(text)
         except ValueError as error:

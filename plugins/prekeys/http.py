@@ -12,6 +12,8 @@ from plugins.prekeys.prekeys import Prekeys
 
 
 class Bundle(ApiHandler):
+    head_allowed = False  # GET spends a one-time prekey
+
     def initialize(self, prekeys: Prekeys) -> None:
         self._prekeys = prekeys
 

@@ -59,6 +59,8 @@ class Turn:
 
 
 class Credentials(ApiHandler):
+    head_allowed = False
+
     def initialize(self, turn: Turn, rate: Rate) -> None:
         self._turn, self._rate = turn, rate
 

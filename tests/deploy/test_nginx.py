@@ -13,8 +13,10 @@ import ssl
 import subprocess
 import warnings
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
+import httpx
 import pytest
 
 from handlers import hub
@@ -25,6 +27,7 @@ from tests.deploy.nginx import HOST, SHIPPED, Proxy, certificates, folder, progr
 from tests.deploy.relay import free_port
 from tests.files.transfer import MIB, announce, bearer, got, put, send
 from tests.running import ROOT, Services, json_lines, place, serving
+from tests.running import program as started
 
 CANARY = "canary-" + secrets.token_hex(8)
 PROXIED = {"TRUSTED_PROXIES": "127.0.0.1/32", "METRICS_ALLOW": "127.0.0.0/8"}
@@ -402,6 +405,51 @@ async def test_what_nginx_refuses_it_refuses_in_our_words(services: Services) ->
         assert answer.headers["Retry-After"] == "1"
         [line] = proxy.requests(1)
         assert (line["status"], line["upstream_status"]) == ("503", "502 : 502, 502")
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_clients_with_bad_tokens_cost_others_nothing(services: Services, tmp_path: Path) -> None:
+    """The servers keep the connections on which nginx sends everybody's requests, whatever they refuse on them; a POST
+    that is sent on one which is being closed would be lost, for nginx does not repeat it."""
+    many = {"limit_req zone=mimu_requests burst=400 nodelay": "limit_req zone=mimu_requests burst=9000 nodelay"}
+    async with place(services) as shared, started(shared, tmp_path, **PROXIED) as one:
+        with proxying(urlsplit(one.url).netloc, changes=many) as proxy:
+            alice, bob = await Account().register(one.url), await Account().register(one.url)
+            verify = {"verified_fingerprint": bob.fingerprint, "method": "manual"}
+
+            async def asking(method: str, path: str, token: str, body: object = None) -> list[int]:
+                headers = {"Authorization": f"Bearer {token}"}
+                async with httpx.AsyncClient(base_url=proxy.url, verify=authority(proxy), trust_env=False) as client:
+                    return [
+                        (await client.request(method, path, json=body, headers=headers)).status_code for _ in range(100)
+                    ]
+
+            *refused, first, second = await asyncio.gather(
+                *(asking(method, "/chats", "x", {} if method == "POST" else None) for method in ("GET", "POST") * 3),
+                *(asking("POST", f"/users/{bob.public_id}/verify", alice.token, verify) for _ in range(2)),
+            )
+            assert {code for codes in refused for code in codes} == {401}
+            assert {*first, *second} == {200}
+            assert {line["upstream_status"] for line in proxy.requests(800)} == {"401", "200"}
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_answers_are_compressed_once_and_those_with_tokens_never(services: Services) -> None:
+    async with place(services) as shared, serving(shared, **PROXIED) as one:
+        # As on a machine whose nginx compresses whatever it serves.
+        directive = "proxy_http_version 1.1"
+        everything = {directive: f"{directive}; gzip_types *; gzip_proxied any; gzip_min_length 1"}
+        with proxying(f"127.0.0.1:{one.port}", changes=everything) as proxy:
+            alice = await Account().register(proxy.url)
+            await alice.put("/users/me", {"settings": {"drafts": "written by hand, " * 200}})
+            accepts = {"Accept-Encoding": "gzip"}
+            packed = await ask(proxy.url, "GET", "/users/me", token=alice.token, headers=accepts)
+            assert packed.headers["Content-Encoding"] == "gzip"
+            assert packed.json == (await alice.get("/users/me")).json
+            credentials = {"public_id": alice.public_id, "password": alice.password}
+            signed_in = await ask(proxy.url, "POST", "/auth/login", credentials, headers=accepts)
+            assert signed_in.status == 200
+            assert "Content-Encoding" not in signed_in.headers
 
 
 # Logs ----------------------------------------------------------------------------------------------------------------
