@@ -142,8 +142,8 @@ class Socket:
             return False
         if self.held is None:
             return self._put(frame, key)
-        if key:
-            if key in self._held_keys or (self.keys is not None and key in self.keys):
+        if key and not key.startswith(hub.ENDS):
+            if key in self._held_keys or self.seen(key):
                 return False
             self._held_keys.add(key)
         self.held.append((frame, key))
@@ -151,6 +151,10 @@ class Socket:
         self._queued += 1
         self._queued_bytes += len(frame)
         return True
+
+    def seen(self, key: str) -> bool:
+        """True if a frame with this key was sent to the socket."""
+        return self.keys is not None and key in self.keys
 
     async def drained(self) -> bool:
         """Wait until the client has read most of what was sent to it, so that a long greeting doesn't fill its queue.

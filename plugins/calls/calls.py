@@ -156,7 +156,7 @@ class Calls:
         """Keep an answered call alive."""
         if not await calls.beat(self._db, heartbeat.call_id, peer.session.user_id):
             raise await why_not(self._db, heartbeat.call_id, peer.session.user_id)
-        if self._candidates.arrived(heartbeat.call_id, peer.session.user_id):
+        if self._candidates.arrived(peer, heartbeat.call_id):
             self._waiting.end_answer(heartbeat.call_id)
         return {"call_id": heartbeat.call_id}
 

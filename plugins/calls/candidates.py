@@ -16,7 +16,7 @@ from models.calls import ANSWER_SECONDS, RING_SECONDS, Call
 from models.database import Database
 from plugins.calls import shapes
 from plugins.calls.refusals import CallNotFound, InvalidState, NotParticipant, why_not
-from plugins.calls.waiting import RING_BYTES, Waiting
+from plugins.calls.waiting import RING_BYTES, Waiting, answer_key
 
 FRESH = 10.0  # seconds a call is believed to be live without asking; the news of its end come much sooner
 FORGET = 600.0  # seconds after which a call that nobody sent a candidate of is not remembered
@@ -47,7 +47,7 @@ class Candidates:
     def learn(self, call: Call, offer_bytes: int = 0) -> None:
         """Remember a live call. Raises InvalidState when the account of one of the two is gone."""
         if call.caller_id is None or call.callee_id is None:
-            raise InvalidState
+            raise InvalidState(fields={"call_id": str(call.id), "status": call.status})
         now = time.monotonic()
         rings = call.status == "ringing"
         known = self._known.get(call.id)
@@ -69,10 +69,12 @@ class Candidates:
         if known is not None and known.rings_until:
             known.rings_until, known.answer_until = 0.0, time.monotonic() + ANSWER_SECONDS
 
-    def arrived(self, call_id: UUID, user_id: UUID) -> bool:
-        """A participant beats, so the caller who does has the answer. True if it may still wait for them."""
+    def arrived(self, peer: Peer, call_id: UUID) -> bool:
+        """A participant beats: a caller whose socket was sent the answer has it. True if it may still wait for them."""
         known = self._known.get(call_id)
-        if known is None or user_id != known.caller or known.answer_until < time.monotonic():
+        if known is None or peer.session.user_id != known.caller or known.answer_until < time.monotonic():
+            return False
+        if not peer.seen(answer_key(call_id)):
             return False
         known.answer_until = 0.0
         return True

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
 
 import pytest
 
 from handlers.hub import Hub
+from models import calls
+from models.database import Database
 from tests.client import Account, Socket
 from tests.plugins.test_calls import PAYLOAD, offer, pair
 from tests.plugins.test_calls import _send_all as send_all
@@ -184,6 +188,53 @@ async def test_an_answer_that_an_old_socket_took_reaches_the_new_one(services: S
             assert (await new.expect("call_answer"))["from_user_id"] == bob.user_id
             await new.expect("ice_candidate")
             await new.silent(0.1)
+
+
+@pytest.mark.gen_test
+async def test_a_heartbeat_before_the_answer_came_does_not_drop_it(services: Services) -> None:
+    async with pair(services) as (alice, bob, a, b):
+        call_id = str(uuid4())
+        await a.send("call_offer", **offer(bob, call_id))
+        await b.expect("call_offer")
+        await a.close()
+        async with greeting_held_up() as (went, go), alice.socket() as early:
+            await b.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
+            await went.wait()
+            assert (await early.send("call_heartbeat", call_id=call_id))["type"] == "ack"
+            go.set()
+            await early.expect("call_answer")
+            await early.silent(0.1)
+
+
+@pytest.mark.gen_test
+async def test_a_socket_hears_all_that_happened_during_its_greeting(services: Services) -> None:
+    async with pair(services) as (_, bob, a, b):
+        call_id = str(uuid4())
+        await a.send("call_offer", **offer(bob, call_id))
+        await b.expect("call_offer")
+        async with greeting_held_up() as (went, go), bob.socket() as tablet:
+            await went.wait()
+            await b.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
+            await a.send("call_hangup", call_id=call_id)
+            go.set()
+            for reason in ("answered_elsewhere", "hangup"):
+                await tablet.expect("call_hangup", reason=reason)
+            await tablet.silent(0.1)
+
+
+@contextlib.asynccontextmanager
+async def greeting_held_up() -> AsyncIterator[tuple[asyncio.Event, asyncio.Event]]:
+    """Hold up the next greeting: an event when it has come so far, and one that lets it go on."""
+    went, go, look = asyncio.Event(), asyncio.Event(), calls.waiting_for
+
+    async def slow(db: Database, user_id: UUID, at_most: int) -> list[calls.WaitingFor]:
+        went.set()
+        await go.wait()
+        return await look(db, user_id, at_most)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calls, "waiting_for", slow)
+        yield went, go
 
 
 async def _kept(a: Socket, b: Socket, call_id: str) -> None:
