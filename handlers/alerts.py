@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
@@ -30,11 +30,22 @@ class Listener(Protocol):
         """A user asks what has happened, and is told of all that was announced before."""
 
 
+# What a viewer may see of a user may have changed, or what anybody may see of them where the viewer is None.
+Visibility = Callable[[UUID, UUID | None], None]
+
+
 class Alerts:
-    """Passes announcements on to those who listen; while nobody does, they cost nothing."""
+    """Passes announcements on to those who listen; without a listener they cost nothing."""
 
     def __init__(self) -> None:
         self._listeners: tuple[Listener, ...] = ()
+        self.on_visibility: list[Visibility] = []
+
+    def visibility(self, user_id: UUID, viewer: UUID | None = None) -> None:
+        """A setting, a block or a verification was committed that decides who sees the user's presence; called by the
+        feature that changed it, with the ``viewer`` if it concerns one only."""
+        for listener in self.on_visibility:
+            listener(user_id, viewer)
 
     def listen(self, listener: Listener) -> None:
         self._listeners += (listener,)

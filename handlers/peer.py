@@ -25,7 +25,9 @@ FRAMES_PER_SECOND, FRAME_BURST = 60, 200
 MAX_QUEUED, MAX_QUEUED_BYTES = 1000, 1 << 20  # frames waiting for a slow reader
 EXPIRY_WARNING = 60  # seconds before the token ends
 
-MAX_KEYS = 1000  # keys of frames sent once that a socket remembers: a call has 600 at the most
+PORTION, PORTION_BYTES = MAX_QUEUED // 4, MAX_QUEUED_BYTES // 4  # of a greeting, queued at once
+
+MAX_KEYS = 1000  # keys of frames sent once that a socket remembers, the newest: a call has 600 at the most
 
 GATHERED = 64  # frames of one turn of the loop that go to the kernel together; a call of it costs more than a frame
 LARGE = 8 * 1024  # bytes; a frame that large gains nothing by waiting for others
@@ -44,6 +46,8 @@ class Socket:
     __slots__ = (
         "_expiry",
         "_handler",
+        "_held_bytes",
+        "_held_keys",
         "_metrics",
         "_out",
         "_queued",
@@ -73,7 +77,9 @@ class Socket:
         self.closing = False
         # Until the socket's welcome is over, what is sent to it waits here, so that it comes after the welcome.
         self.held: list[tuple[bytes, str]] | None = []
-        self.keys: set[str] | None = None  # most sockets never see a frame with a key
+        self._held_bytes = 0
+        self._held_keys: set[str] = set()
+        self.keys: dict[str, None] | None = None  # most sockets never see a frame with a key
         # Frames whose work will end in its order, by their ids; most sockets never have any.
         self.under_way: deque[tuple[str | None, asyncio.Future[Any]]] | None = None
         self.waiting: deque[str | bytes] | None = None
@@ -136,14 +142,41 @@ class Socket:
             return False
         if self.held is None:
             return self._put(frame, key)
+        if key and not key.startswith(hub.ENDS):
+            if key in self._held_keys or self.seen(key):
+                return False
+            self._held_keys.add(key)
         self.held.append((frame, key))
+        self._held_bytes += len(frame)
         self._queued += 1
         self._queued_bytes += len(frame)
         return True
 
+    def seen(self, key: str) -> bool:
+        """True if a frame with this key was sent to the socket."""
+        return self.keys is not None and key in self.keys
+
+    async def drained(self) -> bool:
+        """Wait until the client has read most of what was sent to it, so that a long greeting doesn't fill its queue.
+        Returns False if the socket closes. What is held until the welcome is over doesn't count."""
+        while not self.closing:
+            if self._unread_within_portion():
+                return True
+            self.flush()
+            if self._unread_within_portion():
+                return True
+            self.space.clear()
+            await self.space.wait()
+        return False
+
+    def _unread_within_portion(self) -> bool:
+        held = len(self.held) if self.held else 0
+        return self._queued - held < PORTION and self._queued_bytes - self._held_bytes < PORTION_BYTES
+
     def welcomed(self) -> None:
         """The welcome is over: send what has come meanwhile, and from now on at once."""
         held, self.held = self.held or [], None
+        self._held_bytes, self._held_keys = 0, set()
         for frame, key in held:
             self._drained(1, len(frame))
             self._put(frame, key)
@@ -163,11 +196,13 @@ class Socket:
 
     def _put(self, frame: bytes, key: str) -> bool:
         if key:
-            if self.keys is None or len(self.keys) >= MAX_KEYS:
-                self.keys = set()
+            if self.keys is None:
+                self.keys = {}
             if key in self.keys:
                 return False
-            self.keys.add(key.removeprefix(hub.ENDS))
+            self.keys[key.removeprefix(hub.ENDS)] = None
+            if len(self.keys) > MAX_KEYS:
+                del self.keys[next(iter(self.keys))]
         self._queued += 1
         self._queued_bytes += len(frame)
         self._out.append(frame)
@@ -206,6 +241,8 @@ class Socket:
     def _drained(self, frames: int, size: int) -> None:
         self._queued -= frames
         self._queued_bytes -= size
+        if self._space is not None:
+            self._space.set()
 
     def ping(self) -> None:
         connection = self._handler.ws_connection

@@ -11,10 +11,12 @@ import asyncpg
 import peewee
 
 from models.database import Database, Enum, Table
+from models.presence import is_contact, sees_presence
 from models.sweeps import Due, Sweep
 from models.users import User
 
 RING_SECONDS = 60  # seed: a call that nobody answers is missed
+ANSWER_SECONDS = 60  # an answer waits as long for a caller who is away as the ring may have lasted
 CANDIDATES = 300  # a call, contract section 6; a phone with many networks gathers a few dozen
 RESERVED = 20  # candidates that an instance sets aside at once: one statement for each phone of a usual call
 SWEPT = 500  # calls that one statement of a sweep ends
@@ -83,17 +85,24 @@ WITH superseded AS (
     FROM (SELECT count(*) FROM superseded) AS cleared
     ON CONFLICT DO NOTHING
     RETURNING {_CALL}
+), called AS (
+    INSERT INTO user_contacts (user_id, contact_id) SELECT caller_id, callee_id FROM rung ON CONFLICT DO NOTHING
 )
-SELECT * FROM rung UNION ALL SELECT * FROM superseded
+SELECT rung.*, {sees_presence("$2::uuid")} AS visible, {is_contact("$2::uuid")} AS contact
+FROM rung JOIN users ON users.id = rung.callee_id
+UNION ALL SELECT superseded.*, false, false FROM superseded
 """
 
 
 class Rung(NamedTuple):
-    """What an offer met: the call now ringing (or already there), whether it is new, and the calls it ended."""
+    """What an offer met: the call now ringing (or already there), whether it is new, and the calls it ended. Of a new
+    one also whether the caller may see the callee's presence, and is a contact of theirs."""
 
     call: Call
     new: bool
     superseded: list[Call]
+    visible: bool = False
+    contact: bool = False
 
 
 async def ring(db: Database, call_id: UUID, caller_id: UUID, callee_id: UUID, call_type: str) -> Rung | None:
@@ -104,11 +113,12 @@ async def ring(db: Database, call_id: UUID, caller_id: UUID, callee_id: UUID, ca
     """
     for _ in range(5):  # a concurrent offer of the same pair may come between our two statements; rarely twice
         try:
-            rows = [Call(*row) for row in await db.fetch(_RING, call_id, caller_id, callee_id, call_type)]
+            found = await db.fetch(_RING, call_id, caller_id, callee_id, call_type)
         except asyncpg.ForeignKeyViolationError:
             return None
+        rows = [Call(*row[:-2]) for row in found]
         if rows and rows[0].id == call_id:
-            return Rung(rows[0], True, rows[1:])
+            return Rung(rows[0], True, rows[1:], found[0]["visible"], found[0]["contact"])
         met = await db.row(
             f"""SELECT {_CALL} FROM call_sessions
                 WHERE id = $1 OR ({_PAIR.format("$2::uuid", "$3::uuid")} AND {_LIVE} AND NOT silent)
@@ -122,26 +132,40 @@ async def ring(db: Database, call_id: UUID, caller_id: UUID, callee_id: UUID, ca
     raise asyncpg.SerializationError("offers of one pair keep colliding")
 
 
-async def answer(db: Database, call_id: UUID, callee_id: UUID, answer_hash: bytes) -> tuple[Call | None, bool]:
-    """ringing → accepted, by the callee, while it rings. The call, and whether this is what answered it: the same
-    answer may come again."""
+class Answered(NamedTuple):
+    """A call that was answered: whether by this answer (the same one may come again), and whether the callee may see
+    the caller's presence."""
+
+    call: Call
+    new: bool
+    visible: bool
+
+
+async def answer(db: Database, call_id: UUID, callee_id: UUID, answer_hash: bytes) -> Answered | None:
+    """ringing → accepted, by the callee, while it rings. None when this answer is not the one that answered it."""
     row = await db.row(
         f"""WITH answered AS (
                 UPDATE call_sessions
                 SET status = 'accepted', accepted_at = now(), last_heartbeat = now(), answer_hash = $3
                 WHERE id = $1 AND callee_id = $2 AND status = 'ringing' AND NOT silent
                   AND started_at > now() - interval '{RING_SECONDS} seconds' RETURNING {_CALL}
+            ), met AS (
+                INSERT INTO user_contacts (user_id, contact_id)
+                SELECT callee_id, caller_id FROM answered WHERE caller_id IS NOT NULL ON CONFLICT DO NOTHING
             )
-            SELECT *, true AS new FROM answered
-            UNION ALL
-            SELECT {_CALL}, false FROM call_sessions
-            WHERE id = $1 AND callee_id = $2 AND status = 'accepted' AND answer_hash = $3
-            LIMIT 1""",
+            SELECT calls.*, coalesce({sees_presence("$2")}, false) AS visible
+            FROM (
+                SELECT *, true AS new FROM answered
+                UNION ALL
+                SELECT {_CALL}, false FROM call_sessions
+                WHERE id = $1 AND callee_id = $2 AND status = 'accepted' AND answer_hash = $3
+                LIMIT 1
+            ) AS calls LEFT JOIN users ON users.id = caller_id""",
         call_id,
         callee_id,
         answer_hash,
     )
-    return (None, False) if row is None else (Call(*row[:-1]), row["new"])
+    return None if row is None else Answered(Call(*row[:-2]), row["new"], row["visible"])
 
 
 async def reserve_candidates(db: Database, call_id: UUID) -> int:
@@ -241,16 +265,30 @@ async def get(db: Database, call_id: UUID) -> Call | None:
     return await _change(db, f"SELECT {_CALL} FROM call_sessions WHERE id = $1", call_id)
 
 
-async def ringing_for(db: Database, callee_id: UUID) -> list[UUID]:
-    """The calls that ring for a user just now, the oldest first."""
+class WaitingFor(NamedTuple):
+    """A call of which something may wait for a user: the ``offer`` and its candidates, else the answer."""
+
+    call_id: UUID
+    offer: bool
+
+
+async def waiting_for(db: Database, user_id: UUID, at_most: int) -> list[WaitingFor]:
+    """The calls of which something may wait for a user just now: their own that were answered a moment ago; then those
+    that ring for them, contacts' first, the oldest first. Not of who is blocked meanwhile."""
     rows = await db.fetch(
-        f"""SELECT id FROM call_sessions
-            WHERE callee_id = $1 AND status = 'ringing' AND NOT silent
-              AND created_at > now() - interval '{RING_SECONDS} seconds'
-            ORDER BY created_at, id""",
-        callee_id,
+        f"""SELECT id, false AS offer FROM call_sessions
+            WHERE caller_id = $1 AND status = 'accepted' AND accepted_at > now() - interval '{ANSWER_SECONDS} seconds'
+              AND created_at > now() - interval '{2 * (RING_SECONDS + ANSWER_SECONDS)} seconds'
+            UNION ALL
+            (SELECT calls.id, true FROM call_sessions AS calls JOIN users ON users.id = $1
+             WHERE callee_id = $1 AND status = 'ringing' AND NOT silent
+               AND calls.created_at > now() - interval '{RING_SECONDS} seconds'
+               AND NOT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = $1 AND blocked_id = caller_id OFFSET 0)
+             ORDER BY {is_contact("caller_id")} DESC, calls.created_at, calls.id LIMIT $2)""",
+        user_id,
+        at_most,
     )
-    return [row["id"] for row in rows]
+    return [WaitingFor(*row) for row in rows]
 
 
 async def rings_until(db: Database, callee_id: UUID) -> list[tuple[UUID, datetime]]:

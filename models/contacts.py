@@ -1,4 +1,4 @@
-"""Contacts: whom a user has verified, and whom they have blocked."""
+"""Contacts: whom a user has verified, blocked, written to or called."""
 
 from __future__ import annotations
 
@@ -34,6 +34,19 @@ class UserBlock(Table):
     class Meta:
         table_name = "user_blocks"
         primary_key = peewee.CompositeKey("blocker", "blocked")
+
+
+class UserContact(Table):
+    """``user`` has written to ``contact`` in a chat of two, called them, or answered their call. Messages are noted by
+    the database itself, calls by models/calls.py."""
+
+    user = peewee.ForeignKeyField(User, on_delete="CASCADE")
+    contact = peewee.ForeignKeyField(User, on_delete="CASCADE")
+    created_at = peewee.DateTimeField()
+
+    class Meta:
+        table_name = "user_contacts"
+        primary_key = peewee.CompositeKey("user", "contact")
 
 
 async def verify(

@@ -1,4 +1,5 @@
-"""Presence: which instance holds sockets of whom; it keeps ``users.is_online`` and ``users.last_seen`` true."""
+"""Presence: which instance holds sockets of whom, so that ``users.is_online`` and ``users.last_seen`` are true, and who
+may see them."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from uuid import UUID
 
 import peewee
 
-from models.database import Database, Table
+from models.database import Database, Row, Table
 from models.sweeps import UNWATCHED, Due, Sweep, Sweeper, Watch
 from models.users import User
 
@@ -31,6 +32,47 @@ class Connection(Table):
     class Meta:
         table_name = "connections"
         primary_key = peewee.CompositeKey("user", "instance")
+
+
+def is_contact(viewer: str) -> str:
+    """SQL: whether the row of ``users`` at hand counts ``viewer`` as a contact: that user has verified the viewer,
+    written to them in a chat of two, called them, or answered their call. What the viewer did doesn't count.
+
+    ``OFFSET 0`` keeps PostgreSQL from reading all who blocked or verified the viewer, which may be 100,000, to look the
+    few rows at hand up among them (30 ms instead of 0.5).
+    """
+    return f"""(
+        EXISTS (SELECT 1 FROM user_verifications
+                WHERE verifier_id = users.id AND verified_user_id = {viewer} OFFSET 0)
+        OR EXISTS (SELECT 1 FROM user_contacts WHERE user_id = users.id AND contact_id = {viewer} OFFSET 0))"""
+
+
+def sees_presence(viewer: str) -> str:
+    """SQL: whether ``viewer`` (a parameter such as ``$2``) may see the presence of the row of ``users`` at hand. This
+    is the one place where that is decided.
+
+    Not across a block, whichever way; else as that user's ``settings.privacy.last_seen`` says: ``everyone`` (also when
+    unset), ``contacts`` (see ``is_contact``) or ``nobody``.
+    """
+    return f"""
+        (users.id = {viewer} OR (
+            NOT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = users.id AND blocked_id = {viewer} OFFSET 0)
+            AND NOT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = {viewer} AND blocked_id = users.id OFFSET 0)
+            AND CASE users.settings #>> '{{privacy,last_seen}}'
+                WHEN 'nobody' THEN false
+                WHEN 'contacts' THEN {is_contact(viewer)}
+                ELSE true END))"""
+
+
+async def seen(db: Database, asked: Sequence[tuple[UUID, UUID]]) -> list[Row]:
+    """For each (user, viewer) who may see that user's presence: ``user_id, viewer, is_online, last_seen``."""
+    return await db.fetch(
+        f"""SELECT users.id AS user_id, asked.viewer, is_online, last_seen
+            FROM unnest($1::uuid[], $2::uuid[]) AS asked (user_id, viewer)
+            JOIN users ON users.id = asked.user_id WHERE {sees_presence("asked.viewer")}""",
+        [user for user, _ in asked],
+        [viewer for _, viewer in asked],
+    )
 
 
 async def beat(db: Database, instance_id: UUID) -> bool:
@@ -91,7 +133,8 @@ async def _take_away(db: Database, instances: Sequence[UUID], users: Sequence[UU
            WHERE id = ANY ($1::uuid[]) RETURNING id, is_online""",
         list(users),
     )
-    return [row["id"] for row in rows if not row["is_online"]]
+    online = {row["id"] for row in rows if row["is_online"]}
+    return [user_id for user_id in users if user_id not in online]  # an account that was erased is offline, too
 
 
 _DEAD = f"i.beat_at < now() - interval '{STALE_SECONDS} seconds'"

@@ -33,6 +33,8 @@ from handlers.errors import ApiError
 from models import calls
 from models.database import Unavailable
 from plugins import turn
+from plugins.calls import shapes as call_shapes
+from plugins.calls import waiting
 from plugins.calls.shapes import Hangup
 from plugins.chats import chats, invites
 from plugins.chats import typing as typing_
@@ -282,8 +284,10 @@ async def test_how_calls_end(services: Services) -> None:
         await a.expect("call_hangup", reason="declined")
         await on.rings(a, b, b2)
         await on.pass_time("started_at", "61 s")
-        for listener in (a, b, b2):
-            await on.hears(listener, "server call_hangup, timeout")
+        await on.hears(a, "server call_hangup, timeout")
+        for listener in (b, b2):
+            over = await listener.expect("call_hangup", reason="timeout")
+            assert (over["from_user_id"], over["to_user_id"]) == (on.alice.user_id, on.bob.user_id)
         await on.says(b, "client call_answer")
         await on.hears(b, "server error invalid_state")
 
@@ -806,6 +810,8 @@ def test_limits_are_those_of_the_code() -> None:
         f"{peer.MAX_QUEUED:,} frames or {peer.MAX_QUEUED_BYTES >> 20} MiB",
         f"{hub.SOCKETS_PER_USER} sockets",
         f"{calls.CANDIDATES} candidates",
+        f"{call_shapes.PAYLOAD >> 10} KiB; {call_shapes.CANDIDATE_PAYLOAD >> 10} KiB",
+        f"{waiting.RING_BYTES >> 10} KiB",
     ):
         assert limit in table
     assert f"ping every {hub.PING_EVERY} seconds" in REALTIME.read_text()
@@ -814,6 +820,7 @@ def test_limits_are_those_of_the_code() -> None:
     for timer in (
         f"{calls.RING_SECONDS} s from `started_at`",
         f"`heartbeat_seconds` ({socket.HEARTBEAT} s)",
+        f"{calls.ANSWER_SECONDS} s, or until the caller's first heartbeat",
         f"{calls.HEARTBEAT_HOURS} h",
         f"`ttl` ({turn.TTL} s)",
     ):
@@ -931,7 +938,7 @@ def _borne(pair: str) -> tuple[str, Any]:
     key, value = pair.split(" ")
     if value.isdecimal() and key != "call":
         return key, int(value)
-    return key, {"true": True, "false": False}.get(value, value)
+    return key, {"true": True, "false": False, "null": None}.get(value, value)
 
 
 class Play:

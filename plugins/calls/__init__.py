@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from pydantic import Field
+from pydantic import ByteSize, Field
 
 from config.settings import Rate, RateLimit, Section
 from handlers.socket import Event
@@ -24,10 +24,15 @@ SECONDS = 10.0  # a run of the sweep; the next one goes on
 
 class Settings(Section):
     rate_limit_offers: RateLimit = Field(Rate(60, 600), description="Calls a user may start; each leaves a row.")
+    call_waiting_bytes: ByteSize = Field(
+        ByteSize(32 << 20),
+        ge=1 << 20,
+        description="Frames of calls that may begin to wait in Redis in a minute.",
+    )
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    waiting = Waiting(app.db, app.redis, app.hub)
+    waiting = Waiting(app.db, app.redis, app.hub, settings.call_waiting_bytes)
     candidates = Candidates(app.db, app.hub, waiting, app.limits)
     calls = Calls(
         app.db,

@@ -8,6 +8,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import structlog
+from redis.exceptions import RedisError
 
 from config.settings import Rate
 from handlers.alerts import Alerts
@@ -22,16 +23,17 @@ from plugins.calls import shapes
 from plugins.calls.candidates import Candidates
 from plugins.calls.refusals import CallIdConflict, CannotCallSelf, Glare, UserNotFound, why_not
 from plugins.calls.tally import Tally
-from plugins.calls.waiting import Waiting
+from plugins.calls.waiting import Waiting, answer_key
 
 log = structlog.get_logger(__name__)
 
 NEWS = "calls:news"  # the Redis channel on which instances tell each other which calls were answered or are over
+OUTAGES = (RedisError, OSError, TimeoutError)
 SLACK = 0.1  # seconds after the ring's end: the row's clock is PostgreSQL's
 
 
 class Calls:
-    """What happens to calls, told to every socket of the two."""
+    """What happens to calls, and the frames about it to every socket of the two."""
 
     def __init__(
         self,
@@ -77,68 +79,85 @@ class Calls:
         self._tally.started(call.call_type)
         for old in rung.superseded:
             self._end(old, "superseded", by=peer)
-        self._candidates.learn(call)
+        self._candidates.learn(call, len(offer.encrypted_payload))
         loop = asyncio.get_running_loop()
         self._rings[call.id] = loop.call_later(RING_SECONDS + SLACK, self._ring_over, call.id)
         delivered = False
         if not call.silent:
-            frame = {
-                "type": "call_offer",
-                "call_id": call.id,
-                "from_user_id": caller,
-                "to_user_id": offer.to_user_id,
-                "call_type": offer.call_type,
-                "encrypted_payload": offer.encrypted_payload,
-                "expires_at": expires,
-            }
-            self._waiting.begin(call.id, offer.to_user_id, frame)
-            delivered = await self._hub.deliver(offer.to_user_id, frame, key=str(call.id))
+            callee = offer.to_user_id
+            own = shapes.fields(call, caller, callee, offer.encrypted_payload)
+            frame = {"type": "call_offer", **own, "expires_at": expires}
+            self._waiting.begin(call.id, callee, frame, known=rung.contact)
+            delivered = await self._hub.deliver(callee, frame, key=str(call.id))
             if not delivered:
-                self._alerts.ring(call.id, offer.to_user_id, expires)
-        return {"call_id": call.id, "status": call.status, "expires_at": expires, "delivered": delivered}
+                self._alerts.ring(call.id, callee, expires)
+        return {
+            "call_id": call.id,
+            "status": call.status,
+            "expires_at": expires,
+            # Whether a socket is open is presence, and hidden from those from whom that is.
+            "delivered": delivered if rung.visible else None,
+        }
 
     async def answer(self, peer: Peer, answer: shapes.Answer) -> Answer:
-        """Accept a ringing call; the first of the callee's devices wins, and the others stop ringing."""
+        """Accept a ringing call; the first of the callee's devices wins, and the others stop ringing. The ack says
+        whether any socket of the caller's took the answer; it waits for those that open within a minute."""
         callee = peer.session.user_id
         answer_hash = hashlib.sha256(answer.encrypted_payload.encode()).digest()
-        call, new = await calls.answer(self._db, answer.call_id, callee, answer_hash)
-        if call is None:
+        answered = await calls.answer(self._db, answer.call_id, callee, answer_hash)
+        if answered is None:
             raise await why_not(self._db, answer.call_id, callee)
-        if not new:
-            return {"call_id": call.id, "status": call.status, "repeated": True}
-        self._tally.answered(call.call_type)
-        self._candidates.learn(call)
-        self._settled(call.id, peer)
-        self._bus.publish(NEWS, f"{call.id} answered".encode())
-        frame = {
-            "type": "call_answer",
+        call, caller = answered.call, answered.call.caller_id
+        delivered = False
+        if answered.new:
+            self._tally.answered(call.call_type)
+            self._settled(call.id, peer)
+            self._candidates.learn(call)
+            self._bus.publish(NEWS, f"{call.id} answered".encode())
+            own = shapes.fields(call, caller, callee)
+            elsewhere = {"type": "call_hangup", **own, "reason": "answered_elsewhere"}
+            self._hub.send(callee, elsewhere, skip=peer.peer_id, key=ends(str(call.id)))
+            if caller is not None:
+                frame = {"type": "call_answer", **shapes.fields(call, callee, caller, answer.encrypted_payload)}
+                self._waiting.begin_answer(call.id, caller, frame)
+                delivered = await self._hub.deliver(caller, frame, key=answer_key(call.id))
+        elif caller is not None:
+            delivered = await self._online(caller)
+        ack: dict[str, object] = {
             "call_id": call.id,
-            "from_user_id": callee,
-            "to_user_id": call.caller_id,
-            "call_type": call.call_type,
-            "encrypted_payload": answer.encrypted_payload,
+            "status": call.status,
+            "delivered": delivered if answered.visible else None,
         }
-        if call.caller_id is not None:
-            self._hub.send(call.caller_id, frame)
-        self._hub.send(callee, _hangup(call, "answered_elsewhere"), skip=peer.peer_id, key=ends(str(call.id)))
-        return {"call_id": call.id, "status": call.status}
+        return ack if answered.new else {**ack, "repeated": True}
+
+    async def _online(self, user_id: UUID) -> bool:
+        """Whether a socket of the user's is open; False while Redis is away, for those of other instances."""
+        try:
+            return not await self._hub.absent([user_id])
+        except OUTAGES:
+            return False
 
     async def hangup(self, peer: Peer, hangup: shapes.Hangup) -> Answer:
         """End a call. Of a finished one it is acked and changes nothing."""
         user_id = peer.session.user_id
-        call = await calls.hang_up(self._db, hangup.call_id, user_id, hangup.reason)
-        if call is None:
+        for _ in range(3):  # the offer may be committed between the two statements
+            call = await calls.hang_up(self._db, hangup.call_id, user_id, hangup.reason)
+            if call is not None:
+                self._end(call, call.end_reason or "hangup", by=peer, payload=hangup.encrypted_payload)
+                break
             call = await calls.get(self._db, hangup.call_id)
-            if call is None or call.live or not call.concerns(user_id):
-                raise await why_not(self._db, hangup.call_id, user_id)
-        else:
-            self._end(call, call.end_reason or "hangup", by=peer, payload=hangup.encrypted_payload)
+            if call is None or not call.concerns(user_id) or not call.live:
+                break
+        if call is None or call.live or not call.concerns(user_id):
+            raise await why_not(self._db, hangup.call_id, user_id)
         return {"call_id": call.id, "status": call.status, "end_reason": call.end_reason}
 
     async def heartbeat(self, peer: Peer, heartbeat: shapes.Heartbeat) -> Answer:
         """Keep an answered call alive."""
         if not await calls.beat(self._db, heartbeat.call_id, peer.session.user_id):
             raise await why_not(self._db, heartbeat.call_id, peer.session.user_id)
+        if self._candidates.arrived(peer, heartbeat.call_id):
+            self._waiting.end_answer(heartbeat.call_id)
         return {"call_id": heartbeat.call_id}
 
     # The end of a ring, and of a call -------------------------------------------------------------------------------
@@ -148,22 +167,25 @@ class Calls:
         ring = self._rings.pop(call_id, None)
         if ring is not None:
             ring.cancel()
-        self._waiting.end(call_id)
+        self._waiting.end_ring(call_id)
         self._alerts.ring_over(call_id, by.session.session_id if by else None)
 
     def _end(self, call: Call, reason: str, by: Peer | None = None, payload: str | None = None) -> None:
-        """Count the end of a call, and tell every socket of both, but the one that did it, that it is over."""
+        """Count the end of a call, and notify every socket of both, but the one that did it, that it is over."""
         self._tally.ended(call.status, call.end_reason)
         self._candidates.forget(call.id)
         self._settled(call.id, by)
+        self._waiting.end_answer(call.id)
         self._bus.publish(NEWS, f"{call.id} ended".encode())
         sender = by.session.user_id if by else None
-        for user_id in (call.caller_id, call.callee_id):
+        for user_id, other in ((call.caller_id, call.callee_id), (call.callee_id, call.caller_id)):
             if user_id is None or not call.concerns(user_id):
                 continue
             own = user_id == sender
-            told = f"{reason}_elsewhere" if own and reason == "declined" else reason
-            frame = _hangup(call, told, sender, None if own else payload)
+            shown = f"{reason}_elsewhere" if own and reason == "declined" else reason
+            from_user_id = other if sender is None else sender
+            fields = shapes.fields(call, from_user_id, user_id, None if own else payload)
+            frame = {"type": "call_hangup", **fields, "reason": shown}
             # An offer that another instance is just passing on must not ring after this.
             self._hub.send(user_id, frame, skip=by.peer_id if own and by else "", key=ends(str(call.id)))
 
@@ -178,7 +200,7 @@ class Calls:
         ring = self._rings.pop(call_id, None)
         if ring is not None:
             ring.cancel()
-        self._waiting.ended_elsewhere(call_id)
+        self._waiting.ended_elsewhere(call_id, answered=news != "ended")
 
     def _ring_over(self, call_id: UUID) -> None:
         self._rings.pop(call_id, None)
@@ -203,17 +225,3 @@ class Calls:
         """Forget what no client asked about."""
         self._candidates.forget_silent()
         self._waiting.forget_silent()
-
-
-def _hangup(call: Call, reason: str, sender: UUID | None = None, payload: str | None = None) -> dict[str, object]:
-    frame: dict[str, object] = {
-        "type": "call_hangup",
-        "call_id": call.id,
-        "reason": reason,
-        "call_type": call.call_type,
-    }
-    if sender is not None:
-        frame["from_user_id"] = sender
-    if payload is not None:
-        frame["encrypted_payload"] = payload
-    return frame

@@ -12,11 +12,11 @@ from handlers.hub import Hub, Peer
 from handlers.limits import Limits
 from handlers.socket import Answer
 from models import calls
-from models.calls import RING_SECONDS, Call
+from models.calls import ANSWER_SECONDS, RING_SECONDS, Call
 from models.database import Database
 from plugins.calls import shapes
 from plugins.calls.refusals import CallNotFound, InvalidState, NotParticipant, why_not
-from plugins.calls.waiting import Waiting
+from plugins.calls.waiting import RING_BYTES, Waiting, answer_key
 
 FRESH = 10.0  # seconds a call is believed to be live without asking; the news of its end come much sooner
 FORGET = 600.0  # seconds after which a call that nobody sent a candidate of is not remembered
@@ -24,15 +24,17 @@ FORGET = 600.0  # seconds after which a call that nobody sent a candidate of is 
 
 @dataclass(slots=True)
 class _Known:
-    """A live call as this instance remembers it."""
+    """A live call as this instance remembers it. Times are monotonic."""
 
+    call: Call
     caller: UUID
     callee: UUID
-    silent: bool
-    checked: float  # monotonic
+    checked: float
     rings_until: float  # as long as that, the caller's candidates are kept for sockets that open later
+    answer_until: float  # as long as that, the callee's are kept behind their answer
     left: int = 0  # candidates that may pass here before more are set aside in the database
     sent: int = 0
+    ring_bytes: int = 0  # payloads of the caller while it rings
 
 
 class Candidates:
@@ -42,23 +44,40 @@ class Candidates:
         self._db, self._hub, self._waiting, self._limits = db, hub, waiting, limits
         self._known: dict[UUID, _Known] = {}
 
-    def learn(self, call: Call) -> None:
+    def learn(self, call: Call, offer_bytes: int = 0) -> None:
         """Remember a live call. Raises InvalidState when the account of one of the two is gone."""
         if call.caller_id is None or call.callee_id is None:
-            raise InvalidState
+            raise InvalidState(fields={"call_id": str(call.id), "status": call.status})
         now = time.monotonic()
-        rings_until = now + RING_SECONDS if call.status == "ringing" else 0.0
+        rings = call.status == "ringing"
         known = self._known.get(call.id)
         if known is None:
-            self._known[call.id] = _Known(call.caller_id, call.callee_id, call.silent, now, rings_until)
+            rings_until, answer_until = (now + RING_SECONDS, 0.0) if rings else (0.0, now + ANSWER_SECONDS)
+            known = _Known(call, call.caller_id, call.callee_id, now, rings_until, answer_until)
+            self._known[call.id] = known
+        elif rings:
+            known.rings_until = now + RING_SECONDS
         else:
-            known.checked, known.rings_until = now, rings_until
+            self.answered(call.id)
+        known.checked = now
+        known.ring_bytes += offer_bytes
 
     def answered(self, call_id: UUID) -> None:
-        """The call rings no more: nothing needs to be kept for sockets that open later."""
+        """The call rings no more: the caller's candidates need not be kept for sockets that open later, the callee's
+        follow their answer."""
         known = self._known.get(call_id)
-        if known is not None:
-            known.rings_until = 0.0
+        if known is not None and known.rings_until:
+            known.rings_until, known.answer_until = 0.0, time.monotonic() + ANSWER_SECONDS
+
+    def arrived(self, peer: Peer, call_id: UUID) -> bool:
+        """A participant beats: a caller whose socket was sent the answer has it. True if it may still wait for them."""
+        known = self._known.get(call_id)
+        if known is None or peer.session.user_id != known.caller or known.answer_until < time.monotonic():
+            return False
+        if not peer.seen(answer_key(call_id)):
+            return False
+        known.answer_until = 0.0
+        return True
 
     def forget(self, call_id: UUID) -> None:
         self._known.pop(call_id, None)
@@ -106,27 +125,32 @@ class Candidates:
             return known.callee
         if sender != known.callee:
             raise NotParticipant
-        if known.silent:
+        if known.call.silent:
             raise CallNotFound
         return known.caller
 
     def _pass(self, peer: Peer, candidate: shapes.Candidate, known: _Known) -> None:
-        other = self._other(peer, known)
+        other, now = self._other(peer, known), time.monotonic()
+        rings = other == known.callee and known.rings_until > now
+        if rings:
+            # Also of a silent call, and whether the callee is online or not: the caller must not learn which.
+            size = known.ring_bytes + len(candidate.encrypted_payload)
+            if size > RING_BYTES:
+                raise RateLimited(RING_SECONDS)
+            known.ring_bytes = size
         known.left -= 1
         known.sent += 1
-        if known.silent:
+        if known.call.silent:
             return
-        frame: dict[str, object] = {
-            "type": "ice_candidate",
-            "call_id": candidate.call_id,
-            "from_user_id": peer.session.user_id,
-            "to_user_id": other,
-            "encrypted_payload": candidate.encrypted_payload,
-        }
-        if other == known.callee and known.rings_until > time.monotonic():
-            # Another of the callee's devices may wake, so it is kept as well. By its key a socket shows it once.
-            key = f"{peer.peer_id}/{known.sent}"
-            self._hub.send(other, frame, key=key)
-            self._waiting.add(candidate.call_id, other, key, frame)
-        else:
+        own = shapes.fields(known.call, peer.session.user_id, other, candidate.encrypted_payload)
+        frame = {"type": "ice_candidate", **own}
+        if not rings and (other == known.callee or known.answer_until < now):
             self._hub.send(other, frame)
+            return
+        # A device of theirs may come later, so it is kept as well. By its key a socket shows it once.
+        key = f"{peer.peer_id}/{known.sent}"
+        self._hub.send(other, frame, key=key)
+        if rings:
+            self._waiting.add(known.call.id, other, key, frame)
+        else:
+            self._waiting.add_to_answer(known.call.id, other, key, frame)

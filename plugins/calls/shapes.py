@@ -4,14 +4,22 @@ to set, so no shape takes it."""
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
-from pydantic import AfterValidator, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from typing_extensions import TypedDict
 
 from handlers.answers import Person
 from handlers.shapes import Id, Shape
+from models.calls import Call
 
 
 def _standard(value: str) -> str:
@@ -24,11 +32,30 @@ def _standard(value: str) -> str:
     return value + "=" * (-len(value) % 4)
 
 
-# A frame is at most 128 KiB, so its payload needs no bound of its own.
-Payload = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/_-]+={0,2}$"), AfterValidator(_standard)]
+PAYLOAD = 32 * 1024  # characters of base64 in an offer, an answer or a hangup; a session description has 3 to 10 KiB
+CANDIDATE_PAYLOAD = 4 * 1024  # a candidate has some 300 bytes; a call may have 300 of these
+_BASE64 = r"^[A-Za-z0-9+/_-]+={0,2}$"
+
+Payload = Annotated[str, StringConstraints(pattern=_BASE64, max_length=PAYLOAD), AfterValidator(_standard)]
+CandidatePayload = Annotated[
+    str, StringConstraints(pattern=_BASE64, max_length=CANDIDATE_PAYLOAD), AfterValidator(_standard)
+]
+
+
+def _or_none(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """A payload that can't be passed on is left out: a hangup must hang up, whatever is in it."""
+    try:
+        return check(value)
+    except ValidationError:
+        return None
 
 
 CallType = Literal["audio", "video"]
+Reason = Literal["hangup", "declined", "busy", "cancelled", "failed"]
+
+
+def _known_reason(value: object) -> object:
+    return value if isinstance(value, str) and value in get_args(Reason) else "hangup"
 
 
 class Offer(Shape):
@@ -45,13 +72,15 @@ class Answer(Shape):
 
 class Candidate(Shape):
     call_id: Id
-    encrypted_payload: Payload
+    encrypted_payload: CandidatePayload
 
 
 class Hangup(Shape):
+    """Refused for nothing but its ``call_id``: any other reason counts as ``hangup``, any other payload as none."""
+
     call_id: Id
-    reason: Literal["hangup", "declined", "busy", "cancelled", "failed"] = "hangup"
-    encrypted_payload: Payload | None = None
+    reason: Annotated[Reason, BeforeValidator(_known_reason)] = "hangup"
+    encrypted_payload: Annotated[Payload | None, WrapValidator(_or_none)] = None
 
 
 class Heartbeat(Shape):
@@ -75,3 +104,17 @@ class CallSession(TypedDict):
     direction: Literal["outgoing", "incoming"]
     peer: Person | None
     duration_seconds: int | None
+
+
+def fields(
+    call: Call, from_user_id: UUID | None, to_user_id: UUID | None, encrypted_payload: str | None = None
+) -> dict[str, object]:
+    """The fields of every frame of a call, the seed's, for the frame that ``to_user_id`` gets. A payload that isn't
+    there is an empty text, since older clients expect one."""
+    return {
+        "call_id": call.id,
+        "from_user_id": from_user_id,
+        "to_user_id": to_user_id,
+        "call_type": call.call_type,
+        "encrypted_payload": encrypted_payload or "",
+    }

@@ -13,7 +13,7 @@ class Settings(Section):
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    given = {"contacts": Contacts(app.db)}
+    given = {"contacts": Contacts(app.db, app.alerts)}
     return Plugin(
         name="contacts",
         routes=(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+from handlers.alerts import Alerts
 from handlers.errors import Conflict, InvalidRequest, NotFound
 from handlers.pages import Place
 from models import contacts, users
@@ -21,8 +22,8 @@ class FingerprintMismatch(Conflict):
 
 
 class Contacts:
-    def __init__(self, db: Database) -> None:
-        self._db = db
+    def __init__(self, db: Database, alerts: Alerts) -> None:
+        self._db, self._alerts = db, alerts
 
     async def _other(self, user_id: UUID, public_id: str) -> users.Identity:
         other = await users.identity(self._db, public_id)
@@ -41,6 +42,7 @@ class Contacts:
         )
         if noted is None:
             raise FingerprintMismatch
+        self._alerts.visibility(user_id, other.id)
         return dict(noted)
 
     async def unverify(self, user_id: UUID, public_id: str) -> None:
@@ -48,6 +50,7 @@ class Contacts:
         other = await self._other(user_id, public_id)
         if not await contacts.unverify(self._db, user_id, other.id):
             raise NotFound("You have not verified this user.")
+        self._alerts.visibility(user_id, other.id)
 
     async def verifications(self, user_id: UUID, limit: int, before: Place | None) -> list[dict[str, Any]]:
         """The user's verifications, the latest first."""
@@ -58,11 +61,18 @@ class Contacts:
         other = await self._other(user_id, public_id)
         if not await contacts.block(self._db, user_id, other.id, MAX_BLOCKS):
             raise Conflict(f"One can block at most {MAX_BLOCKS} users.")
+        self._hide_or_show(user_id, other.id)
 
     async def unblock(self, user_id: UUID, public_id: str) -> None:
         """Take a block back; where there is none nothing changes. Raises NotFound for an unknown user."""
         other = await self._other(user_id, public_id)
         await contacts.unblock(self._db, user_id, other.id)
+        self._hide_or_show(user_id, other.id)
+
+    def _hide_or_show(self, user_id: UUID, other_id: UUID) -> None:
+        """Neither of the two sees the other's presence across a block."""
+        self._alerts.visibility(user_id, other_id)
+        self._alerts.visibility(other_id, user_id)
 
     async def blocks(self, user_id: UUID, limit: int, before: Place | None) -> list[dict[str, Any]]:
         """Whom the user has blocked, the latest first."""

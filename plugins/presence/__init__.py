@@ -11,7 +11,7 @@ from config.settings import Rate, RateLimit, Section
 from handlers.socket import Event
 from plugins import App, Every, Plugin
 from plugins.presence.presence import Presence
-from plugins.presence.watching import CHANNEL, Subscribe, Watching
+from plugins.presence.watching import CHANNEL, VIEWS, Subscribe, Watching
 
 
 class Settings(Section):
@@ -20,11 +20,13 @@ class Settings(Section):
 
 def setup(app: App, settings: Settings) -> Plugin:
     watching = Watching(app.db, app.bus, app.limits, settings.rate_limit_presence, app.metrics, app.instance_id)
-    presence = Presence(app.db, app.hub, app.alerts, watching.tell, app.sweeps)
+    presence = Presence(app.db, app.hub, app.alerts, watching.announce, app.sweeps)
+    app.alerts.on_visibility.append(watching.look_again)
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await app.bus.subscribe(CHANNEL, watching.hear)
+        await app.bus.subscribe(VIEWS, watching.hear_views)
         async with presence.lifespan(), watching.running():
             yield
 

@@ -1,10 +1,11 @@
-"""Watching: sockets that asked to be told when certain users come and go (contract section 7)."""
+"""Watching: sockets that follow the presence of certain users (contract section 7)."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
@@ -19,14 +20,21 @@ from handlers.limits import Limits
 from handlers.metrics import Metrics
 from handlers.shapes import Id, Shape, encode
 from handlers.socket import Answer
-from models import profiles
-from models.database import Database, Row, Unavailable
+from handlers.tasks import ended
+from models import presence
+from models.database import Database
 
 log = structlog.get_logger(__name__)
 
-CHANNEL = "presence:news"  # heard by every instance
+CHANNEL = "presence:news"  # heard by every instance: users who have come or gone
+VIEWS = "presence:views"  # heard by every instance: who may see whom has changed
 MOST = 200  # users that a socket may watch, contract section 7
 BATCH = 500  # pairs of user and viewer asked for in one statement
+RETRY = 1.0  # seconds after PostgreSQL did not answer
+
+Shown = tuple[bool, datetime | None]  # is_online, last_seen
+Pair = tuple[UUID, UUID | None]  # a user, and one viewer of theirs; all of them where it is None
+HIDDEN: Shown = (False, None)  # as profiles show it, too
 
 
 class Subscribe(Shape):
@@ -34,38 +42,47 @@ class Subscribe(Shape):
 
 
 class Watching:
-    """Tells sockets of the comings and goings of users who let them see it. Whether they do is asked each time, for a
-    block or a setting may have changed."""
+    """Shows sockets the comings and goings of users who let them see it. Whether they do is asked each time, and what a
+    socket was shown is remembered, so that it can be taken back when a block or a setting hides it."""
 
     def __init__(self, db: Database, bus: Bus, limits: Limits, rate: Rate, metrics: Metrics, instance_id: UUID) -> None:
         self._db, self._bus, self._limits, self._rate, self._origin = db, bus, limits, rate, instance_id.hex
         self._metrics = metrics
         self._watchers: dict[UUID, set[Peer]] = {}
-        self._watched: dict[Peer, frozenset[UUID]] = {}
-        self._changed: dict[UUID, None] = {}
+        self._watched: dict[Peer, dict[UUID, Shown]] = {}
+        self._asking: dict[Peer, set[UUID]] = {}  # sockets whose list is being read, and who has changed meanwhile
+        self._changed: dict[Pair, None] = {}
         self._wake = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Tell until the block ends."""
-        teller = asyncio.create_task(self._work())
+        """Show until the block ends."""
+        worker = asyncio.create_task(self._work())
+        self._bus.on_return.append(self._look_at_all)
         try:
             yield
         finally:
-            teller.cancel()
-            await asyncio.gather(teller, return_exceptions=True)
+            self._bus.on_return.remove(self._look_at_all)
+            await ended(worker)
 
     async def subscribe(self, peer: Peer, request: Subscribe) -> Answer:
-        """Watch these users instead of those before; how they are is told at once. Raises RateLimited."""
+        """Watch these users instead of those before; how they are is shown at once. Raises RateLimited."""
         await self._limits.spend("presence", str(peer.session.user_id), self._rate)
         self._forget(peer)
         users = frozenset(request.user_ids)
-        self._watched[peer] = users
+        shown = self._watched[peer] = dict.fromkeys(users, HIDDEN)
         for user_id in users:
             self._watchers.setdefault(user_id, set()).add(peer)
         viewer = peer.session.user_id
-        for row in await profiles.presence(self._db, [(user_id, viewer) for user_id in users]):
-            peer.send(_frame(row))
+        changed = self._asking[peer] = set()
+        try:
+            rows = await presence.seen(self._db, [(user_id, viewer) for user_id in users])
+        finally:
+            del self._asking[peer]
+        for row in rows:
+            shown[row["user_id"]] = row["is_online"], row["last_seen"]
+            peer.send(_frame(row["user_id"], shown[row["user_id"]]))
+        self._note((user_id, viewer) for user_id in changed)  # what was read may be older than the change
         return None
 
     def _forget(self, peer: Peer) -> None:
@@ -82,22 +99,41 @@ class Watching:
 
     # News -------------------------------------------------------------------------------------------------------------
 
-    def tell(self, users: Sequence[UUID]) -> None:
-        """These users have come or gone: who watches them is told, on all instances."""
+    def announce(self, users: Sequence[UUID]) -> None:
+        """These users have come or gone: show it to who watches them, on all instances."""
         if users:
-            self._note(users)
+            self._note((user_id, None) for user_id in users)
             self._bus.publish(CHANNEL, orjson.dumps([self._origin, *map(str, users)]))
 
+    def look_again(self, user_id: UUID, viewer: UUID | None) -> None:
+        """What a viewer (or anybody) may see of a user may have changed: show it or take it back, on all instances."""
+        self._note([(user_id, viewer)])
+        self._bus.publish(VIEWS, orjson.dumps([self._origin, str(user_id), str(viewer) if viewer else None]))
+
     def hear(self, _: str, message: bytes) -> None:
-        """What another instance tells."""
+        """Another instance announces users who have come or gone."""
         origin, *users = orjson.loads(message)
         if origin != self._origin:
-            self._note(map(UUID, users))
+            self._note((UUID(user_id), None) for user_id in users)
 
-    def _note(self, users: Iterable[UUID]) -> None:
-        watched = [user_id for user_id in users if user_id in self._watchers]
-        if watched:
-            self._changed.update(dict.fromkeys(watched))
+    def hear_views(self, _: str, message: bytes) -> None:
+        """Another instance says that what a viewer may see of a user has changed."""
+        origin, user_id, viewer = orjson.loads(message)
+        if origin != self._origin:
+            self._note([(UUID(user_id), UUID(viewer) if viewer else None)])
+
+    def _look_at_all(self) -> None:
+        """Redis was away, and news with it."""
+        self._note((user_id, None) for user_id in list(self._watchers))
+
+    def _note(self, pairs: Iterable[Pair]) -> None:
+        for user_id, viewer in pairs:
+            watchers = self._watchers.get(user_id)
+            if watchers is None:
+                continue
+            self._changed[user_id, viewer] = None
+            for peer in self._asking.keys() & watchers if self._asking else ():
+                self._asking[peer].add(user_id)
             self._wake.set()
 
     async def _work(self) -> None:
@@ -107,30 +143,37 @@ class Watching:
             changed, self._changed = self._changed, {}
             pairs = {
                 (user_id, peer.session.user_id): None
-                for user_id in changed
+                for user_id, viewer in changed
                 for peer in self._watchers.get(user_id, ())
-                if not peer.closing
+                if viewer in (None, peer.session.user_id) and not peer.closing
             }
             asked = list(pairs)
             for start in range(0, len(asked), BATCH):
+                batch = asked[start : start + BATCH]
                 try:
-                    for row in await profiles.presence(self._db, asked[start : start + BATCH]):
-                        self._send(row)
-                except Unavailable:
-                    log.warning("presence_not_told", pairs=len(asked) - start)
+                    rows = await presence.seen(self._db, batch)
+                except Exception as error:  # whatever it is: a presence that must be taken back would stay
+                    log.warning("presence_not_shown", pairs=len(asked) - start, cause=type(error).__name__)
+                    self._changed = {**dict.fromkeys(asked[start:]), **self._changed}
+                    self._wake.set()
+                    await asyncio.sleep(RETRY)
                     break
+                found = {(row["user_id"], row["viewer"]): (row["is_online"], row["last_seen"]) for row in rows}
+                for user_id, viewer in batch:
+                    self._show(user_id, viewer, found.get((user_id, viewer), HIDDEN))
 
-    def _send(self, row: Row) -> None:
-        for peer in self._watchers.get(row["user_id"], ()):
-            if peer.session.user_id == row["viewer"] and not peer.closing:
-                taken = peer.write(text_frame(encode(_frame(row))), droppable=True)
-                self._metrics.sent("presence", int(taken))
+    def _show(self, user_id: UUID, viewer: UUID, state: Shown) -> None:
+        """Bring the viewer's sockets to a state. What hides somebody is never dropped because a client is slow."""
+        frame = None
+        for peer in self._watchers.get(user_id, ()):
+            if peer.session.user_id != viewer or peer.closing or self._watched[peer].get(user_id) == state:
+                continue
+            frame = frame or text_frame(encode(_frame(user_id, state)))
+            if peer.write(frame, droppable=state != HIDDEN):
+                self._watched[peer][user_id] = state
+                self._metrics.sent("presence", 1)
 
 
-def _frame(row: Row) -> dict[str, object]:
-    return {
-        "type": "presence",
-        "user_id": row["user_id"],
-        "is_online": row["is_online"],
-        "last_seen": row["last_seen"],
-    }
+def _frame(user_id: UUID, state: Shown) -> dict[str, object]:
+    is_online, last_seen = state
+    return {"type": "presence", "user_id": user_id, "is_online": is_online, "last_seen": last_seen}

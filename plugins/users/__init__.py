@@ -18,7 +18,15 @@ class Settings(TierSettings):
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    users = Users(app.db, app.passwords, app.revocations, app.delivery, settings.avatar_allowed_hosts, settings.tiers)
+    users = Users(
+        app.db,
+        app.passwords,
+        app.revocations,
+        app.delivery,
+        app.alerts,
+        settings.avatar_allowed_hosts,
+        settings.tiers,
+    )
     return Plugin(
         name="users",
         routes=(

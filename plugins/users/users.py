@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from config.tiers import FREE, Tier
+from handlers.alerts import Alerts
 from handlers.delivery import Delivery
 from handlers.errors import Fault, InvalidCredentials, InvalidRequest, NotFound
 from handlers.passwords import Passwords
@@ -30,10 +31,12 @@ class Users:
         passwords: Passwords,
         revocations: Revocations,
         delivery: Delivery,
+        alerts: Alerts,
         avatar_hosts: Collection[str],
         tiers: Mapping[str, Tier],
     ) -> None:
         self._db, self._passwords, self._revocations, self._delivery = db, passwords, revocations, delivery
+        self._alerts = alerts
         self._profiles: Batch[tuple[str, UUID], Row | None] = Batch(partial(profiles.profiles, db))
         self._tiers = tiers
         self._avatar_hosts = frozenset(host.lower() for host in avatar_hosts)
@@ -74,6 +77,8 @@ class Users:
             changes["settings"] = changes["settings"] or {}
         if changes:
             await users.update(self._db, user_id, changes)
+        if "settings" in changes:
+            self._alerts.visibility(user_id)
         if "sealed_access_key" in request.model_fields_set:
             made = await sealed.set_key(self._db, user_id, request.sealed_access_key)
             if made is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from uuid import uuid4
 
 import pytest
@@ -64,7 +65,7 @@ async def test_a_blocked_caller_rings_into_the_void(services: Services, servers:
         async with alice.socket() as a, mallory.socket() as m:
             call_id, second = str(uuid4()), str(uuid4())
             ack = await m.send("call_offer", **offer(alice, call_id))
-            assert (ack["type"], ack["status"], ack["delivered"]) == ("ack", "ringing", False)
+            assert (ack["type"], ack["status"], ack["delivered"]) == ("ack", "ringing", None)
             assert (await m.send("ice_candidate", call_id=call_id, encrypted_payload="AAAA"))["type"] == "ack"
             again = await m.send("call_offer", **offer(alice, call_id))
             assert (again["type"], again["repeated"]) == ("ack", True)
@@ -125,9 +126,12 @@ async def test_who_sees_ones_presence(services: Services) -> None:
             assert await presence(carol, alice) == hidden
             await alice.post(f"/users/{bob.public_id}/verify", _verification(bob))
             assert await presence(bob, alice) == seen
-            chat = await db.value("INSERT INTO chat_threads (type) VALUES ('direct') RETURNING id")
-            for account in (alice, carol):
-                await db.execute("INSERT INTO chat_participants VALUES ($1, $2::text::uuid)", chat, account.user_id)
+            # Nor does a chat make anybody a contact, whoever made it or wrote in it, but whom Alice wrote to is one.
+            chat = (await carol.post("/chats", {"type": "direct", "participants": [alice.public_id]})).json
+            assert await presence(carol, alice) == hidden
+            assert (await _write(carol, chat["id"])).status == 201
+            assert await presence(carol, alice) == hidden
+            assert (await _write(alice, chat["id"])).status == 201
             assert await presence(carol, alice) == seen
             # Across a block nobody sees the other, whichever way it is.
             await allow("everyone")
@@ -139,6 +143,44 @@ async def test_who_sees_ones_presence(services: Services) -> None:
             refused = await allow("friends")
             assert (refused.status, refused.fields()) == (400, ["settings"])
             assert (await alice.put("/users/me", {"settings": {"privacy": 5}})).status == 400
+
+
+async def _write(account: Account, chat_id: str) -> Answer:
+    body = {"client_id": str(uuid4()), "encrypted_payload": "AAAA", "message_type": "text"}
+    return await account.post(f"/chats/{chat_id}/messages", body)
+
+
+@pytest.mark.gen_test
+async def test_contacts_are_made_by_what_one_did_oneself(services: Services) -> None:
+    """By calling somebody, or answering their call, and not by being called; also in a group nobody is met."""
+    async with place(services) as shared, serving(shared) as server:
+        alice, bob, carol, dave = [await Account().register(server.url) for _ in range(4)]
+        db = server.app.db
+        for account in (alice, bob, carol, dave):
+            await account.put("/users/me", {"settings": {"privacy": {"last_seen": "contacts"}}})
+        async with alice.socket() as a, bob.socket() as b, carol.socket(), dave.socket():
+            while await db.value("SELECT count(*) FROM connections") < 4:
+                await asyncio.sleep(0.02)
+            call_id = str(uuid4())
+            await a.send("call_offer", **offer(bob, call_id))
+            await b.expect("call_offer")
+            assert (await presence(bob, alice), await presence(alice, bob)) == ((True, True), (False, False))
+            await b.send("call_answer", call_id=call_id, encrypted_payload="AAAA")
+            assert await presence(alice, bob) == (True, True)
+            group = {"type": "group", "participants": [carol.public_id, dave.public_id], "title": "g"}
+            chat = (await alice.post("/chats", group)).json
+            for account in (alice, carol):
+                assert (await _write(account, chat["id"])).status == 201
+            for one, other in ((alice, carol), (carol, dave), (dave, alice), (carol, alice)):
+                assert await presence(one, other) == (False, False)
+            # It lasts when the call, or the message, is gone.
+            await db.execute("DELETE FROM call_sessions")
+            assert await presence(alice, bob) == (True, True)
+        rows = await db.fetch("SELECT user_id, contact_id FROM user_contacts ORDER BY created_at")
+        assert [(str(row[0]), str(row[1])) for row in rows] == [
+            (alice.user_id, bob.user_id),
+            (bob.user_id, alice.user_id),
+        ]
 
 
 def _verification(account: Account) -> dict[str, str]:
