@@ -14,7 +14,7 @@ from plugins.chats.chats import Chats
 from plugins.chats.invites import Invites
 
 
-class Listing(ApiHandler):
+class ChatsHandler(ApiHandler):
     def initialize(self, chats: Chats, rate: Rate, people: Rate) -> None:
         self._chats, self._rate, self._people = chats, rate, people
 
@@ -46,7 +46,7 @@ class Listing(ApiHandler):
         self.reply(chat, 201 if new else 200)
 
 
-class One(ApiHandler):
+class ChatHandler(ApiHandler):
     def initialize(self, chats: Chats) -> None:
         self._chats = chats
 
@@ -70,7 +70,7 @@ class One(ApiHandler):
         self.reply_nothing()
 
 
-class Participants(ApiHandler):
+class ParticipantsHandler(ApiHandler):
     def initialize(self, chats: Chats, rate: Rate) -> None:
         self._chats, self._rate = chats, rate
 
@@ -90,7 +90,7 @@ class Participants(ApiHandler):
         self.reply(await self._chats.add(self.session.user_id, chat_id, body), 201)
 
 
-class Participant(ApiHandler):
+class ParticipantHandler(ApiHandler):
     def initialize(self, chats: Chats) -> None:
         self._chats = chats
 
@@ -112,7 +112,7 @@ class Participant(ApiHandler):
         self.reply_nothing()
 
 
-class InviteList(ApiHandler):
+class InvitesHandler(ApiHandler):
     def initialize(self, invites: Invites) -> None:
         self._invites = invites
 
@@ -127,7 +127,7 @@ class InviteList(ApiHandler):
         self.reply(await self._invites.create(self.session.user_id, chat_id, body), 201)
 
 
-class Invite(ApiHandler):
+class InviteHandler(ApiHandler):
     def initialize(self, invites: Invites) -> None:
         self._invites = invites
 
@@ -138,7 +138,7 @@ class Invite(ApiHandler):
         self.reply_nothing()
 
 
-class Join(ApiHandler):
+class JoinHandler(ApiHandler):
     def initialize(self, chats: Chats, rate: Rate) -> None:
         self._chats, self._rate = chats, rate
 
