@@ -95,8 +95,11 @@ async def update(change: Change, columns: Mapping[str, Any]) -> None:
     await change.db.run(query)
 
 
-async def delete(change: Change) -> None:
-    """End a locked chat: nobody may read or write in it from now on. What was in it is erased by ``purge``."""
+async def end(change: Change) -> None:
+    """End a locked chat, and append the event: nobody may read or write in it from now on. What was in it is erased by
+    ``purge``."""
+    event = await change.append("chat_deleted", user_id=change.user_id, fields={})
+    change.events[-1] = event._replace(fields={"chat": await thread(change.db, change.chat_id)})
     await change.db.execute(
         "UPDATE chat_threads SET deleted_at = now(), access = access + 1 WHERE id = $1", change.chat_id
     )
@@ -111,17 +114,26 @@ WITH ended AS (
 ), events_ AS (
     SELECT e.chat_id, e.seq FROM ended JOIN chat_events e ON e.chat_id = ended.id AND e.seq < ended.last_seq
     WHERE NOT EXISTS (SELECT 1 FROM chat_departures d WHERE d.chat_id = e.chat_id AND d.left_seq = e.seq) LIMIT $1
+), sanctions_ AS (
+    SELECT s.chat_id, s.user_id FROM ended JOIN chat_sanctions s ON s.chat_id = ended.id LIMIT $1
+), views_ AS (
+    SELECT v.chat_id, v.user_id FROM ended JOIN chat_views v ON v.chat_id = ended.id LIMIT $1
 ), gone AS (
     DELETE FROM messages WHERE id IN (SELECT id FROM messages_) RETURNING 1
 ), untold AS (
     DELETE FROM chat_events WHERE (chat_id, seq) IN (SELECT chat_id, seq FROM events_) RETURNING 1
+), lifted AS (
+    DELETE FROM chat_sanctions WHERE (chat_id, user_id) IN (SELECT chat_id, user_id FROM sanctions_) RETURNING 1
+), unseen AS (
+    DELETE FROM chat_views WHERE (chat_id, user_id) IN (SELECT chat_id, user_id FROM views_) RETURNING 1
 )
-SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM untold)
+SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM untold) + (SELECT count(*) FROM lifted)
+     + (SELECT count(*) FROM unseen)
 """
 
 
 async def purge(db: Database, batch: int) -> int:
-    """Erase messages and events of chats that were deleted, a batch of each; how many. Only the end of a chat
-    stays, and that of each who left it, to be told by ``/sync``."""
+    """Erase messages, events, sanctions and views of chats that were deleted, a batch of each; how many. Only the end
+    of a chat stays, and that of each who left it, to be told by ``/sync``."""
     gone: int = await db.value(_PURGE, batch)
     return gone

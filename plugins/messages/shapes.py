@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import Field, StringConstraints
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from handlers.pages import CURSOR
 from handlers.shapes import Base64, Id, PublicId, Shape, bounded
@@ -108,9 +108,17 @@ class Watermarks(TypedDict):
     unread_count: int
 
 
+class DeletedChat(TypedDict):
+    """A direct chat that the user has deleted for themselves: nothing up to ``seq`` is theirs any more."""
+
+    chat_id: UUID
+    seq: int
+
+
 class SyncPage(TypedDict):
-    """``cursor`` is for the next time; with ``has_more``, at once."""
+    """``cursor`` is for the next time; with ``has_more``, at once. ``deleted`` is left out when it is empty."""
 
     events: list[ChatEvent]
+    deleted: NotRequired[list[DeletedChat]]
     cursor: str
     has_more: bool

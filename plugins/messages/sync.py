@@ -10,7 +10,7 @@ from uuid import UUID
 
 from handlers.alerts import Alerts
 from handlers.errors import ApiError, Fault, InvalidRequest
-from models import chats, sync
+from models import chats, sync, views
 from models.changes import Event
 from models.database import Database, Row
 from plugins.messages.cursor import Cursor
@@ -26,8 +26,8 @@ class Sync:
         self._db, self._alerts, self._retention = db, alerts, retention_days * 86_400
 
     async def page(self, user_id: UUID, text: str | None, limit: int) -> dict[str, Any]:
-        """``events, cursor, has_more``: the next events since a cursor, chat by chat and in each by seq. Without a
-        cursor the present one, and no events. Raises InvalidRequest, CursorExpired."""
+        """``events, deleted, cursor, has_more``: the next events since a cursor, chat by chat and in each by seq.
+        Without a cursor the present one, and no events. Raises InvalidRequest, CursorExpired."""
         self._alerts.seen(user_id)  # before it reads: what is committed from now on may not be in the answer
         if text is None:
             moment, seen = await sync.now(self._db, user_id)
@@ -60,12 +60,14 @@ class Sync:
             number = len(spans)
         events = await self._shown(await sync.events(self._db, ranges)) if ranges else []
         has_more = number < len(spans) or len(spans) == most
+        # On the first page of a walk; those that come meanwhile are not below its target, so the next walk tells them.
+        deleted = await views.deletions(self._db, user_id, cursor.since) if cursor.target is None else []
         made = int(time.time())
         if has_more:
             at = (ranges[-1][0], ranges[-1][2]) if ranges else (spans[-1].chat_id, spans[-1].last)
-            return _answer(events, replace(cursor, made=made, target=target, at=at, reached=reached), True)
+            return _answer(events, replace(cursor, made=made, target=target, at=at, reached=reached), True, deleted)
         # A walk of many pages tells what was there as it began. What came meanwhile is told by the next one.
-        return _answer(events, Cursor(moment.epoch, made, target, reached), cursor.target is not None)
+        return _answer(events, Cursor(moment.epoch, made, target, reached), cursor.target is not None, deleted)
 
     async def _shown(self, events: Sequence[tuple[UUID, Row]]) -> list[dict[str, Any]]:
         """Events as clients get them: messages and chats as they are now. Of a message that is gone, that is what is
@@ -96,5 +98,8 @@ def _seen(cursor: Cursor, chat_id: UUID) -> int:
     return max(seen, cursor.at[1]) if chat_id == cursor.at[0] else seen
 
 
-def _answer(events: list[dict[str, Any]], cursor: Cursor, has_more: bool) -> dict[str, Any]:
-    return {"events": events, "cursor": cursor.text(), "has_more": has_more}
+def _answer(
+    events: list[dict[str, Any]], cursor: Cursor, has_more: bool, deleted: Sequence[Row] = ()
+) -> dict[str, Any]:
+    answer: dict[str, Any] = {"events": events, "cursor": cursor.text(), "has_more": has_more}
+    return {**answer, "deleted": [dict(row) for row in deleted]} if deleted else answer
