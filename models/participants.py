@@ -120,18 +120,25 @@ async def _set(change: Change, user_id: UUID, role: str) -> None:
 # Who is shown to whom ------------------------------------------------------------------------------------------------
 
 # Watermarks are shown to the two of a direct chat, and not across a block.
-_MARKS = """t.type = 'direct' AND (p.user_id = $1 OR NOT EXISTS (
-    SELECT 1 FROM user_blocks b WHERE (b.blocker_id, b.blocked_id) IN ((p.user_id, $1), ($1, p.user_id))))"""
-_PERSON = f"""p.user_id, users.public_id, users.display_name, users.avatar_url, users.fingerprint, p.role::text,
-    CASE WHEN {_MARKS} THEN p.delivered_seq END AS delivered_seq, CASE WHEN {_MARKS} THEN p.read_seq END AS read_seq"""
+_PERSON = """p.user_id, users.public_id, users.display_name, users.avatar_url, users.fingerprint, p.role::text,
+    p.delivered_seq, p.read_seq, t.type = 'direct' AND (p.user_id = $1 OR NOT EXISTS (
+        SELECT 1 FROM user_blocks b WHERE (b.blocker_id, b.blocked_id) IN ((p.user_id, $1), ($1, p.user_id)))) AS marked
+"""
+
+
+def _person(row: Row) -> dict[str, Any]:
+    person = dict(row)
+    if not person.pop("marked"):
+        person["delivered_seq"] = person["read_seq"] = None
+    return person
 
 
 async def listed(
     db: Database, viewer: UUID, chat_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None
-) -> list[Row]:
+) -> list[dict[str, Any]]:
     """A chat's participants with their profiles, who joined last first."""
     earlier = "AND (p.joined_at, p.user_id) < ($4, $5)" if before else ""
-    return await db.fetch(
+    rows = await db.fetch(
         f"""SELECT {_PERSON}, p.joined_at
             FROM chat_participants p JOIN users ON users.id = p.user_id JOIN chat_threads t ON t.id = p.chat_id
             WHERE p.chat_id = $2 {earlier} ORDER BY p.joined_at DESC, p.user_id DESC LIMIT $3""",
@@ -140,6 +147,7 @@ async def listed(
         limit,
         *(before or ()),
     )
+    return [_person(row) for row in rows]
 
 
 SHOWN = 8  # participants that a list shows of each chat (contract section 7)
@@ -148,8 +156,7 @@ SHOWN = 8  # participants that a list shows of each chat (contract section 7)
 # than it shows, from an index of its own.
 _SHOWN = f"""
 SELECT t.id AS chat_id, {_PERSON}
-FROM unnest($2::uuid[]) AS asked (id) JOIN chat_threads t ON t.id = asked.id
-JOIN chat_participants mine ON mine.chat_id = t.id AND mine.user_id = $1,
+FROM chat_participants mine JOIN chat_threads t ON t.id = mine.chat_id,
 LATERAL (
     SELECT mine.user_id, mine.role, mine.delivered_seq, mine.read_seq
     UNION ALL
@@ -166,6 +173,7 @@ LATERAL (
      ORDER BY user_id LIMIT {SHOWN})
     LIMIT {SHOWN}
 ) AS p JOIN users ON users.id = p.user_id
+WHERE mine.user_id = $1 AND mine.chat_id = ANY ($2::uuid[])
 """
 
 
@@ -173,7 +181,7 @@ async def shown(db: Database, viewer: UUID, chat_ids: Sequence[UUID]) -> dict[UU
     """Some participants of each of the viewer's chats: at most 8, the viewer among them."""
     found: dict[UUID, list[dict[str, Any]]] = {chat_id: [] for chat_id in chat_ids}
     for row in await db.fetch(_SHOWN, viewer, list(chat_ids)):
-        person = dict(row)
+        person = _person(row)
         found[person.pop("chat_id")].append(person)
     return found
 

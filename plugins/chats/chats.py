@@ -48,7 +48,7 @@ class Chats:
         if row["type"] == "channel":
             return {**entry(row, user_id, ()), "participants": None}
         people = await participants.listed(self._db, user_id, chat_id, MOST["group"])
-        return entry(row, user_id, [dict(person) for person in people])
+        return entry(row, user_id, people)
 
     # Making, changing, ending -----------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ class Members:
             raise NotFound(NO_CHAT)
         if place["type"] == "channel" and RANK[place["role"]] < RANK["admin"]:
             raise Forbidden("Only the owner and admins see who reads a channel.")
-        return [dict(row) for row in await participants.listed(self._db, user_id, chat_id, limit, before)]
+        return await participants.listed(self._db, user_id, chat_id, limit, before)
 
     async def add(self, user_id: UUID, chat_id: UUID, request: shapes.NewParticipant) -> dict[str, Any]:
         """Let somebody in. Raises NotFound, Forbidden, Conflict (in already, banned, full, a chat of two),
