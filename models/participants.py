@@ -12,7 +12,8 @@ from models.changes import Change, Event, changing
 from models.chats import end
 from models.database import Database, Row
 
-GOVERNING = ("owner", "admin")  # roles that may invite
+ROLES = ("owner", "admin", "member", "restricted")  # the highest first
+GOVERNING = ROLES[:2]  # who may invite
 
 
 async def named(db: Database, asker: UUID, public_ids: Sequence[str]) -> dict[str, Row]:
@@ -183,6 +184,8 @@ async def shown(db: Database, viewer: UUID, chat_ids: Sequence[UUID]) -> dict[UU
     for row in await db.fetch(_SHOWN, viewer, list(chat_ids)):
         person = _person(row)
         found[person.pop("chat_id")].append(person)
+    for people in found.values():
+        people.sort(key=lambda person: (person["user_id"] != viewer, ROLES.index(person["role"]), person["user_id"]))
     return found
 
 

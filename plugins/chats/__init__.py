@@ -19,6 +19,7 @@ from plugins.chats.typing import Typing
 
 class Settings(AvatarSettings):
     rate_limit_chats: RateLimit = Field(Rate(120, 3600), description="Chats a user may make.")
+    rate_limit_chat_changes: RateLimit = Field(Rate(120, 60), description="Changes of chats and of roles a user.")
     rate_limit_chat_views: RateLimit = Field(Rate(600, 60), description="Changes of how a user sees chats.")
     rate_limit_participants: RateLimit = Field(Rate(2500, 3600), description="People a user may bring into chats.")
     rate_limit_join: RateLimit = Field(Rate(60, 3600), description="Tries of a user to join by an invite, or to look.")
@@ -39,10 +40,14 @@ def setup(app: App, settings: Settings) -> Plugin:
             ("/chats", http.ChatsHandler, made),
             ("/chats/join", http.JoinHandler, joining),
             ("/chats/join/preview", http.JoinPreviewHandler, looking),
-            (f"/chats/{ID}", http.ChatHandler, {"chats": chats}),
+            (f"/chats/{ID}", http.ChatHandler, {"chats": chats, "rate": settings.rate_limit_chat_changes}),
             (f"/chats/{ID}/me", http.ChatViewHandler, {"chats": chats, "rate": settings.rate_limit_chat_views}),
             (f"/chats/{ID}/participants", http.ParticipantsHandler, by_user),
-            (f"/chats/{ID}/participants/{ID}", http.ParticipantHandler, {"members": members}),
+            (
+                f"/chats/{ID}/participants/{ID}",
+                http.ParticipantHandler,
+                {"members": members, "rate": settings.rate_limit_chat_changes},
+            ),
             (f"/chats/{ID}/bans", http.BansHandler, {"members": members}),
             (f"/chats/{ID}/bans/{ID}", http.BanHandler, {"members": members}),
             (f"/chats/{ID}/invites", http.InvitesHandler, {"invites": invites}),

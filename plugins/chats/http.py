@@ -50,20 +50,21 @@ class ChatsHandler(ApiHandler):
 
 
 class ChatHandler(ApiHandler):
-    def initialize(self, chats: Chats) -> None:
-        self._chats = chats
+    def initialize(self, chats: Chats, rate: Rate) -> None:
+        self._chats, self._rate = chats, rate
 
     @operation({200: shapes.ChatInFull}, refuses=(NotFound,))
     async def get(self, chat_id: UUID) -> None:
         """Look at a chat in which one takes part."""
         self.reply(await self._chats.get(self.session.user_id, chat_id))
 
-    @operation({200: shapes.ChatInFull}, refuses=(Forbidden, NotFound))
+    @operation({200: shapes.ChatInFull}, refuses=(Forbidden, NotFound), limits={"rate_limit_chat_changes": "user"})
     async def put(self, chat_id: UUID, body: shapes.ChangeChat) -> None:
         """Change a chat: only the fields that are sent; null clears.
 
         By its owner and admins; in a chat of two by either.
         """
+        await self.limit("chat-changes", self._rate, str(self.session.user_id))
         self.reply(await self._chats.change(self.session.user_id, chat_id, body))
 
     @operation({204: None}, refuses=(Forbidden, NotFound))
@@ -111,15 +112,16 @@ class ParticipantsHandler(ApiHandler):
 
 
 class ParticipantHandler(ApiHandler):
-    def initialize(self, members: Members) -> None:
-        self._members = members
+    def initialize(self, members: Members, rate: Rate) -> None:
+        self._members, self._rate = members, rate
 
-    @operation({200: shapes.Place}, refuses=(Forbidden, NotFound, Conflict))
+    @operation({200: shapes.Place}, refuses=(Forbidden, NotFound, Conflict), limits={"rate_limit_chat_changes": "user"})
     async def put(self, chat_id: UUID, user_id: UUID, body: shapes.ChangeRole) -> None:
         """Give a participant another role, by the owner and admins, of who is below them.
 
         Only the owner makes admins. `owner` hands the chat over, and the giver becomes admin.
         """
+        await self.limit("chat-changes", self._rate, str(self.session.user_id))
         self.reply(await self._members.set_role(self.session.user_id, chat_id, user_id, body.role))
 
     @operation({204: None}, refuses=(Forbidden, NotFound, Conflict))

@@ -1,4 +1,4 @@
-"""A direct chat that one of the two deletes: gone for that one alone, and back with the next message, without its past."""
+"""A direct chat that one of the two deletes: gone for that one, and back with the next message, without its past."""
 
 from __future__ import annotations
 
