@@ -31,16 +31,25 @@ class ChatView(Table):
         primary_key = peewee.CompositeKey("chat", "user")
 
 
+# Whether the user ($1) has deleted the chat ($2) for themselves, and no message came since.
+_DELETED = """SELECT 1 FROM chat_views gone JOIN chat_threads now ON now.id = gone.chat_id
+    WHERE gone.chat_id = $2 AND gone.user_id = $1 AND gone.deleted_number >= now.last_number"""
+
+
 async def change(db: Database, user_id: UUID, chat_id: UUID, fields: Mapping[str, Any]) -> bool:
-    """Set some of ``hidden, archived, muted_until, marked_unread`` for a participant; False when the user is not in the
-    chat. The participant's row is locked: a removal comes before or after, and leaves no view behind."""
+    """Set some of ``hidden, archived, muted_until, marked_unread`` for a participant. False when the user is not in the
+    chat, or has deleted it.
+
+    The participant's row is locked: a removal comes before or after, and leaves no view behind.
+    """
     return (
         await db.execute(
-            """INSERT INTO chat_views AS v (chat_id, user_id, hidden_number, archived, muted_until, marked_unread)
+            f"""INSERT INTO chat_views AS v (chat_id, user_id, hidden_number, archived, muted_until, marked_unread)
                SELECT t.id, p.user_id, CASE WHEN $3::boolean THEN t.last_number END, coalesce($4::boolean, false),
                       $6::timestamptz, coalesce($7::boolean, false)
                FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
-               WHERE p.chat_id = $2 AND p.user_id = $1 AND t.deleted_at IS NULL FOR KEY SHARE OF p
+               WHERE p.chat_id = $2 AND p.user_id = $1 AND t.deleted_at IS NULL
+                 AND NOT EXISTS ({_DELETED}) FOR KEY SHARE OF p
                ON CONFLICT (chat_id, user_id) DO UPDATE SET
                    hidden_number = CASE WHEN $3 IS NULL THEN v.hidden_number ELSE excluded.hidden_number END,
                    archived = coalesce($4, v.archived),
@@ -80,14 +89,7 @@ async def read(change: Change) -> bool:
 
 async def deleted(db: Database, user_id: UUID, chat_id: UUID) -> bool:
     """Whether the user has deleted this chat for themselves, and no message came since."""
-    return bool(
-        await db.value(
-            """SELECT 1 FROM chat_views v JOIN chat_threads t ON t.id = v.chat_id
-               WHERE v.chat_id = $2 AND v.user_id = $1 AND v.deleted_number >= t.last_number""",
-            user_id,
-            chat_id,
-        )
-    )
+    return bool(await db.value(_DELETED, user_id, chat_id))
 
 
 async def delete(change: Change) -> None:
@@ -126,8 +128,8 @@ async def reopen(db: Database, user_id: UUID, chat_id: UUID) -> bool:
     """List a direct chat again that the user has deleted, still without its past; whether it was deleted."""
     return (
         await db.execute(
-            """UPDATE chat_views SET deleted_number = NULL
-               WHERE chat_id = $2 AND user_id = $1 AND deleted_number IS NOT NULL""",
+            f"""UPDATE chat_views SET deleted_number = NULL
+                WHERE chat_id = $2 AND user_id = $1 AND EXISTS ({_DELETED})""",
             user_id,
             chat_id,
         )

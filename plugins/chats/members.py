@@ -111,9 +111,9 @@ class Members:
     async def remove(self, user_id: UUID, chat_id: UUID, other: UUID, *, ban: bool) -> None:
         """Remove a participant whose role is below the user's. With ``ban`` nothing lets them in again, and also users
         who are not in the chat can be banned. Raises NotFound, Forbidden, Conflict."""
-        if ban and other == user_id:
-            raise Conflict("You can't ban yourself.")
         async with governing(self._db, user_id, chat_id) as change:
+            if other == user_id:
+                raise Conflict("You can't ban yourself.")
             present = await participants.role_of(change, other)
             if present is not None:
                 above(change, present)

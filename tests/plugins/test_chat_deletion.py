@@ -168,10 +168,11 @@ async def test_asking_for_the_chat_gives_the_same(services: Services, who_asks: 
         pair = await chat(alice, bob, kind="direct")
         await say(bob, pair)
         await deletes(alice, pair)
+        assert (await alice.put(f"/chats/{pair['id']}/me", {"archived": True})).status == 404
         a, b = (alice, bob) if who_asks == "the one who deleted" else (bob, alice)
         tablet = await made.socket(alice)
         answer = await a.post("/chats", {"type": "direct", "participants": [b.public_id]})
-        assert (answer.status, answer.json["id"]) == (200, pair["id"])
+        assert (answer.status, answer.json["id"], answer.json["archived"]) == (200, pair["id"], False)
         if a is alice:  # it is open again, and still empty
             assert (await listed(alice), await history(alice, pair)) == ([pair["id"]], [])
             assert (answer.json["last_message"], answer.json["unread_count"]) == (None, 0)
