@@ -49,14 +49,19 @@ class PageQuery(Shape):
 
 
 def reply_page(
-    handler: ApiHandler, query: PageQuery, entries: Sequence[Mapping[str, Any]], time: str, key: str
+    handler: ApiHandler,
+    query: PageQuery,
+    entries: Sequence[Mapping[str, Any]],
+    time: str,
+    key: str,
+    **filters: str,
 ) -> None:
     """Answer with the first ``limit`` entries; when there is one more, point to the rest. ``time`` and ``key`` name
-    the fields that the list is ordered by."""
+    the fields that the list is ordered by; ``filters`` are the other parameters of the query."""
     if len(entries) > query.limit:
         last = entries[query.limit - 1]
         cursor = base64.urlsafe_b64encode(
             f"{last[time].astimezone(UTC).replace(tzinfo=None).isoformat()} {last[key]}".encode()
         ).decode()
-        handler.link_next(limit=query.limit, before=cursor)
+        handler.link_next(limit=query.limit, before=cursor, **filters)
     handler.reply(entries[: query.limit])

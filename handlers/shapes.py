@@ -185,6 +185,26 @@ Moment = Annotated[
     PlainSerializer(timestamp, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
+
+
+def _moment(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+            timestamp(value)
+        except (ValueError, OverflowError):
+            raise ValueError("not a time of RFC 3339") from None
+        if value.tzinfo is None:
+            raise ValueError("a time needs its offset, or Z")
+    return value
+
+
+Until = Annotated[
+    datetime,
+    BeforeValidator(_moment),
+    PlainSerializer(timestamp, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time", "description": "A time with its offset, or Z."}),
+]
 Int31 = Annotated[int, Field(ge=0, le=MAX_INT32)]
 Hex256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 PublicId = Annotated[

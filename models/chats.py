@@ -95,8 +95,11 @@ async def update(change: Change, columns: Mapping[str, Any]) -> None:
     await change.db.run(query)
 
 
-async def delete(change: Change) -> None:
-    """End a locked chat: nobody may read or write in it from now on. What was in it is erased by models/purge.py."""
+async def end(change: Change) -> None:
+    """End a locked chat, and append the event: nobody may read or write in it from now on. What was in it is erased by
+    models/purge.py."""
+    event = await change.append("chat_deleted", user_id=change.user_id, fields={})
+    change.events[-1] = event._replace(fields={"chat": await thread(change.db, change.chat_id)})
     await change.db.execute(
         "UPDATE chat_threads SET deleted_at = now(), access = access + 1 WHERE id = $1", change.chat_id
     )

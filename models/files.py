@@ -161,6 +161,21 @@ async def owned(db: Database, file_id: UUID, owner: UUID, *, resumable: bool | N
     )
 
 
+async def give_to_chat(db: Database, file_id: UUID, owner: UUID, chat_id: UUID) -> bool:
+    """Let a complete file of that owner's be one of a chat, whose participants may read it then. False when there is no
+    such file, or it is one of another chat."""
+    return (
+        await db.execute(
+            """UPDATE files SET chat_id = $3
+               WHERE id = $1 AND owner_id = $2 AND state = 'complete' AND (chat_id IS NULL OR chat_id = $3)""",
+            file_id,
+            owner,
+            chat_id,
+        )
+        == 1
+    )
+
+
 def place(row: Row) -> Place:
     """Where in the storage an upload is, and how far it has come."""
     return Place(

@@ -26,24 +26,24 @@ UNREAD = """greatest(0, t.last_number - p.read_number - p.own_after
         SELECT count(*) FROM due WHERE due.chat_id = t.id AND due.number > p.read_number
             AND due.sender_id IS DISTINCT FROM p.user_id) ELSE 0 END)"""
 
+# What a participant says of a chat holds until there is a newer message (models/views.py).
+_HIDDEN = "coalesce(v.hidden_number >= t.last_number, false)"
+_NOT_DELETED = "(v.deleted_number IS NULL OR v.deleted_number < t.last_number)"
+
 _ENTRIES = f"""
 WITH {due("$1")}
 SELECT t.id, t.type, t.title, t.avatar_url, t.created_by, t.settings, t.created_at, t.updated_at, t.role,
        t.participant_count, t.last_seq, t.read_seq, t.delivered_seq, t.unread_count,
-       peer.user_id AS peer_id, peer.public_id AS peer_public_id, peer.display_name AS peer_name,
-       peer.avatar_url AS peer_avatar, m.*
+       t.hidden, t.archived, t.muted_until, t.marked_unread, m.*
 FROM (
     SELECT t.id, t.type::text, t.title, t.avatar_url, t.created_by, t.settings, t.created_at, t.updated_at,
            t.participant_count, t.last_seq, p.user_id, p.role::text, p.read_seq, p.delivered_seq,
-           {UNREAD} AS unread_count, {SEEN_FROM} AS seen_from
+           {UNREAD} AS unread_count, {SEEN_FROM} AS seen_from, {_HIDDEN} AS hidden,
+           coalesce(v.archived, false) AS archived, v.muted_until, coalesce(v.marked_unread, false) AS marked_unread
     FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
-    WHERE p.user_id = $1 AND t.deleted_at IS NULL {{which}}
+    LEFT JOIN chat_views v ON v.chat_id = p.chat_id AND v.user_id = p.user_id
+    WHERE p.user_id = $1 AND t.deleted_at IS NULL AND {_NOT_DELETED} {{which}}
 ) AS t
-LEFT JOIN LATERAL (
-    SELECT users.id AS user_id, users.public_id, users.display_name, users.avatar_url
-    FROM chat_participants other JOIN users ON users.id = other.user_id
-    WHERE other.chat_id = t.id AND other.user_id <> t.user_id LIMIT 1
-) AS peer ON t.type IN ('direct', 'secret')
 LEFT JOIN LATERAL (
     SELECT m.id AS message_id, m.seq, m.sender_id, m.client_id, m.encrypted_payload, m.message_type, m.metadata,
            m.reply_to, {REPLY_TO_SEQ} AS reply_to_seq, m.forwarded_from, {reactions("t.user_id")} AS reactions,
@@ -52,27 +52,33 @@ LEFT JOIN LATERAL (
 ) AS m ON true
 ORDER BY t.updated_at DESC, t.id DESC
 """
-_ALL = _ENTRIES.format(which="ORDER BY t.updated_at DESC, t.id DESC LIMIT $2")
-_EARLIER = _ENTRIES.format(which="AND (t.updated_at, t.id) < ($3, $4) ORDER BY t.updated_at DESC, t.id DESC LIMIT $2")
+_PAGE = f"AND {_HIDDEN} = $3 {{earlier}} ORDER BY t.updated_at DESC, t.id DESC LIMIT $2"
+_ALL = _ENTRIES.format(which=_PAGE.format(earlier=""))
+_EARLIER = _ENTRIES.format(which=_PAGE.format(earlier="AND (t.updated_at, t.id) < ($4, $5)"))
 _ONE = _ENTRIES.format(which="AND t.id = $2")
 
 
-async def entries(db: Database, user_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None) -> list[Row]:
-    """A user's chats with their newest message and how much is unread, the last active first."""
-    return await db.fetch(_EARLIER if before else _ALL, user_id, limit, *(before or ()))
+async def entries(
+    db: Database, user_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None, *, hidden: bool = False
+) -> list[Row]:
+    """A user's chats, those that they see or those that they have hidden, with the newest message and how much is
+    unread, the last active first."""
+    return await db.fetch(_EARLIER if before else _ALL, user_id, limit, hidden, *(before or ()))
 
 
 async def entry(db: Database, user_id: UUID, chat_id: UUID) -> Row | None:
-    """One chat as in the list; None when the user takes no part in it."""
+    """One chat as in the list; None when the user is not in it, or has deleted it for themselves."""
     return await db.row(_ONE, user_id, chat_id)
 
 
 async def place_of(db: Database, user_id: UUID, chat_id: UUID) -> Row | None:
-    """``type, role, joined_seq`` of a participant; None for others, and where the chat was deleted."""
+    """``type, role, joined_seq`` of a participant; None for others, and where the chat was deleted, be it for them
+    alone."""
     return await db.row(
-        """SELECT t.type::text, p.role::text, p.joined_seq FROM chat_participants p
-           JOIN chat_threads t ON t.id = p.chat_id
-           WHERE p.chat_id = $2 AND p.user_id = $1 AND t.deleted_at IS NULL""",
+        f"""SELECT t.type::text, p.role::text, p.joined_seq FROM chat_participants p
+            JOIN chat_threads t ON t.id = p.chat_id
+            LEFT JOIN chat_views v ON v.chat_id = p.chat_id AND v.user_id = p.user_id
+            WHERE p.chat_id = $2 AND p.user_id = $1 AND t.deleted_at IS NULL AND {_NOT_DELETED}""",
         user_id,
         chat_id,
     )

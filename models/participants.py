@@ -1,33 +1,19 @@
-"""Participants: joining and leaving a chat, roles, and the invites that let people in."""
+"""Participants: who is in a chat and in which role, coming and going."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-import peewee
-
+from models import invites, sanctions, views
 from models.changes import Change, Event, changing
-from models.chats import delete
-from models.database import Database, Row, Table
-from models.threads import ChatThread
-from models.users import User
+from models.chats import end
+from models.database import Database, Row
 
-
-class ChatInvite(Table):
-    id = peewee.UUIDField(primary_key=True)
-    chat = peewee.ForeignKeyField(ChatThread, on_delete="CASCADE")
-    created_by = peewee.ForeignKeyField(User, null=True, column_name="created_by", on_delete="SET NULL")
-    token_hash = peewee.BlobField(unique=True)
-    max_uses = peewee.IntegerField(null=True)
-    uses = peewee.IntegerField(default=0)
-    expires_at = peewee.DateTimeField(null=True)
-    created_at = peewee.DateTimeField()
-
-    class Meta:
-        table_name = "chat_invites"
+ROLES = ("owner", "admin", "member", "restricted")  # the highest first
+GOVERNING = ROLES[:2]  # who may invite
 
 
 async def named(db: Database, asker: UUID, public_ids: Sequence[str]) -> dict[str, Row]:
@@ -50,10 +36,18 @@ async def role_of(change: Change, user_id: UUID) -> str | None:
     return role
 
 
+async def exists(change: Change, user_id: UUID) -> bool:
+    """Whether there is such an account, which can't be erased until the transaction ends."""
+    return bool(await change.db.value("SELECT 1 FROM users WHERE id = $1 FOR KEY SHARE", user_id))
+
+
 async def add(change: Change, user_id: UUID, role: str) -> bool:
-    """Let a user in; False when they are in already. They have read what they may not see."""
+    """Let a user in; False when they are in already. They have read what they may not see, and what stood against them
+    before is over: ``role`` says what is left of it."""
     if await role_of(change, user_id) is not None:
         return False
+    await sanctions.lift(change, user_id)
+    await views.forget(change, user_id)
     event = await change.append("participant_added", user_id=user_id, data={"role": role})
     await change.db.execute(
         """INSERT INTO chat_participants (chat_id, user_id, role, joined_seq, delivered_seq, read_seq, read_number)
@@ -68,11 +62,18 @@ async def add(change: Change, user_id: UUID, role: str) -> bool:
 
 
 async def remove(change: Change, user_id: UUID) -> bool:
-    """Let a user go; False when they are not in. The removal is the last event that is theirs to see."""
+    """Take a user out of a locked chat; False when they are not in. The removal is the last event that they may see.
+
+    Their invites end with it. A restriction is remembered, and so is when they were removed by somebody else.
+    """
     role = await role_of(change, user_id)
     if role is None:
         return False
     event = await change.append("participant_removed", user_id=user_id, data={"role": role})
+    if role in GOVERNING:
+        await invites.withdraw_all_of(change, user_id)
+    removed = user_id != change.user_id
+    await sanctions.note_departure(change, user_id, restricted=role == "restricted", removed=removed)
     await change.db.execute(
         """WITH gone AS (DELETE FROM chat_participants WHERE chat_id = $1 AND user_id = $2 RETURNING joined_seq)
            INSERT INTO chat_departures (chat_id, user_id, joined_seq, left_seq, position)
@@ -81,6 +82,7 @@ async def remove(change: Change, user_id: UUID) -> bool:
         user_id,
         event.seq,
     )
+    await views.forget(change, user_id)
     await _counted(change, -1)
     return True
 
@@ -94,10 +96,15 @@ async def _counted(change: Change, more: int) -> None:
 
 
 async def set_role(change: Change, user_id: UUID, role: str) -> None:
-    """Give a participant a role. Who gives ``owner`` away becomes admin: there is exactly one."""
+    """Give a participant a role. Who gives ``owner`` away becomes admin: there is never more than one owner.
+
+    The invites of a participant who may not invite any more end.
+    """
     if role == "owner":
         await _set(change, change.user_id, "admin")
     await _set(change, user_id, role)
+    if role not in GOVERNING:
+        await invites.withdraw_all_of(change, user_id)
     await change.renew_access()
 
 
@@ -112,83 +119,84 @@ async def _set(change: Change, user_id: UUID, role: str) -> None:
     await change.append("participant_role", user_id=user_id, data={"role": role, "was": was})
 
 
-async def listed(db: Database, chat_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None) -> list[Row]:
+# Who is shown to whom ------------------------------------------------------------------------------------------------
+
+# Watermarks are shown to the two of a direct chat, and not across a block.
+_PERSON = """p.user_id, users.public_id, users.display_name, users.avatar_url, users.fingerprint, p.role::text,
+    p.delivered_seq, p.read_seq, t.type = 'direct' AND (p.user_id = $1 OR NOT EXISTS (
+        SELECT 1 FROM user_blocks b WHERE (b.blocker_id, b.blocked_id) IN ((p.user_id, $1), ($1, p.user_id)))) AS marked
+"""
+
+
+def _person(row: Row) -> dict[str, Any]:
+    person = dict(row)
+    if not person.pop("marked"):
+        person["delivered_seq"] = person["read_seq"] = None
+    return person
+
+
+async def listed(
+    db: Database, viewer: UUID, chat_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None
+) -> list[dict[str, Any]]:
     """A chat's participants with their profiles, who joined last first."""
-    earlier = "AND (p.joined_at, p.user_id) < ($3, $4)" if before else ""
-    return await db.fetch(
-        f"""SELECT p.user_id, users.public_id, users.display_name, users.avatar_url, p.role::text, p.joined_at
-            FROM chat_participants p JOIN users ON users.id = p.user_id
-            WHERE p.chat_id = $1 {earlier} ORDER BY p.joined_at DESC, p.user_id DESC LIMIT $2""",
+    earlier = "AND (p.joined_at, p.user_id) < ($4, $5)" if before else ""
+    rows = await db.fetch(
+        f"""SELECT {_PERSON}, p.joined_at
+            FROM chat_participants p JOIN users ON users.id = p.user_id JOIN chat_threads t ON t.id = p.chat_id
+            WHERE p.chat_id = $2 {earlier} ORDER BY p.joined_at DESC, p.user_id DESC LIMIT $3""",
+        viewer,
         chat_id,
         limit,
         *(before or ()),
     )
+    return [_person(row) for row in rows]
 
 
-# Invites ------------------------------------------------------------------------------------------------------------
+SHOWN = 8  # participants that a list shows of each chat (contract section 7)
 
-_INVITE = "id, created_by, max_uses, uses, expires_at, created_at"
-
-
-def _hash(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
-
-
-async def invite(change: Change, token: str, max_uses: int | None, expires_in: int | None, at_most: int) -> Row | None:
-    """Note an invite, of which only the token's hash is kept; None when the chat has ``at_most`` of them."""
-    return await change.db.row(
-        f"""INSERT INTO chat_invites (chat_id, created_by, token_hash, max_uses, expires_at)
-            SELECT $1, $2, $3, $4, now() + $5 * interval '1 second'
-            WHERE (SELECT count(*) FROM chat_invites WHERE chat_id = $1) < $6 RETURNING {_INVITE}""",
-        change.chat_id,
-        change.user_id,
-        _hash(token),
-        max_uses,
-        expires_in,
-        at_most,
-    )
-
-
-async def invites(db: Database, chat_id: UUID) -> list[Row]:
-    """A chat's invites, the latest first."""
-    return await db.fetch(
-        f"SELECT {_INVITE} FROM chat_invites WHERE chat_id = $1 ORDER BY created_at DESC, id", chat_id
-    )
+# The viewer first, then the owner, admins, and the others, whom readers of a channel don't see. Each part reads no more
+# than it shows, from an index of its own.
+_SHOWN = f"""
+SELECT t.id AS chat_id, {_PERSON}
+FROM chat_participants mine JOIN chat_threads t ON t.id = mine.chat_id,
+LATERAL (
+    SELECT mine.user_id, mine.role, mine.delivered_seq, mine.read_seq
+    UNION ALL
+    (SELECT user_id, role, delivered_seq, read_seq FROM chat_participants
+     WHERE chat_id = t.id AND role = 'owner' AND user_id <> $1)
+    UNION ALL
+    (SELECT user_id, role, delivered_seq, read_seq FROM chat_participants
+     WHERE chat_id = t.id AND role IN ('owner', 'admin') AND role = 'admin' AND user_id <> $1
+     ORDER BY user_id LIMIT {SHOWN})
+    UNION ALL
+    (SELECT user_id, role, delivered_seq, read_seq FROM chat_participants
+     WHERE chat_id = t.id AND role NOT IN ('owner', 'admin') AND user_id <> $1
+       AND (t.type <> 'channel' OR mine.role IN ('owner', 'admin'))
+     ORDER BY user_id LIMIT {SHOWN})
+    LIMIT {SHOWN}
+) AS p JOIN users ON users.id = p.user_id
+WHERE mine.user_id = $1 AND mine.chat_id = ANY ($2::uuid[])
+"""
 
 
-async def withdraw(change: Change, invite_id: UUID) -> bool:
-    return (
-        await change.db.execute("DELETE FROM chat_invites WHERE id = $1 AND chat_id = $2", invite_id, change.chat_id)
-        == 1
-    )
-
-
-async def invited_to(db: Database, token: str) -> UUID | None:
-    """The chat that an invite opens, used up or not."""
-    chat_id: UUID | None = await db.value("SELECT chat_id FROM chat_invites WHERE token_hash = $1", _hash(token))
-    return chat_id
-
-
-async def use(change: Change, token: str) -> bool:
-    """Use an invite once; False when it is used up, over, or gone."""
-    return (
-        await change.db.execute(
-            """UPDATE chat_invites SET uses = uses + 1
-               WHERE token_hash = $1 AND chat_id = $2 AND (max_uses IS NULL OR uses < max_uses)
-                 AND (expires_at IS NULL OR expires_at > now())""",
-            _hash(token),
-            change.chat_id,
-        )
-        == 1
-    )
+async def shown(db: Database, viewer: UUID, chat_ids: Sequence[UUID]) -> dict[UUID, list[dict[str, Any]]]:
+    """Some participants of each of the viewer's chats: at most 8, the viewer among them."""
+    found: dict[UUID, list[dict[str, Any]]] = {chat_id: [] for chat_id in chat_ids}
+    for row in await db.fetch(_SHOWN, viewer, list(chat_ids)):
+        person = _person(row)
+        found[person.pop("chat_id")].append(person)
+    for people in found.values():
+        people.sort(key=lambda person: (person["user_id"] != viewer, ROLES.index(person["role"]), person["user_id"]))
+    return found
 
 
 # An account that is erased ------------------------------------------------------------------------------------------
 
 
 async def depart(db: Database, user_id: UUID) -> list[tuple[Change, list[Event]]]:
-    """Take a user out of all their chats, one transaction each; what happened. A chat that was theirs goes to the next
-    in rank, the one who joined first; one in which nobody is left ends."""
+    """Take a user out of all their chats, one transaction each; what happened. A chat that they owned goes to the admin
+    who joined first, and a chat of two to the other; one without admins has no owner from then on, and one in which
+    nobody is left ends."""
     happened = []
     while True:
         chat_ids = [
@@ -219,17 +227,25 @@ async def depart(db: Database, user_id: UUID) -> list[tuple[Change, list[Event]]
 
 
 async def _depart(change: Change) -> None:
-    heir = await change.db.value(
-        """SELECT user_id FROM chat_participants WHERE chat_id = $1 AND user_id <> $2
-           ORDER BY role, joined_at, user_id LIMIT 1""",
-        change.chat_id,
-        change.user_id,
-    )
     owner = change.role == "owner"
     await remove(change, change.user_id)
-    if heir is None:
-        await change.append("chat_deleted")
-        await delete(change)
-    elif owner:
+    if await end_if_empty(change) or not owner:
+        return
+    # Never a plain member: who was let in to read or to write should not find themselves in charge of the others.
+    heir = await change.db.value(
+        """SELECT user_id FROM chat_participants WHERE chat_id = $1 AND ($2 OR role = 'admin')
+           ORDER BY role, joined_at, user_id LIMIT 1""",
+        change.chat_id,
+        change.two,
+    )
+    if heir is not None:
         await _set(change, heir, "owner")
         await change.renew_access()
+
+
+async def end_if_empty(change: Change) -> bool:
+    """End a locked chat in which nobody is left, or which all who are left have deleted; whether it was so."""
+    if change.participant_count > 0 and not (change.type == "direct" and await views.left_to_nobody(change)):
+        return False
+    await end(change)
+    return True

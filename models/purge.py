@@ -46,15 +46,28 @@ WITH due AS (
     SELECT f.id FROM due, LATERAL (
         SELECT id FROM files WHERE chat_id = due.chat_id AND ROW(id)::text NOT IN {_CHATS.failed} LIMIT $1) AS f
     LIMIT $1 - (SELECT count(*) FROM messages_) - (SELECT count(*) FROM events_)
+), sanctions_ AS (
+    SELECT s.chat_id, s.user_id FROM due, LATERAL (
+        SELECT chat_id, user_id FROM chat_sanctions
+        WHERE chat_id = due.chat_id AND ROW(chat_id, user_id)::text NOT IN {_CHATS.failed} LIMIT $1) AS s
+    LIMIT $1 - (SELECT count(*) FROM messages_) - (SELECT count(*) FROM events_) - (SELECT count(*) FROM files_)
+), views_ AS (
+    SELECT v.chat_id, v.user_id FROM due, LATERAL (
+        SELECT chat_id, user_id FROM chat_views
+        WHERE chat_id = due.chat_id AND ROW(chat_id, user_id)::text NOT IN {_CHATS.failed} LIMIT $1) AS v
+    LIMIT $1 - (SELECT count(*) FROM messages_) - (SELECT count(*) FROM events_) - (SELECT count(*) FROM files_)
+             - (SELECT count(*) FROM sanctions_)
 ), found AS (
-    SELECT (SELECT count(*) FROM messages_) + (SELECT count(*) FROM events_) + (SELECT count(*) FROM files_) AS rows
+    SELECT (SELECT count(*) FROM messages_) + (SELECT count(*) FROM events_) + (SELECT count(*) FROM files_)
+         + (SELECT count(*) FROM sanctions_) + (SELECT count(*) FROM views_) AS rows
 )"""
 
 DUE = replace(
     _CHATS,
     blamed=f"""{_DOOMED}
 SELECT coalesce((SELECT ROW(id)::text FROM messages_), (SELECT ROW(chat_id, seq)::text FROM events_),
-                (SELECT ROW(id)::text FROM files_), due::text)
+                (SELECT ROW(id)::text FROM files_), (SELECT ROW(chat_id, user_id)::text FROM sanctions_),
+                (SELECT ROW(chat_id, user_id)::text FROM views_), due::text)
 FROM due""",
 )
 
@@ -71,12 +84,20 @@ _PURGE = f"""{_DOOMED}, gone AS (
     DELETE FROM chat_events WHERE (chat_id, seq) IN (SELECT chat_id, seq FROM events_) RETURNING 1
 ), parted AS (
     UPDATE files SET chat_id = NULL WHERE id IN (SELECT id FROM files_) RETURNING 1
+), lifted AS (
+    DELETE FROM chat_sanctions WHERE (chat_id, user_id) IN (SELECT chat_id, user_id FROM sanctions_) RETURNING 1
+), unseen AS (
+    DELETE FROM chat_views WHERE (chat_id, user_id) IN (SELECT chat_id, user_id FROM views_) RETURNING 1
 ), empty AS (
     SELECT chat_id,
            EXISTS (SELECT 1 FROM messages WHERE chat_id = due.chat_id AND seq > 0 AND ROW(id)::text IN {_CHATS.failed})
            OR EXISTS (SELECT 1 FROM chat_events AS e
                       WHERE chat_id = due.chat_id AND ROW(e.chat_id, seq)::text IN {_CHATS.failed})
-           OR EXISTS (SELECT 1 FROM files WHERE chat_id = due.chat_id AND ROW(id)::text IN {_CHATS.failed}) AS failed
+           OR EXISTS (SELECT 1 FROM files WHERE chat_id = due.chat_id AND ROW(id)::text IN {_CHATS.failed})
+           OR EXISTS (SELECT 1 FROM chat_sanctions AS s
+                      WHERE chat_id = due.chat_id AND ROW(s.chat_id, s.user_id)::text IN {_CHATS.failed})
+           OR EXISTS (SELECT 1 FROM chat_views AS v
+                      WHERE chat_id = due.chat_id AND ROW(v.chat_id, v.user_id)::text IN {_CHATS.failed}) AS failed
     FROM due WHERE (SELECT rows FROM found) < $1
 ), later AS (
     UPDATE chat_purges SET due_at = now() + interval '10 minutes'
@@ -85,6 +106,7 @@ _PURGE = f"""{_DOOMED}, gone AS (
     DELETE FROM chat_purges WHERE chat_id IN (SELECT chat_id FROM empty WHERE NOT failed) RETURNING 1
 )
 SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM untold) + (SELECT count(*) FROM parted)
+     + (SELECT count(*) FROM lifted) + (SELECT count(*) FROM unseen)
      + (SELECT count(*) FROM later) + (SELECT count(*) FROM done)
 """
 

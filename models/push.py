@@ -166,7 +166,8 @@ async def missed(db: Database, user_id: UUID, seconds: float) -> list[UUID]:
              AND t.updated_at > now() - $2 * interval '1 second'
              AND EXISTS (
                  SELECT 1 FROM messages m
-                 WHERE m.chat_id = t.id AND m.seq > p.delivered_seq AND m.sender_id IS DISTINCT FROM $1 AND {VISIBLE}
+                 WHERE m.chat_id = t.id AND m.seq > p.delivered_seq AND m.seq >= p.joined_seq
+                   AND m.sender_id IS DISTINCT FROM $1 AND {VISIBLE}
                    AND m.created_at > now() - $2 * interval '1 second'
                    AND NOT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = $1 AND blocked_id = m.sender_id))
            ORDER BY t.updated_at DESC LIMIT 100""",
@@ -203,7 +204,8 @@ async def wanted(db: Database, asked: Sequence[tuple[UUID, UUID | None]]) -> lis
                    t.id, t.provider::text, t.session_id, t.quiet, p.kinds, p.quiet_hours,
                    coalesce(p.muted_chats ? g.chat_id::text
                             AND coalesce((p.muted_chats ->> g.chat_id::text)::timestamptz > now(), true), false)
-                       AS muted
+                       OR EXISTS (SELECT 1 FROM chat_views v WHERE v.chat_id = g.chat_id AND v.user_id = g.user_id
+                                  AND v.muted_until > now()) AS muted
             FROM asked g
             JOIN push_tokens t ON t.user_id = g.user_id
             JOIN sessions s ON s.id = t.session_id AND {_LIVE}

@@ -31,8 +31,10 @@ async def advance(change: Change, delivered: int, read: int) -> Watermarks:
     delivered = max(before["delivered_seq"], min(delivered, before["last_seq"]), read)
     if (delivered, read) == (before["delivered_seq"], before["read_seq"]):
         return Watermarks(delivered, read, before["unread_count"])
+    # What came before they may see anything was neither read nor counted: after a direct chat was deleted for oneself.
+    unseen = change.seen_from - 1
     if read > before["read_seq"]:
-        await _read(change, before["read_seq"], read)
+        await _read(change, max(before["read_seq"], unseen), read)
     await change.db.execute(
         "UPDATE chat_participants SET delivered_seq = $3, read_seq = $4 WHERE chat_id = $1 AND user_id = $2",
         change.chat_id,
@@ -41,7 +43,7 @@ async def advance(change: Change, delivered: int, read: int) -> Watermarks:
         read,
     )
     if change.type != "channel":
-        await _note(change, before, delivered, read)
+        await _note(change, max(before["delivered_seq"], unseen), delivered, max(before["read_seq"], unseen), read)
         await change.append("receipt", user_id=change.user_id, data={"delivered_seq": delivered, "read_seq": read})
     if change.type == "secret":
         while reached := await _delivered(change, delivered):
@@ -81,14 +83,14 @@ async def _read(change: Change, old: int, new: int) -> None:
     )
 
 
-async def _note(change: Change, before: Row, delivered: int, read: int) -> None:
+async def _note(change: Change, delivered_before: int, delivered: int, read_before: int, read: int) -> None:
     await change.db.execute(
         f"""UPDATE messages SET delivered = true WHERE NOT delivered AND id IN (
                 SELECT id FROM messages WHERE chat_id = $1 AND seq > greatest($3, 0) AND seq <= $4
                     AND sender_id IS DISTINCT FROM $2 ORDER BY seq DESC LIMIT {NOTED})""",
         change.chat_id,
         change.user_id,
-        before["delivered_seq"],
+        delivered_before,
         delivered,
     )
     await change.db.execute(
@@ -98,7 +100,7 @@ async def _note(change: Change, before: Row, delivered: int, read: int) -> None:
             ON CONFLICT DO NOTHING""",
         change.chat_id,
         change.user_id,
-        before["read_seq"],
+        read_before,
         read,
     )
 

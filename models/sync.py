@@ -93,7 +93,7 @@ WITH moment AS MATERIALIZED ({_NOW}), spans AS (
     FROM chat_departures d JOIN chat_threads t ON t.id = d.chat_id
     WHERE d.user_id = $1 AND d.position >= $2
 ), next AS (
-    SELECT * FROM spans WHERE chat_id >= $3 ORDER BY chat_id, begins LIMIT $4
+    SELECT * FROM spans WHERE chat_id >= $3 AND begins <= last ORDER BY chat_id, begins LIMIT $4
 )
 SELECT epoch, least(horizon, greatest($2, (SELECT max(position) + 1 FROM spans))) AS horizon, "end",
        next.chat_id, greatest(begins, first_since(next.chat_id, last, $2)) AS first, last, position,

@@ -240,7 +240,12 @@ async def _chats(tell: Callable[..., Any], alice: Account, bob: Account) -> None
     invite = (await tell("POST", f"/chats/{chat}/invites", {"max_uses": 1, "expires_in": 86400}, by=alice)).json
     await tell("GET", f"/chats/{chat}/invites", by=alice)
     await tell("DELETE", f"/chats/{chat}/participants/{bob.user_id}", by=bob)
+    await tell("POST", "/chats/join/preview", {"token": invite["token"]}, by=bob)
     await tell("POST", "/chats/join", {"token": invite["token"]}, by=bob)
+    await tell("PUT", f"/chats/{chat}/me", {"archived": True, "muted_until": "2999-01-01T00:00:00Z"}, by=bob)
+    await tell("DELETE", f"/chats/{chat}/participants/{bob.user_id}?ban=true", by=alice)
+    await tell("GET", f"/chats/{chat}/bans", by=alice)
+    await tell("DELETE", f"/chats/{chat}/bans/{bob.user_id}", by=alice)
 
 
 async def _calls_and_files(tell: Callable[..., Any], alice: Account, bob: Account) -> None:

@@ -311,3 +311,13 @@ def test_every_endpoint_is_an_api_handler(modules: list[ModuleType]) -> None:
     names = {module.__name__ for module in modules}
     others = [kind for kind in below(RequestHandler) if kind.__module__ in names and not issubclass(kind, ApiHandler)]
     assert [kind for kind in others if not issubclass(ApiHandler, kind)] == []  # AnsweringHandler is half of it
+
+
+def test_no_two_handlers_share_a_name(modules: list[ModuleType]) -> None:
+    """The name of its class is a handler's label in metrics and logs, which say nothing of the module."""
+    found = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
+    handlers = {kind for kind in found if issubclass(kind, RequestHandler) and kind.__module__.split(".")[0] in ROOMS}
+    modules_by_name: dict[str, list[str]] = {}
+    for kind in handlers:
+        modules_by_name.setdefault(kind.__qualname__, []).append(kind.__module__)
+    assert {name: sorted(where) for name, where in modules_by_name.items() if len(where) > 1} == {}

@@ -68,6 +68,7 @@ FREE = {
     "cursor",
     "duration_seconds",
     "epoch",
+    "fingerprint",
     "request_id",
     "retry_after",
     "seconds",
@@ -438,6 +439,20 @@ async def test_the_frames_of_a_message(services: Services) -> None:
 
 
 @pytest.mark.gen_test
+async def test_one_s_own_view_of_a_chat_and_its_deletion(services: Services) -> None:
+    async with stage(services) as on, on.alice.socket() as a, on.bob.socket() as b:
+        on.names[DIRECT] = await on.chat("direct", on.bob)
+        await on.asks(on.bob, "PUT", f"/chats/{DIRECT}/me", "body PUT /chats/{direct}/me")
+        await on.hears(b, "server account_changed")
+        await on.says(a, "client message_send")
+        await b.expect("message_new")
+        since = f"/sync?cursor={(await on.bob.get('/sync')).json['cursor']}"
+        await on.asks(on.bob, "DELETE", f"/chats/{DIRECT}")
+        await on.hears(b, "server account_changed")
+        await on.asks(on.bob, "GET", since, answer="http sync, deleted")
+
+
+@pytest.mark.gen_test
 async def test_a_message_that_disappears(services: Services) -> None:
     async with stage(services) as on, on.alice.socket() as a, on.bob.socket() as b:
         on.names[DIRECT] = await on.chat("direct", on.bob)
@@ -611,6 +626,11 @@ async def test_roles_may_do_what_the_table_says(services: Services) -> None:
                     if role != "member"
                     else await who.put(f"{chat}/participants/{people['restricted'].user_id}", admin),
                     await who.delete(f"{chat}/participants/{chief.user_id}"),
+                ],
+                "ban, lift a ban": [
+                    await who.delete(f"{chat}/participants/{on.bob.user_id}?ban=true"),
+                    await who.get(f"{chat}/bans"),
+                    await who.delete(f"{chat}/bans/{on.bob.user_id}"),
                 ],
                 "leave": [await who.delete(f"{chat}/participants/{who.user_id}")],
             }

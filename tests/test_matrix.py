@@ -187,6 +187,13 @@ ROUTES: dict[str, tuple[Ask, str]] = {
         "401 201 403 201 201",
     ),
     "POST /chats/join": (lambda w, p: ("/chats/join", {"token": w.invite}), ALIKE),
+    "POST /chats/join/preview": (lambda w, p: ("/chats/join/preview", {"token": w.invite}), ALIKE),
+    f"PUT /chats/{ID}/me": (lambda w, p: (f"/chats/{w.group}/me", {"archived": True}), "401 404 404 200 200"),
+    f"GET /chats/{ID}/bans": (lambda w, p: (f"/chats/{w.group}/bans", None), "401 404 404 403 200"),
+    f"DELETE /chats/{ID}/bans/{ID}": (
+        lambda w, p: (f"/chats/{w.group}/bans/{w.people['stranger'].user_id}", None),
+        "401 404 404 403 404",
+    ),
     f"GET /chats/{ID}": (lambda w, p: (f"/chats/{w.group}", None), "401 404 404 200 200"),
     f"PUT /chats/{ID}": (lambda w, p: (f"/chats/{w.group}", {"title": "New"}), "401 404 404 403 200"),
     f"DELETE /chats/{ID}": (lambda w, p: (f"/chats/{w.group}", None), "401 404 404 403 204"),

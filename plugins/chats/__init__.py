@@ -1,10 +1,12 @@
-"""Chats of all five types: who takes part, roles, invites, and who is typing (contract section 7)."""
+"""Chats of all five types: participants, roles, invites, bans, views, and who is typing (contract section 7)."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from config.settings import Rate, RateLimit, Section
+from config.avatars import AvatarSettings
+from config.settings import Rate, RateLimit
+from handlers.avatars import AvatarHosts
 from handlers.base import ID
 from handlers.socket import Event
 from models import purge
@@ -13,13 +15,16 @@ from plugins import App, Every, Plugin
 from plugins.chats import http, shapes
 from plugins.chats.chats import Chats
 from plugins.chats.invites import Invites
+from plugins.chats.members import Members
 from plugins.chats.typing import Typing
 
 
-class Settings(Section):
+class Settings(AvatarSettings):
     rate_limit_chats: RateLimit = Field(Rate(120, 3600), description="Chats a user may make.")
+    rate_limit_chat_changes: RateLimit = Field(Rate(120, 60), description="Changes of chats and of roles a user.")
+    rate_limit_chat_views: RateLimit = Field(Rate(600, 60), description="Changes of how a user sees chats.")
     rate_limit_participants: RateLimit = Field(Rate(2500, 3600), description="People a user may bring into chats.")
-    rate_limit_join: RateLimit = Field(Rate(60, 3600), description="Tries of a user to join by an invite.")
+    rate_limit_join: RateLimit = Field(Rate(60, 3600), description="Tries of a user to join by an invite, or to look.")
 
 
 PURGING = 10.0  # seconds; the next run goes on
@@ -27,27 +32,32 @@ PURGING = 10.0  # seconds; the next run goes on
 
 def setup(app: App, settings: Settings) -> Plugin:
     purging = Sweeper(app.db, app.sweeps, purge.sweep(app.db))
-    chats = Chats(app.db, app.delivery)
-    invites = Invites(app.db, chats)
+    chats = Chats(app.db, app.delivery, app.hub, AvatarHosts(settings.avatar_allowed_hosts))
+    members = Members(app.db, app.delivery)
+    invites = Invites(app.db)
     typing = Typing(app.access, app.delivery)
+    by_user = {"members": members, "rate": settings.rate_limit_participants}
+    made = {"chats": chats, "rate": settings.rate_limit_chats, "people": settings.rate_limit_participants}
+    joining = {"members": members, "chats": chats, "rate": settings.rate_limit_join}
+    looking = {"invites": invites, "rate": settings.rate_limit_join}
     return Plugin(
         name="chats",
         routes=(
+            ("/chats", http.ChatsHandler, made),
+            ("/chats/join", http.JoinHandler, joining),
+            ("/chats/join/preview", http.JoinPreviewHandler, looking),
+            (f"/chats/{ID}", http.ChatHandler, {"chats": chats, "rate": settings.rate_limit_chat_changes}),
+            (f"/chats/{ID}/me", http.ChatViewHandler, {"chats": chats, "rate": settings.rate_limit_chat_views}),
+            (f"/chats/{ID}/participants", http.ParticipantsHandler, by_user),
             (
-                "/chats",
-                http.Listing,
-                {"chats": chats, "rate": settings.rate_limit_chats, "people": settings.rate_limit_participants},
+                f"/chats/{ID}/participants/{ID}",
+                http.ParticipantHandler,
+                {"members": members, "rate": settings.rate_limit_chat_changes},
             ),
-            ("/chats/join", http.Join, {"chats": chats, "rate": settings.rate_limit_join}),
-            (f"/chats/{ID}", http.One, {"chats": chats}),
-            (
-                f"/chats/{ID}/participants",
-                http.Participants,
-                {"chats": chats, "rate": settings.rate_limit_participants},
-            ),
-            (f"/chats/{ID}/participants/{ID}", http.Participant, {"chats": chats}),
-            (f"/chats/{ID}/invites", http.InviteList, {"invites": invites}),
-            (f"/chats/{ID}/invites/{ID}", http.Invite, {"invites": invites}),
+            (f"/chats/{ID}/bans", http.BansHandler, {"members": members}),
+            (f"/chats/{ID}/bans/{ID}", http.BanHandler, {"members": members}),
+            (f"/chats/{ID}/invites", http.InvitesHandler, {"invites": invites}),
+            (f"/chats/{ID}/invites/{ID}", http.InviteHandler, {"invites": invites}),
         ),
         periodic=(Every(30, lambda: purging.run(PURGING), "deleted_chats"),),
         events={"typing": Event(shapes.Typing, typing.typing)},

@@ -12,9 +12,10 @@ from handlers.pages import PAGED, reply_page
 from plugins.chats import shapes
 from plugins.chats.chats import Chats
 from plugins.chats.invites import Invites
+from plugins.chats.members import Members
 
 
-class Listing(ApiHandler):
+class ChatsHandler(ApiHandler):
     def initialize(self, chats: Chats, rate: Rate, people: Rate) -> None:
         self._chats, self._rate, self._people = chats, rate, people
 
@@ -22,10 +23,12 @@ class Listing(ApiHandler):
     async def get(self, query: shapes.ListQuery) -> None:
         """List one's chats, the last active first.
 
-        Posting makes a chat active, and so does a change of the chat or of who takes part.
+        Posting makes a chat active, and so does a change of the chat or of who takes part. Hidden chats are left out
+        until somebody posts; `hidden` lists them, and only them.
         """
-        entries = await self._chats.entries(self.session.user_id, query.limit + 1, query.place)
-        reply_page(self, query, entries, "updated_at", "id")
+        user_id = self.session.user_id
+        entries = await self._chats.entries(user_id, query.limit + 1, query.place, hidden=query.hidden)
+        reply_page(self, query, entries, "updated_at", "id", **({"hidden": "true"} if query.hidden else {}))
 
     @operation(
         {201: shapes.ChatInFull, 200: Answer(shapes.ChatInFull, "The direct chat that the two have already.")},
@@ -46,33 +49,51 @@ class Listing(ApiHandler):
         self.reply(chat, 201 if new else 200)
 
 
-class One(ApiHandler):
-    def initialize(self, chats: Chats) -> None:
-        self._chats = chats
+class ChatHandler(ApiHandler):
+    def initialize(self, chats: Chats, rate: Rate) -> None:
+        self._chats, self._rate = chats, rate
 
     @operation({200: shapes.ChatInFull}, refuses=(NotFound,))
     async def get(self, chat_id: UUID) -> None:
         """Look at a chat in which one takes part."""
         self.reply(await self._chats.get(self.session.user_id, chat_id))
 
-    @operation({200: shapes.ChatInFull}, refuses=(Forbidden, NotFound))
+    @operation({200: shapes.ChatInFull}, refuses=(Forbidden, NotFound), limits={"rate_limit_chat_changes": "user"})
     async def put(self, chat_id: UUID, body: shapes.ChangeChat) -> None:
         """Change a chat: only the fields that are sent; null clears.
 
         By its owner and admins; in a chat of two by either.
         """
+        await self.limit("chat-changes", self._rate, str(self.session.user_id))
         self.reply(await self._chats.change(self.session.user_id, chat_id, body))
 
     @operation({204: None}, refuses=(Forbidden, NotFound))
     async def delete(self, chat_id: UUID) -> None:
-        """End a chat for everybody, by its owner; all that was in it is erased."""
+        """End a chat for everybody, by its owner; all that was in it is erased. A direct chat goes for oneself only.
+
+        A direct chat comes back with the next message, without what was in it; the other one keeps everything.
+        """
         await self._chats.delete(self.session.user_id, chat_id)
         self.reply_nothing()
 
 
-class Participants(ApiHandler):
+class ChatViewHandler(ApiHandler):
     def initialize(self, chats: Chats, rate: Rate) -> None:
         self._chats, self._rate = chats, rate
+
+    @operation({200: shapes.ChatInFull}, refuses=(NotFound,), limits={"rate_limit_chat_views": "user"})
+    async def put(self, chat_id: UUID, body: shapes.ChangeView) -> None:
+        """Change how one sees a chat, for oneself: only the fields that are sent.
+
+        One's own sockets are notified by `account_changed`.
+        """
+        await self.limit("chat-views", self._rate, str(self.session.user_id))
+        self.reply(await self._chats.view(self.session.user_id, chat_id, body))
+
+
+class ParticipantsHandler(ApiHandler):
+    def initialize(self, members: Members, rate: Rate) -> None:
+        self._members, self._rate = members, rate
 
     @operation({200: Answer(list[shapes.Participant], headers=PAGED)}, refuses=(Forbidden, NotFound))
     async def get(self, chat_id: UUID, query: shapes.ParticipantsQuery) -> None:
@@ -80,39 +101,70 @@ class Participants(ApiHandler):
 
         In a channel by its owner and admins only.
         """
-        people = await self._chats.participants(self.session.user_id, chat_id, query.limit + 1, query.place)
+        people = await self._members.entries(self.session.user_id, chat_id, query.limit + 1, query.place)
         reply_page(self, query, people, "joined_at", "user_id")
 
     @operation({201: shapes.Place}, refuses=(Forbidden, NotFound, Conflict), limits={"rate_limit_participants": "user"})
     async def post(self, chat_id: UUID, body: shapes.NewParticipant) -> None:
         """Bring somebody into a chat of many, by its owner and admins."""
         await self.limit("participants", self._rate, str(self.session.user_id))
-        self.reply(await self._chats.add(self.session.user_id, chat_id, body), 201)
+        self.reply(await self._members.add(self.session.user_id, chat_id, body), 201)
 
 
-class Participant(ApiHandler):
-    def initialize(self, chats: Chats) -> None:
-        self._chats = chats
+class ParticipantHandler(ApiHandler):
+    def initialize(self, members: Members, rate: Rate) -> None:
+        self._members, self._rate = members, rate
 
-    @operation({200: shapes.Place}, refuses=(Forbidden, NotFound, Conflict))
+    @operation({200: shapes.Place}, refuses=(Forbidden, NotFound, Conflict), limits={"rate_limit_chat_changes": "user"})
     async def put(self, chat_id: UUID, user_id: UUID, body: shapes.ChangeRole) -> None:
         """Give a participant another role, by the owner and admins, of who is below them.
 
         Only the owner makes admins. `owner` hands the chat over, and the giver becomes admin.
         """
-        self.reply(await self._chats.set_role(self.session.user_id, chat_id, user_id, body.role))
+        await self.limit("chat-changes", self._rate, str(self.session.user_id))
+        self.reply(await self._members.set_role(self.session.user_id, chat_id, user_id, body.role))
 
     @operation({204: None}, refuses=(Forbidden, NotFound, Conflict))
-    async def delete(self, chat_id: UUID, user_id: UUID) -> None:
+    async def delete(self, chat_id: UUID, user_id: UUID, query: shapes.RemoveQuery) -> None:
         """Remove a participant, by the owner and admins, of who is below them; or leave, of oneself.
 
-        The owner gives the chat away first, or deletes it.
+        The owner gives the chat away first, or deletes it. With `ban` nothing lets the user in again, and also who is
+        not in the chat can be banned.
         """
-        await self._chats.remove(self.session.user_id, chat_id, user_id)
+        own = self.session.user_id
+        if user_id == own and not query.ban:
+            await self._members.leave(own, chat_id)
+        else:
+            await self._members.remove(own, chat_id, user_id, ban=query.ban)
         self.reply_nothing()
 
 
-class InviteList(ApiHandler):
+class BansHandler(ApiHandler):
+    def initialize(self, members: Members) -> None:
+        self._members = members
+
+    @operation({200: Answer(list[shapes.BannedUser], headers=PAGED)}, refuses=(Forbidden, NotFound, Conflict))
+    async def get(self, chat_id: UUID, query: shapes.BansQuery) -> None:
+        """List who is banned from a chat of many, the latest first, by its owner and admins."""
+        banned = await self._members.bans(self.session.user_id, chat_id, query.limit + 1, query.place)
+        reply_page(self, query, banned, "banned_at", "user_id")
+
+
+class BanHandler(ApiHandler):
+    def initialize(self, members: Members) -> None:
+        self._members = members
+
+    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict))
+    async def delete(self, chat_id: UUID, user_id: UUID) -> None:
+        """Lift a ban, by the owner and admins.
+
+        The user can be added again, or join by an invite that was made after the ban.
+        """
+        await self._members.unban(self.session.user_id, chat_id, user_id)
+        self.reply_nothing()
+
+
+class InvitesHandler(ApiHandler):
     def initialize(self, invites: Invites) -> None:
         self._invites = invites
 
@@ -127,7 +179,7 @@ class InviteList(ApiHandler):
         self.reply(await self._invites.create(self.session.user_id, chat_id, body), 201)
 
 
-class Invite(ApiHandler):
+class InviteHandler(ApiHandler):
     def initialize(self, invites: Invites) -> None:
         self._invites = invites
 
@@ -138,12 +190,28 @@ class Invite(ApiHandler):
         self.reply_nothing()
 
 
-class Join(ApiHandler):
-    def initialize(self, chats: Chats, rate: Rate) -> None:
-        self._chats, self._rate = chats, rate
+class JoinHandler(ApiHandler):
+    def initialize(self, members: Members, chats: Chats, rate: Rate) -> None:
+        self._members, self._chats, self._rate = members, chats, rate
 
     @operation({200: shapes.ChatInFull}, refuses=(NotFound, Conflict), limits={"rate_limit_join": "user"})
     async def post(self, body: shapes.Join) -> None:
-        """Join a chat by an invite. Who is in already uses nothing up."""
+        """Join a chat by an invite. Who is in already uses nothing up.
+
+        Who was restricted comes back restricted. Who was removed needs an invite that was made after that; who was
+        banned is refused.
+        """
+        user_id = self.session.user_id
+        await self.limit("join", self._rate, str(user_id))
+        self.reply(await self._chats.get(user_id, await self._members.join(user_id, body.token)))
+
+
+class JoinPreviewHandler(ApiHandler):
+    def initialize(self, invites: Invites, rate: Rate) -> None:
+        self._invites, self._rate = invites, rate
+
+    @operation({200: shapes.Preview}, refuses=(NotFound,), limits={"rate_limit_join": "user, joins counted"})
+    async def post(self, body: shapes.Join) -> None:
+        """Look at what an invite leads to, before joining. It is refused where joining would be."""
         await self.limit("join", self._rate, str(self.session.user_id))
-        self.reply(await self._chats.join(self.session.user_id, body.token))
+        self.reply(await self._invites.preview(self.session.user_id, body.token))

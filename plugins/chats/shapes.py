@@ -10,8 +10,9 @@ from pydantic import Field, StringConstraints
 from typing_extensions import TypedDict
 
 from handlers.answers import ChatType, Message, Person, Role, Thread
+from handlers.avatars import AvatarUrl
 from handlers.pages import PageQuery
-from handlers.shapes import HttpsUrl, Id, PublicId, Shape, Title, bounded
+from handlers.shapes import Id, PublicId, Shape, Title, Until, bounded
 
 MAX_SETTINGS = 16 * 1024  # bytes of JSON, as a user's own
 YEAR = 366 * 86_400
@@ -21,16 +22,25 @@ Settings = Annotated[dict[str, Any], bounded(MAX_SETTINGS), Field(description="T
 
 class ListQuery(PageQuery):
     limit: Annotated[int, Field(ge=1, le=500)] = 100
+    hidden: Annotated[bool, Field(description="List the hidden chats instead of the others.")] = False
 
 
 class ParticipantsQuery(PageQuery):
     limit: Annotated[int, Field(ge=1, le=1024)] = 200
 
 
+class RemoveQuery(Shape):
+    ban: Annotated[bool, Field(description="Nothing lets the user in again.")] = False
+
+
+class BansQuery(PageQuery):
+    limit: Annotated[int, Field(ge=1, le=500)] = 100
+
+
 class NewChat(Shape):
     type: ChatType
     title: Title | None = None
-    avatar_url: HttpsUrl | None = None
+    avatar_url: AvatarUrl | None = None
     participants: Annotated[
         list[PublicId], Field(max_length=1023, default_factory=list, description="The public ids of others.")
     ]
@@ -41,8 +51,17 @@ class ChangeChat(Shape):
     columns: ClassVar[frozenset[str]] = frozenset(("title", "avatar_url", "settings"))
 
     title: Title | None = None
-    avatar_url: HttpsUrl | None = None
+    avatar_url: AvatarUrl | None = None
     settings: Settings | None = None
+
+
+class ChangeView(Shape):
+    columns: ClassVar[frozenset[str]] = frozenset(("hidden", "archived", "muted_until", "marked_unread"))
+
+    hidden: Annotated[bool, Field(description="Leave it out of the list until there is a new message.")] = False
+    archived: bool = False
+    muted_until: Annotated[Until | None, Field(description="No pushes for messages until then; null ends it.")] = None
+    marked_unread: Annotated[bool, Field(description="Until the next receipt with `read_seq`.")] = False
 
 
 class NewParticipant(Shape):
@@ -70,28 +89,63 @@ class Typing(Shape):
 # What they get ------------------------------------------------------------------------------------------------------
 
 
-class Chat(Thread):
+class Member(Person):
+    """A participant. The watermarks are null but in direct chats, and for who has blocked or was blocked."""
+
+    fingerprint: str
+    role: Role
+    delivered_seq: int | None
+    read_seq: int | None
+
+
+class Participant(Member):
+    joined_at: datetime
+
+
+class _OwnChat(Thread):
     """A chat as its participant sees it. ``role`` and the watermarks are one's own, ``unread_count`` is of messages of
-    others behind ``read_seq``; ``peer`` is the other one of a direct or secret chat, else null."""
+    others behind ``read_seq``; ``peer`` is the other one of a direct or secret chat, else null. ``hidden``,
+    ``archived``, ``muted_until`` and ``marked_unread`` are what one has set for oneself."""
 
     role: Role
     last_seq: int
     read_seq: int
     delivered_seq: int
     unread_count: int
+    hidden: bool
+    archived: bool
+    muted_until: datetime | None
+    marked_unread: bool
     peer: Person | None
     last_message: Message | None
 
 
-class Participant(Person):
-    role: Role
-    joined_at: datetime
+class Chat(_OwnChat):
+    """With at most 8 of its ``participants``: oneself, the owner and admins first. Readers of a channel see no other
+    readers."""
+
+    participants: list[Member]
 
 
-class ChatInFull(Chat):
-    """With its ``participants``, which are null in a channel."""
+class ChatInFull(_OwnChat):
+    """With all its ``participants``, which are null in a channel."""
 
     participants: list[Participant] | None
+
+
+class BannedUser(Person):
+    banned_at: datetime
+
+
+class Preview(TypedDict):
+    """What an invite leads to. ``chat_id`` is null unless one has joined already."""
+
+    chat_id: UUID | None
+    type: ChatType
+    title: str | None
+    avatar_url: str | None
+    participant_count: int
+    joined: bool
 
 
 class Place(TypedDict):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+from handlers.answers import account_changed
 from handlers.delivery import Delivery
 from handlers.errors import NotFound
-from models import receipts
+from models import receipts, views
 from models.changes import changing
 from models.database import Database
 from plugins.messages.shapes import Receipt
@@ -22,6 +23,9 @@ class Receipts:
         async with changing(self._db, chat_id, user_id) as change:
             if change is None or change.role is None:
                 raise NotFound("There is no such chat.")
+            unmarked = request.read_seq > 0 and await views.read(change)
             marks = await receipts.advance(change, request.delivered_seq, request.read_seq)
         await self._delivery.announce(chat_id, change.access, [event.frame for event in change.events])
+        if unmarked:
+            self._delivery.tell(chat_id, change.access, [user_id], account_changed("chat", chat_id))
         return marks._asdict()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 from uuid import UUID
 
 from pydantic import Field, StringConstraints
@@ -108,9 +108,17 @@ class Watermarks(TypedDict):
     unread_count: int
 
 
+class DeletedChat(TypedDict):
+    """A direct chat that the user has deleted for themselves: nothing up to ``seq`` is theirs any more."""
+
+    chat_id: UUID
+    seq: int
+
+
 class SyncPage(TypedDict):
-    """``cursor`` is for the next time; with ``has_more``, at once."""
+    """``cursor`` is for the next time; with ``has_more``, at once. ``deleted`` is left out when it is empty."""
 
     events: list[ChatEvent]
+    deleted: NotRequired[list[DeletedChat]]
     cursor: str
     has_more: bool

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from handlers.alerts import Alerts
 from handlers.errors import ApiError, Fault, InvalidRequest
-from models import sync
+from models import sync, views
 from models.changes import Event
 from models.database import Database, Row
 from models.sync import Range
@@ -28,9 +28,9 @@ class Sync:
         self._db, self._alerts, self._retention = db, alerts, retention_days * 86_400
 
     async def page(self, user_id: UUID, text: str | None, limit: int, *, seen: bool = True) -> dict[str, Any]:
-        """``events, cursor, has_more``: the next events since a cursor, chat by chat and in each by seq. Without a
-        cursor the present one, and no events. ``seen`` is whether the user gets to see them, so that no push is sent.
-        Raises InvalidRequest, CursorExpired."""
+        """``events, deleted, cursor, has_more``: the next events since a cursor, chat by chat and in each by seq.
+        Without a cursor the present one, and no events. ``seen`` is whether the user gets to see them, so that no push
+        is sent. Raises InvalidRequest, CursorExpired."""
         if seen:
             self._alerts.seen(user_id)  # before it reads: what is committed from now on may not be in the answer
         if text is None:
@@ -64,12 +64,14 @@ class Sync:
             number = len(spans)
         events = await self._shown(user_id, await sync.events(self._db, ranges)) if ranges else []
         has_more = number < len(spans) or len(spans) == most
+        # On the first page of a walk; those that come meanwhile are not below its target, so the next walk tells them.
+        deleted = await views.deletions(self._db, user_id, cursor.since) if cursor.target is None else []
         made = int(time.time())
         if has_more:
             at = (ranges[-1].chat_id, ranges[-1].last) if ranges else (spans[-1].chat_id, spans[-1].last)
-            return _answer(events, replace(cursor, made=made, target=target, at=at, reached=reached), True)
+            return _answer(events, replace(cursor, made=made, target=target, at=at, reached=reached), True, deleted)
         # A walk of many pages tells what was there as it began. What came meanwhile is told by the next one.
-        return _answer(events, Cursor(moment.epoch, made, target, reached), cursor.target is not None)
+        return _answer(events, Cursor(moment.epoch, made, target, reached), cursor.target is not None, deleted)
 
     async def _shown(self, user_id: UUID, events: Sequence[tuple[Range, Row]]) -> list[dict[str, Any]]:
         """Events as the user gets them: messages and chats as they are now, to who has left as they were. Of a message
@@ -140,5 +142,8 @@ def _seen(cursor: Cursor, chat_id: UUID) -> int:
     return max(seen, cursor.at[1]) if chat_id == cursor.at[0] else seen
 
 
-def _answer(events: list[dict[str, Any]], cursor: Cursor, has_more: bool) -> dict[str, Any]:
-    return {"events": events, "cursor": cursor.text(), "has_more": has_more}
+def _answer(
+    events: list[dict[str, Any]], cursor: Cursor, has_more: bool, deleted: Sequence[Row] = ()
+) -> dict[str, Any]:
+    answer: dict[str, Any] = {"events": events, "cursor": cursor.text(), "has_more": has_more}
+    return {**answer, "deleted": [dict(row) for row in deleted]} if deleted else answer

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, StringConstraints, WithJsonSchema
+from pydantic import AfterValidator, Field, StringConstraints
 from typing_extensions import TypedDict
 
-from handlers.shapes import Base64, Coded, Id, Moment, Shape, described, timestamp
+from handlers.shapes import Base64, Coded, Id, Moment, Shape, Until, described
 from plugins.push.road import HTTPS, allowed
 
 MUTED = 500  # chats; a longer list is somebody filling our disk
@@ -121,26 +120,6 @@ class QuietHours(Shape):
     end: Clock
     time_zone: Annotated[Zone, AfterValidator(_zone)] = "UTC"
     calls: bool = True  # whether calls ring all the same
-
-
-def _moment(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-            timestamp(value)
-        except (ValueError, OverflowError):
-            raise ValueError("not a time of RFC 3339") from None
-        if value.tzinfo is None:
-            raise ValueError("a time needs its offset, or Z")
-    return value
-
-
-Until = Annotated[
-    datetime,
-    BeforeValidator(_moment),
-    PlainSerializer(timestamp, return_type=str),
-    WithJsonSchema({"type": "string", "format": "date-time", "description": "A time with its offset, or Z."}),
-]
 
 
 class Muted(Shape):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from config.settings import Items, Rate, RateLimit
+from config.avatars import AvatarSettings
+from config.settings import Rate, RateLimit
 from config.tiers import TierSettings
 from plugins import App, Plugin
 from plugins.users import http
 from plugins.users.users import Users
 
 
-class Settings(TierSettings):
-    avatar_allowed_hosts: Items = Field((), description="Hosts an avatar_url may name; empty allows any https host.")
+class Settings(AvatarSettings, TierSettings):
     rate_limit_search: RateLimit = Field(Rate(20, 60), description="Searches a user.")
     rate_limit_delete: RateLimit = Field(Rate(5, 900), description="Tries to delete an account, an address.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 from uuid import UUID
@@ -11,39 +10,10 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from config.tiers import Allowance, TierName
 from handlers.answers import Person
-from handlers.shapes import HTTPS, Base64, Coded, DisplayName, Hex256, Language, Shape, bounded, plain_https
+from handlers.avatars import AvatarUrl
+from handlers.shapes import Base64, Coded, DisplayName, Hex256, Language, Shape, bounded
 
 MAX_SETTINGS = 16 * 1024  # bytes of JSON
-
-_HEX = "[0-9a-fA-F]"
-_FILE = re.compile(rf"/files/({_HEX}{{8}}(?:-{_HEX}{{4}}){{3}}-{_HEX}{{12}})(?:/content)?")
-
-
-def file_of(avatar_url: str) -> UUID | None:
-    """The file of ours that an avatar_url names."""
-    match = _FILE.fullmatch(avatar_url)
-    return UUID(match[1]) if match else None
-
-
-def _avatar(value: str) -> str:
-    if not value.startswith("/"):
-        return plain_https(value)
-    file_id = file_of(value)
-    if file_id is None:
-        raise ValueError("must be an https address, or a file of one's own: /files/{file_id}")
-    return f"/files/{file_id}/content"
-
-
-# A file of ours is kept as the path that its bytes are at, for clients to put behind the address of their server.
-AvatarUrl = Annotated[
-    str,
-    StringConstraints(max_length=2048),
-    AfterValidator(_avatar),
-    Field(
-        description="https, a host that is a name, no user information; or /files/{file_id}, complete and one's own.",
-        json_schema_extra={"pattern": f"{HTTPS}|^{_FILE.pattern}$"},
-    ),
-]
 
 
 class Privacy(Shape):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID
 
 from config.tiers import FREE, Tier
 from handlers.alerts import Alerts
+from handlers.avatars import AvatarHosts, refused
 from handlers.delivery import Delivery
-from handlers.errors import Fault, InvalidCredentials, InvalidRequest, NotFound
+from handlers.errors import InvalidCredentials, NotFound
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
 from handlers.shapes import b64
@@ -19,7 +19,7 @@ from handlers.tokens import Session
 from models import accounts, files, profiles, sealed, subscriptions, users
 from models.batch import Batch
 from models.database import Database, Row
-from plugins.users.shapes import ChangeMe, OwnProfile, UserProfile, file_of
+from plugins.users.shapes import ChangeMe, OwnProfile, UserProfile
 
 SEARCH_LIMIT = 50  # seed
 
@@ -39,7 +39,7 @@ class Users:
         self._alerts = alerts
         self._profiles: Batch[tuple[str, UUID], Row | None] = Batch(partial(profiles.profiles, db))
         self._tiers = tiers
-        self._avatar_hosts = frozenset(host.lower() for host in avatar_hosts)
+        self._avatars = AvatarHosts(avatar_hosts)
 
     async def search(self, viewer: UUID, q: str) -> list[dict[str, Any]]:
         """UserSearchItem for each match, the best first."""
@@ -88,16 +88,11 @@ class Users:
 
     async def _judge(self, user_id: UUID, avatar: str) -> None:
         """Raises InvalidRequest for an avatar_url that may not be."""
-        file_id = file_of(avatar)
-        issue = None
+        file_id = self._avatars.judge(avatar)
         if file_id is not None:
             file = await files.owned(self._db, file_id, user_id)
             if file is None or file["state"] != "complete":
-                issue = "names no complete file of yours"
-        elif self._avatar_hosts and urlsplit(avatar).hostname not in self._avatar_hosts:
-            issue = "that host is not allowed"
-        if issue:
-            raise InvalidRequest("Some fields are not valid.", details=[Fault("avatar_url", issue)])
+                raise refused("names no complete file of yours")
 
     async def delete(self, session: Session, password: str) -> None:
         """Erase the account (contract section 10), in one transaction. Raises InvalidCredentials."""

@@ -138,23 +138,49 @@ async def test_an_erased_account_leaves_its_chats_and_its_messages_lose_its_name
 
 
 @pytest.mark.gen_test
-async def test_who_inherits_is_the_highest_and_of_those_the_first_who_came(services: Services) -> None:
-    async with town(services, people=4) as made:
-        alice, bob, carol, dave = made.people
+async def test_only_admins_inherit_and_of_those_the_first_who_came(services: Services) -> None:
+    async with town(services, people=5) as made:
+        alice, bob, carol, dave, eve = made.people
         group = await chat(alice, bob)
         path = f"/chats/{group['id']}/participants"
-        for later in (carol, dave):
+        for later in (carol, dave, eve):
             assert (await alice.post(path, {"public_id": later.public_id})).status == 201
-        assert (await alice.put(f"{path}/{bob.user_id}", {"role": "restricted"})).status == 200
+        for admin in (dave, carol):
+            assert (await alice.put(f"{path}/{admin.user_id}", {"role": "admin"})).status == 200
+        assert (await alice.put(f"{path}/{eve.user_id}", {"role": "restricted"})).status == 200
         await erased(alice)
-        assert roles(await seen(dave, group)) == {
-            carol.user_id: "owner",
-            bob.user_id: "restricted",
-            dave.user_id: "member",
-        }
+        left = {bob.user_id: "member", eve.user_id: "restricted"}
+        assert roles(await seen(bob, group)) == {**left, carol.user_id: "owner", dave.user_id: "admin"}
         await erased(carol)
+        assert roles(await seen(bob, group)) == {**left, dave.user_id: "owner"}
         await erased(dave)
-        assert roles(await seen(bob, group)) == {bob.user_id: "owner"}
+        assert roles(await seen(bob, group)) == left, "nobody becomes owner who was let in to write or to read"
+        assert (await bob.put(f"/chats/{group['id']}", {"title": "Mine"})).status == 403
+        assert (await bob.delete(f"/chats/{group['id']}")).status == 403
+        assert (await say(bob, group))["seq"] > 0
+        assert (await eve.post(f"/chats/{group['id']}/messages", message())).status == 403
+        # The last one who leaves ends it.
+        assert (await eve.delete(f"{path}/{eve.user_id}")).status == 204
+        [b] = await made.sockets(bob)
+        assert (await bob.delete(f"{path}/{bob.user_id}")).status == 204
+        await b.expect("participant_removed", SECONDS)
+        await b.silent()
+        [row] = await made.sql("SELECT deleted_at FROM chat_threads")
+        assert row["deleted_at"] is not None
+
+
+@pytest.mark.gen_test
+async def test_a_channel_without_admins_has_only_readers_from_then_on(services: Services) -> None:
+    async with town(services, people=2) as made:
+        alice, bob = made.people
+        channel = await chat(alice, bob, kind="channel")
+        token = (await alice.post(f"/chats/{channel['id']}/invites", {})).json["token"]
+        await say(alice, channel)
+        await erased(alice)
+        assert ((await seen(bob, channel))["role"], len(await history(bob, channel))) == ("member", 1)
+        assert (await bob.post(f"/chats/{channel['id']}/messages", message())).status == 403
+        carol = await made.newcomer()
+        assert (await carol.post("/chats/join", {"token": token})).status == 404, "its maker's invites went with them"
 
 
 @pytest.mark.gen_test
@@ -165,7 +191,7 @@ async def test_all_of_a_chat_who_erase_their_accounts_at_once(services: Services
         pairs = [await chat(alice, other, kind="direct") for other in (bob, *others)]
         await asyncio.gather(*(say(who, group) for who in made.people))
         await asyncio.gather(*(erased(who) for who in (alice, *others)))
-        assert roles(await seen(bob, group)) == {bob.user_id: "owner"}
+        assert roles(await seen(bob, group)) == {bob.user_id: "member"}
         assert (await seen(bob, group))["participant_count"] == 1
         senders = [m["sender_id"] for m in await history(bob, group)]
         assert sorted(str(sender) for sender in senders) == sorted([bob.user_id] + ["None"] * 5)

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from tests.client import Account
+from tests.files.transfer import announce, shared
 from tests.plugins.chatting import (
     SECONDS,
     chat,
@@ -54,9 +55,9 @@ async def test_each_type_is_made_told_and_seen_by_both(services: Services, serve
                 assert there["peer"]["user_id"] == alice.user_id
             else:
                 assert here["peer"] is None
-            listed = {**there}
-            del listed["participants"]
-            assert listed in (await bob.get("/chats")).json
+            listed = {entry["id"]: entry for entry in (await bob.get("/chats")).json}[here["id"]]
+            assert {**listed, "participants": there["participants"]} == there
+            assert roles(listed) == {alice.user_id: "owner", bob.user_id: "member"}
         assert len((await alice.get("/chats")).json) == len(TYPES)
 
 
@@ -136,20 +137,6 @@ async def test_a_pair_has_one_direct_chat_whoever_asks_and_how_often(services: S
                 await by.get(f"/chats/{chat_id}/invites"),
             ):
                 assert (answer.status, answer.code) == (409, "conflict")
-
-
-@pytest.mark.gen_test
-async def test_a_direct_chat_that_was_deleted_is_begun_anew(services: Services) -> None:
-    async with town(services, people=2) as made:
-        alice, bob = made.people
-        old = await chat(alice, bob, kind="direct")
-        await say(bob, old)
-        assert (await bob.delete(f"/chats/{old['id']}")).status == 403
-        assert (await alice.delete(f"/chats/{old['id']}")).status == 204
-        new = await chat(bob, alice, kind="direct")
-        assert new["id"] != old["id"]
-        assert (await history(alice, new)) == []
-        assert [entry["id"] for entry in (await alice.get("/chats")).json] == [new["id"]]
 
 
 @pytest.mark.gen_test
@@ -309,3 +296,67 @@ async def test_who_takes_no_part_is_told_that_there_is_nothing(services: Service
             assert (await carol.delete(f"/messages/{posted['id']}")).status == 404
         nobody = Account(url=alice.url)
         assert (await nobody.get("/chats")).status == 401
+
+
+@pytest.mark.gen_test
+async def test_a_chat_s_avatar_is_judged_as_a_user_s(services: Services) -> None:
+    async with town(services, people=1, AVATAR_ALLOWED_HOSTS="cdn.example, Img.Example") as made:
+        [alice] = made.people
+        group = await chat(alice, avatar_url="https://cdn.example/a.png")
+        for url, status in (
+            ("https://img.example:8443/b.png", 200),
+            (None, 200),
+            ("https://other.example/a.png", 400),
+            ("https://cdn.example.evil.example/a.png", 400),
+            ("https://cdn.example@evil.example/a.png", 400),
+            ("https://127.0.0.1/a.png", 400),
+            ("http://cdn.example/a.png", 400),
+            (f"/files/{uuid4()}", 400),
+            ("/files/x", 400),
+        ):
+            changed = await alice.put(f"/chats/{group['id']}", {"avatar_url": url})
+            new = await alice.post("/chats", {"type": "group", "avatar_url": url})
+            assert (changed.status, new.status) == (status, 201 if status == 200 else status), url
+            if status == 400:
+                assert changed.fields() == new.fields() == ["avatar_url"]
+        listed = (await alice.get("/chats")).json
+        assert {entry["avatar_url"] for entry in listed} == {"https://img.example:8443/b.png", None}
+
+
+@pytest.mark.gen_test
+async def test_a_file_that_becomes_a_chat_s_avatar_can_be_read_by_who_is_in_it(services: Services) -> None:
+    async with town(services, people=3) as made:
+        alice, bob, carol = made.people
+        first, second, theirs = [await shared(who, b"a picture") for who in (alice, alice, bob)]
+        group, other = await chat(alice, bob, avatar_url=f"/files/{first}"), await chat(alice, carol)
+        assert group["avatar_url"] == f"/files/{first}/content"
+        assert (await alice.put(f"/chats/{other['id']}", {"avatar_url": f"/files/{second}/content"})).status == 200
+        for who, file_id, status in (
+            (bob, first, 200),
+            (carol, first, 404),
+            (bob, second, 404),
+            (carol, second, 200),
+        ):
+            assert (await who.get(f"/files/{file_id}/content")).status == status
+        # Neither somebody else's file, nor one of another chat, nor one that is not complete.
+        unfinished = (await announce(alice, b"a picture")).json["file_id"]
+        for file_id in (theirs, first, unfinished):
+            answer = await alice.put(f"/chats/{other['id']}", {"avatar_url": f"/files/{file_id}"})
+            assert (answer.status, answer.fields()) == (400, ["avatar_url"])
+            refused = await alice.post("/chats", {"type": "group", "avatar_url": f"/files/{file_id}"})
+            assert (refused.status, refused.fields()) == (400, ["avatar_url"])
+        assert len((await alice.get("/chats")).json) == 2, "a chat that was refused is not there"
+
+
+@pytest.mark.gen_test
+async def test_changes_of_chats_and_roles_are_limited(services: Services) -> None:
+    """Each is an event for everybody in the chat."""
+    async with town(services, people=2, RATE_LIMITS="on", RATE_LIMIT_CHAT_CHANGES="3/hour") as made:
+        alice, bob = made.people
+        group = await chat(alice, bob)
+        path = f"/chats/{group['id']}"
+        assert (await alice.put(path, {"title": "a"})).status == 200
+        for role, status in (("admin", 200), ("member", 200), ("admin", 429)):
+            assert (await alice.put(f"{path}/participants/{bob.user_id}", {"role": role})).status == status
+        assert (await alice.put(path, {"title": "b"})).status == 429
+        assert (await alice.get(path)).json["title"] == "a"

@@ -1,0 +1,143 @@
+"""Members: adding, joining, roles, leaving, removing and banning, in chats of many."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from handlers.delivery import Delivery
+from handlers.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
+from handlers.pages import Place
+from models import invites, listing, participants, sanctions
+from models.changes import Change, changing
+from models.database import Database, Row
+from plugins.chats import shapes
+from plugins.chats.chats import MOST
+from plugins.chats.invites import NOT_VALID
+from plugins.chats.rights import NO_CHAT, RANK, above, at_least, governing, locked, of_many
+
+MAX_BANS = 10_000  # of a chat: about 1 MB
+
+
+class Members:
+    """Who is in a chat of many, and in which role. To who is not in a chat it does not exist."""
+
+    def __init__(self, db: Database, delivery: Delivery) -> None:
+        self._db, self._delivery = db, delivery
+
+    async def entries(self, user_id: UUID, chat_id: UUID, limit: int, before: Place | None) -> list[dict[str, Any]]:
+        """The participants, the last to join first. In a channel only its owner and admins see its readers."""
+        place = await listing.place_of(self._db, user_id, chat_id)
+        if place is None:
+            raise NotFound(NO_CHAT)
+        if place["type"] == "channel" and RANK[place["role"]] < RANK["admin"]:
+            raise Forbidden("Only the owner and admins see who reads a channel.")
+        return await participants.listed(self._db, user_id, chat_id, limit, before)
+
+    async def add(self, user_id: UUID, chat_id: UUID, request: shapes.NewParticipant) -> dict[str, Any]:
+        """Let somebody in. Raises NotFound, Forbidden, Conflict (in already, banned, full, a chat of two),
+        InvalidRequest."""
+        found = await participants.named(self._db, user_id, [request.public_id])
+        other = found.get(request.public_id.lower())
+        async with governing(self._db, user_id, chat_id) as change:
+            if request.role == "admin":
+                at_least(change, "owner")
+            if other is None:
+                raise InvalidRequest("Some fields are not valid.", details=[Fault("public_id", "no such user")])
+            if other["blocks"]:
+                raise Forbidden("This user does not want to be in a chat with you.")
+            sanction = await sanctions.against(change, other["id"])
+            if sanction is not None and sanction["banned_at"] is not None:
+                raise Conflict("This user is banned from the chat. Lift the ban first.")
+            role = await self._let_in(change, other["id"], request.role, sanction)
+        await self._tell(change)
+        return {"chat_id": chat_id, "user_id": other["id"], "role": role}
+
+    async def join(self, user_id: UUID, token: str) -> UUID:
+        """Join by an invite, and say which chat; who is in already uses nothing up. Raises NotFound, the same for every
+        reason why the invite doesn't let this user in, and Conflict when the chat is full."""
+        chat_id = await invites.chat_of(self._db, token)
+        gone = NotFound(NOT_VALID)
+        if chat_id is None:
+            raise gone
+        async with changing(self._db, chat_id, user_id) as change:
+            if change is None:
+                raise gone
+            if change.role is None:
+                if not await invites.use(change, token):
+                    raise gone
+                await self._let_in(change, user_id, "member", await sanctions.against(change, user_id))
+        await self._tell(change)
+        return chat_id
+
+    async def _let_in(self, change: Change, user_id: UUID, role: str, sanction: Row | None) -> str:
+        """Add a user, and say in which role: a restriction lasts until an admin changes the role, or the owner makes
+        them admin."""
+        most = MOST[change.type]
+        if change.participant_count >= most:
+            raise Conflict(f"A {change.type} has at most {most} participants.")
+        if sanction is not None and sanction["restricted"] and role == "member":
+            role = "restricted"
+        if not await participants.add(change, user_id, role):
+            raise Conflict("This user is in the chat already.")
+        return role
+
+    async def set_role(self, user_id: UUID, chat_id: UUID, other: UUID, role: str) -> dict[str, Any]:
+        """Change a role. Only the owner makes admins and owners; nobody changes who is not below them. Raises NotFound,
+        Forbidden, Conflict."""
+        async with governing(self._db, user_id, chat_id) as change:
+            present = await participants.role_of(change, other)
+            if present is None:
+                raise NotFound("This user is not in the chat.")
+            if present != role:
+                above(change, present)
+                if RANK[role] >= RANK["admin"]:
+                    at_least(change, "owner")
+                await participants.set_role(change, other, role)
+        await self._tell(change)
+        return {"chat_id": chat_id, "user_id": other, "role": role}
+
+    async def leave(self, user_id: UUID, chat_id: UUID) -> None:
+        """Leave a chat; the last one ends it. Raises NotFound, Conflict."""
+        async with locked(self._db, user_id, chat_id) as change:
+            of_many(change)
+            if change.role == "owner":
+                raise Conflict("The owner can't leave; give the chat to somebody first, or delete it.")
+            await participants.remove(change, user_id)
+            if await participants.end_if_empty(change):
+                del change.events[1:]  # the end of the chat: the removal is the last that they hear
+        await self._tell(change, also=user_id)
+
+    async def remove(self, user_id: UUID, chat_id: UUID, other: UUID, *, ban: bool) -> None:
+        """Remove a participant whose role is below the user's. With ``ban`` nothing lets them in again, and also users
+        who are not in the chat can be banned. Raises NotFound, Forbidden, Conflict."""
+        async with governing(self._db, user_id, chat_id) as change:
+            if other == user_id:
+                raise Conflict("You can't ban yourself.")
+            present = await participants.role_of(change, other)
+            if present is not None:
+                above(change, present)
+                await participants.remove(change, other)
+            elif not ban:
+                raise NotFound("This user is not in the chat.")
+            elif not await participants.exists(change, other):
+                raise NotFound("There is no such user.")
+            if ban and not await sanctions.ban(change, other, MAX_BANS):
+                raise Conflict(f"A chat has at most {MAX_BANS:,} bans.")
+        await self._tell(change, also=other if present is not None else None)
+
+    async def bans(self, user_id: UUID, chat_id: UUID, limit: int, before: Place | None) -> list[dict[str, Any]]:
+        """Who is banned, the latest first. Raises NotFound, Forbidden, Conflict."""
+        async with governing(self._db, user_id, chat_id):
+            return [dict(row) for row in await sanctions.bans(self._db, chat_id, limit, before)]
+
+    async def unban(self, user_id: UUID, chat_id: UUID, other: UUID) -> None:
+        """Lift a ban. Raises NotFound, Forbidden, Conflict."""
+        async with governing(self._db, user_id, chat_id) as change:
+            if not await sanctions.unban(change, other):
+                raise NotFound("This user is not banned.")
+
+    async def _tell(self, change: Change, also: UUID | None = None) -> None:
+        await self._delivery.announce(
+            change.chat_id, change.access, [event.frame for event in change.events], also=also
+        )
