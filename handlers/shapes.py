@@ -186,7 +186,12 @@ Moment = Annotated[
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 Int31 = Annotated[int, Field(ge=0, le=MAX_INT32)]
-Hex256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Hex256 = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9a-fA-F]{64}$"),
+    AfterValidator(str.lower),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9a-f]{64}$"}, mode="serialization"),
+]
 PublicId = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_]{3,32}$"), Field(description="Unique whatever the case.")
 ]
@@ -242,10 +247,10 @@ def bounded(most: int) -> AfterValidator:
     return AfterValidator(check)
 
 
-_VISIBLE = r"^[^\x00-\x1f\x7f-\x9f]*$"  # no control characters
-DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_VISIBLE)]
-Title = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=_VISIBLE)]
 # BCP 47 as it is written; whether such a language exists is the client's affair.
 Language = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,6}$"), Field(description="BCP 47.")
+    str,
+    StringConstraints(pattern=r"^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8}){0,6}$"),
+    AfterValidator(lambda value: value.replace("_", "-")),
+    Field(description="BCP 47; `ru_RU`, as some systems write it, counts as `ru-RU`."),
 ]

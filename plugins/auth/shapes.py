@@ -10,7 +10,8 @@ from pydantic import AfterValidator, Field, StringConstraints
 from typing_extensions import TypedDict
 
 from handlers.keys import CurveKey, KyberPrekey, KyberPrekeys, OneTimePrekeys, SignedPrekey, SigningKey
-from handlers.shapes import DisplayName, Hex256, Id, Int31, Language, PublicId, Shape, Signature
+from handlers.shapes import Hex256, Id, Int31, Language, PublicId, Shape, Signature
+from handlers.text import EMPTY_IS_NULL, DisplayName
 
 # Names that a route or a person could be mistaken for.
 RESERVED = frozenset(("search", "me", "admin", "support", "mimu", "system"))
@@ -36,8 +37,8 @@ class Register(Shape):
     one_time_prekeys: OneTimePrekeys = ()
     kyber_prekeys: KyberPrekeys = ()
     last_resort_kyber_prekey: KyberPrekey | None = None
-    display_name: DisplayName | None = None
-    language: Language | None = None
+    display_name: Annotated[DisplayName | None, EMPTY_IS_NULL] = None
+    language: Annotated[Language | None, EMPTY_IS_NULL] = None
 
 
 class Login(Shape):

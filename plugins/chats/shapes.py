@@ -11,7 +11,8 @@ from typing_extensions import TypedDict
 
 from handlers.answers import ChatType, Message, Person, Role, Thread
 from handlers.pages import PageQuery
-from handlers.shapes import HttpsUrl, Id, PublicId, Shape, Title, bounded
+from handlers.shapes import HttpsUrl, Id, PublicId, Shape, bounded
+from handlers.text import Title
 
 MAX_SETTINGS = 16 * 1024  # bytes of JSON, as a user's own
 YEAR = 366 * 86_400

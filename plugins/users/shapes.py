@@ -11,7 +11,8 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from config.tiers import Allowance, TierName
 from handlers.answers import Person
-from handlers.shapes import HTTPS, Base64, Coded, DisplayName, Hex256, Language, Shape, bounded, plain_https
+from handlers.shapes import HTTPS, Base64, Coded, Hex256, Language, Shape, bounded, plain_https
+from handlers.text import EMPTY_IS_NULL, Bio, DisplayName
 
 MAX_SETTINGS = 16 * 1024  # bytes of JSON
 
@@ -89,10 +90,10 @@ class DeleteMe(Shape):
 class ChangeMe(Shape):
     columns: ClassVar[frozenset[str]] = frozenset(("display_name", "bio", "avatar_url", "language", "settings"))
 
-    display_name: DisplayName | None = None
-    bio: Annotated[str, StringConstraints(max_length=500)] | None = None
-    avatar_url: AvatarUrl | None = None
-    language: Language | None = None
+    display_name: Annotated[DisplayName | None, EMPTY_IS_NULL] = None
+    bio: Annotated[Bio | None, EMPTY_IS_NULL] = None
+    avatar_url: Annotated[AvatarUrl | None, EMPTY_IS_NULL] = None
+    language: Annotated[Language | None, EMPTY_IS_NULL] = None
     settings: Annotated[dict[str, Any], bounded(MAX_SETTINGS), AfterValidator(_obeyed), KNOWN] | None = None
     # Contract section 7: who knows it may write to the user's sealed inbox. Signal's is 16 bytes.
     sealed_access_key: Annotated[Base64, Field(min_length=16, max_length=32)] | None = None
