@@ -262,12 +262,16 @@ async def erase(change: Change, message_ids: Sequence[UUID], reason: str) -> lis
     return erased
 
 
+# Older servers stored emoji as they came: with U+FE0F and without it they are the same reaction.
+_SELECTOR = "\ufe0f"
+
+
 async def react(change: Change, message_id: UUID, emoji: str, at_most: int) -> bool | None:
     """Add a reaction. False when it was there; None when the user has ``at_most`` kinds on this message already."""
     known = await change.db.fetch(
         "SELECT emoji FROM message_reactions WHERE message_id = $1 AND user_id = $2", message_id, change.user_id
     )
-    if any(row["emoji"] == emoji for row in known):
+    if any(row["emoji"].replace(_SELECTOR, "") == emoji.replace(_SELECTOR, "") for row in known):
         return False
     if len(known) >= at_most:
         return None
@@ -283,14 +287,16 @@ async def react(change: Change, message_id: UUID, emoji: str, at_most: int) -> b
 
 async def unreact(change: Change, message_id: UUID, emoji: str) -> bool:
     """Take a reaction back; False when there was none."""
-    taken = await change.db.execute(
-        "DELETE FROM message_reactions WHERE message_id = $1 AND user_id = $2 AND emoji = $3",
+    taken = await change.db.fetch(
+        """DELETE FROM message_reactions
+           WHERE message_id = $1 AND user_id = $2 AND replace(emoji, $4, '') = replace($3, $4, '') RETURNING emoji""",
         message_id,
         change.user_id,
         emoji,
+        _SELECTOR,
     )
-    if taken:
-        await change.append("reaction_removed", message_id=message_id, user_id=change.user_id, data={"emoji": emoji})
+    for row in taken:
+        await change.append("reaction_removed", message_id=message_id, user_id=change.user_id, data=dict(row))
     return bool(taken)
 
 

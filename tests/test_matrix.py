@@ -227,11 +227,11 @@ ROUTES: dict[str, tuple[Ask, str]] = {
         "401 404 404 403 200",
     ),
     f"DELETE /messages/{ID}": (lambda w, p: (f"/messages/{w.message_id}", None), "401 404 404 403 204"),
-    f"PUT /messages/{ID}/reactions/([^/]{{1,96}})": (
+    f"PUT /messages/{ID}/reactions/([^/]+)": (
         lambda w, p: (f"/messages/{w.message_id}/reactions/%F0%9F%91%8D", {}),
         "401 404 404 204 204",
     ),
-    f"DELETE /messages/{ID}/reactions/([^/]{{1,96}})": (
+    f"DELETE /messages/{ID}/reactions/([^/]+)": (
         lambda w, p: (f"/messages/{w.message_id}/reactions/%F0%9F%91%8D", None),
         "401 404 404 204 204",
     ),

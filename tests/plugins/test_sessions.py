@@ -156,7 +156,7 @@ async def test_deletion_erases_table_by_table(services: Services) -> None:
         for account in (alice, bob):
             text = {"client_id": str(uuid4()), "encrypted_payload": "AAAA", "message_type": "text"}
             message = (await account.post(f"/chats/{chat}/messages", text)).json
-        assert (await alice.put(f"/messages/{message['id']}/reactions/%2B", None)).status == 204
+        assert (await alice.put(f"/messages/{message['id']}/reactions/%F0%9F%91%8D", None)).status == 204
         assert (await alice.post(f"/chats/{chat}/receipts", {"read_seq": message["seq"]})).status == 200
         assert await db.value("SELECT count(*) FROM message_reads") == 1
 
