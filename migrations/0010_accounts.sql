@@ -2,13 +2,12 @@
 
 -- migrate:up
 
--- Names and keys of erased accounts, which are not given out again for 180 days (models/tombstones.py). Only SHA-256 of
--- each, in a domain of its own: nothing here is shown to anybody.
+-- Names and keys of erased accounts, which are not given out again for a while (models/tombstones.py): SHA-256 of each.
 CREATE TABLE tombstones (
-    hash      bytea PRIMARY KEY CHECK (octet_length(hash) = 32),
-    buried_at timestamptz NOT NULL DEFAULT now()
+    hash  bytea PRIMARY KEY CHECK (octet_length(hash) = 32),
+    until timestamptz NOT NULL
 );
-CREATE INDEX tombstones_buried_at ON tombstones (buried_at);
+CREATE INDEX tombstones_until ON tombstones (until);
 
 -- SHA-256 of signed prekeys and last-resort Kyber keys whose rows were cleaned up. Their signatures say nothing of when
 -- they were made, so that one whose private half has leaked could be put in place again.
@@ -16,11 +15,6 @@ CREATE TABLE superseded_prekeys (
     user_id  uuid NOT NULL REFERENCES users (id) ON DELETE CASCADE,
     key_hash bytea NOT NULL CHECK (octet_length(key_hash) = 32),
     PRIMARY KEY (user_id, key_hash)
-);
-
--- Subscriptions that were bought under a fingerprint before an account took it that has not proven the identity key.
-CREATE TABLE withheld_subscriptions (
-    subscription_id uuid PRIMARY KEY REFERENCES subscriptions (id) ON DELETE CASCADE
 );
 
 -- How long access tokens live, by every setting that servers have run with, and when one last did. Ended sessions are
