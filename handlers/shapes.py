@@ -6,6 +6,8 @@ import base64
 import binascii
 import ipaddress
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -194,6 +196,35 @@ Hex256 = Annotated[
 ]
 PublicId = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_]{3,32}$"), Field(description="Unique whatever the case.")
+]
+
+
+# A user in the pattern of a route, by public id or by user id.
+USER = "([A-Za-z0-9_]{3,32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
+
+
+@dataclass(frozen=True, slots=True)
+class PartOfPath:
+    """How a part of a path is read; ``kind`` is what an endpoint gets."""
+
+    read: Callable[[str], Any]
+
+
+def user_ref(text: str) -> UUID | str:
+    """A user id if the text has its 36-character form, whatever the case; else a public id."""
+    return UUID(text) if len(text) == 36 else text
+
+
+UserRef = Annotated[
+    UUID | str,
+    PartOfPath(user_ref),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": f"^{USER}$",
+            "description": "A public id, whatever the case; or a user id in its form of 36 characters.",
+        }
+    ),
 ]
 
 

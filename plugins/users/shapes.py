@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from config.tiers import Allowance, TierName
 from handlers.answers import Person
+from handlers.passwords import KnownPassword
 from handlers.shapes import HTTPS, Base64, Coded, Hex256, Language, Shape, bounded, plain_https
 from handlers.text import EMPTY_IS_NULL, Bio, DisplayName
 
@@ -48,13 +49,13 @@ AvatarUrl = Annotated[
 
 
 class Privacy(Shape):
-    last_seen: Literal["everyone", "contacts", "nobody"] = "everyone"
+    last_seen: Literal["everyone", "contacts", "nobody"] | None = None
 
 
 class KnownSettings(Shape):
     """The settings that the server itself obeys; all others are the client's own."""
 
-    privacy: Privacy = Privacy()
+    privacy: Privacy | None = None
 
 
 def _obeyed(value: dict[str, Any]) -> dict[str, Any]:
@@ -67,12 +68,13 @@ def _obeyed(value: dict[str, Any]) -> dict[str, Any]:
 
 
 KNOWN = Field(
-    description="The app's own, at most 16 KiB of JSON. The server itself obeys one: who sees one's presence.",
+    description="The app's own, at most 16 KiB of JSON. The server itself obeys one: who sees one's presence. Merged:"
+    " a key that is sent as null is removed, one that is not sent stays; the same for the keys of `privacy`.",
     json_schema_extra={
         "properties": {
             "privacy": {
-                "type": "object",
-                "properties": {"last_seen": {"enum": ["everyone", "contacts", "nobody"]}},
+                "type": ["object", "null"],
+                "properties": {"last_seen": {"enum": ["everyone", "contacts", "nobody", None]}},
             }
         }
     },
@@ -84,11 +86,11 @@ class SearchQuery(Shape):
 
 
 class DeleteMe(Shape):
-    password: Annotated[str, StringConstraints(max_length=256)]
+    password: KnownPassword
 
 
 class ChangeMe(Shape):
-    columns: ClassVar[frozenset[str]] = frozenset(("display_name", "bio", "avatar_url", "language", "settings"))
+    columns: ClassVar[frozenset[str]] = frozenset(("display_name", "bio", "avatar_url", "language"))
 
     display_name: Annotated[DisplayName | None, EMPTY_IS_NULL] = None
     bio: Annotated[Bio | None, EMPTY_IS_NULL] = None
