@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 # Never in a text: controls, line and paragraph separators, embeddings, overrides and isolates of direction, deprecated
@@ -152,9 +152,17 @@ Title = Annotated[str, Line(128)]
 Bio = Annotated[str, Paragraphs(500)]
 
 
-def _empty_is_null(value: Any) -> Any:
-    return None if value == "" else value
+class EmptyIsNull:
+    """For optional text fields of a profile: an empty string clears, as null does (contract section 1)."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            lambda value: None if value == "" else value, handler(source)
+        )
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler(core)
+        return {**schema, "anyOf": [*schema["anyOf"], {"type": "string", "maxLength": 0}]}
 
 
-# For optional text fields of a profile: an empty string clears, as null does (contract section 1).
-EMPTY_IS_NULL = BeforeValidator(_empty_is_null)
+EMPTY_IS_NULL = EmptyIsNull()
