@@ -26,6 +26,10 @@ _LOW_ORDER = {
     )
 }
 
+_WHY = "because this server has SIGNAL_PROFILE=libsignal"
+_LIBSIGNAL_SIGNED = f"must be an XEdDSA signature by the identity key over the key's 33 bytes, {_WHY}"
+_LIBSIGNAL_KYBER = f"must be an XEdDSA signature by the identity key over a key of 1569 bytes, {_WHY}"
+
 SIGNAL_TYPE = b"\x05"  # the type byte of Signal's 33-byte form of a Curve25519 key
 _KYBER_TYPES = (0x08, 0x0A)  # Kyber-1024, ML-KEM-1024
 
@@ -97,8 +101,11 @@ class Uploaded(Protocol):
     def last_resort_kyber_prekey(self) -> KyberPrekey | None: ...
 
 
-def faults(keys: Uploaded, identity_key: bytes, signing_key: bytes) -> list[Fault]:
-    """What is wrong with uploaded keys as a whole: ids that repeat, signatures that aren't the owner's."""
+def faults(keys: Uploaded, identity_key: bytes, signing_key: bytes, *, libsignal: bool = False) -> list[Fault]:
+    """List what is wrong with uploaded keys as a whole: ids that repeat, signatures that aren't the owner's.
+
+    ``libsignal`` wants the form that libsignal's clients take (config/signal.py).
+    """
     found: list[Fault] = []
     one_time, kyber_ids = ([key.key_id for key in listed] for listed in (keys.one_time_prekeys, keys.kyber_prekeys))
     for name, ids in (("one_time_prekeys", one_time), ("kyber_prekeys", kyber_ids)):
@@ -111,14 +118,38 @@ def faults(keys: Uploaded, identity_key: bytes, signing_key: bytes) -> list[Faul
     if keys.last_resort_kyber_prekey:
         signed.append(("last_resort_kyber_prekey", keys.last_resort_kyber_prekey))
     for name, kyber in signed:
-        if not signed_by(identity_key, signing_key, kyber.signature, kyber.public_key):
+        if libsignal:
+            if len(kyber.public_key) != 1569 or not xeddsa(identity_key, kyber.signature, kyber.public_key):
+                found.append(Fault(f"{name}.signature", _LIBSIGNAL_KYBER))
+        elif not signed_by(identity_key, signing_key, kyber.signature, kyber.public_key):
             found.append(Fault(f"{name}.signature", "not a signature by the signing or identity key"))
     prekey = keys.signed_prekey
-    if prekey and not signed_by(
+    if prekey and libsignal:
+        if not xeddsa(identity_key, prekey.signature, SIGNAL_TYPE + prekey.public_key):
+            found.append(Fault("signed_prekey.signature", _LIBSIGNAL_SIGNED))
+    elif prekey and not signed_by(
         identity_key, signing_key, prekey.signature, prekey.public_key, SIGNAL_TYPE + prekey.public_key
     ):
         found.append(Fault("signed_prekey.signature", "not a signature by the signing or identity key"))
     return found
+
+
+def missing_last_resort() -> Fault:
+    """What is wrong where libsignal's clients could not use a bundle for lack of a Kyber key."""
+    return Fault("last_resort_kyber_prekey", "required, because this server has SIGNAL_PROFILE=libsignal")
+
+
+def proves_identity(identity_key: bytes, prekey: SignedPrekey) -> bool:
+    """True if the identity key itself signed the prekey (XEdDSA), which only who has its private half can do."""
+    return any(
+        xeddsa(identity_key, prekey.signature, message)
+        for message in (prekey.public_key, SIGNAL_TYPE + prekey.public_key)
+    )
+
+
+def purchase_messages(prid_hash: str, tier: str) -> tuple[bytes, ...]:
+    """What the buyer of a subscription may have signed: the hash in small letters, or in capitals as Swift has it."""
+    return tuple(f"mimu-sub-v1|{text}|{tier}".encode() for text in (prid_hash.lower(), prid_hash.upper()))
 
 
 def signed_by(identity_key: bytes, signing_key: bytes, signature: bytes, *messages: bytes) -> bool:

@@ -36,10 +36,10 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local interval, burst, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local arrival = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)
-local next_arrival = arrival + interval * cost
+local next_arrival = math.max(arrival + interval * cost, now)
 local wait = next_arrival - interval * burst - now
 if wait > 0 then return math.ceil(wait) end
-if cost > 0 then
+if cost ~= 0 then
   redis.call('SET', KEYS[1], string.format('%.0f', next_arrival), 'PX', math.ceil((next_arrival - now) / 1000) + 1000)
 end
 return 0
@@ -67,6 +67,11 @@ class Limits:
         if wait > 0:
             raise RateLimited(wait)
 
+    async def refund(self, name: str, key: str, rate: Rate) -> None:
+        """Take back one event that was counted, because it came to nothing."""
+        if self.on:
+            await self._wait(f"limit:{name}:{key}", rate, -1)
+
     async def _wait(self, bucket: str, rate: Rate, cost: int) -> float:
         interval = rate.seconds / rate.count
         if time.monotonic() >= self._away_until:
@@ -85,6 +90,10 @@ class Limits:
 
     def _wait_here(self, bucket: str, rate: Rate, interval: float, cost: int) -> float:
         now = time.monotonic()
+        if cost < 0:
+            if bucket in self._local:
+                self._local[bucket] += interval * cost
+            return 0.0
         following = max(self._local.get(bucket, 0.0), now) + interval * max(cost, 1)
         wait = following - interval * rate.count - now
         if wait <= 1e-9 and cost:

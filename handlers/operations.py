@@ -20,7 +20,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from uuid import UUID
 
 from handlers.errors import ApiError, NotFound
-from handlers.shapes import Shape
+from handlers.shapes import PartOfPath, Shape
 
 M = TypeVar("M", bound=Callable[..., Any])
 
@@ -109,7 +109,7 @@ def operation(
                 given["body"] = self.body(body)
             return method(self, *map(_part, path, kinds), **given)
 
-        simple = body is None and asked is None and UUID not in kinds
+        simple = body is None and asked is None and not any(kind is UUID or _reader(kind) for kind in kinds)
         told: Any = method if simple else handle
         told.operation = declared
         return told  # type: ignore[no-any-return]
@@ -123,7 +123,15 @@ def declared(handler: type[Any], method: str) -> Operation | None:
     return found
 
 
+def _reader(kind: Any) -> Callable[[str], Any] | None:
+    """How a part of a path is read, if its type says so."""
+    return next((part.read for part in get_args(kind)[1:] if isinstance(part, PartOfPath)), None)
+
+
 def _part(text: str, kind: Any) -> Any:
+    read = _reader(kind)
+    if read is not None:
+        return read(text)
     if kind is not UUID:
         return text
     try:

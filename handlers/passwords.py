@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from enum import Enum
+from typing import Annotated, TypeVar
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
+from pydantic import AfterValidator, Field
 
 from config.settings import Rate
 from config.threads import processors, step_back
@@ -25,6 +28,48 @@ FAILURES = Rate(10, 900)  # failed tries an account, before the next ones are de
 DELAY = 2.0  # seconds that they are
 QUEUE = 32  # beyond it a login waits longer than a client does
 EACH = 4  # of them for one address, or the /64 of an IPv6 one: it can't keep all others out
+SHORTEST, LONGEST = 8, 256  # characters of a password, in NFC
+
+
+def normalized(password: str) -> str:
+    """The form of a password that is hashed: NFC, so that every keyboard types the same one (NIST SP 800-63B)."""
+    return unicodedata.normalize("NFC", password)
+
+
+def _length(password: str) -> int:
+    # NFC makes a text at most three times as short: of a longer one the length need not be known.
+    return len(normalized(password)) if len(password) <= LONGEST * 3 else len(password)
+
+
+def _new(password: str) -> str:
+    if not SHORTEST <= _length(password) <= LONGEST:
+        raise ValueError(f"must have {SHORTEST} to {LONGEST} characters")
+    return password
+
+
+def _known(password: str) -> str:
+    if _length(password) > LONGEST:
+        raise ValueError(f"must have at most {LONGEST} characters")
+    return password
+
+
+# Both keep the text as it was sent: older hashes, and the proof of a reset, are of that.
+NewPassword = Annotated[
+    str,
+    AfterValidator(_new),
+    Field(
+        description="Characters are counted in NFC, the form that is hashed.",
+        json_schema_extra={"minLength": SHORTEST, "maxLength": LONGEST},
+    ),
+]
+KnownPassword = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"maxLength": LONGEST})]
+
+
+class Match(Enum):
+    """The form of a password that a hash is of."""
+
+    NORMALIZED = "nfc"
+    AS_SENT = "as_sent"  # hashed before passwords were normalized
 
 
 class Passwords:
@@ -54,28 +99,39 @@ class Passwords:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     async def hash(self, password: str) -> str:
-        return await self._run(lambda: self._hasher.hash(password))
+        return await self._run(lambda: self._hasher.hash(normalized(password)))
 
-    async def check(self, account: str, password_hash: str | None, password: str) -> bool:
-        """Whether the password is the hash's; None stands for an account that doesn't exist. ``account`` is what
-        failures are counted under."""
+    async def check(self, account: str, password_hash: str | None, password: str) -> Match | None:
+        """Compare a password with a hash: in NFC, then as it was sent. None if neither is the hash's.
+
+        A hash of None stands for an account that doesn't exist. ``account`` is what failures are counted under. Which
+        forms are tried depends on the password alone, so that the time doesn't tell whether there is an account.
+        """
         try:
             await self._limits.spend("password-failures", account, FAILURES, cost=0)
         except RateLimited:
             await asyncio.sleep(DELAY)
         stored = password_hash or self._nobody
 
-        def verify() -> bool:
-            try:
-                return self._hasher.verify(stored, password)
-            except (VerificationError, InvalidHashError):
-                return False
+        forms = {normalized(password): Match.NORMALIZED}
+        forms.setdefault(password, Match.AS_SENT)
 
-        right = await self._run(verify) and password_hash is not None
-        if not right:
+        def verify() -> Match | None:
+            return next((match for form, match in forms.items() if self._verify(stored, form)), None)
+
+        match = await self._run(verify)
+        if password_hash is None:
+            match = None
+        if match is None:
             with contextlib.suppress(RateLimited):  # it is delayed already
                 await self._limits.spend("password-failures", account, FAILURES)
-        return right
+        return match
+
+    def _verify(self, password_hash: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(password_hash, password)
+        except (VerificationError, InvalidHashError):
+            return False
 
     def outdated(self, password_hash: str) -> bool:
         """Whether the hash was made with other parameters than today's."""

@@ -6,6 +6,8 @@ import base64
 import binascii
 import ipaddress
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -206,9 +208,43 @@ Until = Annotated[
     WithJsonSchema({"type": "string", "format": "date-time", "description": "A time with its offset, or Z."}),
 ]
 Int31 = Annotated[int, Field(ge=0, le=MAX_INT32)]
-Hex256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Hex256 = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9a-fA-F]{64}$"),
+    AfterValidator(str.lower),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9a-f]{64}$"}, mode="serialization"),
+]
 PublicId = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_]{3,32}$"), Field(description="Unique whatever the case.")
+]
+
+
+# A user in the pattern of a route, by public id or by user id.
+USER = "([A-Za-z0-9_]{3,32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
+
+
+@dataclass(frozen=True, slots=True)
+class PartOfPath:
+    """How a part of a path is read; ``kind`` is what an endpoint gets."""
+
+    read: Callable[[str], Any]
+
+
+def user_ref(text: str) -> UUID | str:
+    """A user id if the text has its 36-character form, whatever the case; else a public id."""
+    return UUID(text) if len(text) == 36 else text
+
+
+UserRef = Annotated[
+    UUID | str,
+    PartOfPath(user_ref),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": f"^{USER}$",
+            "description": "A public id, whatever the case; or a user id in its form of 36 characters.",
+        }
+    ),
 ]
 
 
@@ -262,10 +298,10 @@ def bounded(most: int) -> AfterValidator:
     return AfterValidator(check)
 
 
-_VISIBLE = r"^[^\x00-\x1f\x7f-\x9f]*$"  # no control characters
-DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_VISIBLE)]
-Title = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=_VISIBLE)]
 # BCP 47 as it is written; whether such a language exists is the client's affair.
 Language = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,6}$"), Field(description="BCP 47.")
+    str,
+    StringConstraints(pattern=r"^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8}){0,6}$"),
+    AfterValidator(lambda value: value.replace("_", "-")),
+    Field(description="BCP 47; `ru_RU`, as some systems write it, counts as `ru-RU`."),
 ]

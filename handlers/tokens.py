@@ -14,6 +14,9 @@ from config.keyring import Keyring
 from handlers.errors import TokenExpired, Unauthorized
 
 ISSUER = "mimu"
+LEEWAY = 60.0  # seconds that the clock of the instance which issued a token may be ahead of ours
+# Seconds for which an ended session is remembered beyond the life of its last token: for clocks that differ.
+MARGIN = 3600.0
 CACHE = 20_000  # verified tokens remembered: ~12 MiB at the most; a decode costs 25 µs, a look-up 0.2
 
 
@@ -34,8 +37,10 @@ class Tokens:
     def __init__(self, keyring: Keyring, lifetime: float) -> None:
         self.keyring = keyring
         self.lifetime = lifetime  # seconds
+        # The longest life of a token that any instance may have issued; at least ours.
+        self.longest_lifetime = lifetime
         self._verified: OrderedDict[str, Session] = OrderedDict()
-        self._revoked: dict[UUID, float] = {}
+        self._revoked: dict[UUID, float] = {}  # when
 
     def issue(self, user_id: UUID, session_id: UUID, public_id: str, fingerprint: str) -> str:
         """A signed token of this session that lives ``lifetime`` seconds."""
@@ -81,8 +86,13 @@ class Tokens:
                 key,
                 algorithms=["HS256"],
                 issuer=ISSUER,
-                options={"require": ["exp", "iat", "sub", "sid", "user_id", "public_id", "fingerprint"]},
+                options={
+                    "require": ["exp", "iat", "sub", "sid", "user_id", "public_id", "fingerprint"],
+                    "verify_iat": False,  # it has no leeway but the one of `exp`, which is judged strictly
+                },
             )
+            if float(claims["iat"]) > time.time() + LEEWAY:
+                raise Unauthorized
             return Session(
                 UUID(claims["user_id"]),
                 UUID(claims["sid"]),
@@ -100,8 +110,12 @@ class Tokens:
         return session.session_id in self._revoked
 
     def revoke(self, session_id: UUID) -> None:
-        """Refuse the session's tokens from now on; forgotten when the last of them has expired anyway."""
+        """Refuse the session's tokens from now on; forgotten when the last of them has expired anyway.
+
+        That may have been issued with another life than today's, before a restart or by another instance.
+        """
         now = time.time()
         if len(self._revoked) % 1000 == 999:
-            self._revoked = {sid: until for sid, until in self._revoked.items() if until > now}
-        self._revoked[session_id] = now + self.lifetime
+            oldest = now - self.longest_lifetime - MARGIN
+            self._revoked = {sid: revoked for sid, revoked in self._revoked.items() if revoked > oldest}
+        self._revoked[session_id] = now

@@ -2,6 +2,8 @@
 
 -- migrate:up
 
+SET LOCAL lock_timeout = '500ms'; -- two tables in use, one after the other
+
 -- What stands against users who are not in a chat: it decides whether and how they come back. The row goes when they do.
 CREATE TABLE chat_sanctions (
     chat_id    uuid NOT NULL REFERENCES chat_threads (id) ON DELETE CASCADE,

@@ -2,6 +2,8 @@
 
 -- migrate:up
 
+SET LOCAL lock_timeout = '500ms'; -- two tables in use, one after the other
+
 -- One row a pair and direction, written once: user_id has written to contact_id in a chat of two, called them, or
 -- answered their call. Verifications have a table already. It outlives the messages, chats and calls it came from.
 CREATE TABLE user_contacts (

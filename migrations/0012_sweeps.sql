@@ -13,14 +13,13 @@ CREATE TABLE sweep_failures (
 );
 CREATE INDEX sweep_failures_retry_at ON sweep_failures (retry_at);
 
--- Deleted chats whose messages and events are still to be erased, or are to be tried again at `due_at`. Without a reference to the chat: that would lock the
--- table of chats while the rows below are copied, and a chat that is gone has nothing left to erase.
+-- Deleted chats whose messages and events are still to be erased, or are to be tried again at `due_at`; those of before
+-- come with the next file. Without a reference to the chat: a chat that is gone has nothing left to erase.
 CREATE TABLE chat_purges (
     chat_id uuid PRIMARY KEY,
     due_at  timestamptz NOT NULL
 );
 CREATE INDEX chat_purges_due_at ON chat_purges (due_at, chat_id);
-INSERT INTO chat_purges SELECT id, deleted_at FROM chat_threads WHERE deleted_at IS NOT NULL;
 
 -- In the database, so that no way of deleting a chat can forget it, that of an older server among them.
 CREATE FUNCTION queue_purge() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -31,8 +30,5 @@ END
 $$;
 CREATE TRIGGER chat_threads_deleted AFTER UPDATE OF deleted_at ON chat_threads
     FOR EACH ROW WHEN (OLD.deleted_at IS NULL AND NEW.deleted_at IS NOT NULL) EXECUTE FUNCTION queue_purge();
--- Those that were deleted while the rows above were copied.
-INSERT INTO chat_purges SELECT id, deleted_at FROM chat_threads WHERE deleted_at > now() - interval '10 minutes'
-ON CONFLICT DO NOTHING;
 
 -- migrate:down

@@ -26,6 +26,7 @@ from config.retention import Retention
 from models.database import Database, Enum, Table
 from models.sessions import IDLE_DAYS
 from models.sweeps import UNWATCHED, Due, Sweep, Sweeper
+from models.tombstones import PREKEY_HASH
 from models.users import User
 
 BATCH = 1000  # rows a statement: 10 to 60 ms, with millions of rows; a statement that takes 1.5 s is given up
@@ -77,8 +78,10 @@ def _plain(table: str, key: str, moment: str, kept: timedelta) -> Step:
     )
 
 
-def _prekeys(table: str, kind: str, name: str, moment: str, which: str, kept: timedelta) -> Step:
-    """Prekeys, whose ids are noted as they go; reported as ``name``.
+def _prekeys(
+    table: str, kind: str, name: str, moment: str, which: str, kept: timedelta, *, hashed: bool = False
+) -> Step:
+    """Prekeys, whose ids are noted as they go, and with ``hashed`` the hashes of the keys; reported as ``name``.
 
     The owners are locked with their keys: the note refers to them, and the deletion of an account locks the two in the
     other order. Notes are written in the order of users, so that two cleanups don't wait for each other in a circle.
@@ -91,14 +94,20 @@ def _prekeys(table: str, kind: str, name: str, moment: str, which: str, kept: ti
         "FOR UPDATE OF p SKIP LOCKED FOR KEY SHARE OF owner SKIP LOCKED",
         (kept,),
     )
+    hashes = ""
+    if hashed:
+        hashes = f"""hashes AS (
+                INSERT INTO superseded_prekeys (user_id, key_hash)
+                SELECT DISTINCT user_id, {PREKEY_HASH} FROM gone ORDER BY 1, 2 ON CONFLICT DO NOTHING
+            ),"""
     return Step(
         due,
         f"SELECT count(*) AS {name} FROM {table} AS p WHERE {which} AND p.{moment} < now() - $1::interval",
         f"""WITH due AS (
                 {due.batch}
             ), gone AS (
-                DELETE FROM {table} WHERE id IN (SELECT id FROM due) RETURNING user_id, key_id
-            ), noted AS (
+                DELETE FROM {table} WHERE id IN (SELECT id FROM due) RETURNING user_id, key_id, public_key
+            ), {hashes} noted AS (
                 INSERT INTO spent_prekeys AS known (user_id, kind, key_ids)
                 SELECT user_id, '{kind}', range_agg(int8range(key_id, key_id, '[]'))
                 FROM gone GROUP BY user_id ORDER BY user_id
@@ -183,10 +192,20 @@ def steps(retention: Retention) -> list[Step]:
             "superseded_at",
             "p.superseded_at IS NOT NULL",
             keys,
+            hashed=True,
         ),
-        _prekeys("signed_prekeys", "signed", "signed_prekeys", "superseded_at", "p.superseded_at IS NOT NULL", keys),
+        _prekeys(
+            "signed_prekeys",
+            "signed",
+            "signed_prekeys",
+            "superseded_at",
+            "p.superseded_at IS NOT NULL",
+            keys,
+            hashed=True,
+        ),
         _sessions(timedelta(days=retention.session_retention_days)),
         _plain("ended_sessions", "session_id", "ended_at", ENDED_KEPT),
+        _plain("tombstones", "hash", "until", timedelta()),
         _plain("spent_challenges", "nonce", "expires_at", CHALLENGES_KEPT),
         # Cancelled ones, too, when they would have ended.
         _plain("subscriptions", "id", "expires_at", timedelta(days=retention.subscription_retention_days)),

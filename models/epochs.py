@@ -61,8 +61,17 @@ UPDATE sync_epoch SET epoch = gen_random_uuid(), place = database_place(),
 """
 
 
+# What servers noted of the life of their tokens since then is lost: 30 days is the longest that a setting may give.
+_LIFETIMES = """
+INSERT INTO token_lifetimes (seconds) VALUES (2592000) ON CONFLICT (seconds) DO UPDATE SET seen_at = now()
+"""
+
+
 async def begin(connection: asyncpg.Connection) -> int:
     """Begin a new epoch, in the caller's transaction; how many one-time prekeys are not handed out any more."""
+    # A backup of an older version has no such table yet; the migration that makes it enters the same.
+    if await connection.fetchval("SELECT to_regclass('token_lifetimes') IS NOT NULL"):
+        await connection.execute(_LIFETIMES)
     gone = [await connection.fetchval(sql) for sql in _FORGETS]
     await connection.execute(_BEGIN)
     return sum(gone)

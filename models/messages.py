@@ -280,13 +280,17 @@ async def erase(change: Change, message_ids: Sequence[UUID], reason: str) -> lis
     return list(gone)
 
 
+# Older servers stored emoji as they came: with U+FE0F and without it they are the same reaction.
+_SELECTOR = "\ufe0f"
+
+
 async def react(change: Change, message_id: UUID, seq: int, emoji: str, at_most: int) -> bool | None:
     """Add a reaction to the message at a seq. False when it was there; None when the user has ``at_most`` kinds on this
     message already."""
     known = await change.db.fetch(
         "SELECT emoji FROM message_reactions WHERE message_id = $1 AND user_id = $2", message_id, change.user_id
     )
-    if any(row["emoji"] == emoji for row in known):
+    if any(row["emoji"].replace(_SELECTOR, "") == emoji.replace(_SELECTOR, "") for row in known):
         return False
     if len(known) >= at_most:
         return None
@@ -304,15 +308,17 @@ async def react(change: Change, message_id: UUID, seq: int, emoji: str, at_most:
 
 async def unreact(change: Change, message_id: UUID, seq: int, emoji: str) -> bool:
     """Take a reaction to the message at a seq back; False when there was none."""
-    taken = await change.db.execute(
-        "DELETE FROM message_reactions WHERE message_id = $1 AND user_id = $2 AND emoji = $3",
+    taken = await change.db.fetch(
+        """DELETE FROM message_reactions
+           WHERE message_id = $1 AND user_id = $2 AND replace(emoji, $4, '') = replace($3, $4, '') RETURNING emoji""",
         message_id,
         change.user_id,
         emoji,
+        _SELECTOR,
     )
-    if taken:
+    for row in taken:
         await change.append(
-            "reaction_removed", message_id=message_id, user_id=change.user_id, data={"emoji": emoji}, about=seq
+            "reaction_removed", message_id=message_id, user_id=change.user_id, data=dict(row), about=seq
         )
     return bool(taken)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 import asyncpg
 import peewee
 
+from models import tombstones
 from models.database import Database, Table
 from models.users import User
 
@@ -55,6 +56,17 @@ class KyberPrekey(Table):
         table_name = "kyber_prekeys"
 
 
+class SupersededPrekey(Table):
+    """A signed or last-resort prekey that was replaced, and whose row was cleaned up."""
+
+    user = peewee.ForeignKeyField(User, on_delete="CASCADE")
+    key_hash = peewee.BlobField()
+
+    class Meta:
+        table_name = "superseded_prekeys"
+        primary_key = peewee.CompositeKey("user", "key_hash")
+
+
 class Unsigned(NamedTuple):
     key_id: int
     public_key: bytes
@@ -66,12 +78,23 @@ class Signed(NamedTuple):
     signature: bytes
 
 
+K = TypeVar("K", Unsigned, Signed)
+
+
 class Reused(Exception):
-    """A key id that was sent before; ``kind`` is the table's noun."""
+    """A key id that was sent before with another key, or a key that was sent before; ``kind`` is the field's name."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
         self.kind = kind
+
+
+class TooMany(Exception):
+    """There would be more unused keys of a kind than are kept; ``left`` are there without the new ones."""
+
+    def __init__(self, kind: str, left: int) -> None:
+        super().__init__(kind)
+        self.kind, self.left = kind, left
 
 
 async def add(
@@ -82,46 +105,150 @@ async def add(
     one_time: Sequence[Unsigned] = (),
     kyber: Sequence[Signed] = (),
     last_resort: Signed | None = None,
+    at_most: int,
 ) -> None:
-    """Store keys, in the caller's transaction or one of its own. Raises Reused."""
+    """Store keys, in the caller's transaction or one of its own. Raises Reused, TooMany.
+
+    A key that is there under the same id stays as it is, also when it was handed out meanwhile: an upload whose answer
+    was lost can be repeated.
+    """
     async with db.transaction():
         # Two uploads at once: the second waits, so that one of two new signed prekeys is superseded by the other.
         await db.execute("SELECT 1 FROM users WHERE id = $1 FOR NO KEY UPDATE", user_id)
         if signed:
-            await db.execute(
-                "UPDATE signed_prekeys SET superseded_at = now() WHERE user_id = $1 AND superseded_at IS NULL", user_id
-            )
-            await _insert(
-                db,
-                "signed_prekey",
-                "INSERT INTO signed_prekeys (user_id, key_id, public_key, signature) VALUES ($1, $2, $3, $4)",
-                [(user_id, *signed)],
-            )
-        await _insert(
-            db,
-            "one_time_prekeys",
-            "INSERT INTO one_time_prekeys (user_id, key_id, public_key) VALUES ($1, $2, $3)",
-            [(user_id, *key) for key in one_time],
-        )
-        await _insert(
-            db,
-            "kyber_prekeys",
-            "INSERT INTO kyber_prekeys (user_id, key_id, public_key, signature) VALUES ($1, $2, $3, $4)",
-            [(user_id, *key) for key in kyber],
-        )
+            await _replace_signed(db, user_id, signed)
+        if one_time:
+            await _add_one_time(db, user_id, one_time, at_most)
+        if kyber:
+            await _add_kyber(db, user_id, kyber, at_most)
         if last_resort:
-            await db.execute(
-                "UPDATE kyber_prekeys SET superseded_at = now()"
-                " WHERE user_id = $1 AND last_resort AND superseded_at IS NULL",
-                user_id,
-            )
-            await _insert(
-                db,
-                "last_resort_kyber_prekey",
-                "INSERT INTO kyber_prekeys (user_id, key_id, public_key, signature, last_resort)"
-                " VALUES ($1, $2, $3, $4, true)",
-                [(user_id, *last_resort)],
-            )
+            await _replace_last_resort(db, user_id, last_resort)
+
+
+# What is found here may only go meanwhile: the user's row is locked against other uploads. A key that the cleanup
+# removes between a look and the insertion has its id noted, and is refused by the trigger on the table.
+
+
+async def _replace_signed(db: Database, user_id: UUID, key: Signed) -> None:
+    known = await db.fetch(
+        """SELECT key_id, public_key, superseded_at IS NULL AS current FROM signed_prekeys
+           WHERE user_id = $1 AND (key_id = $2 OR public_key = $3)""",
+        user_id,
+        key.key_id,
+        key.public_key,
+    )
+    if _is_current(known, key):
+        return
+    if known or await _superseded(db, user_id, [key.public_key]):
+        raise Reused("signed_prekey")
+    await db.execute(
+        "UPDATE signed_prekeys SET superseded_at = now() WHERE user_id = $1 AND superseded_at IS NULL", user_id
+    )
+    await _insert(
+        db,
+        "signed_prekey",
+        "INSERT INTO signed_prekeys (user_id, key_id, public_key, signature) VALUES ($1, $2, $3, $4)",
+        [(user_id, *key)],
+    )
+
+
+async def _add_one_time(db: Database, user_id: UUID, keys: Sequence[Unsigned], at_most: int) -> None:
+    known = await db.fetch(
+        "SELECT key_id, public_key FROM one_time_prekeys WHERE user_id = $1 AND key_id = ANY ($2::integer[])",
+        user_id,
+        [key.key_id for key in keys],
+    )
+    fresh = _fresh(keys, known, "one_time_prekeys")
+    if not fresh:
+        return
+    left = (await remaining(db, user_id)).one_time
+    if left + len(fresh) > at_most:
+        raise TooMany("one_time_prekeys", left)
+    await _insert(
+        db,
+        "one_time_prekeys",
+        "INSERT INTO one_time_prekeys (user_id, key_id, public_key) VALUES ($1, $2, $3)",
+        [(user_id, *key) for key in fresh],
+    )
+
+
+async def _add_kyber(db: Database, user_id: UUID, keys: Sequence[Signed], at_most: int) -> None:
+    known = await db.fetch(
+        """SELECT key_id, public_key FROM kyber_prekeys
+           WHERE user_id = $1 AND NOT last_resort AND key_id = ANY ($2::integer[])""",
+        user_id,
+        [key.key_id for key in keys],
+    )
+    fresh = _fresh(keys, known, "kyber_prekeys")
+    if not fresh:
+        return
+    public_keys = [key.public_key for key in fresh]
+    if len(set(public_keys)) < len(public_keys) or await _kyber_known(db, user_id, public_keys):
+        raise Reused("kyber_prekeys")
+    left = (await remaining(db, user_id)).kyber
+    if left + len(fresh) > at_most:
+        raise TooMany("kyber_prekeys", left)
+    await _insert(
+        db,
+        "kyber_prekeys",
+        "INSERT INTO kyber_prekeys (user_id, key_id, public_key, signature) VALUES ($1, $2, $3, $4)",
+        [(user_id, *key) for key in fresh],
+    )
+
+
+async def _replace_last_resort(db: Database, user_id: UUID, key: Signed) -> None:
+    known = await db.fetch(
+        """SELECT key_id, public_key, superseded_at IS NULL AS current FROM kyber_prekeys
+           WHERE user_id = $1 AND last_resort AND key_id = $2""",
+        user_id,
+        key.key_id,
+    )
+    if _is_current(known, key):
+        return
+    if known or await _kyber_known(db, user_id, [key.public_key]):
+        raise Reused("last_resort_kyber_prekey")
+    await db.execute(
+        "UPDATE kyber_prekeys SET superseded_at = now() WHERE user_id = $1 AND last_resort AND superseded_at IS NULL",
+        user_id,
+    )
+    await _insert(
+        db,
+        "last_resort_kyber_prekey",
+        "INSERT INTO kyber_prekeys (user_id, key_id, public_key, signature, last_resort) VALUES ($1, $2, $3, $4, true)",
+        [(user_id, *key)],
+    )
+
+
+def _is_current(known: Sequence[asyncpg.Record], key: Signed) -> bool:
+    return any(
+        row["current"] and row["key_id"] == key.key_id and bytes(row["public_key"]) == key.public_key for row in known
+    )
+
+
+def _fresh(keys: Sequence[K], known: Sequence[asyncpg.Record], kind: str) -> list[K]:
+    """Those of the keys that are not there yet. Raises Reused for an id that another key has."""
+    there = {row["key_id"]: bytes(row["public_key"]) for row in known}
+    if any(there.get(key.key_id, key.public_key) != key.public_key for key in keys):
+        raise Reused(kind)
+    return [key for key in keys if key.key_id not in there]
+
+
+async def _superseded(db: Database, user_id: UUID, public_keys: Sequence[bytes]) -> bool:
+    """True if one of the keys was superseded, and its row cleaned up."""
+    return await db.value(  # type: ignore[no-any-return]
+        "SELECT EXISTS (SELECT 1 FROM superseded_prekeys WHERE user_id = $1 AND key_hash = ANY ($2::bytea[]))",
+        user_id,
+        [tombstones.of_prekey(key) for key in public_keys],
+    )
+
+
+async def _kyber_known(db: Database, user_id: UUID, public_keys: Sequence[bytes]) -> bool:
+    """True if the user sent one of the keys before, as a one-time or as a last-resort key.
+
+    The signature covers the key alone: who has only the access token could put it in place again.
+    """
+    there = "SELECT EXISTS (SELECT 1 FROM kyber_prekeys WHERE user_id = $1 AND public_key = ANY ($2::bytea[]))"
+    return await db.value(there, user_id, list(public_keys)) or await _superseded(db, user_id, public_keys)
 
 
 async def _insert(db: Database, kind: str, sql: str, rows: Iterable[Sequence[object]]) -> None:

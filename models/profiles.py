@@ -23,19 +23,30 @@ _COLUMNS = ", ".join(
         "created_at",
     )
 )
-_PROFILES = f"""
-SELECT asked.place, {_COLUMNS}, visible AND is_online AS is_online, CASE WHEN visible THEN last_seen END AS last_seen
-FROM unnest($1::text[], $2::uuid[]) WITH ORDINALITY AS asked (public_id, viewer, place)
-JOIN users ON lower(users.public_id) = lower(asked.public_id),
-    LATERAL (SELECT {sees_presence("asked.viewer")} AS visible) AS seen
-"""
 
 
-async def profiles(db: Database, asked: Sequence[tuple[str, UUID]]) -> list[Row | None]:
-    """For each (public id, viewer) that user as the viewer may see them: presence is false and null where hidden."""
+def _profiles(kind: str, condition: str) -> str:
+    return f"""
+        SELECT asked.place, {_COLUMNS}, visible AND is_online AS is_online,
+               CASE WHEN visible THEN last_seen END AS last_seen
+        FROM unnest($1::{kind}[], $2::uuid[], $3::integer[]) AS asked (name, viewer, place) JOIN users ON {condition},
+            LATERAL (SELECT {sees_presence("asked.viewer")} AS visible) AS seen"""
+
+
+_BY_NAME = _profiles("text", "lower(users.public_id) = lower(asked.name)")
+_BY_ID = _profiles("uuid", "users.id = asked.name")
+
+
+async def profiles(db: Database, asked: Sequence[tuple[UUID | str, UUID]]) -> list[Row | None]:
+    """For each (user id or public id, viewer) that user as the viewer may see them: presence is false and null where
+    hidden."""
     found: list[Row | None] = [None] * len(asked)
-    for row in await db.fetch(_PROFILES, [public_id for public_id, _ in asked], [viewer for _, viewer in asked]):
-        found[row["place"] - 1] = row
+    names = [(user, viewer, place) for place, (user, viewer) in enumerate(asked) if isinstance(user, str)]
+    ids = [(user, viewer, place) for place, (user, viewer) in enumerate(asked) if isinstance(user, UUID)]
+    for statement, wanted in ((_BY_NAME, names), (_BY_ID, ids)):
+        if wanted:
+            for row in await db.fetch(statement, *(list(column) for column in zip(*wanted, strict=True))):
+                found[row["place"]] = row
     return found
 
 

@@ -43,6 +43,16 @@ class EndedSession(Table):
         table_name = "ended_sessions"
 
 
+class TokenLifetime(Table):
+    """How long access tokens live, by the settings that servers have run with, and when one last did."""
+
+    seconds = peewee.DoubleField(primary_key=True)
+    seen_at = peewee.DateTimeField()
+
+    class Meta:
+        table_name = "token_lifetimes"
+
+
 class SpentRefreshToken(Table):
     token_hash = peewee.BlobField(primary_key=True)
     session = peewee.ForeignKeyField(Session, on_delete="CASCADE")
@@ -209,6 +219,24 @@ async def ended_since(db: Database, moment: datetime) -> list[Ended]:
         if rows:
             moment, last = rows[-1]["ended_at"], rows[-1]["session_id"]
     return ended
+
+
+async def note_lifetime(db: Database, seconds: float) -> None:
+    """Note that a server issues tokens that live so long. Call it before the first is issued, and every minute."""
+    await db.execute(
+        """INSERT INTO token_lifetimes (seconds) VALUES ($1)
+           ON CONFLICT (seconds) DO UPDATE SET seen_at = greatest(token_lifetimes.seen_at, now())""",
+        seconds,
+    )
+
+
+async def longest_lifetime(db: Database, margin: float) -> float:
+    """The longest life, in seconds, of the tokens that are about; ``margin`` seconds after its end one is not."""
+    return await db.value(  # type: ignore[no-any-return]
+        """SELECT coalesce(max(seconds), 0) FROM token_lifetimes
+           WHERE seen_at > now() - make_interval(secs => seconds + $1)""",
+        margin,
+    )
 
 
 async def live(db: Database, user_id: UUID) -> list[asyncpg.Record]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
+from uuid import UUID
 
 import asyncpg
 import peewee
@@ -62,10 +64,12 @@ def proof_hash(method: str, proof: str) -> str:
 # Expiry is judged here, when somebody reads; the status is only written down later.
 _STATUS = "CASE WHEN s.status = 'active' AND s.expires_at <= now() THEN 'expired' ELSE s.status::text END AS status"
 _SHOWN = f"s.id AS subscription_id, s.prid_hash, s.tier::text, {_STATUS}, s.activated_at, s.expires_at"
-_LIVE = "s.status = 'active' AND (s.expires_at IS NULL OR s.expires_at > now())"
+# Not what was bought before an account took the fingerprint that has not proven to be the buyer's.
+_THEIRS = "NOT s.metadata ? 'withheld'"
+_LIVE = f"s.status = 'active' AND (s.expires_at IS NULL OR s.expires_at > now()) AND {_THEIRS}"
 
 # To whom a change is told, looked up as it happens: it is stored nowhere.
-_OWNER = "(SELECT users.id FROM users WHERE users.fingerprint = s.user_fingerprint) AS owner"
+_OWNER = f"(SELECT users.id FROM users WHERE users.fingerprint = s.user_fingerprint AND {_THEIRS}) AS owner"
 
 # All of a purchase or nothing. A voucher is used up by the same statement; of 50 that come at once one finds it unused.
 _BUY = f"""
@@ -79,8 +83,8 @@ WITH voucher AS (
 ), spent AS (
     INSERT INTO spent_proofs (proof_hash) SELECT $6 FROM paid ON CONFLICT DO NOTHING RETURNING 1
 ), since AS (
-    SELECT greatest(now(), max(expires_at)) AS moment FROM subscriptions
-    WHERE user_fingerprint = $2 AND tier = $3::subscription_tier AND status = 'active'
+    SELECT greatest(now(), max(expires_at)) AS moment FROM subscriptions AS s
+    WHERE user_fingerprint = $2 AND tier = $3::subscription_tier AND status = 'active' AND {_THEIRS}
 ), bought AS (
     INSERT INTO subscriptions (prid_hash, user_fingerprint, tier, signature, signature_verified, payment_method,
                                payment_proof, starts_at, expires_at)
@@ -180,6 +184,24 @@ async def expire(db: Database, limit: int = BATCH) -> list[Row]:
     return await db.fetch(_EXPIRE, limit)
 
 
+async def bought_before(db: Database, fingerprint: str) -> list[Row]:
+    """What was bought under a fingerprint: ``id, prid_hash, tier, signature`` of each."""
+    return await db.fetch(
+        "SELECT id, prid_hash, tier::text, signature FROM subscriptions WHERE user_fingerprint = $1", fingerprint
+    )
+
+
+async def withhold(db: Database, fingerprint: str, withheld: Sequence[UUID]) -> None:
+    """Keep these subscriptions from who has the fingerprint now, and give up all others of it."""
+    await db.execute(
+        """UPDATE subscriptions SET metadata = metadata - 'withheld'
+               || CASE WHEN id = ANY ($2::uuid[]) THEN '{"withheld": true}'::jsonb ELSE '{}' END
+           WHERE user_fingerprint = $1""",
+        fingerprint,
+        list(withheld),
+    )
+
+
 async def live(db: Database, fingerprint: str) -> list[Row]:
     """What that fingerprint has just now, the latest first."""
     return await db.fetch(
@@ -189,11 +211,11 @@ async def live(db: Database, fingerprint: str) -> list[Row]:
     )
 
 
-async def of_prid(db: Database, prid_hash: str) -> Row | None:
-    """A subscription that is paid for just now, with its owner's ``signing_public_key``."""
+async def of_prid(db: Database, prid_hashes: Sequence[str]) -> Row | None:
+    """A subscription of one of these PRIDs that is paid for just now, with its owner's ``signing_public_key``."""
     return await db.row(
         f"""SELECT {_SHOWN}, users.signing_public_key
             FROM subscriptions s JOIN users ON users.fingerprint = s.user_fingerprint
-            WHERE s.prid_hash = $1 AND {_LIVE}""",
-        prid_hash,
+            WHERE s.prid_hash = ANY ($1::text[]) AND {_LIVE} LIMIT 1""",
+        list(prid_hashes),
     )

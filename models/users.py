@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
 import peewee
 
+from models import tombstones
 from models.database import JSONB, Database, Table
 
 
@@ -114,8 +116,11 @@ class Identity(NamedTuple):
 _IDENTITY = "SELECT id, public_id, fingerprint, identity_key, signing_public_key, registration_id FROM users"
 
 
-async def identity(db: Database, public_id: str) -> Identity | None:
-    row = await db.row(f"{_IDENTITY} WHERE lower(public_id) = lower($1)", public_id)
+async def identity(db: Database, user: UUID | str) -> Identity | None:
+    """The identity of a user, by user id (a UUID) or public id."""
+    if isinstance(user, UUID):
+        return await identity_of(db, user)
+    row = await db.row(f"{_IDENTITY} WHERE lower(public_id) = lower($1)", user)
     return Identity(*row) if row else None
 
 
@@ -143,13 +148,62 @@ async def set_password(db: Database, user_id: UUID, password_hash: str, *, inste
     )
 
 
+async def available(db: Database, public_id: str) -> bool:
+    """True if no account has this public id, and none that was erased lately."""
+    taken = "SELECT EXISTS (SELECT 1 FROM users WHERE lower(public_id) = lower($1))"
+    return not await db.value(taken, public_id) and not await tombstones.buried(db, [tombstones.of_name(public_id)])
+
+
 async def delete(db: Database, user_id: UUID) -> bool:
-    """Erase an account. What is its own goes with it (keys, sessions, contacts, reactions); what others share with it
-    (calls, messages in groups) stays without its name."""
+    """Erase an account, in the caller's transaction. What is its own goes with it (keys, sessions, contacts,
+    reactions); what others share with it (calls, messages in groups) stays without its name."""
+    await tombstones.bury(db, user_id)
     return await db.execute("DELETE FROM users WHERE id = $1", user_id) == 1
 
 
-async def update(db: Database, user_id: UUID, changes: dict[str, Any]) -> bool:
-    """Set the given columns. False when the account is gone."""
-    query = User.update({**changes, "updated_at": peewee.fn.now()}).where(User.id == user_id)
-    return bool(await db.run(query))
+class SettingsChange(NamedTuple):
+    """What to merge into a user's settings: keys to set and to remove, and the same for what is below ``privacy``.
+
+    ``clear`` begins with no settings at all; ``privacy`` is None where nothing below it changes.
+    """
+
+    clear: bool = False
+    put: dict[str, Any] | None = None
+    remove: Sequence[str] = ()
+    privacy: dict[str, Any] | None = None
+    privacy_remove: Sequence[str] = ()
+
+
+_STRING = r"""'"(\\.|[^"\\])*"'"""  # SQL: a string of JSON, as a regular expression
+_PRIVACY = "CASE jsonb_typeof(settings -> 'privacy') WHEN 'object' THEN settings -> 'privacy' ELSE '{}' END"
+_MERGED = f"""(
+    (CASE WHEN $2 THEN '{{}}' ELSE settings END - $3::text[]) || $4::jsonb
+    || CASE WHEN $5::jsonb IS NULL THEN '{{}}'
+       ELSE jsonb_build_object('privacy', (CASE WHEN $2 THEN '{{}}' ELSE {_PRIVACY} END - $6::text[]) || $5::jsonb) END
+)"""
+# The length of JSON without the blanks that PostgreSQL writes between its parts: those that are in no string.
+_LENGTH = f"""octet_length({_MERGED}::text) - regexp_count(regexp_replace({_MERGED}::text, {_STRING}, '', 'g'), ' ')"""
+
+
+async def update(
+    db: Database, user_id: UUID, columns: Mapping[str, Any], settings: SettingsChange | None, at_most: int
+) -> bool:
+    """Set columns of a profile, and merge settings into what is there, all in one statement.
+
+    False if the account is gone, or its settings would have more than ``at_most`` bytes of JSON.
+    """
+    change = settings or SettingsChange()
+    assigned = "".join(f", {User._meta.fields[name].column_name} = ${place}" for place, name in enumerate(columns, 8))
+    changed = await db.execute(
+        f"""UPDATE users SET settings = {_MERGED}, updated_at = now(){assigned}
+            WHERE id = $1 AND (settings = {_MERGED} OR {_LENGTH} <= $7)""",
+        user_id,
+        change.clear,
+        list(change.remove),
+        change.put or {},
+        change.privacy,
+        list(change.privacy_remove),
+        at_most,
+        *columns.values(),
+    )
+    return changed == 1

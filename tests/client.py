@@ -19,6 +19,7 @@ from nacl.signing import SigningKey
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from tornado.websocket import WebSocketClientConnection, websocket_connect
+from xeddsa import ed25519_priv_sign, priv_force_sign
 
 from tests import canaries, conformance, connections
 
@@ -122,6 +123,18 @@ class Account:
     def signed_prekey(self, key_id: int) -> dict[str, Any]:
         key = bytes(PrivateKey.generate().public_key)
         return {"key_id": key_id, "public_key": b64(key), "signature": b64(self.signing.sign(key).signature)}
+
+    def xeddsa(self, message: bytes) -> bytes:
+        """Signal's XEdDSA by the identity key. The xeddsa package wants it clamped."""
+        clamped = bytearray(bytes(self.identity))
+        clamped[0] &= 248
+        clamped[31] = clamped[31] & 127 | 64
+        return ed25519_priv_sign(priv_force_sign(bytes(clamped), False), message, secrets.token_bytes(64))
+
+    def libsignal_prekey(self, key_id: int) -> dict[str, Any]:
+        """A signed prekey as libsignal makes it: XEdDSA over the key's 33 bytes."""
+        key = b"\x05" + bytes(PrivateKey.generate().public_key)
+        return {"key_id": key_id, "public_key": b64(key), "signature": b64(self.xeddsa(key))}
 
     def kyber_prekey(self, key_id: int) -> dict[str, Any]:
         key = b"\x08" + secrets.token_bytes(1568)

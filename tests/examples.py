@@ -152,6 +152,7 @@ async def play(server: Server) -> dict[str, dict[str, Json]]:
     recorder = Recorder(server.url)
     tell: Callable[..., Any] = recorder.ask
     alice, bob = Person("alice"), Person("bob")
+    await tell("GET", "/auth/available?public_id=alice")
     for person, name in ((alice, "Alice"), (bob, "Bob")):
         person.url = server.url
         answer = await tell("POST", "/auth/register", person.body(display_name=name, language="en"))

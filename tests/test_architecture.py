@@ -55,6 +55,7 @@ PUBLIC = {
     "handlers.health.Health",
     "handlers.health.Live",
     "handlers.health.MetricsPage",  # for the networks of METRICS_ALLOW
+    "plugins.auth.http.AvailableHandler",
     "plugins.auth.http.LoginHandler",
     "plugins.auth.http.RefreshHandler",
     "plugins.auth.http.RegisterHandler",

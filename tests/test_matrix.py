@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 
 from handlers.base import ID, ApiHandler
+from handlers.shapes import USER
 from handlers.socket import SocketHandler
 from plugins import joined
 from server import Server
@@ -99,6 +100,7 @@ ALIKE = "401 200 200 200 200"  # needs a token, and is the same for everyone who
 # Path, body and headers of each request, and the statuses for PERSONS. Paths name what is Alice's, unless it is one's
 # own.
 ROUTES: dict[str, tuple[Ask, str]] = {
+    "GET /auth/available": (lambda w, p: ("/auth/available?public_id=nobody_has_it", None), "200 200 200 200 200"),
     "POST /auth/register": (lambda w, p: ("/auth/register", Account().body()), "201 201 201 201 201"),
     "POST /auth/login": (
         lambda w, p: ("/auth/login", {"public_id": w.owner.public_id, "password": "a guess at it"}),
@@ -126,31 +128,31 @@ ROUTES: dict[str, tuple[Ask, str]] = {
     "GET /users/me": (lambda w, p: ("/users/me", None), ALIKE),
     "PUT /users/me": (lambda w, p: ("/users/me", {"bio": "x"}), ALIKE),
     "DELETE /users/me": (lambda w, p: ("/users/me", {"password": p.password}), "401 204 204 204 204"),
-    "GET /users/([A-Za-z0-9_]{3,32})": (lambda w, p: (f"/users/{w.owner.public_id}", None), ALIKE),
+    f"GET /users/{USER}": (lambda w, p: (f"/users/{w.owner.public_id}", None), ALIKE),
     "GET /users/me/prekeys": (lambda w, p: ("/users/me/prekeys", None), ALIKE),
     "POST /users/me/prekeys": (
         lambda w, p: ("/users/me/prekeys", {"signed_prekey": w.owner.signed_prekey(9)}),
         "401 400 400 400 200",
     ),
-    "GET /users/([A-Za-z0-9_]{3,32})/prekeys": (lambda w, p: (f"/users/{w.owner.public_id}/prekeys", None), ALIKE),
+    f"GET /users/{USER}/prekeys": (lambda w, p: (f"/users/{w.owner.public_id}/prekeys", None), ALIKE),
     "GET /users/me/verifications": (lambda w, p: ("/users/me/verifications", None), ALIKE),
     "GET /users/me/blocks": (lambda w, p: ("/users/me/blocks", None), ALIKE),
-    "POST /users/([A-Za-z0-9_]{3,32})/verify": (
+    f"POST /users/{USER}/verify": (
         lambda w, p: (
             f"/users/{w.owner.public_id}/verify",
             {"verified_fingerprint": w.owner.fingerprint, "method": "voice"},
         ),
         "401 200 200 200 400",
     ),
-    "DELETE /users/([A-Za-z0-9_]{3,32})/verify": (
+    f"DELETE /users/{USER}/verify": (
         lambda w, p: (f"/users/{w.people['participant'].public_id}/verify", None),
         "401 404 404 400 204",
     ),
-    "PUT /users/([A-Za-z0-9_]{3,32})/block": (
+    f"PUT /users/{USER}/block": (
         lambda w, p: (f"/users/{w.owner.public_id}/block", None),
         "401 204 204 204 400",
     ),
-    "DELETE /users/([A-Za-z0-9_]{3,32})/block": (
+    f"DELETE /users/{USER}/block": (
         lambda w, p: (f"/users/{w.people['blocked'].public_id}/block", None),
         "401 204 400 204 204",
     ),
@@ -235,11 +237,11 @@ ROUTES: dict[str, tuple[Ask, str]] = {
         "401 404 404 403 200",
     ),
     f"DELETE /messages/{ID}": (lambda w, p: (f"/messages/{w.message_id}", None), "401 404 404 403 204"),
-    f"PUT /messages/{ID}/reactions/([^/]{{1,96}})": (
+    f"PUT /messages/{ID}/reactions/([^/]+)": (
         lambda w, p: (f"/messages/{w.message_id}/reactions/%F0%9F%91%8D", {}),
         "401 404 404 204 204",
     ),
-    f"DELETE /messages/{ID}/reactions/([^/]{{1,96}})": (
+    f"DELETE /messages/{ID}/reactions/([^/]+)": (
         lambda w, p: (f"/messages/{w.message_id}/reactions/%F0%9F%91%8D", None),
         "401 404 404 204 204",
     ),

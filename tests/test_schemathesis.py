@@ -55,7 +55,7 @@ MORE_THAN_A_SCHEMA_SAYS = {
     "PUT /users/me": "an avatar is a file of one's own",
     "PUT /push/tokens": "each provider wants its own fields; keys are points of curves",
     "PUT /push/settings": "time zones exist",
-    "PUT /messages/{message_id}/reactions/{emoji}": "an emoji is looked at by its category of Unicode",
+    "PUT /messages/{message_id}/reactions/{emoji}": "an emoji is what the grammar of UTS 51 says",
     "DELETE /messages/{message_id}/reactions/{emoji}": "an emoji",
     "GET /ws": "an upgrade, which a client of HTTP doesn't make",
 }

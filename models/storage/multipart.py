@@ -29,6 +29,7 @@ SIGNED_SECONDS = 300
 THREADS = 8
 BLOCK = 256 * 1024
 AGAIN = (408, 429, 500, 502, 503, 504)
+_RANDOM = random.SystemRandom()  # peers see these delays: Python's own generator would give its state away
 
 
 class Told(NamedTuple):
@@ -125,7 +126,7 @@ class Multipart:
                 except (OSError, http.client.HTTPException) as error:
                     cause = type(error).__name__
                 if left and time.monotonic() < last:
-                    time.sleep(rest * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
+                    time.sleep(rest * _RANDOM.uniform(0.5, 1.5))
                     rest *= RESTS
                 else:
                     break

@@ -7,18 +7,21 @@ from collections.abc import AsyncIterator
 
 from pydantic import Field
 
-from config.settings import Rate, RateLimit, Section
+from config.settings import Rate, RateLimit
+from config.signal import SignalSettings
 from plugins import App, Every, Plugin
 from plugins.auth import http
 from plugins.auth.accounts import Accounts
 from plugins.auth.sessions import Sessions
 
 
-class Settings(Section):
+class Settings(SignalSettings):
     refresh_grace_seconds: int = Field(
         30, ge=0, le=300, description="How long a refresh token just rotated away may be repeated; 0 is strict."
     )
-    rate_limit_register: RateLimit = Field(Rate(3, 3600), description="Registrations an address.")
+    rate_limit_register: RateLimit = Field(Rate(3, 3600), description="Registrations that succeed, an address.")
+    rate_limit_register_failed: RateLimit = Field(Rate(20, 3600), description="Registrations that fail, an address.")
+    rate_limit_available: RateLimit = Field(Rate(30, 3600), description="Public ids looked up as free, an address.")
     rate_limit_login: RateLimit = Field(Rate(5, 900), description="Logins an address.")
     rate_limit_refresh_unknown: RateLimit = Field(
         Rate(30, 900), description="Refreshes an address with tokens that Redis doesn't know."
@@ -29,7 +32,9 @@ class Settings(Section):
 
 def setup(app: App, settings: Settings) -> Plugin:
     sessions = Sessions(app.db, app.redis, app.tokens, app.revocations, settings.refresh_grace_seconds)
-    accounts = Accounts(app.db, app.passwords, sessions, app.revocations, app.tokens.keyring)
+    accounts = Accounts(
+        app.db, app.passwords, sessions, app.revocations, app.tokens.keyring, libsignal=settings.libsignal
+    )
     confirmed = {"accounts": accounts, "rate": settings.rate_limit_login}
 
     @contextlib.asynccontextmanager
@@ -40,7 +45,16 @@ def setup(app: App, settings: Settings) -> Plugin:
     return Plugin(
         name="auth",
         routes=(
-            ("/auth/register", http.RegisterHandler, {"accounts": accounts, "rate": settings.rate_limit_register}),
+            (
+                "/auth/register",
+                http.RegisterHandler,
+                {
+                    "accounts": accounts,
+                    "rate": settings.rate_limit_register,
+                    "failed_rate": settings.rate_limit_register_failed,
+                },
+            ),
+            ("/auth/available", http.AvailableHandler, {"accounts": accounts, "rate": settings.rate_limit_available}),
             ("/auth/login", http.LoginHandler, confirmed),
             ("/auth/refresh", http.RefreshHandler, {"sessions": sessions, "rate": settings.rate_limit_refresh_unknown}),
             (

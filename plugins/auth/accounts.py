@@ -14,17 +14,18 @@ from config.keyring import Keyring
 from handlers import keys
 from handlers.base import Client
 from handlers.errors import Conflict, Fault, InvalidCredentials, InvalidRequest, ProofRequired
-from handlers.passwords import Passwords
+from handlers.passwords import Match, Passwords
 from handlers.revocations import Revocations
 from handlers.shapes import b64
 from handlers.tokens import Session
-from models import prekeys, sessions, users
-from models.database import Database
+from models import prekeys, sessions, subscriptions, tombstones, users
+from models.database import Database, Row
 from plugins.auth.refusals import IdentityKeyTaken, InvalidProof, PublicIdTaken
 from plugins.auth.sessions import Sessions
-from plugins.auth.shapes import ChangePassword, Login, Register, ResetPassword, SignedIn
+from plugins.auth.shapes import ChangePassword, Login, Register, ResetPassword, SignedIn, reserved
 
 CHALLENGE_SECONDS = 300  # contract section 2
+MAX_KEYS = 100  # of a kind in one registration
 
 TAKEN = {"public_id": PublicIdTaken, "identity_key": IdentityKeyTaken}
 
@@ -37,17 +38,25 @@ class Accounts:
         sessions: Sessions,
         revocations: Revocations,
         keyring: Keyring,
+        *,
+        libsignal: bool = False,
     ) -> None:
         self._db = db
         self._passwords = passwords
         self._sessions = sessions
         self._revocations = revocations
         self._keyring = keyring
+        self._libsignal = libsignal
 
-    @staticmethod
-    def judge(request: Register) -> None:
+    async def available(self, public_id: str) -> bool:
+        """True if an account could be registered under this public id now."""
+        return not reserved(public_id) and await users.available(self._db, public_id)
+
+    def judge(self, request: Register) -> None:
         """The checks that span fields. Raises InvalidRequest with all that fail."""
-        faults = keys.faults(request, request.identity_key, request.signing_public_key)
+        faults = keys.faults(request, request.identity_key, request.signing_public_key, libsignal=self._libsignal)
+        if self._libsignal and request.last_resort_kyber_prekey is None:
+            faults.append(keys.missing_last_resort())
         if request.fingerprint != hashlib.sha256(request.identity_key).hexdigest():
             faults.insert(0, Fault("fingerprint", "must be the SHA-256 of identity_key in hex"))
         if faults:
@@ -69,6 +78,7 @@ class Accounts:
         try:
             async with self._db.transaction():
                 user_id = await users.create(self._db, account)
+                await self._judge_inheritance(request)
                 await prekeys.add(
                     self._db,
                     user_id,
@@ -76,20 +86,48 @@ class Accounts:
                     one_time=[prekeys.Unsigned(key.key_id, key.public_key) for key in request.one_time_prekeys],
                     kyber=[_signed(key) for key in request.kyber_prekeys],
                     last_resort=_signed(last_resort) if last_resort else None,
+                    at_most=MAX_KEYS,
                 )
                 signed_in = await self._sessions.open(user_id, request.public_id, request.fingerprint, client)
         except users.Taken as taken:
             raise TAKEN[taken.field] from None
+        except prekeys.Reused as reused:
+            raise Conflict(f"The same key appears twice in {reused.kind}.") from None
         await self._sessions.remember(signed_in.session_id, signed_in.refresh_token)
         return signed_in
+
+    async def _judge_inheritance(self, request: Register) -> None:
+        """Settle what a new account takes over of an erased one: never the public id, the identity key only with a
+        proof, and subscriptions only from who bought them. Raises PublicIdTaken, IdentityKeyTaken.
+
+        The signature of a signed prekey is in every bundle, so that a prekey which was seen before proves nothing.
+        """
+        name = tombstones.of_name(request.public_id)
+        identity = tombstones.of_identity(request.identity_key)
+        prekey = tombstones.of_prekey(request.signed_prekey.public_key)
+        buried = await tombstones.buried(self._db, (name, identity, prekey))
+        if name in buried:
+            raise PublicIdTaken
+        proven = prekey not in buried and keys.proves_identity(request.identity_key, request.signed_prekey)
+        if identity in buried and not proven:
+            raise IdentityKeyTaken
+        bought = await subscriptions.bought_before(self._db, request.fingerprint)
+        if bought:
+            withheld = [
+                row["id"]
+                for row in bought
+                if not proven and (prekey in buried or not _buyer(request.signing_public_key, row))
+            ]
+            await subscriptions.withhold(self._db, request.fingerprint, withheld)
 
     async def login(self, request: Login, client: Client) -> SignedIn:
         """A new session for who knows the password. Raises InvalidCredentials, AccountSuspended."""
         account = await users.credentials(self._db, request.public_id)
         password_hash = account.password_hash if account else None
-        if not await self._passwords.check(request.public_id.lower(), password_hash, request.password) or not account:
+        match = await self._passwords.check(request.public_id.lower(), password_hash, request.password)
+        if match is None or account is None:
             raise InvalidCredentials
-        if self._passwords.outdated(account.password_hash):
+        if match is Match.AS_SENT or self._passwords.outdated(account.password_hash):
             fresh = await self._passwords.hash(request.password)
             await users.set_password(self._db, account.id, fresh, instead_of=account.password_hash)
         signed_in = await self._sessions.open(account.id, account.public_id, account.fingerprint, client)
@@ -161,6 +199,12 @@ def _proves(owner: users.Identity, request: ResetPassword) -> bool:
     digest = hashlib.sha256(request.new_password.encode()).hexdigest()
     message = f"mimu-reset-v1|{b64(request.identity_key)}|{request.challenge}|{digest}".encode()
     return keys.signed_by(owner.identity_key, owner.signing_public_key, request.signature, message)
+
+
+def _buyer(signing_key: bytes, bought: Row) -> bool:
+    """True if a subscription was bought with a signature by this key."""
+    messages = keys.purchase_messages(bought["prid_hash"], bought["tier"])
+    return any(keys.ed25519(signing_key, bought["signature"], message) for message in messages)
 
 
 def _signed(key: keys.SignedPrekey | keys.KyberPrekey) -> prekeys.Signed:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from uuid import UUID
 
 from config.settings import Rate
 from handlers.base import ApiHandler
-from handlers.errors import AccountSuspended, Conflict, InvalidCredentials, NotFound, ProofRequired
+from handlers.errors import (
+    AccountSuspended,
+    Conflict,
+    InvalidCredentials,
+    InvalidRequest,
+    NotFound,
+    ProofRequired,
+    RateLimited,
+)
+from handlers.limits import limit_key
 from handlers.operations import operation
 from plugins.auth.accounts import Accounts
 from plugins.auth.refusals import IdentityKeyTaken, InvalidProof, PublicIdTaken, TokenReused
 from plugins.auth.sessions import Sessions
 from plugins.auth.shapes import (
+    Availability,
+    AvailabilityQuery,
     ChangePassword,
     LiveSession,
     Login,
@@ -27,20 +40,68 @@ from plugins.auth.shapes import (
 class RegisterHandler(ApiHandler):
     public = True
 
-    def initialize(self, accounts: Accounts, rate: Rate) -> None:
-        self._accounts, self._rate = accounts, rate
+    def initialize(self, accounts: Accounts, rate: Rate, failed_rate: Rate) -> None:
+        self._accounts, self._rate, self._failed_rate = accounts, rate, failed_rate
 
-    @operation({201: SignedIn}, refuses=(PublicIdTaken, IdentityKeyTaken), limits={"rate_limit_register": "address"})
+    @operation(
+        {201: SignedIn},
+        refuses=(PublicIdTaken, IdentityKeyTaken, Conflict),
+        limits={
+            "rate_limit_register": "address, of those that succeed",
+            "rate_limit_register_failed": "address, of those that fail",
+        },
+    )
     async def post(self, body: Register) -> None:
         """Register an account, and open its first session.
 
         A signature is Ed25519 by `signing_public_key`, or XEdDSA by `identity_key` (what libsignal makes); over the
         prekey's 32 bytes or its 33, over a Kyber key's bytes as they were sent. All is stored, or nothing.
+
+        The public id of an account that was deleted is taken for 180 days, and its identity key unless the signed
+        prekey is signed with XEdDSA by it.
         """
-        await self.limit("register", self._rate)
-        self._accounts.judge(body)  # after the limit: 100 that are no good cost the loop 12 ms
-        self.count_client()
-        self.reply(await self._accounts.register(body, self.client), 201)
+        async with self._counted():
+            self._accounts.judge(body)  # after the limits: 100 keys that are no good cost the loop 12 ms
+            self.count_client()
+            signed_in = await self._accounts.register(body, self.client)
+        self.reply(signed_in, 201)
+
+    @contextlib.asynccontextmanager
+    async def _counted(self) -> AsyncIterator[None]:
+        """Count a registration against both limits, then take back the one that it does not belong to."""
+        limits, key = self.application.limits, limit_key(self.address)
+        await limits.spend("register", key, self._rate)
+        try:
+            await limits.spend("register-failed", key, self._failed_rate)
+        except RateLimited:
+            await limits.refund("register", key, self._rate)
+            raise
+        try:
+            yield
+        except (Conflict, InvalidRequest):
+            await limits.refund("register", key, self._rate)
+            raise
+        except BaseException:  # the server's own failures, and an instance that stops
+            await limits.refund("register", key, self._rate)
+            await limits.refund("register-failed", key, self._failed_rate)
+            raise
+        await limits.refund("register-failed", key, self._failed_rate)
+
+
+class AvailableHandler(ApiHandler):
+    public = True
+
+    def initialize(self, accounts: Accounts, rate: Rate) -> None:
+        self._accounts, self._rate = accounts, rate
+
+    @operation({200: Availability}, limits={"rate_limit_available": "address"})
+    async def get(self, query: AvailabilityQuery) -> None:
+        """Ask whether a public id could be registered now.
+
+        It can't while an account has it, for 180 days after that account was deleted, and if it is reserved.
+        """
+        await self.limit("available", self._rate)
+        self.reply({"available": await self._accounts.available(query.public_id)})
 
 
 class LoginHandler(ApiHandler):

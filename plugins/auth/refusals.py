@@ -6,11 +6,12 @@ from handlers.errors import Conflict, Forbidden, Unauthorized
 
 
 class PublicIdTaken(Conflict):
-    code, message = "public_id_taken", "This public id is taken."
+    code, message = "public_id_taken", "This public id is taken, or an account that had it was deleted lately."
 
 
 class IdentityKeyTaken(Conflict):
-    code, message = "identity_key_taken", "This identity key is registered already."
+    code = "identity_key_taken"
+    message = "This identity key is or was registered. If it is yours, sign the signed prekey with it (XEdDSA)."
 
 
 class TokenReused(Unauthorized):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import secrets
 import time
 from datetime import timedelta
@@ -16,7 +17,7 @@ from redis.exceptions import RedisError
 from handlers.base import Client
 from handlers.errors import AccountSuspended, InvalidCredentials, NotFound, Unauthorized
 from handlers.revocations import Revocations
-from handlers.tokens import Tokens
+from handlers.tokens import MARGIN, Tokens
 from models import sessions
 from models.database import Database
 from plugins.auth.refusals import TokenReused
@@ -24,6 +25,7 @@ from plugins.auth.shapes import Refreshed, SignedIn
 
 log = structlog.get_logger(__name__)
 
+NOTED = 60.0  # seconds between two notes of how long this server's tokens live
 OVERLAP = 30.0  # seconds; rows stamped before the last look but committed after it
 REDIS_PATIENCE = 0.25  # seconds; the look-up only saves PostgreSQL work, so it may not cost time
 
@@ -37,6 +39,7 @@ class Sessions:
         self._db, self._redis, self._tokens, self._revocations = db, redis, tokens, revocations
         self._grace = grace_seconds
         self._looked: float | None = None
+        self._noted: float | None = None
         self._known: set[UUID] = set()
 
     async def open(self, user_id: UUID, public_id: str, fingerprint: str, client: Client) -> SignedIn:
@@ -139,12 +142,26 @@ class Sessions:
         """Ask PostgreSQL which sessions ended: all that could still have tokens at start, later the recent ones.
         It is what holds the promise while Redis is away."""
         now = time.monotonic()
-        since = self._tokens.lifetime if self._looked is None else now - self._looked + OVERLAP
+        if self._noted is None:
+            await self._note_lifetime(now)
+        since = self._tokens.longest_lifetime + MARGIN if self._looked is None else now - self._looked + OVERLAP
         moment = await sessions.now(self._db) - timedelta(seconds=since)
         found = await sessions.ended_since(self._db, moment)
         self._revocations.apply(session for session in found if session.id not in self._known)
         self._known = {session.id for session in found}
         self._looked = now
+        if self._noted is None or now - self._noted > NOTED:
+            await self._note_lifetime(now)
+
+    async def _note_lifetime(self, now: float) -> None:
+        """Note how long our tokens live, and learn how long those of others do, and of servers with other settings."""
+        await sessions.note_lifetime(self._db, self._tokens.lifetime)
+        longest = await sessions.longest_lifetime(self._db, MARGIN)
+        self._tokens.longest_lifetime = max(longest, self._tokens.lifetime)
+        self._noted = now
+
+
+_TOKEN = re.compile("[0-9a-f]{96}")
 
 
 def _digest(token: str) -> bytes:
@@ -153,6 +170,6 @@ def _digest(token: str) -> bytes:
 
 def _family(token: str) -> UUID | None:
     """The session a refresh token names; None for what is not one."""
-    if len(token) != 96 or not all(character in "0123456789abcdef" for character in token):
+    if not _TOKEN.fullmatch(token):
         return None
     return UUID(token[:32])

@@ -6,28 +6,31 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
 from handlers.keys import CurveKey, KyberPrekey, KyberPrekeys, OneTimePrekeys, SignedPrekey, SigningKey
-from handlers.shapes import DisplayName, Hex256, Id, Int31, Language, PublicId, Shape, Signature
+from handlers.passwords import KnownPassword, NewPassword
+from handlers.shapes import Hex256, Id, Int31, Language, PublicId, Shape, Signature
+from handlers.text import EMPTY_IS_NULL, DisplayName
 
 # Names that a route or a person could be mistaken for.
 RESERVED = frozenset(("search", "me", "admin", "support", "mimu", "system"))
 
 
+def reserved(public_id: str) -> bool:
+    return public_id.lower() in RESERVED
+
+
 def _free(value: str) -> str:
-    if value.lower() in RESERVED:
+    if reserved(value):
         raise ValueError("this name is reserved")
     return value
 
 
-Password = Annotated[str, StringConstraints(min_length=8, max_length=256)]
-
-
 class Register(Shape):
     public_id: Annotated[PublicId, AfterValidator(_free)]
-    password: Password
+    password: NewPassword
     identity_key: CurveKey
     fingerprint: Annotated[Hex256, Field(description="SHA-256 of the 32 bytes of `identity_key`.")]
     signing_public_key: SigningKey
@@ -36,22 +39,26 @@ class Register(Shape):
     one_time_prekeys: OneTimePrekeys = ()
     kyber_prekeys: KyberPrekeys = ()
     last_resort_kyber_prekey: KyberPrekey | None = None
-    display_name: DisplayName | None = None
-    language: Language | None = None
+    display_name: Annotated[DisplayName | None, EMPTY_IS_NULL] = None
+    language: Annotated[Language | None, EMPTY_IS_NULL] = None
+
+
+class AvailabilityQuery(Shape):
+    public_id: PublicId
 
 
 class Login(Shape):
     public_id: Annotated[str, Field(max_length=64)]
-    password: Annotated[str, Field(max_length=256)]
+    password: KnownPassword
 
 
 class Refresh(Shape):
-    refresh_token: Annotated[str, Field(max_length=256)]
+    refresh_token: Annotated[str, Field(max_length=256), AfterValidator(str.lower)]
 
 
 class ResetPassword(Shape):
     identity_key: CurveKey
-    new_password: Password
+    new_password: NewPassword
     challenge: Annotated[str, Field(max_length=256, description="What the 428 gave.")] | None = None
     signature: Signature | None = None
 
@@ -61,8 +68,14 @@ class Logout(Shape):
 
 
 class ChangePassword(Shape):
-    old_password: Annotated[str, Field(max_length=256)]
-    new_password: Password
+    old_password: KnownPassword
+    new_password: NewPassword
+
+
+class Availability(TypedDict):
+    """False for what an account has or had in the last 180 days, and for names that are reserved."""
+
+    available: bool
 
 
 class SignedIn(Shape):

@@ -12,7 +12,8 @@ from typing_extensions import TypedDict
 from handlers.answers import ChatType, Message, Person, Role, Thread
 from handlers.avatars import AvatarUrl
 from handlers.pages import PageQuery
-from handlers.shapes import Id, PublicId, Shape, Title, Until, bounded
+from handlers.shapes import Id, PublicId, Shape, Until, bounded
+from handlers.text import Title
 
 MAX_SETTINGS = 16 * 1024  # bytes of JSON, as a user's own
 YEAR = 366 * 86_400

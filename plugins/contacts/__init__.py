@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from config.settings import Section
+from handlers.shapes import USER
 from plugins import App, Plugin
 from plugins.contacts import http
 from plugins.contacts.contacts import Contacts
@@ -19,7 +20,7 @@ def setup(app: App, settings: Settings) -> Plugin:
         routes=(
             ("/users/me/verifications", http.Verifications, given),
             ("/users/me/blocks", http.Blocks, given),
-            ("/users/([A-Za-z0-9_]{3,32})/verify", http.Verify, given),
-            ("/users/([A-Za-z0-9_]{3,32})/block", http.Block, given),
+            (f"/users/{USER}/verify", http.Verify, given),
+            (f"/users/{USER}/block", http.Block, given),
         ),
     )

@@ -25,17 +25,17 @@ class Contacts:
     def __init__(self, db: Database, alerts: Alerts) -> None:
         self._db, self._alerts = db, alerts
 
-    async def _other(self, user_id: UUID, public_id: str) -> users.Identity:
-        other = await users.identity(self._db, public_id)
+    async def _other(self, user_id: UUID, user: UUID | str) -> users.Identity:
+        other = await users.identity(self._db, user)
         if other is None:
             raise NotFound("There is no such user.")
         if other.id == user_id:
             raise InvalidRequest("That is yourself.")
         return other
 
-    async def verify(self, user_id: UUID, public_id: str, request: Verification) -> dict[str, Any]:
+    async def verify(self, user_id: UUID, user: UUID | str, request: Verification) -> dict[str, Any]:
         """Note a comparison, instead of an earlier one. Raises NotFound, Conflict ``fingerprint_mismatch``."""
-        other = await self._other(user_id, public_id)
+        other = await self._other(user_id, user)
         trust = TRUST[request.method]
         noted = await contacts.verify(
             self._db, user_id, other.id, request.verified_fingerprint, request.method, trust, request.notes
@@ -45,9 +45,9 @@ class Contacts:
         self._alerts.visibility(user_id, other.id)
         return dict(noted)
 
-    async def unverify(self, user_id: UUID, public_id: str) -> None:
+    async def unverify(self, user_id: UUID, user: UUID | str) -> None:
         """Take a verification back. Raises NotFound."""
-        other = await self._other(user_id, public_id)
+        other = await self._other(user_id, user)
         if not await contacts.unverify(self._db, user_id, other.id):
             raise NotFound("You have not verified this user.")
         self._alerts.visibility(user_id, other.id)
@@ -56,16 +56,16 @@ class Contacts:
         """The user's verifications, the latest first."""
         return [dict(row) for row in await contacts.verifications(self._db, user_id, limit, before)]
 
-    async def block(self, user_id: UUID, public_id: str) -> None:
+    async def block(self, user_id: UUID, user: UUID | str) -> None:
         """Block a user; again changes nothing. Raises NotFound, Conflict when the list is full."""
-        other = await self._other(user_id, public_id)
+        other = await self._other(user_id, user)
         if not await contacts.block(self._db, user_id, other.id, MAX_BLOCKS):
             raise Conflict(f"One can block at most {MAX_BLOCKS} users.")
         self._hide_or_show(user_id, other.id)
 
-    async def unblock(self, user_id: UUID, public_id: str) -> None:
+    async def unblock(self, user_id: UUID, user: UUID | str) -> None:
         """Take a block back; where there is none nothing changes. Raises NotFound for an unknown user."""
-        other = await self._other(user_id, public_id)
+        other = await self._other(user_id, user)
         await contacts.unblock(self._db, user_id, other.id)
         self._hide_or_show(user_id, other.id)
 

@@ -6,7 +6,7 @@ from handlers.base import ApiHandler
 from handlers.errors import Conflict, NotFound
 from handlers.operations import Answer, operation
 from handlers.pages import PAGED, PageQuery, reply_page
-from handlers.shapes import PublicId
+from handlers.shapes import UserRef
 from plugins.contacts.contacts import Contacts, FingerprintMismatch
 from plugins.contacts.shapes import Blocked, Verification, Verified
 
@@ -18,12 +18,12 @@ class _Contacts(ApiHandler):
 
 class Verify(_Contacts):
     @operation({200: Verified}, refuses=(NotFound, FingerprintMismatch))
-    async def post(self, public_id: PublicId, body: Verification) -> None:
+    async def post(self, public_id: UserRef, body: Verification) -> None:
         """Note that one has compared another's fingerprint; again replaces."""
         self.reply(await self._contacts.verify(self.session.user_id, public_id, body))
 
     @operation({204: None}, refuses=(NotFound,))
-    async def delete(self, public_id: PublicId) -> None:
+    async def delete(self, public_id: UserRef) -> None:
         """Take a verification back."""
         await self._contacts.unverify(self.session.user_id, public_id)
         self.reply_nothing()
@@ -39,7 +39,7 @@ class Verifications(_Contacts):
 
 class Block(_Contacts):
     @operation({204: None}, refuses=(NotFound, Conflict))
-    async def put(self, public_id: PublicId) -> None:
+    async def put(self, public_id: UserRef) -> None:
         """Block a user, who is not told; again changes nothing.
 
         Their calls ring into the void, neither sees the other's presence, and neither may post, edit or react in the
@@ -49,7 +49,7 @@ class Block(_Contacts):
         self.reply_nothing()
 
     @operation({204: None}, refuses=(NotFound,))
-    async def delete(self, public_id: PublicId) -> None:
+    async def delete(self, public_id: UserRef) -> None:
         """Take a block back, also where there was none."""
         await self._contacts.unblock(self.session.user_id, public_id)
         self.reply_nothing()

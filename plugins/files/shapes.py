@@ -55,7 +55,7 @@ class Signed(Shape):
     """The query of an address that was signed here."""
 
     expires: Annotated[int, Field(ge=0, le=1 << 40)]
-    signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    signature: Hex256
 
 
 class SignedReading(Signed):

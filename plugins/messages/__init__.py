@@ -40,7 +40,7 @@ def setup(app: App, settings: Settings) -> Plugin:
             (f"/chats/{ID}/receipts", http.Receipt, {"receipts": receipts, "rate": settings.rate_limit_receipts}),
             ("/messages/sealed", http.SealedMessages, {"inboxes": inboxes, "rate": settings.rate_limit_sealed}),
             (f"/messages/{ID}", http.OneMessage, by_user),
-            (f"/messages/{ID}/reactions/([^/]{{1,96}})", http.Reaction, by_user),
+            (f"/messages/{ID}/reactions/([^/]+)", http.Reaction, by_user),
             ("/sync", http.SyncPage, {"sync": sync, "rate": settings.rate_limit_sync}),
         ),
         events={"message_send": Event(shapes.Send, messages.send)},

@@ -9,6 +9,7 @@ from uuid import UUID
 from config.settings import Rate
 from handlers.answers import Message
 from handlers.base import ApiHandler
+from handlers.emoji import MAX_EMOJI, canonical
 from handlers.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound, Unauthorized
 from handlers.operations import Answer, Header, operation
 from handlers.pages import PAGED
@@ -18,7 +19,7 @@ from plugins.messages.receipts import Receipts
 from plugins.messages.sealed import Inboxes
 from plugins.messages.sync import CursorExpired, Sync
 
-MAX_EMOJI = 32  # bytes, contract section 7
+_NO_EMOJI = InvalidRequest("Some fields are not valid.", details=[Fault("emoji", "not one emoji of at most 64 bytes")])
 BY_USER = {"rate_limit_messages": "user"}
 
 
@@ -92,7 +93,10 @@ class Reaction(ApiHandler):
 
     @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), limits=BY_USER)
     async def put(self, message_id: UUID, emoji: shapes.Emoji) -> None:
-        """React to a message; again changes nothing."""
+        """React to a message; again changes nothing.
+
+        An emoji with U+FE0F and without it is the same reaction. It is stored and shown in its fully-qualified form.
+        """
         await self.limit("messages", self._rate, str(self.session.user_id))
         await self._messages.react(self.session.user_id, message_id, _emoji(emoji))
         self.reply_nothing()
@@ -101,22 +105,34 @@ class Reaction(ApiHandler):
     async def delete(self, message_id: UUID, emoji: shapes.Emoji) -> None:
         """Take a reaction back, also where there is none."""
         await self.limit("messages", self._rate, str(self.session.user_id))
-        await self._messages.unreact(self.session.user_id, message_id, _emoji(emoji))
+        await self._messages.unreact(self.session.user_id, message_id, _reaction(emoji))
         self.reply_nothing()
 
 
 def _emoji(text: str) -> str:
-    """One emoji from a part of the path. Whether it is one is the clients' affair; it is one thing to be seen, though:
-    no letters beside it, no control characters, at most 32 bytes."""
-    fault = InvalidRequest("Some fields are not valid.", details=[Fault("emoji", "not one emoji of at most 32 bytes")])
+    """One emoji from a part of the path, in the form that is stored. Raises InvalidRequest."""
+    emoji = canonical(_text(text))
+    if emoji is None:
+        raise _NO_EMOJI
+    return emoji
+
+
+def _reaction(text: str) -> str:
+    """A reaction to take back: an emoji, or a text that older servers stored as one. Raises InvalidRequest."""
+    given = _text(text)
+    return canonical(given) or given
+
+
+def _text(text: str) -> str:
+    """Text of a part of the path: at most ``MAX_EMOJI`` bytes, no controls or blanks. Raises InvalidRequest."""
     raw = unquote_to_bytes(text) if "%" in text else text.encode()
     try:
-        emoji = raw.decode()
+        decoded = raw.decode()
     except UnicodeDecodeError:
-        raise fault from None
-    if not 1 <= len(raw) <= MAX_EMOJI or any(unicodedata.category(c) in ("Cc", "Cs", "Zs", "Cn") for c in emoji):
-        raise fault
-    return emoji
+        raise _NO_EMOJI from None
+    if not 1 <= len(raw) <= MAX_EMOJI or any(unicodedata.category(c) in ("Cc", "Cs", "Zs") for c in decoded):
+        raise _NO_EMOJI
+    return decoded
 
 
 class Receipt(ApiHandler):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import random
+import os
 import time
 from uuid import UUID
 
@@ -11,10 +11,13 @@ _VERSION, _VARIANT = 0x7 << 76, 0x2 << 62
 
 
 def new_id() -> UUID:
-    """A UUID of version 7 (RFC 9562): in the order of time, so that the index grows at its end. It is a name and opens
-    nothing, so that its 74 random bits need not be secret; the generator is seeded by the system."""
-    bits = random.getrandbits(74)  # see above
-    high, low = bits >> 62, bits & (1 << 62) - 1
+    """A UUID of version 7 (RFC 9562): in the order of time, so that the index grows at its end.
+
+    Its 74 random bits come from the system. Python's generator would be one for all users: 430 ids of one's own give
+    its state, and with it how many messages all others send.
+    """
+    bits = int.from_bytes(os.urandom(10))
+    high, low = bits >> 68, bits & (1 << 62) - 1
     return UUID(int=(time.time_ns() // 1_000_000 << 80) | _VERSION | (high << 64) | _VARIANT | low)
 
 

@@ -28,7 +28,10 @@ Metadata = Annotated[
 Seq = Annotated[int, Field(ge=0, le=MAX_SEQ)]
 Lifetime = Annotated[int, Field(ge=5, le=YEAR, description="Seconds after which it is erased.")]
 # Of the path; http.py looks at it more closely.
-Emoji = Annotated[str, Field(min_length=1, max_length=32, description="One emoji, percent-encoded; at most 32 bytes.")]
+Emoji = Annotated[
+    str,
+    Field(min_length=1, max_length=64, description="One emoji (UTS 51), percent-encoded; at most 64 bytes of UTF-8."),
+]
 
 
 class Post(Shape):

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from config.settings import Rate, RateLimit, Section
+from config.settings import Rate, RateLimit
+from config.signal import SignalSettings
+from handlers.shapes import USER
 from plugins import App, Plugin
 from plugins.prekeys import http
 from plugins.prekeys.prekeys import Prekeys
 
 
-class Settings(Section):
+class Settings(SignalSettings):
     rate_limit_bundle: RateLimit = Field(Rate(6, 3600), description="Bundles of one target a caller may fetch.")
     rate_limit_bundles: RateLimit = Field(Rate(60, 600), description="Bundles in all a caller may fetch.")
     rate_limit_prekey_upload: RateLimit = Field(Rate(60, 3600), description="Uploads of prekeys a user.")
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    prekeys = Prekeys(app.db, app.hub, app.alerts, app.limits, settings.rate_limit_bundle, settings.rate_limit_bundles)
+    prekeys = Prekeys(
+        app.db,
+        app.hub,
+        app.alerts,
+        app.limits,
+        settings.rate_limit_bundle,
+        settings.rate_limit_bundles,
+        libsignal=settings.libsignal,
+    )
     return Plugin(
         name="prekeys",
         routes=(
             ("/users/me/prekeys", http.Supply, {"prekeys": prekeys, "rate": settings.rate_limit_prekey_upload}),
-            ("/users/([A-Za-z0-9_]{3,32})/prekeys", http.Bundle, {"prekeys": prekeys}),
+            (f"/users/{USER}/prekeys", http.Bundle, {"prekeys": prekeys}),
         ),
         welcome=prekeys.greet,
     )

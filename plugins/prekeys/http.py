@@ -6,7 +6,7 @@ from config.settings import Rate
 from handlers.base import ApiHandler
 from handlers.errors import Conflict, NotFound
 from handlers.operations import operation
-from handlers.shapes import PublicId
+from handlers.shapes import UserRef
 from plugins.prekeys import shapes
 from plugins.prekeys.prekeys import Prekeys
 
@@ -22,7 +22,7 @@ class Bundle(ApiHandler):
         refuses=(NotFound,),
         limits={"rate_limit_bundle": "user and target", "rate_limit_bundles": "user"},
     )
-    async def get(self, public_id: PublicId, query: shapes.BundleQuery) -> None:
+    async def get(self, public_id: UserRef, query: shapes.BundleQuery) -> None:
         """Fetch what opens a Signal session with somebody.
 
         A one-time prekey is handed out once, ever. When few are left, its owner is told. The bundle of one's own shows
@@ -45,8 +45,9 @@ class Supply(ApiHandler):
     async def post(self, body: shapes.Upload) -> None:
         """Upload prekeys: all are taken, or none.
 
-        A new signed prekey, or last-resort key, takes the place of the present one. A `key_id` that was sent before is
-        409.
+        A new signed prekey, or last-resort key, takes the place of the present one. A `key_id` that was sent before
+        with another key is 409, and so is a signed key that was superseded. What is there already stays as it is, so
+        that an upload can be repeated.
         """
         await self.limit("prekey-upload", self._rate, str(self.session.user_id))
         self.reply(await self._prekeys.upload(self.session.user_id, body))

@@ -20,16 +20,27 @@ MAX_UNUSED = 1000  # keys of a kind; at 100 a week that is half a year, and more
 
 
 class Prekeys:
-    def __init__(self, db: Database, hub: Hub, alerts: Alerts, limits: Limits, per_target: Rate, in_all: Rate) -> None:
+    def __init__(
+        self,
+        db: Database,
+        hub: Hub,
+        alerts: Alerts,
+        limits: Limits,
+        per_target: Rate,
+        in_all: Rate,
+        *,
+        libsignal: bool = False,
+    ) -> None:
+        self._libsignal = libsignal
         self._db, self._hub, self._alerts, self._limits = db, hub, alerts, limits
         self._per_target, self._in_all = per_target, in_all
 
-    async def bundle(self, caller: UUID, public_id: str, *, signal_form: bool) -> Bundle:
+    async def bundle(self, caller: UUID, user: UUID | str, *, signal_form: bool) -> Bundle:
         """A bundle with a one-time prekey nobody else gets. One's own shows no one-time key and spends none.
 
         ``signal_form`` gives curve keys with Signal's type byte, 33 bytes. Raises NotFound, RateLimited.
         """
-        owner = await users.identity(self._db, public_id)
+        owner = await users.identity(self._db, user)
         if owner is None:
             raise NotFound("There is no such user.")
         one_time = kyber = None
@@ -82,21 +93,19 @@ class Prekeys:
         }
 
     async def upload(self, user_id: UUID, request: Upload) -> Supply:
-        """Add keys, all or none; the supply after it. Raises InvalidRequest, Conflict for a key id sent before."""
+        """Add keys, all or none; the supply after it. What is there already stays as it is.
+
+        Raises InvalidRequest, and Conflict for a key id that another key has, or a signed key that was superseded.
+        """
         owner = await users.identity_of(self._db, user_id)
         if owner is None:
             raise NotFound("There is no such user.")
-        faults = keys.faults(request, owner.identity_key, owner.signing_public_key)
-        supply = await prekeys.remaining(self._db, user_id)
-        for name, listed, left in (
-            ("one_time_prekeys", request.one_time_prekeys, supply.one_time),
-            ("kyber_prekeys", request.kyber_prekeys, supply.kyber),
-        ):
-            if listed and len(listed) + left > MAX_UNUSED:
-                faults.append(Fault(name, f"there are {left} unused ones; at most {MAX_UNUSED} are kept"))
+        faults = keys.faults(request, owner.identity_key, owner.signing_public_key, libsignal=self._libsignal)
+        signed, last_resort = request.signed_prekey, request.last_resort_kyber_prekey
+        if self._libsignal and signed and not last_resort and await prekeys.last_resort(self._db, user_id) is None:
+            faults.append(keys.missing_last_resort())
         if faults:
             raise InvalidRequest("Some fields are not valid.", details=faults)
-        signed, last_resort = request.signed_prekey, request.last_resort_kyber_prekey
         try:
             await prekeys.add(
                 self._db,
@@ -105,9 +114,13 @@ class Prekeys:
                 one_time=[prekeys.Unsigned(key.key_id, key.public_key) for key in request.one_time_prekeys],
                 kyber=[_stored(key) for key in request.kyber_prekeys],
                 last_resort=_stored(last_resort) if last_resort else None,
+                at_most=MAX_UNUSED,
             )
         except prekeys.Reused as reused:
-            raise Conflict(f"A key id in {reused.kind} was sent before.") from None
+            raise Conflict(f"A key or a key id in {reused.kind} was sent before.") from None
+        except prekeys.TooMany as many:
+            fault = Fault(many.kind, f"there are {many.left} unused ones; at most {MAX_UNUSED} are kept")
+            raise InvalidRequest("Some fields are not valid.", details=[fault]) from None
         return await self.supply(user_id)
 
 

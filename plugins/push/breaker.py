@@ -11,6 +11,7 @@ CALM = 5  # failures in a row that may be chance
 LONGEST = 60.0  # seconds that a place is left alone, unless it asks for more
 ASKED = 600.0  # seconds that it may ask for; after them one push tries whether it is so still
 PLACES = 10_000  # remembered; there are a few providers, and as many push services as users care to name
+_RANDOM = random.SystemRandom()  # peers see these delays: Python's own generator would give its state away
 
 
 @dataclass(slots=True)
@@ -30,7 +31,7 @@ class Breaker:
         else come back at once."""
         known = self._places.get(place)
         left = known.until - time.monotonic() if known else 0.0
-        return left * random.uniform(1.0, 1.5) if left > 0 else 0.0  # noqa: S311  # nobody gains by guessing it
+        return left * _RANDOM.uniform(1.0, 1.5) if left > 0 else 0.0
 
     def worked(self, place: str) -> None:
         self._places.pop(place, None)

@@ -36,6 +36,7 @@ FIRST, LONGEST = 1.0, 600.0  # seconds until a push is tried again; twice as man
 WOKEN_EVERY = 20 * 60  # seconds between two wakings in the background, of which Apple lets an app have a few an hour
 SHARE, SHARE_OF_CALL = 1.0, 0.3  # seconds until a push is tried again whose user, or host, has its share on the way
 ANSWERS = 60  # seconds for which a verdict waits for the script that asked
+_RANDOM = random.SystemRandom()  # peers see these delays: Python's own generator would give its state away
 
 
 class Sender:
@@ -158,7 +159,7 @@ class Sender:
             self._breaker.worked(place)
         if verdict.outcome == "later":
             log.info("push_postponed", provider=device["provider"], status=verdict.status, reason=verdict.reason)
-            spread = min(FIRST * 2.0**job.tries, LONGEST) * random.uniform(0.5, 1.5)  # noqa: S311  # not a secret
+            spread = min(FIRST * 2.0**job.tries, LONGEST) * _RANDOM.uniform(0.5, 1.5)
             return self._postponed(entry, job.again(), max(spread, verdict.after or 0.0))
         if verdict.outcome == "gone":
             dropped = await push.drop(self._db, device["id"], device["registered_at"], verdict.gone_since)

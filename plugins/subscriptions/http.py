@@ -69,8 +69,9 @@ class Validations(ApiHandler):
     async def post(self, body: shapes.Validation) -> None:
         """Ask whether the owner of a PRID has a subscription, anonymously: send no token with it.
 
-        `signature` is by the owner's signing key over `mimu-sub-validate-v1|{prid}`, where `prid` is lower-case text
-        with hyphens, or over what the purchase was signed over. Every kind of no is the same answer.
+        `signature` is by the owner's signing key over `mimu-sub-validate-v1|{prid}`, where `prid` is text with
+        hyphens, in small letters or as it is sent, or over what the purchase was signed over. Every kind of no is the
+        same answer.
         """
         await self.limit("validate", self._rate)
         self.reply(await self._subscriptions.validate(body.prid, body.signature))

@@ -6,11 +6,11 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema
 from typing_extensions import TypedDict
 
 from config.tiers import Allowance, TierName
-from handlers.shapes import Hex256, Id, Shape, Signature
+from handlers.shapes import Hex256, Shape, Signature
 from models.database import Row
 
 Sold = Literal["premium", "ultra"]
@@ -19,7 +19,8 @@ Method = Literal["stripe", "crypto", "voucher"]
 
 class Purchase(Shape):
     prid_hash: Annotated[
-        Hex256, Field(description="SHA-256 of the PRID, a random UUID as lower-case text with hyphens.")
+        Hex256,
+        Field(description="SHA-256 of the PRID, a random UUID as text with hyphens, in small letters (or capitals)."),
     ]
     subscription_tier: Sold
     user_fingerprint: Hex256
@@ -32,8 +33,22 @@ class Purchase(Shape):
     payment_method: Method
 
 
+def _uuid(value: str) -> str:
+    UUID(value)
+    return value
+
+
+# Kept as it was sent: some apps hash the capitals that their systems write.
+Prid = Annotated[
+    str,
+    StringConstraints(max_length=64),
+    AfterValidator(_uuid),
+    WithJsonSchema({"type": "string", "format": "uuid", "description": "A UUID, in small letters or capitals."}),
+]
+
+
 class Validation(Shape):
-    prid: Id
+    prid: Prid
     signature: Signature
 
 

@@ -13,7 +13,7 @@ from nacl.signing import SigningKey
 from config.tiers import FREE, Tier
 from handlers.errors import Conflict
 from handlers.hub import Hub
-from handlers.keys import ed25519
+from handlers.keys import ed25519, purchase_messages
 from models import subscriptions
 from models.database import Database, Row
 from plugins.subscriptions import shapes
@@ -91,8 +91,9 @@ class Subscriptions:
 
     async def _judge_signature(self, request: shapes.Purchase) -> None:
         key = await subscriptions.signing_key(self._db, request.user_fingerprint)
-        message = _purchase_message(request.prid_hash, request.subscription_tier)
-        if not ed25519(key or self._nobody, request.signature, message) or key is None:
+        messages = purchase_messages(request.prid_hash, request.subscription_tier)
+        signed = [ed25519(key or self._nobody, request.signature, message) for message in messages]
+        if not any(signed) or key is None:
             raise InvalidSignature
 
     async def _earlier(self, purchase: subscriptions.Purchase) -> shapes.Subscription | None:
@@ -111,13 +112,18 @@ class Subscriptions:
         """RestoreItem for each subscription that is paid for just now, by the fingerprint exactly as it is stored."""
         return [shapes.restored(row) for row in await subscriptions.live(self._db, fingerprint)]
 
-    async def validate(self, prid: UUID, signature: bytes) -> shapes.Validity:
-        """Whether the owner of a PRID has a subscription. Every kind of no is the same answer, in the same time."""
-        prid_hash = hashlib.sha256(str(prid).encode()).hexdigest()
-        row = await subscriptions.of_prid(self._db, prid_hash)
+    async def validate(self, prid: str, signature: bytes) -> shapes.Validity:
+        """Whether the owner of a PRID has a subscription. Every kind of no is the same answer, in the same time.
+
+        The buyer hashed and signed the PRID as lower-case text with hyphens, or as it is sent (Swift writes capitals).
+        """
+        forms = (str(UUID(prid)), prid)
+        hashes = [hashlib.sha256(form.encode()).hexdigest() for form in forms]
+        row = await subscriptions.of_prid(self._db, hashes)
         key = row["signing_public_key"] if row else self._nobody
-        messages = f"mimu-sub-validate-v1|{prid}".encode(), _purchase_message(prid_hash, row["tier"] if row else FREE)
-        signed = [ed25519(key, signature, message) for message in messages]  # both, whichever it is
+        messages = [f"mimu-sub-validate-v1|{form}".encode() for form in forms]
+        messages += purchase_messages(row["prid_hash"] if row else hashes[0], row["tier"] if row else FREE)
+        signed = [ed25519(key, signature, message) for message in messages]  # all, whichever it is
         if row is None or not any(signed):
             return {"valid": False, "tier": None, "expires_at": None}
         return {"valid": True, "tier": row["tier"], "expires_at": row["expires_at"]}
@@ -143,7 +149,3 @@ class Subscriptions:
         for row in rows:
             if row["owner"] is not None:
                 self._hub.send(row["owner"], shapes.updated(row))
-
-
-def _purchase_message(prid_hash: str, tier: str) -> bytes:
-    return f"mimu-sub-v1|{prid_hash}|{tier}".encode()

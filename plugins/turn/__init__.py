@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hmac
 import time
+from typing import Literal
 from uuid import UUID, uuid4
 
 from pydantic import Field, SecretStr
@@ -19,6 +20,7 @@ from plugins import App, Plugin
 from plugins.turn import examination
 
 TTL = 3600  # seconds (seed)
+DAY = 86_400  # seconds
 
 
 class Settings(Section):
@@ -26,6 +28,10 @@ class Settings(Section):
     turn_secret: SecretStr = Field(SecretStr(""), description="coturn's static-auth-secret; at least 32 characters.")
     turn_port: int = Field(3478, ge=1, le=65535, description="coturn's port for UDP and TCP.")
     turn_tls_port: int = Field(5349, ge=0, le=65535, description="coturn's port for TLS; 0 when it has none.")
+    turn_username: Literal["user_id", "opaque"] = Field(
+        "user_id",
+        description="What coturn sees of a user: the id, or with opaque an HMAC that is another one each day.",
+    )
     rate_limit_turn: RateLimit = Field(Rate(20, 3600), description="TURN credentials a user.")
 
 
@@ -45,6 +51,7 @@ class Turn:
         if tls:
             self._urls.append(f"turns:{host}:{tls}?transport=tcp")
         self._keyring = keyring
+        self._opaque = settings.turn_username == "opaque"
 
     def credentials(self, user_id: UUID) -> TurnCredentials:
         """What a client is given: where to go, and how to be let in."""
@@ -53,7 +60,14 @@ class Turn:
 
     def signed(self, user_id: UUID, seconds: int) -> tuple[str, str]:
         """A name that says when it expires, and its HMAC-SHA1: what coturn's use-auth-secret checks."""
-        username = f"{int(time.time()) + seconds}:{user_id}"
+        now = int(time.time())
+        # One name a user and day: coturn counts allocations by what comes after the colon.
+        name = (
+            self._keyring.derive("turn-user", f"{user_id}|{now // DAY}".encode()).hex()[:32]
+            if self._opaque
+            else user_id
+        )
+        username = f"{now + seconds}:{name}"
         digest = hmac.digest(self._keyring.signing[1], username.encode(), "sha1")
         return username, base64.b64encode(digest).decode()
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from config.avatars import AvatarSettings
 from config.settings import Rate, RateLimit
 from config.tiers import TierSettings
+from handlers.shapes import USER
 from plugins import App, Plugin
 from plugins.users import http
 from plugins.users.users import Users
@@ -32,6 +33,6 @@ def setup(app: App, settings: Settings) -> Plugin:
         routes=(
             ("/users/search", http.Search, {"users": users, "rate": settings.rate_limit_search}),
             ("/users/me", http.Me, {"users": users, "rate": settings.rate_limit_delete}),
-            ("/users/([A-Za-z0-9_]{3,32})", http.Profile, {"users": users}),
+            (f"/users/{USER}", http.Profile, {"users": users}),
         ),
     )

@@ -6,7 +6,7 @@ from config.settings import Rate
 from handlers.base import ApiHandler
 from handlers.errors import InvalidCredentials, NotFound
 from handlers.operations import operation
-from handlers.shapes import PublicId
+from handlers.shapes import UserRef
 from plugins.users.shapes import ChangeMe, DeleteMe, OwnProfile, SearchQuery, UserProfile, UserSearchItem
 from plugins.users.users import Users
 
@@ -30,7 +30,7 @@ class Profile(ApiHandler):
         self._users = users
 
     @operation({200: UserProfile}, refuses=(NotFound,))
-    async def get(self, public_id: PublicId) -> None:
+    async def get(self, public_id: UserRef) -> None:
         """Look at a user's profile.
 
         Presence is `false` and `null` where it is hidden: by that user's `settings.privacy.last_seen`, or by a block.
@@ -49,7 +49,11 @@ class Me(ApiHandler):
 
     @operation({200: OwnProfile}, refuses=(NotFound,))
     async def put(self, body: ChangeMe) -> None:
-        """Change one's own profile: only the fields that are sent; null clears."""
+        """Change one's own profile: only the fields that are sent; null clears.
+
+        `settings` are merged into what is there, and so is `privacy` in them: a key that is not sent stays, one that is
+        sent as null goes. What comes of it may have 16 KiB of JSON.
+        """
         self.reply(await self._users.change(self.session.user_id, body))
 
     @operation({204: None}, refuses=(InvalidCredentials,), limits={"rate_limit_delete": "address"})

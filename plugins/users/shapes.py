@@ -11,19 +11,21 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 from config.tiers import Allowance, TierName
 from handlers.answers import Person
 from handlers.avatars import AvatarUrl
-from handlers.shapes import Base64, Coded, DisplayName, Hex256, Language, Shape, bounded
+from handlers.passwords import KnownPassword
+from handlers.shapes import Base64, Coded, Hex256, Language, Shape, bounded
+from handlers.text import EMPTY_IS_NULL, Bio, DisplayName
 
 MAX_SETTINGS = 16 * 1024  # bytes of JSON
 
 
 class Privacy(Shape):
-    last_seen: Literal["everyone", "contacts", "nobody"] = "everyone"
+    last_seen: Literal["everyone", "contacts", "nobody"] | None = None
 
 
 class KnownSettings(Shape):
     """The settings that the server itself obeys; all others are the client's own."""
 
-    privacy: Privacy = Privacy()
+    privacy: Privacy | None = None
 
 
 def _obeyed(value: dict[str, Any]) -> dict[str, Any]:
@@ -36,12 +38,13 @@ def _obeyed(value: dict[str, Any]) -> dict[str, Any]:
 
 
 KNOWN = Field(
-    description="The app's own, at most 16 KiB of JSON. The server itself obeys one: who sees one's presence.",
+    description="The app's own, at most 16 KiB of JSON. The server itself obeys one: who sees one's presence. Merged:"
+    " a key that is sent as null is removed, one that is not sent stays; the same for the keys of `privacy`.",
     json_schema_extra={
         "properties": {
             "privacy": {
-                "type": "object",
-                "properties": {"last_seen": {"enum": ["everyone", "contacts", "nobody"]}},
+                "type": ["object", "null"],
+                "properties": {"last_seen": {"enum": ["everyone", "contacts", "nobody", None]}},
             }
         }
     },
@@ -53,16 +56,16 @@ class SearchQuery(Shape):
 
 
 class DeleteMe(Shape):
-    password: Annotated[str, StringConstraints(max_length=256)]
+    password: KnownPassword
 
 
 class ChangeMe(Shape):
-    columns: ClassVar[frozenset[str]] = frozenset(("display_name", "bio", "avatar_url", "language", "settings"))
+    columns: ClassVar[frozenset[str]] = frozenset(("display_name", "bio", "avatar_url", "language"))
 
-    display_name: DisplayName | None = None
-    bio: Annotated[str, StringConstraints(max_length=500)] | None = None
-    avatar_url: AvatarUrl | None = None
-    language: Language | None = None
+    display_name: Annotated[DisplayName | None, EMPTY_IS_NULL] = None
+    bio: Annotated[Bio | None, EMPTY_IS_NULL] = None
+    avatar_url: Annotated[AvatarUrl | None, EMPTY_IS_NULL] = None
+    language: Annotated[Language | None, EMPTY_IS_NULL] = None
     settings: Annotated[dict[str, Any], bounded(MAX_SETTINGS), AfterValidator(_obeyed), KNOWN] | None = None
     # Contract section 7: who knows it may write to the user's sealed inbox. Signal's is 16 bytes.
     sealed_access_key: Annotated[Base64, Field(min_length=16, max_length=32)] | None = None

@@ -11,7 +11,7 @@ from config.tiers import FREE, Tier
 from handlers.alerts import Alerts
 from handlers.avatars import AvatarHosts, refused
 from handlers.delivery import Delivery
-from handlers.errors import InvalidCredentials, NotFound
+from handlers.errors import Fault, InvalidCredentials, InvalidRequest, NotFound
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
 from handlers.shapes import b64
@@ -19,9 +19,10 @@ from handlers.tokens import Session
 from models import accounts, files, profiles, sealed, subscriptions, users
 from models.batch import Batch
 from models.database import Database, Row
-from plugins.users.shapes import ChangeMe, OwnProfile, UserProfile
+from plugins.users.shapes import MAX_SETTINGS, ChangeMe, OwnProfile, UserProfile
 
 SEARCH_LIMIT = 50  # seed
+PRIVACY = "privacy"  # the one key of the settings that is merged itself
 
 
 class Users:
@@ -37,7 +38,7 @@ class Users:
     ) -> None:
         self._db, self._passwords, self._revocations, self._delivery = db, passwords, revocations, delivery
         self._alerts = alerts
-        self._profiles: Batch[tuple[str, UUID], Row | None] = Batch(partial(profiles.profiles, db))
+        self._profiles: Batch[tuple[UUID | str, UUID], Row | None] = Batch(partial(profiles.profiles, db))
         self._tiers = tiers
         self._avatars = AvatarHosts(avatar_hosts)
 
@@ -45,9 +46,9 @@ class Users:
         """UserSearchItem for each match, the best first."""
         return [dict(row) for row in await profiles.find(self._db, q, viewer, SEARCH_LIMIT)]
 
-    async def profile(self, viewer: UUID, public_id: str) -> UserProfile:
+    async def profile(self, viewer: UUID, user: UUID | str) -> UserProfile:
         """UserProfile, without the presence where it is hidden from the viewer. Raises NotFound."""
-        row = await self._profiles.get((public_id, viewer))
+        row = await self._profiles.get((user, viewer))
         if row is None:
             raise NotFound("There is no such user.")
         return _profile(row)
@@ -73,11 +74,13 @@ class Users:
         avatar = changes.get("avatar_url")
         if avatar is not None:
             await self._judge(user_id, avatar)
-        if "settings" in changes:
-            changes["settings"] = changes["settings"] or {}
-        if changes:
-            await users.update(self._db, user_id, changes)
-        if "settings" in changes:
+        merge = _merged(request.settings) if "settings" in request.model_fields_set else None
+        if (changes or merge) and not await users.update(self._db, user_id, changes, merge, MAX_SETTINGS):
+            await self.me(user_id)  # raises NotFound when the account is gone
+            raise InvalidRequest(
+                "Some fields are not valid.", details=[Fault("settings", f"larger than {MAX_SETTINGS} bytes, merged")]
+            )
+        if merge:
             self._alerts.visibility(user_id)
         if "sealed_access_key" in request.model_fields_set:
             made = await sealed.set_key(self._db, user_id, request.sealed_access_key)
@@ -106,6 +109,22 @@ class Users:
             self._revocations.announce(erased.ended)
             for change, events in erased.departed:
                 await self._delivery.announce(change.chat_id, change.access, [event.frame for event in events])
+
+
+def _merged(sent: dict[str, Any] | None) -> users.SettingsChange:
+    """What a client's settings change: null removes a key, and null for all of them removes all."""
+    if sent is None:
+        return users.SettingsChange(clear=True)
+    put = {key: value for key, value in sent.items() if value is not None and key != PRIVACY}
+    privacy = sent.get(PRIVACY)
+    if privacy is None:
+        return users.SettingsChange(put=put, remove=[key for key, value in sent.items() if value is None])
+    return users.SettingsChange(
+        put=put,
+        remove=[key for key, value in sent.items() if value is None],
+        privacy={key: value for key, value in privacy.items() if value is not None},
+        privacy_remove=[key for key, value in privacy.items() if value is None],
+    )
 
 
 def _profile(row: Row) -> UserProfile:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from functools import partial
 from urllib.parse import quote
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -163,12 +163,62 @@ async def test_reactions(services: Services, servers: int) -> None:
         assert [r["emoji"] for r in (await history(bob, here))[0]["reactions"]] == ["👍", "❤️"]
         for socket in sockets:
             await socket.silent(0.1)  # a repetition is no event
-        for odd in ("%FF", "%00", "%0A", "a%20b", "x" * 33, "%ED%A0%80"):
+        for odd in (
+            "%FF",
+            "%00",
+            "%0A",
+            "a%20b",
+            "x",
+            "x" * 33,
+            "x" * 300,
+            "%ED%A0%80",
+            quote("👍" * 2),
+            quote("👍" * 50),
+        ):
             assert (await carol.put(path + odd, {})).status == 400, odd
+        for text in ("buy.at%2Fhttp:%2F%2Fevil.example", quote("\u202eecila"), quote("\u200b"), "1"):
+            assert (await carol.put(path + text, {})).status == 400, text
         for who, status in ((stranger, 404), (Account(url=bob.url), 401)):
             assert (await who.put(path + quote("👍"), {})).status == status
             assert (await who.delete(path + quote("👍"))).status == status
         assert (await carol.put(f"/messages/{uuid4()}/reactions/{quote('👍')}", {})).status == 404
+
+
+@pytest.mark.gen_test
+async def test_a_selector_makes_no_other_reaction(services: Services) -> None:
+    async with group(services, 1) as (made, here, sockets):
+        bob = made.people[1]
+        posted = await say(bob, here)
+        await everyone_hears(sockets, "message_new")
+        path = f"/messages/{posted['id']}/reactions/"
+
+        async def shown() -> list[str]:
+            [message] = await history(bob, here)
+            return [reaction["emoji"] for reaction in message["reactions"]]
+
+        for sent, stored in (("👍", "👍"), ("👍️", "👍"), ("❤", "❤️"), ("❤️", "❤️"), ("\U0001facd", "\U0001facd")):
+            assert (await bob.put(path + quote(sent), {})).status == 204
+            assert (await shown())[-1] == stored
+        assert await shown() == ["👍", "❤️", "\U0001facd"]
+        for sent in ("👍️", "❤", "\U0001facd"):
+            assert (await bob.delete(path + quote(sent))).status == 204
+        assert await shown() == []
+        for _ in range(3):
+            await everyone_hears(sockets, "reaction_removed")
+        # What older servers stored: each form by itself, and text that is no emoji.
+        await made.sql(
+            "INSERT INTO message_reactions (message_id, user_id, emoji) SELECT $1, $2, unnest($3::text[])",
+            UUID(posted["id"]),
+            UUID(bob.user_id),
+            ["👍", "👍️", "❤", "+"],
+        )
+        assert (await bob.put(path + quote("❤️"), {})).status == 204
+        assert len(await shown()) == 4, "it was there"
+        for sent, gone in (("👍", 2), ("❤️", 1), ("+", 1)):
+            assert (await bob.delete(path + quote(sent))).status == 204
+            for _ in range(gone):
+                await everyone_hears(sockets, "reaction_removed")
+        assert await shown() == []
 
 
 @pytest.mark.gen_test

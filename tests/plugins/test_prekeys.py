@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
+from typing import Any
 
 import pytest
 
+from config.retention import Retention
 from handlers import keys
-from tests.client import Account, ask
+from models import cleanup
+from tests.client import Account, ask, b64
 from tests.running import Services, place, serving
 
 
@@ -114,6 +118,111 @@ async def test_top_up_and_rotation(services: Services) -> None:
         forged = bob.signed_prekey(5)
         refused = await alice.post("/users/me/prekeys", {"signed_prekey": forged})
         assert (refused.status, refused.fields()) == (400, ["signed_prekey.signature"])
+
+
+@pytest.mark.gen_test
+async def test_an_upload_whose_answer_was_lost_is_repeated(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice, bob = await Account(one_time=0).register(server.url), await Account().register(server.url)
+        upload = {
+            "one_time_prekeys": [alice.prekey(n) for n in range(1, 4)],
+            "signed_prekey": alice.signed_prekey(2),
+            "kyber_prekeys": [alice.kyber_prekey(n) for n in (1, 2)],
+            "last_resort_kyber_prekey": alice.kyber_prekey(1),
+        }
+        first = await alice.post("/users/me/prekeys", upload)
+        rows = "SELECT array_agg(k ORDER BY k) FROM (SELECT {0}::text AS k FROM {0}) AS keys"
+        tables = ("one_time_prekeys", "signed_prekeys", "kyber_prekeys")
+        before = [await server.app.db.value(rows.format(table)) for table in tables]
+        again = await alice.post("/users/me/prekeys", upload)
+        assert (again.status, again.json) == (200, first.json)
+        assert [await server.app.db.value(rows.format(table)) for table in tables] == before
+        # What was handed out meanwhile stays handed out.
+        bundle = (await bob.get(f"/users/{alice.public_id}/prekeys")).json
+        assert (bundle["one_time_prekey"]["key_id"], bundle["kyber_prekey"]["key_id"]) == (1, 1)
+        more = {**upload, "one_time_prekeys": [*upload["one_time_prekeys"], alice.prekey(4)]}
+        supply = (await alice.post("/users/me/prekeys", more)).json
+        assert (supply["one_time_remaining"], supply["kyber_remaining"]) == (3, 1)
+        given = [(await bob.get(f"/users/{alice.public_id}/prekeys")).json for _ in range(4)]
+        assert [bundle["one_time_prekey"] and bundle["one_time_prekey"]["key_id"] for bundle in given] == [
+            2,
+            3,
+            4,
+            None,
+        ]
+        assert (await alice.post("/users/me/prekeys", upload)).json["one_time_remaining"] == 0
+        answers = await asyncio.gather(*(alice.post("/users/me/prekeys", upload) for _ in range(5)))
+        assert {answer.status for answer in answers} == {200}
+
+
+@pytest.mark.gen_test
+async def test_a_signed_key_that_was_superseded_never_comes_back(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = Account()
+        signed, kyber = [alice.signed_prekey(n) for n in (1, 2, 3)], [alice.kyber_prekey(n) for n in range(1, 5)]
+        await alice.register(
+            server.url, signed_prekey=signed[0], last_resort_kyber_prekey=kyber[0], kyber_prekeys=[kyber[3]]
+        )
+        body = {"signed_prekey": signed[1], "last_resort_kyber_prekey": kyber[1]}
+        assert (await alice.post("/users/me/prekeys", body)).status == 200
+
+        async def refused() -> None:
+            for again in (
+                {"signed_prekey": signed[0]},
+                {"signed_prekey": {**signed[0], "key_id": 77}},
+                {"signed_prekey": {**signed[1], "key_id": 78}},
+                {"last_resort_kyber_prekey": kyber[0]},
+                {"last_resort_kyber_prekey": {**kyber[0], "key_id": 77}},
+                {"last_resort_kyber_prekey": {**kyber[3], "key_id": 79}},
+                {"kyber_prekeys": [{**kyber[0], "key_id": 80}]},
+                {"kyber_prekeys": [{**kyber[3], "key_id": 81}]},
+                {"kyber_prekeys": [{**kyber[2], "key_id": 82}, {**kyber[2], "key_id": 83}]},
+            ):
+                answer = await alice.post("/users/me/prekeys", again)
+                assert (answer.status, answer.code) == (409, "conflict"), again
+            assert (await alice.get("/users/me/prekeys")).json["signed_prekey"]["key_id"] == 2
+            assert (await alice.post("/users/me/prekeys", body)).status == 200
+
+        await refused()
+        for table in ("signed_prekeys", "kyber_prekeys"):
+            await server.app.db.execute(f"UPDATE {table} SET superseded_at = superseded_at - interval '31 days'")
+        await cleanup.clean(server.app.db, Retention())
+        assert await server.app.db.value("SELECT count(*) FROM signed_prekeys") == 1
+        assert await server.app.db.value("SELECT count(*) FROM superseded_prekeys") == 2
+        await refused()
+
+
+@pytest.mark.gen_test
+async def test_the_profile_of_libsignal(services: Services) -> None:
+    async with place(services) as shared, serving(shared, SIGNAL_PROFILE="libsignal") as server:
+        alice, other = Account(), Account()
+
+        def kyber(key_id: int) -> dict[str, Any]:
+            key = b"\x08" + os.urandom(1568)
+            return {"key_id": key_id, "public_key": b64(key), "signature": b64(alice.xeddsa(key))}
+
+        good = {"signed_prekey": alice.libsignal_prekey(1), "last_resort_kyber_prekey": kyber(1)}
+        key = base64.b64decode(alice.prekey(1)["public_key"])
+        over_32 = {"key_id": 1, "public_key": b64(key), "signature": b64(alice.xeddsa(key))}
+        for changes, field in (
+            ({"signed_prekey": alice.signed_prekey(1)}, "signed_prekey.signature"),
+            ({"signed_prekey": over_32}, "signed_prekey.signature"),
+            ({"signed_prekey": other.libsignal_prekey(1)}, "signed_prekey.signature"),
+            ({"last_resort_kyber_prekey": None}, "last_resort_kyber_prekey"),
+            ({"last_resort_kyber_prekey": alice.kyber_prekey(1)}, "last_resort_kyber_prekey.signature"),
+        ):
+            answer = await ask(server.url, "POST", "/auth/register", alice.body(**{**good, **changes}))
+            assert (answer.status, answer.fields()) == (400, [field])
+            assert "SIGNAL_PROFILE=libsignal" in answer.text
+        await alice.register(server.url, **good)
+        answer = await alice.post("/users/me/prekeys", {"signed_prekey": alice.signed_prekey(2)})
+        assert (answer.status, answer.fields()) == (400, ["signed_prekey.signature"])
+        assert (await alice.post("/users/me/prekeys", {"signed_prekey": alice.libsignal_prekey(2)})).status == 200
+        # One who came before the setting has no last-resort key.
+        await server.app.db.execute("DELETE FROM kyber_prekeys")
+        late = {"signed_prekey": alice.libsignal_prekey(3)}
+        assert (await alice.post("/users/me/prekeys", late)).fields() == ["last_resort_kyber_prekey"]
+        assert (await alice.post("/users/me/prekeys", {**late, "last_resort_kyber_prekey": kyber(2)})).status == 200
 
 
 @pytest.mark.gen_test

@@ -156,7 +156,7 @@ async def test_deletion_erases_table_by_table(services: Services) -> None:
         for account in (alice, bob):
             text = {"client_id": str(uuid4()), "encrypted_payload": "AAAA", "message_type": "text"}
             message = (await account.post(f"/chats/{chat}/messages", text)).json
-        assert (await alice.put(f"/messages/{message['id']}/reactions/%2B", None)).status == 204
+        assert (await alice.put(f"/messages/{message['id']}/reactions/%F0%9F%91%8D", None)).status == 204
         assert (await alice.post(f"/chats/{chat}/receipts", {"read_seq": message["seq"]})).status == 200
         assert await db.value("SELECT count(*) FROM message_reads") == 1
 
@@ -184,8 +184,9 @@ async def test_deletion_erases_table_by_table(services: Services) -> None:
         assert (call["id"], call["peer"], call["caller_id"]) == (call_id, None, None)
         assert call["direction"] == "incoming"
         assert (await bob.get(f"/users/{alice.public_id}")).status == 404
-        # The name and the key are free again.
-        await Account(alice.public_id, identity=alice.identity).register(one.url)
+        # The key is free for who has it, the name is not.
+        again = Account(identity=alice.identity)
+        await again.register(one.url, signed_prekey=again.libsignal_prekey(1))
 
 
 @pytest.mark.gen_test
@@ -203,3 +204,24 @@ async def test_a_login_during_the_deletion_leaves_no_token_that_works(services: 
             for device in devices:
                 for url in (one.url, two.url) if device.token else ():
                     await refused_soon(device, url)
+
+
+@pytest.mark.gen_test
+async def test_an_ended_session_stays_ended_when_tokens_live_shorter(services: Services) -> None:
+    async with place(services) as shared:
+        async with serving(shared, JWT_EXPIRATION_HOURS="24") as server:
+            alice = await Account().register(server.url)
+            live = await Account().register(server.url)
+            assert (await alice.post("/auth/logout", {})).status == 204
+            # What a migration notes for the sake of older servers has passed.
+            await server.app.db.execute("DELETE FROM token_lifetimes WHERE seconds > 86400")
+            await server.app.db.execute("UPDATE ended_sessions SET ended_at = now() - interval '5 hours'")
+        async with serving(shared, JWT_EXPIRATION_HOURS="1") as server:
+            assert (await ask(server.url, "GET", "/users/me", token=alice.token)).status == 401
+            assert (await ask(server.url, "GET", "/users/me", token=live.token)).status == 200
+            assert server.app.tokens.longest_lifetime == 86_400
+            await server.app.db.execute(
+                "UPDATE token_lifetimes SET seen_at = now() - interval '26 hours' WHERE seconds = 86400"
+            )
+        async with serving(shared, JWT_EXPIRATION_HOURS="1") as server:
+            assert server.app.tokens.longest_lifetime == 3600

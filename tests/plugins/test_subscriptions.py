@@ -76,9 +76,9 @@ async def test_what_a_purchase_must_look_like(services: Services) -> None:
         alice = await Account().register(server.url)
         good = purchase(alice, new_prid(), "voucher", await voucher(server))
         for field, values in {
-            "prid_hash": [good["prid_hash"].upper(), good["prid_hash"][:-1], 5, None, good["prid_hash"] + "\n"],
+            "prid_hash": [good["prid_hash"][:-1], 5, None, good["prid_hash"] + "\n"],
             "subscription_tier": ["free", "Premium", "", None],
-            "user_fingerprint": [alice.fingerprint.upper(), "", {}],
+            "user_fingerprint": [alice.fingerprint[:-1], "", {}],
             "signature": ["", "AAAA", b64(bytes(63)), 1],
             "payment_proof": ["", "x" * 257, 17, None],
             "payment_method": ["paypal", "Stripe", "", None],
@@ -255,10 +255,28 @@ async def test_they_outlive_the_account_for_who_comes_back_with_the_same_key(ser
         assert (await buy(alice, purchase(alice, prid, "voucher", await voucher(server)))).status == 201
         assert (await ask(server.url, "DELETE", "/users/me", {"password": alice.password}, alice.token)).status == 204
         assert await validate(alice, prid) == NO
-        await alice.register(server.url, public_id="u_comes_back")
+        back = {"public_id": "u_comes_back", "signed_prekey": alice.libsignal_prekey(1)}
+        await alice.register(server.url, **back)
         assert [item["prid_hash"] for item in (await alice.get("/subscriptions/restore")).json] == [hashed(prid)]
         assert (await validate(alice, prid))["valid"] is True
         assert (await alice.get("/users/me")).json["tier"] == "premium"
+
+
+@pytest.mark.gen_test
+async def test_a_prid_in_capitals_is_hashed_and_signed_as_it_is_sent(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        prid = new_prid()
+        for text in (prid.upper(), prid):
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            message = f"mimu-sub-v1|{digest.upper()}|premium".encode()  # as Swift writes hexadecimal digits
+            body = purchase(alice, prid, "voucher", await voucher(server), prid_hash=digest.upper())
+            body |= {"signature": b64(alice.signing.sign(message).signature)}
+            assert (await buy(alice, {**body, "user_fingerprint": alice.fingerprint.upper()})).status == 201
+            assert (await buy(alice, body)).status == 200
+            for said in (f"mimu-sub-validate-v1|{text}", message.decode()):
+                assert (await validate(alice, text, said))["valid"] is True
+            await server.app.db.execute("DELETE FROM subscriptions")
 
 
 @pytest.mark.gen_test

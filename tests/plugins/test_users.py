@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from typing import Any
+
 import pytest
 
 from tests.client import Account, ask
@@ -110,7 +114,6 @@ async def test_an_avatar_is_a_plain_https_address(services: Services) -> None:
             "https://example.org:99999/",
             "https://[",
             "javascript:alert(1)",
-            "",
         ):
             answer = await me.put("/users/me", {"avatar_url": bad})
             assert (answer.status, answer.fields()) == (400, ["avatar_url"]), bad
@@ -121,3 +124,103 @@ async def test_an_avatar_is_a_plain_https_address(services: Services) -> None:
         me = await Account().register(server.url)
         assert (await me.put("/users/me", {"avatar_url": good})).status == 400
         assert (await me.put("/users/me", {"avatar_url": "https://CDN.example.org/a"})).status == 200
+
+
+@pytest.mark.gen_test
+async def test_settings_are_merged(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        me = await Account().register(server.url)
+
+        async def put(settings: Any) -> Any:
+            answer = await me.put("/users/me", {"settings": settings})
+            assert answer.status == 200, answer.text
+            assert answer.json == (await me.get("/users/me")).json
+            return answer.json["settings"]
+
+        assert await put({"theme": "dark", "privacy": {"last_seen": "nobody", "x": 1}}) == {
+            "theme": "dark",
+            "privacy": {"last_seen": "nobody", "x": 1},
+        }
+        assert await put({"font": {"size": 1, "no": None}, "privacy": {"call": "contacts", "x": None}}) == {
+            "theme": "dark",
+            "font": {"size": 1, "no": None},
+            "privacy": {"last_seen": "nobody", "call": "contacts"},
+        }
+        assert await put({"font": {"face": "serif"}, "theme": None}) == {
+            "font": {"face": "serif"},
+            "privacy": {"last_seen": "nobody", "call": "contacts"},
+        }
+        assert await put({"privacy": None, "absent": None}) == {"font": {"face": "serif"}}
+        assert await put({"privacy": {"last_seen": None}}) == {"font": {"face": "serif"}, "privacy": {}}
+        assert await put({}) == {"font": {"face": "serif"}, "privacy": {}}
+        assert await put(None) == {}
+        for bad in ({"privacy": {"last_seen": "friends"}}, {"privacy": 5}, {"privacy": []}):
+            assert (await me.put("/users/me", {"settings": bad})).fields() == ["settings"]
+
+
+@pytest.mark.gen_test
+async def test_settings_of_two_devices_lose_nothing_and_are_bounded_together(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as one, serving(shared) as two:
+        me = await Account().register(one.url)
+
+        async def put(url: str, settings: Any, **more: Any) -> int:
+            return (await ask(url, "PUT", "/users/me", {"settings": settings, **more}, me.token)).status
+
+        urls = [one.url, two.url] * 10
+        changes = [{f"key{n}": n, "privacy": {f"p{n}": n}} for n in range(20)]
+        assert await asyncio.gather(*map(put, urls, changes)) == [200] * 20
+        stored = (await me.get("/users/me")).json["settings"]
+        assert {name for name in stored if name != "privacy"} == {f"key{n}" for n in range(20)}
+        assert stored["privacy"] == {f"p{n}": n for n in range(20)}
+        # 16 KiB of JSON as it is written shortly: what is in strings counts as it is, with its blanks.
+        assert await put(one.url, None) == 200
+        text = 'a "quoted" text, with: blanks \\\\ and ü '
+        whole = {"list": [1, 2, {"a": "b, c"}], "text": text, "fill": ""}
+        room = 16_384 - len(json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode())
+        assert await put(one.url, {"list": whole["list"], "text": text}) == 200
+        assert await put(one.url, {"fill": "x" * (room + 1)}, bio="changed") == 400
+        assert (await me.get("/users/me")).json["bio"] is None
+        assert await put(one.url, {"fill": "x" * room}) == 200
+        refused = await me.put("/users/me", {"settings": {"y": 1}})
+        assert (refused.status, refused.fields()) == (400, ["settings"])
+        assert (await me.put("/users/me", {"bio": "still"})).status == 200
+        # Two that fit alone and not together: one of them comes too late.
+        assert await put(one.url, None) == 200
+        halves = [{"a": "x" * 9000}, {"b": "x" * 9000}]
+        assert sorted(await asyncio.gather(*map(put, (one.url, two.url), halves))) == [200, 400]
+        # A number may be short on the wire and long in the database.
+        assert await put(one.url, {"numbers": [1e300] * 2000}) == 400
+
+
+@pytest.mark.gen_test
+async def test_a_user_id_is_as_good_as_a_public_id(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice, bob = await Account().register(server.url), await Account().register(server.url)
+        # A public id that looks like a user id without its hyphens is a public id.
+        bare = await Account(alice.user_id.replace("-", "")).register(server.url)
+        verification = {"verified_fingerprint": alice.fingerprint.upper(), "method": "qr_code"}
+        for user in (alice.user_id, alice.user_id.upper(), alice.public_id):
+            assert (await bob.get(f"/users/{user}")).json["user_id"] == alice.user_id
+            assert (await bob.get(f"/users/{user}/prekeys")).json["fingerprint"] == alice.fingerprint
+            assert (await bob.post(f"/users/{user}/verify", verification)).status == 200
+            assert (await bob.delete(f"/users/{user}/verify")).status == 204
+            assert (await bob.put(f"/users/{user}/block", {})).status == 204
+            assert (await bob.delete(f"/users/{user}/block")).status == 204
+        assert (await bob.get(f"/users/{bare.public_id}")).json["user_id"] == bare.user_id
+        for unknown in ("00000000-0000-4000-8000-000000000000", f"{{{alice.user_id}}}", f"urn:uuid:{alice.user_id}"):
+            assert (await bob.get(f"/users/{unknown}")).status == 404
+        both = await asyncio.gather(*(bob.get(f"/users/{user}") for user in (alice.user_id, bare.public_id) * 5))
+        assert [answer.json["user_id"] for answer in both] == [alice.user_id, bare.user_id] * 5
+
+
+@pytest.mark.gen_test
+async def test_an_empty_text_clears(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        me = await Account().register(server.url, display_name="", language="ru_RU")
+        mine = (await me.get("/users/me")).json
+        assert (mine["display_name"], mine["language"]) == (None, "ru-RU")
+        given = {"display_name": "Ann", "bio": "one\ntwo", "language": "zh_Hans_CN", "avatar_url": "https://a.example/"}
+        mine = (await me.put("/users/me", given)).json
+        assert {name: mine[name] for name in given} == {**given, "language": "zh-Hans-CN"}
+        mine = (await me.put("/users/me", dict.fromkeys(given, ""))).json
+        assert {name: mine[name] for name in given} == dict.fromkeys(given)

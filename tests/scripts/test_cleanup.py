@@ -32,6 +32,7 @@ NOTHING = {
     "sessions": 0,
     "spent_refresh_tokens": 0,
     "ended_sessions": 0,
+    "tombstones": 0,
     "spent_challenges": 0,
     "files": 0,
     "sweep_failures": 0,
@@ -46,7 +47,17 @@ NOTHING = {
 }
 TABLES = [
     *("one_time_prekeys", "kyber_prekeys", "signed_prekeys", "sessions", "spent_refresh_tokens", "ended_sessions"),
-    *("spent_challenges", "call_sessions", "users", "spent_prekeys", "chat_events", "chat_departures", "chat_invites"),
+    *(
+        "spent_challenges",
+        "tombstones",
+        "superseded_prekeys",
+        "call_sessions",
+        "users",
+        "spent_prekeys",
+        "chat_events",
+        "chat_departures",
+        "chat_invites",
+    ),
     *("messages", "chat_threads", "chat_participants", "subscriptions", "spent_proofs"),
     *("files", "file_usage", "file_removals"),
 ]
@@ -449,6 +460,10 @@ async def test_each_batch_finds_its_rows_by_an_index(services: Services) -> None
         )
         await db.execute(
             "INSERT INTO spent_challenges SELECT sha256(n::text::bytea), now() FROM generate_series(1, 20000) AS n"
+        )
+        await db.execute(
+            """INSERT INTO tombstones SELECT sha256(n::text::bytea), now() + interval '1 day'
+               FROM generate_series(1, 20000) AS n"""
         )
         await db.execute(
             """INSERT INTO call_sessions (id, caller_id, callee_id, call_type, status, ended_at)

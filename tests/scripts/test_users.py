@@ -283,7 +283,8 @@ async def test_delete_asks_first_and_erases_what_its_owner_could(services: Servi
         gone = await script(shared, "users", "delete", alice.public_id, "--yes")
         assert (gone.code, gone.err) == (1, "there is no such user\n")
         assert (await script(shared, "users", "delete", bob.public_id, "--yes")).code == 0
-        await Account(alice.public_id, identity=alice.identity).register(server.url)
+        again = Account(identity=alice.identity)
+        await again.register(server.url, signed_prekey=again.libsignal_prekey(1))
 
 
 # Dry runs, exit codes -------------------------------------------------------------------------------------------------

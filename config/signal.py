@@ -1,0 +1,22 @@
+"""The profile of Signal keys: which forms of signatures and keys the server takes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from config.settings import Section
+
+
+class SignalSettings(Section):
+    """The base of a feature's settings that takes in keys."""
+
+    signal_profile: Literal["any", "libsignal"] = Field(
+        "any",
+        description="libsignal wants signed prekeys signed with XEdDSA over 33 bytes, and a last-resort Kyber key.",
+    )
+
+    @property
+    def libsignal(self) -> bool:
+        return self.signal_profile == "libsignal"
