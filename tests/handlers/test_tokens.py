@@ -31,7 +31,7 @@ def test_clocks_may_differ_by_a_minute(ahead: float) -> None:
     Tokens(Keyring([SECRET]), 3600).verify(issued(ahead))
 
 
-@pytest.mark.parametrize("iat", [time.time() + LEEWAY + 600, "soon", None, [], 1e400])
+@pytest.mark.parametrize("iat", [4_102_444_800, "soon", None, [], 1e400])
 def test_a_token_from_the_future_is_refused(iat: Any) -> None:
     with pytest.raises(Unauthorized):
         Tokens(Keyring([SECRET]), 3600).verify(issued(0, iat=iat))
