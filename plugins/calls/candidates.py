@@ -147,8 +147,9 @@ class Candidates:
         if not rings and (other == known.callee or known.answer_until < now):
             self._hub.send(other, frame)
             return
-        # A device of theirs may come later, so it is kept as well. By its key a socket shows it once.
-        key = f"{peer.peer_id}/{known.sent}"
+        # A device of theirs may come later, so it is kept as well. By its key a socket shows it once; sockets outlive
+        # calls, and each call counts its candidates from one.
+        key = f"{known.call.id}/{peer.peer_id}/{known.sent}"
         self._hub.send(other, frame, key=key)
         if rings:
             self._waiting.add(known.call.id, other, key, frame)

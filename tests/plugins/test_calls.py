@@ -35,6 +35,19 @@ def offer(to: Account, call_id: str) -> dict[str, str]:
 
 
 @pytest.mark.gen_test
+async def test_a_second_call_on_the_same_sockets_passes_on_its_candidates(services: Services) -> None:
+    async with pair(services) as (_, bob, a, b):
+        for call_id in (str(uuid4()), str(uuid4())):
+            await a.send("call_offer", **offer(bob, call_id))
+            await a.send("ice_candidate", call_id=call_id, encrypted_payload=PAYLOAD)  # while it rings
+            assert (await b.expect("ice_candidate"))["call_id"] == call_id
+            await b.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
+            await b.send("ice_candidate", call_id=call_id, encrypted_payload=PAYLOAD)  # behind the answer
+            assert (await a.expect("ice_candidate"))["call_id"] == call_id
+            await a.send("call_hangup", call_id=call_id)
+
+
+@pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
 async def test_a_call_from_offer_to_hangup(services: Services, servers: int) -> None:
     async with pair(services, servers) as (alice, bob, a, b):
