@@ -98,7 +98,7 @@ class Sender:
         if not shares.free(job.user_id, host):
             self._tally.postponed()
             again = SHARE_OF_CALL if job.urgent else SHARE
-            return self._postponed(entry, job, again * random.uniform(1.0, 2.0))  # noqa: S311  # not a secret
+            return self._postponed(entry, job, again * _RANDOM.uniform(1.0, 2.0))
         with shares.held(job.user_id, host):
             return await self._send(entry, job, provider, device, place, shares)
 
