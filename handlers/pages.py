@@ -22,7 +22,7 @@ CURSOR = r"^[A-Za-z0-9_=-]*$"
 PAGED = (Header("Link", 'Where there is more: `<…>; rel="next"` (RFC 8288), a path.'),)
 
 Before = Annotated[
-    str, Field(max_length=128, pattern=CURSOR, description="From the `Link` of the page before this one.")
+    str, Field(min_length=1, max_length=128, pattern=CURSOR, description="From the `Link` of the page before this one.")
 ]
 
 
