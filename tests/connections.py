@@ -65,6 +65,7 @@ class Pool:
         parts = urlsplit(url)
         self._host, self._port, self._netloc = parts.hostname, parts.port, parts.netloc
         self._idle: list[_Connection] = []
+        self.loop = asyncio.get_running_loop()
 
     async def fetch(self, request: HTTPRequest) -> HTTPResponse:
         """As Tornado's client does, on a connection that was used before if there is one."""
@@ -123,9 +124,10 @@ class Pool:
 
 
 def pool(url: str) -> Pool | None:
-    """The pool of a server that runs just now."""
+    """The pool of a server that runs just now. None on another loop than the one on which its connections were made."""
     parts = urlsplit(url)
-    return _pools.get(f"{parts.scheme}://{parts.netloc}")
+    found = _pools.get(f"{parts.scheme}://{parts.netloc}")
+    return found if found is not None and found.loop is asyncio.get_running_loop() else None
 
 
 @contextlib.asynccontextmanager

@@ -29,6 +29,7 @@ SECONDS = 300
 MORE_THAN_A_SCHEMA_SAYS = {
     "GET /calls": "a cursor is ours or it isn't",
     "GET /chats": "a cursor",
+    "GET /chats/{chat_id}/bans": "a cursor",
     "GET /chats/{chat_id}/participants": "a cursor",
     "GET /files": "a cursor",
     "GET /sync": "a cursor",

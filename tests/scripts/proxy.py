@@ -102,6 +102,8 @@ async def _pass_on(proxy: Proxy, behind: int, reader: asyncio.StreamReader, writ
             answer = (await from_server.readuntil(b"\r\n\r\n")).decode()[:-2]
             writer.write(proxy.answer(answer).encode() + b"\r\n")
             await _pump(from_server, writer)
+            # The server may end its side first, and read on: so does a proxy, or the client never reads the answer.
+            await asyncio.wait([upwards], timeout=1)
         finally:
             upwards.cancel()
             await asyncio.gather(upwards, return_exceptions=True)

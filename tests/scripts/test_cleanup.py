@@ -499,6 +499,7 @@ KEYS = {
     "sessions": "id",
     "ended_sessions": "session_id",
     "spent_challenges": "nonce",
+    "tombstones": "hash",
     "subscriptions": "id",
     "files": "id",
     "sweep_failures": "key",
@@ -573,6 +574,7 @@ async def fill_due(db: Any, rows: int) -> None:
            SELECT $1, sha256(n::text::bytea), past, past FROM numbers""",
         "ended_sessions SELECT gen_random_uuid(), $1, past FROM numbers",
         "spent_challenges SELECT sha256(n::text::bytea), past FROM numbers",
+        "tombstones SELECT sha256(n::text::bytea), past FROM numbers",
         """subscriptions (prid_hash, user_fingerprint, tier, signature, expires_at)
            SELECT encode(sha256(n::text::bytea), 'hex'), repeat('0', 64), 'premium', sha512('x'), past FROM numbers""",
         """files (owner_id, size, storage_key, resumable, expires_at)
