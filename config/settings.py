@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, ValidationError
 
 ENV_FILE = Path(__file__).resolve().parent.parent / ".env"  # beside server.py, wherever a command is started
 
@@ -153,6 +153,9 @@ class Core(Section):
     plugins_disabled: Items = Field((), description="Features to leave out, by name.")
     otel_exporter_otlp_endpoint: Annotated[str, AfterValidator(_collector)] | None = Field(
         None, description="OpenTelemetry's collector; unset: no traces. Its other variables (OTEL_*) count as well."
+    )
+    answer_bytes: ByteSize = Field(
+        ByteSize(64 << 20), ge=8 << 20, description="Memory for long answers that clients have not taken yet, of all."
     )
     shutdown_seconds: float = Field(5, ge=0, le=60, description="How long SIGTERM spreads the closing of sockets.")
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Hashable
 from typing import Any
 
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler
 
+from config.pages import MAX_PAGE
 from handlers import compression, errors
 from handlers.errors import ApiError, InvalidRequest
 from handlers.http1 import linger
+from handlers.inflight import Room
 from handlers.shapes import Shape, encode
 from handlers.site import Site
 
@@ -26,10 +29,16 @@ class AnsweringHandler(RequestHandler):
     application: Site
     request_id: str
     _refusal: ApiError | None = None  # to be sent when the body has been read
+    _room: Room | None = None  # memory that is reserved for the answer
 
     @classmethod
     def allow(cls) -> str:
         """The methods that the endpoint takes, as the header Allow says them."""
+        raise NotImplementedError
+
+    @property
+    def reader(self) -> Hashable:
+        """Whose answers this one is counted with: an account, or an address."""
         raise NotImplementedError
 
     def _judge_headers(self) -> None:
@@ -64,6 +73,25 @@ class AnsweringHandler(RequestHandler):
         if packed:
             self.set_header("Content-Encoding", "gzip")
         return packed
+
+    async def reserve(self, size: int = MAX_PAGE, key: Hashable = None) -> None:
+        """Wait for memory for a long answer, before anything is read for it, and keep it until the client has taken the
+        answer. ``key`` is whose it is: the account's, else the address's. Raises Unavailable, when they have too many
+        that are not taken, or all together have."""
+        stream = self.request.connection.stream  # type: ignore[union-attr]
+        self._room = await self.application.answers.reserve(key or self.reader, size, stream)
+
+    def finish(self, chunk: Any = None) -> asyncio.Future[None]:
+        room, self._room = self._room, None
+        if room is None:
+            return super().finish(chunk)
+        try:
+            written = super().finish(chunk)
+        except BaseException:
+            room.release()
+            raise
+        room.hold(len(chunk) if isinstance(chunk, bytes) else 0, written)
+        return written
 
     def reply_nothing(self) -> None:
         self.set_status(204)

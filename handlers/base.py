@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import cache
 from types import TracebackType
@@ -124,6 +125,10 @@ class ApiHandler(AnsweringHandler):
         return client_address(self.request.remote_ip or "", forwarded, self.application.core.trusted_proxies)
 
     @property
+    def reader(self) -> Hashable:
+        return self._session.user_id if self._session is not None else limit_key(self.address)
+
+    @property
     def origin(self) -> str:
         """Scheme and host by which the client found us; X-Forwarded-Proto counts only from a trusted proxy."""
         request, scheme = self.request, self.request.protocol
@@ -167,9 +172,9 @@ class ApiHandler(AnsweringHandler):
         platform = self.client.platform or "none"
         self.application.metrics.clients.labels(platform if platform in _PLATFORMS else "other").inc()
 
-    def link_next(self, **parameters: object) -> None:
-        """Point to the next page of a list (RFC 8288)."""
-        self.set_header("Link", f'<{self.request.path}?{urlencode(parameters)}>; rel="next"')
+    def link_next(self, path: str = "", **parameters: object) -> None:
+        """Point to the next page of a list (RFC 8288), of this address unless another path is given."""
+        self.set_header("Link", f'<{path or self.request.path}?{urlencode(parameters)}>; rel="next"')
 
     # What the house does for all of them --------------------------------------------------------------------------
 

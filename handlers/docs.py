@@ -62,10 +62,11 @@ class _PublishedHandler(ApiHandler):
     public = True
     cors_takes = tuple(header.name for header in ASKED)
 
-    def publish(self, found: Published) -> None:
+    async def publish(self, found: Published) -> None:
         """200 with the bytes, or 304 for who has them."""
         packed = takes_gzip(self.request.headers.get("Accept-Encoding", ""))
         tag = f'"{found.tag}-gzip"' if packed else f'"{found.tag}"'
+        await self.reserve(len(found.content))
         self.set_header("ETag", tag)
         self.set_header("Cache-Control", f"public, max-age={found.seconds}")
         self.add_header("Vary", "Accept-Encoding")
@@ -85,9 +86,9 @@ class OpenApi(_PublishedHandler):
         self._document = document
 
     @operation({200: Answer(dict[str, Any], "The document.", CACHED), 304: SAME}, headers=ASKED)
-    def get(self) -> None:
+    async def get(self) -> None:
         """Get this document, made of the shapes by which this very server judges requests."""
-        self.publish(self._document)
+        await self.publish(self._document)
 
 
 class DocsPage(_PublishedHandler):
@@ -95,11 +96,11 @@ class DocsPage(_PublishedHandler):
         self._assets = assets
 
     @operation({200: Answer(words="The page.", headers=CACHED, media="text/html"), 304: SAME}, headers=ASKED)
-    def get(self) -> None:
+    async def get(self) -> None:
         """Get a page that renders this document."""
         self.set_header("Content-Security-Policy", SCRIPTED)
         self.set_header("Referrer-Policy", "no-referrer")
-        self.publish(self._assets[PAGE])
+        await self.publish(self._assets[PAGE])
 
 
 class DocsAsset(_PublishedHandler):
@@ -109,12 +110,12 @@ class DocsAsset(_PublishedHandler):
     @operation(
         {200: Answer(words="The asset.", headers=CACHED, media="*/*"), 304: SAME}, refuses=(NotFound,), headers=ASKED
     )
-    def get(self, name: str) -> None:
+    async def get(self, name: str) -> None:
         """Get what that page is made of."""
         found = self._assets.get(name)
         if found is None or name == PAGE:
             raise NotFound
-        self.publish(found)
+        await self.publish(found)
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Hashable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -16,8 +17,8 @@ from handlers.operations import Header
 
 log = structlog.get_logger(__name__)
 
-BLOCK = 256 * 1024  # what a download holds in memory
-STALL_SECONDS = 60  # to take one block: slower than 4 KiB/s is as good as gone
+BLOCK = 128 * 1024  # what a download holds in memory
+STALL_SECONDS = 30  # to take one block: slower than 4 KiB/s is as good as gone
 
 TAKES = (
     Header("Range", "One range of bytes; several, and nonsense, are ignored."),
@@ -96,10 +97,14 @@ class DownloadHandler(ApiHandler):
         self.finish()
         return True
 
-    async def send(self, opened: AbstractAsyncContextManager[Reader], size: int, tag: str) -> None:
-        """200 all of it, 206 the range asked for, or only the headers for HEAD; raises RangeNotSatisfiable. A client
-        that takes nothing for STALL_SECONDS is dropped."""
+    async def send(
+        self, opened: AbstractAsyncContextManager[Reader], size: int, tag: str, account: Hashable = None
+    ) -> None:
+        """200 all of it, 206 the range asked for, or only the headers for HEAD. A client that does not take a block in
+        STALL_SECONDS is dropped. ``account`` is who reads, if there is no token. Raises RangeNotSatisfiable, and what
+        ``reserve`` does."""
         start, end = self._asked(size, tag)
+        await self.reserve(BLOCK, account)
         async with opened as reader:
             self.set_header("Content-Type", "application/octet-stream")
             self.set_header("Content-Disposition", "attachment")
@@ -128,6 +133,8 @@ class DownloadHandler(ApiHandler):
                 block = await reader.read(start, min(BLOCK, end - start))
                 if not block:
                     raise OSError("a file is shorter than it was")
+                if self._room is not None:
+                    self._room.wait()
                 self.write(block)
                 async with asyncio.timeout(STALL_SECONDS):
                     await self.flush()

@@ -135,10 +135,13 @@ class Unavailable(ApiError):
         super().__init__(headers={"Retry-After": str(retry_after)})
 
 
+MAX_FAULTS = 1024  # that an answer names; as many as the longest list that a client may send
+
+
 def invalid(error: ValidationError) -> InvalidRequest:
     """All the bad fields of one body, query or frame at once; their values are never repeated."""
     faults = []
-    for fault in error.errors(include_url=False, include_input=False, include_context=False):
+    for fault in error.errors(include_url=False, include_input=False, include_context=False)[:MAX_FAULTS]:
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
         # Pydantic would name the class of the shape, which is no client's affair.
         issue = "Input should be an object" if fault["type"] == "model_type" else fault["msg"]

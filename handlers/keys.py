@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 from nacl import bindings
 from nacl.exceptions import CryptoError
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticKnownError
 
 from handlers.errors import Fault
 from handlers.shapes import Base64, Int31, PublicKey, Shape, Signature, described
@@ -84,8 +85,20 @@ class KyberPrekey(Shape):
     signature: Signature
 
 
-OneTimePrekeys = Annotated[tuple[OneTimePrekey, ...], Field(max_length=100, strict=False)]
-KyberPrekeys = Annotated[tuple[KyberPrekey, ...], Field(max_length=100, strict=False)]
+MAX_PREKEYS = 100  # in one request
+
+
+def _not_longer(value: Any) -> Any:
+    """Refuse a list that is too long before its items are looked at: pydantic would list the faults of them all."""
+    if isinstance(value, list) and len(value) > MAX_PREKEYS:
+        bounds = {"field_type": "Tuple", "max_length": MAX_PREKEYS, "actual_length": len(value)}
+        raise PydanticKnownError("too_long", bounds)
+    return value
+
+
+_PREKEYS = Field(max_length=MAX_PREKEYS, strict=False), BeforeValidator(_not_longer)
+OneTimePrekeys = Annotated[tuple[OneTimePrekey, ...], *_PREKEYS]
+KyberPrekeys = Annotated[tuple[KyberPrekey, ...], *_PREKEYS]
 
 
 class Uploaded(Protocol):

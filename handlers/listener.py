@@ -20,10 +20,17 @@ from tornado.iostream import IOStream
 
 from handlers.http1 import READ_HEADERS, ServerConnection
 from handlers.hub import Hub
+from handlers.inflight import drop
 from handlers.site import Site
 
 STALL_SECONDS = 15  # for headers that have begun, and for a body
 IDLE_SECONDS = 60  # between requests of a kept-alive connection
+# An answer that is not taken: the client must take so many bytes of it in that time, or all that is left. Telephones on
+# the worst networks do; what is slower than 2 KiB/s is as good as gone.
+WRITE_SECONDS, WRITE_BYTES = 30, 64 * 1024
+# What the kernel may take of an answer before it is sent. Without it a client that reads nothing makes the kernel keep
+# some MiB for each connection, which no limit of ours counts. It is more than a round trip needs to go on.
+UNSENT = 128 * 1024
 SWEEP_SECONDS = 2
 DRAIN_SECONDS = 5  # a request takes 3 s at the most
 BACKLOG = 1024  # connections that wait to be taken: when one of two instances goes, all its phones come at once
@@ -41,6 +48,7 @@ _NO_SYN = b"".join(
         (0x06, 0, 0, 0xFFFFFFFF),  # else all
     )
 )
+_TCP_NOTSENT_LOWAT = 25  # tcp(7)
 _SO_ATTACH_FILTER = 26  # socket(7); Python has no name for it
 
 
@@ -111,9 +119,13 @@ class Listener(HTTPServer):
         )
         self._waiting: dict[HTTP1Connection, float] = {}
         self._reading: dict[object, HTTP1Connection] = {}  # each connection's present request
+        self._writing: dict[object, tuple[float, int]] = {}  # when so many bytes of an answer had been taken
         self._sweeper: asyncio.Task[None] | None = None
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # a socket of another kind than TCP
+                stream.socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT)
         context = _HTTPRequestContext(stream, address, self.protocol, self.trusted_downstream)
         connection = ServerConnection(stream, self.conn_params, context)
         self._connections.add(connection)
@@ -139,12 +151,14 @@ class Listener(HTTPServer):
 
     def on_close(self, server_conn: object) -> None:
         self._reading.pop(server_conn, None)
+        self._writing.pop(server_conn, None)
         super().on_close(server_conn)
 
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             now = time.monotonic()
+            self._drop_who_read_nothing(now)
             for connection, since in list(self._waiting.items()):
                 stream = connection.stream
                 if stream is None or stream.closed():
@@ -156,6 +170,19 @@ class Listener(HTTPServer):
                 # IOStream has no public word for "part of a message has come".
                 elif stream._read_buffer_size:
                     self._waiting[connection] = now
+
+    def _drop_who_read_nothing(self, now: float) -> None:
+        for served, connection in list(self._reading.items()):
+            stream = connection.stream
+            if stream is None or stream.closed() or not stream.writing():  # it is no HTTP any more, or all was taken
+                self._writing.pop(served, None)
+                continue
+            taken = stream._total_write_done_index
+            since, before = self._writing.get(served, (now, taken))
+            if taken - before >= WRITE_BYTES or served not in self._writing:
+                self._writing[served] = now, taken
+            elif now - since >= WRITE_SECONDS:
+                drop(stream)
 
     async def close(self) -> None:
         """Take no new connections, and let none be lost: closing the port resets those that the kernel has taken for

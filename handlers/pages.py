@@ -54,14 +54,23 @@ def reply_page(
     entries: Sequence[Mapping[str, Any]],
     time: str,
     key: str,
+    *,
+    more: bool | None = None,
     **filters: str,
 ) -> None:
-    """Answer with the first ``limit`` entries; when there is one more, point to the rest. ``time`` and ``key`` name
-    the fields that the list is ordered by; ``filters`` are the other parameters of the query."""
-    if len(entries) > query.limit:
-        last = entries[query.limit - 1]
-        cursor = base64.urlsafe_b64encode(
-            f"{last[time].astimezone(UTC).replace(tzinfo=None).isoformat()} {last[key]}".encode()
-        ).decode()
-        handler.link_next(limit=query.limit, before=cursor, **filters)
-    handler.reply(entries[: query.limit])
+    """Answer with a page, and point to the rest. ``time`` and ``key`` name the fields that the list is ordered by;
+    ``filters`` are the other parameters of the query.
+
+    ``more`` says whether there is a rest behind a page that ended by its bytes. Without it there is one if there are
+    more entries than ``limit``; those are no longer than one page whatever is in them (tests/test_lists.py)."""
+    if more is None:
+        entries, more = entries[: query.limit], len(entries) > query.limit
+    if more:
+        handler.link_next(limit=query.limit, before=place_of(entries[-1], time, key), **filters)
+    handler.reply(entries)
+
+
+def place_of(entry: Mapping[str, Any], time: str, key: str) -> str:
+    """The cursor of the page behind an entry."""
+    moment = entry[time].astimezone(UTC).replace(tzinfo=None).isoformat()
+    return base64.urlsafe_b64encode(f"{moment} {entry[key]}".encode()).decode()

@@ -255,7 +255,7 @@ def plain_https(value: str) -> str:
         host, _ = parts.hostname or "", parts.port
     except ValueError:
         raise ValueError("not an address") from None
-    if parts.scheme != "https" or not host or not value.isascii() or any(c.isspace() for c in value):
+    if parts.scheme != "https" or not host or not re.fullmatch("[!-~]+", value):
         raise ValueError("must be an https address")
     if "@" in parts.netloc:
         raise ValueError("must not bear user information")

@@ -12,6 +12,7 @@ from tornado.web import Application, RequestHandler
 from config.settings import Core
 from config.traces import Traces
 from handlers.compression import Compressor
+from handlers.inflight import InFlight
 from handlers.limits import Limits
 from handlers.metrics import Metrics
 from handlers.pace import Pace
@@ -49,6 +50,7 @@ class Site(Application):
         self.active = 0  # requests being answered
         self.pace = Pace()  # of all uploads together
         self.compressor = Compressor()
+        self.answers = InFlight(core.answer_bytes)
         self.background: set[asyncio.Task[None]] = set()  # work that outlives its request; awaited at the end
         self.minimum_version = version(core.min_client_version)
         self._templates: dict[type, list[tuple[re.Pattern[str], str]]] = {}

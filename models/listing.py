@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from models.database import Database, Row
-from models.message_row import REPLY_TO_SEQ, reaction_counts, reactions
+from models.message_row import MESSAGE_SIZE, REPLY_TO_SEQ, reaction_counts, reactions
+from models.paging import cut, json_size, taken, text_size
 from models.visibility import SEEN_FROM, UNEXPIRED
 
 # Messages of one user's chats that have expired and are not erased yet: counts leave them out.
@@ -50,20 +52,23 @@ LEFT JOIN LATERAL (
            {reaction_counts()} AS reaction_counts, m.created_at AS sent_at, m.edited_at, m.expires_at
     FROM messages m WHERE m.chat_id = t.id AND m.seq >= t.seen_from AND {UNEXPIRED} ORDER BY m.seq DESC LIMIT 1
 ) AS m ON true
-ORDER BY t.updated_at DESC, t.id DESC
 """
-_PAGE = f"AND {_HIDDEN} = $3 {{earlier}} ORDER BY t.updated_at DESC, t.id DESC LIMIT $2"
-_ALL = _ENTRIES.format(which=_PAGE.format(earlier=""))
-_EARLIER = _ENTRIES.format(which=_PAGE.format(earlier="AND (t.updated_at, t.id) < ($4, $5)"))
+# The JSON of an entry but for its participants.
+_SIZE = f"700 + {text_size('title', 'avatar_url')} + {json_size('settings')} + {MESSAGE_SIZE}"
+_PAGE = f"AND {_HIDDEN} = $3 {{earlier}} ORDER BY t.updated_at DESC, t.id DESC LIMIT $2 + 1"
+_WEIGHED = cut(f"SELECT page.*, {_SIZE} AS size FROM ({_ENTRIES}) AS page", "size", "updated_at DESC, id DESC", "$2")
+_ALL = _WEIGHED.format(which=_PAGE.format(earlier=""))
+_EARLIER = _WEIGHED.format(which=_PAGE.format(earlier="AND (t.updated_at, t.id) < ($4, $5)"))
 _ONE = _ENTRIES.format(which="AND t.id = $2")
 
 
 async def entries(
     db: Database, user_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None, *, hidden: bool = False
-) -> list[Row]:
-    """A user's chats, those that they see or those that they have hidden, with the newest message and how much is
-    unread, the last active first."""
-    return await db.fetch(_EARLIER if before else _ALL, user_id, limit, hidden, *(before or ()))
+) -> tuple[list[dict[str, Any]], bool]:
+    """A page of a user's chats, those that they see or those that they have hidden, with the newest message and how
+    much is unread, the last active first; and whether there are more. ``size`` is what each takes without its
+    participants."""
+    return taken(await db.fetch(_EARLIER if before else _ALL, user_id, limit, hidden, *(before or ())))
 
 
 async def entry(db: Database, user_id: UUID, chat_id: UUID) -> Row | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from models.paging import base64_size, json_size
+
 # Who has reacted to message ``m`` by now.
 NOW = "SELECT user_id, emoji, created_at FROM message_reactions WHERE message_id = m.id"
 
@@ -45,6 +47,11 @@ def message_columns(viewer: str, source: str = NOW) -> str:
     return f"""m.id, m.chat_id, m.seq, m.sender_id, m.client_id, m.encrypted_payload, m.message_type, m.metadata,
         m.reply_to, {REPLY_TO_SEQ} AS reply_to_seq, m.forwarded_from, {reactions(viewer, source)} AS reactions,
         {reaction_counts(source)} AS reaction_counts, m.created_at, m.edited_at, m.expires_at"""
+
+
+# The JSON of a row with these columns: ids, times and names take 700 bytes at most.
+MESSAGE_SIZE = f"""(764 + {base64_size("encrypted_payload")}
+    + {json_size("metadata", "reactions", "reaction_counts")})"""
 
 
 def erased(reason: str) -> str:

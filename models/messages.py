@@ -11,7 +11,8 @@ import peewee
 
 from models.changes import POSITION, Change, changing
 from models.database import JSONB, Database, Row, Table
-from models.message_row import erased, message_columns
+from models.message_row import MESSAGE_SIZE, erased, message_columns
+from models.paging import cut, more_behind
 from models.sweeps import Due
 from models.threads import ChatThread
 from models.users import User
@@ -196,21 +197,21 @@ async def visible(db: Database, user_id: UUID, message_id: UUID) -> Row | None:
     )
 
 
+_HISTORY = f"""SELECT {message_columns("$1")} FROM {_FOR_PARTICIPANT}
+    WHERE m.chat_id = $2 AND m.seq > $3 AND m.seq < $4 AND {VISIBLE}"""
+_NEWEST_FIRST = cut(_HISTORY, MESSAGE_SIZE, "seq DESC", "$5")
+_OLDEST_FIRST = cut(_HISTORY, MESSAGE_SIZE, "seq", "$5")
+
+
 async def history(
     db: Database, user_id: UUID, chat_id: UUID, *, before: int | None, after: int | None, limit: int
-) -> list[Row]:
-    """Messages of a chat as a user sees them, none for who takes no part: the oldest first when ``after`` a seq is
-    asked for, else the newest first."""
-    return await db.fetch(
-        f"""SELECT {message_columns("$1")} FROM {_FOR_PARTICIPANT}
-            WHERE m.chat_id = $2 AND m.seq > $3 AND m.seq < $4 AND {VISIBLE}
-            ORDER BY m.seq {"DESC" if after is None else "ASC"} LIMIT $5""",
-        user_id,
-        chat_id,
-        after or 0,
-        before or 2**63 - 1,
-        limit,
+) -> tuple[list[Row], bool]:
+    """A page of the messages of a chat as a user sees them, none for who takes no part, and whether there are more: the
+    oldest first when ``after`` a seq is asked for, else the newest first."""
+    rows = await db.fetch(
+        _NEWEST_FIRST if after is None else _OLDEST_FIRST, user_id, chat_id, after or 0, before or 2**63 - 1, limit
     )
+    return rows, more_behind(rows)
 
 
 async def get(db: Database, message_id: UUID, viewer: UUID) -> Row | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
+from config.pages import MAX_PAGE
 from models import invites, sanctions, views
 from models.changes import Change, Event, changing
 from models.chats import end
 from models.database import Database, Row
+from models.paging import cut, taken, text_size
 
 ROLES = ("owner", "admin", "member", "restricted")  # the highest first
 GOVERNING = ROLES[:2]  # who may invite
@@ -128,7 +130,10 @@ _PERSON = """p.user_id, users.public_id, users.display_name, users.avatar_url, u
 """
 
 
-def _person(row: Row) -> dict[str, Any]:
+_PERSON_SIZE = f"480 + {text_size('display_name', 'avatar_url')}"
+
+
+def _person(row: Mapping[str, Any]) -> dict[str, Any]:
     person = dict(row)
     if not person.pop("marked"):
         person["delivered_seq"] = person["read_seq"] = None
@@ -137,19 +142,19 @@ def _person(row: Row) -> dict[str, Any]:
 
 async def listed(
     db: Database, viewer: UUID, chat_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None
-) -> list[dict[str, Any]]:
-    """A chat's participants with their profiles, who joined last first."""
-    earlier = "AND (p.joined_at, p.user_id) < ($4, $5)" if before else ""
-    rows = await db.fetch(
-        f"""SELECT {_PERSON}, p.joined_at
-            FROM chat_participants p JOIN users ON users.id = p.user_id JOIN chat_threads t ON t.id = p.chat_id
-            WHERE p.chat_id = $2 {earlier} ORDER BY p.joined_at DESC, p.user_id DESC LIMIT $3""",
-        viewer,
-        chat_id,
-        limit,
-        *(before or ()),
-    )
-    return [_person(row) for row in rows]
+) -> tuple[list[dict[str, Any]], bool]:
+    """A page of a chat's participants with their profiles, who joined last first; and whether there are more."""
+    rows = await db.fetch(_EARLIER if before else _LATEST, viewer, chat_id, limit, *(before or ()))
+    people, more = taken(rows)
+    return [_person(person) for person in people], more
+
+
+_LISTED = f"""SELECT {_PERSON}, p.joined_at
+    FROM chat_participants p JOIN users ON users.id = p.user_id JOIN chat_threads t ON t.id = p.chat_id
+    WHERE p.chat_id = $2"""
+_ORDER = "joined_at DESC, user_id DESC"
+_LATEST = cut(_LISTED, _PERSON_SIZE, _ORDER, "$3")
+_EARLIER = cut(f"{_LISTED} AND (p.joined_at, p.user_id) < ($4, $5)", _PERSON_SIZE, _ORDER, "$3")
 
 
 SHOWN = 8  # participants that a list shows of each chat (contract section 7)
@@ -157,8 +162,10 @@ SHOWN = 8  # participants that a list shows of each chat (contract section 7)
 # The viewer first, then the owner, admins, and the others, whom readers of a channel don't see. Each part reads no more
 # than it shows, from an index of its own.
 _SHOWN = f"""
-SELECT t.id AS chat_id, {_PERSON}
-FROM chat_participants mine JOIN chat_threads t ON t.id = mine.chat_id,
+SELECT wanted.place, t.id AS chat_id, {_PERSON}
+FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, place)
+JOIN chat_participants mine ON mine.chat_id = wanted.id AND mine.user_id = $1
+JOIN chat_threads t ON t.id = mine.chat_id,
 LATERAL (
     SELECT mine.user_id, mine.role, mine.delivered_seq, mine.read_seq
     UNION ALL
@@ -175,19 +182,35 @@ LATERAL (
      ORDER BY user_id LIMIT {SHOWN})
     LIMIT {SHOWN}
 ) AS p JOIN users ON users.id = p.user_id
-WHERE mine.user_id = $1 AND mine.chat_id = ANY ($2::uuid[])
+"""
+# As many chats as fit, in their order, each with all that are shown of it: those of one chat have one total.
+_SHOWN_PAGE = f"""
+SELECT * FROM (
+    SELECT page.*, {_PERSON_SIZE} AS size, sum({_PERSON_SIZE}) OVER (ORDER BY place) AS total FROM ({_SHOWN}) AS page
+) AS page WHERE total <= {MAX_PAGE} OR place = 1
 """
 
 
-async def shown(db: Database, viewer: UUID, chat_ids: Sequence[UUID]) -> dict[UUID, list[dict[str, Any]]]:
-    """Some participants of each of the viewer's chats: at most 8, the viewer among them."""
-    found: dict[UUID, list[dict[str, Any]]] = {chat_id: [] for chat_id in chat_ids}
-    for row in await db.fetch(_SHOWN, viewer, list(chat_ids)):
-        person = _person(row)
-        found[person.pop("chat_id")].append(person)
+class Shown(NamedTuple):
+    """Some participants of a chat, and how many bytes of JSON they take."""
+
+    people: list[dict[str, Any]]
+    size: int
+
+
+async def shown(db: Database, viewer: UUID, chat_ids: Sequence[UUID]) -> dict[UUID, Shown]:
+    """Some participants of each of the viewer's chats: at most 8, the viewer among them. Of the chats, in their order,
+    as many as one page has room for."""
+    found: dict[UUID, list[dict[str, Any]]] = {}
+    sizes: dict[UUID, int] = {}
+    for row in await db.fetch(_SHOWN_PAGE, viewer, list(chat_ids)):
+        person = {name: value for name, value in row.items() if name not in ("place", "size", "total")}
+        chat_id = person.pop("chat_id")
+        found.setdefault(chat_id, []).append(_person(person))
+        sizes[chat_id] = sizes.get(chat_id, 0) + row["size"]
     for people in found.values():
         people.sort(key=lambda person: (person["user_id"] != viewer, ROLES.index(person["role"]), person["user_id"]))
-    return found
+    return {chat_id: Shown(people, sizes[chat_id]) for chat_id, people in found.items()}
 
 
 # An account that is erased ------------------------------------------------------------------------------------------

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import peewee
 
 from models.changes import Change
 from models.database import Database, Row, Table
+from models.paging import cut, taken, text_size
 from models.threads import ChatThread
 from models.users import User
 
@@ -91,15 +93,15 @@ async def unban(change: Change, user_id: UUID) -> bool:
     )
 
 
-async def bans(db: Database, chat_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None) -> list[Row]:
-    """Who is banned from a chat, the latest first."""
-    earlier = "AND (s.banned_at, s.user_id) < ($3, $4)" if before else ""
-    return await db.fetch(
-        f"""SELECT s.user_id, users.public_id, users.display_name, users.avatar_url, s.banned_at
-            FROM chat_sanctions s JOIN users ON users.id = s.user_id
-            WHERE s.chat_id = $1 AND s.banned_at IS NOT NULL {earlier}
-            ORDER BY s.banned_at DESC, s.user_id DESC LIMIT $2""",
-        chat_id,
-        limit,
-        *(before or ()),
-    )
+async def bans(
+    db: Database, chat_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None
+) -> tuple[list[dict[str, Any]], bool]:
+    """A page of who is banned from a chat, the latest first; and whether there are more."""
+    return taken(await db.fetch(_EARLIER if before else _LATEST, chat_id, limit, *(before or ())))
+
+
+_BANNED = """SELECT s.user_id, users.public_id, users.display_name, users.avatar_url, s.banned_at
+    FROM chat_sanctions s JOIN users ON users.id = s.user_id WHERE s.chat_id = $1 AND s.banned_at IS NOT NULL"""
+_SIZE, _ORDER = f"240 + {text_size('display_name', 'avatar_url')}", "banned_at DESC, user_id DESC"
+_LATEST = cut(_BANNED, _SIZE, _ORDER, "$2")
+_EARLIER = cut(f"{_BANNED} AND (s.banned_at, s.user_id) < ($3, $4)", _SIZE, _ORDER, "$2")

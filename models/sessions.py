@@ -239,14 +239,19 @@ async def longest_lifetime(db: Database, margin: float) -> float:
     )
 
 
-async def live(db: Database, user_id: UUID) -> list[asyncpg.Record]:
+async def live(
+    db: Database, user_id: UUID, limit: int = 1000, before: tuple[datetime, UUID] | None = None
+) -> list[asyncpg.Record]:
     """A user's sessions that can still be refreshed, the one used last first."""
+    earlier = "AND (last_used_at, id) < ($3, $4)" if before else ""
     return await db.fetch(
         f"""SELECT id, platform, client_version, created_at, last_used_at FROM sessions
             WHERE user_id = $1 AND revoked_at IS NULL AND expires_at > now()
-              AND last_used_at > now() - interval '{IDLE_DAYS} days'
-            ORDER BY last_used_at DESC, id""",
+              AND last_used_at > now() - interval '{IDLE_DAYS} days' {earlier}
+            ORDER BY last_used_at DESC, id DESC LIMIT $2""",
         user_id,
+        limit,
+        *(before or ()),
     )
 
 

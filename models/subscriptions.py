@@ -202,11 +202,14 @@ async def withhold(db: Database, fingerprint: str, withheld: Sequence[UUID]) -> 
     )
 
 
+LISTED = 1000  # 400 KB; nobody pays that often
+
+
 async def live(db: Database, fingerprint: str) -> list[Row]:
-    """What that fingerprint has just now, the latest first."""
+    """What that fingerprint has just now, the latest first, at most LISTED."""
     return await db.fetch(
         f"""SELECT {_SHOWN} FROM subscriptions s WHERE s.user_fingerprint = $1 AND {_LIVE}
-            ORDER BY s.activated_at DESC, s.id""",
+            ORDER BY s.activated_at DESC, s.id LIMIT {LISTED}""",
         fingerprint,
     )
 

@@ -17,10 +17,12 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from config.pages import MAX_PAGE
 from models.changes import event_fields
 from models.chats import THREAD
 from models.database import Database, Row
-from models.message_row import NOW, THEN, message_columns
+from models.message_row import MESSAGE_SIZE, NOW, THEN, message_columns
+from models.paging import json_size, text_size
 from models.visibility import UNEXPIRED, Membership, scope_of
 
 
@@ -35,12 +37,13 @@ class Moment(NamedTuple):
 
 class Span(NamedTuple):
     """The events of a chat, from ``first`` to ``last``, that happened in one membership, and the position of the last
-    one."""
+    one. With ``deletion`` there are none: the user has deleted the chat for themselves, up to ``last``."""
 
     chat_id: UUID
     first: int
     last: int
     position: int
+    deletion: bool
     membership: Membership
 
 
@@ -84,60 +87,68 @@ _SPANS = f"""
 WITH moment AS MATERIALIZED ({_NOW}), spans AS (
     SELECT t.id AS chat_id, CASE WHEN t.deleted_at IS NULL THEN p.joined_seq ELSE t.last_seq END AS begins,
            t.last_seq AS last, t.last_position AS position,
-           t.type::text, p.role::text, p.joined_seq, NULL::bigint AS left_seq
+           t.type::text, p.role::text, p.joined_seq, NULL::bigint AS left_seq, false AS deletion
     FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
     WHERE p.user_id = $1 AND t.last_position >= $2
     UNION ALL
     SELECT d.chat_id, CASE WHEN t.deleted_at IS NULL THEN d.joined_seq ELSE d.left_seq END, d.left_seq, d.position,
-           t.type::text, NULL, d.joined_seq, d.left_seq
+           t.type::text, NULL, d.joined_seq, d.left_seq, d.joined_seq > d.left_seq
     FROM chat_departures d JOIN chat_threads t ON t.id = d.chat_id
     WHERE d.user_id = $1 AND d.position >= $2
 ), next AS (
-    SELECT * FROM spans WHERE chat_id >= $3 AND begins <= last ORDER BY chat_id, begins LIMIT $4
+    SELECT * FROM spans WHERE (chat_id, last) > ($3, $4) AND (begins <= last OR deletion)
+    ORDER BY chat_id, last LIMIT $5
 )
 SELECT epoch, least(horizon, greatest($2, (SELECT max(position) + 1 FROM spans))) AS horizon, "end",
-       next.chat_id, greatest(begins, first_since(next.chat_id, last, $2)) AS first, last, position,
-       type, role, joined_seq, left_seq
-FROM moment LEFT JOIN next ON true ORDER BY next.chat_id, begins
+       next.chat_id, last, position, deletion, type, role, joined_seq, left_seq,
+       CASE WHEN deletion THEN last + 1 ELSE greatest(begins, first_since(next.chat_id, last, $2)) END AS first
+FROM moment LEFT JOIN next ON true ORDER BY next.chat_id, last
 """
 
 
-async def spans(db: Database, user_id: UUID, since: int, from_chat: UUID, limit: int) -> tuple[Moment, list[Span]]:
+async def spans(
+    db: Database, user_id: UUID, since: int, behind: tuple[UUID, int], limit: int
+) -> tuple[Moment, list[Span]]:
     """The moment, and the next spans of the user's that have events at or after the position ``since``, in the order of
-    their chats, from one chat on."""
-    rows = await db.fetch(_SPANS, user_id, since, from_chat, limit)
+    their chats, behind a seq of one chat."""
+    rows = await db.fetch(_SPANS, user_id, since, *behind, limit)
     moment = Moment(rows[0]["epoch"], rows[0]["horizon"], rows[0]["end"])
     found = []
     for row in rows:
         if row["chat_id"]:
             stay = Membership(row["type"], user_id, row["role"], row["joined_seq"], row["left_seq"])
-            found.append(Span(row["chat_id"], row["first"], row["last"], row["position"], stay))
+            found.append(Span(row["chat_id"], row["first"], row["last"], row["position"], row["deletion"], stay))
     return moment, found
 
 
 # A message that has expired, and is about to be erased, is shown as what it will be. ``about`` is the seq of the
 # message that an event changes, and is looked up only where a membership began later than the chat; of a message whose
-# row is gone it is 1, which such a membership does not see.
-_EVENTS = """
-SELECT range.place, e.* FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::boolean[])
+# row is gone it is 1, which such a membership does not see. The events are cut to a page: ``more`` is true of the last
+# one if others did not fit.
+_EVENTS = f"""
+SELECT * FROM (
+SELECT range.place, e.*, {json_size("e.data")} AS size, sum({json_size("e.data")}) OVER so_far AS total,
+       row_number() OVER so_far AS number, lead(true) OVER so_far IS NOT NULL AS more
+FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::boolean[])
     WITH ORDINALITY AS range (chat_id, first, last, late, place),
 LATERAL (
     SELECT m.seq, CASE WHEN m.expires_at <= now() THEN 'message_deleted' ELSE 'message_new' END AS type,
            m.created_at AS happened_at, m.id AS message_id, NULL::uuid AS user_id,
-           CASE WHEN m.expires_at <= now() THEN '{"reason": "expired"}' ELSE '{}' END::jsonb AS data, m.seq AS about
+           CASE WHEN m.expires_at <= now() THEN '{{"reason": "expired"}}' ELSE '{{}}' END::jsonb AS data, m.seq AS about
     FROM messages m WHERE m.chat_id = range.chat_id AND m.seq BETWEEN range.first AND range.last
     UNION ALL
     SELECT seq, type::text, created_at, message_id, user_id, data,
            CASE WHEN late AND message_id IS NOT NULL
                 THEN coalesce((SELECT abs(m.seq) FROM messages m WHERE m.id = message_id), 1) ELSE 1 END
     FROM chat_events c WHERE c.chat_id = range.chat_id AND c.seq BETWEEN range.first AND range.last
-) AS e ORDER BY range.place, e.seq
+) AS e WINDOW so_far AS (ORDER BY range.place, e.seq ROWS UNBOUNDED PRECEDING)
+) AS page WHERE total <= {MAX_PAGE} OR number = 1 ORDER BY place, seq
 """
 
 
 async def events(db: Database, ranges: Sequence[Range]) -> list[tuple[Range, Row]]:
-    """The events of chats from a seq to another one, range by range and in each by seq, with their range. Ranges of one
-    call hold as many events as they have numbers."""
+    """The events of chats from a seq to another one, range by range and in each by seq, with their range; as many as
+    one page has room for."""
     rows = await db.fetch(
         _EVENTS,
         [given.chat_id for given in ranges],
@@ -155,9 +166,12 @@ def sees(membership: Membership, row: Row) -> bool:
 
 # A member sees messages as they are now, if this membership still lasts in this very snapshot. To who has left
 # (``until``) a message that was edited, erased or has expired since is hidden, for what it was is not known any more;
-# reactions are shown as they were.
+# reactions are shown as they were. In the order in which they are wanted, as many as one page has room for; one that is
+# not there any more has no ``chat_id``.
 _MESSAGES = f"""
-SELECT w.until, m.seq < 0 OR NOT {UNEXPIRED} AS gone,
+SELECT * FROM (
+SELECT message.*, {MESSAGE_SIZE} AS size, sum({MESSAGE_SIZE}) OVER (ORDER BY place) AS total FROM (
+SELECT w.place, w.id AS wanted, w.until, m.seq < 0 OR NOT {UNEXPIRED} AS gone,
        CASE WHEN m.seq < 0 THEN m.metadata ->> 'reason' WHEN NOT {UNEXPIRED} THEN 'expired' END AS reason,
        CASE WHEN w.until IS NULL THEN NOT EXISTS (
            SELECT 1 FROM chat_participants p
@@ -166,20 +180,21 @@ SELECT w.until, m.seq < 0 OR NOT {UNEXPIRED} AS gone,
            SELECT 1 FROM chat_events later WHERE later.message_id = m.id AND later.seq > w.until
                AND later.type IN ('message_edited', 'message_deleted')) END AS hidden,
        {{columns}}
-FROM unnest($2::uuid[], $3::bigint[], $4::bigint[]) AS w (id, until, joined)
-JOIN messages m ON m.id = w.id JOIN chat_threads t ON t.id = m.chat_id
-WHERE w.until IS {{which}}
+FROM unnest($2::uuid[], $3::bigint[], $4::bigint[]) WITH ORDINALITY AS w (id, until, joined, place)
+LEFT JOIN messages m ON m.id = w.id LEFT JOIN chat_threads t ON t.id = m.chat_id
+OFFSET 0) AS message) AS page WHERE total <= {MAX_PAGE} OR place = 1
 """
-_PRESENT = _MESSAGES.format(columns=message_columns("$1", NOW), which="NULL")
-_PAST = _MESSAGES.format(columns=message_columns("$1", THEN), which="NOT NULL")
+_PRESENT = _MESSAGES.format(columns=message_columns("$1", NOW))
+_PAST = _MESSAGES.format(columns=message_columns("$1", THEN))
 
 
 async def messages(
     db: Database, user_id: UUID, wanted: Collection[tuple[UUID, Membership]]
-) -> dict[tuple[UUID, int | None], Row]:
+) -> dict[tuple[UUID, int | None], Row | None]:
     """Messages as a user may see them in these memberships, each by its id and the last seq of the membership (None
-    while it lasts): ``hidden``; else ``gone`` for the ``reason``; else as it is shown."""
-    found = {}
+    while it lasts): ``hidden``; else ``gone`` for the ``reason``; else as it is shown, with its ``size``. None for one
+    that is not there; those that a page has no room for are missing."""
+    found: dict[tuple[UUID, int | None], Row | None] = {}
     for statement, pairs in (
         (_PRESENT, [pair for pair in wanted if pair[1].left is None]),
         (_PAST, [pair for pair in wanted if pair[1].left is not None]),
@@ -192,19 +207,31 @@ async def messages(
                 [stay.left for _, stay in pairs],
                 [stay.joined for _, stay in pairs],
             )
-            found.update({(row["id"], row["until"]): row for row in rows})
+            found.update({(row["wanted"], row["until"]): row if row["chat_id"] else None for row in rows})
     return found
 
 
-async def threads(db: Database, user_id: UUID, chat_ids: Sequence[UUID]) -> dict[UUID, Row]:
-    """Chats as events bear them, with ``inside``: whether the user takes part, and so may see them as they are."""
-    rows = await db.fetch(
-        f"""SELECT {THREAD}, EXISTS (SELECT 1 FROM chat_participants WHERE chat_id = id AND user_id = $1) AS inside
-            FROM chat_threads WHERE id = ANY ($2::uuid[])""",
-        user_id,
-        list(chat_ids),
-    )
-    return {row["id"]: row for row in rows}
+_THREAD_SIZE = f"400 + {text_size('title', 'avatar_url')} + {json_size('settings')}"
+_THREADS = f"""
+SELECT * FROM (
+    SELECT wanted.id AS wanted, place, {THREAD.replace("id, ", "t.id, ", 1)}, {_THREAD_SIZE} AS size,
+           EXISTS (SELECT 1 FROM chat_participants WHERE chat_id = t.id AND user_id = $1) AS inside,
+           sum({_THREAD_SIZE}) OVER (ORDER BY place) AS total
+    FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, place) LEFT JOIN chat_threads t ON t.id = wanted.id
+) AS page WHERE total <= {MAX_PAGE} OR place = 1
+"""
+
+
+async def threads(db: Database, user_id: UUID, chat_ids: Sequence[UUID]) -> dict[UUID, dict[str, Any] | None]:
+    """Chats as events bear them, with ``inside``: whether the user takes part, and so may see them as they are; and
+    their ``size``. None for one that is not there; those that a page has no room for are missing."""
+    rows = await db.fetch(_THREADS, user_id, list(chat_ids))
+    return {
+        row["wanted"]: {name: value for name, value in row.items() if name not in ("wanted", "place", "total")}
+        if row["id"]
+        else None
+        for row in rows
+    }
 
 
 def fields_of(row: Row) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from uuid import UUID
 import peewee
 
 from models.changes import POSITION, Change
-from models.database import Database, Row, Table
+from models.database import Database, Table
 from models.threads import ChatThread
 from models.users import User
 
@@ -134,17 +134,6 @@ async def reopen(db: Database, user_id: UUID, chat_id: UUID) -> bool:
             chat_id,
         )
         == 1
-    )
-
-
-async def deletions(db: Database, user_id: UUID, since: int) -> list[Row]:
-    """``chat_id, seq`` of direct chats that the user has deleted for themselves at or after a position of ``/sync``:
-    nothing up to that seq is theirs any more."""
-    return await db.fetch(
-        """SELECT chat_id, left_seq AS seq FROM chat_departures
-           WHERE user_id = $1 AND position >= $2 AND joined_seq > left_seq ORDER BY position, chat_id""",
-        user_id,
-        since,
     )
 
 

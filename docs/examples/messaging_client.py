@@ -84,7 +84,7 @@ class Client:
             page = await self.ask("GET", f"/sync?cursor={self.cursor}")
             for event in page["events"]:
                 await self.take(event, synced=True)
-            self.cursor, more = page["cursor"], page["has_more"]
+            self.cursor, more = page["cursor"], page["has_more"]  # a page ends by its bytes, too: don't count events
 
     async def take(self, event: dict[str, Any], synced: bool = False) -> None:
         chat, seq, own = event["chat_id"], event["seq"], event.get("user_id") == self.user_id

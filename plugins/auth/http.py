@@ -18,7 +18,8 @@ from handlers.errors import (
     RateLimited,
 )
 from handlers.limits import limit_key
-from handlers.operations import operation
+from handlers.operations import Answer, operation
+from handlers.pages import PAGED, reply_page
 from plugins.auth.accounts import Accounts
 from plugins.auth.refusals import IdentityKeyTaken, InvalidProof, PublicIdTaken, TokenReused
 from plugins.auth.sessions import Sessions
@@ -33,6 +34,7 @@ from plugins.auth.shapes import (
     Refreshed,
     Register,
     ResetPassword,
+    SessionsQuery,
     SignedIn,
 )
 
@@ -193,10 +195,13 @@ class SessionsHandler(ApiHandler):
     def initialize(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
-    @operation({200: list[LiveSession]})
-    async def get(self) -> None:
+    @operation({200: Answer(list[LiveSession], headers=PAGED)})
+    async def get(self, query: SessionsQuery) -> None:
         """List one's sessions, the one used last first."""
-        self.reply(await self._sessions.listed(self.session.user_id, self.session.session_id))
+        await self.reserve()
+        own = self.session
+        sessions = await self._sessions.listed(own.user_id, own.session_id, query.limit + 1, query.place)
+        reply_page(self, query, sessions, "last_used_at", "id")
 
 
 class SessionHandler(ApiHandler):

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from handlers.base import Client
 from handlers.errors import AccountSuspended, InvalidCredentials, NotFound, Unauthorized
+from handlers.pages import Place
 from handlers.revocations import Revocations
 from handlers.tokens import MARGIN, Tokens
 from models import sessions
@@ -98,9 +99,10 @@ class Sessions:
         derived = self._tokens.keyring.derivations("refresh", token.encode())
         return [(session_id.bytes + secret).hex() for secret in derived]
 
-    async def listed(self, user_id: UUID, current: UUID) -> list[dict[str, object]]:
+    async def listed(self, user_id: UUID, current: UUID, limit: int, before: Place | None) -> list[dict[str, object]]:
         """The user's live sessions, the one used last first."""
-        return [{**row, "current": row["id"] == current} for row in await sessions.live(self._db, user_id)]
+        rows = await sessions.live(self._db, user_id, limit, before)
+        return [{**row, "current": row["id"] == current} for row in rows]
 
     async def end(self, user_id: UUID, session_id: UUID) -> None:
         """End one session of the user's. Raises NotFound."""

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
 from handlers.keys import CurveKey, KyberPrekey, KyberPrekeys, OneTimePrekeys, SignedPrekey, SigningKey
+from handlers.pages import PageQuery
 from handlers.passwords import KnownPassword, NewPassword
 from handlers.shapes import Hex256, Id, Int31, Language, PublicId, Shape, Signature
 from handlers.text import EMPTY_IS_NULL, DisplayName
@@ -93,6 +94,10 @@ class Refreshed(Shape):
     access_token: str
     refresh_token: str
     expires_in: int
+
+
+class SessionsQuery(PageQuery):
+    limit: Annotated[int, Field(ge=1, le=1000)] = 1000  # more than people have
 
 
 class LiveSession(TypedDict):

@@ -19,6 +19,7 @@ class Calls(ApiHandler):
     @operation({200: Answer(list[CallSession], headers=PAGED)})
     async def get(self, query: PageQuery) -> None:
         """List one's calls, the newest first."""
+        await self.reserve()
         entries = await self._history.calls(self.session.user_id, query.limit + 1, query.place)
         reply_page(self, query, entries, "created_at", "id")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -14,9 +14,12 @@ from handlers.hub import Hub
 from handlers.pages import Place
 from models import chats, files, listing, participants, views
 from models.changes import Change
-from models.database import Database, Row
+from models.database import Database
+from models.paging import Page
 from plugins.chats import shapes
 from plugins.chats.rights import NO_CHAT, at_least, locked
+
+Entries = tuple[list[dict[str, Any]], bool]  # a page, and whether there are more
 
 # Contract section 7: how many may take part, the owner included.
 MOST = {"direct": 2, "secret": 2, "group": 1024, "cloud": 1024, "channel": 100_000}
@@ -30,21 +33,33 @@ class Chats:
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
-    async def entries(self, user_id: UUID, limit: int, before: Place | None, *, hidden: bool) -> list[dict[str, Any]]:
-        """The user's chats, or those that they have hidden, the last active first, each with at most 8 participants."""
-        rows = await listing.entries(self._db, user_id, limit, before, hidden=hidden)
+    async def entries(self, user_id: UUID, limit: int, before: Place | None, *, hidden: bool) -> Entries:
+        """A page of the user's chats, or of those that they have hidden, the last active first, each with at most 8
+        participants; and whether there are more."""
+        rows, more = await listing.entries(self._db, user_id, limit, before, hidden=hidden)
         people = await participants.shown(self._db, user_id, [row["id"] for row in rows])
-        return [entry(row, user_id, people[row["id"]]) for row in rows]
+        page, entries = Page(), list[dict[str, Any]]()
+        for row in rows:
+            found = people.get(row["id"])
+            if found is None and entries:
+                break  # no room for its participants, or the user has left it a moment ago
+            shown, size = found or ((), 0)
+            answer = entry(row, user_id, shown)
+            if not page.add(row["size"] + size + (size if answer["peer"] else 0)):
+                break
+            entries.append(answer)
+        return entries, more or len(entries) < len(rows)
 
     async def get(self, user_id: UUID, chat_id: UUID) -> dict[str, Any]:
-        """One of the user's chats, as in the list, with all its participants; those of a channel are null."""
+        """One of the user's chats, as in the list, with all its participants, or as many as one page has room for;
+        those of a channel are null."""
         row = await listing.entry(self._db, user_id, chat_id)
         if row is None:
             raise NotFound(NO_CHAT)
         if row["type"] == "channel":
-            return {**entry(row, user_id, ()), "participants": None}
-        people = await participants.listed(self._db, user_id, chat_id, MOST["group"])
-        return entry(row, user_id, people)
+            return {**entry(dict(row), user_id, ()), "participants": None}
+        people, _ = await participants.listed(self._db, user_id, chat_id, MOST["group"])
+        return entry(dict(row), user_id, people)
 
     # Making, changing, ending -----------------------------------------------------------------------------------------
 
@@ -136,7 +151,7 @@ class Chats:
         await self._delivery.announce(change.chat_id, change.access, [event.frame for event in change.events])
 
 
-def entry(row: Row, user_id: UUID, people: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def entry(row: Mapping[str, Any], user_id: UUID, people: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A chat as its participant sees it in the list."""
     two = row["type"] in ("direct", "secret")
     peer = next((person for person in people if two and person["user_id"] != user_id), None)
@@ -155,7 +170,7 @@ def entry(row: Row, user_id: UUID, people: Sequence[dict[str, Any]]) -> dict[str
     }
 
 
-def _newest(row: Row) -> dict[str, Any]:
+def _newest(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": row["message_id"],
         "chat_id": row["id"],

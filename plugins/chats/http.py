@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
 from uuid import UUID
 
 from config.settings import Rate
 from handlers.base import ApiHandler
 from handlers.errors import Conflict, Forbidden, NotFound
-from handlers.operations import Answer, operation
-from handlers.pages import PAGED, reply_page
+from handlers.operations import Answer, Header, operation
+from handlers.pages import PAGED, place_of, reply_page
 from plugins.chats import shapes
 from plugins.chats.chats import Chats
 from plugins.chats.invites import Invites
 from plugins.chats.members import Members
+
+PEOPLE = (Header("Link", 'Where there are more participants: `<…>; rel="next"` (RFC 8288), a path.'),)
+IN_FULL = Answer(shapes.ChatInFull, headers=PEOPLE)
+OTHERS = 1024  # participants on the page that this leads to
+
+
+def reply_chat(handler: ApiHandler, chat: Mapping[str, Any], status: int = 200) -> None:
+    """Answer with a chat; where not all its participants are shown, point to the others."""
+    people = chat["participants"]
+    if people and len(people) < chat["participant_count"]:
+        rest = place_of(people[-1], "joined_at", "user_id")
+        handler.link_next(f"/chats/{chat['id']}/participants", limit=OTHERS, before=rest)
+    handler.reply(chat, status)
 
 
 class ChatsHandler(ApiHandler):
@@ -24,14 +39,18 @@ class ChatsHandler(ApiHandler):
         """List one's chats, the last active first.
 
         Posting makes a chat active, and so does a change of the chat or of who takes part. Hidden chats are left out
-        until somebody posts; `hidden` lists them, and only them.
+        until somebody posts; `hidden` lists them, and only them. A page has at most `limit` chats and at most 1 MiB.
         """
-        user_id = self.session.user_id
-        entries = await self._chats.entries(user_id, query.limit + 1, query.place, hidden=query.hidden)
-        reply_page(self, query, entries, "updated_at", "id", **({"hidden": "true"} if query.hidden else {}))
+        await self.reserve()
+        entries, more = await self._chats.entries(self.session.user_id, query.limit, query.place, hidden=query.hidden)
+        filters = {"hidden": "true"} if query.hidden else {}
+        reply_page(self, query, entries, "updated_at", "id", more=more, **filters)
 
     @operation(
-        {201: shapes.ChatInFull, 200: Answer(shapes.ChatInFull, "The direct chat that the two have already.")},
+        {
+            201: IN_FULL,
+            200: Answer(shapes.ChatInFull, "The direct chat that the two have already."),
+        },
         refuses=(Forbidden, NotFound),
         limits={"rate_limit_chats": "user", "rate_limit_participants": "user, of all whom they bring into chats"},
     )
@@ -43,29 +62,39 @@ class ChatsHandler(ApiHandler):
         """
         user = str(self.session.user_id)
         await self.limit("chats", self._rate, user)
+        await self.reserve()
         if body.participants:
             await self.application.limits.spend("participants", user, self._people, len(body.participants))
         chat, new = await self._chats.create(self.session.user_id, body)
-        self.reply(chat, 201 if new else 200)
+        reply_chat(self, chat, 201 if new else 200)
 
 
 class ChatHandler(ApiHandler):
     def initialize(self, chats: Chats, rate: Rate) -> None:
         self._chats, self._rate = chats, rate
 
-    @operation({200: shapes.ChatInFull}, refuses=(NotFound,))
+    @operation({200: IN_FULL}, refuses=(NotFound,))
     async def get(self, chat_id: UUID) -> None:
-        """Look at a chat in which one takes part."""
-        self.reply(await self._chats.get(self.session.user_id, chat_id))
+        """Look at a chat in which one takes part.
 
-    @operation({200: shapes.ChatInFull}, refuses=(Forbidden, NotFound), limits={"rate_limit_chat_changes": "user"})
+        Participants whose profiles take more than 1 MiB are not all there: `Link` leads to the others.
+        """
+        await self.reserve()
+        reply_chat(self, await self._chats.get(self.session.user_id, chat_id))
+
+    @operation(
+        {200: IN_FULL},
+        refuses=(Forbidden, NotFound),
+        limits={"rate_limit_chat_changes": "user"},
+    )
     async def put(self, chat_id: UUID, body: shapes.ChangeChat) -> None:
         """Change a chat: only the fields that are sent; null clears.
 
         By its owner and admins; in a chat of two by either.
         """
         await self.limit("chat-changes", self._rate, str(self.session.user_id))
-        self.reply(await self._chats.change(self.session.user_id, chat_id, body))
+        await self.reserve()
+        reply_chat(self, await self._chats.change(self.session.user_id, chat_id, body))
 
     @operation({204: None}, refuses=(Forbidden, NotFound))
     async def delete(self, chat_id: UUID) -> None:
@@ -81,14 +110,15 @@ class ChatViewHandler(ApiHandler):
     def initialize(self, chats: Chats, rate: Rate) -> None:
         self._chats, self._rate = chats, rate
 
-    @operation({200: shapes.ChatInFull}, refuses=(NotFound,), limits={"rate_limit_chat_views": "user"})
+    @operation({200: IN_FULL}, refuses=(NotFound,), limits={"rate_limit_chat_views": "user"})
     async def put(self, chat_id: UUID, body: shapes.ChangeView) -> None:
         """Change how one sees a chat, for oneself: only the fields that are sent.
 
         One's own sockets are notified by `account_changed`.
         """
         await self.limit("chat-views", self._rate, str(self.session.user_id))
-        self.reply(await self._chats.view(self.session.user_id, chat_id, body))
+        await self.reserve()
+        reply_chat(self, await self._chats.view(self.session.user_id, chat_id, body))
 
 
 class ParticipantsHandler(ApiHandler):
@@ -99,10 +129,11 @@ class ParticipantsHandler(ApiHandler):
     async def get(self, chat_id: UUID, query: shapes.ParticipantsQuery) -> None:
         """List who takes part, who joined last first.
 
-        In a channel by its owner and admins only.
+        In a channel by its owner and admins only. A page has at most `limit` of them and at most 1 MiB.
         """
-        people = await self._members.entries(self.session.user_id, chat_id, query.limit + 1, query.place)
-        reply_page(self, query, people, "joined_at", "user_id")
+        await self.reserve()
+        people, more = await self._members.entries(self.session.user_id, chat_id, query.limit, query.place)
+        reply_page(self, query, people, "joined_at", "user_id", more=more)
 
     @operation({201: shapes.Place}, refuses=(Forbidden, NotFound, Conflict), limits={"rate_limit_participants": "user"})
     async def post(self, chat_id: UUID, body: shapes.NewParticipant) -> None:
@@ -145,9 +176,13 @@ class BansHandler(ApiHandler):
 
     @operation({200: Answer(list[shapes.BannedUser], headers=PAGED)}, refuses=(Forbidden, NotFound, Conflict))
     async def get(self, chat_id: UUID, query: shapes.BansQuery) -> None:
-        """List who is banned from a chat of many, the latest first, by its owner and admins."""
-        banned = await self._members.bans(self.session.user_id, chat_id, query.limit + 1, query.place)
-        reply_page(self, query, banned, "banned_at", "user_id")
+        """List who is banned from a chat of many, the latest first, by its owner and admins.
+
+        A page has at most `limit` of them and at most 1 MiB.
+        """
+        await self.reserve()
+        banned, more = await self._members.bans(self.session.user_id, chat_id, query.limit, query.place)
+        reply_page(self, query, banned, "banned_at", "user_id", more=more)
 
 
 class BanHandler(ApiHandler):
@@ -171,6 +206,7 @@ class InvitesHandler(ApiHandler):
     @operation({200: list[shapes.Invite]}, refuses=(Forbidden, NotFound, Conflict))
     async def get(self, chat_id: UUID) -> None:
         """List the invites of a chat of many, the latest first, by its owner and admins."""
+        await self.reserve()
         self.reply(await self._invites.entries(self.session.user_id, chat_id))
 
     @operation({201: shapes.InviteWithToken}, refuses=(Forbidden, NotFound, Conflict))
@@ -194,7 +230,11 @@ class JoinHandler(ApiHandler):
     def initialize(self, members: Members, chats: Chats, rate: Rate) -> None:
         self._members, self._chats, self._rate = members, chats, rate
 
-    @operation({200: shapes.ChatInFull}, refuses=(NotFound, Conflict), limits={"rate_limit_join": "user"})
+    @operation(
+        {200: IN_FULL},
+        refuses=(NotFound, Conflict),
+        limits={"rate_limit_join": "user"},
+    )
     async def post(self, body: shapes.Join) -> None:
         """Join a chat by an invite. Who is in already uses nothing up.
 
@@ -203,7 +243,8 @@ class JoinHandler(ApiHandler):
         """
         user_id = self.session.user_id
         await self.limit("join", self._rate, str(user_id))
-        self.reply(await self._chats.get(user_id, await self._members.join(user_id, body.token)))
+        await self.reserve()
+        reply_chat(self, await self._chats.get(user_id, await self._members.join(user_id, body.token)))
 
 
 class JoinPreviewHandler(ApiHandler):

@@ -12,7 +12,7 @@ from models import invites, listing, participants, sanctions
 from models.changes import Change, changing
 from models.database import Database, Row
 from plugins.chats import shapes
-from plugins.chats.chats import MOST
+from plugins.chats.chats import MOST, Entries
 from plugins.chats.invites import NOT_VALID
 from plugins.chats.rights import NO_CHAT, RANK, above, at_least, governing, locked, of_many
 
@@ -25,8 +25,9 @@ class Members:
     def __init__(self, db: Database, delivery: Delivery) -> None:
         self._db, self._delivery = db, delivery
 
-    async def entries(self, user_id: UUID, chat_id: UUID, limit: int, before: Place | None) -> list[dict[str, Any]]:
-        """The participants, the last to join first. In a channel only its owner and admins see its readers."""
+    async def entries(self, user_id: UUID, chat_id: UUID, limit: int, before: Place | None) -> Entries:
+        """A page of the participants, the last to join first, and whether there are more. In a channel only its owner
+        and admins see its readers."""
         place = await listing.place_of(self._db, user_id, chat_id)
         if place is None:
             raise NotFound(NO_CHAT)
@@ -126,10 +127,11 @@ class Members:
                 raise Conflict(f"A chat has at most {MAX_BANS:,} bans.")
         await self._tell(change, also=other if present is not None else None)
 
-    async def bans(self, user_id: UUID, chat_id: UUID, limit: int, before: Place | None) -> list[dict[str, Any]]:
-        """Who is banned, the latest first. Raises NotFound, Forbidden, Conflict."""
+    async def bans(self, user_id: UUID, chat_id: UUID, limit: int, before: Place | None) -> Entries:
+        """A page of who is banned, the latest first, and whether there are more. Raises NotFound, Forbidden,
+        Conflict."""
         async with governing(self._db, user_id, chat_id):
-            return [dict(row) for row in await sanctions.bans(self._db, chat_id, limit, before)]
+            return await sanctions.bans(self._db, chat_id, limit, before)
 
     async def unban(self, user_id: UUID, chat_id: UUID, other: UUID) -> None:
         """Lift a ban. Raises NotFound, Forbidden, Conflict."""

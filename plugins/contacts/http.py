@@ -33,6 +33,7 @@ class Verifications(_Contacts):
     @operation({200: Answer(list[Verified], headers=PAGED)})
     async def get(self, query: PageQuery) -> None:
         """List one's verifications, the latest first."""
+        await self.reserve()
         entries = await self._contacts.verifications(self.session.user_id, query.limit + 1, query.place)
         reply_page(self, query, entries, "verified_at", "id")
 
@@ -59,5 +60,6 @@ class Blocks(_Contacts):
     @operation({200: Answer(list[Blocked], headers=PAGED)})
     async def get(self, query: PageQuery) -> None:
         """List whom one has blocked, the latest first."""
+        await self.reserve()
         entries = await self._contacts.blocks(self.session.user_id, query.limit + 1, query.place)
         reply_page(self, query, entries, "blocked_at", "user_id")

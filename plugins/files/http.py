@@ -41,6 +41,7 @@ class FilesHandler(ApiHandler):
     @operation({200: Answer(list[shapes.File], headers=PAGED)})
     async def get(self, query: PageQuery) -> None:
         """List one's own files, the newest first."""
+        await self.reserve()
         entries = await self._files.entries(self.session.user_id, query.limit + 1, query.place)
         reply_page(self, query, entries, "created_at", "file_id")
 
@@ -174,7 +175,7 @@ class FileDownloadHandler(DownloadHandler):
         tag = f'"{row["sha256"].hex()}"'
         if not self.fresh(tag):
             with self._files.found(row):
-                await self.send(content, row["size"], tag)
+                await self.send(content, row["size"], tag, query.reader)
 
     head = get
 

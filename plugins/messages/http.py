@@ -14,12 +14,13 @@ from handlers.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
 from handlers.operations import Answer, Header, operation
 from handlers.pages import PAGED
 from plugins.messages import shapes
-from plugins.messages.messages import Messages, shown
+from plugins.messages.messages import Messages
 from plugins.messages.receipts import Receipts
 from plugins.messages.sealed import Inboxes
 from plugins.messages.sync import CursorExpired, Sync
 
 _NO_EMOJI = InvalidRequest("Some fields are not valid.", details=[Fault("emoji", "not one emoji of at most 64 bytes")])
+LONGEST = 256 * 1024  # bytes of JSON that one message may have, with 200 reactions
 BY_USER = {"rate_limit_messages": "user"}
 
 
@@ -31,18 +32,20 @@ class ChatMessages(ApiHandler):
     async def get(self, chat_id: UUID, query: shapes.HistoryQuery) -> None:
         """List the messages of a chat.
 
-        Those before `before_seq`, or all, the newest first; those behind `after_seq` the oldest first.
+        Those before `before_seq`, or all, the newest first; those behind `after_seq` the oldest first. A page has at
+        most `limit` messages and at most 1 MiB, so it may be short while there are more, which `Link` says.
         """
-        rows = await self._messages.history(self.session.user_id, chat_id, query)
-        if len(rows) > query.limit:
-            last = rows[query.limit - 1]["seq"]
+        await self.reserve()
+        messages, more = await self._messages.history(self.session.user_id, chat_id, query)
+        if more:
+            last = messages[-1]["seq"]
             if query.after_seq is None:
                 self.link_next(limit=query.limit, before_seq=last)
             elif query.before_seq is None:
                 self.link_next(limit=query.limit, after_seq=last)
             else:
                 self.link_next(limit=query.limit, after_seq=last, before_seq=query.before_seq)
-        self.reply([shown(row) for row in rows[: query.limit]])
+        self.reply(messages)
 
     @operation(
         {201: shapes.Posted, 200: Answer(shapes.Posted, "It was posted before, under the same `client_id`.")},
@@ -68,12 +71,14 @@ class OneMessage(ApiHandler):
     @operation({200: Message}, refuses=(NotFound,))
     async def get(self, message_id: UUID) -> None:
         """Look at one message, as the history shows it."""
+        await self.reserve(LONGEST)
         self.reply(await self._messages.get(self.session.user_id, message_id))
 
     @operation({200: Message}, refuses=(Forbidden, NotFound), limits=BY_USER)
     async def put(self, message_id: UUID, body: shapes.Edit) -> None:
         """Edit a message of one's own. What is not sent stays, but for the payload."""
         await self.limit("messages", self._rate, str(self.session.user_id))
+        await self.reserve(LONGEST)
         self.reply(await self._messages.edit(self.session.user_id, message_id, body))
 
     @operation({204: None}, refuses=(Forbidden, NotFound), limits=BY_USER)
@@ -186,10 +191,12 @@ class SyncPage(ApiHandler):
     async def get(self, query: shapes.SyncQuery) -> None:
         """Walk through all events of one's chats since a cursor, none skipped.
 
-        Those of a chat stand together, by `seq`. Without a cursor there are none, but the present cursor: take it
-        first, and list the chats next.
+        Those of a chat stand together, by `seq`. A page has at most `limit` events and deletions and at most 1 MiB, so
+        it may be short while there are more, which `has_more` says. Without a cursor there are none, but the present
+        cursor: take it first, and list the chats next.
         """
         await self.limit("sync", self._rate, str(self.session.user_id))
+        await self.reserve()
         self.reply(
             await self._sync.page(self.session.user_id, query.cursor, query.limit, seen=self.request.method != "HEAD")
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from uuid import UUID
@@ -146,21 +146,24 @@ class Messages:
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
-    async def history(self, user_id: UUID, chat_id: UUID, query: shapes.HistoryQuery) -> list[Row]:
-        """One more than ``limit`` messages, if there are: the oldest first behind ``after_seq``, else the newest first.
+    async def history(
+        self, user_id: UUID, chat_id: UUID, query: shapes.HistoryQuery
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """A page of messages, and whether there are more: the oldest first behind ``after_seq``, else the newest first.
         Raises NotFound."""
         if await listing.place_of(self._db, user_id, chat_id) is None:
             raise NotFound(NO_CHAT)
-        return await messages.history(
-            self._db, user_id, chat_id, before=query.before_seq, after=query.after_seq, limit=query.limit + 1
+        rows, more = await messages.history(
+            self._db, user_id, chat_id, before=query.before_seq, after=query.after_seq, limit=query.limit
         )
+        return [_shown(row) for row in rows], more
 
     async def get(self, user_id: UUID, message_id: UUID) -> dict[str, Any]:
         """One message that the user may see. Raises NotFound."""
         row = await messages.visible(self._db, user_id, message_id)
         if row is None:
             raise NotFound(NO_MESSAGE)
-        return shown(row)
+        return shown(dict(row))
 
     # Changing ---------------------------------------------------------------------------------------------------------
 
@@ -185,7 +188,7 @@ class Messages:
             if row["sender_id"] != user_id or not change.may_write:
                 raise Forbidden("Only its sender edits a message, while they may post.")
             await messages.edit(change, message_id, request.encrypted_payload, request.message_type, request.metadata)
-            after = shown(await messages.get(self._db, message_id, user_id))
+            after = shown(dict(await messages.get(self._db, message_id, user_id) or {}))
             # In a channel reactions are each reader's own, and the frame is one for all: an edit leaves them alone.
             sent = {**after, "reactions": []} if change.type == "channel" else after
             await change.append(
@@ -255,13 +258,16 @@ class Messages:
         return erased
 
 
-def shown(row: Row | None) -> dict[str, Any]:
+def shown(row: Mapping[str, Any]) -> dict[str, Any]:
     """A message as clients get it."""
-    assert row is not None
+    return _shown(row)
+
+
+def _shown(row: Any) -> dict[str, Any]:
     message = {name: value for name, value in row.items() if name not in _NOT_SHOWN}
     if message["reaction_counts"] is None:
         del message["reaction_counts"]  # they are of channels
     return message
 
 
-_NOT_SHOWN = ("number", "until", "hidden", "gone", "reason")
+_NOT_SHOWN = frozenset(("number", "until", "hidden", "gone", "reason", "size", "total", "more", "place", "wanted"))

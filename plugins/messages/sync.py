@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from handlers.alerts import Alerts
 from handlers.errors import ApiError, Fault, InvalidRequest
-from models import sync, views
+from models import sync
 from models.changes import Event
 from models.database import Database, Row
-from models.sync import Range
+from models.paging import Page
+from models.sync import Range, Span
 from models.visibility import Membership
 from plugins.messages.cursor import Cursor
 from plugins.messages.messages import shown
@@ -44,68 +45,115 @@ class Sync:
             raise CursorExpired
         # Each span has an event to show, but for those that were seen already; one more tells whether there are others.
         most = limit + len(cursor.seen) + 2
-        moment, spans = await sync.spans(self._db, user_id, cursor.since, cursor.at[0], most)
+        moment, spans = await sync.spans(self._db, user_id, cursor.since, cursor.at, most)
         if cursor.epoch != moment.epoch or cursor.since > moment.end:
             raise CursorExpired  # of a database that was put back to an earlier time
         target = moment.horizon if cursor.target is None else cursor.target
-        reached, ranges, left = dict(cursor.reached), list[Range](), limit
-        for number, span in enumerate(spans):
-            first = max(span.first, _seen(cursor, span.chat_id) + 1)
-            last = min(span.last, first + left - 1)
-            if first <= last:
-                ranges.append(Range(span.chat_id, first, last, span.membership))
-                left -= last - first + 1
-            if (last == span.last or first > span.last) and span.position >= target:
+        parts, all_spans = _parts(cursor, spans, limit)
+        events, end = await self._shown(user_id, parts)
+        if end is not None:  # the page has no room for what is behind it
+            number = next(n for n, part in enumerate(parts) if part.range is end[0])
+            parts = [*parts[:number], parts[number].until(end[1])]
+        has_more = end is not None or not all_spans or len(spans) == most
+        deleted = [{"chat_id": part.span.chat_id, "seq": part.last} for part in parts if part.span.deletion]
+        reached, made = dict(cursor.reached), int(time.time())
+        for part in parts:
+            if part.complete and part.span.position >= target:
                 # Seen to its end, which need not be its end for who asks a moment later.
-                reached[span.chat_id] = max(reached.get(span.chat_id, 0), span.last)
-            if left == 0 and (last < span.last or number + 1 < len(spans)):
-                break
-        else:
-            number = len(spans)
-        events = await self._shown(user_id, await sync.events(self._db, ranges)) if ranges else []
-        has_more = number < len(spans) or len(spans) == most
-        # On the first page of a walk; those that come meanwhile are not below its target, so the next walk tells them.
-        deleted = await views.deletions(self._db, user_id, cursor.since) if cursor.target is None else []
-        made = int(time.time())
+                reached[part.span.chat_id] = max(reached.get(part.span.chat_id, 0), part.span.last)
         if has_more:
-            at = (ranges[-1].chat_id, ranges[-1].last) if ranges else (spans[-1].chat_id, spans[-1].last)
+            at = parts[-1].span.chat_id, parts[-1].last
             return _answer(events, replace(cursor, made=made, target=target, at=at, reached=reached), True, deleted)
         # A walk of many pages tells what was there as it began. What came meanwhile is told by the next one.
         return _answer(events, Cursor(moment.epoch, made, target, reached), cursor.target is not None, deleted)
 
-    async def _shown(self, user_id: UUID, events: Sequence[tuple[Range, Row]]) -> list[dict[str, Any]]:
+    async def _shown(
+        self, user_id: UUID, parts: Sequence[_Part]
+    ) -> tuple[list[dict[str, Any]], tuple[Range, int] | None]:
         """Events as the user gets them: messages and chats as they are now, to who has left as they were. Of a message
-        that is gone, that is what is left to tell. What they may not see is hidden, consecutive events as one."""
+        that is gone, that is what is left to tell. What they may not see is hidden, consecutive events as one.
+
+        Where they do not fit into one page, also the range and the seq of the last one that does.
+        """
+        ranges = [part.range for part in parts if part.range is not None]
+        events = await sync.events(self._db, ranges) if ranges else []
         wanted = {
-            (row["message_id"], where.membership)
+            (row["message_id"], where.membership): None  # in their order
             for where, row in events
             if row["type"] in _OF_MESSAGES and sync.sees(where.membership, row)
         }
         messages = await sync.messages(self._db, user_id, wanted) if wanted else {}
-        chat_ids = {where.chat_id for where, row in events if row["type"] in _OF_CHATS}
+        chat_ids = dict.fromkeys(where.chat_id for where, row in events if row["type"] in _OF_CHATS)
         threads = await sync.threads(self._db, user_id, list(chat_ids)) if chat_ids else {}
-        answer = list[dict[str, Any]]()
+        page, answer = Page(), list[dict[str, Any]]()
+        page.add(_DELETION * sum(part.span.deletion for part in parts))
+        end: tuple[Range, int] | None = None
         for where, row in events:
             stay = where.membership
             shown = (row["type"], sync.fields_of(row)) if sync.sees(stay, row) else None
-            if shown and row["type"] in _OF_MESSAGES:
-                shown = _message(row, messages.get((row["message_id"], stay.left)), stay)
-            elif shown and row["type"] in _OF_CHATS:
-                shown = _chat(row, threads.get(where.chat_id), stay)
+            size = _EVENT + row["size"]
+            if shown and row["type"] in (*_OF_MESSAGES, *_OF_CHATS):
+                of_message = row["type"] in _OF_MESSAGES
+                key: Any = (row["message_id"], stay.left) if of_message else where.chat_id
+                found: Any = messages if of_message else threads
+                if key not in found and end is not None:
+                    return answer, end
+                subject = found.get(key)
+                size += subject["size"] if subject else 0
+                shown = _message(row, subject, stay) if of_message else _chat(row, subject, stay)
             kind, fields = shown or ("hidden", {})
             before = answer[-1] if answer else None
-            if kind == "hidden" and before and _continues(before, where.chat_id, row["seq"]):
+            merged = kind == "hidden" and before is not None and _continues(before, where.chat_id, row["seq"])
+            if not page.add(0 if merged else _EVENT if kind == "hidden" else size) and end is not None:
+                return answer, end
+            if merged and before is not None:
                 before["to_seq"] = row["seq"]
             else:
                 answer.append(Event(kind, where.chat_id, row["seq"], row["happened_at"], fields).frame)
-        return answer
+            end = where, row["seq"]
+        return answer, end if events and events[-1][1]["more"] else None
 
 
+class _Part(NamedTuple):
+    """What a page shows of a span: events, a deletion, or nothing where all was seen before. ``last`` is the seq up to
+    which the span is seen after it."""
+
+    span: Span
+    range: Range | None
+    last: int
+
+    @property
+    def complete(self) -> bool:
+        return self.last >= self.span.last
+
+    def until(self, seq: int) -> _Part:
+        return self._replace(last=seq)
+
+
+def _parts(cursor: Cursor, spans: Sequence[Span], limit: int) -> tuple[list[_Part], bool]:
+    """The next ``limit`` events and deletions, and whether they are all that the spans have."""
+    parts, left = list[_Part](), limit
+    for number, span in enumerate(spans):
+        first = max(span.first, _seen(cursor, span.chat_id) + 1)
+        last = min(span.last, first + left - 1)
+        if first <= last:
+            parts.append(_Part(span, Range(span.chat_id, first, last, span.membership), last))
+            left -= last - first + 1
+        else:
+            parts.append(_Part(span, None, span.last))
+            left -= span.deletion
+        if left == 0 and (last < span.last or number + 1 < len(spans)):
+            return parts, False
+    return parts, True
+
+
+# The JSON of an event but for its message, its chat or what was stored with it; that of a deletion.
+_EVENT, _DELETION = 400, 100
 _OF_MESSAGES = ("message_new", "message_edited", "message_deleted")
 _OF_CHATS = ("chat_created", "chat_updated", "chat_deleted")
 
 
-def _message(row: Row, found: Row | None, stay: Membership) -> tuple[str, dict[str, Any]] | None:
+def _message(row: Row, found: Mapping[str, Any] | None, stay: Membership) -> tuple[str, dict[str, Any]] | None:
     """Type and fields of an event about a message; None when it is hidden. A message that is not found was erased long
     ago, or is in a chat that was deleted just now."""
     if found["hidden"] if found else stay.left is not None:
@@ -117,12 +165,12 @@ def _message(row: Row, found: Row | None, stay: Membership) -> tuple[str, dict[s
     return "message_deleted", {"message_id": row["message_id"], "reason": found["reason"] if found else "deleted"}
 
 
-def _chat(row: Row, found: Row | None, stay: Membership) -> tuple[str, dict[str, Any]] | None:
+def _chat(row: Row, found: Mapping[str, Any] | None, stay: Membership) -> tuple[str, dict[str, Any]] | None:
     """Type and fields of an event of the chat itself: the chat as it is to who takes part, and to who has left as it
     was after this event, if that was kept; None when it is hidden."""
     if found is None:
         return None
-    chat = {name: value for name, value in found.items() if name != "inside"}
+    chat = {name: value for name, value in found.items() if name not in ("inside", "size")}
     if stay.left is None:
         return (row["type"], {"chat": chat}) if found["inside"] else None
     then = row["data"].get("chat")
@@ -143,7 +191,7 @@ def _seen(cursor: Cursor, chat_id: UUID) -> int:
 
 
 def _answer(
-    events: list[dict[str, Any]], cursor: Cursor, has_more: bool, deleted: Sequence[Row] = ()
+    events: list[dict[str, Any]], cursor: Cursor, has_more: bool, deleted: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
     answer: dict[str, Any] = {"events": events, "cursor": cursor.text(), "has_more": has_more}
-    return {**answer, "deleted": [dict(row) for row in deleted]} if deleted else answer
+    return {**answer, "deleted": deleted} if deleted else answer

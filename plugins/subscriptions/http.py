@@ -56,6 +56,7 @@ class Restore(ApiHandler):
     @operation({200: list[shapes.RestoreItem]})
     async def get(self) -> None:
         """List what the token's fingerprint has paid for just now, the latest first."""
+        await self.reserve()
         self.reply(await self._subscriptions.restore(self.session.fingerprint))
 
 

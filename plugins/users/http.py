@@ -22,6 +22,7 @@ class Search(ApiHandler):
         The same public id first, then those that begin with `q`, then those that contain it.
         """
         await self.limit("search", self._rate, str(self.session.user_id))
+        await self.reserve()
         self.reply(await self._users.search(self.session.user_id, query.q))
 
 

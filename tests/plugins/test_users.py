@@ -111,6 +111,7 @@ async def test_an_avatar_is_a_plain_https_address(services: Services) -> None:
             "https://127.1/",
             "https:///path",
             "https://exa mple.org/",
+            "https://example.org/\x01\x7f",
             "https://example.org:99999/",
             "https://[",
             "javascript:alert(1)",
