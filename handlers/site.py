@@ -12,6 +12,7 @@ from tornado.web import Application, RequestHandler
 from config.settings import Core
 from config.traces import Traces
 from handlers.compression import Compressor
+from handlers.ledger import Ledger
 from handlers.limits import Limits
 from handlers.metrics import Metrics
 from handlers.pace import Pace
@@ -34,6 +35,7 @@ class Site(Application):
         core: Core,
         tokens: Tokens,
         limits: Limits,
+        ledger: Ledger,
         metrics: Metrics,
         checks: Mapping[str, Check],
         traces: Traces,
@@ -42,6 +44,7 @@ class Site(Application):
         self.core = core
         self.tokens = tokens
         self.limits = limits
+        self.ledger = ledger
         self.metrics = metrics
         self.checks = checks
         self.traces = traces

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from config.settings import Rate
 from handlers.base import ApiHandler
+from handlers.costs import CHANGES, JOINS, READS, UPDATES, WRITES
 from handlers.errors import Conflict, Forbidden, NotFound
 from handlers.operations import Answer, operation
 from handlers.pages import PAGED, reply_page
@@ -19,7 +20,7 @@ class ChatsHandler(ApiHandler):
     def initialize(self, chats: Chats, rate: Rate, people: Rate) -> None:
         self._chats, self._rate, self._people = chats, rate, people
 
-    @operation({200: Answer(list[shapes.Chat], headers=PAGED)})
+    @operation({200: Answer(list[shapes.Chat], headers=PAGED)}, cost=READS)
     async def get(self, query: shapes.ListQuery) -> None:
         """List one's chats, the last active first.
 
@@ -34,6 +35,7 @@ class ChatsHandler(ApiHandler):
         {201: shapes.ChatInFull, 200: Answer(shapes.ChatInFull, "The direct chat that the two have already.")},
         refuses=(Forbidden, NotFound),
         limits={"rate_limit_chats": "user", "rate_limit_participants": "user, of all whom they bring into chats"},
+        cost=CHANGES,
     )
     async def post(self, body: shapes.NewChat) -> None:
         """Make a chat.
@@ -44,7 +46,8 @@ class ChatsHandler(ApiHandler):
         user = str(self.session.user_id)
         await self.limit("chats", self._rate, user)
         if body.participants:
-            await self.application.limits.spend("participants", user, self._people, len(body.participants))
+            await self.limit("participants", self._people, user, len(body.participants))
+            self.spend_rows(len(body.participants))
         chat, new = await self._chats.create(self.session.user_id, body)
         self.reply(chat, 201 if new else 200)
 
@@ -53,12 +56,17 @@ class ChatHandler(ApiHandler):
     def initialize(self, chats: Chats, rate: Rate) -> None:
         self._chats, self._rate = chats, rate
 
-    @operation({200: shapes.ChatInFull}, refuses=(NotFound,))
+    @operation({200: shapes.ChatInFull}, refuses=(NotFound,), cost=READS)
     async def get(self, chat_id: UUID) -> None:
         """Look at a chat in which one takes part."""
         self.reply(await self._chats.get(self.session.user_id, chat_id))
 
-    @operation({200: shapes.ChatInFull}, refuses=(Forbidden, NotFound), limits={"rate_limit_chat_changes": "user"})
+    @operation(
+        {200: shapes.ChatInFull},
+        refuses=(Forbidden, NotFound),
+        limits={"rate_limit_chat_changes": "user"},
+        cost=CHANGES,
+    )
     async def put(self, chat_id: UUID, body: shapes.ChangeChat) -> None:
         """Change a chat: only the fields that are sent; null clears.
 
@@ -67,7 +75,7 @@ class ChatHandler(ApiHandler):
         await self.limit("chat-changes", self._rate, str(self.session.user_id))
         self.reply(await self._chats.change(self.session.user_id, chat_id, body))
 
-    @operation({204: None}, refuses=(Forbidden, NotFound))
+    @operation({204: None}, refuses=(Forbidden, NotFound), cost=CHANGES)
     async def delete(self, chat_id: UUID) -> None:
         """End a chat for everybody, by its owner; all that was in it is erased. A direct chat goes for oneself only.
 
@@ -81,7 +89,7 @@ class ChatViewHandler(ApiHandler):
     def initialize(self, chats: Chats, rate: Rate) -> None:
         self._chats, self._rate = chats, rate
 
-    @operation({200: shapes.ChatInFull}, refuses=(NotFound,), limits={"rate_limit_chat_views": "user"})
+    @operation({200: shapes.ChatInFull}, refuses=(NotFound,), limits={"rate_limit_chat_views": "user"}, cost=UPDATES)
     async def put(self, chat_id: UUID, body: shapes.ChangeView) -> None:
         """Change how one sees a chat, for oneself: only the fields that are sent.
 
@@ -95,7 +103,7 @@ class ParticipantsHandler(ApiHandler):
     def initialize(self, members: Members, rate: Rate) -> None:
         self._members, self._rate = members, rate
 
-    @operation({200: Answer(list[shapes.Participant], headers=PAGED)}, refuses=(Forbidden, NotFound))
+    @operation({200: Answer(list[shapes.Participant], headers=PAGED)}, refuses=(Forbidden, NotFound), cost=READS)
     async def get(self, chat_id: UUID, query: shapes.ParticipantsQuery) -> None:
         """List who takes part, who joined last first.
 
@@ -104,7 +112,12 @@ class ParticipantsHandler(ApiHandler):
         people = await self._members.entries(self.session.user_id, chat_id, query.limit + 1, query.place)
         reply_page(self, query, people, "joined_at", "user_id")
 
-    @operation({201: shapes.Place}, refuses=(Forbidden, NotFound, Conflict), limits={"rate_limit_participants": "user"})
+    @operation(
+        {201: shapes.Place},
+        refuses=(Forbidden, NotFound, Conflict),
+        limits={"rate_limit_participants": "user"},
+        cost=JOINS,
+    )
     async def post(self, chat_id: UUID, body: shapes.NewParticipant) -> None:
         """Bring somebody into a chat of many, by its owner and admins."""
         await self.limit("participants", self._rate, str(self.session.user_id))
@@ -115,7 +128,12 @@ class ParticipantHandler(ApiHandler):
     def initialize(self, members: Members, rate: Rate) -> None:
         self._members, self._rate = members, rate
 
-    @operation({200: shapes.Place}, refuses=(Forbidden, NotFound, Conflict), limits={"rate_limit_chat_changes": "user"})
+    @operation(
+        {200: shapes.Place},
+        refuses=(Forbidden, NotFound, Conflict),
+        limits={"rate_limit_chat_changes": "user"},
+        cost=CHANGES,
+    )
     async def put(self, chat_id: UUID, user_id: UUID, body: shapes.ChangeRole) -> None:
         """Give a participant another role, by the owner and admins, of who is below them.
 
@@ -124,7 +142,7 @@ class ParticipantHandler(ApiHandler):
         await self.limit("chat-changes", self._rate, str(self.session.user_id))
         self.reply(await self._members.set_role(self.session.user_id, chat_id, user_id, body.role))
 
-    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict))
+    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), cost=CHANGES)
     async def delete(self, chat_id: UUID, user_id: UUID, query: shapes.RemoveQuery) -> None:
         """Remove a participant, by the owner and admins, of who is below them; or leave, of oneself.
 
@@ -143,7 +161,9 @@ class BansHandler(ApiHandler):
     def initialize(self, members: Members) -> None:
         self._members = members
 
-    @operation({200: Answer(list[shapes.BannedUser], headers=PAGED)}, refuses=(Forbidden, NotFound, Conflict))
+    @operation(
+        {200: Answer(list[shapes.BannedUser], headers=PAGED)}, refuses=(Forbidden, NotFound, Conflict), cost=READS
+    )
     async def get(self, chat_id: UUID, query: shapes.BansQuery) -> None:
         """List who is banned from a chat of many, the latest first, by its owner and admins."""
         banned = await self._members.bans(self.session.user_id, chat_id, query.limit + 1, query.place)
@@ -154,7 +174,7 @@ class BanHandler(ApiHandler):
     def initialize(self, members: Members) -> None:
         self._members = members
 
-    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict))
+    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), cost=UPDATES)
     async def delete(self, chat_id: UUID, user_id: UUID) -> None:
         """Lift a ban, by the owner and admins.
 
@@ -168,12 +188,12 @@ class InvitesHandler(ApiHandler):
     def initialize(self, invites: Invites) -> None:
         self._invites = invites
 
-    @operation({200: list[shapes.Invite]}, refuses=(Forbidden, NotFound, Conflict))
+    @operation({200: list[shapes.Invite]}, refuses=(Forbidden, NotFound, Conflict), cost=READS)
     async def get(self, chat_id: UUID) -> None:
         """List the invites of a chat of many, the latest first, by its owner and admins."""
         self.reply(await self._invites.entries(self.session.user_id, chat_id))
 
-    @operation({201: shapes.InviteWithToken}, refuses=(Forbidden, NotFound, Conflict))
+    @operation({201: shapes.InviteWithToken}, refuses=(Forbidden, NotFound, Conflict), cost=WRITES)
     async def post(self, chat_id: UUID, body: shapes.NewInvite) -> None:
         """Make an invite into a chat of many, by its owner and admins. Its token is shown this once."""
         self.reply(await self._invites.create(self.session.user_id, chat_id, body), 201)
@@ -183,7 +203,7 @@ class InviteHandler(ApiHandler):
     def initialize(self, invites: Invites) -> None:
         self._invites = invites
 
-    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict))
+    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), cost=UPDATES)
     async def delete(self, chat_id: UUID, invite_id: UUID) -> None:
         """Withdraw an invite, by the owner and admins."""
         await self._invites.withdraw(self.session.user_id, chat_id, invite_id)
@@ -194,7 +214,7 @@ class JoinHandler(ApiHandler):
     def initialize(self, members: Members, chats: Chats, rate: Rate) -> None:
         self._members, self._chats, self._rate = members, chats, rate
 
-    @operation({200: shapes.ChatInFull}, refuses=(NotFound, Conflict), limits={"rate_limit_join": "user"})
+    @operation({200: shapes.ChatInFull}, refuses=(NotFound, Conflict), limits={"rate_limit_join": "user"}, cost=JOINS)
     async def post(self, body: shapes.Join) -> None:
         """Join a chat by an invite. Who is in already uses nothing up.
 
@@ -210,7 +230,9 @@ class JoinPreviewHandler(ApiHandler):
     def initialize(self, invites: Invites, rate: Rate) -> None:
         self._invites, self._rate = invites, rate
 
-    @operation({200: shapes.Preview}, refuses=(NotFound,), limits={"rate_limit_join": "user, joins counted"})
+    @operation(
+        {200: shapes.Preview}, refuses=(NotFound,), limits={"rate_limit_join": "user, joins counted"}, cost=READS
+    )
     async def post(self, body: shapes.Join) -> None:
         """Look at what an invite leads to, before joining. It is refused where joining would be."""
         await self.limit("join", self._rate, str(self.session.user_id))
