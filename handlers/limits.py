@@ -89,7 +89,7 @@ class Limits:
     async def spend(self, name: str, key: str, rate: Rate, cost: int = 1, *, shown: bool = False) -> None:
         """Count ``cost`` events of the limit ``name`` for ``key``. ``cost=0`` only asks whether one would fit.
 
-        If it is ``shown``, the answer to the request says how the limit stands; only for limits that nobody but the
+        If it is ``shown``, the answer to the request says how the limit stands; for limits that only the
         caller spends. Raises RateLimited with the seconds after which the next one fits.
         """
         if not self.on:

@@ -197,7 +197,7 @@ async def test_a_session_is_refreshed_so_often_and_the_token_stays_good(services
 
 
 @pytest.mark.gen_test
-async def test_a_thief_who_uses_up_the_budgets_keeps_nobody_from_ending_the_session(services: Services) -> None:
+async def test_a_thief_who_uses_up_the_budgets_can_not_prevent_the_end_of_the_session(services: Services) -> None:
     async with place(services) as shared, serving(shared, **ON, BUDGET_REQUESTS="5/hour") as server:
         alice = await Account().register(server.url)
         stolen = alice.session_id
