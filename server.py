@@ -31,6 +31,7 @@ from handlers.base import UnknownRoute
 from handlers.bus import Bus, connected
 from handlers.delivery import Delivery
 from handlers.hub import Hub, Peer
+from handlers.ledger import Ledger
 from handlers.limits import Limits
 from handlers.listener import HERE, Listener, authority, bind, farewell
 from handlers.metrics import Metrics
@@ -65,9 +66,8 @@ class Configuration:
     @property
     def rates(self) -> dict[str, Rate]:
         """The rate limits by the names of their settings; none when they are off."""
-        found = {
-            name: value for section in self.sections.values() for name, value in section if isinstance(value, Rate)
-        }
+        read = (self.core, *self.sections.values())
+        found = {name: value for section in read for name, value in section if isinstance(value, Rate)}
         return found if self.core.rate_limits == "on" else {}
 
 
@@ -174,7 +174,8 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         bus = Bus(redis, instance_id, metrics)
         hub = Hub(bus, metrics, instance_id)
         access = Access(database)
-        delivery = Delivery(hub, bus, access.members, access.hidden_from)
+        ledger = Ledger(redis, core, metrics, on=core.rate_limits == "on")
+        delivery = Delivery(hub, bus, access.members, access.hidden_from, ledger.fan_out)
         keyrings = KeyringFile(core.keyring_path)
         tokens = Tokens(keyrings.ring("jwt", core.jwt_secrets), core.jwt_expiration_hours * 3600)
         limits = Limits(redis, on=core.rate_limits == "on")
@@ -194,6 +195,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             tokens=tokens,
             keyrings=keyrings,
             limits=limits,
+            ledger=ledger,
             passwords=passwords,
             revocations=revocations,
             metrics=metrics,
@@ -229,6 +231,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         # A rotation is taken on by every server well before the new secret signs, a minute later.
         own = (
             Every(1, hub.turn, "heartbeat"),
+            Every(1, ledger.settle, "budgets"),
             Every(20, hub.announce, "announce"),
             Every(15, reload, "keyring"),
             Every(15, check, "checks"),
@@ -319,6 +322,7 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
         core=app.core,
         tokens=app.tokens,
         limits=app.limits,
+        ledger=app.ledger,
         metrics=app.metrics,
         checks=checks,
         traces=app.traces,

@@ -11,7 +11,17 @@ from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+)
 
 ENV_FILE = Path(__file__).resolve().parent.parent / ".env"  # beside server.py, wherever a command is started
 
@@ -30,12 +40,13 @@ def _split(value: object) -> object:
 Items = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_split)]
 
+_SIZE = TypeAdapter(ByteSize)
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many events in so many seconds; the form in settings is ``5/15 minutes`` or ``3/hour``."""
+    """So many events, or bytes, in so many seconds; in settings ``5/15 minutes``, ``3/hour`` or ``1GiB/minute``."""
 
     count: int
     seconds: int
@@ -44,12 +55,16 @@ class Rate:
     def parse(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        count, slash, period = value.partition("/")
+        size, slash, period = value.partition("/")
         number, _, unit = period.strip().rpartition(" ")
         seconds = _UNITS.get(unit.strip().lower().removesuffix("s"))
-        if not (slash and count.strip().isdecimal() and (number.strip() or "1").isdecimal() and seconds):
+        try:
+            count = int(_SIZE.validate_python(size.strip()))
+        except ValidationError:
+            count = None
+        if not (slash and count is not None and (number.strip() or "1").isdecimal() and seconds):
             raise ValueError("expected a rate such as 5/15 minutes or 3/hour")
-        rate = cls(int(count), int(number or 1) * seconds)
+        rate = cls(count, int(number or 1) * seconds)
         if rate.count < 1 or rate.seconds < 1:
             raise ValueError("a rate counts at least one event in at least one second")
         return rate
@@ -111,7 +126,33 @@ DatabaseUrl = Annotated[SecretStr, _url("postgresql", "postgres")]
 RedisUrl = Annotated[SecretStr, _url("redis", "rediss", "unix")]
 
 
-class Core(Section):
+class Budgets(Section):
+    """What each account may cost this server (handlers/ledger.py). The count may be spent at once; it refills evenly.
+
+    Each number is above what the heaviest honest client needs; docs/decisions/0035-one-ledger-an-account.md says how
+    they were found.
+    """
+
+    # As much as RATE_LIMIT_MESSAGES, RATE_LIMIT_RECEIPTS and RATE_LIMIT_SYNC allow together.
+    budget_requests: RateLimit = Field(Rate(3000, 60), description="Requests an account.")
+    # Three sockets at their limit of 60 a second, and some more.
+    budget_frames: RateLimit = Field(Rate(12_000, 60), description="Frames an account, on all its sockets.")
+    # 500 queued messages of 64 KiB in base64 are 43 MiB; 60 frames a second of 7 KiB for ever.
+    budget_bytes_in: RateLimit = Field(Rate(256 << 20, 600), description="Bytes of bodies and frames an account sends.")
+    # A week's 100,000 events of 8 KiB in base64 are 1.0 GiB.
+    budget_bytes_out: RateLimit = Field(Rate(2 << 30, 1200), description="Bytes of JSON an account receives.")
+    # A history archive of 16 GiB, uploaded and downloaded, and three more of them.
+    budget_transfer: RateLimit = Field(Rate(128 << 30, 86_400), description="Bytes of files an account moves.")
+    # 2,500 people an hour brought into chats are 5,000 rows.
+    budget_rows: RateLimit = Field(Rate(7200, 3600), description="Rows an account leaves, other than messages.")
+    # 60 messages a second of 1 KiB into groups of 280 people; 10 posts of 1 KiB into a channel of 100,000.
+    budget_fanout: RateLimit = Field(Rate(1 << 30, 60), description="Bytes an account sends, times their recipients.")
+    budget_address_times: int = Field(
+        10, ge=1, le=1000, description="How many times as much an address may spend without an account."
+    )
+
+
+class Core(Budgets):
     """What the house itself needs to know; each feature adds a section of its own."""
 
     host: Annotated[str, AfterValidator(_hosts)] = Field(

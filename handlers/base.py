@@ -16,13 +16,12 @@ import structlog
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from config.logs import known
-from config.settings import Rate
 from config.traces import Ended
 from handlers import errors
+from handlers.accounting import AccountingHandler
 from handlers.answering import MAX_BODY as MAX_BODY
-from handlers.answering import AnsweringHandler
 from handlers.errors import ApiError, Fault, InvalidRequest
-from handlers.limits import CLIENT_KEY, client_address, limit_key, within
+from handlers.limits import CLIENT_KEY, SHOW, client_address, limit_key, within
 from handlers.operations import Header
 from handlers.origins import is_allowed
 from handlers.shapes import Shape, decode
@@ -46,7 +45,7 @@ HEADERS = (
     Header("X-Request-ID", "At most 64 of `A-Za-z0-9._-` are taken over; anything else is replaced."),
 )
 _CORS_HEADERS = ("Authorization", "Content-Type", *(header.name for header in HEADERS))
-_CORS_EXPOSED = ("Link", "Retry-After", "X-Request-ID")
+_CORS_EXPOSED = ("Link", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID")
 _TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context
 _PLATFORMS = ("android", "ios", "web", "desktop", "none")
 _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD")
@@ -62,7 +61,7 @@ class Client:
 
 
 @stream_request_body
-class ApiHandler(AnsweringHandler):
+class ApiHandler(AccountingHandler):
     """An endpoint. It wants a valid token unless its class says ``public = True``."""
 
     public = False
@@ -78,13 +77,13 @@ class ApiHandler(AnsweringHandler):
         errors.PridMismatch,
         errors.TooLarge,
         errors.ClientOutdated,
+        errors.RateLimited,
         errors.InternalError,
         errors.Unavailable,
     )
     # Headers that scripts of a listed origin may send and read here, beside those of every endpoint.
     cors_takes: tuple[str, ...] = ()
     cors_shows: tuple[str, ...] = ()
-    _session: Session | None
 
     def __init__(self, application: Site, request: Any, **kwargs: Any) -> None:
         # Before super(): set_default_headers, which it calls, wants the id.
@@ -93,7 +92,6 @@ class ApiHandler(AnsweringHandler):
         self._started = time.perf_counter()
         self._session = None
         self._chunks: list[bytes] = []
-        self._received = 0
         application.active += 1
         self._active = True
         self._answered: Ended | None = None
@@ -163,10 +161,6 @@ class ApiHandler(AnsweringHandler):
                 raise InvalidRequest("Some fields are not valid.", details=[Fault(name, "not UTF-8")]) from None
         return shape.model_validate(given, strict=False)
 
-    async def limit(self, name: str, rate: Rate, key: str | None = None) -> None:
-        """Count this request; by client address unless another key is given. Raises RateLimited."""
-        await self.application.limits.spend(name, key or limit_key(self.address), rate)
-
     def count_client(self) -> None:
         """Count a request that signs an app in or keeps it signed in, by platform."""
         platform = self.client.platform or "none"
@@ -192,6 +186,7 @@ class ApiHandler(AnsweringHandler):
             if origin and is_allowed(origin, allowed):
                 headers["Access-Control-Allow-Origin"] = origin
                 headers["Access-Control-Expose-Headers"] = ", ".join((*_CORS_EXPOSED, *self.cors_shows))
+        self._show_quotas()  # a refusal clears the headers first
 
     def _too_large(self) -> ApiError:
         return errors.TooLarge(f"The body is larger than {self.max_body} bytes.")
@@ -200,11 +195,13 @@ class ApiHandler(AnsweringHandler):
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
         CLIENT_KEY.set(lambda: limit_key(self.address))
+        SHOW.set(self._show)
         if self._failed is not None:
             raise self._failed
         self._begin_trace()
         headers = self.request.headers
         if self.request.method == "OPTIONS":
+            self._admit()
             return
         if self.application.minimum_version and "X-Client-Version" in headers:
             client = version(headers["X-Client-Version"])
@@ -223,6 +220,7 @@ class ApiHandler(AnsweringHandler):
             raise errors.Unauthorized
         if self.request.method not in self.allow().split(", "):
             raise errors.MethodNotAllowed  # before an upload begins, which looks at no method
+        self._admit()
         # The connection's own limit is lifted because it doesn't know how much each endpoint takes.
         if self.declared > self.max_body:
             raise self._too_large()
@@ -302,6 +300,7 @@ class ApiHandler(AnsweringHandler):
             log.warning("request_unavailable", handler=handler, cause=cause, **known(value))
 
     def _not_active(self, status: int) -> None:
+        self._charge(status)
         if self._active:
             self._active = False
             self.application.active -= 1

@@ -30,6 +30,7 @@ BEHIND = 64  # frames that may wait for one large group; then nothing more is ta
 
 Members = Callable[[UUID, int, int], Awaitable[Collection[UUID]]]
 HiddenFrom = Callable[[UUID, int, str], Awaitable[Container[UUID]]]
+Charge = Callable[[UUID, int], None]  # who sends, and how many bytes reach others: the frame's times the recipients
 PRESENT = 2**63 - 1  # the seq of what is told to whoever is there now
 
 
@@ -64,6 +65,10 @@ def _hidden(frame: Frame) -> bytes:
     return encode({"type": "hidden", **{name: frame[name] for name in ("chat_id", "seq", "created_at")}})
 
 
+def _free(_sender: UUID, _amount: int) -> None:
+    """Charge for nothing."""
+
+
 async def _from_nobody(_group: UUID, _access: int, _scope: str) -> Container[UUID]:
     return ()
 
@@ -81,8 +86,11 @@ class Delivery:
     out}\\n{frame}``. ``kind`` is ``send`` or ``drop``, with a scope ``send:{scope}``.
     """
 
-    def __init__(self, hub: Hub, bus: Bus, members: Members, hidden_from: HiddenFrom = _from_nobody) -> None:
+    def __init__(
+        self, hub: Hub, bus: Bus, members: Members, hidden_from: HiddenFrom = _from_nobody, charge: Charge = _free
+    ) -> None:
         self._hub, self._bus, self._members, self._hidden_from = hub, bus, members, hidden_from
+        self._charge = charge
         self._origin = hub.instance_id.hex
         self._queues: dict[UUID, deque[_Told]] = {}
         self._turn = asyncio.Lock()  # first come, first served
@@ -113,19 +121,22 @@ class Delivery:
         members: Collection[UUID],
         frame: Frame,
         *,
+        by: UUID | None = None,
         skip: str = "",
         but: UUID | None = None,
         droppable: bool = False,
         began: float | None = None,
     ) -> None:
         """Send a frame to every socket of the members, on all instances, but the one called ``skip``, and those of the
-        user ``but``. What it tells of happened at ``began`` (monotonic), or just now."""
+        user ``but``. What it tells of happened at ``began`` (monotonic), or just now. The user ``by`` is charged for
+        it; None where the server itself sends, or somebody whom it doesn't know."""
         if but is not None:
             members = [member for member in members if member != but]
         kind, began = frame["type"], time.monotonic() if began is None else began
-        self._put(
-            group, _Told(kind, began, access, frame.get("seq", PRESENT), members, encode(frame), skip, but, droppable)
-        )
+        payload = encode(frame)
+        if by is not None:
+            self._charge(by, len(members) * len(payload))
+        self._put(group, _Told(kind, began, access, frame.get("seq", PRESENT), members, payload, skip, but, droppable))
 
     def _put(self, group: UUID, told: _Told) -> None:
         assert told.members is not None
@@ -150,10 +161,12 @@ class Delivery:
             self._hub.write_all(hiding, "hidden", hidden, told.skip, told.droppable),
         )
 
-    async def announce(self, group: UUID, access: int, frames: Iterable[Frame], *, also: UUID | None = None) -> None:
+    async def announce(
+        self, group: UUID, access: int, frames: Iterable[Frame], *, by: UUID | None = None, also: UUID | None = None
+    ) -> None:
         """Tell frames to those who are members since ``access`` and were there at the frame's ``seq``, and to one who
-        is a member no more. A frame with an attribute ``scope`` reaches some of them as ``hidden``. What can't be told,
-        since PostgreSQL is away, clients find by ``/sync``."""
+        is a member no more, and charge the user ``by``. A frame with an attribute ``scope`` reaches some of them as
+        ``hidden``. What can't be told, since PostgreSQL is away, clients find by ``/sync``."""
         began = time.monotonic()
         for frame in frames:
             scope, seq = getattr(frame, "scope", ""), frame.get("seq", PRESENT)
@@ -165,9 +178,11 @@ class Delivery:
                 return
             if unseeing:
                 told = _Told(frame["type"], began, access, seq, members, encode(frame), "", None, False)
+                if by is not None:
+                    self._charge(by, len(members) * len(told.payload))
                 self._put(group, told._replace(scope=scope, unseeing=unseeing, hidden=_hidden(frame)))
             else:
-                self.tell(group, access, members, frame, began=began)
+                self.tell(group, access, members, frame, by=by, began=began)
             if also is not None and also not in members:
                 self._hub.send(also, frame)
 

@@ -15,6 +15,7 @@ from config.settings import Rate
 from handlers import openapi
 from handlers.base import ApiHandler
 from handlers.compression import takes_gzip
+from handlers.costs import READS
 from handlers.downloads import names
 from handlers.errors import NotFound
 from handlers.operations import Answer, Header, operation
@@ -85,7 +86,7 @@ class OpenApi(_PublishedHandler):
     def initialize(self, document: Published) -> None:
         self._document = document
 
-    @operation({200: Answer(dict[str, Any], "The document.", CACHED), 304: SAME}, headers=ASKED)
+    @operation({200: Answer(dict[str, Any], "The document.", CACHED), 304: SAME}, headers=ASKED, cost=READS)
     async def get(self) -> None:
         """Get this document, made of the shapes by which this very server judges requests."""
         await self.publish(self._document)
@@ -95,7 +96,9 @@ class DocsPage(_PublishedHandler):
     def initialize(self, assets: Mapping[str, Published]) -> None:
         self._assets = assets
 
-    @operation({200: Answer(words="The page.", headers=CACHED, media="text/html"), 304: SAME}, headers=ASKED)
+    @operation(
+        {200: Answer(words="The page.", headers=CACHED, media="text/html"), 304: SAME}, headers=ASKED, cost=READS
+    )
     async def get(self) -> None:
         """Get a page that renders this document."""
         self.set_header("Content-Security-Policy", SCRIPTED)
@@ -108,7 +111,10 @@ class DocsAsset(_PublishedHandler):
         self._assets = assets
 
     @operation(
-        {200: Answer(words="The asset.", headers=CACHED, media="*/*"), 304: SAME}, refuses=(NotFound,), headers=ASKED
+        {200: Answer(words="The asset.", headers=CACHED, media="*/*"), 304: SAME},
+        refuses=(NotFound,),
+        headers=ASKED,
+        cost=READS,
     )
     async def get(self, name: str) -> None:
         """Get what that page is made of."""

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from handlers import errors
 from handlers.base import ApiHandler
+from handlers.costs import MONITORS
 from handlers.limits import within
 from handlers.metrics import CONTENT_TYPE
 from handlers.operations import Answer, operation
@@ -58,7 +59,7 @@ class Health(ApiHandler):
     def initialize(self, checks: Mapping[str, Check]) -> None:
         self._checks = checks
 
-    @operation({200: HealthReport, 503: Answer(HealthReport, "Something is not well.")})
+    @operation({200: HealthReport, 503: Answer(HealthReport, "Something is not well.")}, cost=MONITORS)
     async def get(self) -> None:
         """Ask whether all is well.
 
@@ -76,7 +77,7 @@ class Live(ApiHandler):
 
     public = True
 
-    @operation({200: Liveness})
+    @operation({200: Liveness}, cost=MONITORS)
     def get(self) -> None:
         """Ask whether the process answers."""
         self.reply({"status": "live"})
@@ -87,7 +88,7 @@ class MetricsPage(ApiHandler):
 
     public = True
 
-    @operation({200: Answer(words="Prometheus's text.", media="text/plain")}, refuses=(errors.NotFound,))
+    @operation({200: Answer(words="Prometheus's text.", media="text/plain")}, refuses=(errors.NotFound,), cost=MONITORS)
     def get(self) -> None:
         """Get the metrics, from the networks of `METRICS_ALLOW`; others are told that it isn't there."""
         if not within(self.address, self.application.core.metrics_allow):

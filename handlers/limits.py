@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 import structlog
 from redis.asyncio import Redis
@@ -21,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 # What the request being answered is counted under; set for each by ApiHandler, computed only by what asks for it.
 CLIENT_KEY: ContextVar[Callable[[], str]] = ContextVar("client_key", default=lambda: "")
+# Where the answer to that request says how a limit stands; set with it.
+SHOW: ContextVar[Callable[[Quota], None]] = ContextVar("show", default=lambda _: None)
 _HOP = re.compile(r'"?(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::[0-9]{1,5})?"?')
 
 LOCAL_KEYS = 50_000  # buckets kept while Redis is away; the oldest go first
@@ -30,7 +34,7 @@ REDIS_PATIENCE = 1.0
 
 # GCRA keeps one number a bucket, the theoretical arrival time of the next event in microseconds. It is asked of
 # Redis's own clock, so that instances whose clocks differ agree. ARGV: emission interval, burst, cost.
-# Returns 0 when the event fits, else the microseconds until it will.
+# Returns 0 when the event fits, else the microseconds until it will; and those until nothing counts any more.
 _GCRA = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -38,12 +42,38 @@ local interval, burst, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARG
 local arrival = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)
 local next_arrival = math.max(arrival + interval * cost, now)
 local wait = next_arrival - interval * burst - now
-if wait > 0 then return math.ceil(wait) end
+if wait > 0 then return {math.ceil(wait), math.ceil(arrival - now)} end
 if cost ~= 0 then
   redis.call('SET', KEYS[1], string.format('%.0f', next_arrival), 'PX', math.ceil((next_arrival - now) / 1000) + 1000)
+  arrival = next_arrival
 end
-return 0
+return {0, math.ceil(arrival - now)}
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """How a limit or a budget stands: ``left`` of ``count`` in ``window`` seconds. It is full again in ``reset``
+    seconds; where nothing is left, something is then. ``unit`` is the draft's name of what is counted, "" for
+    requests."""
+
+    name: str
+    count: int
+    window: int
+    left: int
+    reset: float
+    unit: str = ""
+
+    @property
+    def policy(self) -> str:
+        """The item of the header RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers)."""
+        unit = f';qu="{self.unit}"' if self.unit else ""
+        return f'"{self.name}";q={self.count};w={self.window}{unit}'
+
+    @property
+    def standing(self) -> str:
+        """The item of the header RateLimit."""
+        return f'"{self.name}";r={self.left};t={math.ceil(self.reset)}'
 
 
 class Limits:
@@ -56,14 +86,19 @@ class Limits:
         self._local: OrderedDict[str, float] = OrderedDict()
         self._away_until = 0.0
 
-    async def spend(self, name: str, key: str, rate: Rate, cost: int = 1) -> None:
+    async def spend(self, name: str, key: str, rate: Rate, cost: int = 1, *, shown: bool = False) -> None:
         """Count ``cost`` events of the limit ``name`` for ``key``. ``cost=0`` only asks whether one would fit.
 
-        Raises RateLimited with the seconds after which the next one fits.
+        If it is ``shown``, the answer to the request says how the limit stands; for limits that only the
+        caller spends. Raises RateLimited with the seconds after which the next one fits.
         """
         if not self.on:
             return
-        wait = await self._wait(f"limit:{name}:{key}", rate, cost)
+        wait, ahead = await self._wait(f"limit:{name}:{key}", rate, cost)
+        if shown:
+            left = 0 if wait > 0 else max(0, int(rate.count - ahead * rate.count / rate.seconds + 1e-6))
+            # Of several events at once some may be left, and yet too few.
+            SHOW.get()(Quota(name, rate.count, rate.seconds, left, wait if wait > 0 else _reset(ahead, left, rate)))
         if wait > 0:
             raise RateLimited(wait)
 
@@ -72,28 +107,29 @@ class Limits:
         if self.on:
             await self._wait(f"limit:{name}:{key}", rate, -1)
 
-    async def _wait(self, bucket: str, rate: Rate, cost: int) -> float:
+    async def _wait(self, bucket: str, rate: Rate, cost: int) -> tuple[float, float]:
+        """The seconds until the events fit, 0 if they do, and until nothing counts any more."""
         interval = rate.seconds / rate.count
         if time.monotonic() >= self._away_until:
             try:
                 async with asyncio.timeout(REDIS_PATIENCE):
                     # A question of cost 0 is whether one more event would fit: asked as one event, not stored.
-                    wait = await self._script(
+                    wait, ahead = await self._script(
                         keys=[bucket], args=[int(interval * 1e6), rate.count - (1 if cost == 0 else 0), cost]
                     )
-                return int(wait) / 1e6
+                return int(wait) / 1e6, int(ahead) / 1e6
             except (RedisError, OSError, TimeoutError):
                 # Ask again in a second: while Redis is away each request would else wait for it.
                 self._away_until = time.monotonic() + 1
                 log.warning("limits_counted_locally")
         return self._wait_here(bucket, rate, interval, cost)
 
-    def _wait_here(self, bucket: str, rate: Rate, interval: float, cost: int) -> float:
+    def _wait_here(self, bucket: str, rate: Rate, interval: float, cost: int) -> tuple[float, float]:
         now = time.monotonic()
         if cost < 0:
             if bucket in self._local:
                 self._local[bucket] += interval * cost
-            return 0.0
+            return 0.0, 0.0
         following = max(self._local.get(bucket, 0.0), now) + interval * max(cost, 1)
         wait = following - interval * rate.count - now
         if wait <= 1e-9 and cost:
@@ -101,7 +137,12 @@ class Limits:
             self._local.move_to_end(bucket)
             if len(self._local) > LOCAL_KEYS:
                 self._local.popitem(last=False)
-        return max(wait, 0.0) if wait > 1e-9 else 0.0
+        return (wait if wait > 1e-9 else 0.0), max(self._local.get(bucket, now) - now, 0.0)
+
+
+def _reset(ahead: float, left: int, rate: Rate) -> float:
+    """Seconds until a limit is full again; where nothing is left, until something is."""
+    return ahead if left else max(0.0, ahead - rate.seconds + rate.seconds / rate.count)
 
 
 class Bucket:

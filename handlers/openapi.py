@@ -19,9 +19,9 @@ from config.settings import Rate
 from config.version import VERSION
 from handlers import schemas
 from handlers.base import HEADERS, ApiHandler
-from handlers.errors import ApiError, RateLimited, UnsupportedMediaType
+from handlers.errors import ApiError, UnsupportedMediaType
 from handlers.operations import Answer, Operation, declared
-from handlers.schemas import ERROR, REQUEST_ID, reference
+from handlers.schemas import COMMON, ERROR, reference
 from handlers.shapes import Shape
 from handlers.socket import SocketHandler
 
@@ -35,8 +35,9 @@ needed. Every address answers `OPTIONS` with its methods, and `HEAD` as `GET` wi
 uses something up: `Allow` names it where it is taken.
 
 A refusal has one form, whatever the route: `error` is a code that stays, `message` a sentence for people, `request_id`
-what the log knows it by; `details` names all the bad fields at once. Any request may bear `X-PrID`, `X-Client-Version`,
-`X-Platform` and `X-Request-ID`; none of them is needed."""
+what the log knows it by; `details` names all the bad fields at once. Every request spends from the budgets of its
+account, or of its address (`x-budgets`): `RateLimit` says how they stand, and 429 comes when one is used up. Any
+request may bear `X-PrID`, `X-Client-Version`, `X-Platform` and `X-Request-ID`; none of them is needed."""
 
 HOUSE = "operation"
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch")
@@ -119,7 +120,7 @@ class _Writer:
                 "schemas": {"Error": ERROR, **self._named},
                 "responses": {name: self._responses[name] for name in sorted(used)},
                 "parameters": {header.name: schemas.parameter(header) for header in HEADERS},
-                "headers": {REQUEST_ID.name: schemas.header(REQUEST_ID)},
+                "headers": {header.name: schemas.header(header) for header in COMMON},
                 "securitySchemes": {"bearer": BEARER, **self._keys},
             },
         }
@@ -141,6 +142,8 @@ class _Writer:
             written["description"] = words
         if limits:
             written["x-rate-limits"] = [limit for _, limit in limits]
+        if said.cost is not None:
+            written["x-budgets"] = list(said.cost.kinds)
         keys = [header for header in said.headers if header.key]
         for key in keys:
             self._keys[key.name] = {"type": "apiKey", "in": "header", "name": key.name, "description": key.words}
@@ -199,8 +202,6 @@ class _Writer:
         bare = method == "head"
         written = {str(status): self._answer(status, answer, bare) for status, answer in said.answers.items()}
         refusals = list(dict.fromkeys((*handler.refuses, *said.refuses)))
-        if said.limits:
-            refusals.append(RateLimited)
         if said.body is not None:
             refusals.append(UnsupportedMediaType)
         for status in sorted({kind.status for kind in refusals} - said.answers.keys()):

@@ -1,6 +1,8 @@
 """Operations: what a method of an endpoint takes and answers, said once beside it, for the code and for the document.
 
-    @operation({201: Posted, 200: Posted}, refuses=(Forbidden, NotFound), limits={"rate_limit_messages": "user"})
+    @operation(
+        {201: Posted, 200: Posted}, refuses=(Forbidden, NotFound), limits={"rate_limit_messages": "user"}, cost=POSTS
+    )
     async def post(self, chat_id: UUID, body: Post) -> None:
         \"\"\"Post a message. ...\"\"\"
 
@@ -19,6 +21,7 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 from uuid import UUID
 
+from handlers.costs import Cost
 from handlers.errors import ApiError, NotFound
 from handlers.shapes import PartOfPath, Shape
 
@@ -48,12 +51,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one endpoint. ``limits`` are settings of rates, each with what it is counted by."""
+    """One method of one endpoint. ``limits`` are settings of rates, each with what it is counted by; ``cost`` is what
+    it spends from the budgets of the account (handlers/ledger.py)."""
 
     words: str
     answers: Mapping[int, Answer]
     refuses: tuple[type[ApiError], ...] = ()
     limits: Mapping[str, str] = field(default_factory=dict)
+    cost: Cost | None = None
     headers: tuple[Header, ...] = ()
     parts: Mapping[str, Any] = field(default_factory=dict)
     query: type[Shape] | None = None
@@ -67,6 +72,7 @@ def operation(
     *,
     refuses: tuple[type[ApiError], ...] = (),
     limits: Mapping[str, str] | None = None,
+    cost: Cost | None = None,
     headers: tuple[Header, ...] = (),
     query: type[Shape] | None = None,
     media: tuple[str, ...] = (),
@@ -91,6 +97,7 @@ def operation(
             answers={s: given if isinstance(given, Answer) else Answer(given) for s, given in answers.items()},
             refuses=refuses,
             limits=dict(limits or {}),
+            cost=cost,
             headers=headers,
             parts=parts,
             query=asked or query,

@@ -14,6 +14,13 @@ from handlers.shapes import Shape
 
 REFERENCE = "#/components/{}/{}"
 REQUEST_ID = Header("X-Request-ID", "On every answer, and on every line of the log about it.", required=True)
+# How the limits and budgets stand that a request was counted against; not where RATE_LIMITS is off.
+QUOTAS = (
+    Header("RateLimit-Policy", "The limits and budgets that this request counted against: `q` in `w` seconds."),
+    Header(
+        "RateLimit", "What is left of each: `r`; `t` is in how many seconds it is full, or something is left again."
+    ),
+)
 # What refusals come with.
 SENT = {
     header.name: header
@@ -25,6 +32,7 @@ SENT = {
         Header("WWW-Authenticate", "`Bearer`", required=True),
     )
 }
+COMMON = (REQUEST_ID, *QUOTAS)
 ERROR = {
     "type": "object",
     "description": "What every refusal says. `details` names the bad fields of a body or query, all at once.",
@@ -91,9 +99,10 @@ def header(named: Header) -> dict[str, Any]:
 
 
 def headers(named: Iterable[Header]) -> dict[str, Any]:
-    """The headers of an answer; every one but that of an upgrade bears the request's id."""
+    """The headers of an answer; every one but that of an upgrade bears the request's id and its quotas."""
     written = {one.name: header(one) for one in named if one is not REQUEST_ID}
-    return {REQUEST_ID.name: reference("headers", REQUEST_ID.name), **written}
+    common = {one.name: reference("headers", one.name) for one in COMMON}
+    return {**common, **written}
 
 
 def parameter(named: Header) -> dict[str, Any]:

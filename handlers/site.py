@@ -13,6 +13,7 @@ from config.settings import Core
 from config.traces import Traces
 from handlers.compression import Compressor
 from handlers.inflight import InFlight
+from handlers.ledger import Ledger
 from handlers.limits import Limits
 from handlers.metrics import Metrics
 from handlers.pace import Pace
@@ -35,6 +36,7 @@ class Site(Application):
         core: Core,
         tokens: Tokens,
         limits: Limits,
+        ledger: Ledger,
         metrics: Metrics,
         checks: Mapping[str, Check],
         traces: Traces,
@@ -43,6 +45,7 @@ class Site(Application):
         self.core = core
         self.tokens = tokens
         self.limits = limits
+        self.ledger = ledger
         self.metrics = metrics
         self.checks = checks
         self.traces = traces

@@ -17,6 +17,7 @@ from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProt
 
 from handlers import errors, hub, operations
 from handlers.base import ApiHandler
+from handlers.costs import BYTES_IN, FRAMES, READS, Cost
 from handlers.errors import ApiError, InvalidRequest, Unauthorized
 from handlers.hub import Hub, Peer
 from handlers.operations import Header, operation
@@ -53,6 +54,7 @@ class Event:
 
     shape: type[Shape]
     handle: Callable[[Peer, Any], Answer | Awaitable[Answer]]
+    cost: Cost | None = None  # what it spends from the account's budgets, beside itself and its bytes
 
 
 class Auth(Shape):
@@ -69,7 +71,7 @@ def prolonging(tokens: Tokens) -> Event:
         peer.prolong(session)
         return None
 
-    return Event(Auth, prolong)
+    return Event(Auth, prolong, cost=READS)
 
 
 class SocketHandler(WebSocketHandler, ApiHandler):
@@ -138,6 +140,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
             Header("Sec-WebSocket-Key", "16 random bytes, base64", required=True),
             Header("Sec-WebSocket-Protocol", "From browsers: `mimu.v1, bearer.<token>`."),
         ),
+        cost=READS,
     )
     async def get(self, *args: Any, **kwargs: Any) -> None:
         """Open a WebSocket.
@@ -163,6 +166,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         self.request = _UPGRADED
         self._headers = _UPGRADED.headers
         self._chunks = []
+        self._quotas = None
         await self._hub.arrive(self.peer)
         if self.application.tokens.revoked(session):  # it ended during the handshake, when the hub didn't know us
             self.peer.close(hub.SESSION_ENDED, "session ended")
@@ -218,6 +222,8 @@ class SocketHandler(WebSocketHandler, ApiHandler):
     def _take(self, message: str | bytes) -> Awaitable[None] | None:
         """Handle one frame; None when that is done, else what remains to be awaited."""
         frame_id: str | None = None
+        event: Event | None = None
+        account = self._account
         try:
             if not isinstance(message, str):
                 raise InvalidRequest("Frames are text, not binary.")
@@ -231,6 +237,8 @@ class SocketHandler(WebSocketHandler, ApiHandler):
             if event is None or not isinstance(kind, str):
                 raise InvalidRequest("There is no such type of frame.")
             self.application.metrics.frame(kind)
+            if account is not None:
+                account.take(event.cost or READS, len(message))
             answer: Any = event.handle(self.peer, event.shape.model_validate(frame))
             if isinstance(answer, asyncio.Future):
                 return self._under_way(frame_id, answer)
@@ -240,6 +248,9 @@ class SocketHandler(WebSocketHandler, ApiHandler):
                 return self._under_way(frame_id, _settled(answer))
             self._ack(frame_id, answer)
         except Exception as error:
+            if event is None and account is not None:  # reading what is no frame costs as much
+                account.charge(FRAMES, 1)
+                account.charge(BYTES_IN, len(message))
             if self.peer.under_way:
                 return self._under_way(frame_id, _settled(None, error))
             self._refuse(frame_id, error)

@@ -28,6 +28,7 @@ from handlers.base import ApiHandler
 from handlers.bus import Bus
 from handlers.delivery import Delivery
 from handlers.hub import Hub, Peer
+from handlers.ledger import Ledger
 from handlers.limits import Limits
 from handlers.metrics import Metrics
 from handlers.passwords import Passwords
@@ -60,6 +61,7 @@ class App:
     tokens: Tokens
     keyrings: KeyringFile
     limits: Limits
+    ledger: Ledger
     passwords: Passwords
     revocations: Revocations
     metrics: Metrics

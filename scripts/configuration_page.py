@@ -44,7 +44,11 @@ KINDS = {
     "yes or no": Kind("yes or no", "", ("true", "false")),
     "list": Kind("list", "separated by commas", ("https://web.example.org,https://beta.example.org",)),
     "networks": Kind("networks", "CIDR, separated by commas", ("127.0.0.1/32", "10.0.0.0/8,fd00::/8")),
-    "rate": Kind("rate", "so many in so long: second, minute, hour or day", ("5/15 minutes", "3/hour")),
+    "rate": Kind(
+        "rate",
+        "so many, or so many bytes, in so long: second, minute, hour or day",
+        ("5/15 minutes", "3/hour", "256MiB/10 minutes"),
+    ),
     "size": Kind("size", "bytes, or with a unit", ("50MiB", "1GiB", "1048576")),
     "price": Kind("price", "amount, currency, days", ("4.99 EUR/30 days",)),
     "address": Kind("address", "a URL without a user, query or fragment", ("https://files.example.org",)),

@@ -24,8 +24,11 @@ import plugins
 from handlers.base import ApiHandler
 from handlers.bus import Bus
 from handlers.hub import Hub
+from handlers.ledger import Ledger
 from handlers.limits import Limits
 from handlers.metrics import Metrics
+from handlers.operations import declared
+from handlers.socket import SocketHandler
 from handlers.tokens import Keyring, Tokens
 from models.database import Database
 from tests.client import Account
@@ -76,6 +79,7 @@ STATE = (
     Database,
     Hub,
     Keyring,
+    Ledger,
     Limits,
     Metrics,
     Redis,
@@ -183,6 +187,39 @@ def test_the_guard_sees_every_way_to_import(module: str, line: str) -> None:
 )
 def test_the_guard_lets_the_others_through(module: str, line: str) -> None:
     assert trespasses(line, module) == []
+
+
+# Everything has a price -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gen_test
+async def test_each_route_and_each_frame_declares_what_it_costs(services: Services) -> None:
+    """Whoever adds one decides which budgets of the account it spends (handlers/ledger.py)."""
+    async with place(services) as shared, serving(shared) as running:
+        rules = running.site.wildcard_router.rules
+    silent = [
+        f"{rule.target.__qualname__}.{method}"
+        for rule in rules
+        if issubclass(rule.target, ApiHandler)
+        for method in rule.target.methods()
+        if getattr(declared(rule.target, method), "cost", None) is None
+    ]
+    [events] = [rule.target_kwargs["events"] for rule in rules if rule.target is SocketHandler]
+    assert silent + [kind for kind, event in events.items() if event.cost is None] == []
+    assert len(events) > 8
+
+
+def test_each_frame_to_a_group_says_who_is_charged_for_it() -> None:
+    """``by`` is the user, or None where the server itself is the cause."""
+    silent = []
+    for path in PRODUCT:
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Attribute) and ast.unparse(called.value) in ("self._delivery", "app.delivery"):
+                named = {keyword.arg for keyword in node.keywords}  # type: ignore[union-attr]
+                if called.attr in ("tell", "announce") and "by" not in named:
+                    silent.append(f"{name_of(path)}:{node.lineno}")  # type: ignore[attr-defined]
+    assert silent == []
 
 
 # Nothing is global ------------------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from nacl.exceptions import BadSignatureError
 
 import plugins
 import server
-from config.settings import Core
+from config.settings import Core, Rate
 from handlers import hub
+from handlers.costs import KINDS
 from handlers.errors import ApiError
 from tests.client import Account
 from tests.running import ROOT, Services, place, serving
@@ -240,7 +241,7 @@ def test_settings_that_a_document_names_exist(document: Path) -> None:
 
 
 def test_rate_limits_are_told_with_their_defaults() -> None:
-    units = {"second": 1, "minute": 60, "minutes": 60, "hour": 3600}
+    units = {"second": 1, "minute": 60, "minutes": 60, "hour": 3600, "day": 86400}
     table = {}
     for row in part(API, "Rate limits").splitlines():
         cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -249,6 +250,13 @@ def test_rate_limits_are_told_with_their_defaults() -> None:
             table[cells[3].strip("`")] = (int(count), int(number or 1) * units[unit])
     defaults = {name: value for name, value in settings().items() if name.startswith("RATE_LIMIT_")}
     assert table == {name: (rate.count, rate.seconds) for name, rate in defaults.items()}
+
+
+def test_budgets_are_told_with_their_defaults() -> None:
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in part(API, "Budgets").splitlines()]
+    table = {row[3].strip("`"): Rate.parse(row[1]) for row in rows if len(row) == 4 and row[3].startswith("`")}
+    assert table == {name: value for name, value in settings().items() if re.match("BUDGET_(?!ADDRESS)", name)}
+    assert [row[0].strip("`") for row in rows if len(row) == 4 and row[3].startswith("`")] == list(KINDS)
 
 
 def test_every_event_of_the_log_is_described_and_no_other() -> None:

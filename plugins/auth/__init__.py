@@ -23,6 +23,7 @@ class Settings(SignalSettings):
     rate_limit_register_failed: RateLimit = Field(Rate(20, 3600), description="Registrations that fail, an address.")
     rate_limit_available: RateLimit = Field(Rate(30, 3600), description="Public ids looked up as free, an address.")
     rate_limit_login: RateLimit = Field(Rate(5, 900), description="Logins an address.")
+    rate_limit_refresh: RateLimit = Field(Rate(200, 86_400), description="Refreshes a session; each leaves a row.")
     rate_limit_refresh_unknown: RateLimit = Field(
         Rate(30, 900), description="Refreshes an address with tokens that Redis doesn't know."
     )
@@ -56,7 +57,15 @@ def setup(app: App, settings: Settings) -> Plugin:
             ),
             ("/auth/available", http.AvailableHandler, {"accounts": accounts, "rate": settings.rate_limit_available}),
             ("/auth/login", http.LoginHandler, confirmed),
-            ("/auth/refresh", http.RefreshHandler, {"sessions": sessions, "rate": settings.rate_limit_refresh_unknown}),
+            (
+                "/auth/refresh",
+                http.RefreshHandler,
+                {
+                    "sessions": sessions,
+                    "rate": settings.rate_limit_refresh,
+                    "unknown_rate": settings.rate_limit_refresh_unknown,
+                },
+            ),
             (
                 "/auth/reset-password",
                 http.ResetPasswordHandler,

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from config.settings import Rate
 from handlers.base import ApiHandler
+from handlers.costs import DEFENDS, READS, WRITES
 from handlers.errors import (
     AccountSuspended,
     Conflict,
@@ -22,7 +23,7 @@ from handlers.operations import Answer, operation
 from handlers.pages import PAGED, reply_page
 from plugins.auth.accounts import Accounts
 from plugins.auth.refusals import IdentityKeyTaken, InvalidProof, PublicIdTaken, TokenReused
-from plugins.auth.sessions import Sessions
+from plugins.auth.sessions import Sessions, family
 from plugins.auth.shapes import (
     Availability,
     AvailabilityQuery,
@@ -52,6 +53,7 @@ class RegisterHandler(ApiHandler):
             "rate_limit_register": "address, of those that succeed",
             "rate_limit_register_failed": "address, of those that fail",
         },
+        cost=WRITES,
     )
     async def post(self, body: Register) -> None:
         """Register an account, and open its first session.
@@ -72,9 +74,9 @@ class RegisterHandler(ApiHandler):
     async def _counted(self) -> AsyncIterator[None]:
         """Count a registration against both limits, then take back the one that it does not belong to."""
         limits, key = self.application.limits, limit_key(self.address)
-        await limits.spend("register", key, self._rate)
+        await limits.spend("register", key, self._rate, shown=True)
         try:
-            await limits.spend("register-failed", key, self._failed_rate)
+            await limits.spend("register-failed", key, self._failed_rate, shown=True)
         except RateLimited:
             await limits.refund("register", key, self._rate)
             raise
@@ -96,7 +98,7 @@ class AvailableHandler(ApiHandler):
     def initialize(self, accounts: Accounts, rate: Rate) -> None:
         self._accounts, self._rate = accounts, rate
 
-    @operation({200: Availability}, limits={"rate_limit_available": "address"})
+    @operation({200: Availability}, limits={"rate_limit_available": "address"}, cost=READS)
     async def get(self, query: AvailabilityQuery) -> None:
         """Ask whether a public id could be registered now.
 
@@ -112,7 +114,12 @@ class LoginHandler(ApiHandler):
     def initialize(self, accounts: Accounts, rate: Rate) -> None:
         self._accounts, self._rate = accounts, rate
 
-    @operation({200: SignedIn}, refuses=(InvalidCredentials, AccountSuspended), limits={"rate_limit_login": "address"})
+    @operation(
+        {200: SignedIn},
+        refuses=(InvalidCredentials, AccountSuspended),
+        limits={"rate_limit_login": "address"},
+        cost=WRITES,
+    )
     async def post(self, body: Login) -> None:
         """Log in: a new session.
 
@@ -127,13 +134,17 @@ class LoginHandler(ApiHandler):
 class RefreshHandler(ApiHandler):
     public = True
 
-    def initialize(self, sessions: Sessions, rate: Rate) -> None:
-        self._sessions, self._rate = sessions, rate
+    def initialize(self, sessions: Sessions, rate: Rate, unknown_rate: Rate) -> None:
+        self._sessions, self._rate, self._unknown_rate = sessions, rate, unknown_rate
 
     @operation(
         {200: Refreshed},
         refuses=(TokenReused, AccountSuspended),
-        limits={"rate_limit_refresh_unknown": "address, of tokens that Redis doesn't know"},
+        limits={
+            "rate_limit_refresh": "session",
+            "rate_limit_refresh_unknown": "address, of tokens that Redis doesn't know",
+        },
+        cost=WRITES,
     )
     async def post(self, body: Refresh) -> None:
         """Spend a refresh token for its successor.
@@ -142,8 +153,11 @@ class RefreshHandler(ApiHandler):
         successor. Any other spent one ends its session.
         """
         token = body.refresh_token
-        if not await self._sessions.known(token):
-            await self.limit("refresh-unknown", self._rate)
+        if await self._sessions.known(token):
+            # Each leaves a row for as long as the session may last. Who doesn't have the token can't use this up.
+            await self.limit("refresh", self._rate, str(family(token)))
+        else:
+            await self.limit("refresh-unknown", self._unknown_rate)
         self.count_client()
         self.reply(await self._sessions.refresh(token, self.client))
 
@@ -161,6 +175,7 @@ class ResetPasswordHandler(ApiHandler):
             "rate_limit_reset_challenge": "address, without a proof",
             "rate_limit_reset_password": "address, with one",
         },
+        cost=WRITES,
     )
     async def post(self, body: ResetPassword) -> None:
         """Set a new password, by who has the keys.
@@ -181,7 +196,7 @@ class LogoutHandler(ApiHandler):
     def initialize(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
-    @operation({204: None}, refuses=(NotFound,))
+    @operation({204: None}, refuses=(NotFound,), cost=DEFENDS)
     async def post(self, body: Logout | None = None) -> None:
         """End this session; with `all` every one of the user's."""
         if body is not None and body.all:
@@ -195,7 +210,7 @@ class SessionsHandler(ApiHandler):
     def initialize(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
-    @operation({200: Answer(list[LiveSession], headers=PAGED)})
+    @operation({200: Answer(list[LiveSession], headers=PAGED)}, cost=DEFENDS)
     async def get(self, query: SessionsQuery) -> None:
         """List one's sessions, the one used last first."""
         await self.reserve()
@@ -208,7 +223,7 @@ class SessionHandler(ApiHandler):
     def initialize(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
-    @operation({204: None}, refuses=(NotFound,))
+    @operation({204: None}, refuses=(NotFound,), cost=DEFENDS)
     async def delete(self, session_id: UUID) -> None:
         """End a session of one's own.
 
@@ -222,7 +237,9 @@ class ChangePasswordHandler(ApiHandler):
     def initialize(self, accounts: Accounts, rate: Rate) -> None:
         self._accounts, self._rate = accounts, rate
 
-    @operation({204: None}, refuses=(InvalidCredentials, Conflict), limits={"rate_limit_login": "address"})
+    @operation(
+        {204: None}, refuses=(InvalidCredentials, Conflict), limits={"rate_limit_login": "address"}, cost=DEFENDS
+    )
     async def post(self, body: ChangePassword) -> None:
         """Change one's password; every other session ends."""
         await self.limit("login", self._rate)

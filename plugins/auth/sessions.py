@@ -64,7 +64,7 @@ class Sessions:
 
     async def refresh(self, token: str, client: Client) -> Refreshed:
         """Rotate a refresh token. Raises Unauthorized (``token_reused`` ends the whole session), AccountSuspended."""
-        session_id = _family(token)
+        session_id = family(token)
         if session_id is None:
             raise Unauthorized("The refresh token is not valid.")
         digest = _digest(token)
@@ -170,7 +170,7 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def _family(token: str) -> UUID | None:
+def family(token: str) -> UUID | None:
     """The session a refresh token names; None for what is not one."""
     if not _TOKEN.fullmatch(token):
         return None

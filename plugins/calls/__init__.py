@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pydantic import ByteSize, Field
 
 from config.settings import Rate, RateLimit, Section
+from handlers.costs import READS, UPDATES, WRITES
 from handlers.socket import Event
 from models.calls import overdue
 from models.sweeps import Sweeper
@@ -70,11 +71,11 @@ def setup(app: App, settings: Settings) -> Plugin:
             ("/calls/([0-9a-fA-F-]{36})", http.Call, {"history": history}),
         ),
         events={
-            "call_offer": Event(shapes.Offer, calls.offer),
-            "call_answer": Event(shapes.Answer, calls.answer),
-            "ice_candidate": Event(shapes.Candidate, candidates.take),
-            "call_hangup": Event(shapes.Hangup, calls.hangup),
-            "call_heartbeat": Event(shapes.Heartbeat, calls.heartbeat),
+            "call_offer": Event(shapes.Offer, calls.offer, cost=WRITES),
+            "call_answer": Event(shapes.Answer, calls.answer, cost=UPDATES),
+            "ice_candidate": Event(shapes.Candidate, candidates.take, cost=READS),
+            "call_hangup": Event(shapes.Hangup, calls.hangup, cost=UPDATES),
+            "call_heartbeat": Event(shapes.Heartbeat, calls.heartbeat, cost=UPDATES),
         },
         # The seed's task. Rings are timed by the instance that took the offer; this is for those whose instance died.
         periodic=(Every(30, sweep, "call_timeouts"),),

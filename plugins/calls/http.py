@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from handlers.base import ApiHandler
+from handlers.costs import READS
 from handlers.errors import NotFound
 from handlers.operations import Answer, operation
 from handlers.pages import PAGED, PageQuery, reply_page
@@ -16,7 +17,7 @@ class Calls(ApiHandler):
     def initialize(self, history: History) -> None:
         self._history = history
 
-    @operation({200: Answer(list[CallSession], headers=PAGED)})
+    @operation({200: Answer(list[CallSession], headers=PAGED)}, cost=READS)
     async def get(self, query: PageQuery) -> None:
         """List one's calls, the newest first."""
         await self.reserve()
@@ -28,7 +29,7 @@ class Call(ApiHandler):
     def initialize(self, history: History) -> None:
         self._history = history
 
-    @operation({200: CallSession}, refuses=(NotFound,))
+    @operation({200: CallSession}, refuses=(NotFound,), cost=READS)
     async def get(self, call_id: UUID) -> None:
         """Look at a call of one's own."""
         entry = await self._history.call(self.session.user_id, call_id)

@@ -8,6 +8,7 @@ from config.avatars import AvatarSettings
 from config.settings import Rate, RateLimit
 from handlers.avatars import AvatarHosts
 from handlers.base import ID
+from handlers.costs import POSTS
 from handlers.socket import Event
 from models import purge
 from models.sweeps import Sweeper
@@ -60,5 +61,5 @@ def setup(app: App, settings: Settings) -> Plugin:
             (f"/chats/{ID}/invites/{ID}", http.InviteHandler, {"invites": invites}),
         ),
         periodic=(Every(30, lambda: purging.run(PURGING), "deleted_chats"),),
-        events={"typing": Event(shapes.Typing, typing.typing)},
+        events={"typing": Event(shapes.Typing, typing.typing, cost=POSTS)},
     )

@@ -73,7 +73,7 @@ class Chats:
             if event is not None and file_id:
                 await self._give(file_id, user_id, chat_id)
         if event is not None:
-            await self._delivery.announce(chat_id, access, [event.frame])
+            await self._delivery.announce(chat_id, access, [event.frame], by=user_id)
         elif await views.reopen(self._db, user_id, chat_id):
             self._hub.send(user_id, account_changed("chat", chat_id))
         return await self.get(user_id, chat_id), event is not None
@@ -148,7 +148,9 @@ class Chats:
             self._hub.send(user_id, account_changed("chat", chat_id))
 
     async def _tell(self, change: Change) -> None:
-        await self._delivery.announce(change.chat_id, change.access, [event.frame for event in change.events])
+        await self._delivery.announce(
+            change.chat_id, change.access, [event.frame for event in change.events], by=change.user_id
+        )
 
 
 def entry(row: Mapping[str, Any], user_id: UUID, people: Sequence[dict[str, Any]]) -> dict[str, Any]:

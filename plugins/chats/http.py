@@ -8,6 +8,7 @@ from uuid import UUID
 
 from config.settings import Rate
 from handlers.base import ApiHandler
+from handlers.costs import CHANGES, JOINS, READS, UPDATES, WRITES
 from handlers.errors import Conflict, Forbidden, NotFound
 from handlers.operations import Answer, Header, operation
 from handlers.pages import PAGED, place_of, reply_page
@@ -34,7 +35,7 @@ class ChatsHandler(ApiHandler):
     def initialize(self, chats: Chats, rate: Rate, people: Rate) -> None:
         self._chats, self._rate, self._people = chats, rate, people
 
-    @operation({200: Answer(list[shapes.Chat], headers=PAGED)})
+    @operation({200: Answer(list[shapes.Chat], headers=PAGED)}, cost=READS)
     async def get(self, query: shapes.ListQuery) -> None:
         """List one's chats, the last active first.
 
@@ -53,6 +54,7 @@ class ChatsHandler(ApiHandler):
         },
         refuses=(Forbidden, NotFound),
         limits={"rate_limit_chats": "user", "rate_limit_participants": "user, of all whom they bring into chats"},
+        cost=CHANGES,
     )
     async def post(self, body: shapes.NewChat) -> None:
         """Make a chat.
@@ -64,7 +66,8 @@ class ChatsHandler(ApiHandler):
         await self.limit("chats", self._rate, user)
         await self.reserve()
         if body.participants:
-            await self.application.limits.spend("participants", user, self._people, len(body.participants))
+            await self.limit("participants", self._people, user, len(body.participants))
+            self.spend_rows(len(body.participants))
         chat, new = await self._chats.create(self.session.user_id, body)
         reply_chat(self, chat, 201 if new else 200)
 
@@ -73,7 +76,7 @@ class ChatHandler(ApiHandler):
     def initialize(self, chats: Chats, rate: Rate) -> None:
         self._chats, self._rate = chats, rate
 
-    @operation({200: IN_FULL}, refuses=(NotFound,))
+    @operation({200: IN_FULL}, refuses=(NotFound,), cost=READS)
     async def get(self, chat_id: UUID) -> None:
         """Look at a chat in which one takes part.
 
@@ -86,6 +89,7 @@ class ChatHandler(ApiHandler):
         {200: IN_FULL},
         refuses=(Forbidden, NotFound),
         limits={"rate_limit_chat_changes": "user"},
+        cost=CHANGES,
     )
     async def put(self, chat_id: UUID, body: shapes.ChangeChat) -> None:
         """Change a chat: only the fields that are sent; null clears.
@@ -96,7 +100,7 @@ class ChatHandler(ApiHandler):
         await self.reserve()
         reply_chat(self, await self._chats.change(self.session.user_id, chat_id, body))
 
-    @operation({204: None}, refuses=(Forbidden, NotFound))
+    @operation({204: None}, refuses=(Forbidden, NotFound), cost=CHANGES)
     async def delete(self, chat_id: UUID) -> None:
         """End a chat for everybody, by its owner; all that was in it is erased. A direct chat goes for oneself only.
 
@@ -110,7 +114,7 @@ class ChatViewHandler(ApiHandler):
     def initialize(self, chats: Chats, rate: Rate) -> None:
         self._chats, self._rate = chats, rate
 
-    @operation({200: IN_FULL}, refuses=(NotFound,), limits={"rate_limit_chat_views": "user"})
+    @operation({200: IN_FULL}, refuses=(NotFound,), limits={"rate_limit_chat_views": "user"}, cost=UPDATES)
     async def put(self, chat_id: UUID, body: shapes.ChangeView) -> None:
         """Change how one sees a chat, for oneself: only the fields that are sent.
 
@@ -125,7 +129,7 @@ class ParticipantsHandler(ApiHandler):
     def initialize(self, members: Members, rate: Rate) -> None:
         self._members, self._rate = members, rate
 
-    @operation({200: Answer(list[shapes.Participant], headers=PAGED)}, refuses=(Forbidden, NotFound))
+    @operation({200: Answer(list[shapes.Participant], headers=PAGED)}, refuses=(Forbidden, NotFound), cost=READS)
     async def get(self, chat_id: UUID, query: shapes.ParticipantsQuery) -> None:
         """List who takes part, who joined last first.
 
@@ -135,7 +139,12 @@ class ParticipantsHandler(ApiHandler):
         people, more = await self._members.entries(self.session.user_id, chat_id, query.limit, query.place)
         reply_page(self, query, people, "joined_at", "user_id", more=more)
 
-    @operation({201: shapes.Place}, refuses=(Forbidden, NotFound, Conflict), limits={"rate_limit_participants": "user"})
+    @operation(
+        {201: shapes.Place},
+        refuses=(Forbidden, NotFound, Conflict),
+        limits={"rate_limit_participants": "user"},
+        cost=JOINS,
+    )
     async def post(self, chat_id: UUID, body: shapes.NewParticipant) -> None:
         """Bring somebody into a chat of many, by its owner and admins."""
         await self.limit("participants", self._rate, str(self.session.user_id))
@@ -146,7 +155,12 @@ class ParticipantHandler(ApiHandler):
     def initialize(self, members: Members, rate: Rate) -> None:
         self._members, self._rate = members, rate
 
-    @operation({200: shapes.Place}, refuses=(Forbidden, NotFound, Conflict), limits={"rate_limit_chat_changes": "user"})
+    @operation(
+        {200: shapes.Place},
+        refuses=(Forbidden, NotFound, Conflict),
+        limits={"rate_limit_chat_changes": "user"},
+        cost=CHANGES,
+    )
     async def put(self, chat_id: UUID, user_id: UUID, body: shapes.ChangeRole) -> None:
         """Give a participant another role, by the owner and admins, of who is below them.
 
@@ -155,7 +169,7 @@ class ParticipantHandler(ApiHandler):
         await self.limit("chat-changes", self._rate, str(self.session.user_id))
         self.reply(await self._members.set_role(self.session.user_id, chat_id, user_id, body.role))
 
-    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict))
+    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), cost=CHANGES)
     async def delete(self, chat_id: UUID, user_id: UUID, query: shapes.RemoveQuery) -> None:
         """Remove a participant, by the owner and admins, of who is below them; or leave, of oneself.
 
@@ -174,7 +188,9 @@ class BansHandler(ApiHandler):
     def initialize(self, members: Members) -> None:
         self._members = members
 
-    @operation({200: Answer(list[shapes.BannedUser], headers=PAGED)}, refuses=(Forbidden, NotFound, Conflict))
+    @operation(
+        {200: Answer(list[shapes.BannedUser], headers=PAGED)}, refuses=(Forbidden, NotFound, Conflict), cost=READS
+    )
     async def get(self, chat_id: UUID, query: shapes.BansQuery) -> None:
         """List who is banned from a chat of many, the latest first, by its owner and admins.
 
@@ -189,7 +205,7 @@ class BanHandler(ApiHandler):
     def initialize(self, members: Members) -> None:
         self._members = members
 
-    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict))
+    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), cost=UPDATES)
     async def delete(self, chat_id: UUID, user_id: UUID) -> None:
         """Lift a ban, by the owner and admins.
 
@@ -203,13 +219,13 @@ class InvitesHandler(ApiHandler):
     def initialize(self, invites: Invites) -> None:
         self._invites = invites
 
-    @operation({200: list[shapes.Invite]}, refuses=(Forbidden, NotFound, Conflict))
+    @operation({200: list[shapes.Invite]}, refuses=(Forbidden, NotFound, Conflict), cost=READS)
     async def get(self, chat_id: UUID) -> None:
         """List the invites of a chat of many, the latest first, by its owner and admins."""
         await self.reserve()
         self.reply(await self._invites.entries(self.session.user_id, chat_id))
 
-    @operation({201: shapes.InviteWithToken}, refuses=(Forbidden, NotFound, Conflict))
+    @operation({201: shapes.InviteWithToken}, refuses=(Forbidden, NotFound, Conflict), cost=WRITES)
     async def post(self, chat_id: UUID, body: shapes.NewInvite) -> None:
         """Make an invite into a chat of many, by its owner and admins. Its token is shown this once."""
         self.reply(await self._invites.create(self.session.user_id, chat_id, body), 201)
@@ -219,7 +235,7 @@ class InviteHandler(ApiHandler):
     def initialize(self, invites: Invites) -> None:
         self._invites = invites
 
-    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict))
+    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), cost=UPDATES)
     async def delete(self, chat_id: UUID, invite_id: UUID) -> None:
         """Withdraw an invite, by the owner and admins."""
         await self._invites.withdraw(self.session.user_id, chat_id, invite_id)
@@ -230,11 +246,7 @@ class JoinHandler(ApiHandler):
     def initialize(self, members: Members, chats: Chats, rate: Rate) -> None:
         self._members, self._chats, self._rate = members, chats, rate
 
-    @operation(
-        {200: IN_FULL},
-        refuses=(NotFound, Conflict),
-        limits={"rate_limit_join": "user"},
-    )
+    @operation({200: IN_FULL}, refuses=(NotFound, Conflict), limits={"rate_limit_join": "user"}, cost=JOINS)
     async def post(self, body: shapes.Join) -> None:
         """Join a chat by an invite. Who is in already uses nothing up.
 
@@ -251,7 +263,9 @@ class JoinPreviewHandler(ApiHandler):
     def initialize(self, invites: Invites, rate: Rate) -> None:
         self._invites, self._rate = invites, rate
 
-    @operation({200: shapes.Preview}, refuses=(NotFound,), limits={"rate_limit_join": "user, joins counted"})
+    @operation(
+        {200: shapes.Preview}, refuses=(NotFound,), limits={"rate_limit_join": "user, joins counted"}, cost=READS
+    )
     async def post(self, body: shapes.Join) -> None:
         """Look at what an invite leads to, before joining. It is refused where joining would be."""
         await self.limit("join", self._rate, str(self.session.user_id))

@@ -141,5 +141,5 @@ class Members:
 
     async def _tell(self, change: Change, also: UUID | None = None) -> None:
         await self._delivery.announce(
-            change.chat_id, change.access, [event.frame for event in change.events], also=also
+            change.chat_id, change.access, [event.frame for event in change.events], by=change.user_id, also=also
         )

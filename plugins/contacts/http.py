@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from handlers.base import ApiHandler
+from handlers.costs import READS, UPDATES, WRITES
 from handlers.errors import Conflict, NotFound
 from handlers.operations import Answer, operation
 from handlers.pages import PAGED, PageQuery, reply_page
@@ -17,12 +18,12 @@ class _Contacts(ApiHandler):
 
 
 class Verify(_Contacts):
-    @operation({200: Verified}, refuses=(NotFound, FingerprintMismatch))
+    @operation({200: Verified}, refuses=(NotFound, FingerprintMismatch), cost=WRITES)
     async def post(self, public_id: UserRef, body: Verification) -> None:
         """Note that one has compared another's fingerprint; again replaces."""
         self.reply(await self._contacts.verify(self.session.user_id, public_id, body))
 
-    @operation({204: None}, refuses=(NotFound,))
+    @operation({204: None}, refuses=(NotFound,), cost=UPDATES)
     async def delete(self, public_id: UserRef) -> None:
         """Take a verification back."""
         await self._contacts.unverify(self.session.user_id, public_id)
@@ -30,7 +31,7 @@ class Verify(_Contacts):
 
 
 class Verifications(_Contacts):
-    @operation({200: Answer(list[Verified], headers=PAGED)})
+    @operation({200: Answer(list[Verified], headers=PAGED)}, cost=READS)
     async def get(self, query: PageQuery) -> None:
         """List one's verifications, the latest first."""
         await self.reserve()
@@ -39,7 +40,7 @@ class Verifications(_Contacts):
 
 
 class Block(_Contacts):
-    @operation({204: None}, refuses=(NotFound, Conflict))
+    @operation({204: None}, refuses=(NotFound, Conflict), cost=WRITES)
     async def put(self, public_id: UserRef) -> None:
         """Block a user, who is not told; again changes nothing.
 
@@ -49,7 +50,7 @@ class Block(_Contacts):
         await self._contacts.block(self.session.user_id, public_id)
         self.reply_nothing()
 
-    @operation({204: None}, refuses=(NotFound,))
+    @operation({204: None}, refuses=(NotFound,), cost=UPDATES)
     async def delete(self, public_id: UserRef) -> None:
         """Take a block back, also where there was none."""
         await self._contacts.unblock(self.session.user_id, public_id)
@@ -57,7 +58,7 @@ class Block(_Contacts):
 
 
 class Blocks(_Contacts):
-    @operation({200: Answer(list[Blocked], headers=PAGED)})
+    @operation({200: Answer(list[Blocked], headers=PAGED)}, cost=READS)
     async def get(self, query: PageQuery) -> None:
         """List whom one has blocked, the latest first."""
         await self.reserve()

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from config.settings import Rate
 from handlers.base import ApiHandler
+from handlers.costs import READS, TRANSFERS, UPDATES, WRITES
 from handlers.downloads import BYTES, NAMED, PART, TAKES, DownloadHandler, RangeNotSatisfiable
 from handlers.errors import Forbidden, InvalidRequest, NotFound
 from handlers.operations import Answer, Header, operation
@@ -38,7 +39,7 @@ class FilesHandler(ApiHandler):
     def initialize(self, files: Files, rate: Rate, address: str | None) -> None:
         self._files, self._rate, self._address = files, rate, address
 
-    @operation({200: Answer(list[shapes.File], headers=PAGED)})
+    @operation({200: Answer(list[shapes.File], headers=PAGED)}, cost=READS)
     async def get(self, query: PageQuery) -> None:
         """List one's own files, the newest first."""
         await self.reserve()
@@ -49,6 +50,7 @@ class FilesHandler(ApiHandler):
         {201: shapes.AnnouncedFile},
         refuses=(NotFound, FileTooLarge, QuotaExceeded, NoRoom),
         limits={"rate_limit_files": "user"},
+        cost=WRITES,
     )
     async def post(self, body: shapes.NewFile) -> None:
         """Announce a file, and be told where its bytes go, within the hour."""
@@ -60,7 +62,7 @@ class FileUsageHandler(ApiHandler):
     def initialize(self, files: Files) -> None:
         self._files = files
 
-    @operation({200: shapes.Usage})
+    @operation({200: shapes.Usage}, cost=READS)
     async def get(self) -> None:
         """See what one's files take, and what they may."""
         self.reply(await self._files.usage(self.session))
@@ -70,7 +72,7 @@ class FileHandler(ApiHandler):
     def initialize(self, files: Files) -> None:
         self._files = files
 
-    @operation({200: shapes.File}, refuses=(NotFound,))
+    @operation({200: shapes.File}, refuses=(NotFound,), cost=READS)
     async def get(self, file_id: UUID) -> None:
         """Look at a file that one may read.
 
@@ -79,7 +81,7 @@ class FileHandler(ApiHandler):
         """
         self.reply(shapes.file(await self._files.get(self.session.user_id, file_id)))
 
-    @operation({204: None}, refuses=(Forbidden, NotFound))
+    @operation({204: None}, refuses=(Forbidden, NotFound), cost=UPDATES)
     async def delete(self, file_id: UUID) -> None:
         """Delete a file of one's own, whatever its state."""
         await self._files.delete(self.session.user_id, file_id)
@@ -92,7 +94,7 @@ class CompleteFileHandler(ApiHandler):
     def initialize(self, uploads: Uploads) -> None:
         self._uploads = uploads
 
-    @operation({200: shapes.File}, refuses=(NotFound, NotUploaded, ContentMismatch, NoRoom, UploadLocked))
+    @operation({200: shapes.File}, refuses=(NotFound, NotUploaded, ContentMismatch, NoRoom, UploadLocked), cost=UPDATES)
     async def post(self, file_id: UUID) -> None:
         """Have a file's size and SHA-256 checked, and let it be read; again, too."""
         self.reply(shapes.file(await self._uploads.complete(self.session.user_id, file_id)))
@@ -124,6 +126,7 @@ class FileContentHandler(DownloadHandler):
         },
         refuses=(NotFound, RangeNotSatisfiable),
         headers=TAKES,
+        cost=TRANSFERS,
     )
     async def get(self, file_id: UUID) -> None:
         """Get the bytes of a file that one may read, as an attachment.
@@ -165,6 +168,7 @@ class FileDownloadHandler(DownloadHandler):
         },
         refuses=(Forbidden, NotFound, RangeNotSatisfiable),
         headers=TAKES,
+        cost=TRANSFERS,
     )
     async def get(self, file_id: UUID, query: shapes.SignedReading) -> None:
         """Download a file from the signed address that `GET /files/{file_id}/content` gave; send no token with it."""
@@ -199,6 +203,7 @@ class FileUploadHandler(UploadHandler):
         refuses=(Forbidden, NotFound, AlreadyUploaded, NoRoom, UploadLocked),
         query=shapes.Signed,
         media=("application/octet-stream",),
+        cost=TRANSFERS,
     )
     async def put(self, file_id: UUID) -> None:
         """Upload a file to the signed address that its announcement gave; send no token with it."""

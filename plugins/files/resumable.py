@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from config.settings import Rate
+from handlers.costs import READS, TRANSFERS, UPDATES, Cost
 from handlers.errors import InvalidRequest, NotFound, UnsupportedMediaType
 from handlers.operations import Answer, operation
 from handlers.uploads import UploadHandler
@@ -87,6 +88,7 @@ class TusUploadsHandler(TusHandler):
         limits={"rate_limit_files": "user"},
         headers=(tus.RESUMABLE, tus.LENGTH, tus.METADATA, tus.CHECKSUM),
         media=(tus.BODY,),
+        cost=Cost(rows=1, transfers=True),
     )
     async def post(self) -> None:
         """Announce a file that comes by [tus 1.0.0](https://tus.io/protocols/resumable-upload).
@@ -103,7 +105,7 @@ class TusUploadsHandler(TusHandler):
         self.set_status(201)
         self.finish()
 
-    @operation({204: Answer(headers=(tus.RESUMABLE, *tus.SPOKEN))})
+    @operation({204: Answer(headers=(tus.RESUMABLE, *tus.SPOKEN))}, cost=READS)
     def options(self, *path: str) -> None:
         """Ask what of tus there is here."""
         self.set_header("Tus-Version", tus.VERSION)
@@ -130,6 +132,7 @@ class TusUploadHandler(TusHandler):
         {200: Answer(headers=(*STANDS, tus.LENGTH, tus.METADATA))},
         refuses=(NotFound, ContentMismatch, NoRoom, UploadLocked),
         headers=(tus.RESUMABLE,),
+        cost=READS,
     )
     async def head(self, file_id: UUID) -> None:
         """Ask how far an upload of one's own has come; ends a request that is still writing."""
@@ -153,6 +156,7 @@ class TusUploadHandler(TusHandler):
         ),
         headers=(tus.RESUMABLE, tus.OFFSET, tus.CHECKSUM),
         media=(tus.BODY,),
+        cost=TRANSFERS,
     )
     async def patch(self, file_id: UUID) -> None:
         """Go on with an upload of one's own; with the last byte the file is complete."""
@@ -166,6 +170,7 @@ class TusUploadHandler(TusHandler):
         {204: Answer(headers=(tus.RESUMABLE,))},
         refuses=(NotFound, ContentMismatch, NoRoom, UploadLocked),
         headers=(tus.RESUMABLE,),
+        cost=UPDATES,
     )
     async def delete(self, file_id: UUID) -> None:
         """Take an upload of one's own back, with all that has come of it."""

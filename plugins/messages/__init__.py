@@ -7,6 +7,7 @@ from pydantic import Field
 from config.retention import Retention
 from config.settings import Rate, RateLimit
 from handlers.base import ID
+from handlers.costs import POSTS
 from handlers.socket import Event
 from plugins import App, Every, Plugin
 from plugins.messages import http, shapes
@@ -43,7 +44,7 @@ def setup(app: App, settings: Settings) -> Plugin:
             (f"/messages/{ID}/reactions/([^/]+)", http.Reaction, by_user),
             ("/sync", http.SyncPage, {"sync": sync, "rate": settings.rate_limit_sync}),
         ),
-        events={"message_send": Event(shapes.Send, messages.send)},
+        events={"message_send": Event(shapes.Send, messages.send, cost=POSTS)},
         # Contract section 7: erased within 15 s of the time.
         periodic=(Every(5, messages.expire, "message_expiry"),),
         lifespan=journal.running,

@@ -9,6 +9,7 @@ from uuid import UUID
 from config.settings import Rate
 from handlers.answers import Message
 from handlers.base import ApiHandler
+from handlers.costs import POSTS, READS
 from handlers.emoji import MAX_EMOJI, canonical
 from handlers.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound, Unauthorized
 from handlers.operations import Answer, Header, operation
@@ -28,7 +29,7 @@ class ChatMessages(ApiHandler):
     def initialize(self, messages: Messages, rate: Rate) -> None:
         self._messages, self._rate = messages, rate
 
-    @operation({200: Answer(list[Message], headers=PAGED)}, refuses=(NotFound,))
+    @operation({200: Answer(list[Message], headers=PAGED)}, refuses=(NotFound,), cost=READS)
     async def get(self, chat_id: UUID, query: shapes.HistoryQuery) -> None:
         """List the messages of a chat.
 
@@ -51,6 +52,7 @@ class ChatMessages(ApiHandler):
         {201: shapes.Posted, 200: Answer(shapes.Posted, "It was posted before, under the same `client_id`.")},
         refuses=(Forbidden, NotFound, Conflict),
         limits=BY_USER,
+        cost=POSTS,
     )
     async def post(self, chat_id: UUID, body: shapes.Post) -> None:
         """Post a message; answered once it is on the disk.
@@ -68,20 +70,20 @@ class OneMessage(ApiHandler):
     def initialize(self, messages: Messages, rate: Rate) -> None:
         self._messages, self._rate = messages, rate
 
-    @operation({200: Message}, refuses=(NotFound,))
+    @operation({200: Message}, refuses=(NotFound,), cost=READS)
     async def get(self, message_id: UUID) -> None:
         """Look at one message, as the history shows it."""
         await self.reserve(LONGEST)
         self.reply(await self._messages.get(self.session.user_id, message_id))
 
-    @operation({200: Message}, refuses=(Forbidden, NotFound), limits=BY_USER)
+    @operation({200: Message}, refuses=(Forbidden, NotFound), limits=BY_USER, cost=POSTS)
     async def put(self, message_id: UUID, body: shapes.Edit) -> None:
         """Edit a message of one's own. What is not sent stays, but for the payload."""
         await self.limit("messages", self._rate, str(self.session.user_id))
         await self.reserve(LONGEST)
         self.reply(await self._messages.edit(self.session.user_id, message_id, body))
 
-    @operation({204: None}, refuses=(Forbidden, NotFound), limits=BY_USER)
+    @operation({204: None}, refuses=(Forbidden, NotFound), limits=BY_USER, cost=POSTS)
     async def delete(self, message_id: UUID) -> None:
         """Erase a message for everybody.
 
@@ -96,7 +98,7 @@ class Reaction(ApiHandler):
     def initialize(self, messages: Messages, rate: Rate) -> None:
         self._messages, self._rate = messages, rate
 
-    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), limits=BY_USER)
+    @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), limits=BY_USER, cost=POSTS)
     async def put(self, message_id: UUID, emoji: shapes.Emoji) -> None:
         """React to a message; again changes nothing.
 
@@ -106,7 +108,7 @@ class Reaction(ApiHandler):
         await self._messages.react(self.session.user_id, message_id, _emoji(emoji))
         self.reply_nothing()
 
-    @operation({204: None}, refuses=(NotFound,), limits=BY_USER)
+    @operation({204: None}, refuses=(NotFound,), limits=BY_USER, cost=POSTS)
     async def delete(self, message_id: UUID, emoji: shapes.Emoji) -> None:
         """Take a reaction back, also where there is none."""
         await self.limit("messages", self._rate, str(self.session.user_id))
@@ -144,7 +146,7 @@ class Receipt(ApiHandler):
     def initialize(self, receipts: Receipts, rate: Rate) -> None:
         self._receipts, self._rate = receipts, rate
 
-    @operation({200: shapes.Watermarks}, refuses=(NotFound,), limits={"rate_limit_receipts": "user"})
+    @operation({200: shapes.Watermarks}, refuses=(NotFound,), limits={"rate_limit_receipts": "user"}, cost=POSTS)
     async def post(self, chat_id: UUID, body: shapes.Receipt) -> None:
         """Say how far one has received and read a chat.
 
@@ -169,6 +171,7 @@ class SealedMessages(ApiHandler):
         refuses=(NotFound, Conflict),
         headers=(KEY,),
         limits={"rate_limit_sealed": "address", "rate_limit_sealed_inbox": "user written to"},
+        cost=POSTS,
     )
     async def post(self, body: shapes.Sealed) -> None:
         """Put a message into somebody's sealed inbox; send no token, for the server is not to know who sends.
@@ -187,7 +190,7 @@ class SyncPage(ApiHandler):
     def initialize(self, sync: Sync, rate: Rate) -> None:
         self._sync, self._rate = sync, rate
 
-    @operation({200: shapes.SyncPage}, refuses=(CursorExpired,), limits={"rate_limit_sync": "user"})
+    @operation({200: shapes.SyncPage}, refuses=(CursorExpired,), limits={"rate_limit_sync": "user"}, cost=READS)
     async def get(self, query: shapes.SyncQuery) -> None:
         """Walk through all events of one's chats since a cursor, none skipped.
 

@@ -232,7 +232,9 @@ class Journal:
             "created_at": posted.created_at,
             "message": message,
         }
-        self._delivery.tell(post.chat_id, view.access, view.roles, frame, skip=entry.skip, began=committed)
+        self._delivery.tell(
+            post.chat_id, view.access, view.roles, frame, by=post.sender_id, skip=entry.skip, began=committed
+        )
         self._alerts.message(post.chat_id, view.roles, post.sender_id)
 
     async def _look_again(self, entry: _Entry[Any]) -> None:

@@ -224,7 +224,9 @@ class Messages:
 
     async def tell(self, change: Change) -> None:
         """Tell the events of a change that is committed to all who take part."""
-        await self._delivery.announce(change.chat_id, change.access, [event.frame for event in change.events])
+        await self._delivery.announce(
+            change.chat_id, change.access, [event.frame for event in change.events], by=change.user_id
+        )
 
     # Disappearing -----------------------------------------------------------------------------------------------------
 

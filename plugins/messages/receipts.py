@@ -25,7 +25,7 @@ class Receipts:
                 raise NotFound("There is no such chat.")
             unmarked = request.read_seq > 0 and await views.read(change)
             marks = await receipts.advance(change, request.delivered_seq, request.read_seq)
-        await self._delivery.announce(chat_id, change.access, [event.frame for event in change.events])
+        await self._delivery.announce(chat_id, change.access, [event.frame for event in change.events], by=user_id)
         if unmarked:
-            self._delivery.tell(chat_id, change.access, [user_id], account_changed("chat", chat_id))
+            self._delivery.tell(chat_id, change.access, [user_id], account_changed("chat", chat_id), by=user_id)
         return marks._asdict()

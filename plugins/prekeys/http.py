@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from config.settings import Rate
 from handlers.base import ApiHandler
+from handlers.costs import READS, WRITES
 from handlers.errors import Conflict, NotFound
 from handlers.operations import operation
 from handlers.shapes import UserRef
@@ -21,6 +22,7 @@ class Bundle(ApiHandler):
         {200: shapes.Bundle},
         refuses=(NotFound,),
         limits={"rate_limit_bundle": "user and target", "rate_limit_bundles": "user"},
+        cost=READS,
     )
     async def get(self, public_id: UserRef, query: shapes.BundleQuery) -> None:
         """Fetch what opens a Signal session with somebody.
@@ -36,12 +38,14 @@ class Supply(ApiHandler):
     def initialize(self, prekeys: Prekeys, rate: Rate) -> None:
         self._prekeys, self._rate = prekeys, rate
 
-    @operation({200: shapes.Supply}, refuses=(NotFound,))
+    @operation({200: shapes.Supply}, refuses=(NotFound,), cost=READS)
     async def get(self) -> None:
         """See how many of one's prekeys are left."""
         self.reply(await self._prekeys.supply(self.session.user_id))
 
-    @operation({200: shapes.Supply}, refuses=(NotFound, Conflict), limits={"rate_limit_prekey_upload": "user"})
+    @operation(
+        {200: shapes.Supply}, refuses=(NotFound, Conflict), limits={"rate_limit_prekey_upload": "user"}, cost=WRITES
+    )
     async def post(self, body: shapes.Upload) -> None:
         """Upload prekeys: all are taken, or none.
 

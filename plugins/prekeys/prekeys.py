@@ -46,8 +46,8 @@ class Prekeys:
         one_time = kyber = None
         own = owner.id == caller
         if not own:
-            await self._limits.spend("bundles", str(caller), self._in_all)
-            await self._limits.spend("bundle", f"{caller}:{owner.id}", self._per_target)
+            await self._limits.spend("bundles", str(caller), self._in_all, shown=True)
+            await self._limits.spend("bundle", f"{caller}:{owner.id}", self._per_target, shown=True)
         signed = await prekeys.signed_prekey(self._db, owner.id)
         if signed is None:
             raise NotFound("This user has no keys.")

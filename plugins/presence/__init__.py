@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pydantic import Field
 
 from config.settings import Rate, RateLimit, Section
+from handlers.costs import READS
 from handlers.socket import Event
 from plugins import App, Every, Plugin
 from plugins.presence.presence import Presence
@@ -32,7 +33,7 @@ def setup(app: App, settings: Settings) -> Plugin:
 
     return Plugin(
         name="presence",
-        events={"presence_subscribe": Event(Subscribe, watching.subscribe)},
+        events={"presence_subscribe": Event(Subscribe, watching.subscribe, cost=READS)},
         periodic=(Every(10, presence.beat, "presence"), Every(30, watching.forget_closed, "presence_watchers")),
         lifespan=lifespan,
     )

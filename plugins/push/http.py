@@ -6,6 +6,7 @@ from uuid import UUID
 
 from config.settings import Rate
 from handlers.base import ApiHandler
+from handlers.costs import READS, UPDATES
 from handlers.errors import NotFound
 from handlers.operations import Answer, operation
 from plugins.push.preferences import Wishes
@@ -17,7 +18,7 @@ class PushTokens(ApiHandler):
     def initialize(self, tokens: Tokens, rate: Rate) -> None:
         self._tokens, self._rate = tokens, rate
 
-    @operation({200: list[Token]})
+    @operation({200: list[Token]}, cost=READS)
     async def get(self) -> None:
         """List one's push tokens, the one registered last first."""
         self.reply(await self._tokens.listed(self.session))
@@ -25,6 +26,7 @@ class PushTokens(ApiHandler):
     @operation(
         {201: Token, 200: Answer(Token, "The account had it already; it is the asking session's from now on.")},
         limits={"rate_limit_push": "user"},
+        cost=UPDATES,
     )
     async def put(self, body: Registration) -> None:
         """Register a push token, which goes with its session.
@@ -40,7 +42,7 @@ class PushToken(ApiHandler):
     def initialize(self, tokens: Tokens) -> None:
         self._tokens = tokens
 
-    @operation({204: None}, refuses=(NotFound,))
+    @operation({204: None}, refuses=(NotFound,), cost=UPDATES)
     async def delete(self, token_id: UUID) -> None:
         """Forget a push token."""
         await self._tokens.remove(self.session.user_id, token_id)
@@ -51,12 +53,12 @@ class PushSettings(ApiHandler):
     def initialize(self, wishes: Wishes, rate: Rate) -> None:
         self._wishes, self._rate = wishes, rate
 
-    @operation({200: Preferences})
+    @operation({200: Preferences}, cost=READS)
     async def get(self) -> None:
         """See what one is woken for."""
         self.reply(await self._wishes.of(self.session.user_id))
 
-    @operation({200: Preferences}, limits={"rate_limit_push": "user"})
+    @operation({200: Preferences}, limits={"rate_limit_push": "user"}, cost=UPDATES)
     async def put(self, body: Preferences) -> None:
         """Choose what one is woken for; what is not sent stays."""
         await self.limit("push", self._rate, str(self.session.user_id))
@@ -67,7 +69,7 @@ class Vapid(ApiHandler):
     def initialize(self, public_key: dict[str, str]) -> None:
         self._public_key = public_key
 
-    @operation({200: ApplicationServerKey}, refuses=(NotFound,))
+    @operation({200: ApplicationServerKey}, refuses=(NotFound,), cost=READS)
     def get(self) -> None:
         """Get the key with which browsers and UnifiedPush subscribe; 404 where no Web Push is sent."""
         if not self._public_key:

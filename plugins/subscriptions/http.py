@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from config.settings import Rate
 from handlers.base import ApiHandler
+from handlers.costs import READS, UPDATES, WRITES
 from handlers.errors import Conflict
 from handlers.operations import Answer, Header, operation
 from plugins.subscriptions import shapes
@@ -18,7 +19,7 @@ class Offers(ApiHandler):
     def initialize(self, subscriptions: Subscriptions) -> None:
         self._subscriptions = subscriptions
 
-    @operation({200: list[shapes.TierOffer]})
+    @operation({200: list[shapes.TierOffer]}, cost=READS)
     def get(self) -> None:
         """List the tiers: what each allows, what it costs, and how it can be paid. `free` comes first."""
         self.reply(self._subscriptions.offers())
@@ -37,6 +38,7 @@ class Purchases(ApiHandler):
         },
         refuses=(PaymentRequired, InvalidSignature, Conflict, PaymentMethodUnavailable),
         limits={"rate_limit_purchase": "address"},
+        cost=WRITES,
     )
     async def post(self, body: shapes.Purchase) -> None:
         """Buy a subscription, anonymously: send no token with it.
@@ -53,7 +55,7 @@ class Restore(ApiHandler):
     def initialize(self, subscriptions: Subscriptions) -> None:
         self._subscriptions = subscriptions
 
-    @operation({200: list[shapes.RestoreItem]})
+    @operation({200: list[shapes.RestoreItem]}, cost=READS)
     async def get(self) -> None:
         """List what the token's fingerprint has paid for just now, the latest first."""
         await self.reserve()
@@ -66,7 +68,7 @@ class Validations(ApiHandler):
     def initialize(self, subscriptions: Subscriptions, rate: Rate) -> None:
         self._subscriptions, self._rate = subscriptions, rate
 
-    @operation({200: shapes.Validity}, limits={"rate_limit_validate": "address"})
+    @operation({200: shapes.Validity}, limits={"rate_limit_validate": "address"}, cost=READS)
     async def post(self, body: shapes.Validation) -> None:
         """Ask whether the owner of a PRID has a subscription, anonymously: send no token with it.
 
@@ -90,6 +92,7 @@ class StripeWebhook(ApiHandler):
         refuses=(InvalidSignature, PaymentMethodUnavailable),
         headers=(KEY,),
         media=("application/json",),
+        cost=UPDATES,
     )
     async def post(self) -> None:
         """Hear of a refund or a dispute from Stripe, and cancel what that payment bought. 422 without Stripe."""

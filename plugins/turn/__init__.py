@@ -15,6 +15,7 @@ from config.findings import Examination
 from config.keyring import Keyring, KeyringFile
 from config.settings import Core, Rate, RateLimit, Section
 from handlers.base import ApiHandler
+from handlers.costs import READS
 from handlers.operations import operation
 from plugins import App, Plugin
 from plugins.turn import examination
@@ -78,7 +79,7 @@ class Credentials(ApiHandler):
     def initialize(self, turn: Turn, rate: Rate) -> None:
         self._turn, self._rate = turn, rate
 
-    @operation({200: TurnCredentials}, limits={"rate_limit_turn": "user"})
+    @operation({200: TurnCredentials}, limits={"rate_limit_turn": "user"}, cost=READS)
     async def get(self) -> None:
         """Get credentials for the relay."""
         await self.limit("turn", self._rate, str(self.session.user_id))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from config.settings import Rate
 from handlers.base import ApiHandler
+from handlers.costs import DEFENDS, READS, WRITES
 from handlers.errors import InvalidCredentials, NotFound
 from handlers.operations import operation
 from handlers.shapes import UserRef
@@ -15,7 +16,7 @@ class Search(ApiHandler):
     def initialize(self, users: Users, rate: Rate) -> None:
         self._users, self._rate = users, rate
 
-    @operation({200: list[UserSearchItem]}, limits={"rate_limit_search": "user"})
+    @operation({200: list[UserSearchItem]}, limits={"rate_limit_search": "user"}, cost=READS)
     async def get(self, query: SearchQuery) -> None:
         """Search users by a part of their public id, at most 50.
 
@@ -30,7 +31,7 @@ class Profile(ApiHandler):
     def initialize(self, users: Users) -> None:
         self._users = users
 
-    @operation({200: UserProfile}, refuses=(NotFound,))
+    @operation({200: UserProfile}, refuses=(NotFound,), cost=READS)
     async def get(self, public_id: UserRef) -> None:
         """Look at a user's profile.
 
@@ -43,12 +44,12 @@ class Me(ApiHandler):
     def initialize(self, users: Users, rate: Rate) -> None:
         self._users, self._rate = users, rate
 
-    @operation({200: OwnProfile}, refuses=(NotFound,))
+    @operation({200: OwnProfile}, refuses=(NotFound,), cost=READS)
     async def get(self) -> None:
         """Look at one's own profile."""
         self.reply(await self._users.me(self.session.user_id))
 
-    @operation({200: OwnProfile}, refuses=(NotFound,))
+    @operation({200: OwnProfile}, refuses=(NotFound,), cost=WRITES)
     async def put(self, body: ChangeMe) -> None:
         """Change one's own profile: only the fields that are sent; null clears.
 
@@ -57,7 +58,7 @@ class Me(ApiHandler):
         """
         self.reply(await self._users.change(self.session.user_id, body))
 
-    @operation({204: None}, refuses=(InvalidCredentials,), limits={"rate_limit_delete": "address"})
+    @operation({204: None}, refuses=(InvalidCredentials,), limits={"rate_limit_delete": "address"}, cost=DEFENDS)
     async def delete(self, body: DeleteMe) -> None:
         """Erase one's account, with its keys, sessions, files and reactions.
 

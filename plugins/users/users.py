@@ -86,7 +86,7 @@ class Users:
             made = await sealed.set_key(self._db, user_id, request.sealed_access_key)
             if made is not None:
                 access, event = made
-                await self._delivery.announce(event.chat_id, access, [event.frame])
+                await self._delivery.announce(event.chat_id, access, [event.frame], by=user_id)
         return await self.me(user_id)
 
     async def _judge(self, user_id: UUID, avatar: str) -> None:
@@ -108,7 +108,7 @@ class Users:
         if erased is not None:
             self._revocations.announce(erased.ended)
             for change, events in erased.departed:
-                await self._delivery.announce(change.chat_id, change.access, [event.frame for event in events])
+                await self._delivery.announce(change.chat_id, change.access, [event.frame for event in events], by=None)
 
 
 def _merged(sent: dict[str, Any] | None) -> users.SettingsChange:

@@ -350,7 +350,7 @@ async def test_every_other_list_is_short_by_its_shape(services: Services) -> Non
 @pytest.mark.gen_test
 async def test_an_error_is_short_however_much_is_wrong(services: Services) -> None:
     async with town(services) as made:
-        body = Account().body(one_time_prekeys=[1] * 80_000, kyber_prekeys=[1] * 20_000)
+        body = Account().body(one_time_prekeys=[1] * 60_000, kyber_prekeys=[1] * 15_000)
         answer = await ask(made.servers[0].url, "POST", "/auth/register", body)
         assert (answer.status, sorted(answer.fields())) == (400, ["kyber_prekeys", "one_time_prekeys"])
         assert len(answer.content) < 1024
