@@ -15,7 +15,7 @@ from models.message_row import erased, message_columns
 from models.sweeps import Due
 from models.threads import ChatThread
 from models.users import User
-from models.visibility import UNEXPIRED, VISIBLE
+from models.visibility import UNEXPIRED, VISIBLE, blocked
 
 LOCK_MS = 250
 
@@ -145,8 +145,10 @@ WITH given AS (
     FROM fresh JOIN moved ON moved.id = chat_id AND moved.access = fresh.access
     RETURNING id, chat_id, sender_id, seq, created_at, expires_at
 ), own AS (
-    UPDATE chat_participants p SET own_after = own_after + many
-    FROM (SELECT chat_id, sender_id, count(*) AS many FROM stored GROUP BY chat_id, sender_id) AS s
+    UPDATE chat_participants p SET own_after = own_after + many, posted_last = s.last,
+        posted_first = CASE WHEN posted_first = 0 THEN s.first ELSE posted_first END
+    FROM (SELECT chat_id, sender_id, count(*) AS many, min(seq) AS first, max(seq) AS last
+          FROM stored GROUP BY chat_id, sender_id) AS s
     WHERE p.chat_id = s.chat_id AND p.user_id = s.sender_id
 )
 SELECT id AS asked, id, chat_id, seq, created_at, expires_at, NULL::bigint AS payload_hash FROM stored
@@ -213,6 +215,29 @@ async def history(
     )
 
 
+async def reads(
+    db: Database, sender_id: UUID, message_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None
+) -> list[Row] | None:
+    """``user_id, read_at`` of the participants who have read a message, the last one first; None if it is not a message
+    that this user has sent and can see. Reads across a block are left out."""
+    if not await db.value(
+        f"SELECT 1 FROM {_FOR_PARTICIPANT} WHERE m.id = $2 AND m.sender_id = $1 AND {VISIBLE}", sender_id, message_id
+    ):
+        return None
+    earlier = "AND (r.read_at, r.user_id) < ($4, $5)" if before else ""
+    return await db.fetch(
+        f"""SELECT r.user_id, r.read_at FROM message_reads r
+            JOIN messages m ON m.id = r.message_id JOIN chat_threads t ON t.id = m.chat_id
+            JOIN chat_participants p ON p.chat_id = m.chat_id AND p.user_id = r.user_id
+            WHERE r.message_id = $2 AND {VISIBLE} {earlier} AND NOT {blocked("r.user_id", "$1")}
+            ORDER BY r.read_at DESC, r.user_id DESC LIMIT $3""",
+        sender_id,
+        message_id,
+        limit,
+        *(before or ()),
+    )
+
+
 async def get(db: Database, message_id: UUID, viewer: UUID) -> Row | None:
     """One message that is there, with its ``number``, as ``viewer`` sees it, whose right is judged elsewhere."""
     return await db.row(
@@ -272,8 +297,22 @@ SELECT id, seq FROM doomed ORDER BY seq
 """
 
 
+_LOCK_SENDERS = """
+SELECT 1 FROM chat_participants WHERE chat_id = $1 AND user_id IN (
+    SELECT sender_id FROM messages WHERE chat_id = $1 AND id = ANY ($2::uuid[]))
+ORDER BY user_id FOR NO KEY UPDATE
+"""
+_LOCK_MESSAGES = """
+SELECT 1 FROM messages WHERE chat_id = $1 AND id = ANY ($2::uuid[]) AND seq > 0 ORDER BY seq FOR UPDATE
+"""
+
+
 async def erase(change: Change, message_ids: Sequence[UUID], reason: str) -> list[UUID]:
     """Erase messages of a chat, each with an event; those that were there."""
+    # A receipt does not lock the chat: it locks its participant, then messages. Lock both in the same order, before
+    # the statement that reads what receipts write (``read_number``, ``own_after``, ``message_reads``).
+    for lock in (_LOCK_SENDERS, _LOCK_MESSAGES):
+        await change.db.execute(lock, change.chat_id, list(message_ids))
     rows = await change.db.fetch(_ERASE, change.chat_id, list(message_ids), reason)
     gone = {row["id"]: row["seq"] for row in rows}
     await change.append_for("message_deleted", gone, {"reason": reason})

@@ -10,13 +10,15 @@ from uuid import UUID
 
 from handlers.alerts import Alerts
 from handlers.errors import ApiError, Fault, InvalidRequest
-from models import sync, views
+from models import receipts, sync, views
 from models.changes import Event
 from models.database import Database, Row
 from models.sync import Range
 from models.visibility import Membership
 from plugins.messages.cursor import Cursor
 from plugins.messages.messages import shown
+
+MARKS = 500  # in one page: some 80 KB
 
 
 class CursorExpired(ApiError):
@@ -28,14 +30,15 @@ class Sync:
         self._db, self._alerts, self._retention = db, alerts, retention_days * 86_400
 
     async def page(self, user_id: UUID, text: str | None, limit: int, *, seen: bool = True) -> dict[str, Any]:
-        """``events, deleted, cursor, has_more``: the next events since a cursor, chat by chat and in each by seq.
-        Without a cursor the present one, and no events. ``seen`` is whether the user gets to see them, so that no push
-        is sent. Raises InvalidRequest, CursorExpired."""
+        """``events, marks, deleted, cursor, has_more``: the next events since a cursor, chat by chat and in each by
+        seq. Without a cursor the present one, and no events. ``seen`` is whether the user gets to see them, so that no
+        push is sent. Raises InvalidRequest, CursorExpired."""
         if seen:
             self._alerts.seen(user_id)  # before it reads: what is committed from now on may not be in the answer
         if text is None:
             moment, reached_now = await sync.now(self._db, user_id)
-            return _answer([], Cursor(moment.epoch, int(time.time()), moment.horizon, reached_now), False)
+            cursor = Cursor(moment.epoch, int(time.time()), moment.horizon, reached_now, marks=moment.horizon)
+            return _answer([], cursor, False)
         try:
             cursor = Cursor.read(text)
         except ValueError as error:
@@ -67,11 +70,15 @@ class Sync:
         # On the first page of a walk; those that come meanwhile are not below its target, so the next walk tells them.
         deleted = await views.deletions(self._db, user_id, cursor.since) if cursor.target is None else []
         made = int(time.time())
+        # Marks walk for themselves, by the same pages.
+        moved = await receipts.moved(self._db, user_id, cursor.marks, min(limit, MARKS))
         if has_more:
             at = (ranges[-1].chat_id, ranges[-1].last) if ranges else (spans[-1].chat_id, spans[-1].last)
-            return _answer(events, replace(cursor, made=made, target=target, at=at, reached=reached), True, deleted)
+            following = replace(cursor, made=made, target=target, at=at, reached=reached, marks=moved.since)
+            return _answer(events, following, True, deleted, moved.marks)
         # A walk of many pages tells what was there as it began. What came meanwhile is told by the next one.
-        return _answer(events, Cursor(moment.epoch, made, target, reached), cursor.target is not None, deleted)
+        following = Cursor(moment.epoch, made, target, reached, marks=moved.since)
+        return _answer(events, following, cursor.target is not None or moved.has_more, deleted, moved.marks)
 
     async def _shown(self, user_id: UUID, events: Sequence[tuple[Range, Row]]) -> list[dict[str, Any]]:
         """Events as the user gets them: messages and chats as they are now, to who has left as they were. Of a message
@@ -84,10 +91,13 @@ class Sync:
         messages = await sync.messages(self._db, user_id, wanted) if wanted else {}
         chat_ids = {where.chat_id for where, row in events if row["type"] in _OF_CHATS}
         threads = await sync.threads(self._db, user_id, list(chat_ids)) if chat_ids else {}
+        readers = {row["user_id"] for _, row in events if row["type"] == "receipt"}
+        severed = await receipts.severed_from(self._db, user_id, readers) if readers else set()
         answer = list[dict[str, Any]]()
         for where, row in events:
             stay = where.membership
-            shown = (row["type"], sync.fields_of(row)) if sync.sees(stay, row) else None
+            visible = sync.sees(stay, row) and not (row["type"] == "receipt" and row["user_id"] in severed)
+            shown = (row["type"], sync.fields_of(row)) if visible else None
             if shown and row["type"] in _OF_MESSAGES:
                 shown = _message(row, messages.get((row["message_id"], stay.left)), stay)
             elif shown and row["type"] in _OF_CHATS:
@@ -143,7 +153,11 @@ def _seen(cursor: Cursor, chat_id: UUID) -> int:
 
 
 def _answer(
-    events: list[dict[str, Any]], cursor: Cursor, has_more: bool, deleted: Sequence[Row] = ()
+    events: list[dict[str, Any]],
+    cursor: Cursor,
+    has_more: bool,
+    deleted: Sequence[Row] = (),
+    marks: Sequence[receipts.Mark] = (),
 ) -> dict[str, Any]:
-    answer: dict[str, Any] = {"events": events, "cursor": cursor.text(), "has_more": has_more}
+    answer: dict[str, Any] = {"events": events, "marks": marks, "cursor": cursor.text(), "has_more": has_more}
     return {**answer, "deleted": [dict(row) for row in deleted]} if deleted else answer
