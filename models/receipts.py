@@ -40,7 +40,8 @@ class Advance(NamedTuple):
 # counted wrongly in ``own_after``. What came before they may see anything was neither read nor counted.
 #
 # Messages are locked with SKIP LOCKED: one that is skipped is being erased, or marked as delivered by another receipt.
-# So this statement waits for nobody while it holds the participant's row.
+# So this statement waits for nothing while it holds the participant's row. ``arrived`` counts ``noted`` in order to run
+# after it: a statement does not lock a row that it has updated.
 _ADVANCE = f"""
 WITH {due("$2")}, place AS MATERIALIZED (
     SELECT t.id, t.type::text, t.last_seq, t.last_number, t.participant_count, p.user_id, p.xmin AS version,
@@ -84,6 +85,7 @@ WITH {due("$2")}, place AS MATERIALIZED (
             SELECT id FROM messages WHERE NOT delivered AND id IN (
                 SELECT id FROM messages WHERE chat_id = $1 AND seq > moved.delivered_after
                     AND seq <= moved.new_delivered AND sender_id IS DISTINCT FROM $2 ORDER BY seq DESC LIMIT {NOTED})
+                AND (SELECT count(*) FROM noted) >= 0
             FOR NO KEY UPDATE SKIP LOCKED) AS m
         WHERE moved.type <> 'channel')
 ), p AS (
@@ -169,7 +171,7 @@ _THERE = """(t.deleted_at IS NULL AND NOT EXISTS (
         AND v.deleted_number >= t.last_number))"""
 
 
-async def marks(db: Database, user_id: UUID, chat_id: UUID) -> list[Row] | None:
+async def marks(db: Database, user_id: UUID, chat_id: UUID) -> list[dict[str, Any]] | None:
     """``user_id, delivered_seq, read_seq`` of the participants whose marks a user may see, their own among them; None
     if the user is not in the chat."""
     rows = await db.fetch(
@@ -180,7 +182,7 @@ async def marks(db: Database, user_id: UUID, chat_id: UUID) -> list[Row] | None:
         user_id,
         chat_id,
     )
-    return rows or None
+    return [dict(row) for row in rows] or None
 
 
 Mark = dict[str, Any]  # ``chat_id, user_id, delivered_seq, read_seq``

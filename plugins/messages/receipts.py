@@ -11,7 +11,7 @@ from handlers.errors import NotFound
 from handlers.hub import Hub
 from handlers.pages import PageQuery
 from models import messages, receipts, views
-from models.database import Database, Row
+from models.database import Database
 from plugins.messages.marks import Marks
 from plugins.messages.shapes import Receipt
 
@@ -37,7 +37,7 @@ class Receipts:
             self._hub.send(user_id, account_changed("chat", chat_id))
         return {name: getattr(after, name) for name in ("delivered_seq", "read_seq", "unread_count")}
 
-    async def marks(self, user_id: UUID, chat_id: UUID) -> list[Row]:
+    async def marks(self, user_id: UUID, chat_id: UUID) -> list[dict[str, Any]]:
         """The marks of a chat that the user may see. Raises NotFound."""
         found = await receipts.marks(self._db, user_id, chat_id)
         if found is None:
