@@ -15,7 +15,7 @@ from models.message_row import erased, message_columns
 from models.sweeps import Due
 from models.threads import ChatThread
 from models.users import User
-from models.visibility import UNEXPIRED, VISIBLE, blocked
+from models.visibility import UNEXPIRED, VISIBLE
 
 LOCK_MS = 250
 
@@ -212,29 +212,6 @@ async def history(
         after or 0,
         before or 2**63 - 1,
         limit,
-    )
-
-
-async def reads(
-    db: Database, sender_id: UUID, message_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None
-) -> list[Row] | None:
-    """``user_id, read_at`` of the participants who have read a message, the last one first; None if it is not a message
-    that this user has sent and can see. Reads across a block are left out."""
-    if not await db.value(
-        f"SELECT 1 FROM {_FOR_PARTICIPANT} WHERE m.id = $2 AND m.sender_id = $1 AND {VISIBLE}", sender_id, message_id
-    ):
-        return None
-    earlier = "AND (r.read_at, r.user_id) < ($4, $5)" if before else ""
-    return await db.fetch(
-        f"""SELECT r.user_id, r.read_at FROM message_reads r
-            JOIN messages m ON m.id = r.message_id JOIN chat_threads t ON t.id = m.chat_id
-            JOIN chat_participants p ON p.chat_id = m.chat_id AND p.user_id = r.user_id
-            WHERE r.message_id = $2 AND {VISIBLE} {earlier} AND NOT {blocked("r.user_id", "$1")}
-            ORDER BY r.read_at DESC, r.user_id DESC LIMIT $3""",
-        sender_id,
-        message_id,
-        limit,
-        *(before or ()),
     )
 
 

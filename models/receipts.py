@@ -8,6 +8,7 @@ moved. A receipt does not lock the chat, so it never waits for a message that is
 from __future__ import annotations
 
 from collections.abc import Collection
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from models.changes import POSITION, Change, changing
 from models.database import Database, Row
 from models.listing import UNREAD, due
 from models.messages import erase
-from models.visibility import SEEN_FROM, blocked
+from models.visibility import SEEN_FROM, VISIBLE, blocked
 
 # Messages that one receipt notes one by one, the newest ones; of those before them the watermark says enough.
 NOTED = 1000
@@ -183,6 +184,33 @@ async def marks(db: Database, user_id: UUID, chat_id: UUID) -> list[dict[str, An
         chat_id,
     )
     return [dict(row) for row in rows] or None
+
+
+_READS = f"""
+SELECT r.user_id, r.read_at FROM message_reads r
+JOIN messages m ON m.id = r.message_id JOIN chat_threads t ON t.id = m.chat_id
+JOIN chat_participants p ON p.chat_id = m.chat_id AND p.user_id = r.user_id
+WHERE r.message_id = $2 AND {VISIBLE} AND NOT {blocked("r.user_id", "$1")} {{earlier}}
+ORDER BY r.read_at DESC, r.user_id DESC LIMIT $3
+"""
+
+
+async def reads(
+    db: Database, sender_id: UUID, message_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None
+) -> list[Row] | None:
+    """``user_id, read_at`` of the participants who have read a message, the last one first; None if it is not a message
+    that this user has sent and can see. Reads across a block are left out."""
+    sent = await db.value(
+        f"""SELECT 1 FROM messages m JOIN chat_threads t ON t.id = m.chat_id AND t.deleted_at IS NULL
+            JOIN chat_participants p ON p.chat_id = m.chat_id AND p.user_id = $1
+            WHERE m.id = $2 AND m.sender_id = $1 AND {VISIBLE}""",
+        sender_id,
+        message_id,
+    )
+    if sent is None:
+        return None
+    earlier = "AND (r.read_at, r.user_id) < ($4, $5)" if before else ""
+    return await db.fetch(_READS.format(earlier=earlier), sender_id, message_id, limit, *(before or ()))
 
 
 Mark = dict[str, Any]  # ``chat_id, user_id, delivered_seq, read_seq``

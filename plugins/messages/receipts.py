@@ -10,7 +10,7 @@ from handlers.delivery import Delivery
 from handlers.errors import NotFound
 from handlers.hub import Hub
 from handlers.pages import PageQuery
-from models import messages, receipts, views
+from models import receipts, views
 from models.database import Database
 from plugins.messages.marks import Marks
 from plugins.messages.shapes import Receipt
@@ -46,7 +46,7 @@ class Receipts:
 
     async def reads(self, user_id: UUID, message_id: UUID, query: PageQuery) -> list[dict[str, Any]]:
         """A page of who has read a message of the user's, and one more if there is one. Raises NotFound."""
-        found = await messages.reads(self._db, user_id, message_id, query.limit + 1, query.place)
+        found = await receipts.reads(self._db, user_id, message_id, query.limit + 1, query.place)
         if found is None:
             raise NotFound("You have sent no such message.")
         return [dict(row) for row in found]
