@@ -250,7 +250,9 @@ async def test_rubbish_is_no_cursor(services: Services) -> None:
         raw = base64.urlsafe_b64decode(good + "=" * (-len(good) % 4))
         texts = ["", "x", "%C3%A9", "A" * 12_000, good + "!", good[:-2], good[1:], "%20" + good]
         texts += [base64.urlsafe_b64encode(bytes([version]) + raw[1:]).decode() for version in (0, 2, 255)]
-        texts += [base64.urlsafe_b64encode(raw[:-1] + bytes([flag])).decode() for flag in (1, 2, 255)]
+        texts += [base64.urlsafe_b64encode(raw[:29] + bytes([flag])).decode() for flag in (1, 2, 255)]
+        texts += [base64.urlsafe_b64encode(raw[:29] + bytes([flag]) + raw[30:]).decode() for flag in (1, 2, 255)]
+        texts += [replace(Cursor.read(good), marks=2**62).text()]
         texts += [base64.urlsafe_b64encode(raw + secrets.token_bytes(n)).decode() for n in (1, 23, 25)]
         huge = replace(Cursor.read(good), since=2**62)
         texts += [huge.text(), replace(huge, since=1, seen={uuid4(): 2**63}).text()]
