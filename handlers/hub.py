@@ -115,6 +115,10 @@ class Hub:
     def users(self) -> Iterable[UUID]:
         return self._peers.keys()
 
+    def elsewhere(self, users: Iterable[UUID]) -> list[UUID]:
+        """Those of the users who may have sockets on other instances: all but those who are only here."""
+        return [user_id for user_id in users if user_id not in self._peers or user_id in self._elsewhere]
+
     async def absent(self, users: Iterable[UUID]) -> list[UUID]:
         """Those of the users who have no socket on any instance: an instance hears the channels of its own users only,
         and one that has died hears none. Raises RedisError, OSError or TimeoutError when Redis is away."""

@@ -146,8 +146,10 @@ WITH given AS (
     FROM fresh JOIN moved ON moved.id = chat_id AND moved.access = fresh.access
     RETURNING id, chat_id, sender_id, seq, created_at, expires_at
 ), own AS (
-    UPDATE chat_participants p SET own_after = own_after + many
-    FROM (SELECT chat_id, sender_id, count(*) AS many FROM stored GROUP BY chat_id, sender_id) AS s
+    UPDATE chat_participants p SET own_after = own_after + many, posted_last = s.last,
+        posted_first = CASE WHEN posted_first = 0 THEN s.first ELSE posted_first END
+    FROM (SELECT chat_id, sender_id, count(*) AS many, min(seq) AS first, max(seq) AS last
+          FROM stored GROUP BY chat_id, sender_id) AS s
     WHERE p.chat_id = s.chat_id AND p.user_id = s.sender_id
 )
 SELECT id AS asked, id, chat_id, seq, created_at, expires_at, NULL::bigint AS payload_hash FROM stored
@@ -273,8 +275,22 @@ SELECT id, seq FROM doomed ORDER BY seq
 """
 
 
+_LOCK_SENDERS = """
+SELECT 1 FROM chat_participants WHERE chat_id = $1 AND user_id IN (
+    SELECT sender_id FROM messages WHERE chat_id = $1 AND id = ANY ($2::uuid[]))
+ORDER BY user_id FOR NO KEY UPDATE
+"""
+_LOCK_MESSAGES = """
+SELECT 1 FROM messages WHERE chat_id = $1 AND id = ANY ($2::uuid[]) AND seq > 0 ORDER BY seq FOR UPDATE
+"""
+
+
 async def erase(change: Change, message_ids: Sequence[UUID], reason: str) -> list[UUID]:
     """Erase messages of a chat, each with an event; those that were there."""
+    # A receipt does not lock the chat: it locks its participant, then messages. Lock both in the same order, before
+    # the statement that reads what receipts write (``read_number``, ``own_after``, ``message_reads``).
+    for lock in (_LOCK_SENDERS, _LOCK_MESSAGES):
+        await change.db.execute(lock, change.chat_id, list(message_ids))
     rows = await change.db.fetch(_ERASE, change.chat_id, list(message_ids), reason)
     gone = {row["id"]: row["seq"] for row in rows}
     await change.append_for("message_deleted", gone, {"reason": reason})

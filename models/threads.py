@@ -39,10 +39,24 @@ class ChatParticipant(Table):
     read_seq = peewee.BigIntegerField(default=0)
     read_number = peewee.BigIntegerField(default=0)
     own_after = peewee.BigIntegerField(default=0)
+    posted_first = peewee.BigIntegerField(default=0)
+    posted_last = peewee.BigIntegerField(default=0)
 
     class Meta:
         table_name = "chat_participants"
         primary_key = peewee.CompositeKey("chat", "user")
+
+
+class ChatMark(Table):
+    """When a participant's watermarks last moved; no row if they never did. Deleted with the participant."""
+
+    chat_id = peewee.UUIDField()
+    user_id = peewee.UUIDField()
+    position = peewee.BigIntegerField()
+
+    class Meta:
+        table_name = "chat_marks"
+        primary_key = peewee.CompositeKey("chat_id", "user_id")
 
 
 class ChatDeparture(Table):

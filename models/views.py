@@ -72,13 +72,13 @@ async def forget(change: Change, user_id: UUID) -> None:
     await change.db.execute("DELETE FROM chat_views WHERE chat_id = $1 AND user_id = $2", change.chat_id, user_id)
 
 
-async def read(change: Change) -> bool:
-    """Note that the participant has read a locked chat, which ends ``marked_unread``; whether it was set."""
+async def read(db: Database, user_id: UUID, chat_id: UUID) -> bool:
+    """Clear ``marked_unread``, because the participant has read the chat. Returns True if it was set."""
     return (
-        await change.db.execute(
+        await db.execute(
             "UPDATE chat_views SET marked_unread = false WHERE chat_id = $1 AND user_id = $2 AND marked_unread",
-            change.chat_id,
-            change.user_id,
+            chat_id,
+            user_id,
         )
         == 1
     )

@@ -22,6 +22,13 @@ SEEN_FROM = "CASE WHEN t.type IN ('channel', 'cloud') THEN 1 ELSE p.joined_seq E
 # Whether participant ``p`` of chat ``t`` sees its message ``m``: it is there, in their time, and not expired.
 VISIBLE = f"(m.seq > 0 AND m.seq >= {SEEN_FROM} AND {UNEXPIRED})"
 
+
+def blocked(one: str, other: str) -> str:
+    """True if one of two users (parameters or columns) has blocked the other."""
+    return f"""EXISTS (SELECT 1 FROM user_blocks b
+        WHERE (b.blocker_id, b.blocked_id) IN (({one}, {other}), ({other}, {one})))"""
+
+
 # The scope of an event says who sees it, of those who took part when it happened: everybody (``""``), those who may see
 # the message at a seq (``m17``), or the owner, the admins and one user (``u`` with the user's id).
 EVERYBODY = ""

@@ -227,6 +227,8 @@ ROUTES: dict[str, tuple[Ask, str]] = {
         lambda w, p: (f"/chats/{w.group}/receipts", {"read_seq": 2}),
         "401 404 404 200 200",
     ),
+    f"GET /chats/{ID}/receipts": (lambda w, p: (f"/chats/{w.group}/receipts", None), "401 404 404 200 200"),
+    f"GET /messages/{ID}/reads": (lambda w, p: (f"/messages/{w.message_id}/reads", None), "401 404 404 404 200"),
     "POST /messages/sealed": (  # who they are doesn't count, but that none of them has the key
         lambda w, p: ("/messages/sealed", {**_message(), "public_id": w.owner.public_id}),
         "401 401 401 401 401",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
+
 from pydantic import Field
 
 from config.retention import Retention
@@ -12,6 +15,7 @@ from handlers.socket import Event
 from plugins import App, Every, Plugin
 from plugins.messages import http, shapes
 from plugins.messages.journal import Journal
+from plugins.messages.marks import Marks
 from plugins.messages.messages import Messages
 from plugins.messages.receipts import Receipts
 from plugins.messages.sealed import Inboxes
@@ -29,10 +33,16 @@ class Settings(Retention):
 def setup(app: App, settings: Settings) -> Plugin:
     journal = Journal(app.db, app.access, app.delivery, app.alerts, app.metrics, app.traces)
     messages = Messages(app.db, app.access, app.delivery, journal, app.sweeps)
-    receipts = Receipts(app.db, app.delivery)
+    marks = Marks(app.db, app.hub, app.bus)
+    receipts = Receipts(app.db, app.hub, app.delivery, marks)
     inboxes = Inboxes(app.db, app.access, journal, app.limits, settings.rate_limit_sealed_inbox)
     sync = Sync(app.db, app.alerts, settings.sync_retention_days)
     by_user = {"messages": messages, "rate": settings.rate_limit_messages}
+
+    @contextlib.asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        async with journal.running(), marks.running():
+            yield
 
     return Plugin(
         name="messages",
@@ -41,11 +51,12 @@ def setup(app: App, settings: Settings) -> Plugin:
             (f"/chats/{ID}/receipts", http.Receipt, {"receipts": receipts, "rate": settings.rate_limit_receipts}),
             ("/messages/sealed", http.SealedMessages, {"inboxes": inboxes, "rate": settings.rate_limit_sealed}),
             (f"/messages/{ID}", http.OneMessage, by_user),
+            (f"/messages/{ID}/reads", http.Reads, {"receipts": receipts}),
             (f"/messages/{ID}/reactions/([^/]+)", http.Reaction, by_user),
             ("/sync", http.SyncPage, {"sync": sync, "rate": settings.rate_limit_sync}),
         ),
         events={"message_send": Event(shapes.Send, messages.send, cost=POSTS)},
         # Contract section 7: erased within 15 s of the time.
         periodic=(Every(5, messages.expire, "message_expiry"),),
-        lifespan=journal.running,
+        lifespan=lifespan,
     )

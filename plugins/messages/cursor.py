@@ -11,12 +11,13 @@ from uuid import UUID
 
 VERSION = 1
 # Chats whose place each of a cursor's two lists bears; of those beyond it some events may be shown twice, and none is
-# missed. With both the text has 11,606 characters, which a request's first line and the shape have room for.
+# missed. With both the text has 11,638 characters, which a request's first line and the shape have room for.
 SEEN = 180
 _HEAD = struct.Struct(">B16sIQB")  # version, epoch, when it was made (seconds since 1970), since, what follows
 _PAGE = struct.Struct(">Q16sQH")  # target, chat and seq of the last event shown, number of entries for the target
 _ENTRY = struct.Struct(">16sQ")  # chat, seq
 ZERO = UUID(int=0)
+_MARKS = UUID(int=1)  # in place of a chat: this entry has the position of marks. Older servers pass it over
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Cursor:
 
     In the middle of a walk through all chats also where it is (``at``, a chat and a seq), and what the cursor at its
     end will be: ``target`` is its ``since``, and ``reached`` what is known of its ``seen``.
+
+    Marks are walked by themselves: all that moved below ``marks`` were seen.
     """
 
     epoch: UUID
@@ -34,6 +37,7 @@ class Cursor:
     target: int | None = None
     at: tuple[UUID, int] = (ZERO, 0)
     reached: dict[UUID, int] = field(default_factory=dict)
+    marks: int = 0
 
     def text(self) -> str:
         parts = [_HEAD.pack(VERSION, self.epoch.bytes, self.made, self.since, self.target is not None)]
@@ -41,6 +45,7 @@ class Cursor:
         if self.target is not None:
             parts.append(_PAGE.pack(self.target, self.at[0].bytes, self.at[1], len(reached)))
             parts += [_ENTRY.pack(chat.bytes, seq) for chat, seq in reached]
+        parts.append(_ENTRY.pack(_MARKS.bytes, self.marks))
         parts += [_ENTRY.pack(chat.bytes, seq) for chat, seq in list(self.seen.items())[:SEEN]]
         return base64.urlsafe_b64encode(b"".join(parts)).decode().rstrip("=")
 
@@ -61,7 +66,9 @@ class Cursor:
         numbers = [since, target or 0, at[1], *(seq for _, seq in entries)]
         if version != VERSION or paging > 1 or count > len(entries) or max(numbers) >= 2**62:
             raise ValueError("not a cursor of ours")
-        return cls(UUID(bytes=epoch), made, since, dict(entries[count:]), target, at, dict(entries[:count]))
+        seen = dict(entries[count:])
+        marks = seen.pop(_MARKS, since)  # of a server that knew no marks: they moved after this, if ever
+        return cls(UUID(bytes=epoch), made, since, seen, target, at, dict(entries[:count]), marks)
 
     @property
     def age(self) -> float:

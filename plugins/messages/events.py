@@ -37,6 +37,9 @@ class ReactionEvent(_Event):
 
 
 class ReceiptEvent(_Event):
+    """Of servers before receipts were marks: it holds its seq in ``/sync`` until it is too old to be kept. Nothing
+    makes new ones."""
+
     type: Literal["receipt"]
     user_id: UUID
     delivered_seq: int

@@ -13,7 +13,7 @@ from handlers.costs import POSTS, READS
 from handlers.emoji import MAX_EMOJI, canonical
 from handlers.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound, Unauthorized
 from handlers.operations import Answer, Header, operation
-from handlers.pages import PAGED
+from handlers.pages import PAGED, PageQuery, reply_page
 from plugins.messages import shapes
 from plugins.messages.messages import Messages
 from plugins.messages.receipts import Receipts
@@ -146,14 +146,40 @@ class Receipt(ApiHandler):
     def initialize(self, receipts: Receipts, rate: Rate) -> None:
         self._receipts, self._rate = receipts, rate
 
+    @operation({200: list[shapes.Mark]}, refuses=(NotFound,), cost=READS)
+    async def get(self, chat_id: UUID) -> None:
+        """List how far participants have received and read a chat.
+
+        You see your own mark. In a chat of at most 64 participants you see all marks; in a larger one also those of
+        participants who may have read a message of yours. Marks of users whom you have blocked, or who have blocked
+        you, are left out.
+        """
+        await self.reserve()
+        self.reply(await self._receipts.marks(self.session.user_id, chat_id))
+
     @operation({200: shapes.Watermarks}, refuses=(NotFound,), limits={"rate_limit_receipts": "user"}, cost=POSTS)
     async def post(self, chat_id: UUID, body: shapes.Receipt) -> None:
-        """Say how far one has received and read a chat.
+        """Say how far you have received and read a chat.
 
         Watermarks only grow, and what is read was delivered. In a secret chat what was delivered is erased.
         """
         await self.limit("receipts", self._rate, str(self.session.user_id))
         self.reply(await self._receipts.advance(self.session.user_id, chat_id, body))
+
+
+class Reads(ApiHandler):
+    def initialize(self, receipts: Receipts) -> None:
+        self._receipts = receipts
+
+    @operation({200: Answer(list[shapes.Read], headers=PAGED)}, refuses=(NotFound,), cost=READS)
+    async def get(self, message_id: UUID, query: PageQuery) -> None:
+        """List who has read a message of yours, the last one first.
+
+        Participants who have left are not listed, nor any in a channel. A receipt that passes more than 1,000 messages
+        enters only the newest ones here.
+        """
+        reads = await self._receipts.reads(self.session.user_id, message_id, query)
+        reply_page(self, query, reads, "read_at", "user_id")
 
 
 class SealedMessages(ApiHandler):

@@ -8,24 +8,46 @@ from uuid import UUID
 from handlers.answers import account_changed
 from handlers.delivery import Delivery
 from handlers.errors import NotFound
+from handlers.hub import Hub
+from handlers.pages import PageQuery
 from models import receipts, views
-from models.changes import changing
 from models.database import Database
+from plugins.messages.marks import Marks
 from plugins.messages.shapes import Receipt
+
+_NO_CHAT = NotFound("There is no such chat.")
 
 
 class Receipts:
-    def __init__(self, db: Database, delivery: Delivery) -> None:
-        self._db, self._delivery = db, delivery
+    def __init__(self, db: Database, hub: Hub, delivery: Delivery, marks: Marks) -> None:
+        self._db, self._hub, self._delivery, self._marks = db, hub, delivery, marks
 
     async def advance(self, user_id: UUID, chat_id: UUID, request: Receipt) -> dict[str, Any]:
-        """Move the user's watermarks forward; where they are now, and what is unread. Raises NotFound."""
-        async with changing(self._db, chat_id, user_id) as change:
-            if change is None or change.role is None:
-                raise NotFound("There is no such chat.")
-            unmarked = request.read_seq > 0 and await views.read(change)
-            marks = await receipts.advance(change, request.delivered_seq, request.read_seq)
-        await self._delivery.announce(chat_id, change.access, [event.frame for event in change.events], by=user_id)
-        if unmarked:
-            self._delivery.tell(chat_id, change.access, [user_id], account_changed("chat", chat_id), by=user_id)
-        return marks._asdict()
+        """Move the user's watermarks forward. Returns where they are now, and what is unread. Raises NotFound."""
+        done = await receipts.advance(self._db, user_id, chat_id, request.delivered_seq, request.read_seq)
+        if done is None:
+            raise _NO_CHAT
+        after, change = done
+        if change is not None:
+            frames = [event.frame for event in change.events]
+            await self._delivery.announce(chat_id, change.access, frames, by=user_id)
+        if after.moved:
+            self._marks.moved(chat_id, user_id, after.viewers)
+        # Also by a receipt that moves nothing: the user has looked at the chat.
+        if request.read_seq > 0 and after.marked_unread and await views.read(self._db, user_id, chat_id):
+            self._hub.send(user_id, account_changed("chat", chat_id))
+        return {name: getattr(after, name) for name in ("delivered_seq", "read_seq", "unread_count")}
+
+    async def marks(self, user_id: UUID, chat_id: UUID) -> list[dict[str, Any]]:
+        """The marks of a chat that the user may see. Raises NotFound."""
+        found = await receipts.marks(self._db, user_id, chat_id)
+        if found is None:
+            raise _NO_CHAT
+        return found
+
+    async def reads(self, user_id: UUID, message_id: UUID, query: PageQuery) -> list[dict[str, Any]]:
+        """A page of who has read a message of the user's, and one more if there is one. Raises NotFound."""
+        found = await receipts.reads(self._db, user_id, message_id, query.limit + 1, query.place)
+        if found is None:
+            raise NotFound("You have sent no such message.")
+        return [dict(row) for row in found]

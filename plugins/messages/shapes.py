@@ -111,6 +111,30 @@ class Watermarks(TypedDict):
     unread_count: int
 
 
+class Mark(TypedDict):
+    """How far a participant has received and read a chat."""
+
+    user_id: UUID
+    delivered_seq: int
+    read_seq: int
+
+
+class ChatMark(TypedDict):
+    """The same, of one of several chats."""
+
+    chat_id: UUID
+    user_id: UUID
+    delivered_seq: int
+    read_seq: int
+
+
+class Read(TypedDict):
+    """A participant who has read a message."""
+
+    user_id: UUID
+    read_at: datetime
+
+
 class DeletedChat(TypedDict):
     """A direct chat that the user has deleted for themselves: nothing up to ``seq`` is theirs any more."""
 
@@ -119,9 +143,11 @@ class DeletedChat(TypedDict):
 
 
 class SyncPage(TypedDict):
-    """``cursor`` is for the next time; with ``has_more``, at once. ``deleted`` is left out when it is empty."""
+    """``cursor`` is for the next time; with ``has_more``, at once. ``marks`` moved since the cursor: the newest of each
+    participant, which may come again. ``deleted`` is left out when it is empty."""
 
     events: list[ChatEvent]
+    marks: list[ChatMark]
     deleted: NotRequired[list[DeletedChat]]
     cursor: str
     has_more: bool

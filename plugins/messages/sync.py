@@ -10,7 +10,7 @@ from uuid import UUID
 
 from handlers.alerts import Alerts
 from handlers.errors import ApiError, Fault, InvalidRequest
-from models import sync
+from models import receipts, sync
 from models.changes import Event
 from models.database import Database, Row
 from models.paging import Page
@@ -18,6 +18,8 @@ from models.sync import Range, Span
 from models.visibility import Membership
 from plugins.messages.cursor import Cursor
 from plugins.messages.messages import shown
+
+MARKS = 500  # in one page: some 80 KB
 
 
 class CursorExpired(ApiError):
@@ -29,14 +31,15 @@ class Sync:
         self._db, self._alerts, self._retention = db, alerts, retention_days * 86_400
 
     async def page(self, user_id: UUID, text: str | None, limit: int, *, seen: bool = True) -> dict[str, Any]:
-        """``events, deleted, cursor, has_more``: the next events since a cursor, chat by chat and in each by seq.
-        Without a cursor the present one, and no events. ``seen`` is whether the user gets to see them, so that no push
-        is sent. Raises InvalidRequest, CursorExpired."""
+        """``events, marks, deleted, cursor, has_more``: the next events since a cursor, chat by chat and in each by
+        seq. Without a cursor the present one, and no events. ``seen`` is whether the user gets to see them, so that no
+        push is sent. Raises InvalidRequest, CursorExpired."""
         if seen:
             self._alerts.seen(user_id)  # before it reads: what is committed from now on may not be in the answer
         if text is None:
             moment, reached_now = await sync.now(self._db, user_id)
-            return _answer([], Cursor(moment.epoch, int(time.time()), moment.horizon, reached_now), False)
+            cursor = Cursor(moment.epoch, int(time.time()), moment.horizon, reached_now, marks=moment.horizon)
+            return _answer([], cursor, False)
         try:
             cursor = Cursor.read(text)
         except ValueError as error:
@@ -50,7 +53,9 @@ class Sync:
             raise CursorExpired  # of a database that was put back to an earlier time
         target = moment.horizon if cursor.target is None else cursor.target
         parts, all_spans = _parts(cursor, spans, limit)
-        events, end = await self._shown(user_id, parts)
+        # Marks walk for themselves, by the same pages.
+        moved = await receipts.moved(self._db, user_id, cursor.marks, min(limit, MARKS))
+        events, end = await self._shown(user_id, parts, _MARK * len(moved.marks))
         if end is not None:  # the page has no room for what is behind it
             number = next(n for n, part in enumerate(parts) if part.range is end[0])
             parts = [*parts[:number], parts[number].until(end[1])]
@@ -63,17 +68,20 @@ class Sync:
                 reached[part.span.chat_id] = max(reached.get(part.span.chat_id, 0), part.span.last)
         if has_more:
             at = parts[-1].span.chat_id, parts[-1].last
-            return _answer(events, replace(cursor, made=made, target=target, at=at, reached=reached), True, deleted)
+            following = replace(cursor, made=made, target=target, at=at, reached=reached, marks=moved.since)
+            return _answer(events, following, True, deleted, moved.marks)
         # A walk of many pages tells what was there as it began. What came meanwhile is told by the next one.
-        return _answer(events, Cursor(moment.epoch, made, target, reached), cursor.target is not None, deleted)
+        following = Cursor(moment.epoch, made, target, reached, marks=moved.since)
+        return _answer(events, following, cursor.target is not None or moved.has_more, deleted, moved.marks)
 
     async def _shown(
-        self, user_id: UUID, parts: Sequence[_Part]
+        self, user_id: UUID, parts: Sequence[_Part], taken: int
     ) -> tuple[list[dict[str, Any]], tuple[Range, int] | None]:
         """Events as the user gets them: messages and chats as they are now, to who has left as they were. Of a message
         that is gone, that is what is left to tell. What they may not see is hidden, consecutive events as one.
 
-        Where they do not fit into one page, also the range and the seq of the last one that does.
+        Where they do not fit into one page, of which so many bytes are taken, also the range and the seq of the last
+        one that does.
         """
         ranges = [part.range for part in parts if part.range is not None]
         events = await sync.events(self._db, ranges) if ranges else []
@@ -86,11 +94,14 @@ class Sync:
         chat_ids = dict.fromkeys(where.chat_id for where, row in events if row["type"] in _OF_CHATS)
         threads = await sync.threads(self._db, user_id, list(chat_ids)) if chat_ids else {}
         page, answer = Page(), list[dict[str, Any]]()
-        page.add(_DELETION * sum(part.span.deletion for part in parts))
+        page.add(taken + _DELETION * sum(part.span.deletion for part in parts))
+        readers = {row["user_id"] for _, row in events if row["type"] == "receipt"}
+        severed = await receipts.severed_from(self._db, user_id, readers) if readers else set()
         end: tuple[Range, int] | None = None
         for where, row in events:
             stay = where.membership
-            shown = (row["type"], sync.fields_of(row)) if sync.sees(stay, row) else None
+            visible = sync.sees(stay, row) and not (row["type"] == "receipt" and row["user_id"] in severed)
+            shown = (row["type"], sync.fields_of(row)) if visible else None
             size = _EVENT + row["size"]
             if shown and row["type"] in (*_OF_MESSAGES, *_OF_CHATS):
                 of_message = row["type"] in _OF_MESSAGES
@@ -147,8 +158,8 @@ def _parts(cursor: Cursor, spans: Sequence[Span], limit: int) -> tuple[list[_Par
     return parts, True
 
 
-# The JSON of an event but for its message, its chat or what was stored with it; that of a deletion.
-_EVENT, _DELETION = 400, 100
+# The JSON of an event but for its message, its chat or what was stored with it; that of a deletion, and of a mark.
+_EVENT, _DELETION, _MARK = 400, 100, 180
 _OF_MESSAGES = ("message_new", "message_edited", "message_deleted")
 _OF_CHATS = ("chat_created", "chat_updated", "chat_deleted")
 
@@ -191,7 +202,11 @@ def _seen(cursor: Cursor, chat_id: UUID) -> int:
 
 
 def _answer(
-    events: list[dict[str, Any]], cursor: Cursor, has_more: bool, deleted: Sequence[Mapping[str, Any]] = ()
+    events: list[dict[str, Any]],
+    cursor: Cursor,
+    has_more: bool,
+    deleted: Sequence[Mapping[str, Any]] = (),
+    marks: Sequence[receipts.Mark] = (),
 ) -> dict[str, Any]:
-    answer: dict[str, Any] = {"events": events, "cursor": cursor.text(), "has_more": has_more}
+    answer: dict[str, Any] = {"events": events, "marks": marks, "cursor": cursor.text(), "has_more": has_more}
     return {**answer, "deleted": deleted} if deleted else answer

@@ -32,6 +32,9 @@ class Row(NamedTuple):
     live: bool
 
 
+Mark = tuple[int, int]  # delivered_seq, read_seq
+
+
 class Place(NamedTuple):
     """A row of the table chat_events."""
 
@@ -48,6 +51,7 @@ class Stored:
     messages: list[Row] = field(default_factory=list)
     events: list[Place] = field(default_factory=list)
     last: dict[str, int] = field(default_factory=dict)
+    marks: dict[tuple[str, str], Mark] = field(default_factory=dict)  # by chat and user, those that ever moved
 
 
 class Shown(NamedTuple):
@@ -68,6 +72,7 @@ class Seen:
     views: dict[str, View]
     shown: dict[str, Shown] = field(default_factory=dict)
     heard: dict[str, list[int]] | None = None
+    marks: dict[tuple[str, str], list[Mark]] | None = None  # by chat and user, in the order in which /sync brought them
 
 
 class Checker:
@@ -94,6 +99,7 @@ class Checker:
         self._sense()
         for seen in self.seen:
             self._membership(seen)
+            self._marks(seen)
             for chat in sorted(self.stored.last):
                 self._events(seen, chat)
                 self._hidden(seen, chat)
@@ -164,11 +170,10 @@ class Checker:
                 self.fault("order", place.chat, f"the place of {place.kind}, and clients have {event.kind}", place.seq)
 
     def _sense(self) -> None:
-        """A repetition is no event, and receipts only grow."""
+        """A repetition is no event, and receipts are none."""
         for chat, log in self.logs.items():
             inside = set(self.ledger.founders.get(chat, ()))
             reactions: set[tuple[str, str, str]] = set()
-            receipts: dict[str, tuple[int, ...]] = {}
             for event in sorted(log.values(), key=lambda event: event.seq):
                 repeated = False
                 if event.kind in ("participant_added", "participant_removed"):
@@ -180,11 +185,25 @@ class Checker:
                     repeated = adds == (key in reactions)
                     (reactions.add if adds else reactions.discard)(key)
                 elif event.kind == "receipt":
-                    before = receipts.get(event.by, (0, 0))
-                    now = receipts[event.by] = tuple(int(mark) for mark in event.what.split("/"))
-                    repeated = now == before or any(new < old for new, old in zip(now, before, strict=True))
+                    repeated = True
                 if repeated:
                     self.fault("order", chat, f"{event.kind} that changes nothing, or goes back", event.seq)
+
+    def _marks(self, seen: Seen) -> None:
+        """Marks only grow; of who was always in a chat /sync has brought the newest; in a channel only one's own."""
+        if seen.marks is None:
+            return
+        for (chat, user), marks in seen.marks.items():
+            for before, after in itertools.pairwise(marks):
+                if any(new < old for new, old in zip(after, before, strict=True)):
+                    self.fault("marks", chat, f"{seen.name} has {user} at {before} and then {after}")
+            if self.ledger.kinds.get(chat) == "channel" and user != seen.user:
+                self.fault("marks", chat, f"{seen.name} sees how far {user} has read a channel")
+        for (chat, user), mark in self.stored.marks.items():
+            always = self.spells(seen.user, chat) == [(1, None)] and self.spells(user, chat) == [(1, None)]
+            visible = user == seen.user or self.ledger.kinds.get(chat) != "channel"
+            if always and visible and seen.marks.get((chat, user), [None])[-1] != mark:
+                self.fault("marks", chat, f"{seen.name} was not brought {user} at {mark}")
 
     def spells(self, user: str, chat: str) -> list[tuple[int, int | None]]:
         """From where to where a user was in a chat."""

@@ -30,6 +30,7 @@ class Reader:
         self.line = Line(user, stage, luck, ledger, self._frame, self._opened)
         self.views: dict[str, View] = {}
         self.cursor = ""
+        self.marks: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)  # as /sync brings them
 
     def _frame(self, frame: Frame) -> None:
         raise NotImplementedError
@@ -43,7 +44,7 @@ class Reader:
     async def begin(self) -> None:
         """Take the cursor first, then list the chats."""
         answer = (await self.line.surely(lambda: self.line.ask("GET", "/sync"))).json
-        if answer["events"] or answer["has_more"]:
+        if answer["events"] or answer["marks"] or answer["has_more"]:
             self.ledger.fault("answer", "", "/sync without a cursor has events")
         self.cursor = answer["cursor"]
         # In one page: a chat that becomes active between two pages moves to the front, and is on neither.
@@ -88,6 +89,8 @@ class Reader:
         for wire in events:
             for event in self.read(wire):
                 self._synced(event)
+        for mark in answer["marks"]:
+            self.marks[mark["chat_id"], mark["user_id"]].append((mark["delivered_seq"], mark["read_seq"]))
         self.cursor = answer["cursor"]
         return bool(answer["has_more"])
 

@@ -6,7 +6,7 @@ import base64
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.history.checker import Place, Row, Seen, Shown, Stored
+from tests.history.checker import Mark, Place, Row, Seen, Shown, Stored
 from tests.history.ledger import Known, Ledger
 from tests.history.view import OF_MESSAGES, OF_REACTIONS, Event, Message, View
 
@@ -29,6 +29,7 @@ class Imagined:
     events: list[Wire] = field(default_factory=list)
     messages: dict[str, Wire] = field(default_factory=dict)
     gone: dict[str, int] = field(default_factory=dict)  # messages that were deleted, and their seq
+    marks: dict[tuple[str, str], Mark] = field(default_factory=dict)
     inside: dict[str, int] = field(default_factory=dict)  # who is in the chat, and since which seq
 
     def __post_init__(self) -> None:
@@ -84,6 +85,10 @@ class Imagined:
         kind = "reaction_removed" if there else "reaction_added"
         self.happen(kind, message_id=message, user_id=user, emoji=emoji)
 
+    def read(self, user: str) -> None:
+        """Receive and read all there is."""
+        self.marks[CHAT, user] = (self.last, self.last)
+
     def add(self, user: str) -> None:
         self.inside[user] = self.happen("participant_added", user_id=user, role="member")
 
@@ -123,7 +128,7 @@ class Imagined:
             for wire in self.events
             if wire["seq"] not in live
         ]
-        return Stored(rows, others, {CHAT: self.last})
+        return Stored(rows, others, {CHAT: self.last}, self.marks.copy())
 
     @staticmethod
     def _shown(event: Event, start: int) -> Event:

@@ -190,7 +190,14 @@ class Run:
                 shown[chat["id"]] = Shown(chat["last_seq"], chat["read_seq"], chat["unread_count"], messages)
             seen.append(Seen(client.user.user_id, client.user.public_id, client.views, shown))
         return seen + [
-            Seen(follower.user.user_id, f"{follower.user.public_id}'s follower", views(follower), {}, follower.heard)
+            Seen(
+                follower.user.user_id,
+                f"{follower.user.public_id}'s follower",
+                views(follower),
+                {},
+                follower.heard,
+                follower.marks,
+            )
             for follower in self.followers
         ]
 
@@ -212,9 +219,18 @@ async def stored(dsn: str) -> Stored:
         )
         events = await connection.fetch("SELECT chat_id::text, seq, type::text, user_id::text FROM chat_events")
         last = await connection.fetch("SELECT id::text, last_seq FROM chat_threads")
+        marks = await connection.fetch(
+            """SELECT chat_id::text, user_id::text, delivered_seq, read_seq
+               FROM chat_marks JOIN chat_participants USING (chat_id, user_id)"""
+        )
     finally:
         await connection.close()
-    return Stored([Row(*row) for row in messages], [Place(*row) for row in events], dict(last))
+    return Stored(
+        [Row(*row) for row in messages],
+        [Place(*row) for row in events],
+        dict(last),
+        {(row[0], row[1]): (row[2], row[3]) for row in marks},
+    )
 
 
 async def run(plan: Plan, folder: Path) -> Report:

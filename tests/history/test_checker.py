@@ -29,13 +29,15 @@ class Case:
         server.delete(self.second)
         server.add(CAROL)
         self.fourth = server.send(CAROL)
-        server.happen("receipt", user_id=BOB, delivered_seq=3, read_seq=3)
+        server.read(BOB)
+        server.read(ALICE)
         server.remove(BOB)
         self.fifth = server.send(ALICE)
         self.stored: Stored = server.stored()
         self.alice, self.bob, self.carol = (server.seen(user) for user in PEOPLE)
         heard = list(range(1, server.last + 1))
         self.follower = Seen(ALICE, "alice's follower", server.seen(ALICE).views, {}, {CHAT: heard})
+        self.follower.marks = {place: [(1, 0), mark] for place, mark in server.marks.items()}
 
     def faults(self) -> set[str]:
         Checker(self.server.ledger, self.stored, [self.alice, self.bob, self.carol, self.follower]).check()
@@ -159,10 +161,24 @@ def different_events(case: Case) -> None:
     events[4] = events[4]._replace(about=case.second)
 
 
-def receipt_repeated(case: Case) -> None:
+def receipt_as_an_event(case: Case) -> None:
     case.server.happen("receipt", user_id=BOB, delivered_seq=3, read_seq=2)
     case.stored = case.server.stored()
     case.alice.views[CHAT].add(Event.read(case.server.events[-1]))
+
+
+def mark_missed(case: Case) -> None:
+    assert case.follower.marks is not None
+    case.follower.marks[CHAT, ALICE].pop()
+
+
+def mark_going_back(case: Case) -> None:
+    assert case.follower.marks is not None
+    case.follower.marks[CHAT, BOB].append((2, 1))
+
+
+def mark_of_a_channel(case: Case) -> None:
+    case.server.ledger.kinds[CHAT] = "channel"
 
 
 def reaction_repeated(case: Case) -> None:
@@ -255,7 +271,10 @@ def hidden_without_reason(case: Case) -> None:
         (heard_between, "leaked"),
         (removal_untold, "gap"),
         (different_events, "order"),
-        (receipt_repeated, "order"),
+        (receipt_as_an_event, "order"),
+        (mark_missed, "marks"),
+        (mark_going_back, "marks"),
+        (mark_of_a_channel, "marks"),
         (reaction_repeated, "order"),
         (added_twice, "order"),
         (not_expired, "content"),

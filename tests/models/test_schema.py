@@ -111,6 +111,8 @@ TYPES = {
 }
 # Foreign keys of which the models say nothing: peewee has no field for one that points back.
 POINT_BACK = {"users.sealed_chat_id": ("chat_threads", "SET NULL")}
+# And none of several columns.
+COMPOSITE = {"chat_marks.chat_id,user_id": ("chat_participants", "CASCADE")}
 ON_DELETE = {"a": None, "r": "RESTRICT", "c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
 
 _COLUMNS = """
@@ -121,8 +123,8 @@ WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND a.
   AND c.relname <> 'schema_migrations'
 """
 _FOREIGN_KEYS = """
-SELECT c.conrelid::regclass::text, (SELECT array_agg(a.attname::text) FROM pg_attribute a
-                                    WHERE a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)),
+SELECT c.conrelid::regclass::text, (SELECT array_agg(a.attname::text ORDER BY array_position(c.conkey, a.attnum))
+                                    FROM pg_attribute a WHERE a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)),
        c.confrelid::regclass::text, c.confdeltype::text
 FROM pg_constraint c WHERE c.contype = 'f' AND c.connamespace = 'public'::regnamespace
 """
@@ -172,8 +174,7 @@ async def read(dsn: str) -> Schema:
         columns = {f"{r[0]}.{r[1]}": Column(r[2], not r[3], r[4]) for r in await connection.fetch(_COLUMNS)}
         keys = {}
         for table, own, target, action in await connection.fetch(_FOREIGN_KEYS):
-            assert len(own) == 1, "a foreign key of several columns: teach this test about them"
-            keys[f"{table}.{own[0]}"] = (target, ON_DELETE[action])
+            keys[f"{table}.{','.join(own)}"] = (target, ON_DELETE[action])
         indexes = [Index(*r[:5], tuple(r[5])) for r in await connection.fetch(_INDEXES)]
         return Schema(columns, keys, indexes)
     finally:
@@ -254,7 +255,7 @@ def test_models_have_the_foreign_keys_with_what_a_deletion_does(schema: Schema) 
         for name, given in fields().items()
         if isinstance(given, peewee.ForeignKeyField)
     }
-    assert said | POINT_BACK == schema.foreign_keys
+    assert said | POINT_BACK | COMPOSITE == schema.foreign_keys
 
 
 def test_models_know_primary_keys_and_unique_columns(schema: Schema) -> None:
@@ -298,11 +299,12 @@ def test_every_foreign_key_has_an_index_that_begins_with_it(schema: Schema) -> N
     bare = []
     for name in schema.foreign_keys:
         table, _, column = name.partition(".")
+        columns = tuple(column.split(","))
         serving = [
             index
             for index in schema.indexes
             if index.table == table
-            and index.columns[0] == column
+            and index.columns[: len(columns)] == columns
             and index.condition in (None, f"({column} IS NOT NULL)")
         ]
         if not serving:

@@ -273,6 +273,8 @@ BOUNDED = {
     "/users/me/verifications": 100,
     "/users/search": 50,
 }
+# At most 1,024 entries of some 150 bytes each, however large the rows are: nothing in them is a text of a user's.
+SMALL = {"/chats/{id}/receipts", "/messages/{id}/reads"}
 BY_BYTES = {"/chats", "/chats/{id}/bans", "/chats/{id}/messages", "/chats/{id}/participants"}
 
 
@@ -282,11 +284,11 @@ async def test_every_other_list_is_short_by_its_shape(services: Services) -> Non
         [alice] = made.people
         document = (await alice.get("/openapi.json")).json
         lists = {
-            path.replace("{chat_id}", "{id}")
+            path.replace("{chat_id}", "{id}").replace("{message_id}", "{id}")
             for path, methods in document["paths"].items()
             if "array" in json.dumps(methods.get("get", {}).get("responses", {}).get("200", {}).get("content", {}))
         }
-        assert lists == {*BOUNDED, *BY_BYTES}
+        assert lists == {*BOUNDED, *BY_BYTES, *SMALL}
 
         group = await chat(alice)
         own = UUID(alice.user_id)

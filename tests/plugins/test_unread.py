@@ -165,11 +165,9 @@ async def live(made: Town, steps: list[tuple[str, int, int]]) -> None:
                 del model.sent[seq]
         elif step == "read" and inside:
             seq = max(0, model.last - what)
-            moved = seq > model.marks[who]
             model.marks[who] = max(seq, model.marks[who])
             marks = await read(by, here, seq)
             assert (marks["read_seq"], marks["unread_count"]) == (model.marks[who], model.unread(who))
-            model.last += moved
         elif step == "react" and theirs:
             seq = theirs[-1 - what % len(theirs)]
             before = (await seen(by, here))["last_seq"]

@@ -1,0 +1,170 @@
+"""Marks on their way to sockets: one frame each two seconds a chat, whichever instances the receipts come to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from typing import Any
+from uuid import UUID
+
+import orjson
+import structlog
+
+from handlers.bus import Bus
+from handlers.hub import Hub, text_frame
+from handlers.shapes import encode
+from handlers.tasks import ended
+from models import receipts
+from models.database import Database
+from models.receipts import Standing
+
+log = structlog.get_logger(__name__)
+
+CHANNEL = "ws:receipts"  # subscribed to by every instance
+EVERY = 2.0  # seconds between two frames of one chat (contract section 7)
+TOGETHER = 64  # chats whose marks are read in one statement
+PAIRS = 8_192  # of a reader and a viewer, that may wait in one chat: some 900 KB of frames
+ALL_PAIRS = 200_000  # in all chats: some 50 MB
+SLICE = 256  # frames written in one turn of the loop
+
+
+class _Gathered:
+    """Of each viewer, whose marks have moved since the last frame of a chat."""
+
+    __slots__ = ("pairs", "readers")
+
+    def __init__(self) -> None:
+        self.readers: dict[UUID, set[UUID]] = {}
+        self.pairs = 0
+
+    def add(self, viewer: UUID, reader: UUID, room: int) -> bool:
+        """Returns False if the pair is there already, or there is no room for it."""
+        readers = self.readers.get(viewer)
+        if self.pairs >= PAIRS or room <= 0 or (readers is not None and reader in readers):
+            return False
+        if readers is None:
+            readers = self.readers[viewer] = set()
+        readers.add(reader)
+        self.pairs += 1
+        return True
+
+
+class Marks:
+    """Sends ``receipts`` frames. Each instance gathers what its own sockets are to get, so that a socket gets at most
+    one frame each ``EVERY`` seconds a chat; the first one goes at once.
+
+    What is gathered is who has moved, not where to: marks are read when the frame is made. So it has the newest ones,
+    and nothing for users who have left meanwhile or across a block. What is dropped, because too much waits or
+    PostgreSQL or Redis is away, clients find by ``/sync``.
+
+    On ``ws:receipts`` a message is a JSON array: origin, chat, reader, viewers.
+    """
+
+    def __init__(self, db: Database, hub: Hub, bus: Bus) -> None:
+        self._db, self._hub, self._bus = db, hub, bus
+        self._origin = hub.instance_id.hex
+        self._waiting: dict[UUID, _Gathered] = {}  # by chat, for as long as one frame has to wait for the one before
+        self._pairs = 0
+        self._due: dict[UUID, None] = {}  # chats that may send, the first come first
+        self._wake = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Send frames, and receive from other instances, until the block ends."""
+        await self._bus.subscribe(CHANNEL, self._hear)
+        task = asyncio.create_task(self._work())
+        try:
+            yield
+        finally:
+            self._bus.unsubscribe(CHANNEL)
+            await ended(task)
+
+    def moved(self, chat_id: UUID, reader: UUID, viewers: Collection[UUID]) -> None:
+        """Send the mark of a reader, which has moved, to the sockets of these viewers on all instances."""
+        self._gather(chat_id, reader, viewers)
+        elsewhere = self._hub.elsewhere(viewers)
+        if elsewhere:
+            self._bus.publish(CHANNEL, encode([self._origin, chat_id, reader, elsewhere]))
+
+    def _hear(self, _: str, message: bytes) -> None:
+        origin, chat_id, reader, viewers = orjson.loads(message)
+        if origin != self._origin:
+            self._gather(UUID(chat_id), UUID(reader), [UUID(viewer) for viewer in viewers])
+
+    def _gather(self, chat_id: UUID, reader: UUID, viewers: Collection[UUID]) -> None:
+        here = [viewer for viewer in viewers if self._hub.here(viewer)]
+        if not here:
+            return
+        waiting = self._waiting.get(chat_id)
+        if waiting is None:  # no frame in the last seconds
+            waiting = self._waiting[chat_id] = _Gathered()
+            self._make_due(chat_id)
+        for viewer in here:
+            if waiting.add(viewer, reader, ALL_PAIRS - self._pairs):
+                self._pairs += 1
+
+    def _make_due(self, chat_id: UUID) -> None:
+        self._due[chat_id] = None
+        self._wake.set()
+
+    def _may_send_again(self, chat_id: UUID) -> None:
+        if self._waiting[chat_id].pairs:
+            self._make_due(chat_id)
+        else:
+            del self._waiting[chat_id]
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._due:
+                chats = list(itertools.islice(self._due, TOGETHER))
+                taken = {chat_id: self._waiting[chat_id] for chat_id in chats}
+                for chat_id, gathered in taken.items():
+                    del self._due[chat_id]
+                    self._waiting[chat_id] = _Gathered()
+                    self._pairs -= gathered.pairs
+                try:
+                    await self._send(taken)
+                except Exception as error:  # PostgreSQL is away; the next ones must go all the same
+                    log.warning("receipt_frames_lost", chats=len(chats), cause=type(error).__name__)
+                for chat_id in chats:
+                    loop.call_later(EVERY, self._may_send_again, chat_id)
+
+    async def _send(self, taken: dict[UUID, _Gathered]) -> None:
+        places = {
+            (chat_id, user_id)
+            for chat_id, gathered in taken.items()
+            for viewer, readers in gathered.readers.items()
+            for user_id in (viewer, *readers)
+        }
+        standing = await receipts.standing(self._db, places)
+        written = 0
+        for chat_id, gathered in taken.items():
+            for viewers, marks in _frames(chat_id, gathered, standing):
+                frame = {"type": "receipts", "chat_id": chat_id, "marks": marks}
+                self._hub.write_all(viewers, "receipts", text_frame(encode(frame)), "", True)
+                written += len(viewers)
+                if written >= SLICE:
+                    written = 0
+                    await asyncio.sleep(0)
+
+
+def _frames(chat_id: UUID, gathered: _Gathered, standing: Standing) -> Iterator[tuple[list[UUID], Sequence[Any]]]:
+    """The marks of each frame, with the viewers who get this one: in a small chat one for all."""
+    alike: dict[frozenset[UUID], list[UUID]] = defaultdict(list)
+    for viewer, readers in gathered.readers.items():
+        if (chat_id, viewer) in standing.marks and (chat_id, viewer) not in standing.deleted:
+            seen = (reader for reader in readers if (chat_id, reader) in standing.marks)
+            alike[frozenset(reader for reader in seen if (viewer, reader) not in standing.severed)].append(viewer)
+    for shown, viewers in alike.items():
+        if shown:
+            marks = []
+            for reader in sorted(shown):
+                delivered, read = standing.marks[chat_id, reader]
+                marks.append({"user_id": reader, "delivered_seq": delivered, "read_seq": read})
+            yield viewers, marks
