@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from models.changes import event_fields
-from models.chats import THREAD
+from models.chats import thread_columns
 from models.database import Database, Row
 from models.message_row import NOW, THEN, message_columns
 from models.visibility import UNEXPIRED, Membership, scope_of
@@ -65,7 +65,8 @@ async def now(db: Database, user_id: UUID) -> tuple[Moment, dict[UUID, int]]:
     rows = await db.fetch(
         f"""WITH moment AS MATERIALIZED ({_NOW}), mine AS (
                 SELECT t.id AS chat_id, t.last_seq, t.last_position AS position
-                FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id WHERE p.user_id = $1
+                FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
+                WHERE p.user_id = $1 AND NOT p.concealed
                 UNION ALL
                 SELECT NULL, NULL, position FROM chat_departures WHERE user_id = $1
             ), held AS MATERIALIZED (
@@ -86,7 +87,7 @@ WITH moment AS MATERIALIZED ({_NOW}), spans AS (
            t.last_seq AS last, t.last_position AS position,
            t.type::text, p.role::text, p.joined_seq, NULL::bigint AS left_seq
     FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
-    WHERE p.user_id = $1 AND t.last_position >= $2
+    WHERE p.user_id = $1 AND NOT p.concealed AND t.last_position >= $2
     UNION ALL
     SELECT d.chat_id, CASE WHEN t.deleted_at IS NULL THEN d.joined_seq ELSE d.left_seq END, d.left_seq, d.position,
            t.type::text, NULL, d.joined_seq, d.left_seq
@@ -199,8 +200,10 @@ async def messages(
 async def threads(db: Database, user_id: UUID, chat_ids: Sequence[UUID]) -> dict[UUID, Row]:
     """Chats as events bear them, with ``inside``: whether the user takes part, and so may see them as they are."""
     rows = await db.fetch(
-        f"""SELECT {THREAD}, EXISTS (SELECT 1 FROM chat_participants WHERE chat_id = id AND user_id = $1) AS inside
-            FROM chat_threads WHERE id = ANY ($2::uuid[])""",
+        f"""SELECT {thread_columns("coalesce(p.masked, false)")}, p.user_id IS NOT NULL AS inside
+            FROM chat_threads t LEFT JOIN (
+                SELECT chat_id, user_id, masked FROM chat_participants WHERE user_id = $1 AND NOT concealed
+            ) AS p ON p.chat_id = t.id WHERE t.id = ANY ($2::uuid[])""",
         user_id,
         list(chat_ids),
     )

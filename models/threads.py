@@ -39,6 +39,9 @@ class ChatParticipant(Table):
     read_seq = peewee.BigIntegerField(default=0)
     read_number = peewee.BigIntegerField(default=0)
     own_after = peewee.BigIntegerField(default=0)
+    accepted = peewee.BooleanField(null=True, default=False)
+    concealed = peewee.BooleanField(default=False)
+    masked = peewee.BooleanField(default=False)
 
     class Meta:
         table_name = "chat_participants"
