@@ -18,9 +18,10 @@ REMEMBERED = 300_000
 
 
 class View(NamedTuple):
-    """A chat as it was when its ``access`` had this number. ``severed``: one of the two has blocked the other.
-    ``live`` is false when it was deleted, and its participants are only kept to be told. ``joined`` has the seq by
-    which those came who were not there from the beginning."""
+    """A chat as it was when its ``access`` had this number. ``severed``: one of the two has blocked the other after
+    accepting the chat. ``live`` is false when it was deleted, and its participants are only kept to be notified.
+    ``joined`` has the seq by which those came who were not there from the beginning. ``audience`` are the participants
+    who see the chat: all but those for whom a block conceals it."""
 
     access: int
     type: str
@@ -28,13 +29,15 @@ class View(NamedTuple):
     severed: bool
     live: bool
     joined: Mapping[UUID, int] = MappingProxyType({})
+    concealed: Collection[UUID] = ()
+    audience: Collection[UUID] = ()
 
     def has(self, user_id: UUID) -> bool:
-        return self.live and user_id in self.roles
+        return self.live and user_id in self.roles and user_id not in self.concealed
 
     def may_post(self, user_id: UUID) -> bool:
         role = self.roles.get(user_id)
-        if role is None or role == "restricted" or self.severed or not self.live:
+        if role is None or role == "restricted" or self.severed or not self.live or user_id in self.concealed:
             return False
         return role in ("owner", "admin") or self.type != "channel"
 
@@ -77,13 +80,13 @@ class Access:
         return await self.fresh(chat_id)
 
     async def members(self, chat_id: UUID, access: int, seq: int) -> Collection[UUID]:
-        """Who takes part in a chat since ``access`` at least, and was there when ``seq`` happened."""
+        """The participants who see a chat since ``access`` at least, and were there when ``seq`` happened."""
         view = await self.view(chat_id, access)
         if view is None:
             return ()
         if view.access == access or all(joined <= seq for joined in view.joined.values()):
-            return view.roles
-        return [user_id for user_id in view.roles if view.joined.get(user_id, 1) <= seq]
+            return view.audience
+        return [user_id for user_id in view.audience if view.joined.get(user_id, 1) <= seq]
 
     async def hidden_from(self, chat_id: UUID, access: int, scope: str) -> Container[UUID]:
         """Who takes part in a chat since ``access`` at least, and may not see an event of this scope."""
@@ -97,6 +100,9 @@ class Access:
                       ARRAY(SELECT user_id FROM chat_participants WHERE chat_id = t.id ORDER BY user_id) AS users,
                       ARRAY(SELECT role::text FROM chat_participants WHERE chat_id = t.id ORDER BY user_id) AS roles,
                       ARRAY(SELECT joined_seq FROM chat_participants WHERE chat_id = t.id ORDER BY user_id) AS joined,
+                      CASE WHEN t.type = 'channel' THEN '{{}}' ELSE  -- none is concealed from its 100,000 readers
+                          ARRAY(SELECT user_id FROM chat_participants WHERE chat_id = t.id AND concealed)
+                      END AS concealed,
                       {SEVERED} AS severed,
                       t.deleted_at IS NULL AS live
                FROM chat_threads t WHERE t.id = $1""",
@@ -110,7 +116,9 @@ class Access:
             return None
         roles = dict(zip(row["users"], row["roles"], strict=True))
         joined = {user_id: seq for user_id, seq in zip(row["users"], row["joined"], strict=True) if seq > 1}
-        view = View(row["access"], row["type"], roles, row["severed"], row["live"], joined)
+        concealed = frozenset(row["concealed"])
+        audience = [user_id for user_id in roles if user_id not in concealed] if concealed else roles
+        view = View(row["access"], row["type"], roles, row["severed"], row["live"], joined, concealed, audience)
         self._views[chat_id] = view
         self._count += len(view.roles)
         while self._count > REMEMBERED and len(self._views) > 1:

@@ -49,12 +49,13 @@ class ChatGone(Table):
 # The position of what this transaction does; once for each statement.
 POSITION = "(SELECT base + pg_current_xact_id()::text::bigint FROM sync_epoch)"
 
-# Whether one of the two in a direct or secret chat ``t`` has blocked the other: then neither may write to the other.
+# Whether one of the two in a direct or secret chat ``t`` has blocked the other after accepting the chat: then neither
+# may write. A blocker who never accepted it does not see it, and the other one may go on (models/concealment.py).
 SEVERED = """(t.type IN ('direct', 'secret') AND EXISTS (
     SELECT 1 FROM chat_participants one
     JOIN chat_participants other ON other.chat_id = t.id AND other.user_id <> one.user_id
     JOIN user_blocks ON blocker_id = one.user_id AND blocked_id = other.user_id
-    WHERE one.chat_id = t.id))"""
+    WHERE one.chat_id = t.id AND NOT one.concealed))"""
 
 # What is kept of an event for the server itself: the role before a change of it, and how the chat was.
 INTERNAL = ("was", "chat")
@@ -95,8 +96,10 @@ class Event(NamedTuple):
 class Change:
     """A chat whose row is locked until the transaction ends, as one of its participants sees it.
 
-    ``role`` is None for who takes no part; ``severed``: one of the two has blocked the other. ``events`` are what was
-    appended; they may be told after the commit, to the participants that the chat has under ``access``.
+    ``role`` is None for a user who takes no part, or does not see the chat; ``severed``: one of the two has
+    blocked the other after accepting the chat. ``events`` are what was appended; they may be sent after the commit, to
+    the participants that the chat has under ``access``. ``asked`` are users who must be notified though they take no
+    part: by this event, or, where it is None, that the chat has changed for them.
     """
 
     db: Database
@@ -109,6 +112,7 @@ class Change:
     joined_seq: int
     severed: bool = False
     events: list[Event] = field(default_factory=list)
+    asked: dict[UUID, Event | None] = field(default_factory=dict)
 
     @property
     def two(self) -> bool:
@@ -207,8 +211,11 @@ def event_fields(kind: str, message_id: UUID | None, user_id: UUID | None, data:
 
 
 @contextlib.asynccontextmanager
-async def changing(db: Database, chat_id: UUID, user_id: UUID) -> AsyncIterator[Change | None]:
-    """Lock a chat and look at it as a user; None when there is no such chat. What the block does commits with it."""
+async def changing(
+    db: Database, chat_id: UUID, user_id: UUID, *, concealed: bool = False
+) -> AsyncIterator[Change | None]:
+    """Lock a chat and look at it as a user; None when there is no such chat. What the block does commits with it. With
+    ``concealed`` also as a participant who does not see it."""
     async with db.transaction():
         thread = await db.row(
             """SELECT type::text, access, participant_count FROM chat_threads
@@ -221,9 +228,11 @@ async def changing(db: Database, chat_id: UUID, user_id: UUID) -> AsyncIterator[
         # After the lock, in a statement of its own: what it sees can't change any more.
         own = await db.row(
             f"""SELECT p.role::text, p.joined_seq, {SEVERED} AS severed
-                FROM chat_threads t JOIN chat_participants p ON p.chat_id = t.id WHERE t.id = $1 AND p.user_id = $2""",
+                FROM chat_threads t JOIN chat_participants p ON p.chat_id = t.id
+                WHERE t.id = $1 AND p.user_id = $2 AND ($3 OR NOT p.concealed)""",
             chat_id,
             user_id,
+            concealed,
         )
         yield Change(
             db,

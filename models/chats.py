@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from models.changes import Change, Event
+from models import concealment, invitations
+from models.changes import Change
 from models.database import Database
 from models.threads import ChatThread
 
@@ -27,26 +28,32 @@ def _pair(one: UUID, other: UUID) -> bytes:
     return hashlib.sha256(low + high).digest()
 
 
-async def renew_pair(db: Database, one: UUID, other: UUID) -> None:
-    """One of two has blocked the other, or takes it back: that changes who may write in the chats of these two."""
-    await db.execute(
-        """UPDATE chat_threads SET access = access + 1 WHERE id IN (
-               SELECT t.id FROM chat_participants mine
-               JOIN chat_participants theirs ON theirs.chat_id = mine.chat_id AND theirs.user_id = $2
-               JOIN chat_threads t ON t.id = mine.chat_id AND t.type IN ('direct', 'secret') AND t.deleted_at IS NULL
-               WHERE mine.user_id = $1 ORDER BY t.id FOR NO KEY UPDATE OF t)""",
-        one,
-        other,
-    )
+async def create(db: Database, owner: UUID, chat: NewChat) -> tuple[UUID, Change | None] | None:
+    """Make a chat: its id, and the change that it is. No change when it is a direct chat that the two have already.
+    None when the owner has blocked the other one of a chat of two that they don't have.
 
-
-async def create(db: Database, owner: UUID, chat: NewChat) -> tuple[UUID, int, Event | None]:
-    """Make a chat; its id, its access, and the event. No event when it is a direct chat that the two have already."""
+    The chat of two is concealed from who has blocked its maker. In chats of many some of the others are invited instead
+    of being added (models/invitations.py).
+    """
+    two = chat.type in ("direct", "secret") and len(chat.others) == 1
     pair = _pair(owner, chat.others[0]) if chat.type == "direct" else None
-    people = [owner, *chat.others]
     async with db.transaction():
+        own = others = False
+        if two:
+            await concealment.lock_pair(db, owner, chat.others[0])
+            own, others = await concealment.blocks_between(db, owner, chat.others[0])
+        if own:
+            known = None if pair is None else await _shown(db, owner, pair)
+            return None if known is None else (known, None)
+        invited: dict[UUID, bool] = {}
+        if chat.others and not two:
+            among = () if chat.type == "channel" else chat.others
+            invited = await invitations.required(db, owner, chat.others, among)
+        people = [owner, *(other for other in chat.others if other not in invited)]
         # All of them before the chat refers to one, and in the order of their ids, as an erasure locks them.
-        await db.execute("SELECT 1 FROM users WHERE id = ANY ($1::uuid[]) ORDER BY id FOR KEY SHARE", people)
+        await db.execute(
+            "SELECT 1 FROM users WHERE id = ANY ($1::uuid[]) ORDER BY id FOR KEY SHARE", [owner, *chat.others]
+        )
         # Rounds: the one that is there may be deleted between the two statements.
         for _ in range(5):
             chat_id = await db.value(
@@ -59,48 +66,84 @@ async def create(db: Database, owner: UUID, chat: NewChat) -> tuple[UUID, int, E
                 owner,
                 dict(chat.settings),
                 pair,
-                1 + len(chat.others),
+                len(people),
             )
             if chat_id is not None:
                 break
-            found = await db.row("SELECT id, access FROM chat_threads WHERE pair = $1 AND deleted_at IS NULL", pair)
-            if found is not None:
-                return found["id"], found["access"], None
+            known = await db.value("SELECT id FROM chat_threads WHERE pair = $1 AND deleted_at IS NULL", pair)
+            if known is not None:
+                return known, None
         assert chat_id is not None, "direct chats of one pair keep coming and going"
         await db.execute(
-            """INSERT INTO chat_participants (chat_id, user_id, role)
-               SELECT $1, user_id, (CASE WHEN user_id = $2 THEN 'owner' ELSE 'member' END)::participant_role
+            """INSERT INTO chat_participants (chat_id, user_id, role, accepted)
+               SELECT $1, user_id, (CASE WHEN user_id = $2 THEN 'owner' ELSE 'member' END)::participant_role,
+                      user_id = $2
                FROM unnest($3::uuid[]) AS user_id""",
             chat_id,
             owner,
             people,
         )
-        change = Change(db, chat_id, chat.type, 1, 1 + len(chat.others), owner, "owner", 1)
+        if others:
+            await concealment.conceal(db, [chat_id], chat.others, seen=False)
+        change = Change(db, chat_id, chat.type, 1, len(people), owner, "owner", 1)
         event = await change.append("chat_created", user_id=owner, fields={})
-        return chat_id, 1, event._replace(fields={"chat": await thread(db, chat_id)})
+        change.events[0] = event._replace(fields={"chat": await thread(db, chat_id)})
+        for user_id, unseen in invited.items():
+            await invitations.invite(change, user_id, "member", unseen=unseen)
+        return chat_id, change
 
 
-THREAD = "id, type::text, title, avatar_url, created_by, settings, created_at, updated_at, participant_count"
+async def _shown(db: Database, user_id: UUID, pair: bytes) -> UUID | None:
+    """The direct chat of a pair, if the user may see it."""
+    chat_id: UUID | None = await db.value(
+        """SELECT t.id FROM chat_threads t JOIN chat_participants p ON p.chat_id = t.id
+           WHERE t.pair = $1 AND t.deleted_at IS NULL AND p.user_id = $2 AND NOT p.concealed""",
+        pair,
+        user_id,
+    )
+    return chat_id
 
 
-async def thread(db: Database, chat_id: UUID) -> dict[str, Any]:
+def thread_columns(masked: str = "false") -> str:
+    """The columns of a chat ``t`` as events bear it, without what describes it where ``masked`` is true."""
+    return f"""t.id, t.type::text, CASE WHEN NOT {masked} THEN t.title END AS title,
+        CASE WHEN NOT {masked} THEN t.avatar_url END AS avatar_url, t.created_by,
+        CASE WHEN {masked} THEN '{{}}' ELSE t.settings END AS settings, t.created_at, t.updated_at,
+        t.participant_count"""
+
+
+async def thread(db: Database, chat_id: UUID, *, masked: bool = False) -> dict[str, Any]:
     """A chat as events bear it: the same for all participants."""
-    row = await db.row(f"SELECT {THREAD} FROM chat_threads WHERE id = $1", chat_id)
+    row = await db.row(f"SELECT {thread_columns('$2::boolean')} FROM chat_threads t WHERE t.id = $1", chat_id, masked)
     return dict(row or {})
 
 
+async def masked(change: Change) -> list[UUID]:
+    """The participants who don't see how a locked chat of two is described."""
+    rows = await change.db.fetch(
+        "SELECT user_id FROM chat_participants WHERE chat_id = $1 AND masked ORDER BY user_id", change.chat_id
+    )
+    return [row["user_id"] for row in rows]
+
+
 async def update(change: Change, columns: Mapping[str, Any]) -> None:
-    """Set title, avatar_url or settings of a locked chat."""
-    query = ChatThread.update(dict(columns)).where(ChatThread.id == change.chat_id)
-    await change.db.run(query)
+    """Set title, avatar_url or settings of a locked chat. A participant who did not see how it was described describes
+    it from the beginning."""
+    columns = dict(columns)
+    if change.two and change.user_id in await masked(change):
+        columns = {"title": None, "avatar_url": None, "settings": {}, **columns}
+        await change.db.execute("UPDATE chat_participants SET masked = false WHERE chat_id = $1", change.chat_id)
+    await change.db.run(ChatThread.update(columns).where(ChatThread.id == change.chat_id))
 
 
 async def end(change: Change) -> None:
     """End a locked chat, and append the event: nobody may read or write in it from now on. What was in it is erased by
     models/purge.py."""
     event = await change.append("chat_deleted", user_id=change.user_id, fields={})
-    change.events[-1] = event._replace(fields={"chat": await thread(change.db, change.chat_id)})
+    described = await thread(change.db, change.chat_id, masked=change.two and bool(await masked(change)))
+    change.events[-1] = event._replace(fields={"chat": described})
     await change.db.execute(
         "UPDATE chat_threads SET deleted_at = now(), access = access + 1 WHERE id = $1", change.chat_id
     )
     await change.db.execute("DELETE FROM chat_invites WHERE chat_id = $1", change.chat_id)
+    await invitations.end_all(change)

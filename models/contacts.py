@@ -7,9 +7,12 @@ from uuid import UUID
 
 import peewee
 
-from models import chats
+from models import concealment, invitations
+from models.changes import Change
 from models.database import Database, Enum, Row, Table
 from models.users import User
+
+MAX_BLOCKS = 10_000  # a list that long is a script's, and every block is a row to look up
 
 
 class UserVerification(Table):
@@ -37,8 +40,8 @@ class UserBlock(Table):
 
 
 class UserContact(Table):
-    """``user`` has written to ``contact`` in a chat of two, called them, or answered their call. Messages are noted by
-    the database itself, calls by models/calls.py."""
+    """``user`` has written to ``contact`` in a chat of two or accepted one, called them, or answered their call.
+    Messages are noted by the database itself, calls by models/calls.py."""
 
     user = peewee.ForeignKeyField(User, on_delete="CASCADE")
     contact = peewee.ForeignKeyField(User, on_delete="CASCADE")
@@ -99,9 +102,22 @@ async def verifications(db: Database, verifier_id: UUID, limit: int, before: tup
     )
 
 
-async def block(db: Database, blocker_id: UUID, blocked_id: UUID, at_most: int) -> bool:
-    """Block a user; False when that would make more than ``at_most`` blocks. Again changes nothing."""
+async def note_partner(change: Change) -> None:
+    """Note the other one of a locked chat of two as a contact of the user, who has accepted the chat."""
+    await change.db.execute(
+        """INSERT INTO user_contacts (user_id, contact_id)
+           SELECT $2, user_id FROM chat_participants WHERE chat_id = $1 AND user_id <> $2
+           ON CONFLICT DO NOTHING""",
+        change.chat_id,
+        change.user_id,
+    )
+
+
+async def block(db: Database, blocker_id: UUID, blocked_id: UUID, at_most: int) -> list[UUID] | None:
+    """Block a user: the chats that are not shown to the blocker any more; None when that would make more than
+    ``at_most`` blocks. Again changes nothing."""
     async with db.transaction():
+        await concealment.lock_pair(db, blocker_id, blocked_id)
         blocked = await db.value(
             """WITH added AS (
                    INSERT INTO user_blocks (blocker_id, blocked_id) SELECT $1, $2
@@ -114,15 +130,19 @@ async def block(db: Database, blocker_id: UUID, blocked_id: UUID, at_most: int) 
             blocked_id,
             at_most,
         )
-        await chats.renew_pair(db, blocker_id, blocked_id)
-        return bool(blocked)
+        if not blocked:
+            return None
+        concealed = await concealment.conceal_pair(db, blocker_id, blocked_id)
+        return [*concealed, *await invitations.decline_from(db, blocker_id, blocked_id)]
 
 
 async def unblock(db: Database, blocker_id: UUID, blocked_id: UUID) -> bool:
     query = UserBlock.delete().where((UserBlock.blocker == blocker_id) & (UserBlock.blocked == blocked_id))
     async with db.transaction():
+        await concealment.lock_pair(db, blocker_id, blocked_id)
         removed = bool(await db.run(query))
-        await chats.renew_pair(db, blocker_id, blocked_id)
+        if removed:
+            await concealment.reveal_pair(db, blocker_id, blocked_id)
         return removed
 
 

@@ -122,7 +122,7 @@ async def usage(db: Database, user_id: UUID) -> tuple[int, int]:
 _MAY_READ = f"""
 SELECT {_ALL} FROM files f WHERE f.id = $1 AND (f.owner_id = $2 OR f.state = 'complete' AND (
     EXISTS (SELECT 1 FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
-            WHERE p.chat_id = f.chat_id AND p.user_id = $2 AND t.deleted_at IS NULL)
+            WHERE p.chat_id = f.chat_id AND p.user_id = $2 AND NOT p.concealed AND t.deleted_at IS NULL)
     OR EXISTS (SELECT 1 FROM users u WHERE u.id = f.owner_id AND u.avatar_url = '/files/' || f.id || '/content')))
 """
 

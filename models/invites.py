@@ -110,7 +110,8 @@ async def preview(db: Database, token: str, user_id: UUID) -> Row | None:
     return await db.row(
         f"""SELECT t.id AS chat_id, t.type::text, t.title, t.avatar_url, t.participant_count, mine.joined
             FROM chat_invites i JOIN chat_threads t ON t.id = i.chat_id AND t.deleted_at IS NULL,
-                LATERAL (SELECT EXISTS (SELECT 1 FROM chat_participants p WHERE p.chat_id = t.id AND p.user_id = $2)
+                LATERAL (SELECT EXISTS (SELECT 1 FROM chat_participants p
+                                        WHERE p.chat_id = t.id AND p.user_id = $2 AND NOT p.concealed)
                          AS joined) AS mine
             WHERE i.token_hash = $1 AND (mine.joined OR {_opens("$2")})""",
         _hash(token),

@@ -38,7 +38,9 @@ SELECT t.id, t.type, t.title, t.avatar_url, t.created_by, t.settings, t.created_
        t.participant_count, t.last_seq, t.read_seq, t.delivered_seq, t.unread_count,
        t.hidden, t.archived, t.muted_until, t.marked_unread, m.*
 FROM (
-    SELECT t.id, t.type::text, t.title, t.avatar_url, t.created_by, t.settings, t.created_at, t.updated_at,
+    SELECT t.id, t.type::text, CASE WHEN NOT p.masked THEN t.title END AS title,
+           CASE WHEN NOT p.masked THEN t.avatar_url END AS avatar_url, t.created_by,
+           CASE WHEN p.masked THEN '{{{{}}}}' ELSE t.settings END AS settings, t.created_at, t.updated_at,
            t.participant_count, t.last_seq, p.user_id, p.role::text, p.read_seq, p.delivered_seq,
            {UNREAD} AS unread_count, {SEEN_FROM} AS seen_from, {_HIDDEN} AS hidden,
            coalesce(v.archived, false) AS archived, v.muted_until, coalesce(v.marked_unread, false) AS marked_unread

@@ -146,7 +146,7 @@ WITH given AS (
     FROM fresh JOIN moved ON moved.id = chat_id AND moved.access = fresh.access
     RETURNING id, chat_id, sender_id, seq, created_at, expires_at
 ), own AS (
-    UPDATE chat_participants p SET own_after = own_after + many, posted_last = s.last,
+    UPDATE chat_participants p SET own_after = own_after + many, accepted = true, posted_last = s.last,
         posted_first = CASE WHEN posted_first = 0 THEN s.first ELSE posted_first END
     FROM (SELECT chat_id, sender_id, count(*) AS many, min(seq) AS first, max(seq) AS last
           FROM stored GROUP BY chat_id, sender_id) AS s
@@ -182,7 +182,7 @@ async def stored(db: Database, sender_id: UUID, client_id: UUID) -> Posted | Non
 # A message ``m`` in its chat ``t`` with the participant ``p`` who asks, $1.
 _FOR_PARTICIPANT = """messages m
     JOIN chat_threads t ON t.id = m.chat_id AND t.deleted_at IS NULL
-    JOIN chat_participants p ON p.chat_id = m.chat_id AND p.user_id = $1"""
+    JOIN chat_participants p ON p.chat_id = m.chat_id AND p.user_id = $1 AND NOT p.concealed"""
 
 
 async def seen_by(db: Database, message_id: UUID, user_id: UUID) -> Row | None:
@@ -297,6 +297,16 @@ async def erase(change: Change, message_ids: Sequence[UUID], reason: str) -> lis
     return list(gone)
 
 
+async def accept(change: Change) -> None:
+    """Note that the participant has accepted a locked chat, by what they did in it."""
+    await change.db.execute(
+        """UPDATE chat_participants SET accepted = true
+           WHERE chat_id = $1 AND user_id = $2 AND accepted IS DISTINCT FROM true""",
+        change.chat_id,
+        change.user_id,
+    )
+
+
 # Older servers stored emoji as they came: with U+FE0F and without it they are the same reaction.
 _SELECTOR = "\ufe0f"
 
@@ -317,6 +327,7 @@ async def react(change: Change, message_id: UUID, seq: int, emoji: str, at_most:
         change.user_id,
         emoji,
     )
+    await accept(change)
     await change.append(
         "reaction_added", message_id=message_id, user_id=change.user_id, data={"emoji": emoji}, about=seq
     )

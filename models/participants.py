@@ -8,26 +8,23 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from config.pages import MAX_PAGE
-from models import invites, sanctions, views
+from models import invitations, invites, sanctions, views
 from models.changes import Change, Event, changing
 from models.chats import end
-from models.database import Database, Row
+from models.database import Database
 from models.paging import cut, taken, text_size
 
 ROLES = ("owner", "admin", "member", "restricted")  # the highest first
 GOVERNING = ROLES[:2]  # who may invite
 
 
-async def named(db: Database, asker: UUID, public_ids: Sequence[str]) -> dict[str, Row]:
-    """By their public ids in lower case: ``id`` and ``blocks`` (whether they have blocked the asker)."""
+async def named(db: Database, public_ids: Sequence[str]) -> dict[str, UUID]:
+    """Users by their public ids, in lower case."""
     rows = await db.fetch(
-        """SELECT lower(public_id) AS name, id,
-                  EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = users.id AND blocked_id = $1) AS blocks
-           FROM users WHERE lower(public_id) = ANY ($2::text[])""",
-        asker,
+        "SELECT lower(public_id) AS name, id FROM users WHERE lower(public_id) = ANY ($1::text[])",
         [public_id.lower() for public_id in public_ids],
     )
-    return {row["name"]: row for row in rows}
+    return {row["name"]: row["id"] for row in rows}
 
 
 async def role_of(change: Change, user_id: UUID) -> str | None:
@@ -38,27 +35,40 @@ async def role_of(change: Change, user_id: UUID) -> str | None:
     return role
 
 
+async def is_concealed(change: Change, user_id: UUID) -> bool:
+    """Whether a locked chat is concealed from a participant."""
+    return bool(
+        await change.db.value(
+            "SELECT concealed FROM chat_participants WHERE chat_id = $1 AND user_id = $2", change.chat_id, user_id
+        )
+    )
+
+
 async def exists(change: Change, user_id: UUID) -> bool:
     """Whether there is such an account, which can't be erased until the transaction ends."""
     return bool(await change.db.value("SELECT 1 FROM users WHERE id = $1 FOR KEY SHARE", user_id))
 
 
-async def add(change: Change, user_id: UUID, role: str) -> bool:
+async def add(change: Change, user_id: UUID, role: str, *, accepted: bool) -> bool:
     """Let a user in; False when they are in already. They have read what they may not see, and what stood against them
-    before is over: ``role`` says what is left of it."""
+    before is over: ``role`` says what is left of it. ``accepted``: they come by what they did themselves."""
     if await role_of(change, user_id) is not None:
         return False
     await sanctions.lift(change, user_id)
+    await invitations.end(change, user_id)
     await views.forget(change, user_id)
     event = await change.append("participant_added", user_id=user_id, data={"role": role})
     await change.db.execute(
-        """INSERT INTO chat_participants (chat_id, user_id, role, joined_seq, delivered_seq, read_seq, read_number)
-           SELECT id, $2, $3::text::participant_role, $4, $4, $4, last_number FROM chat_threads WHERE id = $1""",
+        """INSERT INTO chat_participants
+               (chat_id, user_id, role, joined_seq, delivered_seq, read_seq, read_number, accepted)
+           SELECT id, $2, $3::text::participant_role, $4, $4, $4, last_number, $5 FROM chat_threads WHERE id = $1""",
         change.chat_id,
         user_id,
         role,
         event.seq,
+        accepted,
     )
+    await invitations.ask_to_stay(change, user_id)
     await _counted(change, 1)
     return True
 
@@ -85,6 +95,7 @@ async def remove(change: Change, user_id: UUID) -> bool:
         event.seq,
     )
     await views.forget(change, user_id)
+    await invitations.end(change, user_id)
     await _counted(change, -1)
     return True
 
@@ -123,9 +134,10 @@ async def _set(change: Change, user_id: UUID, role: str) -> None:
 
 # Who is shown to whom ------------------------------------------------------------------------------------------------
 
-# Watermarks are shown to the two of a direct chat, and not across a block.
+# Watermarks are shown to the two of a direct chat, and not across a block. Where the chat is concealed they are those
+# of somebody who does not answer.
 _PERSON = """p.user_id, users.public_id, users.display_name, users.avatar_url, users.fingerprint, p.role::text,
-    p.delivered_seq, p.read_seq, t.type = 'direct' AND (p.user_id = $1 OR NOT EXISTS (
+    p.delivered_seq, p.read_seq, t.type = 'direct' AND (p.user_id = $1 OR p.concealed OR NOT EXISTS (
         SELECT 1 FROM user_blocks b WHERE (b.blocker_id, b.blocked_id) IN ((p.user_id, $1), ($1, p.user_id)))) AS marked
 """
 
@@ -167,16 +179,16 @@ FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, place)
 JOIN chat_participants mine ON mine.chat_id = wanted.id AND mine.user_id = $1
 JOIN chat_threads t ON t.id = mine.chat_id,
 LATERAL (
-    SELECT mine.user_id, mine.role, mine.delivered_seq, mine.read_seq
+    SELECT mine.user_id, mine.role, mine.delivered_seq, mine.read_seq, mine.concealed
     UNION ALL
-    (SELECT user_id, role, delivered_seq, read_seq FROM chat_participants
+    (SELECT user_id, role, delivered_seq, read_seq, concealed FROM chat_participants
      WHERE chat_id = t.id AND role = 'owner' AND user_id <> $1)
     UNION ALL
-    (SELECT user_id, role, delivered_seq, read_seq FROM chat_participants
+    (SELECT user_id, role, delivered_seq, read_seq, concealed FROM chat_participants
      WHERE chat_id = t.id AND role IN ('owner', 'admin') AND role = 'admin' AND user_id <> $1
      ORDER BY user_id LIMIT {SHOWN})
     UNION ALL
-    (SELECT user_id, role, delivered_seq, read_seq FROM chat_participants
+    (SELECT user_id, role, delivered_seq, read_seq, concealed FROM chat_participants
      WHERE chat_id = t.id AND role NOT IN ('owner', 'admin') AND user_id <> $1
        AND (t.type <> 'channel' OR mine.role IN ('owner', 'admin'))
      ORDER BY user_id LIMIT {SHOWN})
@@ -229,7 +241,7 @@ async def depart(db: Database, user_id: UUID) -> list[tuple[Change, list[Event]]
             )
         ]
         for chat_id in chat_ids:
-            async with changing(db, chat_id, user_id) as change:
+            async with changing(db, chat_id, user_id, concealed=True) as change:
                 if change is None:  # deleted, and about to be purged
                     await db.execute(
                         "DELETE FROM chat_participants WHERE chat_id = $1 AND user_id = $2", chat_id, user_id
@@ -249,6 +261,11 @@ async def depart(db: Database, user_id: UUID) -> list[tuple[Change, list[Event]]
     return happened
 
 
+async def leave_concealed(change: Change) -> None:
+    """Take a user, who was asked whether to stay, out of a locked chat; to the others they leave."""
+    await _depart(change)
+
+
 async def _depart(change: Change) -> None:
     owner = change.role == "owner"
     await remove(change, change.user_id)
@@ -256,7 +273,7 @@ async def _depart(change: Change) -> None:
         return
     # Never a plain member: who was let in to read or to write should not find themselves in charge of the others.
     heir = await change.db.value(
-        """SELECT user_id FROM chat_participants WHERE chat_id = $1 AND ($2 OR role = 'admin')
+        """SELECT user_id FROM chat_participants WHERE chat_id = $1 AND ($2 OR (role = 'admin' AND NOT concealed))
            ORDER BY role, joined_at, user_id LIMIT 1""",
         change.chat_id,
         change.two,

@@ -162,7 +162,7 @@ async def missed(db: Database, user_id: UUID, seconds: float) -> list[UUID]:
     have received; the busiest lately first, and not more than 100."""
     rows = await db.fetch(
         f"""SELECT t.id FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
-           WHERE p.user_id = $1 AND t.deleted_at IS NULL AND t.last_seq > p.delivered_seq
+           WHERE p.user_id = $1 AND NOT p.concealed AND t.deleted_at IS NULL AND t.last_seq > p.delivered_seq
              AND t.updated_at > now() - $2 * interval '1 second'
              AND EXISTS (
                  SELECT 1 FROM messages m
@@ -187,7 +187,7 @@ _NEWEST = f"""
           AND m.sender_id IS DISTINCT FROM p.user_id
           AND NOT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = p.user_id AND blocked_id = m.sender_id)
         ORDER BY m.seq DESC LIMIT 1) AS newest
-    WHERE p.chat_id = g.chat_id AND p.user_id = g.user_id"""
+    WHERE p.chat_id = g.chat_id AND p.user_id = g.user_id AND NOT p.concealed"""
 
 
 async def wanted(db: Database, asked: Sequence[tuple[UUID, UUID | None]]) -> list[list[Row]]:
@@ -211,7 +211,8 @@ async def wanted(db: Database, asked: Sequence[tuple[UUID, UUID | None]]) -> lis
             JOIN sessions s ON s.id = t.session_id AND {_LIVE}
             LEFT JOIN push_settings p ON p.user_id = g.user_id
             WHERE g.chat_id IS NULL OR EXISTS (
-                SELECT 1 FROM chat_participants c WHERE c.chat_id = g.chat_id AND c.user_id = g.user_id)""",
+                SELECT 1 FROM chat_participants c
+                WHERE c.chat_id = g.chat_id AND c.user_id = g.user_id AND NOT c.concealed)""",
         [user_id for user_id, _ in asked],
         [chat_id for _, chat_id in asked],
     )

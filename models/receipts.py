@@ -166,8 +166,8 @@ _SEES = f"""(p.user_id = mine.user_id OR (t.type <> 'channel' AND NOT {blocked("
     AND (t.participant_count <= {SMALL} OR (
         mine.posted_first > 0 AND p.read_seq >= mine.posted_first AND mine.posted_last >= {SEEN_FROM}))))"""
 
-# True if participant ``mine`` has not deleted their chat ``t`` for themselves.
-_THERE = """(t.deleted_at IS NULL AND NOT EXISTS (
+# True if participant ``mine`` sees their chat ``t``: no block conceals it, and they have not deleted it for themselves.
+_THERE = """(t.deleted_at IS NULL AND NOT mine.concealed AND NOT EXISTS (
     SELECT 1 FROM chat_views v WHERE v.chat_id = t.id AND v.user_id = mine.user_id
         AND v.deleted_number >= t.last_number))"""
 

@@ -57,6 +57,12 @@ async def against(change: Change, user_id: UUID) -> Row | None:
     )
 
 
+def remaining(sanction: Row | None, role: str) -> str:
+    """The role in which a user comes back: a restriction lasts until an admin changes the role, or the owner makes them
+    admin."""
+    return "restricted" if sanction is not None and sanction["restricted"] and role == "member" else role
+
+
 async def lift(change: Change, user_id: UUID) -> None:
     """Forget what stood against a user, who is in the chat again."""
     await change.db.execute("DELETE FROM chat_sanctions WHERE chat_id = $1 AND user_id = $2", change.chat_id, user_id)

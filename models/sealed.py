@@ -29,8 +29,9 @@ async def set_key(db: Database, user_id: UUID, key: bytes | None) -> tuple[int, 
             return None
         chat_id = row["chat_id"]  # None also when its owner has deleted it
         if chat_id is None and key is not None:
-            chat_id, access, event = await create(db, user_id, NewChat("secret", None, None, {}, ()))
-            made = event and (access, event)
+            new = await create(db, user_id, NewChat("secret", None, None, {}, ()))
+            assert new is not None and new[1] is not None  # without others it is always a new one
+            chat_id, made = new[0], (new[1].access, new[1].events[0])
         await db.execute(
             "UPDATE users SET sealed_access_key = $2, sealed_chat_id = $3, updated_at = now() WHERE id = $1",
             user_id,

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from config.pages import MAX_PAGE
 from models.changes import event_fields
-from models.chats import THREAD
+from models.chats import thread_columns
 from models.database import Database, Row
 from models.message_row import MESSAGE_SIZE, NOW, THEN, message_columns
 from models.paging import json_size, text_size
@@ -68,7 +68,8 @@ async def now(db: Database, user_id: UUID) -> tuple[Moment, dict[UUID, int]]:
     rows = await db.fetch(
         f"""WITH moment AS MATERIALIZED ({_NOW}), mine AS (
                 SELECT t.id AS chat_id, t.last_seq, t.last_position AS position
-                FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id WHERE p.user_id = $1
+                FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
+                WHERE p.user_id = $1 AND NOT p.concealed
                 UNION ALL
                 SELECT NULL, NULL, position FROM chat_departures WHERE user_id = $1
             ), held AS MATERIALIZED (
@@ -89,7 +90,7 @@ WITH moment AS MATERIALIZED ({_NOW}), spans AS (
            t.last_seq AS last, t.last_position AS position,
            t.type::text, p.role::text, p.joined_seq, NULL::bigint AS left_seq, false AS deletion
     FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
-    WHERE p.user_id = $1 AND t.last_position >= $2
+    WHERE p.user_id = $1 AND NOT p.concealed AND t.last_position >= $2
     UNION ALL
     SELECT d.chat_id, CASE WHEN t.deleted_at IS NULL THEN d.joined_seq ELSE d.left_seq END, d.left_seq, d.position,
            t.type::text, NULL, d.joined_seq, d.left_seq, d.joined_seq > d.left_seq
@@ -211,13 +212,13 @@ async def messages(
     return found
 
 
-_THREAD_SIZE = f"400 + {text_size('title', 'avatar_url')} + {json_size('settings')}"
+_THREAD_SIZE = f"400 + {text_size('t.title', 't.avatar_url')} + {json_size('t.settings')}"
 _THREADS = f"""
 SELECT * FROM (
-    SELECT wanted.id AS wanted, place, {THREAD.replace("id, ", "t.id, ", 1)}, {_THREAD_SIZE} AS size,
-           EXISTS (SELECT 1 FROM chat_participants WHERE chat_id = t.id AND user_id = $1) AS inside,
-           sum({_THREAD_SIZE}) OVER (ORDER BY place) AS total
+    SELECT wanted.id AS wanted, place, {thread_columns("coalesce(p.masked, false)")}, {_THREAD_SIZE} AS size,
+           p.user_id IS NOT NULL AS inside, sum({_THREAD_SIZE}) OVER (ORDER BY place) AS total
     FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, place) LEFT JOIN chat_threads t ON t.id = wanted.id
+    LEFT JOIN chat_participants p ON p.chat_id = t.id AND p.user_id = $1 AND NOT p.concealed
 ) AS page WHERE total <= {MAX_PAGE} OR place = 1
 """
 

@@ -41,6 +41,9 @@ class ChatParticipant(Table):
     own_after = peewee.BigIntegerField(default=0)
     posted_first = peewee.BigIntegerField(default=0)
     posted_last = peewee.BigIntegerField(default=0)
+    accepted = peewee.BooleanField(null=True, default=False)
+    concealed = peewee.BooleanField(default=False)
+    masked = peewee.BooleanField(default=False)
 
     class Meta:
         table_name = "chat_participants"

@@ -9,6 +9,7 @@ from uuid import UUID
 import peewee
 
 from models.changes import POSITION, Change
+from models.concealment import NEVER
 from models.database import Database, Table
 from models.threads import ChatThread
 from models.users import User
@@ -129,9 +130,10 @@ async def reopen(db: Database, user_id: UUID, chat_id: UUID) -> bool:
     return (
         await db.execute(
             f"""UPDATE chat_views SET deleted_number = NULL
-                WHERE chat_id = $2 AND user_id = $1 AND EXISTS ({_DELETED})""",
+                WHERE chat_id = $2 AND user_id = $1 AND EXISTS ({_DELETED}) AND deleted_number < $3""",
             user_id,
             chat_id,
+            NEVER,
         )
         == 1
     )

@@ -33,7 +33,7 @@ def blocked(one: str, other: str) -> str:
 # the message at a seq (``m17``), or the owner, the admins and one user (``u`` with the user's id).
 EVERYBODY = ""
 _ABOUT_MESSAGES = ("message_edited", "message_deleted", "reaction_added", "reaction_removed")
-_ABOUT_READERS = ("participant_added", "participant_removed", "participant_role")
+_ABOUT_READERS = ("participant_invited", "participant_added", "participant_removed", "participant_role")
 
 
 def seen_from(kind: str, joined_seq: int) -> int:

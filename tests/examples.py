@@ -249,6 +249,10 @@ async def _chats(tell: Callable[..., Any], alice: Account, bob: Account) -> None
     await tell("DELETE", f"/chats/{chat}/participants/{bob.user_id}?ban=true", by=alice)
     await tell("GET", f"/chats/{chat}/bans", by=alice)
     await tell("DELETE", f"/chats/{chat}/bans/{bob.user_id}", by=alice)
+    await bob.put("/users/me", {"settings": {"privacy": {"add": "requests"}}})
+    await tell("POST", f"/chats/{chat}/participants", {"public_id": "bob"}, by=alice)
+    await tell("POST", f"/chats/{chat}/accept", by=bob)
+    await tell("POST", "/chats/requests/decline", {"all": True, "block": False}, by=bob)
 
 
 async def _calls_and_files(tell: Callable[..., Any], alice: Account, bob: Account) -> None:

@@ -490,6 +490,16 @@ async def test_what_happens_in_a_chat(services: Services) -> None:
 
 
 @pytest.mark.gen_test
+async def test_what_an_invitation_is(services: Services) -> None:
+    async with stage(services) as on:
+        carol = await with_carol(on)
+        assert (await carol.put("/users/me", {"settings": {"privacy": {"add": "requests"}}})).status == 200
+        async with carol.socket() as c:
+            on.names[GROUP] = await on.chat("group", carol)
+            await on.hears(c, "server participant_invited")
+
+
+@pytest.mark.gen_test
 async def test_what_a_membership_shows(services: Services) -> None:
     async with stage(services) as on:
         carol = await with_carol(on)
@@ -540,6 +550,8 @@ async def test_what_messages_are_refused_with(services: Services) -> None:
         again = {**on.real(EXAMPLES["client message_send"]), "encrypted_payload": "AAAA"}
         await a.raw(json.dumps(again))
         await on.hears(a, "server error conflict")
+        # Who has blocked without having accepted the chat is not noticed.
+        assert (await on.bob.post(f"/chats/{on.names[DIRECT]}/accept", {})).status == 200
         assert (await on.bob.put(f"/users/{on.alice.public_id}/block", {})).status == 204
         await a.raw(json.dumps({**again, "client_id": str(uuid4())}))
         await on.hears(a, "server error forbidden, restricted")

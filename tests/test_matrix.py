@@ -186,8 +186,10 @@ ROUTES: dict[str, tuple[Ask, str]] = {
     "GET /chats": (lambda w, p: ("/chats", None), ALIKE),
     "POST /chats": (
         lambda w, p: ("/chats", {"type": "group", "participants": [w.owner.public_id]}),
-        "401 201 403 201 201",
+        "401 201 201 201 201",
     ),
+    "POST /chats/requests/decline": (lambda w, p: ("/chats/requests/decline", {"all": True}), "401 204 204 204 204"),
+    f"POST /chats/{ID}/accept": (lambda w, p: (f"/chats/{w.group}/accept", {}), "401 404 404 200 200"),
     "POST /chats/join": (lambda w, p: ("/chats/join", {"token": w.invite}), ALIKE),
     "POST /chats/join/preview": (lambda w, p: ("/chats/join/preview", {"token": w.invite}), ALIKE),
     f"PUT /chats/{ID}/me": (lambda w, p: (f"/chats/{w.group}/me", {"archived": True}), "401 404 404 200 200"),

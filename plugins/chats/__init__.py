@@ -14,9 +14,11 @@ from models import purge
 from models.sweeps import Sweeper
 from plugins import App, Every, Plugin
 from plugins.chats import http, shapes
+from plugins.chats.announcing import Announcer
 from plugins.chats.chats import Chats
 from plugins.chats.invites import Invites
 from plugins.chats.members import Members
+from plugins.chats.requests import Requests
 from plugins.chats.typing import Typing
 
 
@@ -33,12 +35,15 @@ PURGING = 10.0  # seconds; the next run goes on
 
 def setup(app: App, settings: Settings) -> Plugin:
     purging = Sweeper(app.db, app.sweeps, purge.sweep(app.db))
-    chats = Chats(app.db, app.delivery, app.hub, AvatarHosts(settings.avatar_allowed_hosts))
-    members = Members(app.db, app.delivery)
+    announcer = Announcer(app.delivery, app.hub)
+    chats = Chats(app.db, announcer, AvatarHosts(settings.avatar_allowed_hosts))
+    members = Members(app.db, announcer)
+    requests = Requests(app.db, announcer, app.alerts)
     invites = Invites(app.db)
     typing = Typing(app.access, app.delivery)
     by_user = {"members": members, "rate": settings.rate_limit_participants}
     made = {"chats": chats, "rate": settings.rate_limit_chats, "people": settings.rate_limit_participants}
+    answering = {"requests": requests, "chats": chats, "rate": settings.rate_limit_chat_views}
     joining = {"members": members, "chats": chats, "rate": settings.rate_limit_join}
     looking = {"invites": invites, "rate": settings.rate_limit_join}
     return Plugin(
@@ -46,6 +51,8 @@ def setup(app: App, settings: Settings) -> Plugin:
         routes=(
             ("/chats", http.ChatsHandler, made),
             ("/chats/join", http.JoinHandler, joining),
+            ("/chats/requests/decline", http.DeclineHandler, answering),
+            (f"/chats/{ID}/accept", http.AcceptHandler, answering),
             ("/chats/join/preview", http.JoinPreviewHandler, looking),
             (f"/chats/{ID}", http.ChatHandler, {"chats": chats, "rate": settings.rate_limit_chat_changes}),
             (f"/chats/{ID}/me", http.ChatViewHandler, {"chats": chats, "rate": settings.rate_limit_chat_views}),

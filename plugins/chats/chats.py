@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from handlers.answers import account_changed
 from handlers.avatars import AvatarHosts, refused
-from handlers.delivery import Delivery
 from handlers.errors import Fault, Forbidden, InvalidRequest, NotFound
-from handlers.hub import Hub
 from handlers.pages import Place
-from models import chats, files, listing, participants, views
-from models.changes import Change
+from handlers.shapes import encode
+from models import chats, files, invitations, listing, participants, views
 from models.database import Database
 from models.paging import Page
 from plugins.chats import shapes
+from plugins.chats.announcing import Announcer
 from plugins.chats.rights import NO_CHAT, at_least, locked
 
 Entries = tuple[list[dict[str, Any]], bool]  # a page, and whether there are more
@@ -28,38 +26,59 @@ MOST = {"direct": 2, "secret": 2, "group": 1024, "cloud": 1024, "channel": 100_0
 class Chats:
     """What users do with chats. Whoever takes no part in one is told that it does not exist."""
 
-    def __init__(self, db: Database, delivery: Delivery, hub: Hub, avatars: AvatarHosts) -> None:
-        self._db, self._delivery, self._hub, self._avatars = db, delivery, hub, avatars
+    def __init__(self, db: Database, announcer: Announcer, avatars: AvatarHosts) -> None:
+        self._db, self._announcer, self._avatars = db, announcer, avatars
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
     async def entries(self, user_id: UUID, limit: int, before: Place | None, *, hidden: bool) -> Entries:
         """A page of the user's chats, or of those that they have hidden, the last active first, each with at most 8
-        participants; and whether there are more."""
+        participants; and whether there are more. Among them are the invitations that they have not answered."""
         rows, more = await listing.entries(self._db, user_id, limit, before, hidden=hidden)
         people = await participants.shown(self._db, user_id, [row["id"] for row in rows])
-        page, entries = Page(), list[dict[str, Any]]()
-        for row in rows:
-            found = people.get(row["id"])
-            if found is None and entries:
-                break  # no room for its participants, or the user has left it a moment ago
-            shown, size = found or ((), 0)
-            answer = entry(row, user_id, shown)
-            if not page.add(row["size"] + size + (size if answer["peer"] else 0)):
+        asked = [] if hidden else await invitations.entries(self._db, user_id, limit + 1, before)
+        found = sorted([*rows, *map(dict, asked)], key=lambda row: (row["updated_at"], row["id"]), reverse=True)
+        page, shown = Page(), list[dict[str, Any]]()
+        for row in found:
+            if len(shown) == limit:
                 break
-            entries.append(answer)
-        return entries, more or len(entries) < len(rows)
+            if "inviter_id" in row:
+                answer = request(row)
+                size = len(encode(answer))
+            else:
+                room = people.get(row["id"])
+                if room is None and shown:
+                    break  # no room for its participants, or the user has left it a moment ago
+                some, weight = room or ((), 0)
+                answer = entry(row, user_id, some)
+                size = row["size"] + weight + (weight if answer["peer"] else 0)
+            if not page.add(size):
+                break
+            shown.append(answer)
+            if more and row is rows[-1]:
+                break  # invitations behind it belong between the chats that are not read yet
+        return shown, more or len(shown) < len(found)
 
     async def get(self, user_id: UUID, chat_id: UUID) -> dict[str, Any]:
-        """One of the user's chats, as in the list, with all its participants, or as many as one page has room for;
-        those of a channel are null."""
+        """One of the user's chats, as in the list, with all its participants, or as many as one page has room for,
+        which are null in a channel, and those who are ``invited``, if any. Or an invitation that the user has not
+        answered."""
         row = await listing.entry(self._db, user_id, chat_id)
         if row is None:
-            raise NotFound(NO_CHAT)
+            asked = await invitations.entry(self._db, user_id, chat_id)
+            if asked is None:
+                raise NotFound(NO_CHAT)
+            return request(dict(asked))
+        governs = row["role"] in ("owner", "admin")
         if row["type"] == "channel":
-            return {**entry(dict(row), user_id, ()), "participants": None}
-        people, _ = await participants.listed(self._db, user_id, chat_id, MOST["group"])
-        return entry(dict(row), user_id, people)
+            shown = {**entry(dict(row), user_id, ()), "participants": None}
+        else:
+            people, _ = await participants.listed(self._db, user_id, chat_id, MOST["group"])
+            shown = entry(dict(row), user_id, people)
+        if row["type"] in ("group", "cloud") or (row["type"] == "channel" and governs):
+            invited = await invitations.invited(self._db, chat_id)
+            return {**shown, "invited": [dict(person) for person in invited]} if invited else shown
+        return shown
 
     # Making, changing, ending -----------------------------------------------------------------------------------------
 
@@ -69,14 +88,17 @@ class Chats:
         file_id = request.avatar_url and self._avatars.judge(request.avatar_url)
         new = chats.NewChat(request.type, request.title, request.avatar_url, request.settings or {}, others)
         async with self._db.transaction():
-            chat_id, access, event = await chats.create(self._db, user_id, new)
-            if event is not None and file_id:
+            made = await chats.create(self._db, user_id, new)
+            if made is None:
+                raise Forbidden("You have blocked this user. Unblock them first.")
+            chat_id, change = made
+            if change is not None and file_id:
                 await self._give(file_id, user_id, chat_id)
-        if event is not None:
-            await self._delivery.announce(chat_id, access, [event.frame], by=user_id)
+        if change is not None:
+            await self._announcer.send(change)
         elif await views.reopen(self._db, user_id, chat_id):
-            self._hub.send(user_id, account_changed("chat", chat_id))
-        return await self.get(user_id, chat_id), event is not None
+            self._announcer.changed(user_id, chat_id)
+        return await self.get(user_id, chat_id), change is not None
 
     async def _give(self, file_id: UUID, user_id: UUID, chat_id: UUID) -> None:
         """Let a file be the avatar of a chat, for its participants to read. Raises InvalidRequest."""
@@ -86,9 +108,9 @@ class Chats:
     async def _others(self, user_id: UUID, request: shapes.NewChat) -> Sequence[UUID]:
         """The participants that a new chat names, without its owner."""
         names = [name.lower() for name in request.participants]
-        found = await participants.named(self._db, user_id, names)
+        found = await participants.named(self._db, names)
         faults = [Fault(f"participants[{n}]", "no such user") for n, name in enumerate(names) if name not in found]
-        others = list(dict.fromkeys(found[name]["id"] for name in names if name in found))
+        others = list(dict.fromkeys(found[name] for name in names if name in found))
         if request.type in ("direct", "secret"):
             if not faults and (len(others) != 1 or others[0] == user_id):
                 faults.append(Fault("participants", "exactly one other"))
@@ -96,9 +118,6 @@ class Chats:
             others = [other for other in others if other != user_id]
         if faults:
             raise InvalidRequest("Some fields are not valid.", details=faults)
-        if request.type != "direct" and any(found[name]["blocks"] for name in names):
-            # In a direct chat they find out when they post; so do those who were blocked afterwards.
-            raise Forbidden("One of them does not want to be in a chat with you.")
         return others
 
     async def change(self, user_id: UUID, chat_id: UUID, request: shapes.ChangeChat) -> dict[str, Any]:
@@ -119,8 +138,10 @@ class Chats:
                 await chats.update(change, changes)
                 event = await change.append("chat_updated", user_id=user_id, fields={})
                 fields = {"chat": await chats.thread(self._db, chat_id)}
-                change.events[-1] = event._replace(fields=fields)
-        await self._tell(change)
+                # What describes a chat of two is not shown to who had blocked the one who gave it.
+                scope = f"u{user_id}" if change.two and await chats.masked(change) else event.scope
+                change.events[-1] = event._replace(fields=fields, scope=scope)
+        await self._announcer.send(change)
         return await self.get(user_id, chat_id)
 
     async def view(self, user_id: UUID, chat_id: UUID, request: shapes.ChangeView) -> dict[str, Any]:
@@ -129,7 +150,7 @@ class Chats:
         if fields:
             if not await views.change(self._db, user_id, chat_id, fields):
                 raise NotFound(NO_CHAT)
-            self._hub.send(user_id, account_changed("chat", chat_id))
+            self._announcer.changed(user_id, chat_id)
         return await self.get(user_id, chat_id)
 
     async def delete(self, user_id: UUID, chat_id: UUID) -> None:
@@ -143,14 +164,9 @@ class Chats:
                 await views.delete(change)
                 if change.participant_count == 1:  # the other one has deleted their account
                     await participants.end_if_empty(change)
-        await self._tell(change)
+        await self._announcer.send(change)
         if change.type == "direct":
-            self._hub.send(user_id, account_changed("chat", chat_id))
-
-    async def _tell(self, change: Change) -> None:
-        await self._delivery.announce(
-            change.chat_id, change.access, [event.frame for event in change.events], by=change.user_id
-        )
+            self._announcer.changed(user_id, chat_id)
 
 
 def entry(row: Mapping[str, Any], user_id: UUID, people: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -169,6 +185,25 @@ def entry(row: Mapping[str, Any], user_id: UUID, people: Sequence[dict[str, Any]
         "participants": people,
         "peer": peer and {name: peer[name] for name in ("user_id", "public_id", "display_name", "avatar_url")},
         "last_message": row["message_id"] and _newest(row),
+    }
+
+
+def request(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An invitation that the user has not answered, in the form of a chat: what it is, and nothing of what happens
+    there."""
+    names = ("id", "type", "title", "avatar_url", "created_by", "created_at", "updated_at", "role", "participant_count")
+    inviter = ("user_id", "inviter_id"), ("public_id", "public_id"), ("display_name", "display_name")
+    by = {name: row[column] for name, column in (*inviter, ("avatar_url", "inviter_avatar"))}
+    return {
+        **{name: row[name] for name in names},
+        "settings": {},
+        "request": True,
+        "invited_by": by if row["inviter_id"] else None,
+        **dict.fromkeys(("last_seq", "read_seq", "delivered_seq"), row["last_seq"]),
+        **dict.fromkeys(("hidden", "archived", "marked_unread"), False),
+        **dict.fromkeys(("muted_until", "peer", "last_message")),
+        "unread_count": 0,
+        "participants": [],
     }
 
 

@@ -16,6 +16,7 @@ from plugins.chats import shapes
 from plugins.chats.chats import Chats
 from plugins.chats.invites import Invites
 from plugins.chats.members import Members
+from plugins.chats.requests import Requests
 
 PEOPLE = (Header("Link", 'Where there are more participants: `<…>; rel="next"` (RFC 8288), a path.'),)
 IN_FULL = Answer(shapes.ChatInFull, headers=PEOPLE)
@@ -140,13 +141,16 @@ class ParticipantsHandler(ApiHandler):
         reply_page(self, query, people, "joined_at", "user_id", more=more)
 
     @operation(
-        {201: shapes.Place},
+        {201: shapes.Added},
         refuses=(Forbidden, NotFound, Conflict),
         limits={"rate_limit_participants": "user"},
         cost=JOINS,
     )
     async def post(self, chat_id: UUID, body: shapes.NewParticipant) -> None:
-        """Bring somebody into a chat of many, by its owner and admins."""
+        """Bring somebody into a chat of many, by its owner and admins.
+
+        Users who want to be asked are invited instead (`invited`), and come in when they accept.
+        """
         await self.limit("participants", self._rate, str(self.session.user_id))
         self.reply(await self._members.add(self.session.user_id, chat_id, body), 201)
 
@@ -173,8 +177,8 @@ class ParticipantHandler(ApiHandler):
     async def delete(self, chat_id: UUID, user_id: UUID, query: shapes.RemoveQuery) -> None:
         """Remove a participant, by the owner and admins, of who is below them; or leave, of oneself.
 
-        The owner gives the chat away first, or deletes it. With `ban` nothing lets the user in again, and also who is
-        not in the chat can be banned.
+        The owner gives the chat away first, or deletes it. Of an invited user the invitation is withdrawn. With `ban`
+        nothing lets the user in again, and also who is not in the chat can be banned.
         """
         own = self.session.user_id
         if user_id == own and not query.ban:
@@ -239,6 +243,35 @@ class InviteHandler(ApiHandler):
     async def delete(self, chat_id: UUID, invite_id: UUID) -> None:
         """Withdraw an invite, by the owner and admins."""
         await self._invites.withdraw(self.session.user_id, chat_id, invite_id)
+        self.reply_nothing()
+
+
+class AcceptHandler(ApiHandler):
+    def initialize(self, requests: Requests, chats: Chats, rate: Rate) -> None:
+        self._requests, self._chats, self._rate = requests, chats, rate
+
+    @operation({200: IN_FULL}, refuses=(NotFound,), limits={"rate_limit_chat_views": "user"}, cost=JOINS)
+    async def post(self, chat_id: UUID) -> None:
+        """Accept an invitation into a chat, or accept a direct chat without writing; again changes nothing."""
+        user_id = self.session.user_id
+        await self.limit("chat-views", self._rate, str(user_id))
+        await self._requests.accept(user_id, chat_id)
+        await self.reserve()
+        reply_chat(self, await self._chats.get(user_id, chat_id))
+
+
+class DeclineHandler(ApiHandler):
+    def initialize(self, requests: Requests, chats: Chats, rate: Rate) -> None:
+        self._requests, self._rate = requests, rate
+
+    @operation({204: None}, refuses=(Conflict,), limits={"rate_limit_chat_views": "user"}, cost=UPDATES)
+    async def post(self, body: shapes.Decline) -> None:
+        """Decline invitations, those into these chats or all, and block their makers if wanted.
+
+        Other users are not notified: to them the invitations stay unanswered.
+        """
+        await self.limit("chat-views", self._rate, str(self.session.user_id))
+        await self._requests.decline(self.session.user_id, None if body.all else body.chat_ids, block=body.block)
         self.reply_nothing()
 
 

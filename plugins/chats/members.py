@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from handlers.delivery import Delivery
 from handlers.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
 from handlers.pages import Place
-from models import invites, listing, participants, sanctions
+from models import invitations, invites, listing, participants, sanctions
 from models.changes import Change, changing
 from models.database import Database, Row
 from plugins.chats import shapes
+from plugins.chats.announcing import Announcer
 from plugins.chats.chats import MOST, Entries
 from plugins.chats.invites import NOT_VALID
 from plugins.chats.rights import NO_CHAT, RANK, above, at_least, governing, locked, of_many
@@ -22,8 +22,8 @@ MAX_BANS = 10_000  # of a chat: about 1 MB
 class Members:
     """Who is in a chat of many, and in which role. To who is not in a chat it does not exist."""
 
-    def __init__(self, db: Database, delivery: Delivery) -> None:
-        self._db, self._delivery = db, delivery
+    def __init__(self, db: Database, announcer: Announcer) -> None:
+        self._db, self._announcer = db, announcer
 
     async def entries(self, user_id: UUID, chat_id: UUID, limit: int, before: Place | None) -> Entries:
         """A page of the participants, the last to join first, and whether there are more. In a channel only its owner
@@ -36,23 +36,35 @@ class Members:
         return await participants.listed(self._db, user_id, chat_id, limit, before)
 
     async def add(self, user_id: UUID, chat_id: UUID, request: shapes.NewParticipant) -> dict[str, Any]:
-        """Let somebody in. Raises NotFound, Forbidden, Conflict (in already, banned, full, a chat of two),
-        InvalidRequest."""
-        found = await participants.named(self._db, user_id, [request.public_id])
-        other = found.get(request.public_id.lower())
+        """Let somebody in, or invite them. Raises NotFound, Forbidden, Conflict (in already, invited already, banned,
+        full, a chat of two), InvalidRequest."""
+        other = (await participants.named(self._db, [request.public_id])).get(request.public_id.lower())
         async with governing(self._db, user_id, chat_id) as change:
             if request.role == "admin":
                 at_least(change, "owner")
             if other is None:
                 raise InvalidRequest("Some fields are not valid.", details=[Fault("public_id", "no such user")])
-            if other["blocks"]:
-                raise Forbidden("This user does not want to be in a chat with you.")
-            sanction = await sanctions.against(change, other["id"])
+            if await participants.role_of(change, other) is not None:
+                raise Conflict("This user is in the chat already.")
+            sanction = await sanctions.against(change, other)
             if sanction is not None and sanction["banned_at"] is not None:
                 raise Conflict("This user is banned from the chat. Lift the ban first.")
-            role = await self._let_in(change, other["id"], request.role, sanction)
-        await self._tell(change)
-        return {"chat_id": chat_id, "user_id": other["id"], "role": role}
+            invite = await invitations.required(self._db, user_id, [other], [], chat_id)
+            if invite:
+                role = await self._invite(change, other, request.role, sanction, unseen=invite[other])
+            else:
+                role = await self._let_in(change, other, request.role, sanction, accepted=False)
+        await self._announcer.send(change)
+        return {"chat_id": chat_id, "user_id": other, "role": role, "invited": bool(invite)}
+
+    async def _invite(self, change: Change, user_id: UUID, role: str, sanction: Row | None, *, unseen: bool) -> str:
+        """Invite a user, and say in which role they would come."""
+        await self._room(change, user_id)
+        if await invitations.count(change, user_id) >= invitations.OF_CHAT:
+            raise Conflict(f"A chat has at most {invitations.OF_CHAT:,} invitations that are not answered.")
+        if not await invitations.invite(change, user_id, role, unseen=unseen):
+            raise Conflict("This user is invited already.")
+        return sanctions.remaining(sanction, role)
 
     async def join(self, user_id: UUID, token: str) -> UUID:
         """Join by an invite, and say which chat; who is in already uses nothing up. Raises NotFound, the same for every
@@ -67,19 +79,32 @@ class Members:
             if change.role is None:
                 if not await invites.use(change, token):
                     raise gone
-                await self._let_in(change, user_id, "member", await sanctions.against(change, user_id))
-        await self._tell(change)
+                sanction = await sanctions.against(change, user_id)
+                if not await self._stay(change, user_id):
+                    await self._let_in(change, user_id, "member", sanction, accepted=True)
+        await self._announcer.send(change)
         return chat_id
 
-    async def _let_in(self, change: Change, user_id: UUID, role: str, sanction: Row | None) -> str:
-        """Add a user, and say in which role: a restriction lasts until an admin changes the role, or the owner makes
-        them admin."""
+    async def _stay(self, change: Change, user_id: UUID) -> bool:
+        """Show the chat again to a participant who does not see it; False for all others."""
+        if not await participants.is_concealed(change, user_id):
+            return False
+        await invitations.end(change, user_id)
+        await invitations.stay(change, user_id)
+        change.asked[user_id] = None
+        return True
+
+    async def _room(self, change: Change, user_id: UUID) -> None:
+        """Raises Conflict when the chat is full; who is invited counts."""
         most = MOST[change.type]
-        if change.participant_count >= most:
+        if change.participant_count + await invitations.count(change, user_id) >= most:
             raise Conflict(f"A {change.type} has at most {most} participants.")
-        if sanction is not None and sanction["restricted"] and role == "member":
-            role = "restricted"
-        if not await participants.add(change, user_id, role):
+
+    async def _let_in(self, change: Change, user_id: UUID, role: str, sanction: Row | None, *, accepted: bool) -> str:
+        """Add a user, and say in which role they are."""
+        await self._room(change, user_id)
+        role = sanctions.remaining(sanction, role)
+        if not await participants.add(change, user_id, role, accepted=accepted):
             raise Conflict("This user is in the chat already.")
         return role
 
@@ -95,7 +120,7 @@ class Members:
                 if RANK[role] >= RANK["admin"]:
                     at_least(change, "owner")
                 await participants.set_role(change, other, role)
-        await self._tell(change)
+        await self._announcer.send(change)
         return {"chat_id": chat_id, "user_id": other, "role": role}
 
     async def leave(self, user_id: UUID, chat_id: UUID) -> None:
@@ -107,11 +132,11 @@ class Members:
             await participants.remove(change, user_id)
             if await participants.end_if_empty(change):
                 del change.events[1:]  # the end of the chat: the removal is the last that they hear
-        await self._tell(change, also=user_id)
+        await self._announcer.send(change, also=user_id)
 
     async def remove(self, user_id: UUID, chat_id: UUID, other: UUID, *, ban: bool) -> None:
-        """Remove a participant whose role is below the user's. With ``ban`` nothing lets them in again, and also users
-        who are not in the chat can be banned. Raises NotFound, Forbidden, Conflict."""
+        """Remove a participant whose role is below the user's, or withdraw an invitation. With ``ban`` nothing lets the
+        other in again, and also users who are not in the chat can be banned. Raises NotFound, Forbidden, Conflict."""
         async with governing(self._db, user_id, chat_id) as change:
             if other == user_id:
                 raise Conflict("You can't ban yourself.")
@@ -119,13 +144,14 @@ class Members:
             if present is not None:
                 above(change, present)
                 await participants.remove(change, other)
-            elif not ban:
-                raise NotFound("This user is not in the chat.")
-            elif not await participants.exists(change, other):
-                raise NotFound("There is no such user.")
+            elif not await invitations.withdraw(change, other):
+                if not ban:
+                    raise NotFound("This user is not in the chat.")
+                if not await participants.exists(change, other):
+                    raise NotFound("There is no such user.")
             if ban and not await sanctions.ban(change, other, MAX_BANS):
                 raise Conflict(f"A chat has at most {MAX_BANS:,} bans.")
-        await self._tell(change, also=other if present is not None else None)
+        await self._announcer.send(change, also=other if present is not None else None)
 
     async def bans(self, user_id: UUID, chat_id: UUID, limit: int, before: Place | None) -> Entries:
         """A page of who is banned, the latest first, and whether there are more. Raises NotFound, Forbidden,
@@ -138,8 +164,3 @@ class Members:
         async with governing(self._db, user_id, chat_id) as change:
             if not await sanctions.unban(change, other):
                 raise NotFound("This user is not banned.")
-
-    async def _tell(self, change: Change, also: UUID | None = None) -> None:
-        await self._delivery.announce(
-            change.chat_id, change.access, [event.frame for event in change.events], by=change.user_id, also=also
-        )

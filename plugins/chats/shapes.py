@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, Self
 from uuid import UUID
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 from typing_extensions import TypedDict
 
 from handlers.answers import ChatType, Message, Person, Role, Thread
@@ -74,6 +74,18 @@ class ChangeRole(Shape):
     role: Role
 
 
+class Decline(Shape):
+    chat_ids: Annotated[list[Id], Field(max_length=500, description="Into these chats.")] | None = None
+    all: Annotated[bool, Field(description="All invitations instead.")] = False
+    block: Annotated[bool, Field(description="Block the users who made them, too.")] = False
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.all == (self.chat_ids is not None):
+            raise ValueError("either chat_ids or all")
+        return self
+
+
 class NewInvite(Shape):
     max_uses: Annotated[int, Field(ge=1, le=100_000)] | None = None
     expires_in: Annotated[int, Field(ge=60, le=YEAR, description="Seconds.")] | None = None
@@ -106,8 +118,13 @@ class Participant(Member):
 class _OwnChat(Thread):
     """A chat as its participant sees it. ``role`` and the watermarks are one's own, ``unread_count`` is of messages of
     others behind ``read_seq``; ``peer`` is the other one of a direct or secret chat, else null. ``hidden``,
-    ``archived``, ``muted_until`` and ``marked_unread`` are what one has set for oneself."""
+    ``archived``, ``muted_until`` and ``marked_unread`` are what one has set for oneself.
 
+    With ``request`` it is an invitation that waits for an answer: ``role`` is the one to come, ``invited_by`` who made
+    it, ``updated_at`` when; participants, messages and settings are not shown."""
+
+    request: NotRequired[bool]
+    invited_by: NotRequired[Person | None]
     role: Role
     last_seq: int
     read_seq: int
@@ -128,10 +145,19 @@ class Chat(_OwnChat):
     participants: list[Member]
 
 
+class Invited(Person):
+    """A user who is invited and has not come in. ``by`` is null when that account is gone."""
+
+    by: UUID | None
+    invited_at: datetime
+
+
 class ChatInFull(_OwnChat):
-    """With all its ``participants``, which are null in a channel."""
+    """With all its ``participants``, which are null in a channel, and those who are ``invited``, if there are any. Of a
+    channel its owner and admins see them."""
 
     participants: list[Participant] | None
+    invited: NotRequired[list[Invited]]
 
 
 class BannedUser(Person):
@@ -155,6 +181,12 @@ class Place(TypedDict):
     chat_id: UUID
     user_id: UUID
     role: Role
+
+
+class Added(Place):
+    """Somebody's place in a chat, or the one that they are ``invited`` to."""
+
+    invited: bool
 
 
 class Invite(TypedDict):

@@ -14,7 +14,7 @@ class Settings(Section):
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    given = {"contacts": Contacts(app.db, app.alerts)}
+    given = {"contacts": Contacts(app.db, app.alerts, app.hub)}
     return Plugin(
         name="contacts",
         routes=(

@@ -6,7 +6,9 @@ from typing import Any
 from uuid import UUID
 
 from handlers.alerts import Alerts
+from handlers.answers import account_changed
 from handlers.errors import Conflict, InvalidRequest, NotFound
+from handlers.hub import Hub
 from handlers.pages import Place
 from models import contacts, users
 from models.database import Database
@@ -14,7 +16,6 @@ from plugins.contacts.shapes import Verification
 
 # Comparing by eye is weaker than a code or a voice one knows.
 TRUST = {"manual": "verified", "qr_code": "trusted", "voice": "trusted"}
-MAX_BLOCKS = 10_000  # a list that long is a script's, and every block is a row to look up
 
 
 class FingerprintMismatch(Conflict):
@@ -22,8 +23,8 @@ class FingerprintMismatch(Conflict):
 
 
 class Contacts:
-    def __init__(self, db: Database, alerts: Alerts) -> None:
-        self._db, self._alerts = db, alerts
+    def __init__(self, db: Database, alerts: Alerts, hub: Hub) -> None:
+        self._db, self._alerts, self._hub = db, alerts, hub
 
     async def _other(self, user_id: UUID, user: UUID | str) -> users.Identity:
         other = await users.identity(self._db, user)
@@ -59,8 +60,11 @@ class Contacts:
     async def block(self, user_id: UUID, user: UUID | str) -> None:
         """Block a user; again changes nothing. Raises NotFound, Conflict when the list is full."""
         other = await self._other(user_id, user)
-        if not await contacts.block(self._db, user_id, other.id, MAX_BLOCKS):
-            raise Conflict(f"One can block at most {MAX_BLOCKS} users.")
+        gone = await contacts.block(self._db, user_id, other.id, contacts.MAX_BLOCKS)
+        if gone is None:
+            raise Conflict(f"You can block at most {contacts.MAX_BLOCKS} users.")
+        for chat_id in gone:
+            self._hub.send(user_id, account_changed("chat", chat_id))
         self._hide_or_show(user_id, other.id)
 
     async def unblock(self, user_id: UUID, user: UUID | str) -> None:

@@ -42,10 +42,11 @@ class Verifications(_Contacts):
 class Block(_Contacts):
     @operation({204: None}, refuses=(NotFound, Conflict), cost=WRITES)
     async def put(self, public_id: UserRef) -> None:
-        """Block a user, who is not told; again changes nothing.
+        """Block a user, who is not notified; again changes nothing.
 
-        Their calls ring into the void, neither sees the other's presence, and neither may post, edit or react in the
-        direct and secret chats of the two.
+        Their calls ring into the void, and neither sees the other's presence. In direct and secret chats that the
+        blocker has accepted neither may post, edit or react. Other chats with them, present and future, are not shown
+        to the blocker, and look to the blocked user like chats that are not answered.
         """
         await self._contacts.block(self.session.user_id, public_id)
         self.reply_nothing()

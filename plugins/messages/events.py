@@ -52,8 +52,16 @@ class ParticipantEvent(_Event):
     role: Role
 
 
+class ParticipantInvited(_Event):
+    """A user was invited by another one; they come in by ``participant_added``."""
+
+    type: Literal["participant_invited"]
+    user_id: UUID
+    by: UUID
+
+
 class ParticipantRemoved(_Event):
-    """``role`` is the one that they had; events of older servers lack it."""
+    """Also when an invitation was withdrawn. ``role`` is the one that they had; events of older servers lack it."""
 
     type: Literal["participant_removed"]
     user_id: UUID
@@ -78,6 +86,7 @@ ChatEvent = Annotated[
     | ReactionEvent
     | ReceiptEvent
     | ParticipantEvent
+    | ParticipantInvited
     | ParticipantRemoved
     | ChatChanged
     | Hidden,

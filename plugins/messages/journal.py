@@ -233,9 +233,9 @@ class Journal:
             "message": message,
         }
         self._delivery.tell(
-            post.chat_id, view.access, view.roles, frame, by=post.sender_id, skip=entry.skip, began=committed
+            post.chat_id, view.access, view.audience, frame, by=post.sender_id, skip=entry.skip, began=committed
         )
-        self._alerts.message(post.chat_id, view.roles, post.sender_id)
+        self._alerts.message(post.chat_id, view.audience, post.sender_id)
 
     async def _look_again(self, entry: _Entry[Any]) -> None:
         """The chat has changed since the message was let in: judge it by what it is now."""

@@ -20,6 +20,7 @@ MAX_SETTINGS = 16 * 1024  # bytes of JSON
 
 class Privacy(Shape):
     last_seen: Literal["everyone", "contacts", "nobody"] | None = None
+    add: Literal["everyone", "requests", "contacts"] | None = None
 
 
 class KnownSettings(Shape):
@@ -38,13 +39,17 @@ def _obeyed(value: dict[str, Any]) -> dict[str, Any]:
 
 
 KNOWN = Field(
-    description="The app's own, at most 16 KiB of JSON. The server itself obeys one: who sees one's presence. Merged:"
+    description="The app's own, at most 16 KiB of JSON. The server itself obeys two of `privacy`: `last_seen`, who sees"
+    " one's presence, and `add`, who adds one to chats of many without asking. Merged:"
     " a key that is sent as null is removed, one that is not sent stays; the same for the keys of `privacy`.",
     json_schema_extra={
         "properties": {
             "privacy": {
                 "type": ["object", "null"],
-                "properties": {"last_seen": {"enum": ["everyone", "contacts", "nobody", None]}},
+                "properties": {
+                    "last_seen": {"enum": ["everyone", "contacts", "nobody", None]},
+                    "add": {"enum": ["everyone", "requests", "contacts", None]},
+                },
             }
         }
     },

@@ -211,6 +211,7 @@ async def test_direct_chats_show_how_far_both_have_read_but_not_across_a_block(s
     async with town(services, people=2) as made:
         alice, bob = made.people
         pair, group = await chat(alice, bob, kind="direct"), await chat(alice, bob)
+        await say(bob, pair)  # else the block would conceal the chat
         posted = await say(alice, pair)
         await say(alice, group)
         assert (await bob.post(f"/chats/{pair['id']}/receipts", {"delivered_seq": posted["seq"]})).status == 200
@@ -223,7 +224,7 @@ async def test_direct_chats_show_how_far_both_have_read_but_not_across_a_block(s
             assert found == {p["user_id"]: (p["delivered_seq"], p["read_seq"]) for p in full["participants"]}
             return found
 
-        both = {alice.user_id: (2, 2), bob.user_id: (2, 0)}
+        both = {alice.user_id: (3, 3), bob.user_id: (3, 0)}
         assert await marks(alice, pair) == await marks(bob, pair) == both
         assert set((await marks(alice, group)).values()) == {(None, None)}
         assert (await bob.put(f"/users/{alice.public_id}/block", {})).status == 204

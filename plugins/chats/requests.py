@@ -1,0 +1,69 @@
+"""Requests: invitations that a user accepts or declines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from handlers.alerts import Alerts
+from handlers.errors import Conflict, NotFound
+from models import contacts, invitations, messages, participants, sanctions
+from models.changes import changing
+from models.database import Database
+from plugins.chats.announcing import Announcer
+from plugins.chats.rights import NO_CHAT
+
+
+class Requests:
+    """Accepts and declines invitations. Other users don't notice that an invitation was declined."""
+
+    def __init__(self, db: Database, announcer: Announcer, alerts: Alerts) -> None:
+        self._db, self._announcer, self._alerts = db, announcer, alerts
+
+    async def accept(self, user_id: UUID, chat_id: UUID) -> None:
+        """Come into a chat by an invitation, or stay in it; again changes nothing. Raises NotFound."""
+        async with changing(self._db, chat_id, user_id, concealed=True) as change:
+            if change is None:
+                raise NotFound(NO_CHAT)
+            taken = await invitations.take(change, user_id)
+            if taken is not None and change.role is not None:
+                await invitations.stay(change, user_id)
+                change.asked[user_id] = None
+            elif taken is not None:
+                role = sanctions.remaining(await sanctions.against(change, user_id), taken["role"])
+                await participants.add(change, user_id, role, accepted=True)
+            elif change.role is None or await participants.is_concealed(change, user_id):
+                raise NotFound(NO_CHAT)
+            else:
+                await messages.accept(change)
+                if change.two:
+                    await contacts.note_partner(change)
+        await self._announcer.send(change)
+
+    async def decline(self, user_id: UUID, chat_ids: Sequence[UUID] | None, *, block: bool) -> None:
+        """Decline the invitations into these chats, or all, and perhaps block who made them. What is no invitation of
+        the user's changes nothing. Raises Conflict when the list of blocks is full; the invitations are declined."""
+        declined = await invitations.decline(self._db, user_id, chat_ids)
+        for row in declined:
+            if row["state"] == "inside":
+                await self._leave(user_id, row["chat_id"])
+            self._announcer.changed(user_id, row["chat_id"])
+        if block:
+            await self._block(user_id, [row["invited_by"] for row in declined])
+
+    async def _leave(self, user_id: UUID, chat_id: UUID) -> None:
+        async with changing(self._db, chat_id, user_id, concealed=True) as change:
+            if change is None or not await participants.is_concealed(change, user_id):
+                return  # the chat has ended, or they said a moment ago that they stay
+            await participants.leave_concealed(change)
+        await self._announcer.send(change)
+
+    async def _block(self, user_id: UUID, inviters: Sequence[UUID | None]) -> None:
+        for inviter in sorted({inviter for inviter in inviters if inviter not in (None, user_id)}, key=str):
+            gone = await contacts.block(self._db, user_id, inviter, contacts.MAX_BLOCKS)
+            if gone is None:
+                raise Conflict(f"You can block at most {contacts.MAX_BLOCKS:,} users.")
+            for chat_id in gone:
+                self._announcer.changed(user_id, chat_id)
+            self._alerts.visibility(user_id, inviter)
+            self._alerts.visibility(inviter, user_id)
