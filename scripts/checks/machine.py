@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from config.findings import Examination, Finding, good, skipped, weak, wrong
 from config.settings import Core
+from scripts.checks import coturn
 from scripts.checks.disk import room
 
 PYTHON = (3, 11)
@@ -28,7 +29,7 @@ SPARE = 256  # open files that are no sockets of clients: databases, logs, uploa
 MEMORY = 256 << 20  # bytes: the server itself takes 90 MiB, two password hashes at a time 38, and its sockets the rest
 UNSYNCHRONIZED, TIME_ERROR = 0x40, 5  # linux/timex.h: STA_UNSYNC, and adjtimex's answer for the same
 
-PARTS = ("python", "packages", "user", "open files", "memory", "disk", "clock")
+PARTS = ("python", "packages", "user", "open files", "memory", "disk", "clock", *coturn.PARTS)
 
 
 def examination(core: Core) -> Examination:
@@ -41,6 +42,8 @@ def examination(core: Core) -> Examination:
         folder = next(path for path in (core.mimu_data_dir, *core.mimu_data_dir.absolute().parents) if path.exists())
         yield room("disk", folder, f"{core.mimu_data_dir}: ")
         yield _clock()
+        for finding in coturn.looked_at(core):
+            yield finding
 
     return Examination("machine", "This machine", PARTS, look)
 
