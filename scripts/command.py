@@ -111,7 +111,9 @@ def become_owner(folder: Path) -> None:
     os.setuid(held.st_uid)
     if not os.access(__file__, os.R_OK):
         who = user(held.st_uid)
-        raise SettingsError([f"{folder} belongs to user {who}, who can't read {Path(__file__).parent}: let them read it"])
+        raise SettingsError(
+            [f"{folder} belongs to user {who}, who can't read {Path(__file__).parent}: let them read it"]
+        )
 
 
 def user(uid: int) -> str:

@@ -24,7 +24,9 @@ class Shelf:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.foreign: list[Path] = []  # what another user, most often root, has left here: it stays, and is stepped over
+        self.foreign: list[
+            Path
+        ] = []  # what another user, most often root, has left here: it stays, and is stepped over
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -1,5 +1,4 @@
-"""coturn's files on this machine: whether it can read its configuration, which must not open it, and is kept from starting
-without one."""
+"""The files of coturn on this machine: whether it can read its configuration, and does not start when it can't."""
 
 from __future__ import annotations
 

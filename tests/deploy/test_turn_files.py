@@ -42,7 +42,14 @@ async def test_a_file_that_coturn_can_not_read_opens_it_and_the_check_refuses_it
         path.write_text(here(SHIPPED.read_text(), "127.0.0.1", port, free_port()))
         path.chmod(0o600)
         command = [program, "-c", str(path), "-L", "127.0.0.1", "-p", str(port), "--no-tls", "--no-dtls", "--no-cli"]
-        command = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *command, f"--userdb={place}/db"]
+        command = [
+            "setpriv",
+            f"--reuid={NOBODY}",
+            f"--regid={NOBODY}",
+            "--clear-groups",
+            *command,
+            f"--userdb={place}/db",
+        ]
         async with running([*command, f"--pidfile={place}/pid"], "127.0.0.1", port, place / "log"):
             assert await anonymous(port) is None, "coturn has mended this by itself"
         refused = checked(path, NOBODY)
@@ -67,7 +74,9 @@ async def anonymous(port: int) -> int | None:
 @pytest.mark.gen_test
 async def test_what_is_written_gives_strangers_no_relay(tmp_path: Path) -> None:
     secret, output = secrets.token_hex(32), tmp_path / "turnserver.conf"
-    done = await script(None, "turnserver_conf", "--output", str(output), TURN_SECRET=secret, MIMU_DATA_DIR=str(tmp_path))
+    done = await script(
+        None, "turnserver_conf", "--output", str(output), TURN_SECRET=secret, MIMU_DATA_DIR=str(tmp_path)
+    )
     assert done.code == 0, done.err
     assert checked(output).returncode == 0
     async with relaying(conf=output.read_text()) as relay:
@@ -175,7 +184,9 @@ def test_the_unit_asks_before_each_start() -> None:
 
 def test_the_guide_installs_coturn_so_that_it_can_not_start() -> None:
     guide = (ROOT / "docs" / "deploy.md").read_text()
-    assert guide.index("systemctl mask coturn") < guide.index("install --yes python3-venv") < guide.index("unmask coturn")
+    assert (
+        guide.index("systemctl mask coturn") < guide.index("install --yes python3-venv") < guide.index("unmask coturn")
+    )
     assert guide.index("coturn.service.d") < guide.index("unmask coturn")
 
 
