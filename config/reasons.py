@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 DEPTH = 6  # errors behind an error that are looked at
 LONGEST = 200  # characters of one that are quoted
-# SQLSTATE classes that speak of a connection or of the server, and not of what was asked: connection, transaction state,
-# authorization, no such database, resources, operator intervention, the system itself.
+# SQLSTATE classes that speak of a connection or of the server, and not of what was asked: connection, transaction
+# state, authorization, no such database, resources, operator intervention, the system itself.
 _QUOTED = ("08", "25", "28", "3D", "53", "57", "58")
 # ... and single ones: no privilege for a function, a setting that there is not, one that can't be changed.
 _QUOTED_ALSO = ("42501", "42704", "55P02")
@@ -51,7 +51,7 @@ def told(error: BaseException) -> str:
 def _text(error: BaseException) -> str:
     state = getattr(error, "sqlstate", None)
     if isinstance(error, ssl.SSLCertVerificationError):
-        return error.verify_message or error.reason or ""
+        return getattr(error, "verify_message", None) or getattr(error, "reason", None) or ""
     if isinstance(error, ssl.SSLError):
         return error.reason or ""
     if isinstance(error, OSError):
@@ -107,7 +107,7 @@ def of_redis(error: BaseException) -> Reason | None:
     for one in behind(error):
         kind, text = type(one).__name__, str(one)
         if isinstance(one, ssl.SSLCertVerificationError):
-            do = "REDIS_URL: rediss://…?ssl_ca_certs=FILE names its authority; the host must be one of the certificate's."
+            do = "REDIS_URL: rediss://…?ssl_ca_certs=FILE names its authority; the host must be in the certificate."
             return Reason(f"The certificate of Redis is not trusted: {_text(one)}.", do)
         if isinstance(one, ssl.SSLError):
             return Reason("Redis does not speak TLS there.", "REDIS_URL: redis:// without TLS, or the port of TLS.")
@@ -139,7 +139,6 @@ SENTINEL = Reason(
 
 
 def explained(error: BaseException) -> str:
-    """Why a server can't start, or a check of it fails, for the log: what is known of it, what to do, and the errors behind
-    it."""
+    """Why a server can't start, or a check fails, for the log: what is wrong, what to do, and the errors behind it."""
     known = of_database(error) or of_redis(error)
     return f"{known.says} {known.do} ({told(error)})" if known else told(error)

@@ -33,8 +33,8 @@ def watchdog_seconds() -> float | None:
 
 @contextlib.asynccontextmanager
 async def serving() -> AsyncIterator[None]:
-    """Report that the server serves, and that its loop turns, until the block ends; then that it stops. A loop that hangs
-    reports nothing, and the supervisor starts another server."""
+    """Report that the server serves, and that its loop turns, until the block ends; then that it stops. A loop that
+    hangs reports nothing, and the supervisor starts another server."""
     seconds = watchdog_seconds()
     tell("READY=1")
     feeding = asyncio.create_task(_feed(seconds / SHARE)) if seconds else None

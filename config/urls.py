@@ -1,7 +1,7 @@
 """Addresses of PostgreSQL and Redis, judged before anybody connects.
 
-asyncpg and redis-py refuse them late, in words that name neither the setting nor what to do. No value is quoted here: it
-may have a password in it.
+asyncpg and redis-py refuse them late, in words that name neither the setting nor what to do. No value is quoted here:
+it may have a password in it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,62 @@ from urllib.parse import parse_qsl, urlsplit
 
 # Words of libpq that asyncpg doesn't know: it sends them to PostgreSQL as settings, which refuses the connection.
 LIBPQ_ONLY = frozenset(
-    """channel_binding connect_timeout fallback_application_name gssdelegation gssencmode hostaddr keepalives
-    keepalives_count keepalives_idle keepalives_interval load_balance_hosts max_protocol_version min_protocol_version
-    require_auth requirepeer requiressl scram_client_key scram_server_key sslcertmode sslcompression sslcrldir sslkeylogfile
-    sslsni tcp_user_timeout""".split()
+    [
+        "channel_binding",
+        "connect_timeout",
+        "fallback_application_name",
+        "gssdelegation",
+        "gssencmode",
+        "hostaddr",
+        "keepalives",
+        "keepalives_count",
+        "keepalives_idle",
+        "keepalives_interval",
+        "load_balance_hosts",
+        "max_protocol_version",
+        "min_protocol_version",
+        "require_auth",
+        "requirepeer",
+        "requiressl",
+        "scram_client_key",
+        "scram_server_key",
+        "sslcertmode",
+        "sslcompression",
+        "sslcrldir",
+        "sslkeylogfile",
+        "sslsni",
+        "tcp_user_timeout",
+    ]
 )
 MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 SYSTEM = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 # Those of redis-py that an address may have, by what they are.
 REDIS_NUMBERS = frozenset(
-    "db health_check_interval max_connections socket_connect_timeout socket_timeout timeout protocol".split()
+    [
+        "db",
+        "health_check_interval",
+        "max_connections",
+        "socket_connect_timeout",
+        "socket_timeout",
+        "timeout",
+        "protocol",
+    ]
 )
-REDIS_SWITCHES = frozenset("decode_responses retry_on_timeout socket_keepalive ssl_check_hostname".split())
+REDIS_SWITCHES = frozenset(["decode_responses", "retry_on_timeout", "socket_keepalive", "ssl_check_hostname"])
 REDIS_WORDS = frozenset(
-    """client_name password username ssl_ca_certs ssl_ca_data ssl_ca_path ssl_cert_reqs ssl_certfile ssl_ciphers ssl_keyfile
-    ssl_password""".split()
+    [
+        "client_name",
+        "password",
+        "username",
+        "ssl_ca_certs",
+        "ssl_ca_data",
+        "ssl_ca_path",
+        "ssl_cert_reqs",
+        "ssl_certfile",
+        "ssl_ciphers",
+        "ssl_keyfile",
+        "ssl_password",
+    ]
 )
 
 
@@ -68,7 +109,7 @@ def _redis_faults(url: str) -> Iterator[str]:
         yield "what follows the host is the number of a database, as redis://host:6379/0"
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in REDIS_NUMBERS | REDIS_SWITCHES | REDIS_WORDS:
-            yield "it has a parameter that the client does not know; those of TLS are ssl_ca_certs, ssl_cert_reqs and the like"
+            yield "it has a parameter that the client does not know; those of TLS are ssl_ca_certs, ssl_cert_reqs, …"
         elif name in REDIS_NUMBERS and not value.replace(".", "", 1).isdecimal():
             yield f"{name} must be a number"
         elif name.startswith("ssl_") and parts.scheme != "rediss":

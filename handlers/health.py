@@ -96,8 +96,8 @@ class Examiner:
 def services(
     answers: Check, writes: Check, redis: Redis, hears: Callable[[], bool], instance_id: UUID
 ) -> dict[str, Check]:
-    """Return the checks of PostgreSQL (``answers``, and ``writes`` some times a minute) and of Redis, which ``hears`` the
-    other instances."""
+    """Return the checks of PostgreSQL (``answers``, and ``writes``, remembered) and of Redis, which ``hears`` the other
+    instances."""
     written, kept = Remembered(writes), Remembered(lambda: redis_takes_writes(redis, instance_id))
 
     async def database() -> None:

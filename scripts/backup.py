@@ -41,8 +41,8 @@ removed, now or by the next run. It bears no one-time prekey that could be hande
 backup in DIR has are linked to, not copied. Needs pg_dump, of the server's version or newer. python -m scripts.restore
 puts it back.
 Run by root it becomes the user that MIMU_DATA_DIR belongs to, before it makes anything. Exit codes: 0 made; 1 failed,
-and nothing is left; 2 wrong usage; 3 made, but the storage lacks files that the database has, or has some that this user
-may not read, or backups of another user's in DIR were stepped over; 78 wrong settings.
+and nothing is left; 2 wrong usage; 3 made, but the storage lacks files that the database has, or has some that this
+user may not read, or backups of another user's in DIR were stepped over; 78 wrong settings.
 """
 
 

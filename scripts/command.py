@@ -81,7 +81,7 @@ def redis(core: Core) -> str:
 
 
 def given(env_file: Path | None) -> dict[str, str]:
-    """All values of the settings, read before this process becomes the user of the data folder. Raises SettingsError."""
+    """All settings, read before this process becomes the user of the data folder. Raises SettingsError."""
     values = environment(env_file)
     become_owner(Path(values.get("MIMU_DATA_DIR", "var")))
     return values
@@ -94,8 +94,8 @@ def other_owner(folder: Path) -> os.stat_result | None:
 
 
 def become_owner(folder: Path) -> None:
-    """Become the user that the data folder belongs to, for good, when we are root: the servers run as that user, and could
-    neither read nor remove what root makes. Raises SettingsError when our own code can't be read then."""
+    """Become the user that the data folder belongs to, for good, when we are root: the servers run as that user, and
+    could neither read nor remove what root makes. Raises SettingsError when our own code can't be read then."""
     held = other_owner(folder)
     if held is None:
         return
@@ -127,8 +127,8 @@ def user(uid: int) -> str:
 def made_for_the_server(core: Core) -> None:
     """Raises SettingsError when root would make the data folder of a production: the servers' user could not use it."""
     if os.geteuid() == 0 and core.production and not core.mimu_data_dir.exists():
-        fault = f"MIMU_DATA_DIR: {core.mimu_data_dir} is not there, and root must not make it: make it for the server's user"
-        raise SettingsError([fault])
+        fault = f"MIMU_DATA_DIR: {core.mimu_data_dir} is not there, and root must not make it:"
+        raise SettingsError([f"{fault} make it for the server's user"])
 
 
 def beside_files(env_file: Path | None) -> tuple[Core, dict[str, str], Storage]:

@@ -96,8 +96,8 @@ def lines_of(text: str) -> list[tuple[str, str]]:
 
 
 def render(template: str, secrets: Sequence[str], before: str = "", **given: str | None) -> str:
-    """The template with a line for each secret. An option has the value that is ``given`` (``external_ip``, ``cert``, …),
-    else the lines that the file ``before`` has for it, else the template's. What only that file has stands at the end."""
+    """The template with a line for each secret. An option has the value that is ``given`` (``external_ip``, …), else
+    the lines that the file ``before`` has for it, else the template's. What only that file has stands at the end."""
     shipped = with_networks(template)
     kept: dict[str, list[str]] = {}
     for name, line in lines_of(before):
@@ -131,8 +131,8 @@ class Owner(NamedTuple):
 
 
 def owner(path: Path, user: str | None) -> Owner:
-    """Whose the configuration is to be: with ``user`` root's, and that account's group may read it; else as it was; else,
-    when root writes it on a machine with coturn's own account, that account's. Raises KeyError for an unknown user."""
+    """Whose the configuration is to be: with ``user`` root's, and that account's group may read it; else as it was;
+    else, when root writes it on a machine with coturn's own account, that account's. Raises KeyError."""
     if user is not None:
         return Owner(os.geteuid(), pwd.getpwnam(user).pw_gid, 0o640)
     if path.exists():

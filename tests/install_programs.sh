@@ -11,11 +11,12 @@ missing() {
         nginx) ! { command -v nginx || [ -x /usr/sbin/nginx ]; } ;;
         gettext-base) ! command -v envsubst ;;
         systemd) ! command -v systemd-analyze ;;
+        pgbouncer) ! { command -v pgbouncer || [ -x /usr/sbin/pgbouncer ]; } ;;
     esac >/dev/null 2>&1
 }
 
 wanted=
-for package in coturn chromium nginx gettext-base systemd prometheus; do
+for package in coturn chromium nginx gettext-base systemd prometheus pgbouncer; do
     if missing $package; then wanted="$wanted $package"; fi
 done
 
@@ -40,7 +41,7 @@ if [ -n "$wanted" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1;
         esac
         RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $package </dev/null >/dev/null 2>&1
     done
-    for service in nginx prometheus; do
+    for service in nginx prometheus pgbouncer; do
         case $wanted in
             *$service*) systemctl disable "$service" >/dev/null 2>&1 || true ;;
         esac
@@ -58,6 +59,9 @@ if missing nginx || missing gettext-base; then
 fi
 if missing systemd; then
     echo "WARNING: systemd-analyze is not installed; the tests of the units WILL BE SKIPPED." >&2
+fi
+if missing pgbouncer; then
+    echo "WARNING: PgBouncer is not installed; the test of what it refuses WILL BE SKIPPED." >&2
 fi
 if missing prometheus; then
     echo "WARNING: Prometheus is not installed; the tests of metrics and alerts WILL BE SKIPPED." >&2

@@ -32,7 +32,7 @@ def looked_at(core: Core) -> Iterator[Finding]:
 
 
 def _masked(unit: Path) -> bool:
-    return unit.is_symlink() and os.readlink(unit) == os.devnull
+    return unit.is_symlink() and unit.readlink() == Path(os.devnull)
 
 
 def file(conf: Path, account: str = ACCOUNT) -> Finding:

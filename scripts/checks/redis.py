@@ -130,10 +130,10 @@ async def _writes(redis: Any, told: dict[str, Any]) -> AsyncIterator[Finding]:
         do = "Allow it all: ACL SETUSER ... ~* &* +@all -@dangerous +info"
         yield wrong("writes", "This user may not do what the server does.", do)
     except ResponseError as error:
-        if known := reasons.of_redis(error):
-            if "NOREPLICAS" not in str(error):
-                yield wrong("writes", *known)
-                return
+        misplaced = reasons.of_redis(error)
+        if misplaced is reasons.CLUSTER or misplaced is reasons.SENTINEL:
+            yield wrong("writes", *misplaced)
+            return
         kind = str(error).partition(" ")[0]
         known = kind if kind in ("MISCONF", "NOREPLICAS", "OOM") else type(error).__name__
         yield wrong("writes", f"Redis refuses writes ({known}).", "Its own log says why; its disk may be full.")

@@ -50,24 +50,27 @@ def test_each_route_that_may_take_longer_is_named() -> None:
 async def test_requests_go_on_at_the_other_server_within_seconds(services: Services, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
-    async with place(services) as shared:
-        async with program(shared, tmp_path / "one") as hung, program(shared, tmp_path / "two") as well:
-            with proxying(hung.url.removeprefix("http://"), well.url.removeprefix("http://")) as proxy:
-                for _ in range(4):
-                    assert (await ask(proxy.url, "GET", "/health/live")).status == 200
-                hung.process.send_signal(signal.SIGSTOP)
-                try:
-                    began = time.monotonic()
-                    first = await asyncio.gather(*(ask(proxy.url, "GET", "/health/live") for _ in range(20)))
-                    assert time.monotonic() - began < OTHERS + 2, "nobody waits longer"
-                    assert {answer.status for answer in first} == {200, 503}
-                    # From then on the other one is asked.
-                    began = time.monotonic()
-                    later = [await ask(proxy.url, "GET", "/health/live") for _ in range(40)]
-                    assert [answer.status for answer in later] == [200] * 40
-                    assert time.monotonic() - began < OTHERS
-                finally:
-                    hung.process.send_signal(signal.SIGCONT)
+    async with (
+        place(services) as shared,
+        program(shared, tmp_path / "one") as hung,
+        program(shared, tmp_path / "two") as well,
+    ):
+        with proxying(hung.url.removeprefix("http://"), well.url.removeprefix("http://")) as proxy:
+            for _ in range(4):
+                assert (await ask(proxy.url, "GET", "/health/live")).status == 200
+            hung.process.send_signal(signal.SIGSTOP)
+            try:
+                began = time.monotonic()
+                first = await asyncio.gather(*(ask(proxy.url, "GET", "/health/live") for _ in range(20)))
+                assert time.monotonic() - began < OTHERS + 2, "nobody waits longer"
+                assert {answer.status for answer in first} == {200, 503}
+                # From then on the other one is asked.
+                began = time.monotonic()
+                later = [await ask(proxy.url, "GET", "/health/live") for _ in range(40)]
+                assert [answer.status for answer in later] == [200] * 40
+                assert time.monotonic() - began < OTHERS
+            finally:
+                hung.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.gen_test(timeout=60)

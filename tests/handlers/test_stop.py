@@ -209,7 +209,7 @@ async def test_a_loop_that_is_blocked_does_not_feed_the_watchdog(
             said = lines()
             assert said[0] == b"READY=1"
             assert said.count(b"WATCHDOG=1") >= 2
-            time.sleep(0.4)  # noqa: ASYNC251  # the loop hangs
+            time.sleep(0.4)  # the loop hangs
             assert lines() == []
         assert lines()[-1] == b"STOPPING=1"
         monkeypatch.setenv("WATCHDOG_PID", "1")  # another process is watched
