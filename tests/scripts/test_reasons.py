@@ -198,7 +198,8 @@ async def test_a_synchronous_standby_that_is_away_is_named() -> None:
             async with Database(dsn, 3).open() as db, asyncio.timeout(2):
                 with pytest.raises(Unavailable, match="synchronous standby"):
                     await takes_writes(db, uuid4())
-            found = (await examine({"DATABASE_URL": dsn, "MIMU_ENV": "development"}, "database", seconds=18))["database", "commits"]
+            given = {"DATABASE_URL": dsn, "MIMU_ENV": "development"}
+            found = (await examine(given, "database", seconds=18))["database", "commits"]
             assert found.state == "wrong"
             assert "waits for a synchronous standby" in found.says
 
