@@ -81,13 +81,14 @@ def health(metrics: Metrics, found: Mapping[str, str]) -> None:
 def backups(metrics: Metrics, folder: Path) -> None:
     """Show when the last backup was made, by the note that it leaves in the data folder."""
 
+    started = time.time()
+
     def made_at() -> float:
         found = last_backup.last(folder)
-        return found.made_at if found else 0.0
+        return found.made_at if found else started
 
-    metrics.shows(
-        "mimu_last_backup_timestamp_seconds", "When the last backup of this data folder was made; 0 for none.", made_at
-    )
+    text = "When the last backup of this data folder was made; while there is none, when the server started."
+    metrics.shows("mimu_last_backup_timestamp_seconds", text, made_at)
 
 
 class Runs:
