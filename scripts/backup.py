@@ -42,7 +42,7 @@ backup in DIR has are linked to, not copied. Needs pg_dump, of the server's vers
 puts it back.
 Run by root it becomes the user that MIMU_DATA_DIR belongs to, before it makes anything. Exit codes: 0 made; 1 failed,
 and nothing is left; 2 wrong usage; 3 made, but the storage lacks files that the database has, or has some that this
-user may not read, or backups of another user's in DIR were stepped over; 78 wrong settings.
+user may not read, backups of another user's in DIR were stepped over, or MIMU_DATA_DIR takes no note of it; 78 wrong settings.
 """
 
 
@@ -100,8 +100,8 @@ async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Stor
             archive = asked.shelf.keys(final, asked.keys)
             keys.write(archive, secrets)
         asked.shelf.finish(work, final)
-        # Noted for the server, which says how old the last one is, before what is only tidying.
-        last_backup.note(core.mimu_data_dir, manifest.made_at, whole=not lost)
+        # For the server, which shows how old the last one is, before what is only tidying.
+        noted = _noted(core.mimu_data_dir, manifest.made_at, whole=not lost)
         removed = asked.shelf.thin(asked.keep, asked.keys) if asked.keep else []
     return {
         "backup": str(final),
@@ -112,11 +112,21 @@ async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Stor
         "files": copied and {"count": copied.count, "bytes": copied.bytes, "linked": copied.linked},
         "lost": lost,
         "unreadable": copied.unreadable if copied else [],
+        "noted": noted,
         "stepped_over": [str(path) for path in asked.shelf.foreign],
         "verified": asked.verify,
         "removed": [str(path) for path in removed],
         "seconds": round(time.monotonic() - began, 1),
     }
+
+
+def _noted(folder: Path, made_at: str, *, whole: bool) -> bool:
+    """Whether the note of it could be written: the backup is whole either way."""
+    try:
+        last_backup.note(folder, made_at, whole=whole)
+    except OSError:
+        return False
+    return True
 
 
 async def _dump(dsn: str, work: Path, listing: Path | None, tell: Tell) -> tuple[dict[str, Any], int]:
@@ -210,7 +220,9 @@ async def _done(asked: Asked, given: argparse.Namespace) -> int:
     ):
         if names:
             print(f"{what}: {' '.join(names)}", file=sys.stderr)
-    return INCOMPLETE if told["lost"] or told["stepped_over"] else 0
+    if not told["noted"]:
+        print(f"the backup is made, but {core.mimu_data_dir} takes no note of it for the alert", file=sys.stderr)
+    return INCOMPLETE if told["lost"] or told["stepped_over"] or not told["noted"] else 0
 
 
 if __name__ == "__main__":

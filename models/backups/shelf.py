@@ -24,9 +24,8 @@ class Shelf:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.foreign: list[
-            Path
-        ] = []  # what another user, most often root, has left here: it stays, and is stepped over
+        # What another user, most often root, has left here: it stays, and is stepped over.
+        self.foreign: list[Path] = []
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
