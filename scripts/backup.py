@@ -42,7 +42,8 @@ backup in DIR has are linked to, not copied. Needs pg_dump, of the server's vers
 puts it back.
 Run by root it becomes the user that MIMU_DATA_DIR belongs to, before it makes anything. Exit codes: 0 made; 1 failed,
 and nothing is left; 2 wrong usage; 3 made, but the storage lacks files that the database has, or has some that this
-user may not read, backups of another user's in DIR were stepped over, or MIMU_DATA_DIR takes no note of it; 78 wrong settings.
+user may not read, backups of another user's in DIR were stepped over, or MIMU_DATA_DIR takes no note of it;
+78 wrong settings.
 """
 
 
