@@ -21,7 +21,7 @@ import uvloop
 from redis.exceptions import RedisError
 
 import plugins
-from config import embedded, logs, secrets, supervisor, traces
+from config import embedded, logs, reasons, secrets, supervisor, traces
 from config.keyring import KeyringFile
 from config.settings import Core, Rate, Section, SettingsError, environment, load
 from config.version import VERSION
@@ -44,6 +44,7 @@ from models import migrations
 from models.access import Access
 from models.database import Database, Unavailable
 from models.epochs import Epoch
+from models.fitness import takes_writes
 from models.statements import Watch
 from models.sweeps import Watch as SweepWatch
 from plugins import App, Every, Plugin, Timer
@@ -207,8 +208,10 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         features = [module.setup(app, configuration.sections[name]) for name, module in configuration.features.items()]
         site = assemble(app, features, configuration.rates)
         found: dict[str, str] = {}
+        examiner = health.Examiner(site.checks)
         vitals.waiting(metrics, site, delivery, passwords)
         vitals.health(metrics, found)
+        vitals.backups(metrics, core.mimu_data_dir)
         await stack.enter_async_context(vitals.lag(metrics))
         await stack.enter_async_context(bus.running())
         await stack.enter_async_context(revocations.listening())
@@ -225,7 +228,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
                 log.info("keyring_reloaded")
 
         async def check() -> None:
-            found.update(await health.examine(site.checks))
+            found.update(await examiner.examine())
 
         stack.callback(asyncio.create_task(check()).cancel)
         # A rotation is taken on by every server well before the new secret signs, a minute later.
@@ -277,13 +280,11 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
     """The Tornado application of the house and all features, ``rates`` being what its document tells of limits. Raises
     Clash when two features claim the same."""
 
-    async def database() -> None:
-        await app.db.value("SELECT 1")
-
-    async def redis() -> None:
-        await app.redis.ping()
-        if not app.bus.up:
-            raise Unavailable
+    wells = health.services(
+        lambda: app.db.value("SELECT 1"),
+        lambda: takes_writes(app.db, app.instance_id),
+        *(app.redis, lambda: app.bus.up, app.instance_id),
+    )
 
     def epoch() -> str:
         return str(app.epoch.id)
@@ -305,7 +306,7 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
             ("/ws", SocketHandler, {"hub": app.hub, "epoch": epoch, "events": events, "welcome": welcome}),
         ),
         events={"auth": prolonging(app.tokens)},
-        checks={"database": database, "redis": redis},
+        checks=wells,
     )
     routes, claimed_events, claimed_checks = plugins.joined([house, *features])
     for kind, event in claimed_events.items():
@@ -313,7 +314,7 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
     checks.update(claimed_checks)
     # Without Redis this server still serves its own users, and without a storage all but files; a load balancer that
     # took it out would serve nobody.
-    ready["database"] = database
+    ready["database"] = wells["database"]
     shapes = {kind: event.shape for kind, event in events.items()}
     reference["document"] = docs.published(routes, shapes, rates)
     return Site(
@@ -364,9 +365,8 @@ async def _serve(configuration: Configuration, server: Server, stop: asyncio.Eve
     data = f"; {', '.join(own)} and secrets in {core.mimu_data_dir.resolve()}" if own else ""
     if not core.production:  # there somebody reads it, elsewhere a collector of JSON lines
         print(f"Mimu listens on {', '.join(server.urls)}{data}", flush=True)
-    supervisor.tell("READY=1")
-    await stop.wait()
-    supervisor.tell("STOPPING=1")
+    async with supervisor.serving():
+        await stop.wait()
 
 
 def main() -> int:
@@ -391,7 +391,7 @@ def main() -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(configuration))
     except (embedded.EmbeddedError, migrations.MigrationError, plugins.Clash, Unavailable, OSError, *REFUSED) as error:
-        log.error("start_failed", reason=str(error))
+        log.error("start_failed", reason=reasons.explained(error))
         return 1
     return 0
 

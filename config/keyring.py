@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import hmac
@@ -10,7 +11,6 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -111,7 +111,7 @@ class KeyringFile:
     def rotate(self, kind: str, given: Sequence[str], *, delay: float, keep: float, dry_run: bool = False) -> list[Key]:
         """Add a new secret that signs ``delay`` seconds from now, when every server has read it; the others are
         accepted for ``keep`` seconds more after that. Returns the kind's keys, the new one first."""
-        with self._locked():
+        with contextlib.nullcontext() if dry_run else self._locked():
             now = time.time()
             rings = self._load()
             before = rings.get(kind) or [Key(secret, float(-place)) for place, secret in enumerate(given)]
@@ -131,10 +131,10 @@ class KeyringFile:
             self._save(rings)
             return new
 
-    @contextmanager
+    @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("w") as lock:
+        with os.fdopen(os.open(self.path.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT, 0o600), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -22,6 +22,8 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
+
+from config import urls
 
 ENV_FILE = Path(__file__).resolve().parent.parent / ".env"  # beside server.py, wherever a command is started
 
@@ -90,7 +92,7 @@ def _level(value: str) -> str:
     return "warning" if word == "warn" else word
 
 
-def _url(*schemes: str) -> AfterValidator:
+def _url(fault: Callable[[str], str | None], *schemes: str) -> AfterValidator:
     def check(value: SecretStr) -> SecretStr:
         try:
             parts = urlsplit(value.get_secret_value())
@@ -103,6 +105,8 @@ def _url(*schemes: str) -> AfterValidator:
             known = False
         if not known:
             raise ValueError(f"expected {schemes[0]}://user:password@host:port/name")
+        if found := fault(value.get_secret_value()):
+            raise ValueError(found)
         return value
 
     return AfterValidator(check)
@@ -122,8 +126,8 @@ def _collector(value: str) -> str:
     return value.rstrip("/")
 
 
-DatabaseUrl = Annotated[SecretStr, _url("postgresql", "postgres")]
-RedisUrl = Annotated[SecretStr, _url("redis", "rediss", "unix")]
+DatabaseUrl = Annotated[SecretStr, _url(urls.database_fault, "postgresql", "postgres")]
+RedisUrl = Annotated[SecretStr, _url(urls.redis_fault, "redis", "rediss", "unix")]
 
 
 class Budgets(Section):

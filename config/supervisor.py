@@ -1,13 +1,19 @@
-"""The supervisor: systemd, told when the server serves and when it stops (sd_notify(3)), if it is what started us."""
+"""The supervisor: systemd, notified when the server serves, that its loop turns, and when it stops (sd_notify(3))."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import socket
+from collections.abc import AsyncIterator
+
+# Of the time that the supervisor waits, after which it is notified again: two may be late.
+SHARE = 3
 
 
 def tell(state: str) -> None:
-    """Say ``READY=1`` or ``STOPPING=1``. Raises OSError when the supervisor's socket is not there."""
+    """Send ``READY=1``, ``STOPPING=1`` or ``WATCHDOG=1``. Raises OSError when the supervisor's socket is not there."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -15,3 +21,33 @@ def tell(state: str) -> None:
         address = "\0" + address[1:]  # in the kernel's own names, not in the file system
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line:
         line.sendto(state.encode(), address)
+
+
+def watchdog_seconds() -> float | None:
+    """After how many seconds of silence the supervisor ends us (WatchdogSec=); None when it doesn't."""
+    microseconds, process = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID")
+    if not microseconds.isdecimal() or not int(microseconds) or process not in (None, "", str(os.getpid())):
+        return None
+    return int(microseconds) / 1e6
+
+
+@contextlib.asynccontextmanager
+async def serving() -> AsyncIterator[None]:
+    """Report that the server serves, and that its loop turns, until the block ends; then that it stops. A loop that
+    hangs reports nothing, and the supervisor starts another server."""
+    seconds = watchdog_seconds()
+    tell("READY=1")
+    feeding = asyncio.create_task(_feed(seconds / SHARE)) if seconds else None
+    try:
+        yield
+    finally:
+        tell("STOPPING=1")  # from here on systemd counts TimeoutStopSec
+        if feeding is not None:
+            feeding.cancel()
+
+
+async def _feed(every: float) -> None:
+    while True:
+        with contextlib.suppress(OSError):  # full or gone: the next one may get there
+            tell("WATCHDOG=1")
+        await asyncio.sleep(every)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
+from uuid import UUID
 
 import structlog
 from pydantic import ConfigDict, with_config
+from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError, ResponseError
 from typing_extensions import TypedDict
 
+from config import reasons
 from handlers import errors
 from handlers.base import ApiHandler
 from handlers.costs import MONITORS
@@ -22,21 +26,107 @@ from handlers.site import Check
 log = structlog.get_logger(__name__)
 
 PATIENCE = 2.0  # seconds; a service that needs longer to say that it is well, isn't
+FRESH = 2.0  # seconds for which the outcome of a write counts, however often it is asked for
+REPEAT = 60.0  # seconds between two lines in the log about a check that goes on failing for one reason
+KEPT = 60  # seconds that Redis keeps what was written to try it
 
 
-async def examine(checks: Mapping[str, Check]) -> dict[str, str]:
-    """``ok`` or ``error`` for each check, all asked at once."""
+class Unfit(Exception):
+    """A service answers, and can't be used; the text says why."""
 
-    async def ask(name: str, check: Check) -> str:
+
+class Remembered:
+    """A check that costs a write: run once at a time, for all who ask meanwhile, and for ``FRESH`` seconds after."""
+
+    def __init__(self, check: Check) -> None:
+        self._check = check
+        self._run: asyncio.Task[Exception | None] | None = None
+        self._ended = 0.0
+
+    async def __call__(self) -> None:
+        """Raises what the check has raised."""
+        if self._run is None or (self._run.done() and time.monotonic() - self._ended >= FRESH):
+            self._run = asyncio.create_task(self._outcome())
+        error = await asyncio.shield(self._run)  # others wait for it, too
+        if error is not None:
+            raise Unfit(reasons.explained(error)) from error
+
+    async def _outcome(self) -> Exception | None:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._check()
+        except Exception as error:
+            return error
+        finally:
+            self._ended = time.monotonic()
+        return None
+
+
+class Examiner:
+    """Runs checks, and logs why one fails: at once, and then once a minute."""
+
+    def __init__(self, checks: Mapping[str, Check]) -> None:
+        self._checks = checks
+        self._logged: dict[str, tuple[str, float]] = {}
+
+    async def examine(self) -> dict[str, str]:
+        """Return ``ok`` or ``error`` for each check; all run at the same time."""
+        answers = await asyncio.gather(*(self._ask(*item) for item in self._checks.items()))
+        return dict(zip(self._checks, answers, strict=True))
+
+    async def _ask(self, name: str, check: Check) -> str:
         try:
             async with asyncio.timeout(PATIENCE):
                 await check()
         except Exception as error:
-            log.warning("check_failed", check=name, cause=type(error).__name__)
+            self._log(name, error)
             return "error"
+        if self._logged.pop(name, None):
+            log.info("check_recovered", check=name)
         return "ok"
 
-    return dict(zip(checks, await asyncio.gather(*(ask(*item) for item in checks.items())), strict=True))
+    def _log(self, name: str, error: Exception) -> None:
+        cause, now = type(error.__cause__ or error).__name__, time.monotonic()
+        before, moment = self._logged.get(name, ("", 0.0))
+        if cause != before or now - moment >= REPEAT:
+            self._logged[name] = cause, now
+            reason = str(error) if isinstance(error, Unfit) else reasons.explained(error)
+            log.warning("check_failed", check=name, cause=cause, reason=reason)
+
+
+def services(
+    answers: Check, writes: Check, redis: Redis, hears: Callable[[], bool], instance_id: UUID
+) -> dict[str, Check]:
+    """Return the checks of PostgreSQL (``answers``, and ``writes``, remembered) and of Redis, which ``hears`` the other
+    instances."""
+    written, kept = Remembered(writes), Remembered(lambda: redis_takes_writes(redis, instance_id))
+
+    async def database() -> None:
+        await answers()
+        await written()
+
+    async def cache() -> None:
+        await redis.ping()
+        await kept()
+        if not hears():
+            raise Unfit("the subscriptions are away")
+
+    return {"database": database, "redis": cache}
+
+
+async def redis_takes_writes(redis: Redis, instance_id: UUID) -> None:
+    """Write a key that expires, and see what kind of Redis took it. Raises Unfit, RedisError."""
+    if not await redis.set(f"health:{instance_id}", b"1", ex=KEPT):
+        raise Unfit("Redis did not keep what it was given")
+    try:
+        greeting = await redis.execute_command("HELLO")  # type: ignore[no-untyped-call]
+    except (NoPermissionError, ResponseError):
+        return  # it may not be asked, and took the write
+    said = greeting if isinstance(greeting, dict) else dict(zip(greeting[::2], greeting[1::2], strict=False))
+    if said.get(b"mode") == b"cluster":
+        raise Unfit(" ".join(reasons.CLUSTER))
+    if said.get(b"role") in (b"slave", b"replica"):
+        raise Unfit("This is a replica that takes writes, and loses them. Let REDIS_URL name the primary.")
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -56,8 +146,8 @@ class Health(ApiHandler):
 
     public = True
 
-    def initialize(self, checks: Mapping[str, Check]) -> None:
-        self._checks = checks
+    def initialize(self, examiner: Examiner) -> None:
+        self._examiner = examiner
 
     @operation({200: HealthReport, 503: Answer(HealthReport, "Something is not well.")}, cost=MONITORS)
     async def get(self) -> None:
@@ -65,7 +155,7 @@ class Health(ApiHandler):
 
         `/health/ready` asks only for what nothing works without. Both answer within 2 seconds.
         """
-        found = await examine(self._checks)
+        found = await self._examiner.examine()
         well = all(answer == "ok" for answer in found.values())
         uptime = int(time.monotonic() - self.application.metrics.started)
         status = "healthy" if well else "unhealthy"
@@ -102,8 +192,8 @@ def routes(
 ) -> tuple[tuple[str, type[ApiHandler], dict[str, Any]], ...]:
     """Return the routes by which proxies and monitors look at a server. Both mappings may be filled later."""
     return (
-        ("/health", Health, {"checks": checks}),
-        ("/health/ready", Health, {"checks": ready}),
+        ("/health", Health, {"examiner": Examiner(checks)}),
+        ("/health/ready", Health, {"examiner": Examiner(ready)}),
         ("/health/live", Live, {}),
         ("/metrics", MetricsPage, {}),
     )

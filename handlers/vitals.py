@@ -7,9 +7,11 @@ import contextlib
 import platform
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
 
 from prometheus_client import Counter, Gauge, Histogram, Info, ProcessCollector, Summary
 
+from config import last_backup
 from config.version import VERSION
 from handlers.delivery import Delivery
 from handlers.metrics import SECONDS, Metrics
@@ -74,6 +76,19 @@ def health(metrics: Metrics, found: Mapping[str, str]) -> None:
         ("check",),
         lambda: {(check,): answer == "ok" for check, answer in found.items()},
     )
+
+
+def backups(metrics: Metrics, folder: Path) -> None:
+    """Show when the last backup was made, by the note that it leaves in the data folder."""
+
+    started = time.time()
+
+    def made_at() -> float:
+        found = last_backup.last(folder)
+        return found.made_at if found else started
+
+    text = "When the last backup of this data folder was made; while there is none, when the server started."
+    metrics.shows("mimu_last_backup_timestamp_seconds", text, made_at)
 
 
 class Runs:

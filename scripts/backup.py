@@ -20,7 +20,7 @@ import asyncpg
 if not __package__:  # python scripts/backup.py, from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config import embedded, logs
+from config import embedded, last_backup, logs
 from config.settings import Core
 from models.backups import DATABASE, FILE_SUMS, BackupError, Manifest, Tell, keys, part, restoring, stored, sync_below
 from models.backups import verify as verify_parts
@@ -40,8 +40,10 @@ elsewhere: --keys. The folder gets its name when everything in it is whole and o
 removed, now or by the next run. It bears no one-time prekey that could be handed out again. Files that the newest
 backup in DIR has are linked to, not copied. Needs pg_dump, of the server's version or newer. python -m scripts.restore
 puts it back.
-Exit codes: 0 made; 1 failed, and nothing is left; 2 wrong usage; 3 made, but the storage lacks files that the database
-has; 78 wrong settings.
+Run by root it becomes the user that MIMU_DATA_DIR belongs to, before it makes anything. Exit codes: 0 made; 1 failed,
+and nothing is left; 2 wrong usage; 3 made, but the storage lacks files that the database has, or has some that this
+user may not read, backups of another user's in DIR were stepped over, or MIMU_DATA_DIR takes no note of it;
+78 wrong settings.
 """
 
 
@@ -81,7 +83,7 @@ async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Stor
                     last = before[0] if before else None
                     copied = await stored.take(storage, listing, count, work, last, tell, sure=asked.verify)
                 listing.unlink()
-                lost = copied.damaged + await _known(dsn, copied.without)
+                lost = copied.damaged + copied.unreadable + await _known(dsn, copied.without)
             parts = [part(work, path) for path in sorted((work / DATABASE).iterdir())]
             if copied:
                 parts.append(part(work, work / FILE_SUMS))
@@ -99,6 +101,8 @@ async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Stor
             archive = asked.shelf.keys(final, asked.keys)
             keys.write(archive, secrets)
         asked.shelf.finish(work, final)
+        # For the server, which shows how old the last one is, before what is only tidying.
+        noted = _noted(core.mimu_data_dir, manifest.made_at, whole=not lost)
         removed = asked.shelf.thin(asked.keep, asked.keys) if asked.keep else []
     return {
         "backup": str(final),
@@ -108,10 +112,22 @@ async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Stor
         "bytes": await asyncio.to_thread(size, final),
         "files": copied and {"count": copied.count, "bytes": copied.bytes, "linked": copied.linked},
         "lost": lost,
+        "unreadable": copied.unreadable if copied else [],
+        "noted": noted,
+        "stepped_over": [str(path) for path in asked.shelf.foreign],
         "verified": asked.verify,
         "removed": [str(path) for path in removed],
         "seconds": round(time.monotonic() - began, 1),
     }
+
+
+def _noted(folder: Path, made_at: str, *, whole: bool) -> bool:
+    """Whether the note of it could be written: the backup is whole either way."""
+    try:
+        last_backup.note(folder, made_at, whole=whole)
+    except OSError:
+        return False
+    return True
 
 
 async def _dump(dsn: str, work: Path, listing: Path | None, tell: Tell) -> tuple[dict[str, Any], int]:
@@ -197,10 +213,17 @@ async def _done(asked: Asked, given: argparse.Namespace) -> int:
         print(json.dumps(told))
     else:
         _say(told)
-    if told["lost"]:
-        print(f"the storage has not what the database says: {' '.join(told['lost'])}", file=sys.stderr)
-        return INCOMPLETE
-    return 0
+    lost = sorted({*(told["lost"] or ())} - {*told["unreadable"]})
+    for what, names in (
+        ("the storage has not what the database says", lost),
+        ("files that this user may not read are not in the backup", told["unreadable"]),
+        ("stepped over what another user owns; give it to this one, or remove it", told["stepped_over"]),
+    ):
+        if names:
+            print(f"{what}: {' '.join(names)}", file=sys.stderr)
+    if not told["noted"]:
+        print(f"the backup is made, but {core.mimu_data_dir} takes no note of it for the alert", file=sys.stderr)
+    return INCOMPLETE if told["lost"] or told["stepped_over"] or not told["noted"] else 0
 
 
 if __name__ == "__main__":

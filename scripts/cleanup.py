@@ -11,7 +11,7 @@ if not __package__:  # python scripts/cleanup.py, from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config.retention import Retention
-from config.settings import Core, Section, environment, load
+from config.settings import Core, Section, load
 from config.storage import StorageSettings
 from models import cleanup, files, orphans
 from models.database import Database
@@ -35,7 +35,7 @@ can be interrupted at any time. Exit codes: 0 done, 1 failed, 78 wrong settings.
 async def run(asked: argparse.Namespace) -> int:
     """Clean up, or with ``--dry-run`` only count what is due, and say how many rows, and files' bytes, that is."""
     wanted: dict[str, type[Section]] = {"": Core, "cleanup": Retention, "files": StorageSettings}
-    core, retention, stored = load(wanted, environment(asked.env_file)).values()
+    core, retention, stored = load(wanted, command.given(asked.env_file)).values()
     assert isinstance(core, Core) and isinstance(retention, Retention) and isinstance(stored, StorageSettings)
     dsn = command.postgres(core)
     storage = opened.storage(stored, core.mimu_data_dir)

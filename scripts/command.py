@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import pwd
+import stat
 import sys
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
@@ -23,6 +26,7 @@ from config.storage import StorageSettings
 from models.database import Unavailable
 from models.storage import Storage, StorageAway, StorageFull, opened
 
+STARTED_BY = os.getuid()  # also when we become somebody else
 FAILED, WRONG_SETTINGS = 1, 78  # sysexits.h: EX_CONFIG; argparse itself ends with 2
 FAILURES: tuple[type[Exception], ...] = (
     *(Unavailable, StorageAway, StorageFull, embedded.EmbeddedError, OSError),
@@ -76,9 +80,60 @@ def redis(core: Core) -> str:
     return url
 
 
+def given(env_file: Path | None) -> dict[str, str]:
+    """All settings, read before this process becomes the user of the data folder. Raises SettingsError."""
+    values = environment(env_file)
+    become_owner(Path(values.get("MIMU_DATA_DIR", "var")))
+    return values
+
+
+def other_owner(folder: Path) -> os.stat_result | None:
+    """Whose the data folder is, when we are root and it is another user's."""
+    held = folder.stat() if os.geteuid() == 0 and folder.exists() else None
+    return held if held and held.st_uid else None
+
+
+def become_owner(folder: Path) -> None:
+    """Become the user that the data folder belongs to, for good, when we are root: the servers run as that user, and
+    could neither read nor remove what root makes. Raises SettingsError when our own code can't be read then."""
+    held = other_owner(folder)
+    if held is None:
+        return
+    try:
+        account = pwd.getpwuid(held.st_uid)
+        os.initgroups(account.pw_name, account.pw_gid)
+        os.setgid(account.pw_gid)
+        os.environ["HOME"] = account.pw_dir  # libraries look for certificates and passwords there
+    except KeyError:  # as in containers, a number without a name
+        os.setgroups([])
+        os.setgid(held.st_gid)
+        os.environ["HOME"] = "/nonexistent"
+    os.setuid(held.st_uid)
+    if not os.access(__file__, os.R_OK):
+        who = user(held.st_uid)
+        raise SettingsError(
+            [f"{folder} belongs to user {who}, who can't read {Path(__file__).parent}: let them read it"]
+        )
+
+
+def user(uid: int) -> str:
+    """The name of a user, else the number."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def made_for_the_server(core: Core) -> None:
+    """Raises SettingsError when root would make the data folder of a production: the servers' user could not use it."""
+    if os.geteuid() == 0 and core.production and not core.mimu_data_dir.exists():
+        fault = f"MIMU_DATA_DIR: {core.mimu_data_dir} is not there, and root must not make it:"
+        raise SettingsError([f"{fault} make it for the server's user"])
+
+
 def beside_files(env_file: Path | None) -> tuple[Core, dict[str, str], Storage]:
     """The house's settings, all values that were given, and the storage of files. Raises SettingsError."""
-    values = environment(env_file)
+    values = given(env_file)
     wanted: dict[str, type[Section]] = {"": Core, "files": StorageSettings}
     core, stored = load(wanted, values).values()
     assert isinstance(core, Core) and isinstance(stored, StorageSettings)
@@ -110,7 +165,20 @@ def why(error: BaseException) -> str:
     if isinstance(error, StorageAway | StorageFull):
         cause = getattr(error.__cause__, "strerror", None) or str(error) or "there is no room"
         return f"a file can't be copied ({cause})"
+    if isinstance(error, PermissionError) and error.filename:
+        return f"{_whose(Path(os.fsdecode(error.filename)))}, and this is user {user(os.geteuid())}"
     return str(error) or type(error).__name__
+
+
+def _whose(path: Path) -> str:
+    """Whose the file is that we may not use, or the nearest folder above it that we may look at."""
+    for place in (path, *path.absolute().parents):
+        try:
+            held = place.lstat()
+        except OSError:
+            continue
+        return f"{path} can't be used: {place} belongs to user {user(held.st_uid)} ({stat.filemode(held.st_mode)})"
+    return f"{path} can't be used"
 
 
 def fail(reason: str) -> int:

@@ -24,9 +24,10 @@ import server
 from config import logs
 from config.findings import Examination, Finding, Over, wrong
 from config.keyring import KeyringFile
-from config.settings import ENV_FILE, SettingsError, environment
+from config.settings import ENV_FILE, SettingsError
 from config.storage import StorageSettings
 from handlers.tokens import Tokens
+from scripts import command
 from scripts.checks import database, examined, machine, public, redis, settings, storage
 
 NOT_WELL, WRONG_SETTINGS = 1, 78  # sysexits.h: EX_CONFIG; argparse itself ends with 2
@@ -181,7 +182,7 @@ def main() -> int:
     logs.configure("error")
     logging.disable()  # what it stumbles over is a finding, and said once
     try:
-        values = environment(asked.env_file)
+        values = command.given(asked.env_file)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return WRONG_SETTINGS

@@ -18,8 +18,9 @@ from pydantic import Field
 if not __package__:  # python scripts/migrate.py, from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config.settings import DatabaseUrl, Section, SettingsError, environment, load
+from config.settings import DatabaseUrl, Section, SettingsError, load
 from models import migrations
+from scripts import command
 
 WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
 
@@ -52,7 +53,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="answer in JSON")
     arguments = parser.parse_args()
     try:
-        [address] = load({"": Address}, environment(arguments.env_file)).values()
+        [address] = load({"": Address}, command.given(arguments.env_file)).values()
     except SettingsError as error:
         print("\n".join(error.faults), file=sys.stderr)
         return WRONG_SETTINGS

@@ -134,7 +134,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="send nothing; show the account's tokens")
     command.common(parser)
     asked = parser.parse_args()
-    return command.outcome(lambda: run(asked, settings.core(settings.environment(asked.env_file))), failed="failed")
+    return command.outcome(lambda: run(asked, settings.core(command.given(asked.env_file))), failed="failed")
 
 
 if __name__ == "__main__":

@@ -214,6 +214,8 @@ def main() -> int:
 async def _done(asked: argparse.Namespace) -> int:
     os.umask(0o077)
     core, values, storage = command.beside_files(asked.env_file)
+    if not asked.check:
+        command.made_for_the_server(core)
     logs.configure("warning")
     with progress() as tell:
         told = await (settle(asked, core, tell) if asked.settle else restore(asked, core, values, storage, tell))

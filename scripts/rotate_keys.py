@@ -18,7 +18,8 @@ if not __package__:  # python scripts/rotate_keys.py, from any folder
 
 from config import secrets, settings
 from config.keyring import KeyringFile
-from config.settings import Core, SettingsError, environment
+from config.settings import Core, SettingsError
+from scripts import command
 
 WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
 CLOCKS = 300  # seconds by which the clocks of servers may differ; also the life of a reset challenge
@@ -51,8 +52,9 @@ def main() -> int:
     if delay < 0:
         parser.error("--delay counts seconds from now")
     try:
-        values = environment(arguments.env_file)
+        values = command.given(arguments.env_file)
         core = settings.core(values)
+        command.made_for_the_server(core)
         life = core.jwt_expiration_hours * 3600 if arguments.kind == "jwt" else TURN_LIFE
         file = KeyringFile(core.keyring_path)
         before = given(arguments.kind, core, values)
@@ -61,8 +63,7 @@ def main() -> int:
         print("\n".join(error.faults), file=sys.stderr)
         return WRONG_SETTINGS
     except (OSError, ValueError) as error:
-        print(f"rotation failed: {error}", file=sys.stderr)
-        return 1
+        return command.fail(f"rotation failed: {command.why(error)}")
     told = [{"kid": key.kid, "signs_from": _time(key.active_at), "accepted_until": _time(key.until)} for key in keys]
     if arguments.json:
         print(json.dumps({"file": str(file.path), "dry_run": arguments.dry_run, "keys": told}))

@@ -1,19 +1,31 @@
 """Write a coturn configuration with today's TURN secrets: ``python -m scripts.turnserver_conf --output FILE``.
 
+A file that is there is replaced, and what the operator changed or added in it stays: owner, group and mode, and every
+line but the secrets. Secrets come from Mimu's settings alone. Comments are those of turnserver.conf.
+
 With ``--networks`` it writes what is shipped, without secrets, with the networks of config/networks.py.
 
-During a rotation it bears both secrets; write it again and restart coturn when the old one has run out.
+During a rotation the file has both secrets; write it again and restart coturn when the old one has run out.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import grp
 import ipaddress
 import os
+import pwd
+import re
+import stat
+import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 if not __package__:  # python scripts/turnserver_conf.py, from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -24,7 +36,11 @@ from config.settings import Core, SettingsError, environment
 from scripts.rotate_keys import WRONG_SETTINGS, given
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "turnserver.conf"
-PLACEHOLDER = "#static-auth-secret="
+CHECK = TEMPLATE.parent / "config" / "deploy" / "coturn" / "check.sh"
+ACCOUNT = "turnserver"  # of Debian's package
+SECRET, DENIED = "static-auth-secret", "denied-peer-ip"
+PLACEHOLDER = f"#{SECRET}="
+KEPT = "# --- Kept from the file that this one replaced " + "-" * 70
 BEGIN, END = (f"# --- networks of config/networks.py: {end}\n" for end in ("begin", "end"))
 WIDTH = 118
 
@@ -72,18 +88,97 @@ def with_networks(template: str) -> str:
     return before + BEGIN + denied() + END + rest.partition(END)[2]
 
 
-def render(template: str, secrets: list[str], **lines: str | None) -> str:
-    """The template with a line for each secret, and for each given setting (``external_ip``, ``cert``, …) its own."""
-    written = []
-    for line in with_networks(template).splitlines():
+def lines_of(text: str) -> list[tuple[str, str]]:
+    """The options in a configuration, each as its name and its whole line. As coturn reads it, a name ends at "=", at a
+    blank or at the end of the line."""
+    written = (line.strip() for line in text.splitlines())
+    return [(re.split(r"[=\s]", line, maxsplit=1)[0], line) for line in written if line and line[0] != "#"]
+
+
+def render(template: str, secrets: Sequence[str], before: str = "", **given: str | None) -> str:
+    """The template with a line for each secret. An option has the value that is ``given`` (``external_ip``, …), else
+    the lines that the file ``before`` has for it, else the template's. What only that file has stands at the end."""
+    shipped = with_networks(template)
+    kept: dict[str, list[str]] = {}
+    for name, line in lines_of(before):
+        kept.setdefault(name, []).append(line)
+    for name in (SECRET, DENIED):  # of settings, and a list that is joined below
+        kept.pop(name, None)
+    kept |= {name.replace("_", "-"): [f"{name.replace('_', '-')}={value}"] for name, value in given.items() if value}
+    written, placed = [], set()
+    for line in shipped.splitlines():
         name = line.lstrip("#").partition("=")[0]
         if line.startswith(PLACEHOLDER):
-            written += [f"static-auth-secret={secret}" for secret in secrets]
-        elif lines.get(name.replace("-", "_")):
-            written.append(f"{name}={lines[name.replace('-', '_')]}")
+            written += [f"{SECRET}={secret}" for secret in secrets]
+        elif name in kept and "=" in line:
+            written += [] if name in placed else kept[name]
+            placed.add(name)
         else:
             written.append(line)
-    return "\n".join(written) + "\n"
+    has = {name for name, _ in lines_of("\n".join(written))}
+    known = {line for _, line in lines_of(shipped)}
+    added = [line for name, lines in kept.items() if name not in has for line in lines]
+    added += [line for name, line in lines_of(before) if name == DENIED and line not in known]
+    return "\n".join(written + (["", KEPT, *dict.fromkeys(added)] if added else [])) + "\n"
+
+
+class Owner(NamedTuple):
+    """Whose a file is, and who may do what with it."""
+
+    uid: int
+    gid: int
+    mode: int
+
+
+def owner(path: Path, user: str | None) -> Owner:
+    """Whose the configuration is to be: with ``user`` root's, and that account's group may read it; else as it was;
+    else, when root writes it on a machine with coturn's own account, that account's. Raises KeyError."""
+    if user is not None:
+        return Owner(os.geteuid(), pwd.getpwnam(user).pw_gid, 0o640)
+    if path.exists():
+        held = path.stat()
+        return Owner(held.st_uid, held.st_gid, stat.S_IMODE(held.st_mode))
+    if os.geteuid() == 0:
+        with contextlib.suppress(KeyError):
+            account = pwd.getpwnam(ACCOUNT)
+            return Owner(account.pw_uid, account.pw_gid, 0o600)
+    return Owner(os.geteuid(), os.getegid(), 0o600)
+
+
+def readable(path: Path, user: str) -> bool:
+    """Whether an account can read a file, by its owner, its group and its mode. Raises KeyError, OSError."""
+    account, held = pwd.getpwnam(user), path.stat()
+    if account.pw_uid == held.st_uid:
+        return bool(held.st_mode & stat.S_IRUSR)
+    groups = {account.pw_gid, *(group.gr_gid for group in grp.getgrall() if user in group.gr_mem)}
+    return bool(held.st_mode & (stat.S_IRGRP if held.st_gid in groups else stat.S_IROTH))
+
+
+def fault(path: Path) -> str | None:
+    """What is wrong with a configuration, as the unit asks before each start: "lacks …" or "has …"."""
+    done = subprocess.run(["/bin/sh", str(CHECK), str(path)], capture_output=True, text=True, timeout=10, check=False)
+    return done.stderr.partition(str(path))[2].strip() or "can't be checked" if done.returncode else None
+
+
+def write(path: Path, text: str, whose: Owner) -> None:
+    """Replace a file at once by one that has its owner and mode from the start. Raises OSError, and ValueError for one
+    that would open the relay; then nothing is changed."""
+    path = path.resolve()  # not the link to it
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            if (whose.uid, whose.gid) != (os.geteuid(), os.getegid()):
+                os.fchown(file.fileno(), whose.uid, whose.gid)
+            os.fchmod(file.fileno(), whose.mode)
+            file.flush()
+            os.fsync(file.fileno())
+        if found := fault(Path(name)):
+            raise ValueError(f"{path} {found}")
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink()
+        raise
 
 
 def accepted(core: Core, values: dict[str, str]) -> list[str]:
@@ -96,39 +191,44 @@ def accepted(core: Core, values: dict[str, str]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts.turnserver_conf", description=__doc__)
     parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
-    parser.add_argument("--output", type=Path, required=True, help="where to write it (0600)")
+    parser.add_argument("--output", type=Path, required=True, help="where to write it; what is there is replaced")
+    parser.add_argument("--user", help="the account that coturn runs as, whose group may read the file (0640)")
     parser.add_argument("--networks", action="store_true", help="write what is shipped, with the denied networks")
     parser.add_argument("--realm", help="shown to clients (default: mimu)")
     parser.add_argument("--external-ip", help="PUBLIC_ADDRESS/PRIVATE_ADDRESS, behind 1:1 NAT")
     parser.add_argument("--cert", help="certificate chain for turns:")
     parser.add_argument("--pkey", help="its private key")
     arguments = parser.parse_args()
+    output: Path = arguments.output
     try:
         if arguments.networks:
-            arguments.output.write_text(with_networks(TEMPLATE.read_text()))
+            output.write_text(with_networks(TEMPLATE.read_text()))
             return 0
         values = environment(arguments.env_file)
         core = settings.core(values)
         text = render(
             TEMPLATE.read_text(),
             accepted(core, values),
+            output.read_text() if output.exists() else "",
             realm=arguments.realm,
             external_ip=arguments.external_ip,
             cert=arguments.cert,
             pkey=arguments.pkey,
         )
-        part = arguments.output.with_name(arguments.output.name + ".part")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        part.replace(arguments.output)
+        write(output, text, owner(output, arguments.user))
     except SettingsError as error:
         print("\n".join(error.faults), file=sys.stderr)
         return WRONG_SETTINGS
-    except OSError as error:
+    except KeyError:
+        print(f"not written: there is no user {arguments.user}", file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as error:
         print(f"not written: {error}", file=sys.stderr)
         return 1
-    print(f"wrote {arguments.output}")
+    print(f"wrote {output}")
+    with contextlib.suppress(KeyError):
+        if os.geteuid() == 0 and not readable(output, ACCOUNT):
+            print(f"{ACCOUNT} can't read it, and coturn must not start like that: --user {ACCOUNT}", file=sys.stderr)
     return 0
 
 

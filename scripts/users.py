@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import pwd
 import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -48,10 +46,7 @@ codes: 0 done (also when nothing had to change), 1 no such user or failed, 2 wro
 
 
 def _actor() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # in a container the user may be a mere number
-        return str(os.getuid())
+    return command.user(command.STARTED_BY)
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -186,7 +181,7 @@ def _plain(value: object) -> object:
 
 def main() -> int:
     asked = parse()
-    return command.outcome(lambda: run(asked, settings.core(settings.environment(asked.env_file))), failed="failed")
+    return command.outcome(lambda: run(asked, settings.core(command.given(asked.env_file))), failed="failed")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ if not __package__:  # python scripts/vapid_keys.py, from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config.settings import SettingsError, environment
+from scripts import command
 
 
 def make(path: Path) -> None:
@@ -54,11 +55,12 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     parser.add_argument("--json", action="store_true", help="answer in JSON")
     asked = parser.parse_args()
+    try:
+        values = environment(asked.env_file)
+    except SettingsError as error:
+        parser.error(str(error))
     if asked.file is None:
-        try:
-            named = environment(asked.env_file).get("VAPID_PRIVATE_KEY_FILE")
-        except SettingsError as error:
-            parser.error(str(error))
+        named = values.get("VAPID_PRIVATE_KEY_FILE")
         if named is None:
             parser.error("name a file; VAPID_PRIVATE_KEY_FILE does not say one either")
         asked.file = Path(named)
@@ -66,6 +68,9 @@ def main() -> int:
     try:
         if not there and not asked.dry_run:
             make(asked.file)
+            # Root may write to /etc, and the servers must be able to read it.
+            if held := command.other_owner(Path(values.get("MIMU_DATA_DIR", "var"))):
+                os.chown(asked.file, held.st_uid, held.st_gid)
         key = public(asked.file) if asked.file.exists() else None
     except (OSError, ValueError, TypeError) as error:
         print(f"{asked.file}: {type(error).__name__}: no key could be read or written", file=sys.stderr)

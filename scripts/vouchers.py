@@ -156,7 +156,7 @@ def _shown(row: Row) -> dict[str, object]:
 
 def main() -> int:
     asked = parse()
-    return command.outcome(lambda: run(asked, settings.core(settings.environment(asked.env_file))), failed="failed")
+    return command.outcome(lambda: run(asked, settings.core(command.given(asked.env_file))), failed="failed")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ missing() {
         nginx) ! { command -v nginx || [ -x /usr/sbin/nginx ]; } ;;
         gettext-base) ! command -v envsubst ;;
         systemd) ! command -v systemd-analyze ;;
+        pgbouncer) ! { command -v pgbouncer || [ -x /usr/sbin/pgbouncer ]; } ;;
     esac >/dev/null 2>&1
 }
 
 wanted=
-for package in coturn chromium nginx gettext-base systemd prometheus; do
+for package in coturn chromium nginx gettext-base systemd prometheus pgbouncer; do
     if missing $package; then wanted="$wanted $package"; fi
 done
 
@@ -23,9 +24,27 @@ if [ -n "$wanted" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1;
     echo "Installing what some tests need (once):$wanted ..."
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq </dev/null >/dev/null 2>&1
+    # No service is started by it, now or when the machine starts: the tests run their own on loopback, and coturn as Debian
+    # installs it is a relay for everybody. RUNLEVEL is for init scripts; systemd asks policy-rc.d, and the mask stays.
+    policy=${DESTDIR:-}/usr/sbin/policy-rc.d units=${DESTDIR:-}/etc/systemd/system
+    if [ ! -e "$policy" ]; then
+        trap 'rm -f "$policy"' EXIT
+        trap 'exit 1' HUP INT TERM
+        printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 0755 "$policy"
+    fi
+    case $wanted in
+        *coturn*) mkdir -p "$units" && ln -s -f /dev/null "$units/coturn.service" ;;
+    esac
     for package in $wanted; do # one by one: a system may have the one and not the other
-        # No service is started by it: the tests run their own on loopback.
+        case $package in
+            coturn) [ -h "$units/coturn.service" ] || continue ;;
+        esac
         RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $package </dev/null >/dev/null 2>&1
+    done
+    for service in nginx prometheus pgbouncer; do
+        case $wanted in
+            *$service*) systemctl disable "$service" >/dev/null 2>&1 || true ;;
+        esac
     done
 fi
 
@@ -40,6 +59,9 @@ if missing nginx || missing gettext-base; then
 fi
 if missing systemd; then
     echo "WARNING: systemd-analyze is not installed; the tests of the units WILL BE SKIPPED." >&2
+fi
+if missing pgbouncer; then
+    echo "WARNING: PgBouncer is not installed; the test of what it refuses WILL BE SKIPPED." >&2
 fi
 if missing prometheus; then
     echo "WARNING: Prometheus is not installed; the tests of metrics and alerts WILL BE SKIPPED." >&2

@@ -68,6 +68,11 @@ async def find(name: str, major: int) -> Path:
     return found[min(fitting)]
 
 
+def _interpreter() -> str:
+    """A Python that this user may run: one of root's own is closed to the user that a script of root's becomes."""
+    return sys.executable if os.access(sys.executable, os.X_OK) else shutil.which("python3") or sys.executable
+
+
 async def run(program: Path, *arguments: str, dsn: str | None = None) -> str:
     """Run one of them to its end, which it doesn't outlive us to see; what it printed. Raises BackupError."""
     names = ("PATH", "HOME", "LD_LIBRARY_PATH", "TMPDIR")
@@ -79,7 +84,7 @@ async def run(program: Path, *arguments: str, dsn: str | None = None) -> str:
         environment |= password
         command.append(f"--dbname={shown}")
     launch = str(Path(home.__file__).with_name("launch.py"))
-    started = [sys.executable, "-I", "-S", launch, str(os.getpid()), str(int(SIGTERM)), "", "/", *command]
+    started = [_interpreter(), "-I", "-S", launch, str(os.getpid()), str(int(SIGTERM)), "", "/", *command]
     process = await asyncio.create_subprocess_exec(*started, env=environment, stdin=DEVNULL, stdout=PIPE, stderr=PIPE)
     try:
         out, err = await process.communicate()

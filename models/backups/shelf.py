@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from models.backups import MANIFEST, BackupError, sync
 
@@ -23,24 +24,50 @@ class Shelf:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # What another user, most often root, has left here: it stays, and is stepped over.
+        self.foreign: list[Path] = []
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Keep others from it, and clear away what was broken off. Raises BackupError, OSError."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
+        with self._lock() as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BackupError(f"another backup is being made into {self.folder}") from None
             for path in self.folder.iterdir():
                 if _ASIDE.fullmatch(path.name):
-                    shutil.rmtree(path)
+                    self._remove(path)
             yield
+
+    def _lock(self) -> IO[bytes]:
+        path = self.folder / ".lock"
+        try:
+            return path.open("ab")
+        except PermissionError:
+            path.unlink()  # root's; the folder is ours
+            return path.open("ab")
+
+    def _remove(self, folder: Path) -> None:
+        try:
+            shutil.rmtree(folder)
+        except PermissionError:
+            self._step_over(folder)
+
+    def _step_over(self, path: Path) -> None:
+        if path not in self.foreign:
+            self.foreign.append(path)
 
     def backups(self) -> list[Path]:
         """The finished backups, the oldest first."""
-        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
+        found = []
+        for path in self.folder.iterdir():
+            if _NAME.fullmatch(path.name):
+                if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+                    self._step_over(path)
+                elif (path / MANIFEST).is_file():
+                    found.append(path)
         return sorted(found)
 
     def keys(self, backup: Path, elsewhere: Path | None = None) -> Path:
@@ -75,7 +102,7 @@ class Shelf:
             aside = self.folder / f".{path.name}.removed"
             path.rename(aside)  # never half a backup under its name
             sync(self.folder)
-            shutil.rmtree(aside)
+            self._remove(aside)
             for archive in {self.keys(path), self.keys(path, elsewhere)}:
                 archive.unlink(missing_ok=True)
         return old

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from models.backups import FILE_SUMS, FILES, Files, Tell, digest, file_path, listed
 from models.backups.dump import StoredFile, written_down
-from models.storage import Storage
+from models.storage import Storage, StorageAway
 
 AT_ONCE = 8  # files: their disks or servers are waited for, not their speed
 
@@ -22,17 +22,18 @@ AT_ONCE = 8  # files: their disks or servers are waited for, not their speed
 @dataclass
 class Copied:
     """What came of it. ``without`` has the keys of files that were not there, ``damaged`` of those that are not what
-    they were: neither is in the backup."""
+    they were, ``unreadable`` of those that are another user's: none of these is in the backup."""
 
     count: int = 0
     bytes: int = 0
     linked: int = 0
     without: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
 
     @property
     def files(self) -> Files:
-        return Files(self.count, self.bytes, tuple(sorted(self.without + self.damaged)))
+        return Files(self.count, self.bytes, tuple(sorted(self.without + self.damaged + self.unreadable)))
 
 
 async def _each(
@@ -78,6 +79,12 @@ async def take(
                 path.unlink(missing_ok=True)
                 copied.without.append(key)
                 return
+            except StorageAway as error:
+                if not isinstance(error.__cause__, PermissionError):
+                    raise
+                path.unlink(missing_ok=True)
+                copied.unreadable.append(key)
+                return
             if found != sha256:
                 path.unlink()
                 copied.damaged.append(key)
@@ -86,7 +93,7 @@ async def take(
         copied.bytes += size
 
     await _each(written_down(listing), one, tell, count)
-    absent = {*copied.without, *copied.damaged}
+    absent = {*copied.without, *copied.damaged, *copied.unreadable}
     with (folder / FILE_SUMS).open("x") as file:
         for key, _, sha256 in written_down(listing):
             if key not in absent:

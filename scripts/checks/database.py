@@ -12,10 +12,11 @@ from typing import Any
 
 import asyncpg
 
-from config import embedded
+from config import embedded, reasons
 from config.findings import Examination, Finding, Over, clock, good, skipped, weak, wrong
 from config.settings import Core
 from models import migrations
+from models.database import Database, Unavailable
 from scripts.checks.disk import room
 
 PATIENCE = 5  # seconds to connect, and for each answer
@@ -31,6 +32,7 @@ JOURNAL = 1  # connection beside the pool, for messages
 
 PARTS = (
     "reachable",
+    "as the server",
     "version",
     "primary",
     "encryption",
@@ -64,6 +66,7 @@ def examination(core: Core) -> Examination:
         took = (time.monotonic() - begun) * 1e3
         try:
             yield good("reachable", f"PostgreSQL let us in after {took:.0f} ms.")
+            yield await _as_the_server(dsn)
             for part in (_version, _primary, _encryption, _migrations, _durability, _checksums):
                 async for finding in part(connection):
                     yield finding
@@ -85,6 +88,8 @@ def examination(core: Core) -> Examination:
 
 def _refused(error: Exception) -> tuple[str, str]:
     """What is wrong, and what to do: by the kind of the error, for its text may quote the address."""
+    if known := reasons.of_database(error):
+        return known
     if isinstance(error, asyncpg.InvalidPasswordError | asyncpg.InvalidAuthorizationSpecificationError):
         return "PostgreSQL takes neither the user nor the password of DATABASE_URL.", "Compare it with pg_hba.conf."
     if isinstance(error, asyncpg.InvalidCatalogNameError):
@@ -97,6 +102,21 @@ def _refused(error: Exception) -> tuple[str, str]:
         return "The host of DATABASE_URL has no address.", "See whether its name is right, and DNS works here."
     name = type(error).__name__
     return f"PostgreSQL can't be reached ({name}).", "See that it runs, and that DATABASE_URL and firewalls let us in."
+
+
+async def _as_the_server(dsn: str) -> Finding:
+    """Whether a connection with all that a server sends is let in, which a pooler in between may refuse."""
+    try:
+        async with Database(dsn, 2, name="mimu-doctor").open() as db:
+            await db.value("SELECT database_place()")
+    except asyncpg.UndefinedFunctionError:  # no schema yet, which is told below
+        return good("as the server", "A server's connection is let in.")
+    except (Unavailable, asyncpg.PostgresError) as error:
+        known = reasons.of_database(error)
+        if known is None:
+            known = reasons.Reason(f"A server's connection fails: {reasons.told(error)}.", "Its own log says more.")
+        return wrong("as the server", *known)
+    return good("as the server", "A server's connection is let in, and may do what it needs at its start.")
 
 
 async def _version(connection: Any) -> AsyncIterator[Finding]:
@@ -243,6 +263,14 @@ async def _commits(connection: Any) -> AsyncIterator[Finding]:
             took.append((time.perf_counter() - begun) * 1e3)
     except asyncpg.InsufficientPrivilegeError:
         yield skipped("commits", "This role may not write a line of its own into the log.")
+        return
+    except TimeoutError:
+        says = f"A commit did not end within {PATIENCE} s, and no message is stored."
+        do = "See whether its disk hangs."
+        if await connection.fetchval("SHOW synchronous_standby_names"):
+            says += " It waits for a synchronous standby that is away."
+            do = "Bring the standby back, or take it out of synchronous_standby_names and reload."
+        yield wrong("commits", says, do)
         return
     middle = statistics.median(took)
     if middle > SLOW_COMMIT:

@@ -8,13 +8,16 @@ import platform
 import re
 import resource
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from config import last_backup
 from config.findings import Examination, Finding, good, skipped, weak, wrong
 from config.settings import Core
+from scripts.checks import coturn
 from scripts.checks.disk import room
 
 PYTHON = (3, 11)
@@ -28,7 +31,9 @@ SPARE = 256  # open files that are no sockets of clients: databases, logs, uploa
 MEMORY = 256 << 20  # bytes: the server itself takes 90 MiB, two password hashes at a time 38, and its sockets the rest
 UNSYNCHRONIZED, TIME_ERROR = 0x40, 5  # linux/timex.h: STA_UNSYNC, and adjtimex's answer for the same
 
-PARTS = ("python", "packages", "user", "open files", "memory", "disk", "clock")
+BACKUP_SECONDS = 36 * 3600  # since the last one: each night, and one that took half a day
+
+PARTS = ("python", "packages", "user", "open files", "memory", "disk", "clock", "backup", *coturn.PARTS)
 
 
 def examination(core: Core) -> Examination:
@@ -41,6 +46,9 @@ def examination(core: Core) -> Examination:
         folder = next(path for path in (core.mimu_data_dir, *core.mimu_data_dir.absolute().parents) if path.exists())
         yield room("disk", folder, f"{core.mimu_data_dir}: ")
         yield _clock()
+        yield _backup(core, time.time())
+        for finding in coturn.looked_at(core):
+            yield finding
 
     return Examination("machine", "This machine", PARTS, look)
 
@@ -157,6 +165,21 @@ def _clock() -> Finding:
         return good("clock", "The kernel says that it is kept in time.")
     says = "The kernel knows of nobody who keeps its clock in time."
     return weak("clock", says, "Run chrony or systemd-timesyncd here, or on the host of this container.")
+
+
+def _backup(core: Core, now: float) -> Finding:
+    if not core.production:
+        return skipped("backup", "Development needs none.")
+    found = last_backup.last(core.mimu_data_dir)
+    do = "See journalctl --unit mimu-backup, and docs/operations.md, Backup and restore."
+    if found is None:
+        return weak("backup", f"{core.mimu_data_dir} has no note of a backup by scripts.backup.", do)
+    hours = (now - found.made_at) / 3600
+    if now - found.made_at > BACKUP_SECONDS:
+        return wrong("backup", f"The last backup is {hours:.0f} hours old.", do)
+    if not found.whole:
+        return wrong("backup", "The last backup lacks files that the database has.", do)
+    return good("backup", f"The last backup is {max(0.0, hours):.0f} hours old.")
 
 
 class _Timex(ctypes.Structure):

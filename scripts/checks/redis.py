@@ -23,7 +23,7 @@ from redis.exceptions import (
 )
 from redis.maint_notifications import MaintNotificationsConfig
 
-from config import embedded
+from config import embedded, reasons
 from config.findings import Examination, Finding, Over, good, skipped, weak, wrong
 from config.settings import Core
 
@@ -68,6 +68,8 @@ def examination(core: Core) -> Examination:
                 yield weak("version", "This user may not ask INFO, so little can be told.", do)
             else:
                 yield _version(told)
+                if told.get("redis_mode") == "sentinel":
+                    raise Over("this is a Sentinel")
             async for finding in _writes(redis, told or {}):
                 yield finding
             async for finding in _channels(redis):
@@ -87,6 +89,8 @@ def examination(core: Core) -> Examination:
 
 def _refused(error: Exception) -> tuple[str, str]:
     """What is wrong, and what to do: by the kind of the error, for its text may quote the address."""
+    if known := reasons.of_redis(error):
+        return known
     if isinstance(error, AuthenticationError | NoPermissionError) or "WRONGPASS" in str(error):
         return "Redis does not take the user or the password of REDIS_URL.", "Compare it with requirepass, or the ACL."
     if isinstance(error, BusyLoadingError):
@@ -98,6 +102,8 @@ def _refused(error: Exception) -> tuple[str, str]:
 
 
 def _version(told: dict[str, Any]) -> Finding:
+    if told.get("redis_mode") == "sentinel":
+        return wrong("version", *reasons.SENTINEL)
     valkey = "valkey_version" in told
     name, version = ("Valkey", told["valkey_version"]) if valkey else ("Redis", str(told["redis_version"]))
     if told.get("cluster_enabled") == 1:
@@ -124,6 +130,10 @@ async def _writes(redis: Any, told: dict[str, Any]) -> AsyncIterator[Finding]:
         do = "Allow it all: ACL SETUSER ... ~* &* +@all -@dangerous +info"
         yield wrong("writes", "This user may not do what the server does.", do)
     except ResponseError as error:
+        misplaced = reasons.of_redis(error)
+        if misplaced is reasons.CLUSTER or misplaced is reasons.SENTINEL:
+            yield wrong("writes", *misplaced)
+            return
         kind = str(error).partition(" ")[0]
         known = kind if kind in ("MISCONF", "NOREPLICAS", "OOM") else type(error).__name__
         yield wrong("writes", f"Redis refuses writes ({known}).", "Its own log says why; its disk may be full.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import ipaddress
+import pwd
 import re
 import stat
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -200,11 +201,19 @@ def _files(named: Mapping[str, Any], values: Mapping[str, str], env_file: Path) 
     paths = [env_file, *given]
     with contextlib.suppress(OSError):  # there is no such folder, or it is closed to us and so to others
         paths += sorted((named["MIMU_DATA_DIR"] / "secrets").iterdir())
-    for path in dict.fromkeys(paths):
+    for path in (path for path in dict.fromkeys(paths) if path.suffix != ".lock"):  # which holds nothing
         with contextlib.suppress(OSError):
-            held = path.stat().st_mode
-            mode = stat.S_IMODE(held) if stat.S_ISREG(held) else 0
+            held = path.stat()
+            mode = stat.S_IMODE(held.st_mode) if stat.S_ISREG(held.st_mode) else 0
             # A certificate is for everybody; what else has this name is a key.
             if mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP) and path != named.get("PUSH_CA_FILE"):
                 says = f"{path} is open to more than its owner ({mode:04o})."
-                yield wrong("files", says, f"Run: chmod 600 {path}")
+                # A root:mimu file is read by scripts through its group: with 600 they would end.
+                how = "g-w,o=" if held.st_gid != _own_group(held.st_uid) else "600"
+                yield wrong("files", says, f"Run: chmod {how} {path}")
+
+
+def _own_group(uid: int) -> int | None:
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(uid).pw_gid
+    return None

@@ -404,7 +404,7 @@ async def test_what_nginx_refuses_it_refuses_in_our_words(services: Services) ->
         error(answer, 503, "unavailable")
         assert answer.headers["Retry-After"] == "1"
         [line] = proxy.requests(1)
-        assert (line["status"], line["upstream_status"]) == ("503", "502 : 502, 502")
+        assert (line["status"], line["upstream_status"]) == ("503", "502 : 502 : 502")
 
 
 @pytest.mark.gen_test(timeout=60)

