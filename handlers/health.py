@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NotRequired
 
 import structlog
 from pydantic import ConfigDict, with_config
@@ -38,12 +38,22 @@ async def examine(checks: Mapping[str, Check]) -> dict[str, str]:
     return dict(zip(checks, await asyncio.gather(*(ask(*item) for item in checks.items())), strict=True))
 
 
+class DatabaseHost(TypedDict):
+    """Of several hosts the one that is in use, its timeline, and how many connections to others were refused."""
+
+    host: str
+    timeline: int
+    refused: int
+
+
 @with_config(ConfigDict(extra="allow"))
 class HealthReport(TypedDict):
-    """Beside these stand ``ok`` or ``error`` for each service: ``database``, ``redis``, ``storage``."""
+    """Beside these stand ``ok`` or ``error`` for each service: ``database``, ``redis``, ``storage``. Only the networks
+    of METRICS_ALLOW see ``database_host``."""
 
     status: Literal["healthy", "unhealthy"]
     uptime_seconds: int
+    database_host: NotRequired[DatabaseHost]
 
 
 class Liveness(TypedDict):
@@ -55,8 +65,8 @@ class Health(ApiHandler):
 
     public = True
 
-    def initialize(self, checks: Mapping[str, Check]) -> None:
-        self._checks = checks
+    def initialize(self, checks: Mapping[str, Check], standing: Callable[[], tuple[str, int, int]]) -> None:
+        self._checks, self._standing = checks, standing
 
     @operation({200: HealthReport, 503: Answer(HealthReport, "Something is not well.")})
     async def get(self) -> None:
@@ -68,7 +78,11 @@ class Health(ApiHandler):
         well = all(answer == "ok" for answer in found.values())
         uptime = int(time.monotonic() - self.application.metrics.started)
         status = "healthy" if well else "unhealthy"
-        self.reply({"status": status, **found, "uptime_seconds": uptime}, 200 if well else 503)
+        answer = {"status": status, **found, "uptime_seconds": uptime}
+        if within(self.address, self.application.core.metrics_allow):
+            host, timeline, refused = self._standing()
+            answer["database_host"] = {"host": host, "timeline": timeline, "refused": refused}
+        self.reply(answer, 200 if well else 503)
 
 
 class Live(ApiHandler):
@@ -97,12 +111,13 @@ class MetricsPage(ApiHandler):
 
 
 def routes(
-    checks: Mapping[str, Check], ready: Mapping[str, Check]
+    checks: Mapping[str, Check], ready: Mapping[str, Check], standing: Callable[[], tuple[str, int, int]]
 ) -> tuple[tuple[str, type[ApiHandler], dict[str, Any]], ...]:
-    """Return the routes by which proxies and monitors look at a server. Both mappings may be filled later."""
+    """Return the routes by which proxies and monitors look at a server. Both mappings may be filled later; ``standing``
+    gives the database's host, its timeline, and the number of connections that were refused."""
     return (
-        ("/health", Health, {"checks": checks}),
-        ("/health/ready", Health, {"checks": ready}),
+        ("/health", Health, {"checks": checks, "standing": standing}),
+        ("/health/ready", Health, {"checks": ready, "standing": standing}),
         ("/health/live", Live, {}),
         ("/metrics", MetricsPage, {}),
     )

@@ -112,6 +112,10 @@ class Metrics:
         """A counter that is read from where it is kept."""
         self._keep(CounterMetricFamily, name, text, (), lambda: {(): value()})
 
+    def counts_each(self, name: str, text: str, labels: Sequence[str], values: Values) -> None:
+        """The same with labels: ``values`` gives the numbers by the values of these."""
+        self._keep(CounterMetricFamily, name, text, labels, values)
+
     def shows(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that is read from where it is kept."""
         self._keep(GaugeMetricFamily, name, text, (), lambda: {(): value()})
