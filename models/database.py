@@ -169,6 +169,12 @@ class Database:
                 with Watched(self._watch, sql):
                     await connection.executemany(sql, rows)
 
+    async def replicated(self) -> None:
+        """Wait until everything that was committed before is where commits have to be: with
+        ``synchronous_standby_names`` on a standby, too. A statement that was given up while it waited for that is
+        committed here all the same, and who finds its rows must not take them for safe."""
+        await self.execute("SELECT pg_logical_emit_message(true, 'mimu', '')")
+
     def connection(self) -> Held:
         """The connection of the transaction we are in, else one of the pool's while the block lasts."""
         context = connection_context.get()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import shutil
+import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,17 +16,28 @@ from uuid import UUID
 
 import pytest
 
+from handlers.bus import connected
 from models import migrations
 from models.database import Database, Unavailable
 from models.epochs import Epoch
 from models.postgres.cluster import Cluster, fenced
 from server import Server
 from tests.client import Account
+from tests.conftest import memory
 from tests.plugins.chatting import message
 from tests.replication import PASSWORD, Machine, Machines, machines
 from tests.running import Place, Services, json_lines, place, serving
 
 ANSWER = 3.5  # seconds: the contract's three, and a slow machine
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """In memory where there is room: several clusters are made here."""
+    path = Path(tempfile.mkdtemp(prefix="mimu-failover-", dir=memory()))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.asynccontextmanager
@@ -165,8 +178,6 @@ async def test_a_primary_that_froze_while_nothing_was_asked_is_left_when_it_thaw
 async def test_of_two_standbys_that_were_both_promoted_one_is_used(services: Services, folder: Path) -> None:
     async with pair_of_machines(folder) as (made, first, second), place(services) as shared:
         third = await made.standby(first, "third")
-        from handlers.bus import connected
-
         async with connected(shared.redis) as redis:
             start = await fenced(made.dsn(), folder / "one", redis)
             async with Database(start).open() as db:
@@ -225,7 +236,7 @@ async def test_what_all_hosts_said_is_in_the_reason(folder: Path) -> None:
 
 async def _two(server: Server) -> tuple[Account, Account, str]:
     alice, bob = await Account().register(server.url), await Account().register(server.url)
-    chat = (await alice.post("/chats", {"type": "direct", "user_ids": [bob.user_id]})).json
+    chat = (await alice.post("/chats", {"type": "direct", "participants": [bob.public_id]})).json
     return alice, bob, chat["id"]
 
 
@@ -249,10 +260,7 @@ async def test_sockets_hear_of_a_failover_and_nothing_is_stored_between(
 
                 await eventually(posted)
                 for socket in (hers, his):
-                    async with asyncio.timeout(5):
-                        while socket.closed is None:
-                            await asyncio.sleep(0.05)
-                    assert socket.closed == 1012
+                    await socket.expect("closed", code=1012)
             async with alice.socket() as hers:
                 assert hers.ready["epoch"] == str(server.app.epoch.id) != before
             # What was stored was stored in the new life.

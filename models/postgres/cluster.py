@@ -199,6 +199,7 @@ class Cluster:
             for task in waiting:
                 task.cancel()
         errors += [(asked[task], HostAway(f"{asked[task]}: TimeoutError: no answer in time")) for task in waiting]
+        errors.sort(key=lambda error: self.hosts.index(error[0]))
         if not found:
             raise _none(errors)
         host, seen = max(found, key=lambda one: self._rank(*one))
