@@ -44,6 +44,7 @@ from models.access import Access
 from models.database import Database, Unavailable
 from models.epochs import Epoch
 from models.postgres.cluster import WATCH_SECONDS, Cluster, fenced
+from models.postgres.hosts import describe
 from models.statements import Watch
 from models.sweeps import Watch as SweepWatch
 from plugins import App, Every, Plugin, Timer
@@ -385,7 +386,7 @@ def main() -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(configuration))
     except (embedded.EmbeddedError, migrations.MigrationError, plugins.Clash, Unavailable, OSError, *REFUSED) as error:
-        log.error("start_failed", reason=str(error) or type(error).__name__)
+        log.error("start_failed", reason=str(error) or describe(error))
         return 1
     return 0
 

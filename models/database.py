@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import asyncpg
 import peewee
@@ -16,7 +15,7 @@ from peewee_async.databases import AioPostgresDatabase
 
 from models.outages import Unavailable as Unavailable
 from models.outages import outages
-from models.postgres.cluster import Cluster
+from models.postgres.cluster import Cluster, name_of
 from models.postgres.pool import COMMAND_SECONDS as COMMAND_SECONDS
 from models.postgres.pool import Connection, Held, Pool, Usage
 from models.statements import Watch, Watched
@@ -77,7 +76,7 @@ class Database:
         self._name, self._watch = name, watch or Watch()
         shown = {"application_name": name, **(settings or {})}
         pool = {"max_size": max_connections, "settings": shown, "cluster": self.cluster, "watch": self._watch}
-        self._peewee = _Peewee(unquote(urlsplit(self.cluster.dsn).path.lstrip("/")) or "mimu", pool_params=pool)
+        self._peewee = _Peewee(name_of(self.cluster.dsn), pool_params=pool)
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[Database]:

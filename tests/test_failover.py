@@ -53,9 +53,9 @@ async def pair_of_machines(folder: Path) -> AsyncIterator[tuple[Machines, Machin
 
 @contextlib.asynccontextmanager
 async def cluster_server(services: Services, dsn: str, data: Path, **settings: str) -> AsyncIterator[Server]:
-    async with place(services) as shared:
-        async with serving(Place(dsn, shared.redis), MIMU_DATA_DIR=str(data), **settings) as server:
-            yield server
+    settings |= {"MIMU_DATA_DIR": str(data)}
+    async with place(services) as shared, serving(Place(dsn, shared.redis), **settings) as server:
+        yield server
 
 
 async def takes_over(dsn: str, seconds: float = 10) -> None:
@@ -160,7 +160,7 @@ async def test_a_silent_primary_is_left_and_not_returned_to_when_it_thaws(folder
 @pytest.mark.gen_test(timeout=120)
 async def test_a_primary_that_froze_while_nothing_was_asked_is_left_when_it_thaws(folder: Path) -> None:
     """Nothing has failed, so only asking all hosts finds that another one was promoted."""
-    async with pair_of_machines(folder) as (made, first, second):
+    async with pair_of_machines(folder) as (made, _, second):
         db = Database(await fenced(made.dsn(), folder / "data"), 4)
         Epoch(db)
         async with db.open():
@@ -244,37 +244,39 @@ async def _two(server: Server) -> tuple[Account, Account, str]:
 async def test_sockets_hear_of_a_failover_and_nothing_is_stored_between(
     services: Services, folder: Path, log: io.StringIO
 ) -> None:
-    async with pair_of_machines(folder) as (made, first, second):
-        async with cluster_server(services, made.dsn(), folder / "data") as server:
-            alice, bob, chat = await _two(server)
-            async with alice.socket() as hers, bob.socket() as his:
-                before = hers.ready["epoch"]
-                await second.caught_up(first)
-                first.kill()
-                await second.promote()
+    async with (
+        pair_of_machines(folder) as (made, first, second),
+        cluster_server(services, made.dsn(), folder / "data") as server,
+    ):
+        alice, bob, chat = await _two(server)
+        async with alice.socket() as hers, bob.socket() as his:
+            before = hers.ready["epoch"]
+            await second.caught_up(first)
+            first.kill()
+            await second.promote()
 
-                async def posted() -> Any:
-                    answer = await alice.post(f"/chats/{chat}/messages", message("after"))
-                    assert answer.status in (201, 503)
-                    return answer.status == 201
+            async def posted() -> Any:
+                answer = await alice.post(f"/chats/{chat}/messages", message("after"))
+                assert answer.status in (201, 503)
+                return answer.status == 201
 
-                await eventually(posted)
-                for socket in (hers, his):
-                    await socket.expect("closed", code=1012)
-            async with alice.socket() as hers:
-                assert hers.ready["epoch"] == str(server.app.epoch.id) != before
-            # What was stored was stored in the new life.
-            stored = await second.value("SELECT max(position) FROM messages")
-            assert stored >= await second.value("SELECT base FROM sync_epoch")
-            await first.start()
-            listed = [(await alice.get("/chats")).json for _ in range(100)]
-            assert all(len(chats) == 1 for chats in listed)
-            await server.app.db.cluster.watch()
-            health = (await alice.get("/health")).json
-            assert health["database_host"]["host"] == second.spec and health["database_host"]["timeline"] == 2
-            text = server.app.metrics.exposition().decode()
-            assert f'mimu_postgres_timeline{{host="{second.spec}"}} 2.0' in text
-            assert f'mimu_postgres_hosts_refused_total{{host="{first.spec}",reason="older"}}' in text
+            await eventually(posted)
+            for socket in (hers, his):
+                await socket.expect("closed", code=1012)
+        async with alice.socket() as hers:
+            assert hers.ready["epoch"] == str(server.app.epoch.id) != before
+        # What was stored was stored in the new life.
+        stored = await second.value("SELECT max(position) FROM messages")
+        assert stored >= await second.value("SELECT base FROM sync_epoch")
+        await first.start()
+        listed = [(await alice.get("/chats")).json for _ in range(100)]
+        assert all(len(chats) == 1 for chats in listed)
+        await server.app.db.cluster.watch()
+        health = (await alice.get("/health")).json
+        assert health["database_host"]["host"] == second.spec and health["database_host"]["timeline"] == 2
+        text = server.app.metrics.exposition().decode()
+        assert f'mimu_postgres_timeline{{host="{second.spec}"}} 2.0' in text
+        assert f'mimu_postgres_hosts_refused_total{{host="{first.spec}",reason="older"}}' in text
 
 
 @pytest.mark.gen_test(timeout=180)

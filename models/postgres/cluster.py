@@ -181,7 +181,7 @@ class Cluster:
         self._failed = (time.monotonic() + PAUSE, error) if isinstance(error, OSError) else None
 
     async def _elect(self) -> Host:
-        asked = {asyncio.create_task(self._ask(host)): host for host in self.hosts}
+        asked = {asyncio.create_task(self.ask(host)): host for host in self.hosts}
         found: list[tuple[Host, Identity]] = []
         errors: list[tuple[Host, Exception]] = []
         ends = time.monotonic() + ELECTION_SECONDS
@@ -211,8 +211,9 @@ class Cluster:
         self._choose(host, errors)
         return host
 
-    async def _ask(self, host: Host) -> Identity:
-        connection = await dial(self.dsn, host, server_settings=ASKING)
+    async def ask(self, host: Host, seconds: float = ELECTION_SECONDS) -> Identity:
+        """Ask a host who it is, over a connection for that. Raises HostAway and errors of PostgreSQL."""
+        connection = await dial(self.dsn, host, timeout=seconds, command_timeout=seconds, server_settings=ASKING)
         try:
             with named(host):
                 return await identify(connection)
@@ -294,7 +295,7 @@ class Cluster:
 _WORDS: dict[Reason, str] = {
     "standby": "is a standby",
     "older": "is on an older timeline than the database that was in use: a former primary",
-    "foreign": "is another database than the one that was in use",
+    "foreign": "is another database than the one that was in use (if that is right: scripts.restore --settle)",
     "diverged": "is a second primary beside the one in use, with other data since they parted",
 }
 
@@ -308,15 +309,19 @@ def _none(errors: Sequence[tuple[Host, Exception]]) -> Exception:
     return kind("; ".join(said))
 
 
+def name_of(dsn: str) -> str:
+    """The database that a URL names."""
+    return unquote(urlsplit(dsn).path.lstrip("/")) or "mimu"
+
+
 async def fenced(dsn: str, folder: Path | None, redis: Redis | None = None) -> Cluster:
     """A cluster whose fence stands in a folder and in Redis, where it was left."""
-    name = unquote(urlsplit(dsn).path.lstrip("/")) or "mimu"
-    cluster = Cluster(dsn, Fence(folder, redis, name))
+    cluster = Cluster(dsn, Fence(folder, redis, name_of(dsn)))
     await cluster.fence.load()
     return cluster
 
 
 async def connect(where: str | Cluster, **options: Any) -> asyncpg.Connection:
     """A connection to the database of a URL. Raises HostAway, which names the host, and errors of PostgreSQL."""
-    cluster = where if isinstance(where, Cluster) else Cluster(where, host_seconds=options.get("timeout", HOST_SECONDS))
+    cluster = where if isinstance(where, Cluster) else Cluster(where)
     return await cluster.connect(**options)

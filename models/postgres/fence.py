@@ -139,13 +139,17 @@ class Fence:
         await asyncio.to_thread(self._write_file, stands)
 
     async def replace(self, seen: Identity) -> None:
-        """Move the fence wherever it stands: the operator has put the database back."""
+        """Move the fence wherever it stands: the operator has put the database back, or chosen among several."""
         mark = Mark.of(seen)
         self._move(mark)
         await asyncio.to_thread(self._write_file, mark)
         if self._redis is not None:
             with self._redis_may_be_away():
                 await self._redis.set(self._key, mark.dump())
+
+    def alone(self) -> None:
+        """Keep to this process from now on: what has read where the fence stands, and is not to move it."""
+        self._path = self._redis = None
 
     def _move(self, mark: Mark) -> None:
         former, self.mark = self.mark, mark
