@@ -16,11 +16,13 @@ from uuid import UUID
 
 import pytest
 
+from config import settings
 from handlers.bus import connected
 from models import migrations
 from models.database import Database, Unavailable
 from models.epochs import Epoch
 from models.postgres.cluster import Cluster, fenced
+from scripts.checks import database
 from server import Server
 from tests.client import Account
 from tests.conftest import memory
@@ -52,9 +54,9 @@ async def pair_of_machines(folder: Path) -> AsyncIterator[tuple[Machines, Machin
 
 
 @contextlib.asynccontextmanager
-async def cluster_server(services: Services, dsn: str, data: Path, **settings: str) -> AsyncIterator[Server]:
-    settings |= {"MIMU_DATA_DIR": str(data)}
-    async with place(services) as shared, serving(Place(dsn, shared.redis), **settings) as server:
+async def cluster_server(services: Services, dsn: str, data: Path, **given: str) -> AsyncIterator[Server]:
+    given |= {"MIMU_DATA_DIR": str(data)}
+    async with place(services) as shared, serving(Place(dsn, shared.redis), **given) as server:
         yield server
 
 
@@ -121,6 +123,11 @@ async def test_a_former_primary_that_comes_back_is_not_used(folder: Path, log: i
             fresh = Database(await fenced(made.dsn(), found))
             async with fresh.open():
                 assert await hosts_of(fresh) == {second.port}
+        core = settings.core({"DATABASE_URL": made.dsn(), "MIMU_DATA_DIR": str(folder / "data")})
+        found = {finding.part: finding async for finding in database.examination(core).look()}
+        assert found["hosts"].state == "wrong"
+        assert f"{first.spec} (timeline 1)" in found["hosts"].says and second.spec in found["hosts"].says
+        assert found["primary"].state == "good"
         lonely = Database(await fenced(made.dsn(first), folder / "data"))
         with pytest.raises(Unavailable, match=rf"{first.spec}.*older"):
             async with lonely.open():

@@ -19,7 +19,7 @@ from config.findings import Examination, Finding, Over, clock, good, skipped, we
 from config.settings import Core
 from models import migrations
 from models.postgres.cluster import Cluster
-from models.postgres.hosts import HostAway, dial
+from models.postgres.hosts import HostAway, dial, hosts
 from models.postgres.identity import Identity
 from scripts import command
 from scripts.checks.disk import room
@@ -36,7 +36,6 @@ WRAPAROUND = 1_000_000_000  # transactions of 2 billion; autovacuum acts at 200 
 JOURNAL = 1  # connection beside the pool, for messages
 
 PARTS = (
-    "hosts",
     "reachable",
     "version",
     "primary",
@@ -66,8 +65,6 @@ def examination(core: Core) -> Examination:
             if len(cluster.hosts) > 1:
                 async for finding in _hosts(cluster):
                     yield finding
-            else:
-                yield skipped("hosts", "DATABASE_URL names one host.")
             # A single host that is a standby is a finding, and not a reason not to look any further.
             connect = cluster.connect if len(cluster.hosts) > 1 else partial(dial, cluster.dsn, cluster.hosts[0])
             connection = await connect(timeout=PATIENCE, command_timeout=PATIENCE, server_settings=settings)
@@ -93,7 +90,8 @@ def examination(core: Core) -> Examination:
         finally:
             connection.terminate()
 
-    return Examination("database", "PostgreSQL", PARTS, look)
+    several = core.database_url is not None and len(hosts(core.database_url.get_secret_value())) > 1
+    return Examination("database", "PostgreSQL", ("hosts", *PARTS) if several else PARTS, look)
 
 
 async def _hosts(cluster: Cluster) -> AsyncIterator[Finding]:
