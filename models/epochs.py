@@ -31,6 +31,7 @@ from models.postgres.identity import Identity, identify
 
 log = structlog.get_logger(__name__)
 
+BEGIN_SECONDS = 600.0  # for a statement that withdraws all prekeys
 UNFINISHED = "restore_unfinished"  # a table that is there while a restore is under way, and after one that broke off
 
 
@@ -97,8 +98,9 @@ async def settle(where: str | Cluster) -> int | None:
 
 async def _settle(cluster: Cluster, host: Host) -> tuple[int | None, UUID, Identity]:
     """The same on one host; with the epoch that was there before, and what the database is then."""
-    connection = await dial(cluster.dsn, host, timeout=5)
+    connection = await dial(cluster.dsn, host, timeout=5, command_timeout=BEGIN_SECONDS)
     try:
+        cluster.keep(connection, host, await identify(connection))  # it ends when another host is the database
         withdrawn = None
         async with connection.transaction():
             # Of several servers that start one does it, and the others find it done.

@@ -141,7 +141,7 @@ class Machine:
 
     async def caught_up(self, primary: Machine) -> None:
         """Wait until a standby has replayed what its primary has written."""
-        lsn = await primary.value("SELECT pg_current_wal_flush_lsn()::text")
+        lsn = await primary.value("SELECT pg_logical_emit_message(true, 'test', '')::text")  # the end of this record
         async with asyncio.timeout(20):
             while not await self.value("SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", lsn):
                 await asyncio.sleep(0.05)

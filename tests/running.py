@@ -73,6 +73,8 @@ async def place(services: Services) -> AsyncIterator[Place]:
     admin = await asyncpg.connect(services.dsn)
     redis_url = urlunsplit(urlsplit(services.redis)._replace(path=f"/{1 + number % 15}"))
     redis = Redis.from_url(redis_url)
+    fence = Path(tempfile.gettempdir(), "mimu-tests", f"fence-{name}.json")
+    fence.unlink(missing_ok=True)  # of another run, whose process had our number
     try:
         if not await admin.fetchval("SELECT 1 FROM pg_database WHERE datname = 'template_mimu'"):
             await admin.execute("CREATE DATABASE template_mimu")
@@ -82,6 +84,7 @@ async def place(services: Services) -> AsyncIterator[Place]:
         yield Place(_database(services.dsn, name), redis_url)
     finally:
         await redis.aclose()
+        fence.unlink(missing_ok=True)
         await dropped(admin, name)
         await admin.close()
 

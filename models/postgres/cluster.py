@@ -97,9 +97,13 @@ class Cluster:
             connection.terminate()
             raise
         self.current = host
+        self.keep(connection, host, seen)
+        return connection
+
+    def keep(self, connection: asyncpg.Connection, host: Host, seen: Identity) -> None:
+        """Have a connection ended when the database is elsewhere."""
         self._open[connection] = _Open(host, Mark.of(seen))
         connection.add_termination_listener(self._closed)
-        return connection
 
     def _closed(self, connection: Any) -> None:
         self._open.pop(connection, None)

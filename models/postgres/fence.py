@@ -101,6 +101,7 @@ class Fence:
         self._path = path and path / f"fence-{quote(name, safe='')}.json"
         self._redis, self._key = redis, f"fence:{name}"
         self.mark: Mark | None = None
+        self._complaints: set[str] = set()
         self.moved: list[Callable[[Mark | None, Mark], None]] = []  # called with the former mark and the new one
 
     async def load(self) -> None:
@@ -162,8 +163,18 @@ class Fence:
     def _redis_may_be_away(self) -> Iterator[None]:
         try:
             yield
+            self._well("fence_not_shared")
         except (RedisError, OSError, TimeoutError) as error:
-            log.warning("fence_not_shared", cause=type(error).__name__)
+            self._complain("fence_not_shared", error)
+
+    def _complain(self, event: str, error: Exception) -> None:
+        """Log what went wrong, once until it goes well again."""
+        if event not in self._complaints:
+            self._complaints.add(event)
+            log.warning(event, cause=type(error).__name__)
+
+    def _well(self, event: str) -> None:
+        self._complaints.discard(event)
 
     async def _read(self) -> Mark | None:
         if self._redis is None:
@@ -203,7 +214,7 @@ class Fence:
         except FileNotFoundError:
             return None
         except OSError as error:
-            log.warning("fence_not_read", cause=type(error).__name__)
+            self._complain("fence_not_read", error)
             return None
 
     def _write_file(self, mark: Mark) -> None:
@@ -217,8 +228,9 @@ class Fence:
                 file.flush()
                 os.fsync(file.fileno())
             new.replace(self._path)
+            self._well("fence_not_kept")
         except OSError as error:
-            log.warning("fence_not_kept", cause=type(error).__name__)
+            self._complain("fence_not_kept", error)
 
 
 def _parsed(text: bytes | str | None) -> Mark | None:

@@ -36,7 +36,8 @@ class Host(NamedTuple):
 def hosts(dsn: str) -> tuple[Host, ...]:
     """The hosts of a URL, in its order, each once. Raises ValueError."""
     parts = urlsplit(dsn)
-    listed = parts.netloc.partition("@")[2] if "@" in parts.netloc else parts.netloc
+    # Behind the last @: of a password that has one, unescaped, nothing may be taken for the name of a host.
+    listed = parts.netloc.rpartition("@")[2]
     query = dict(parse_qsl(parts.query))
     found = [_host(unquote(one)) for one in listed.split(",") if one]
     if not found:
