@@ -120,7 +120,7 @@ class Cluster:
             await self.begin(host)
             seen = await identify(connection)
             self._refuse_behind(host, seen)
-        if Mark.of(seen) != self.fence.mark:
+        if seen.epoch is not None and Mark.of(seen) != self.fence.mark:  # one that is empty has no life yet
             # Whoever waits for this connection may give up; that the database has moved is true all the same.
             self._advance = asyncio.create_task(self.fence.advance(seen))
             await asyncio.shield(self._advance)

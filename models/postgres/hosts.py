@@ -91,7 +91,7 @@ def named(host: Host) -> Iterator[None]:
     """Raise HostAway for a timeout or an error of the network: its own text may be empty, and names no host."""
     try:
         yield
-    except HostAway:
+    except (HostAway, HostRefused):
         raise
     except (OSError, TimeoutError) as error:
         raise HostAway(f"{host}: {describe(error)}") from error
