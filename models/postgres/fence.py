@@ -165,13 +165,14 @@ class Fence:
             yield
             self._well("fence_not_shared")
         except (RedisError, OSError, TimeoutError) as error:
-            self._complain("fence_not_shared", error)
+            if self._first("fence_not_shared"):
+                log.warning("fence_not_shared", cause=type(error).__name__)
 
-    def _complain(self, event: str, error: Exception) -> None:
-        """Log what went wrong, once until it goes well again."""
-        if event not in self._complaints:
-            self._complaints.add(event)
-            log.warning(event, cause=type(error).__name__)
+    def _first(self, event: str) -> bool:
+        """Whether this has not gone wrong since it went well last; only then it is logged."""
+        first = event not in self._complaints
+        self._complaints.add(event)
+        return first
 
     def _well(self, event: str) -> None:
         self._complaints.discard(event)
@@ -214,7 +215,8 @@ class Fence:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._complain("fence_not_read", error)
+            if self._first("fence_not_read"):
+                log.warning("fence_not_read", cause=type(error).__name__)
             return None
 
     def _write_file(self, mark: Mark) -> None:
@@ -230,7 +232,8 @@ class Fence:
             new.replace(self._path)
             self._well("fence_not_kept")
         except OSError as error:
-            self._complain("fence_not_kept", error)
+            if self._first("fence_not_kept"):
+                log.warning("fence_not_kept", cause=type(error).__name__)
 
 
 def _parsed(text: bytes | str | None) -> Mark | None:
