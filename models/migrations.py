@@ -127,7 +127,7 @@ async def migrate(
 
     Raises MigrationError.
     """
-    cluster = where if isinstance(where, Cluster) else Cluster(where)
+    cluster = where if isinstance(where, Cluster) else Cluster(where, quiet=True)
     async with _connected(cluster) as connection:
         before = await _applied(connection)
         await _judge(connection, before)

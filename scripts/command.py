@@ -25,7 +25,7 @@ from config import embedded
 from config.settings import Core, Section, SettingsError, environment, load
 from config.storage import StorageSettings
 from models.database import Unavailable
-from models.postgres.cluster import Cluster, fenced, name_of
+from models.postgres.cluster import Cluster, name_of
 from models.postgres.fence import Fence
 from models.postgres.hosts import address, describe
 from models.postgres.identity import Identity
@@ -82,9 +82,10 @@ async def cluster(core: Core) -> Cluster:
     if core.database_url is None:
         return Cluster(dsn)
     async with _fence_redis(core) as known:
-        found = await fenced(dsn, core.mimu_data_dir, known)
-    found.fence.alone()
-    return found
+        fence = Fence(core.mimu_data_dir, known, name_of(dsn))
+        await fence.read()
+    fence.detach()
+    return Cluster(dsn, fence, quiet=True)  # what is refused is in the error
 
 
 async def chosen(core: Core) -> str:

@@ -53,7 +53,7 @@ async def database(core: Core, name: str | None) -> AsyncIterator[str]:
     async with contextlib.AsyncExitStack() as stack:
         if core.database_url is not None:
             # Not where servers were before: it may be another database that is to take its place.
-            hosts = Cluster(core.database_url.get_secret_value())
+            hosts = Cluster(core.database_url.get_secret_value(), quiet=True)
             (await hosts.connect(timeout=5)).terminate()
             dsn = address(hosts.dsn, hosts.current or hosts.hosts[0])
         elif name is not None:

@@ -120,7 +120,9 @@ async def serving(place: Place, **settings: str) -> AsyncIterator[Server]:
     """A server in this process."""
     _forget_fence(place, settings)
     configuration = server.configure({**place.environment, **settings})
-    async with server.running(configuration) as running:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(_forget_fence, place, settings)
+        running = await stack.enter_async_context(server.running(configuration))
         async with asyncio.timeout(5):
             while not running.app.bus.up:
                 await asyncio.sleep(0.01)
@@ -198,6 +200,8 @@ async def program(
         if process.returncode is None:
             process.kill()
             await process.wait()
+        if place:
+            _forget_fence(place, settings)
 
 
 def json_lines(text: str) -> list[dict[str, object]]:

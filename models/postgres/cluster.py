@@ -53,7 +53,8 @@ class _Open(NamedTuple):
 
 
 class Cluster:
-    def __init__(self, dsn: str, fence: Fence | None = None, *, host_seconds: float = HOST_SECONDS) -> None:
+    def __init__(self, dsn: str, fence: Fence | None = None, *, quiet: bool = False) -> None:
+        """``quiet`` logs nothing of hosts: what a script prints is its own."""
         self.dsn = dsn
         self.hosts = hosts(dsn)
         self.fence = fence or Fence()
@@ -62,7 +63,7 @@ class Cluster:
         # Begins a new epoch where one is due; until it is done no connection is given out. Without it all are.
         self.settle: Settle | None = None
         self.refused: Counter[tuple[str, str]] = Counter()
-        self._host_seconds = host_seconds
+        self._quiet = quiet
         self._open: dict[asyncpg.Connection, _Open] = {}
         self._election: asyncio.Task[Host] | None = None
         self._settling: asyncio.Task[None] | None = None
@@ -79,7 +80,7 @@ class Cluster:
             return await self._admitted(self.hosts[0], options)
         if self.current is not None:
             with contextlib.suppress(*_ERRORS):
-                async with asyncio.timeout(self._host_seconds):
+                async with asyncio.timeout(HOST_SECONDS):
                     return await self._admitted(self.current, options)
         return await self._admitted(await self.elect(), options)
 
@@ -136,7 +137,7 @@ class Cluster:
     def _note_refusal(self, host: Host, reason: Reason, seen: Identity) -> None:
         self.refused[str(host), reason] += 1
         key, now = (str(host), reason), time.monotonic()
-        if reason == "standby" or self._logged.get(key, -LOG_EVERY) + LOG_EVERY > now:
+        if self._quiet or reason == "standby" or self._logged.get(key, -LOG_EVERY) + LOG_EVERY > now:
             return
         self._logged[key] = now
         mark = self.fence.mark
@@ -193,7 +194,7 @@ class Cluster:
         try:
             while waiting and time.monotonic() < ends:
                 # Everybody gets the time of a host; once there is somebody, the silent are not waited for any longer.
-                seconds = min(self._host_seconds, ends - time.monotonic())
+                seconds = min(HOST_SECONDS, ends - time.monotonic())
                 done, waiting = await asyncio.wait(waiting, timeout=max(0, seconds), return_when=asyncio.ALL_COMPLETED)
                 for task in done:
                     await self._hear(asked[task], task, found, errors)
@@ -256,7 +257,7 @@ class Cluster:
         former, self.current = self.current, host
         if former == host:
             return
-        if former is not None:
+        if former is not None and not self._quiet:
             said = next((describe(error) for other, error in errors if other == former), "")
             log.warning("database_host_changed", host=str(host), former=str(former), reason=said)
         for connection, opened in list(self._open.items()):
@@ -327,5 +328,5 @@ async def fenced(dsn: str, folder: Path | None, redis: Redis | None = None) -> C
 
 async def connect(where: str | Cluster, **options: Any) -> asyncpg.Connection:
     """A connection to the database of a URL. Raises HostAway, which names the host, and errors of PostgreSQL."""
-    cluster = where if isinstance(where, Cluster) else Cluster(where)
+    cluster = where if isinstance(where, Cluster) else Cluster(where, quiet=True)
     return await cluster.connect(**options)

@@ -104,12 +104,17 @@ class Fence:
         self._complaints: set[str] = set()
         self.moved: list[Callable[[Mark | None, Mark], None]] = []  # called with the former mark and the new one
 
-    async def load(self) -> None:
-        """Read where the fence was left, and write it again where it is lost."""
-        shared, file = await self._read(), await asyncio.to_thread(self._read_file)
+    async def read(self) -> tuple[Mark | None, Mark | None]:
+        """Learn where the fence was left; what Redis has, and what the file has."""
+        shared, file = await self._read_redis(), await asyncio.to_thread(self._read_file)
         mark = _newer(file, shared)
         if mark is not None and (self.mark is None or self._overtakes(mark)):
             self._move(mark)
+        return shared, file
+
+    async def load(self) -> None:
+        """The same, and write it again where it is lost."""
+        shared, file = await self.read()
         if self.mark is None:
             return
         if file != self.mark:
@@ -148,8 +153,8 @@ class Fence:
             with self._redis_may_be_away():
                 await self._redis.set(self._key, mark.dump())
 
-    def alone(self) -> None:
-        """Keep to this process from now on: what has read where the fence stands, and is not to move it."""
+    def detach(self) -> None:
+        """Keep to this process from now on: a script goes by where the fence stands, and does not move it."""
         self._path = self._redis = None
 
     def _move(self, mark: Mark) -> None:
@@ -177,7 +182,7 @@ class Fence:
     def _well(self, event: str) -> None:
         self._complaints.discard(event)
 
-    async def _read(self) -> Mark | None:
+    async def _read_redis(self) -> Mark | None:
         if self._redis is None:
             return None
         found: Mark | None = None
