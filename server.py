@@ -296,7 +296,7 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
     house = Plugin(
         name="house",
         routes=(
-            *health.routes(checks, ready, app.db.cluster.standing),
+            *health.routes(checks, ready, app.db.cluster.choice),
             *docs.routes(reference),
             ("/ws", SocketHandler, {"hub": app.hub, "epoch": epoch, "events": events, "welcome": welcome}),
         ),

@@ -20,6 +20,8 @@ from handlers.site import Check
 
 log = structlog.get_logger(__name__)
 
+Standing = Callable[[], tuple[str, int, int] | None]
+
 PATIENCE = 2.0  # seconds; a service that needs longer to say that it is well, isn't
 
 
@@ -49,7 +51,7 @@ class DatabaseHost(TypedDict):
 @with_config(ConfigDict(extra="allow"))
 class HealthReport(TypedDict):
     """Beside these stand ``ok`` or ``error`` for each service: ``database``, ``redis``, ``storage``. Only the networks
-    of METRICS_ALLOW see ``database_host``."""
+    of METRICS_ALLOW see ``database_host``, where DATABASE_URL names several."""
 
     status: Literal["healthy", "unhealthy"]
     uptime_seconds: int
@@ -65,7 +67,7 @@ class Health(ApiHandler):
 
     public = True
 
-    def initialize(self, checks: Mapping[str, Check], standing: Callable[[], tuple[str, int, int]]) -> None:
+    def initialize(self, checks: Mapping[str, Check], standing: Standing) -> None:
         self._checks, self._standing = checks, standing
 
     @operation({200: HealthReport, 503: Answer(HealthReport, "Something is not well.")})
@@ -79,8 +81,9 @@ class Health(ApiHandler):
         uptime = int(time.monotonic() - self.application.metrics.started)
         status = "healthy" if well else "unhealthy"
         answer = {"status": status, **found, "uptime_seconds": uptime}
-        if within(self.address, self.application.core.metrics_allow):
-            host, timeline, refused = self._standing()
+        standing = self._standing()
+        if standing is not None and within(self.address, self.application.core.metrics_allow):
+            host, timeline, refused = standing
             answer["database_host"] = {"host": host, "timeline": timeline, "refused": refused}
         self.reply(answer, 200 if well else 503)
 
@@ -111,10 +114,10 @@ class MetricsPage(ApiHandler):
 
 
 def routes(
-    checks: Mapping[str, Check], ready: Mapping[str, Check], standing: Callable[[], tuple[str, int, int]]
+    checks: Mapping[str, Check], ready: Mapping[str, Check], standing: Standing
 ) -> tuple[tuple[str, type[ApiHandler], dict[str, Any]], ...]:
     """Return the routes by which proxies and monitors look at a server. Both mappings may be filled later; ``standing``
-    gives the database's host, its timeline, and the number of connections that were refused."""
+    gives the database's host of several, its timeline, and the number of connections that were refused."""
     return (
         ("/health", Health, {"checks": checks, "standing": standing}),
         ("/health/ready", Health, {"checks": ready, "standing": standing}),

@@ -291,6 +291,10 @@ class Cluster:
                 log.warning("database_connection_ended", host=str(opened.host), timeline=opened.mark.timeline)
                 connection.terminate()
 
+    def choice(self) -> Standing | None:
+        """Which of several hosts is the database; None where there is no choice."""
+        return self.standing() if len(self.hosts) > 1 else None
+
     def standing(self) -> Standing:
         mark = self.fence.mark
         refused = sum(number for (_, reason), number in self.refused.items() if reason != "standby")
