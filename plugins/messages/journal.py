@@ -25,7 +25,7 @@ from handlers.metrics import SECONDS, Metrics
 from handlers.shapes import b64
 from models import messages
 from models.access import Access, View
-from models.database import Database
+from models.database import COMMAND_SECONDS, Database
 from models.database import Unavailable as Away
 from models.messages import Post, Posted
 
@@ -38,8 +38,10 @@ WAITING_BYTES = 32 << 20  # of their payloads
 ROW = 512  # bytes that a message weighs beside its payload: a row and its index entries
 QUANTUM = 4096  # bytes of a sender in each turn: some messages of text
 LOOKS = 5  # times a message's chat is looked at anew before its sender is told to come back
-YOUNG = timedelta(seconds=60)  # since a message was stored, in which a repetition of it is announced
-REPEATED = 4096  # of those that are remembered, so that each is announced once
+# Since a message was stored, in which a repetition of it is announced: a commit that came too late was given up after
+# COMMAND_SECONDS, and what comes sooner meets a message that is being sent just now.
+LATE, YOUNG = timedelta(seconds=COMMAND_SECONDS), timedelta(seconds=60)
+SENT = 65_536  # messages that are remembered as sent, so that each is announced once; some 8 MB
 # Two instances met: one client_id was posted on both, or each had what the other waited for.
 MET = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.UniqueViolationError)
 # Of a message's columns those that are in its frame.
@@ -99,7 +101,7 @@ class Journal:
         self._db, self._access, self._delivery, self._alerts = db.steady(), access, delivery, alerts
         self._traces = traces
         self._reading = db
-        self._repeated: OrderedDict[UUID, datetime] = OrderedDict()  # messages that were announced again, and when
+        self._sent: OrderedDict[UUID, None] = OrderedDict()  # messages that this instance has sent, the newest
         self._announcing: set[asyncio.Task[None]] = set()
         # By sender; sealed messages, which have none, by the inbox.
         self._queue: FairQueue[UUID, _Entry[Any]] = FairQueue(QUANTUM, WAITING, WAITING_BYTES)
@@ -208,6 +210,7 @@ class Journal:
             if posted.payload_hash is None:
                 try:
                     self._tell(entry, posted, committed)
+                    self._note_sent(posted.id)
                 except Exception as error:  # it is stored, and so are the others: they are told and acked
                     entry.context.run(_not_told, error)
             entry.stored(posted)
@@ -217,16 +220,14 @@ class Journal:
             await self._look_again(entry)
 
     def _repeat(self, entry: _Entry[Any], posted: Posted) -> None:
-        """Announce a message that was stored before, if that is a moment ago: its sender may have got `unavailable`
-        because the commit came too late, and then nothing was sent to the others. Each once; clients drop doubles."""
-        post, now = entry.post, datetime.now(UTC)
-        while self._repeated and now - next(iter(self._repeated.values())) > YOUNG:
-            self._repeated.popitem(last=False)
+        """Announce a message that was stored before, if that is a moment ago and this instance has not sent it: its
+        sender may have got `unavailable` because the commit came too late, and then nothing was sent to the others.
+        Another instance may have sent it all the same; clients drop doubles."""
+        post, age = entry.post, datetime.now(UTC) - posted.created_at
         same = (posted.payload_hash, posted.chat_id) == (post.payload_hash, post.chat_id)
-        full = len(self._repeated) >= REPEATED
-        if not same or full or posted.id in self._repeated or now - posted.created_at > YOUNG:
+        if not same or posted.id in self._sent or not LATE <= age < YOUNG:
             return
-        self._repeated[posted.id] = now
+        self._note_sent(posted.id)
         task = asyncio.create_task(self._announce(entry, posted))
         self._announcing.add(task)
         task.add_done_callback(self._announcing.discard)
@@ -241,8 +242,13 @@ class Journal:
             message = {name: row[name] for name in _SHOWN} | {"reactions": ()}
             self._send(entry, view._replace(roles=dict.fromkeys(then, "")), message, time.monotonic())
         except Exception as error:  # the sender has its ack; the others find the message by /sync
-            self._repeated.pop(posted.id, None)
+            self._sent.pop(posted.id, None)
             entry.context.run(_not_told, error)
+
+    def _note_sent(self, message_id: UUID) -> None:
+        self._sent[message_id] = None
+        if len(self._sent) > SENT:
+            self._sent.popitem(last=False)
 
     def _tell(self, entry: _Entry[Any], posted: Posted, committed: float) -> None:
         post, view = entry.post, entry.view
