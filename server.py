@@ -45,6 +45,7 @@ from models.access import Access
 from models.database import Database, Unavailable
 from models.epochs import Epoch
 from models.fitness import takes_writes
+from models.postgres.cluster import WATCH_SECONDS, Cluster, fenced
 from models.statements import Watch
 from models.sweeps import Watch as SweepWatch
 from plugins import App, Every, Plugin, Timer
@@ -147,11 +148,15 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         # First, so that what comes last is still told.
         traced = await stack.enter_async_context(traces.traces(core.otel_exporter_otlp_endpoint, instance_id))
         database_url, redis_url = await _services(core, stack)
+        redis = await stack.enter_async_context(connected(redis_url))
+        cluster = await fenced(database_url, core.mimu_data_dir, redis) if core.database_url else Cluster(database_url)
+        if newer := await migrations.ready(cluster):
+            log.info("schema_newer", versions=newer)
         metrics = Metrics()
         vitals.process(metrics)
         statements, swept = vitals.Statements(metrics), vitals.Sweeps(metrics)
         database = Database(
-            database_url,
+            cluster,
             core.database_max_connections,
             name=f"mimu/{instance_id}",
             watch=Watch(
@@ -162,19 +167,13 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             ),
         )
         statements.pool(database.usage)
+        vitals.database(metrics, cluster.standing, lambda: cluster.refused)
+        epoch = Epoch(database)  # settled before the first connection is used, and so before anybody is served
         await stack.enter_async_context(database.open())
-        redis = await stack.enter_async_context(connected(redis_url))
-        epoch = Epoch(database, database_url)
-
-        async def renew() -> None:
-            withdrawn = await epoch.look()
-            if withdrawn is not None:
-                log.info("sync_epoch_begun", prekeys_withdrawn=withdrawn)
-
-        await renew()  # before anybody is served
         bus = Bus(redis, instance_id, metrics)
         hub = Hub(bus, metrics, instance_id)
         access = Access(database)
+        epoch.changed += [access.clear, lambda: hub.restart(core.shutdown_seconds)]
         ledger = Ledger(redis, core, metrics, on=core.rate_limits == "on")
         delivery = Delivery(hub, bus, access.members, access.hidden_from, ledger.fan_out)
         keyrings = KeyringFile(core.keyring_path)
@@ -238,7 +237,8 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             Every(20, hub.announce, "announce"),
             Every(15, reload, "keyring"),
             Every(15, check, "checks"),
-            Every(15, renew, "epoch"),
+            Every(15, epoch.look, "epoch"),
+            Every(WATCH_SECONDS, cluster.watch, "database_hosts"),
         )
         runs = vitals.Runs(metrics)
         for every in (*own, *(every for feature in features for every in feature.periodic)):
@@ -269,8 +269,6 @@ async def _services(core: Core, stack: contextlib.AsyncExitStack) -> tuple[str, 
         await migrations.migrate(database_url)
     else:
         database_url = core.database_url.get_secret_value()
-    if newer := await migrations.ready(database_url):
-        log.info("schema_newer", versions=newer)
     if core.redis_url is None:
         return database_url, await stack.enter_async_context(embedded.valkey(core.mimu_data_dir))
     return database_url, core.redis_url.get_secret_value()
@@ -301,7 +299,7 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
     house = Plugin(
         name="house",
         routes=(
-            *health.routes(checks, ready),
+            *health.routes(checks, ready, app.db.cluster.choice),
             *docs.routes(reference),
             ("/ws", SocketHandler, {"hub": app.hub, "epoch": epoch, "events": events, "welcome": welcome}),
         ),

@@ -20,7 +20,7 @@ _QUOTED = ("08", "25", "28", "3D", "53", "57", "58")
 _QUOTED_ALSO = ("42501", "42704", "55P02")
 
 # Errors of ours, whose text is written for the operator.
-_OURS = ("Unavailable", "EmbeddedError", "MigrationError", "Clash", "Unfit")
+_OURS = ("Unavailable", "EmbeddedError", "MigrationError", "Clash", "Unfit", "HostAway", "HostRefused")
 
 
 class Reason(NamedTuple):

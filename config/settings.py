@@ -171,7 +171,11 @@ class Core(Budgets):
         "info", description="debug, info, warning or error. RUST_LOG is read too."
     )
 
-    database_url: DatabaseUrl | None = Field(None, description="PostgreSQL 16 or newer; unset starts the embedded one.")
+    database_url: DatabaseUrl | None = Field(
+        None,
+        description="PostgreSQL 16 or newer; of several hosts (`one:5432,two:5432`) the primary is used. "
+        "Unset starts the embedded one.",
+    )
     database_max_connections: int = Field(20, ge=2, le=1000, description="Size of the connection pool.")
     redis_url: RedisUrl | None = Field(None, description="Redis 7 or Valkey; unset starts the embedded one.")
 

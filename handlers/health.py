@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 from uuid import UUID
 
 import structlog
@@ -24,6 +24,8 @@ from handlers.operations import Answer, operation
 from handlers.site import Check
 
 log = structlog.get_logger(__name__)
+
+Standing = Callable[[], tuple[str, int, int] | None]
 
 PATIENCE = 2.0  # seconds; a service that needs longer to say that it is well, isn't
 FRESH = 2.0  # seconds for which the outcome of a write counts, however often it is asked for
@@ -129,12 +131,22 @@ async def redis_takes_writes(redis: Redis, instance_id: UUID) -> None:
         raise Unfit("This is a replica that takes writes, and loses them. Let REDIS_URL name the primary.")
 
 
+class DatabaseHost(TypedDict):
+    """Of several hosts the one that is in use, its timeline, and how many connections to others were refused."""
+
+    host: str
+    timeline: int
+    refused: int
+
+
 @with_config(ConfigDict(extra="allow"))
 class HealthReport(TypedDict):
-    """Beside these stand ``ok`` or ``error`` for each service: ``database``, ``redis``, ``storage``."""
+    """Beside these stand ``ok`` or ``error`` for each service: ``database``, ``redis``, ``storage``. Only the networks
+    of METRICS_ALLOW see ``database_host``, where DATABASE_URL names several."""
 
     status: Literal["healthy", "unhealthy"]
     uptime_seconds: int
+    database_host: NotRequired[DatabaseHost]
 
 
 class Liveness(TypedDict):
@@ -146,8 +158,8 @@ class Health(ApiHandler):
 
     public = True
 
-    def initialize(self, examiner: Examiner) -> None:
-        self._examiner = examiner
+    def initialize(self, examiner: Examiner, standing: Standing) -> None:
+        self._examiner, self._standing = examiner, standing
 
     @operation({200: HealthReport, 503: Answer(HealthReport, "Something is not well.")}, cost=MONITORS)
     async def get(self) -> None:
@@ -159,7 +171,12 @@ class Health(ApiHandler):
         well = all(answer == "ok" for answer in found.values())
         uptime = int(time.monotonic() - self.application.metrics.started)
         status = "healthy" if well else "unhealthy"
-        self.reply({"status": status, **found, "uptime_seconds": uptime}, 200 if well else 503)
+        answer = {"status": status, **found, "uptime_seconds": uptime}
+        standing = self._standing()
+        if standing is not None and within(self.address, self.application.core.metrics_allow):
+            host, timeline, refused = standing
+            answer["database_host"] = {"host": host, "timeline": timeline, "refused": refused}
+        self.reply(answer, 200 if well else 503)
 
 
 class Live(ApiHandler):
@@ -188,12 +205,13 @@ class MetricsPage(ApiHandler):
 
 
 def routes(
-    checks: Mapping[str, Check], ready: Mapping[str, Check]
+    checks: Mapping[str, Check], ready: Mapping[str, Check], standing: Standing
 ) -> tuple[tuple[str, type[ApiHandler], dict[str, Any]], ...]:
-    """Return the routes by which proxies and monitors look at a server. Both mappings may be filled later."""
+    """Return the routes by which proxies and monitors look at a server. Both mappings may be filled later; ``standing``
+    gives the database's host of several, its timeline, and the number of connections that were refused."""
     return (
-        ("/health", Health, {"examiner": Examiner(checks)}),
-        ("/health/ready", Health, {"examiner": Examiner(ready)}),
+        ("/health", Health, {"examiner": Examiner(checks), "standing": standing}),
+        ("/health/ready", Health, {"examiner": Examiner(ready), "standing": standing}),
         ("/health/live", Live, {}),
         ("/metrics", MetricsPage, {}),
     )

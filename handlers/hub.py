@@ -101,6 +101,7 @@ class Hub:
         self._wheel: list[set[Peer]] = [set() for _ in range(PING_EVERY)]
         self._turn = 0
         self._stopping = False
+        self._closing: set[asyncio.Task[None]] = set()
         self.watchers: list[Presence] = []  # told of a user's first and last socket here
         self.losses: list[Callable[[UUID, float], None]] = []  # told of a user whose socket is silent, and for how long
         bus.on_return.append(self._announce_all)
@@ -208,12 +209,24 @@ class Hub:
         """Close every socket with 1012, spread over ``seconds`` so that clients don't all return at once; and from now
         on every one that still comes, over a connection that was there before."""
         self._stopping = True
+        for task in self._closing:
+            task.cancel()  # all are closed now, and in less time
+        await self._close_peers(seconds, "server restarting")
+
+    def restart(self, seconds: float) -> None:
+        """Close every socket that is open now with 1012, spread over ``seconds``, without waiting for that. What their
+        clients know is of another epoch; who comes back is served."""
+        task = asyncio.get_running_loop().create_task(self._close_peers(seconds, "database restored"))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _close_peers(self, seconds: float, reason: str) -> None:
         peers = [peer for peers in self._peers.values() for peer in peers]
         slices = max(1, min(len(peers), round(seconds / 0.05)))
         pause = min(seconds / slices, 0.25)  # a few sockets need not take all the time
         for start in range(slices):
             for peer in peers[start::slices]:
-                peer.close(RESTART, "server restarting")
+                peer.close(RESTART, reason)
             if start + 1 < slices:
                 await asyncio.sleep(pause)
 

@@ -91,6 +91,26 @@ def backups(metrics: Metrics, folder: Path) -> None:
     metrics.shows("mimu_last_backup_timestamp_seconds", text, made_at)
 
 
+def database(
+    metrics: Metrics,
+    standing: Callable[[], tuple[str, int, int]],
+    refused: Callable[[], Mapping[tuple[str, str], int]],
+) -> None:
+    """Show which host is the database, and how many connections to others were refused, by host and reason."""
+    metrics.shows_each(
+        "mimu_postgres_timeline",
+        "Timeline of the database that is in use; it grows with each promotion of a standby.",
+        ("host",),
+        lambda: {(standing()[0],): standing()[1]},
+    )
+    metrics.counts_each(
+        "mimu_postgres_hosts_refused_total",
+        "Connections that were refused because they reached a standby, or a database behind the one in use.",
+        ("host", "reason"),
+        lambda: {(host, reason): number for (host, reason), number in refused().items()},
+    )
+
+
 class Runs:
     """The runs of periodic tasks."""
 

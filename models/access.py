@@ -63,6 +63,11 @@ class Access:
         if view is not None:
             self._count -= len(view.roles)
 
+    def clear(self) -> None:
+        """Forget all chats: in a database that was put back the same numbers may stand for something else."""
+        self._views.clear()
+        self._count = 0
+
     async def view(self, chat_id: UUID, access: int = 0) -> View | None:
         """A chat as it is since ``access`` at least; None when there is no such chat."""
         view = self.known(chat_id)

@@ -3,7 +3,7 @@
 What clients and servers know then is ahead of it. Cursors of ``/sync`` count transactions that are counted anew, so
 they are told by their epoch; and one-time prekeys that are unused here may have been handed out since, so none of them
 is ever handed out again: their ids move to ``spent_prekeys``, where they are refused as before, and their owners upload
-others. Servers look at their start, before they serve anybody, and every 15 seconds; until then the statements that
+others. Servers look with each new connection, before it is used, and every 15 seconds; until then the statements that
 claim a prekey find none (models/prekeys.py).
 
 How it is noticed is ``database_place()`` (migration 0007). A dump that is restored is in another cluster, another
@@ -14,13 +14,24 @@ like the state it is of; who does that says so with ``scripts.restore --settle``
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 import peewee
+import structlog
 
 from models.database import Database, Table
+from models.outages import outages
+from models.postgres.cluster import Cluster
+from models.postgres.fence import Mark
+from models.postgres.hosts import Host, dial
+from models.postgres.identity import Identity, identify
 
+log = structlog.get_logger(__name__)
+
+BEGIN_SECONDS = 600.0  # for a statement that withdraws all prekeys
 UNFINISHED = "restore_unfinished"  # a table that is there while a restore is under way, and after one that broke off
 
 
@@ -77,33 +88,65 @@ async def begin(connection: asyncpg.Connection) -> int:
     return sum(gone)
 
 
-async def settle(dsn: str) -> int | None:
+async def settle(where: str | Cluster) -> int | None:
     """Begin a new epoch if the database is not where it was; the number of prekeys that are withdrawn, None when all is
     as it was. Takes as long as it takes: over a connection of its own, without the time limits of requests."""
-    connection = await asyncpg.connect(dsn, timeout=5)
+    cluster = where if isinstance(where, Cluster) else Cluster(where)
+    host = cluster.current or await cluster.elect()
+    return (await _settle(cluster, host))[0]
+
+
+async def _settle(cluster: Cluster, host: Host) -> tuple[int | None, UUID, Identity]:
+    """The same on one host; with the epoch that was there before, and what the database is then."""
+    connection = await dial(cluster.dsn, host, timeout=5, command_timeout=BEGIN_SECONDS)
     try:
-        if await connection.fetchval("SELECT place = database_place() FROM sync_epoch"):
-            return None
+        cluster.keep(connection, host, await identify(connection))  # it ends when another host is the database
+        withdrawn = None
         async with connection.transaction():
             # Of several servers that start one does it, and the others find it done.
-            if await connection.fetchval("SELECT place = database_place() FROM sync_epoch FOR UPDATE"):
-                return None
-            return await begin(connection)
+            row: Any = await connection.fetchrow("SELECT epoch, place = database_place() FROM sync_epoch FOR UPDATE")
+            if not row[1]:
+                withdrawn = await begin(connection)
+        return withdrawn, row["epoch"], await identify(connection)
     finally:
-        await connection.close()
+        connection.terminate()
 
 
 class Epoch:
-    """The epoch of a server's database, as clients are told it."""
+    """The epoch of a server's database, as clients are told it.
 
-    def __init__(self, db: Database, dsn: str) -> None:
-        self._db, self._dsn = db, dsn
-        self.id = UUID(int=0)
+    Before the first connection is used, and whenever a connection reaches a database that is not where it was, a new
+    epoch is begun. Until that is done no connection is given out, so nothing is stored under a former one.
+    """
 
-    async def look(self) -> int | None:
-        """Settle the database if need be, and learn its epoch; what ``settle`` says. Raises Unavailable."""
-        row = await self._db.row("SELECT epoch, place = database_place() AS settled FROM sync_epoch")
-        assert row is not None
-        withdrawn = None if row["settled"] else await settle(self._dsn)
-        self.id = row["epoch"] if row["settled"] else await self._db.value("SELECT epoch FROM sync_epoch")
-        return withdrawn
+    def __init__(self, db: Database) -> None:
+        self._db, self._cluster = db, db.cluster
+        self._cluster.settle = self._begin
+        self._cluster.fence.moved.append(self._moved)
+        self.changed: list[Callable[[], None]] = []  # called when the epoch is another one than clients know
+
+    @property
+    def id(self) -> UUID:
+        mark = self._cluster.fence.mark
+        return (mark and mark.epoch) or UUID(int=0)
+
+    async def look(self) -> None:
+        """Begin a new epoch if need be, and learn the present one. Raises Unavailable."""
+        async with self._db.connection() as connection:
+            seen = await identify(connection)
+        if not seen.settled:
+            with outages():
+                await self._cluster.begin()
+        elif seen.epoch != self.id:  # a connection that was let in stays where it is: this one follows ours
+            await self._cluster.fence.advance(seen, self.id)
+
+    async def _begin(self, cluster: Cluster, host: Host) -> None:
+        withdrawn, former, seen = await _settle(cluster, host)
+        if withdrawn is not None:
+            log.info("sync_epoch_begun", prekeys_withdrawn=withdrawn)
+        await cluster.fence.advance(seen, former)
+
+    def _moved(self, former: Mark | None, mark: Mark) -> None:
+        if former is not None and former.epoch != mark.epoch:
+            for changed in self.changed:
+                changed()

@@ -160,21 +160,29 @@ SELECT asked, id, chat_id, seq, created_at, expires_at, payload_hash FROM known
 
 async def post(db: Database, posts: Sequence[Post]) -> list[Posted | None]:
     """Store messages in one statement, and say of each where it stands; None when it relied on an access that is out of
-    date. No two may have one sender and client_id. It is all or nothing for what is an error to the database."""
+    date. No two may have one sender and client_id. It is all or nothing for what is an error to the database. A message
+    that was stored before is on the standby, too, when this returns."""
     rows = await db.fetch(_POST, *map(list, zip(*posts, strict=True)))
     found = {row[0]: Posted(*row[1:]) for row in rows}
+    # What was stored just now has waited for all that was committed before it.
+    if found and all(posted.payload_hash is not None for posted in found.values()):
+        await db.replicated()
     return [found.get(post.id) for post in posts]
 
 
 async def stored(db: Database, sender_id: UUID, client_id: UUID) -> Posted | None:
-    """What a sender has stored under this client_id, whatever became of it or of the sender's rights."""
+    """What a sender has stored under this client_id, whatever became of it or of the sender's rights; on the standby,
+    too, when this returns."""
     row = await db.row(
         """SELECT id, chat_id, abs(seq) AS seq, created_at, expires_at, payload_hash FROM messages
            WHERE sender_id = $1 AND client_id = $2""",
         sender_id,
         client_id,
     )
-    return None if row is None else Posted(*row.values())
+    if row is None:
+        return None
+    await db.replicated()
+    return Posted(*row.values())
 
 
 # Reading ------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ import peewee
 
 from models.database import COMMAND_SECONDS, Table
 from models.epochs import UNFINISHED
+from models.postgres import hosts
+from models.postgres.cluster import Cluster, connect
 
 FOLDER = Path(__file__).resolve().parent.parent / "migrations"
 LOCK = 0x6D696D75  # "mimu", of PostgreSQL's advisory locks
@@ -60,15 +62,15 @@ def versions() -> list[str]:
     return list(files())
 
 
-async def applied(dsn: str) -> list[str]:
+async def applied(where: str | Cluster) -> list[str]:
     """The versions that a database has."""
-    async with _connected(dsn) as connection:
+    async with _connected(where) as connection:
         return await _applied(connection)
 
 
 @contextlib.asynccontextmanager
-async def _connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(dsn, timeout=5)
+async def _connected(where: str | Cluster) -> AsyncIterator[asyncpg.Connection]:
+    connection = await connect(where, timeout=5)
     try:
         yield connection
     finally:
@@ -81,12 +83,12 @@ async def _applied(connection: asyncpg.Connection) -> list[str]:
     return [row["version"] for row in await connection.fetch("SELECT version FROM schema_migrations ORDER BY version")]
 
 
-async def ready(dsn: str) -> list[str]:
+async def ready(where: str | Cluster) -> list[str]:
     """Whether this code can work with a database; the versions there that it doesn't know, and can do without.
 
     Raises MigrationError: a restore broke off, a migration is due, or the schema is too new.
     """
-    async with _connected(dsn) as connection:
+    async with _connected(where) as connection:
         there = await _applied(connection)
         newer = await _judge(connection, there)
     due = [version for version in versions() if version not in there]
@@ -117,12 +119,16 @@ def _quiet(_: str) -> None:
     """Nobody wants to know."""
 
 
-async def migrate(dsn: str, *, tell: Callable[[str], None] = _quiet, patience: float = PATIENCE) -> list[str]:
-    """Bring a database up to date; the versions that were applied. ``tell`` hears what is waited for.
+async def migrate(
+    where: str | Cluster, *, tell: Callable[[str], None] = _quiet, patience: float = PATIENCE
+) -> list[str]:
+    """Bring a database up to date; the versions that were applied. ``tell`` hears what is waited for. Of several hosts
+    dbmate gets the one that is the database.
 
     Raises MigrationError.
     """
-    async with _connected(dsn) as connection:
+    cluster = where if isinstance(where, Cluster) else Cluster(where, quiet=True)
+    async with _connected(cluster) as connection:
         before = await _applied(connection)
         await _judge(connection, before)
         if set(versions()) <= set(before):
@@ -131,7 +137,7 @@ async def migrate(dsn: str, *, tell: Callable[[str], None] = _quiet, patience: f
             before = await _applied(connection)
             due = [(version, path) for version, path in files().items() if version not in before]
             tls = await connection.fetchval("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
-            address = _with_sslmode(dsn, tls=bool(tls))
+            address = _with_sslmode(hosts.address(cluster.dsn, cluster.current or cluster.hosts[0]), tls=bool(tls))
             # Those in a transaction go together: each is one of its own all the same, and dbmate is started once.
             for alone, some in groupby(due, lambda one: bool(_ALONE.search(one[1].read_text()))):
                 for chunk in [[one] for one in some] if alone else [list(some)]:

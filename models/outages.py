@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import asyncpg
 
+from models.postgres.hosts import describe
+
 
 class Unavailable(Exception):
     """PostgreSQL is away, or too busy to answer in time. Nothing was half done: a transaction rolls back."""
@@ -39,7 +41,7 @@ def outages() -> Iterator[None]:
     try:
         yield
     except AWAY as error:
-        raise Unavailable(f"PostgreSQL is away ({type(error).__name__})") from error
+        raise Unavailable(f"PostgreSQL is away ({describe(error)})") from error
 
 
 def cause(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from config.logs import STATEMENT
 from models.outages import cause
 
 ROOMS = ("models.", "plugins.", "handlers.", "scripts.", "server")
-OWN = (__name__, "models.database", "models.batch")
+OWN = (__name__, "models.database", "models.batch", "models.postgres.pool")
 PLAIN = frozenset(("SELECT", "INSERT", "UPDATE", "DELETE", "BEGIN", "COMMIT", "ROLLBACK"))
 
 _WORD = re.compile(r"\s*(?:--[^\n]*\s+)*\(?(\w+)")

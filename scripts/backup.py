@@ -15,8 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import asyncpg
-
 if not __package__:  # python scripts/backup.py, from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -27,6 +25,7 @@ from models.backups import verify as verify_parts
 from models.backups.dump import snapshot
 from models.backups.programs import into
 from models.backups.shelf import Shelf, size
+from models.postgres.cluster import connect
 from models.storage import Storage
 from scripts import command
 from scripts.progress import progress
@@ -62,7 +61,7 @@ class Asked:
 async def database(core: Core) -> AsyncIterator[str]:
     """The address of the database: the one of the settings, or the embedded one."""
     if core.database_url is not None:
-        yield core.database_url.get_secret_value()
+        yield await command.chosen(core)
         return
     async with embedded.postgres_beside(core.mimu_data_dir) as dsn:
         yield dsn
@@ -148,7 +147,7 @@ async def _known(dsn: str, absent: list[str]) -> list[str]:
     meanwhile."""
     if not absent:
         return []
-    connection = await asyncpg.connect(dsn, timeout=5)
+    connection = await connect(dsn, timeout=5)
     try:
         rows = await connection.fetch("SELECT storage_key FROM files WHERE storage_key = ANY ($1)", absent)
     finally:

@@ -37,10 +37,10 @@ async def run(asked: argparse.Namespace) -> int:
     wanted: dict[str, type[Section]] = {"": Core, "cleanup": Retention, "files": StorageSettings}
     core, retention, stored = load(wanted, command.given(asked.env_file)).values()
     assert isinstance(core, Core) and isinstance(retention, Retention) and isinstance(stored, StorageSettings)
-    dsn = command.postgres(core)
+    where = await command.cluster(core)
     storage = opened.storage(stored, core.mimu_data_dir)
     with progress() as tell:
-        async with Database(dsn, max_connections=2).open() as db:
+        async with Database(where, max_connections=2).open() as db:
             if asked.dry_run:
                 rows = await cleanup.due(db, retention)
                 bodies = await files.waiting(db)

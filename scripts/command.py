@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import pwd
 import stat
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from config import embedded
 from config.settings import Core, Section, SettingsError, environment, load
 from config.storage import StorageSettings
 from models.database import Unavailable
+from models.postgres.cluster import Cluster, name_of
+from models.postgres.fence import Fence
+from models.postgres.hosts import address, describe
+from models.postgres.identity import Identity
 from models.storage import Storage, StorageAway, StorageFull, opened
 
 STARTED_BY = os.getuid()  # also when we become somebody else
@@ -70,6 +78,44 @@ def postgres(core: Core) -> str:
     if dsn is None:
         raise SettingsError(["DATABASE_URL: missing, and no server runs its own PostgreSQL in MIMU_DATA_DIR"])
     return dsn
+
+
+async def cluster(core: Core) -> Cluster:
+    """The database, of the hosts of the settings the one that servers use. Raises SettingsError."""
+    dsn = postgres(core)
+    if core.database_url is None:
+        return Cluster(dsn)
+    async with _fence_redis(core) as known:
+        fence = Fence(core.mimu_data_dir, known, name_of(dsn))
+        await fence.read()
+    fence.detach()
+    return Cluster(dsn, fence, quiet=True)  # what is refused is in the error
+
+
+async def chosen(core: Core) -> str:
+    """The address of the database on that host, for programs that take no other. Raises SettingsError."""
+    found = await cluster(core)
+    (await found.connect(timeout=5)).terminate()
+    return address(found.dsn, found.current or found.hosts[0])
+
+
+async def move_fence(core: Core, seen: Identity) -> None:
+    """Have servers take a database that was put back, whatever they have seen before."""
+    if core.database_url is not None:
+        async with _fence_redis(core) as known:
+            dsn = core.database_url.get_secret_value()
+            await Fence(core.mimu_data_dir, known, name_of(dsn)).replace(seen)
+
+
+@contextlib.asynccontextmanager
+async def _fence_redis(core: Core) -> AsyncIterator[Redis | None]:
+    if core.redis_url is None:
+        yield None
+        return
+    once = Retry(NoBackoff(), 0)
+    url = core.redis_url.get_secret_value()
+    async with Redis.from_url(url, socket_connect_timeout=1, socket_timeout=1, retry=once) as known:
+        yield known
 
 
 def redis(core: Core) -> str:
@@ -167,7 +213,7 @@ def why(error: BaseException) -> str:
         return f"a file can't be copied ({cause})"
     if isinstance(error, PermissionError) and error.filename:
         return f"{_whose(Path(os.fsdecode(error.filename)))}, and this is user {user(os.geteuid())}"
-    return str(error) or type(error).__name__
+    return str(error) or describe(error)
 
 
 def _whose(path: Path) -> str:

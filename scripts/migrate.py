@@ -20,6 +20,7 @@ if not __package__:  # python scripts/migrate.py, from any folder
 
 from config.settings import DatabaseUrl, Section, SettingsError, load
 from models import migrations
+from models.postgres.hosts import describe
 from scripts import command
 
 WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
@@ -65,7 +66,7 @@ def main() -> int:
         dsn = address.database_url.get_secret_value()
         return asyncio.run(run(dsn, check=arguments.check, as_json=arguments.json))
     except (migrations.MigrationError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        print(f"migration failed: {error}", file=sys.stderr)
+        print(f"migration failed: {str(error) or describe(error)}", file=sys.stderr)
         return 1
 
 

@@ -76,7 +76,7 @@ def explained(verdict: Mapping[str, Any]) -> str:
 
 async def run(asked: argparse.Namespace, core: Core) -> int:
     redis_url = command.redis(core)
-    async with Database(command.postgres(core), max_connections=2).open() as db:
+    async with Database(await command.cluster(core), max_connections=2).open() as db:
         possible = re.fullmatch("[A-Za-z0-9_]{3,32}", asked.public_id)
         found = await accounts.find(db, asked.public_id) if possible else None
         if found is None:

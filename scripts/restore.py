@@ -30,6 +30,8 @@ from models import migrations
 from models.backups import BackupError, Manifest, Tell, keys, stored, verify
 from models.backups.programs import find, into
 from models.backups.restoring import Target, target
+from models.postgres.cluster import Cluster, connect
+from models.postgres.hosts import address
 from models.storage import Storage
 from scripts import command
 from scripts.progress import progress
@@ -50,14 +52,17 @@ async def database(core: Core, name: str | None) -> AsyncIterator[str]:
     """The address of the database to restore into, with ``name`` another one of that server, made if need be."""
     async with contextlib.AsyncExitStack() as stack:
         if core.database_url is not None:
-            dsn = core.database_url.get_secret_value()
+            # Not where servers were before: it may be another database that is to take its place.
+            hosts = Cluster(core.database_url.get_secret_value(), quiet=True)
+            (await hosts.connect(timeout=5)).terminate()
+            dsn = address(hosts.dsn, hosts.current or hosts.hosts[0])
         elif name is not None:
             dsn = await stack.enter_async_context(embedded.postgres_beside(core.mimu_data_dir))
         else:
             stack.enter_context(embedded.lock(core.mimu_data_dir))  # no server runs on it
             dsn = await stack.enter_async_context(embedded.postgres(core.mimu_data_dir))
         if name is not None:
-            connection = await asyncpg.connect(dsn, timeout=5)
+            connection = await connect(dsn, timeout=5)
             try:
                 with contextlib.suppress(asyncpg.DuplicateDatabaseError):
                     await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
@@ -143,6 +148,8 @@ async def _settle(
         KeyringFile(core.keyring_path).renew("jwt")
         keyring = str(core.keyring_path)
     done = await place.settle(keep_sessions=asked.keep_sessions, without=without)
+    if asked.into is None:
+        await command.move_fence(core, await place.identity())
     tell("gathering statistics")
     await place.analyze()
     due = [version for version in migrations.versions() if version > await place.schema()]

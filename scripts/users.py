@@ -69,7 +69,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 async def run(asked: argparse.Namespace, core: Core) -> int:
     """Do what was asked for, and say what that was."""
-    async with Database(command.postgres(core), max_connections=2).open() as db:
+    async with Database(await command.cluster(core), max_connections=2).open() as db:
         # What can't be a public id is not asked for: PostgreSQL would take offence at some of it.
         possible = re.fullmatch("[A-Za-z0-9_]{3,32}", asked.public_id)
         found = await accounts.find(db, asked.public_id) if possible else None

@@ -73,7 +73,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 async def run(asked: argparse.Namespace, core: Core) -> int:
     """Do what was asked for, and say what that was."""
-    async with Database(command.postgres(core), max_connections=2).open() as db:
+    async with Database(await command.cluster(core), max_connections=2).open() as db:
         if asked.command == "create":
             return await _create(asked, db)
         if asked.command == "list":

@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -65,6 +65,13 @@ def _database(dsn: str, name: str) -> str:
     return urlunsplit(urlsplit(dsn)._replace(path="/" + name))
 
 
+def _forget_fence(place: Place, settings: Mapping[str, str]) -> None:
+    """Tests share a data folder and names of databases, but no cluster: what one has seen is nothing to the next."""
+    if "MIMU_DATA_DIR" not in settings:
+        name = urlsplit(place.dsn).path.lstrip("/")
+        (Path(place.environment["MIMU_DATA_DIR"]) / f"fence-{name}.json").unlink(missing_ok=True)
+
+
 @contextlib.asynccontextmanager
 async def place(services: Services) -> AsyncIterator[Place]:
     """A fresh copy of the migrated template, dropped at the end."""
@@ -111,8 +118,11 @@ async def connected(place: Place) -> AsyncIterator[Any]:
 @contextlib.asynccontextmanager
 async def serving(place: Place, **settings: str) -> AsyncIterator[Server]:
     """A server in this process."""
+    _forget_fence(place, settings)
     configuration = server.configure({**place.environment, **settings})
-    async with server.running(configuration) as running:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(_forget_fence, place, settings)
+        running = await stack.enter_async_context(server.running(configuration))
         async with asyncio.timeout(5):
             while not running.app.bus.up:
                 await asyncio.sleep(0.01)
@@ -164,6 +174,8 @@ async def program(
     environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
     environment |= place.environment if place else {"HOST": "127.0.0.1", "PORT": "0", "SHUTDOWN_SECONDS": "0"}
     environment |= settings
+    if place:
+        _forget_fence(place, settings)
     log = folder / f"server-{next(_names)}.log"
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
@@ -188,6 +200,8 @@ async def program(
         if process.returncode is None:
             process.kill()
             await process.wait()
+        if place:
+            _forget_fence(place, settings)
 
 
 def json_lines(text: str) -> list[dict[str, object]]:

@@ -23,6 +23,7 @@ import asyncpg
 from models.backups import BackupError, Tell
 from models.backups.programs import find, run
 from models.epochs import UNFINISHED
+from models.postgres.cluster import connect
 
 LEFT_OUT = "one_time_prekeys"
 _KNOWN = "int8multirange(int8range(key_id, key_id, '[]'))"
@@ -149,7 +150,7 @@ def _sync(path: Path) -> None:
 async def snapshot(dsn: str) -> AsyncIterator[Snapshot]:
     """Hold a moment of the database. Writers go on; what they change is not in it."""
     patient = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0", "application_name": "mimu-backup"}
-    connection = await asyncpg.connect(dsn, timeout=5, server_settings=patient)
+    connection = await connect(dsn, timeout=5, server_settings=patient)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             yield Snapshot(connection, await connection.fetchval("SELECT pg_export_snapshot()"))

@@ -18,6 +18,8 @@ import asyncpg
 from models import epochs
 from models.backups import DATABASE, BackupError, Manifest, Tell
 from models.backups.programs import find, run
+from models.postgres.cluster import connect
+from models.postgres.identity import Identity, identify
 
 _SCRATCH = "made for a moment by scripts.backup --verify"
 LEAVING = 2.0  # seconds in which who was just stopped is gone
@@ -49,7 +51,7 @@ WHERE t.typnamespace = 'public'::regnamespace AND t.typtype IN ('e', 'd') AND NO
 async def target(dsn: str) -> AsyncIterator[Target]:
     """The database to restore into, for one who restores at a time. Raises BackupError."""
     patient = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0", "application_name": "mimu-restore"}
-    connection = await asyncpg.connect(dsn, timeout=5, server_settings=patient)
+    connection = await connect(dsn, timeout=5, server_settings=patient)
     try:
         if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):
             raise BackupError("another restore into this database is under way")
@@ -65,6 +67,10 @@ class Target:
     @property
     def postgresql(self) -> int:
         return self._connection.get_server_version().major
+
+    async def identity(self) -> Identity:
+        """Which database it is, and at which point of its life."""
+        return await identify(self._connection)
 
     async def name(self) -> str:
         return await self._connection.fetchval("SELECT current_database()")  # type: ignore[no-any-return]
@@ -173,7 +179,7 @@ class Target:
 async def scratch(dsn: str, name: str) -> AsyncIterator[None]:
     """A database of that name, made from nothing and dropped at the end. Raises BackupError when the role may make
     none."""
-    connection = await asyncpg.connect(dsn, timeout=5)
+    connection = await connect(dsn, timeout=5)
     try:
         # What a run that was killed has left; while another one is at work in its own, that can't be dropped.
         for (left,) in await connection.fetch(

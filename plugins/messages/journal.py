@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import copy_context
+from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -23,7 +25,7 @@ from handlers.metrics import SECONDS, Metrics
 from handlers.shapes import b64
 from models import messages
 from models.access import Access, View
-from models.database import Database
+from models.database import COMMAND_SECONDS, Database
 from models.database import Unavailable as Away
 from models.messages import Post, Posted
 
@@ -36,9 +38,15 @@ WAITING_BYTES = 32 << 20  # of their payloads
 ROW = 512  # bytes that a message weighs beside its payload: a row and its index entries
 QUANTUM = 4096  # bytes of a sender in each turn: some messages of text
 LOOKS = 5  # times a message's chat is looked at anew before its sender is told to come back
+# Since a message was stored, in which a repetition of it is announced: a commit that came too late was given up after
+# COMMAND_SECONDS, and what comes sooner meets a message that is being sent just now.
+LATE, YOUNG = timedelta(seconds=COMMAND_SECONDS), timedelta(seconds=60)
+SENT = 65_536  # messages that are remembered as sent, so that each is announced once; some 8 MB
 # Two instances met: one client_id was posted on both, or each had what the other waited for.
 MET = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.UniqueViolationError)
-
+# Of a message's columns those that are in its frame.
+_SHOWN = ("id", "chat_id", "seq", "sender_id", "client_id", "encrypted_payload", "message_type", "metadata", "reply_to",
+          "reply_to_seq", "forwarded_from", "created_at", "edited_at", "expires_at")  # fmt: skip
 
 A = TypeVar("A")
 
@@ -92,6 +100,9 @@ class Journal:
     ) -> None:
         self._db, self._access, self._delivery, self._alerts = db.steady(), access, delivery, alerts
         self._traces = traces
+        self._reading = db
+        self._sent: OrderedDict[UUID, None] = OrderedDict()  # messages that this instance has sent, the newest
+        self._announcing: set[asyncio.Task[None]] = set()
         # By sender; sealed messages, which have none, by the inbox.
         self._queue: FairQueue[UUID, _Entry[Any]] = FairQueue(QUANTUM, WAITING, WAITING_BYTES)
         self._wake = asyncio.Event()
@@ -121,6 +132,7 @@ class Journal:
                 yield
             finally:
                 await self._idle.wait()
+                await asyncio.gather(*self._announcing)
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
 
@@ -198,11 +210,45 @@ class Journal:
             if posted.payload_hash is None:
                 try:
                     self._tell(entry, posted, committed)
+                    self._note_sent(posted.id)
                 except Exception as error:  # it is stored, and so are the others: they are told and acked
                     entry.context.run(_not_told, error)
             entry.stored(posted)
+            if posted.payload_hash is not None:
+                self._repeat(entry, posted)
         for entry in stale:
             await self._look_again(entry)
+
+    def _repeat(self, entry: _Entry[Any], posted: Posted) -> None:
+        """Announce a message that was stored before, if that is a moment ago and this instance has not sent it: its
+        sender may have got `unavailable` because the commit came too late, and then nothing was sent to the others.
+        Another instance may have sent it all the same; clients drop doubles."""
+        post, age = entry.post, datetime.now(UTC) - posted.created_at
+        same = (posted.payload_hash, posted.chat_id) == (post.payload_hash, post.chat_id)
+        if not same or posted.id in self._sent or not LATE <= age < YOUNG:
+            return
+        self._note_sent(posted.id)
+        task = asyncio.create_task(self._announce(entry, posted))
+        self._announcing.add(task)
+        task.add_done_callback(self._announcing.discard)
+
+    async def _announce(self, entry: _Entry[Any], posted: Posted) -> None:
+        try:
+            row = await messages.get(self._reading, posted.id, entry.post.sender_id or entry.post.chat_id)
+            if row is None:
+                return  # deleted or expired since
+            view = entry.view
+            then = [user_id for user_id in view.audience if view.joined.get(user_id, 1) <= posted.seq]
+            message = {name: row[name] for name in _SHOWN} | {"reactions": ()}
+            self._send(entry, view._replace(audience=then), message, time.monotonic())
+        except Exception as error:  # the sender has its ack; the others find the message by /sync
+            self._sent.pop(posted.id, None)
+            entry.context.run(_not_told, error)
+
+    def _note_sent(self, message_id: UUID) -> None:
+        self._sent[message_id] = None
+        if len(self._sent) > SENT:
+            self._sent.popitem(last=False)
 
     def _tell(self, entry: _Entry[Any], posted: Posted, committed: float) -> None:
         post, view = entry.post, entry.view
@@ -223,17 +269,21 @@ class Journal:
             "edited_at": None,
             "expires_at": posted.expires_at,
         }
+        self._send(entry, view, message, committed)
+
+    def _send(self, entry: _Entry[Any], view: View, message: dict[str, Any], began: float) -> None:
+        post = entry.post
         if view.type == "channel":
             message["reaction_counts"] = ()
         frame = {
             "type": "message_new",
             "chat_id": post.chat_id,
-            "seq": posted.seq,
-            "created_at": posted.created_at,
+            "seq": message["seq"],
+            "created_at": message["created_at"],
             "message": message,
         }
         self._delivery.tell(
-            post.chat_id, view.access, view.audience, frame, by=post.sender_id, skip=entry.skip, began=committed
+            post.chat_id, view.access, view.audience, frame, by=post.sender_id, skip=entry.skip, began=began
         )
         self._alerts.message(post.chat_id, view.audience, post.sender_id)
 

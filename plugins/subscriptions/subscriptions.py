@@ -101,6 +101,7 @@ class Subscriptions:
         clashing = await subscriptions.clashing(self._db, purchase)
         for row in clashing:
             if row["same"]:
+                await self._db.replicated()  # it may have been given up while it waited for the standby
                 return shapes.subscription(row)
         if clashing:
             raise Conflict("The PRID or the payment belongs to another purchase.")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import statistics
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ from config.findings import Examination, Finding, Over, clock, good, skipped, we
 from config.settings import Core
 from models import migrations
 from models.database import Database, Unavailable
+from models.postgres.cluster import Cluster
+from models.postgres.hosts import HostAway, dial, hosts
+from models.postgres.identity import Identity
+from scripts import command
 from scripts.checks.disk import room
 
 PATIENCE = 5  # seconds to connect, and for each answer
@@ -57,9 +63,13 @@ def examination(core: Core) -> Examination:
         begun = time.monotonic()
         try:
             settings = {"application_name": "mimu-doctor", "timezone": "UTC"}
-            connection = await asyncpg.connect(
-                dsn, timeout=PATIENCE, command_timeout=PATIENCE, server_settings=settings
-            )
+            cluster = await command.cluster(core)
+            if len(cluster.hosts) > 1:
+                async for finding in _hosts(cluster):
+                    yield finding
+            # A single host that is a standby is a finding, and not a reason not to look any further.
+            connect = cluster.connect if len(cluster.hosts) > 1 else partial(dial, cluster.dsn, cluster.hosts[0])
+            connection = await connect(timeout=PATIENCE, command_timeout=PATIENCE, server_settings=settings)
         except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             yield wrong("reachable", *_refused(error))
             raise Over("PostgreSQL can't be reached") from None
@@ -83,13 +93,37 @@ def examination(core: Core) -> Examination:
         finally:
             connection.terminate()
 
-    return Examination("database", "PostgreSQL", PARTS, look)
+    several = core.database_url is not None and len(hosts(core.database_url.get_secret_value())) > 1
+    return Examination("database", "PostgreSQL", ("hosts", *PARTS) if several else PARTS, look)
+
+
+async def _hosts(cluster: Cluster) -> AsyncIterator[Finding]:
+    """Who answers at the hosts, and whether more than one of them would take writes."""
+    asked = await asyncio.gather(*(cluster.ask(host, PATIENCE) for host in cluster.hosts), return_exceptions=True)
+    answers = list(zip(cluster.hosts, asked, strict=True))
+    primaries = [(host, seen) for host, seen in answers if isinstance(seen, Identity) and not seen.standby]
+    silent = [str(host) for host, seen in answers if isinstance(seen, BaseException)]
+    behind = [(host, cluster.fence.judge(seen)) for host, seen in primaries]
+    stale = [f"{host} ({reason})" for host, reason in behind if reason]
+    names = ", ".join(f"{host} (timeline {seen.timeline})" for host, seen in primaries)
+    if len({(seen.system, seen.timeline, seen.database, seen.epoch) for _, seen in primaries}) > 1 or stale:
+        says = f"More than one database takes writes, or a former one does: {names}."
+        yield wrong("hosts", says, "Stop the one that is not in use, and make a standby of it: docs/operations.md.")
+    elif silent:
+        do = "See that it runs; until then there is one host less to take over."
+        yield weak("hosts", f"No answer from {', '.join(silent)}.", do)
+    elif not primaries:
+        yield wrong("hosts", "All hosts are standbys.", "Promote one of them.")
+    else:
+        yield good("hosts", f"{names} takes writes, and {len(answers) - 1} more would take over.")
 
 
 def _refused(error: Exception) -> tuple[str, str]:
     """What is wrong, and what to do: by the kind of the error, for its text may quote the address."""
     if known := reasons.of_database(error):
         return known
+    if isinstance(error, HostAway) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     if isinstance(error, asyncpg.InvalidPasswordError | asyncpg.InvalidAuthorizationSpecificationError):
         return "PostgreSQL takes neither the user nor the password of DATABASE_URL.", "Compare it with pg_hba.conf."
     if isinstance(error, asyncpg.InvalidCatalogNameError):

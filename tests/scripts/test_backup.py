@@ -341,11 +341,14 @@ async def test_a_look_at_a_backup_touches_nothing_else(services: Services, made:
     async with place(services) as own, serving(own, **of(tmp_path)) as server:
         alice = await Account().register(server.url)
         words = ("--into", name, "--jobs", "2", "--yes")
+        # What the server itself keeps there: where the fence of its database stands.
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert [path.name for path in before] == [f"fence-{urlsplit(own.dsn).path[1:]}.json"]
         ended = await script(own, "restore", str(made.path), *words, **of(tmp_path))
         assert ended.code == 0, ended.err
         assert ended.out.startswith(f"restored {made.path}, made 20")
         assert (await alice.get("/users/me")).status == 200
-        assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
         async with connected(own) as db:
             look = await asyncpg.connect(own.dsn, database=name)
             try:

@@ -1,0 +1,336 @@
+"""A cluster: the hosts of a ``DATABASE_URL``, of which one is the database, and every connection that we have to it.
+
+asyncpg tries the hosts of a URL one after another within a single timeout, and takes the first that lets it in. A host
+that is silent (frozen, or cut off: it sends no reset) uses up that timeout each time, and a former primary that came
+back lets everybody in. So each host is asked by itself here, within its own time; each connection is asked who it is
+before anybody uses it; and when the database has moved, connections to where it was are ended at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import asyncpg
+import structlog
+from redis.asyncio import Redis
+
+from models.postgres.fence import Fence, Mark, Reason, behind
+from models.postgres.hosts import Host, HostAway, HostRefused, describe, dial, hosts, named
+from models.postgres.identity import Identity, identify
+
+log = structlog.get_logger(__name__)
+
+HOST_SECONDS = 0.5  # for one of several hosts to let us in, while a request waits; others are asked then
+ELECTION_SECONDS = 2.0  # for any host to say that it is the database; no request waits so long, its successors do
+PAUSE = 0.2  # seconds between two elections that came to nothing
+SILENT = 3  # statements without an answer, one after another, after which the hosts are asked who is there
+LOG_EVERY = 60.0  # seconds between two lines on the same host for the same reason
+WATCH_SECONDS = 3  # between two looks at all hosts; a former primary that thaws is left after as long
+ASKING = {"application_name": "mimu-hosts", "statement_timeout": "5000"}
+
+Settle = Callable[["Cluster", Host], Coroutine[Any, Any, None]]
+_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+
+class Standing(NamedTuple):
+    """Which host is the database, for operators: its name, its timeline, and how many connections were refused."""
+
+    host: str
+    timeline: int
+    refused: int
+
+
+class _Open(NamedTuple):
+    host: Host
+    mark: Mark
+
+
+class Cluster:
+    def __init__(self, dsn: str, fence: Fence | None = None, *, quiet: bool = False) -> None:
+        """``quiet`` logs nothing of hosts: what a script prints is its own."""
+        self.dsn = dsn
+        self.hosts = hosts(dsn)
+        self.fence = fence or Fence()
+        self.fence.moved.append(self._end_behind)
+        self.current: Host | None = None  # the host that was the database last
+        # Begins a new epoch where one is due; until it is done no connection is given out. Without it all are.
+        self.settle: Settle | None = None
+        self.refused: Counter[tuple[str, str]] = Counter()
+        self._quiet = quiet
+        self._open: dict[asyncpg.Connection, _Open] = {}
+        self._election: asyncio.Task[Host] | None = None
+        self._settling: asyncio.Task[None] | None = None
+        self._advance: asyncio.Task[None] | None = None
+        self._failed: tuple[float, OSError] | None = None
+        self._logged: dict[tuple[str, str], float] = {}
+        self.silences = 0  # statements that had no answer, since the last one that had
+
+    # Connecting -----------------------------------------------------------------------------------------------------
+
+    async def connect(self, **options: Any) -> asyncpg.Connection:
+        """A connection to the database, wherever it is now. Raises HostAway, HostRefused and errors of PostgreSQL."""
+        if len(self.hosts) == 1:
+            return await self._admitted(self.hosts[0], options)
+        if self.current is not None:
+            with contextlib.suppress(*_ERRORS):
+                async with asyncio.timeout(HOST_SECONDS):
+                    return await self._admitted(self.current, options)
+        return await self._admitted(await self.elect(), options)
+
+    async def pooled(self, *_: object, **options: Any) -> asyncpg.Connection:
+        """The same for asyncpg's pool, whose own URL has no say."""
+        return await self.connect(**options)
+
+    async def _admitted(self, host: Host, options: dict[str, Any]) -> asyncpg.Connection:
+        """A connection to a host that is the database. Raises what ``connect`` does."""
+        connection = await dial(self.dsn, host, **options)
+        try:
+            with named(host):
+                seen = await self._admit(host, connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        self.current = host
+        self.keep(connection, host, seen)
+        return connection
+
+    def keep(self, connection: asyncpg.Connection, host: Host, seen: Identity) -> None:
+        """Have a connection ended when the database is elsewhere."""
+        self._open[connection] = _Open(host, Mark.of(seen))
+        connection.add_termination_listener(self._closed)
+
+    def _closed(self, connection: Any) -> None:
+        self._open.pop(connection, None)
+
+    async def _admit(self, host: Host, connection: asyncpg.Connection) -> Identity:
+        """Let a connection in, or raise HostRefused. The fence moves to what is newer, and an epoch is begun where one
+        is due: what is stored before would be counted by the former."""
+        seen = await identify(connection)
+        due = not seen.settled and not seen.standby and self.settle is not None
+        if due or self.fence.judge(seen) == "diverged":
+            await self.fence.load()  # another instance may have begun the epoch, here or on a second primary
+        self._refuse_behind(host, seen)
+        if due:
+            await self.begin(host)
+            seen = await identify(connection)
+            self._refuse_behind(host, seen)
+        if seen.epoch is not None and Mark.of(seen) != self.fence.mark:  # one that is empty has no life yet
+            # Whoever waits for this connection may give up; that the database has moved is true all the same.
+            self._advance = asyncio.create_task(self.fence.advance(seen))
+            await asyncio.shield(self._advance)
+            self._refuse_behind(host, seen)
+        return seen
+
+    def _refuse_behind(self, host: Host, seen: Identity) -> None:
+        reason = self.fence.judge(seen)
+        if reason is not None:
+            self._note_refusal(host, reason, seen)
+            raise HostRefused(f"{host}: {_WORDS[reason]}")
+
+    def _note_refusal(self, host: Host, reason: Reason, seen: Identity) -> None:
+        self.refused[str(host), reason] += 1
+        key, now = (str(host), reason), time.monotonic()
+        if self._quiet or reason == "standby" or self._logged.get(key, -LOG_EVERY) + LOG_EVERY > now:
+            return
+        self._logged[key] = now
+        mark = self.fence.mark
+        log.error(
+            "database_host_refused",
+            host=str(host),
+            reason=reason,
+            timeline=seen.timeline,
+            expected_timeline=mark and mark.timeline,
+            refused=self.refused[key],
+        )
+
+    async def begin(self, host: Host | None = None) -> None:
+        """Begin the epoch that is due on a host; who comes meanwhile waits for the same. Raises what that raises."""
+        if self._settling is None:
+            assert self.settle is not None
+            self._settling = asyncio.create_task(self.settle(self, host or self.current or self.hosts[0]))
+            self._settling.add_done_callback(self._begun)
+        await asyncio.shield(self._settling)
+
+    def _begun(self, task: asyncio.Task[None]) -> None:
+        self._settling = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("epoch_not_begun", cause=type(error).__name__)
+
+    @property
+    def held(self) -> bool:
+        """True while an epoch is being begun: nothing may be stored, for it would be counted by the former one."""
+        return self._settling is not None
+
+    # Elections ------------------------------------------------------------------------------------------------------
+
+    async def elect(self) -> Host:
+        """Ask all hosts at once who they are, and take the newest. Raises HostAway or HostRefused, with what each of
+        them said, and an error of PostgreSQL (such as a wrong password) when that is all that was said."""
+        if self._failed is not None and self._failed[0] > time.monotonic():
+            raise self._failed[1]
+        if self._election is None:
+            self._election = asyncio.create_task(self._elect())
+            self._election.add_done_callback(self._elected)
+        return await asyncio.shield(self._election)
+
+    def _elected(self, task: asyncio.Task[Host]) -> None:
+        self._election = None
+        error = None if task.cancelled() else task.exception()
+        self._failed = (time.monotonic() + PAUSE, error) if isinstance(error, OSError) else None
+
+    async def _elect(self) -> Host:
+        asked = {asyncio.create_task(self.ask(host)): host for host in self.hosts}
+        found: list[tuple[Host, Identity]] = []
+        errors: list[tuple[Host, Exception]] = []
+        ends = time.monotonic() + ELECTION_SECONDS
+        waiting = set(asked)
+        try:
+            while waiting and time.monotonic() < ends:
+                # Everybody gets the time of a host; once there is somebody, the silent are not waited for any longer.
+                seconds = min(HOST_SECONDS, ends - time.monotonic())
+                done, waiting = await asyncio.wait(waiting, timeout=max(0, seconds), return_when=asyncio.ALL_COMPLETED)
+                for task in done:
+                    await self._hear(asked[task], task, found, errors)
+                if found:
+                    break
+        finally:
+            for task in waiting:
+                task.cancel()
+        errors += [(asked[task], HostAway(f"{asked[task]}: TimeoutError: no answer in time")) for task in waiting]
+        errors.sort(key=lambda error: self.hosts.index(error[0]))
+        if not found:
+            raise _none(errors)
+        host, seen = max(found, key=lambda one: self._rank(*one))
+        for other, theirs in found:
+            if other != host:
+                reason = behind(Mark.of(theirs), Mark.of(seen))
+                if reason is not None:  # else it is one host by two names, or a twin that the next epoch tells apart
+                    self._note_refusal(other, reason, theirs)
+        self._choose(host, errors)
+        return host
+
+    async def ask(self, host: Host, seconds: float = ELECTION_SECONDS) -> Identity:
+        """Ask a host who it is, over a connection for that. Raises HostAway and errors of PostgreSQL."""
+        connection = await dial(self.dsn, host, timeout=seconds, command_timeout=seconds, server_settings=ASKING)
+        try:
+            with named(host):
+                return await identify(connection)
+        finally:
+            connection.terminate()
+
+    async def _hear(
+        self,
+        host: Host,
+        task: asyncio.Task[Identity],
+        found: list[tuple[Host, Identity]],
+        errors: list[tuple[Host, Exception]],
+    ) -> None:
+        error = task.exception()
+        if error is not None:
+            errors.append((host, error if isinstance(error, Exception) else RuntimeError(type(error).__name__)))
+            return
+        seen = task.result()
+        reason = self.fence.judge(seen)
+        if reason == "diverged":
+            await self.fence.load()  # another instance may have begun an epoch there
+            reason = self.fence.judge(seen)
+        if reason is None:
+            found.append((host, seen))
+            return
+        self._note_refusal(host, reason, seen)
+        errors.append((host, HostRefused(f"{host}: {_WORDS[reason]}")))
+
+    def _rank(self, host: Host, seen: Identity) -> tuple[bool, int, bool, bool, int]:
+        mark = self.fence.mark
+        same = mark is not None and mark.epoch == seen.epoch
+        ours = mark is None or mark.system == seen.system
+        return ours, seen.timeline, same and seen.settled, host == self.current, -self.hosts.index(host)
+
+    def _choose(self, host: Host, errors: Sequence[tuple[Host, Exception]]) -> None:
+        former, self.current = self.current, host
+        if former == host:
+            return
+        if former is not None and not self._quiet:
+            said = next((describe(error) for other, error in errors if other == former), "")
+            log.warning("database_host_changed", host=str(host), former=str(former), reason=said)
+        for connection, opened in list(self._open.items()):
+            if opened.host != host:
+                connection.terminate()
+
+    # Watching -------------------------------------------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Learn what other instances know of the fence, and, with several hosts, ask all of them: one that thaws still
+        holds our connections to it, and nothing else would say that another was promoted meanwhile."""
+        await self.fence.load()
+        if len(self.hosts) > 1:
+            with contextlib.suppress(*_ERRORS):  # statements fail as well, and say so
+                await self.elect()
+
+    def failed(self, error: BaseException | None) -> None:
+        """Note why a statement failed. Some in a row that had no answer in their time make us ask the hosts."""
+        if not isinstance(error, TimeoutError):
+            return
+        self.silences += 1
+        if self.silences >= SILENT and len(self.hosts) > 1 and self._election is None:
+            self.silences = 0
+            self._election = asyncio.create_task(self._elect())
+            self._election.add_done_callback(self._elected)
+
+    def _end_behind(self, _: Mark | None, fence: Mark) -> None:
+        """End the connections that the fence has left behind, also those in use."""
+        for connection, opened in list(self._open.items()):
+            if behind(opened.mark, fence) is not None:
+                log.warning("database_connection_ended", host=str(opened.host), timeline=opened.mark.timeline)
+                connection.terminate()
+
+    def choice(self) -> Standing | None:
+        """Which of several hosts is the database; None where there is no choice."""
+        return self.standing() if len(self.hosts) > 1 else None
+
+    def standing(self) -> Standing:
+        mark = self.fence.mark
+        refused = sum(number for (_, reason), number in self.refused.items() if reason != "standby")
+        return Standing(str(self.current or self.hosts[0]), mark.timeline if mark else 0, refused)
+
+
+_WORDS: dict[Reason, str] = {
+    "standby": "is a standby",
+    "older": "is on an older timeline than the database that was in use: a former primary",
+    "foreign": "is another database than the one that was in use (if that is right: scripts.restore --settle)",
+    "diverged": "is a second primary beside the one in use, with other data since they parted",
+}
+
+
+def _none(errors: Sequence[tuple[Host, Exception]]) -> Exception:
+    """What is raised when no host is the database."""
+    if len(errors) == 1 or not any(isinstance(error, OSError) for _, error in errors):
+        return errors[0][1]
+    kind = HostRefused if all(isinstance(error, HostRefused) for _, error in errors) else HostAway
+    said = [text if (text := describe(error)).startswith(str(host)) else f"{host}: {text}" for host, error in errors]
+    return kind("; ".join(said))
+
+
+def name_of(dsn: str) -> str:
+    """The database that a URL names."""
+    return unquote(urlsplit(dsn).path.lstrip("/")) or "mimu"
+
+
+async def fenced(dsn: str, folder: Path | None, redis: Redis | None = None) -> Cluster:
+    """A cluster whose fence stands in a folder and in Redis, where it was left."""
+    cluster = Cluster(dsn, Fence(folder, redis, name_of(dsn)))
+    await cluster.fence.load()
+    return cluster
+
+
+async def connect(where: str | Cluster, **options: Any) -> asyncpg.Connection:
+    """A connection to the database of a URL. Raises HostAway, which names the host, and errors of PostgreSQL."""
+    cluster = where if isinstance(where, Cluster) else Cluster(where, quiet=True)
+    return await cluster.connect(**options)
