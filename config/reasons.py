@@ -40,11 +40,11 @@ def behind(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def told(error: BaseException) -> str:
-    """The error and those behind it, by type and, where it holds no secret, by text."""
+    """The error and those behind it, by type and, where it holds no secret, by text; ours by their text alone."""
     found = []
     for one in behind(error):
         name, text = type(one).__name__, _text(one)
-        found.append(f"{name}: {text}" if text else name)
+        found.append(text if text and name in _OURS else f"{name}: {text}" if text else name)
     return " < ".join(dict.fromkeys(found))
 
 

@@ -122,12 +122,16 @@ async def _waits(change: Change, user_id: UUID, seq: int) -> None:
     )
     await _show_event(change, user_id, seq)
     await change.db.execute(
-        f"""UPDATE chat_invitations i SET state = 'declined' FROM (
-                SELECT chat_id FROM chat_invitations WHERE user_id = $1 AND state = 'waiting' AND chat_id IN (
-                    SELECT chat_id FROM chat_invitations WHERE user_id = $1 AND state = 'waiting' AND chat_id <> $2
-                    ORDER BY created_at DESC, chat_id DESC OFFSET {WAITING - 1})
-                FOR UPDATE SKIP LOCKED) AS oldest
-            WHERE i.chat_id = oldest.chat_id AND i.user_id = $1 AND i.state = 'waiting'""",
+        # Materialized: else the list may be sorted again for each of its rows.
+        f"""WITH oldest AS MATERIALIZED (
+                SELECT chat_id FROM chat_invitations WHERE user_id = $1 AND state = 'waiting' AND chat_id <> $2
+                ORDER BY created_at DESC, chat_id DESC OFFSET {WAITING - 1}
+            ), locked AS MATERIALIZED (
+                SELECT i.chat_id FROM oldest JOIN chat_invitations i ON i.chat_id = oldest.chat_id
+                WHERE i.user_id = $1 AND i.state = 'waiting' FOR UPDATE OF i SKIP LOCKED
+            )
+            UPDATE chat_invitations i SET state = 'declined' FROM locked
+            WHERE i.chat_id = locked.chat_id AND i.user_id = $1 AND i.state = 'waiting'""",
         user_id,
         change.chat_id,
     )

@@ -221,7 +221,9 @@ async def shown(db: Database, viewer: UUID, chat_ids: Sequence[UUID]) -> dict[UU
         found.setdefault(chat_id, []).append(_person(person))
         sizes[chat_id] = sizes.get(chat_id, 0) + row["size"]
     for people in found.values():
-        people.sort(key=lambda person: (person["user_id"] != viewer, ROLES.index(person["role"]), person["user_id"]))
+        people.sort(
+            key=lambda person: (person["user_id"] != viewer, ROLES.index(person["role"]), person["public_id"].lower())
+        )
     return {chat_id: Shown(people, sizes[chat_id]) for chat_id, people in found.items()}
 
 

@@ -50,7 +50,7 @@ WITH {due("$2")}, place AS MATERIALIZED (
            greatest(p.read_seq, least($4::bigint, t.last_seq)) AS new_read,
            EXISTS (SELECT 1 FROM chat_views WHERE chat_id = $1 AND user_id = $2 AND marked_unread) AS marked_unread
     FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
-    WHERE p.chat_id = $1 AND p.user_id = $2 AND t.deleted_at IS NULL
+    WHERE p.chat_id = $1 AND p.user_id = $2 AND NOT p.concealed AND t.deleted_at IS NULL
 ), target AS MATERIALIZED (
     SELECT *, greatest(delivered_seq, least($3::bigint, last_seq), new_read) AS new_delivered,
            greatest(read_seq, unseen, 0) AS read_after, greatest(delivered_seq, unseen, 0) AS delivered_after
@@ -179,7 +179,8 @@ async def marks(db: Database, user_id: UUID, chat_id: UUID) -> list[dict[str, An
         f"""SELECT p.user_id, p.delivered_seq, p.read_seq FROM chat_participants mine
             JOIN chat_threads t ON t.id = mine.chat_id
             JOIN chat_participants p ON p.chat_id = t.id AND (t.type <> 'channel' OR p.user_id = $1)
-            WHERE mine.chat_id = $2 AND mine.user_id = $1 AND {_THERE} AND {_SEES} ORDER BY p.user_id""",
+            WHERE mine.chat_id = $2 AND mine.user_id = $1 AND {_THERE} AND {_SEES}
+            ORDER BY p.role, p.joined_at, p.user_id""",
         user_id,
         chat_id,
     )
