@@ -14,7 +14,7 @@ from uuid import UUID
 import peewee
 
 from models import concealment
-from models.changes import Change
+from models.changes import POSITION, Change
 from models.database import Database, Enum, Row, Table
 from models.presence import is_contact
 from models.threads import ChatThread
@@ -178,6 +178,8 @@ async def ask_to_stay(change: Change, newcomer: UUID) -> None:
 
 async def withdraw(change: Change, user_id: UUID) -> bool:
     """Take an invitation into a locked chat back, with the event of a removal; False when there is none."""
+    # The user before the invitation, as an erasure locks them: what follows refers to the user.
+    await change.db.execute("SELECT 1 FROM users WHERE id = $1 FOR KEY SHARE", user_id)
     row = await change.db.row(
         """SELECT role::text, state FROM chat_invitations
            WHERE chat_id = $1 AND user_id = $2 AND state IN ('waiting', 'declined') FOR UPDATE""",
@@ -239,6 +241,12 @@ async def stay(change: Change, user_id: UUID) -> None:
                delivered_seq = greatest(delivered_seq, t.last_seq), read_seq = greatest(read_seq, t.last_seq),
                read_number = t.last_number, own_after = 0
            FROM chat_threads t WHERE t.id = $1 AND p.chat_id = $1 AND p.user_id = $2""",
+        change.chat_id,
+        user_id,
+    )
+    await change.db.execute(
+        f"""INSERT INTO chat_marks (chat_id, user_id, position) VALUES ($1, $2, {POSITION})
+            ON CONFLICT (chat_id, user_id) DO UPDATE SET position = excluded.position""",
         change.chat_id,
         user_id,
     )

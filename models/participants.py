@@ -287,7 +287,7 @@ async def _depart(change: Change) -> None:
 
 async def end_if_empty(change: Change) -> bool:
     """End a locked chat in which nobody is left, or which all who are left have deleted; whether it was so."""
-    if change.participant_count > 0 and not (change.type == "direct" and await views.left_to_nobody(change)):
+    if change.participant_count > 0 and not (change.two and await views.left_to_nobody(change)):
         return False
     await end(change)
     return True

@@ -16,7 +16,7 @@ from models.changes import POSITION, Change, changing
 from models.database import Database, Row
 from models.listing import UNREAD, due
 from models.messages import erase
-from models.visibility import SEEN_FROM, VISIBLE, blocked
+from models.visibility import SEEN_FROM, UNEXPIRED, VISIBLE, blocked
 
 # Messages that one receipt notes one by one, the newest ones; of those before them the watermark says enough.
 NOTED = 1000
@@ -50,7 +50,9 @@ WITH {due("$2")}, place AS MATERIALIZED (
            greatest(p.read_seq, least($4::bigint, t.last_seq)) AS new_read,
            EXISTS (SELECT 1 FROM chat_views WHERE chat_id = $1 AND user_id = $2 AND marked_unread) AS marked_unread
     FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
-    WHERE p.chat_id = $1 AND p.user_id = $2 AND NOT p.concealed AND t.deleted_at IS NULL
+    WHERE p.chat_id = $1 AND p.user_id = $2 AND NOT p.concealed AND t.deleted_at IS NULL AND NOT EXISTS (
+        SELECT 1 FROM chat_views v
+        WHERE v.chat_id = t.id AND v.user_id = p.user_id AND v.deleted_number >= t.last_number)
 ), target AS MATERIALIZED (
     SELECT *, greatest(delivered_seq, least($3::bigint, last_seq), new_read) AS new_delivered,
            greatest(read_seq, unseen, 0) AS read_after, greatest(delivered_seq, unseen, 0) AS delivered_after
@@ -160,11 +162,16 @@ async def _delivered(change: Change, delivered: int) -> list[UUID]:
 
 # Who may see which marks --------------------------------------------------------------------------------------------
 
+# True of a participant ``p`` from whom a block conceals the chat of two ``t``: their marks stand still, and the other
+# one goes on seeing them, as those of somebody who does not answer.
+_SILENT = "(p.concealed AND t.type IN ('direct', 'secret'))"
+
 # True if participant ``mine`` may see the mark of participant ``p`` in their chat ``t``. In a large chat they see those
 # who may have read a message that they posted: ``posted_first`` and ``posted_last`` bound these messages.
-_SEES = f"""(p.user_id = mine.user_id OR (t.type <> 'channel' AND NOT {blocked("p.user_id", "mine.user_id")}
-    AND (t.participant_count <= {SMALL} OR (
-        mine.posted_first > 0 AND p.read_seq >= mine.posted_first AND mine.posted_last >= {SEEN_FROM}))))"""
+_SEES = f"""(p.user_id = mine.user_id OR (t.type <> 'channel'
+    AND (NOT {blocked("p.user_id", "mine.user_id")} OR {_SILENT})
+    AND (t.participant_count <= {SMALL} OR (mine.posted_first > 0 AND p.read_seq >= mine.posted_first
+        AND (p.concealed OR mine.posted_last >= {SEEN_FROM})))))"""
 
 # True if participant ``mine`` sees their chat ``t``: no block conceals it, and they have not deleted it for themselves.
 _THERE = """(t.deleted_at IS NULL AND NOT mine.concealed AND NOT EXISTS (
@@ -191,7 +198,8 @@ _READS = f"""
 SELECT r.user_id, r.read_at FROM message_reads r
 JOIN messages m ON m.id = r.message_id JOIN chat_threads t ON t.id = m.chat_id
 JOIN chat_participants p ON p.chat_id = m.chat_id AND p.user_id = r.user_id
-WHERE r.message_id = $2 AND {VISIBLE} AND NOT {blocked("r.user_id", "$1")} {{earlier}}
+WHERE r.message_id = $2 AND m.seq > 0 AND {UNEXPIRED} AND (NOT {blocked("r.user_id", "$1")} OR {_SILENT})
+    AND (t.type IN ('direct', 'secret') OR p.concealed OR m.seq >= {SEEN_FROM}) {{earlier}}
 ORDER BY r.read_at DESC, r.user_id DESC LIMIT $3
 """
 

@@ -236,6 +236,51 @@ async def test_accounts_go_as_from_any_chat_that_was_not_answered(services: Serv
         assert (await seen(mallory, where))["participant_count"] == 1
 
 
+@pytest.mark.gen_test
+@pytest.mark.parametrize("kind", ["direct", "secret"])
+async def test_marks_of_who_blocks_stand_still_and_do_not_vanish(services: Services, kind: str) -> None:
+    async with town(services, people=2) as made:
+        victim, mallory = made.people
+        where = await chat(mallory, victim, kind=kind)
+        first = await say(mallory, where)
+        assert (await victim.post(f"/chats/{where['id']}/receipts", {"read_seq": where["last_seq"]})).status == 200
+        before = (await mallory.get(f"/chats/{where['id']}/receipts")).json
+        await block(victim, mallory)
+        assert (await mallory.get(f"/chats/{where['id']}/receipts")).json == before
+        # An older device of the blocker's may still send what it has queued.
+        refused = await victim.post(f"/chats/{where['id']}/receipts", {"read_seq": first["seq"]})
+        assert refused.status == 404
+        assert (await mallory.get(f"/chats/{where['id']}/receipts")).json == before
+        assert (await mallory.get(f"/messages/{first['id']}")).status == 200
+
+
+@pytest.mark.gen_test
+async def test_reads_stay_when_a_reader_deletes_a_direct_chat(services: Services) -> None:
+    async with town(services, people=2) as made:
+        alice, bob = made.people
+        where = await chat(alice, bob, kind="direct")
+        posted = await say(alice, where)
+        assert (await bob.post(f"/chats/{where['id']}/receipts", {"read_seq": posted["seq"]})).status == 200
+        reads = (await alice.get(f"/messages/{posted['id']}/reads")).json
+        assert [one["user_id"] for one in reads] == [bob.user_id]
+        assert (await bob.delete(f"/chats/{where['id']}")).status == 204
+        assert (await alice.get(f"/messages/{posted['id']}/reads")).json == reads
+        marks = (await alice.get(f"/chats/{where['id']}/receipts")).json
+        assert (await bob.post(f"/chats/{where['id']}/receipts", {"read_seq": 99})).status == 404
+        assert (await alice.get(f"/chats/{where['id']}/receipts")).json == marks
+
+
+@pytest.mark.gen_test
+async def test_a_concealed_chat_ends_with_its_maker(services: Services) -> None:
+    async with town(services, people=2) as made:
+        victim, mallory = made.people
+        await block(victim, mallory)
+        where = await chat(mallory, victim, kind="secret")
+        await say(mallory, where)
+        assert (await _erase(mallory)).status == 204
+        assert await made.sql("SELECT 1 FROM chat_threads WHERE id = $1 AND deleted_at IS NULL", where["id"]) == []
+
+
 async def _erase(who: Account) -> Answer:
     return await ask(who.url, "DELETE", "/users/me", {"password": who.password}, token=who.token)
 
