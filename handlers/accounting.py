@@ -64,11 +64,12 @@ class AccountingHandler(AnsweringHandler):
             return
         known = self._session is not None and not cost.by_address
         account = ledger.account(self.session.user_id if known else limit_key(self.address))
+        self._account, self._rows = account, 0  # the bytes of a request that is refused count, too
         try:
             account.admit(cost)
         finally:
             self._show(account.quota(cost.request))
-        self._account, self._rows = account, cost.rows
+        self._rows = cost.rows
 
     def _answering_method(self) -> str:
         """The method that answers: of HEAD it is GET, where it has no method of its own."""

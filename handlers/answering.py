@@ -61,7 +61,14 @@ class AnsweringHandler(RequestHandler):
             self.application.keep(self._finish_packed(content))
 
     async def _finish_packed(self, content: bytes) -> None:
-        self.finish(await self.application.compressor.pack(content))
+        try:
+            packed = await self.application.compressor.pack(content)
+        except Exception as error:  # nothing waits for this task: the client gets its answer here
+            self.log_exception(type(error), error, error.__traceback__)
+            self.clear_header("Content-Encoding")
+            self.send_error(500, exc_info=(type(error), error, error.__traceback__))
+            return
+        self.finish(packed)
 
     def _is_packed(self, content: bytes) -> bool:
         """Whether JSON is to be compressed for this client; the headers say so."""

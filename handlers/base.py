@@ -199,10 +199,20 @@ class ApiHandler(AccountingHandler):
         if self._failed is not None:
             raise self._failed
         self._begin_trace()
+        try:
+            if self.request.method != "OPTIONS":
+                self._judge_caller()
+        except ApiError:
+            self._admit()  # a refused request is read, too
+            raise
+        self._admit()
+        # The connection's own limit is lifted because it doesn't know how much each endpoint takes.
+        if self.request.method != "OPTIONS" and self.declared > self.max_body:
+            raise self._too_large()
+
+    def _judge_caller(self) -> None:
+        """Find out who asks, and by which app. Raises ClientOutdated, Unauthorized, PridMismatch, MethodNotAllowed."""
         headers = self.request.headers
-        if self.request.method == "OPTIONS":
-            self._admit()
-            return
         if self.application.minimum_version and "X-Client-Version" in headers:
             client = version(headers["X-Client-Version"])
             if client and client < self.application.minimum_version:
@@ -220,10 +230,6 @@ class ApiHandler(AccountingHandler):
             raise errors.Unauthorized
         if self.request.method not in self.allow().split(", "):
             raise errors.MethodNotAllowed  # before an upload begins, which looks at no method
-        self._admit()
-        # The connection's own limit is lifted because it doesn't know how much each endpoint takes.
-        if self.declared > self.max_body:
-            raise self._too_large()
 
     def _begin_trace(self) -> None:
         """A trace of someone else's is taken on only from a proxy that is trusted: it says what is to be recorded."""

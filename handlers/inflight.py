@@ -19,6 +19,7 @@ from handlers.errors import Unavailable
 EACH = 4 << 20  # bytes in flight of one account or address: four pages, or 32 downloads
 PATIENCE = 2.5  # seconds that a request waits for memory; it may take 3 in all (contract section 1)
 WAITING = 1000  # requests that may wait, of all accounts together
+WAITING_EACH = 32  # of one account or address: it must not take all places of the line
 GRACE = 5.0  # seconds; an answer that has waited longer for its client goes when others need the memory
 LOOK_SECONDS = 0.25
 
@@ -77,7 +78,7 @@ class InFlight:
         size = min(size, self._each)
         if key not in self._waiting and self._fits(key, size):
             return self._take(key, size, stream)
-        if self._count >= WAITING:
+        if self._count >= WAITING or len(self._waiting.get(key, ())) >= WAITING_EACH:
             raise Unavailable
         coming: asyncio.Future[Room] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(key, deque()).append((size, stream, coming))

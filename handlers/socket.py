@@ -238,7 +238,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
                 raise InvalidRequest("There is no such type of frame.")
             self.application.metrics.frame(kind)
             if account is not None:
-                account.take(event.cost or READS, len(message))
+                account.take(event.cost or READS, _size(message))
             answer: Any = event.handle(self.peer, event.shape.model_validate(frame))
             if isinstance(answer, asyncio.Future):
                 return self._under_way(frame_id, answer)
@@ -250,7 +250,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         except Exception as error:
             if event is None and account is not None:  # reading what is no frame costs as much
                 account.charge(FRAMES, 1)
-                account.charge(BYTES_IN, len(message))
+                account.charge(BYTES_IN, _size(message))
             if self.peer.under_way:
                 return self._under_way(frame_id, _settled(None, error))
             self._refuse(frame_id, error)
@@ -334,6 +334,11 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
     def get_compression_options(self) -> None:
         return None  # ciphertext does not compress, and deflate costs 150 KiB a socket
+
+
+def _size(message: str | bytes) -> int:
+    """The bytes that a frame took on the wire."""
+    return len(message) if isinstance(message, bytes) or message.isascii() else len(message.encode())
 
 
 def _settled(answer: Answer, error: Exception | None = None) -> asyncio.Future[Answer]:

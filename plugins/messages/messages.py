@@ -225,7 +225,10 @@ class Messages:
     async def tell(self, change: Change) -> None:
         """Tell the events of a change that is committed to all who take part."""
         await self._delivery.announce(
-            change.chat_id, change.access, [event.frame for event in change.events], by=change.user_id
+            change.chat_id,
+            change.access,
+            [event.frame for event in change.events],
+            by=None if change.user_id == NOBODY else change.user_id,  # what expires is the server's own doing
         )
 
     # Disappearing -----------------------------------------------------------------------------------------------------

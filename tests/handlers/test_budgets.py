@@ -42,6 +42,14 @@ def message(**fields: object) -> dict[str, object]:
 
 
 @pytest.mark.gen_test
+async def test_requests_that_are_refused_by_their_headers_have_an_end(services: Services) -> None:
+    few = {**ON, "BUDGET_REQUESTS": "20/hour", "BUDGET_ADDRESS_TIMES": "1"}
+    async with place(services) as shared, serving(shared, **few) as server:
+        statuses = [(await ask(server.url, "GET", "/users/me", token="no.good.token")).status for _ in range(25)]
+        assert statuses == [401] * 20 + [429] * 5
+
+
+@pytest.mark.gen_test
 async def test_each_answer_says_how_limits_and_budgets_stand(services: Services) -> None:
     async with place(services) as shared, serving(shared, **ON, CORS_ALLOW_ORIGINS="https://web.example") as server:
         alice = await Account().register(server.url)
