@@ -21,6 +21,7 @@ from models.visibility import SEEN_FROM, UNEXPIRED, VISIBLE, blocked
 # Messages that one receipt notes one by one, the newest ones; of those before them the watermark says enough.
 NOTED = 1000
 ERASED = 500  # messages that one statement of a receipt in a secret chat erases
+ABOVE = 1000  # marks of a page that ends above the horizon: more do not move while one transaction is at work
 SMALL = 64  # participants of a chat in which everybody sees all marks (contract section 7)
 
 
@@ -264,9 +265,13 @@ async def moved(db: Database, user_id: UUID, since: int, limit: int) -> Moved:
     user may see.
 
     Each mark moves in a transaction of its own, so no two have one position. Below the horizon all of them can be seen:
-    ``since`` never goes beyond it, nor beyond a mark that was seen, which is on the disk.
+    ``since`` never goes beyond it, nor beyond a mark that was seen, which is on the disk. So a page that ends above the
+    horizon has no place behind which the next one could begin: then it has all of them, up to ABOVE.
     """
     rows = await db.fetch(_MOVED, user_id, since, limit + 1)
+    if len(rows) > limit and rows[limit - 1]["position"] >= rows[0]["horizon"]:
+        limit = ABOVE
+        rows = await db.fetch(_MOVED, user_id, since, limit + 1)
     page = [row for row in rows if row["position"] is not None][:limit]
     if not page:
         return Moved([], since, False)

@@ -42,7 +42,7 @@ class Reader:
         raise NotImplementedError
 
     async def begin(self) -> None:
-        """Take the cursor first, then list the chats."""
+        """Take the cursor first, then list the chats, and the marks that moved before."""
         answer = (await self.line.surely(lambda: self.line.ask("GET", "/sync"))).json
         if answer["events"] or answer["marks"] or answer["has_more"]:
             self.ledger.fault("answer", "", "/sync without a cursor has events")
@@ -51,6 +51,9 @@ class Reader:
         for chat in await self._pages("/chats", 500):
             view = self.views[chat["id"]] = View(chat["last_seq"])
             view.member, view.role = True, chat["role"]
+            path = f"/chats/{chat['id']}/receipts"
+            for mark in (await self.line.surely(lambda path=path: self.line.ask("GET", path))).json:
+                self._marked(chat["id"], mark)
         # Of the chats that it is not in, or no more, it may know what comes from now on.
         for other, last in (await self.line.stage.lasts()).items():
             self.views.setdefault(other, View(last))
@@ -90,9 +93,12 @@ class Reader:
             for event in self.read(wire):
                 self._synced(event)
         for mark in answer["marks"]:
-            self.marks[mark["chat_id"], mark["user_id"]].append((mark["delivered_seq"], mark["read_seq"]))
+            self._marked(mark["chat_id"], mark)
         self.cursor = answer["cursor"]
         return bool(answer["has_more"])
+
+    def _marked(self, chat: str, mark: Frame) -> None:
+        self.marks[chat, mark["user_id"]].append((mark["delivered_seq"], mark["read_seq"]))
 
     def read(self, wire: Frame) -> list[Event]:
         try:

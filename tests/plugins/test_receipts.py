@@ -325,6 +325,28 @@ async def test_sync_skips_no_mark_that_commits_late(services: Services) -> None:
 
 
 @pytest.mark.gen_test(timeout=60)
+async def test_marks_above_the_horizon_come_all_at_once(services: Services) -> None:
+    async with town(services, people=5) as made:
+        alice, *others = made.people
+        here = await chat(*made.people)
+        await say(alice, here)
+        cursor = await cursor_of(alice)
+        other = await asyncpg.connect(made.shared.dsn)
+        try:
+            transaction = other.transaction()
+            await transaction.start()
+            await other.execute("SELECT pg_current_xact_id()")  # while it runs, nothing behind it is complete
+            for one in others:
+                await read(one, here, 2)
+            page = (await alice.get(f"/sync?cursor={cursor}&limit=1")).json
+            assert not page["has_more"]
+            assert {mark["user_id"] for mark in page["marks"]} == {one.user_id for one in others}
+            await transaction.rollback()
+        finally:
+            await other.close()
+
+
+@pytest.mark.gen_test(timeout=60)
 async def test_marks_that_are_hidden_from_the_viewer_do_not_hold_up_the_pages(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
