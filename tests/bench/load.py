@@ -22,7 +22,10 @@ def masked(frame: dict[str, Any]) -> bytes:
     size, mask = len(payload), os.urandom(4)
     long = (mask * (size // 4 + 1))[:size]
     body = (int.from_bytes(payload) ^ int.from_bytes(long)).to_bytes(size)
-    length = bytes((0x80 | size,)) if size < 126 else b"\xfe" + size.to_bytes(2)
+    if size < 126:
+        length = bytes((0x80 | size,))
+    else:
+        length = b"\xfe" + size.to_bytes(2) if size <= 0xFFFF else b"\xff" + size.to_bytes(8)
     return b"\x81" + length + mask + body
 
 
