@@ -22,8 +22,6 @@ from tests.bench.load import masked
 from tests.bench.users import User, payload
 from tests.providers.providers import Device
 
-NOTES = 60  # of 64 KiB: some pages of 1 MiB
-CHATS = 30  # with 16 KiB of settings, and such a note: two pages
 SETTINGS = 16_000  # characters
 HASHES = 16  # connections that send wrong passwords
 
@@ -32,9 +30,9 @@ async def pages(enemy: Enemy) -> list[str]:
     """Paths that each answer with as much as a page may have."""
     cursor = (await enemy.must("GET", "/sync"))["cursor"]
     chat = await enemy.chat()
-    for _ in range(NOTES):
+    for _ in range(enemy.notes):
         await enemy.note(chat)
-    for _ in range(CHATS):
+    for _ in range(enemy.notes // 2):
         await enemy.note(await enemy.chat(settings={"x": "x" * SETTINGS}))
     return [f"/sync?limit=1000&cursor={cursor}", "/chats?limit=500", f"/chats/{chat}/messages?limit=200"]
 
@@ -53,7 +51,7 @@ async def read_pages(enemy: Enemy) -> list[Hand]:
 async def calls(enemy: Enemy) -> list[Hand]:
     """Offers of 32 KiB to people who are away, and as many candidates of 4 KiB as fit."""
     away = itertools.cycle(enemy.crowd[-200:])
-    call, large, small = "", payload(43_000), payload(5_400)
+    call, large, small = "", payload(32_000), payload(4_000)
 
     def offer() -> bytes:
         nonlocal call
@@ -70,9 +68,9 @@ async def calls(enemy: Enemy) -> list[Hand]:
 async def receipts(enemy: Enemy) -> list[Hand]:
     """Receipts in a group of 1,024, each for one message more than the last."""
     chat = await enemy.group()
-    for _ in range(NOTES):
+    for _ in range(enemy.notes):
         await enemy.note(chat, 100)
-    seqs = itertools.cycle(range(1, NOTES))
+    seqs = itertools.cycle(range(1, enemy.notes))
     body: Callable[[], object] = lambda: {"read_seq": next(seqs), "delivered_seq": 2**40}  # noqa: E731
     return enemy.asking(("POST", f"/chats/{chat}/receipts", body), at_once=8)
 
@@ -154,7 +152,9 @@ async def silent_hosts(enemy: Enemy) -> list[Hand]:
     mute = socket.create_server(("127.0.0.1", 0), backlog=4096)
     for _ in range(10):
         await enemy.must("PUT", "/push/tokens", subscription(mute.getsockname()[1]))
-    friend = Enemy(enemy.host, enemy.port, enemy.accomplice, enemy.user, enemy.crowd, enemy.people, enemy.answers)
+    friend = Enemy(
+        enemy.host, enemy.port, enemy.accomplice, enemy.user, enemy.crowd, enemy.people, enemy.notes, enemy.answers
+    )
     chats = [await friend.chat("group", participants=[enemy.user.public_id]) for _ in range(10)]
     posted = [("POST", f"/chats/{chat}/messages", lambda: message(100)) for chat in chats]
     hands = friend.asking(*posted, at_once=4)
@@ -175,7 +175,7 @@ def subscription(port: int) -> dict[str, object]:
 async def made_and_deleted(enemy: Enemy) -> list[Hand]:
     """Chats that are made, filled and deleted: what they leave is swept later."""
     large = await enemy.group()
-    for _ in range(NOTES):
+    for _ in range(6):  # more would use up the fan-out
         await enemy.note(large)
     wires = [enemy.wire() for _ in range(4)]
 

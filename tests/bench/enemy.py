@@ -68,6 +68,7 @@ class Enemy:
     accomplice: User  # another account of the same person
     crowd: list[User]  # of them the first ones are honest and there, the others are away
     people: int  # in a large group
+    notes: int  # that an attack leaves before it begins
     answers: Counter[str] = field(default_factory=Counter)
 
     def request(self, method: str, path: str, body: object = None, **headers: str) -> bytes:
@@ -142,7 +143,7 @@ class Enemy:
         opened = await Socket.open(self.host, self.port, "/ws", self.user.token, greeted=True)
 
         def take(frame: bytes) -> None:
-            kind = "error" if b'"error"' in frame[:300] else "frames"
+            kind = str(orjson.loads(frame)["code"]) if b'"error"' in frame[:300] else "frames"
             self.answers[kind] += 1
 
         opened.take = take
@@ -162,7 +163,7 @@ class Enemy:
                     number += 1
                     ahead = number - BURST - RATE * (time.monotonic() - started)
                     await asyncio.sleep(max(0.0, ahead / RATE) if paced else 0)
-            self.answers["sockets closed"] += 1
+            self.answers[f"closed {opened.close_code}"] += 1
 
         return [hand] * at_once
 

@@ -22,6 +22,8 @@ from tests.bench.users import User, payload
 SIZE = 400  # characters of a message
 POSTS = 4.0  # messages a second of each
 REQUESTS = 2.0  # requests a second of each
+AGAIN = 0.2  # seconds before a socket that was closed is opened again, at most
+OVERDUE = 10.0  # seconds without an ack
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Times:
     acks: list[float] = field(default_factory=list)
     requests: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    closed: Counter[int] = field(default_factory=Counter)  # sockets, by their codes; 0 where there was none
 
 
 class Person:
@@ -39,7 +42,7 @@ class Person:
     def __init__(self, enemy: Enemy, socket: Socket, crowd: Honest) -> None:
         self.wire, self._socket, self._crowd = Wire(enemy), socket, crowd
         self.chat, self.cursor, self.seq = "", "", 0
-        self._sent: dict[str, float] = {}
+        self._sent: dict[str, tuple[float, bytes]] = {}  # when, and what: it is sent again by the next socket
         socket.take = self._take
 
     def _take(self, frame: bytes) -> None:
@@ -52,28 +55,36 @@ class Person:
             return
         if answer["type"] == "ack":
             self.seq = answer["seq"]
-            self._crowd.times.acks.append(time.perf_counter() - sent)
+            self._crowd.times.acks.append(time.perf_counter() - sent[0])
         else:
             self._crowd.times.failures.append(f"message: {answer['code']}")
 
     def post(self) -> None:
         number = str(uuid4())
         body = {"client_id": number, "encrypted_payload": payload(SIZE), "message_type": "text"}
-        self._sent[number] = time.perf_counter()
-        self._socket.send(masked({"type": "message_send", "id": number, "chat_id": self.chat, **body}))
+        frame = masked({"type": "message_send", "id": number, "chat_id": self.chat, **body})
+        self._sent[number] = time.perf_counter(), frame
+        if not self._socket.lost:
+            self._socket.send(frame)
+
+    async def come_back(self) -> None:
+        """Open another socket when this one was closed, and send again what was not acknowledged, as phones do."""
+        if self._socket.lost:
+            self._crowd.times.closed[self._socket.close_code or 0] += 1
+            enemy = self.wire.enemy
+            self._socket = await Socket.open(enemy.host, enemy.port, "/ws", enemy.user.token, greeted=True)
+            self._socket.take = self._take
+            for _, frame in self._sent.values():
+                self._socket.send(frame)
+
+    def close(self) -> None:
+        self.wire.close()
+        self._socket.close()
 
     def overdue(self) -> int:
-        """How many messages wait for an answer for too long, or for ever."""
+        """How many messages have waited for too long."""
         now = time.perf_counter()
-        return len(self._sent) if self._socket.lost else sum(now - at > PATIENCE for at in self._sent.values())
-
-    @property
-    def waiting(self) -> int:
-        return len(self._sent)
-
-    @property
-    def lost(self) -> bool:
-        return self._socket.lost
+        return sum(now - at > OVERDUE for at, _ in self._sent.values())
 
     async def ask(self, number: int) -> None:
         """A receipt, a page of /sync, or the chats."""
@@ -111,13 +122,13 @@ class Honest:
         honest = cls()
         async with sockets_of(target, users) as sockets:
             for user, socket in zip(users, sockets, strict=True):
-                asker = Enemy(target.host, target.port, user, user, [], 0, Counter())
+                asker = Enemy(target.host, target.port, user, user, [], 0, 0, Counter())
                 honest.people.append(Person(asker, socket, honest))
             for one, two, user in zip(honest.people[::2], honest.people[1::2], users[1::2], strict=True):
                 chat = await one.wire.enemy.chat("direct", participants=[user.public_id])
                 for person in (one, two):
                     person.chat, person.cursor = chat, (await person.wire.enemy.must("GET", "/sync"))["cursor"]
-            tasks = [asyncio.create_task(work(person)) for person in honest.people for work in (_write, _ask)]
+            tasks = [asyncio.create_task(work(person)) for person in honest.people for work in (_write, _ask, _stay)]
             try:
                 yield honest
             finally:
@@ -125,7 +136,7 @@ class Honest:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 for person in honest.people:
-                    person.wire.close()
+                    person.close()
             for task in tasks:
                 if not task.cancelled():
                     task.result()
@@ -135,9 +146,6 @@ class Honest:
         self.times = times = Times()
         await asyncio.sleep(seconds)
         return times
-
-    def lost(self) -> int:
-        return sum(person.lost for person in self.people)
 
     def overdue(self) -> int:
         return sum(person.overdue() for person in self.people)
@@ -159,3 +167,9 @@ async def _ask(person: Person) -> None:
         await asyncio.sleep(random.uniform(0.5, 1.5) / REQUESTS)
         await person.ask(number)
         number += 1
+
+
+async def _stay(person: Person) -> None:
+    while True:
+        await asyncio.sleep(AGAIN * random.random())
+        await person.come_back()

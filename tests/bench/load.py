@@ -43,6 +43,7 @@ class Socket(asyncio.Protocol):
         self.counted: Callable[[int], None] | None = None
         self.take: Callable[[bytes], None] | None = None
         self.lost = False
+        self.close_code: int | None = None  # what the server closed it with
 
     @classmethod
     async def open(cls, host: str, port: int, path: str, token: str, *, greeted: bool) -> Socket:
@@ -101,6 +102,10 @@ class Socket(asyncio.Protocol):
                     self.take(data[start:following])
             elif data[at] == 0x89:
                 self._transport.write(b"\x8a\x80\0\0\0\0")
+            elif data[at] == 0x88:
+                self.close_code = int.from_bytes(data[start : start + 2])
+                self._transport.close()
+                return
             at = following
         self._rest = data[at:]
         if not self._open.done() and (count or not self._greeted):
