@@ -141,10 +141,10 @@ async def attack(
     await attacker.prepare(name)
     await asyncio.sleep(REST * seconds)
     Path(f"/proc/{target.pid}/clear_refs").write_text("5")  # VmHWM begins again
-    meter, samples = Meter(target), [await stand(target)]
+    meter, samples, going = Meter(target), [await stand(target)], True
 
     async def sample() -> None:
-        while True:
+        while going:
             await asyncio.sleep(SAMPLES)
             samples.append(await stand(target))
 
@@ -153,8 +153,8 @@ async def attack(
     times = await honest.phase(seconds)
     use = meter.read()
     answers = await attacker.answers(30)
-    sampling.cancel()
-    await asyncio.gather(sampling, return_exceptions=True)
+    going = False
+    await sampling
     await asyncio.sleep(REST * seconds)
     end = await stand(target)
     most = Stand(
