@@ -99,7 +99,7 @@ async def frames(enemy: Enemy) -> list[Hand]:
 
 
 async def passwords(enemy: Enemy) -> list[Hand]:
-    """Wrong passwords, from an address of its own each time: one address may try five."""
+    """Wrong passwords, each from another address: one address may try five."""
 
     def hand() -> Hand:
         wire = enemy.wire()
@@ -128,7 +128,7 @@ async def presence(enemy: Enemy) -> list[Hand]:
 
 async def searches(enemy: Enemy) -> list[Hand]:
     """Searches for what every id has, and profiles."""
-    wanted = [("GET", f"/users/search?q={part}", None) for part in ("an", "0", "hostile_", "_0", "e_0")]
+    wanted = [("GET", f"/users/search?q={part}", None) for part in ("an", "00", "hostile_", "_0", "e_0")]
     return enemy.asking(*wanted, ("GET", f"/users/{enemy.crowd[0].public_id}", None), at_once=8)
 
 

@@ -196,4 +196,4 @@ async def run(hands: Sequence[Hand], seconds: float, answers: Counter[str]) -> N
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
-        task.result()  # a hand ends only by a mistake of its own
+        task.result()  # a hand ends only by its own mistake

@@ -1,7 +1,7 @@
 """What one hostile account does to fifty people who behave, and to the server, with the limits of the default.
 
 For each attack another account, whose budgets are full; before each a quiet phase. The yardstick is the median of the
-quiet phases. A process of its own attacks, behind the honest ones on the load's core. The memory is watched from
+quiet phases. A separate process attacks, behind the honest ones on the load's core. The memory is watched from
 outside: no limit ends the server, for what it would have used is a better figure than that it is gone.
 """
 

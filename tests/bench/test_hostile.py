@@ -24,7 +24,7 @@ SECONDS = 1.0
 
 def test_others_are_answered_while_one_account_attacks(services: Services) -> None:
     assert set(SHORT) <= set(ATTACKS)
-    # A process of its own: the load's core and priority are the benchmark's.
+    # A separate process: the load's core and priority are the benchmark's.
     command = [sys.executable, "-m", "tests.bench.test_hostile", json.dumps(asdict(services))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
