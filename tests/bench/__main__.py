@@ -9,11 +9,11 @@ import gc
 import sys
 import time
 
-from tests.bench import fanout, machine, messages, reading, report, scenarios, users
+from tests.bench import fanout, hostile, machine, messages, reading, report, scenarios, users
 from tests.bench.figures import Bench, Figure
 from tests.bench.scenarios import IDLE, IDLE_WARM
 
-SCENARIOS = {**scenarios.SCENARIOS, **messages.SCENARIOS, **fanout.SCENARIOS, **reading.SCENARIOS}
+SCENARIOS = {**scenarios.SCENARIOS, **messages.SCENARIOS, **fanout.SCENARIOS, **reading.SCENARIOS, **hostile.SCENARIOS}
 MOST = 600  # seconds that one run of one scenario may take; beyond it something hangs
 ATTEMPTS = 4  # at a measurement that others disturb
 

@@ -22,7 +22,10 @@ def masked(frame: dict[str, Any]) -> bytes:
     size, mask = len(payload), os.urandom(4)
     long = (mask * (size // 4 + 1))[:size]
     body = (int.from_bytes(payload) ^ int.from_bytes(long)).to_bytes(size)
-    length = bytes((0x80 | size,)) if size < 126 else b"\xfe" + size.to_bytes(2)
+    if size < 126:
+        length = bytes((0x80 | size,))
+    else:
+        length = b"\xfe" + size.to_bytes(2) if size <= 0xFFFF else b"\xff" + size.to_bytes(8)
     return b"\x81" + length + mask + body
 
 
@@ -40,6 +43,7 @@ class Socket(asyncio.Protocol):
         self.counted: Callable[[int], None] | None = None
         self.take: Callable[[bytes], None] | None = None
         self.lost = False
+        self.close_code: int | None = None  # what the server closed it with
 
     @classmethod
     async def open(cls, host: str, port: int, path: str, token: str, *, greeted: bool) -> Socket:
@@ -98,6 +102,10 @@ class Socket(asyncio.Protocol):
                     self.take(data[start:following])
             elif data[at] == 0x89:
                 self._transport.write(b"\x8a\x80\0\0\0\0")
+            elif data[at] == 0x88:
+                self.close_code = int.from_bytes(data[start : start + 2])
+                self._transport.close()
+                return
             at = following
         self._rest = data[at:]
         if not self._open.done() and (count or not self._greeted):
