@@ -9,16 +9,13 @@ from uuid import UUID
 
 import peewee
 
-from models.changes import POSITION, Change, changing
+from models.changes import POSITION, Change
 from models.database import JSONB, Database, Row, Table
 from models.message_row import MESSAGE_SIZE, erased, message_columns
 from models.paging import cut, more_behind
-from models.sweeps import Due
 from models.threads import ChatThread
 from models.users import User
 from models.visibility import UNEXPIRED, VISIBLE
-
-LOCK_MS = 250
 
 
 class Message(Table):
@@ -357,34 +354,6 @@ async def unreact(change: Change, message_id: UUID, seq: int, emoji: str) -> boo
             "reaction_removed", message_id=message_id, user_id=change.user_id, data=dict(row), about=seq
         )
     return bool(taken)
-
-
-EXPIRED = Due(
-    "message_expiry",
-    "m.chat_id, m.id",
-    """messages m JOIN chat_threads t ON t.id = m.chat_id AND t.deleted_at IS NULL  -- else they are being purged
-       WHERE m.expires_at <= now() AND m.deleted_at IS NULL""",
-    "m.expires_at",
-    lock="",
-)
-
-
-async def expired(db: Database, limit: int) -> list[tuple[UUID, list[UUID]]]:
-    """Messages whose time has come, by chat."""
-    rows = await db.fetch(
-        f"SELECT chat_id, array_agg(id) AS ids FROM ({EXPIRED.batch}) AS due GROUP BY chat_id ORDER BY chat_id", limit
-    )
-    return [(row["chat_id"], row["ids"]) for row in rows]
-
-
-async def expire(db: Database, chat_id: UUID, message_ids: Sequence[UUID], user_id: UUID) -> tuple[Change | None, int]:
-    """Erase messages of a chat whose time has come; the change, and how many they were. Raises LockNotAvailableError
-    when somebody else holds the chat for longer than LOCK_MS: the others' time has come as well."""
-    async with db.transaction():
-        await db.execute(f"SET LOCAL lock_timeout = {LOCK_MS}")
-        async with changing(db, chat_id, user_id) as change:
-            erased = await erase(change, message_ids, "expired") if change else []
-    return change, len(erased)
 
 
 async def forget_sender(db: Database, user_id: UUID) -> None:

@@ -13,7 +13,7 @@ from handlers.delivery import Delivery
 from handlers.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
 from handlers.hub import Peer
 from handlers.socket import Answer
-from models import listing, messages
+from models import expiry, listing, messages
 from models.access import Access, View
 from models.changes import Change, changing
 from models.database import Database, Row, Unavailable
@@ -74,7 +74,7 @@ class Messages:
         self, db: Database, access: Access, delivery: Delivery, journal: Journal, sweeps: Watch = UNWATCHED
     ) -> None:
         self._db, self._access, self._delivery, self._journal = db, access, delivery, journal
-        self._expiry = Sweeper(db, sweeps, Sweep(messages.EXPIRED, self._expire, EXPIRED_AT_ONCE))
+        self._expiry = Sweeper(db, sweeps, Sweep(expiry.EXPIRED, self._expire, EXPIRED_AT_ONCE))
 
     # Posting ----------------------------------------------------------------------------------------------------------
 
@@ -242,9 +242,9 @@ class Messages:
         RowsFailed for the messages of those that somebody else holds, or what another one failed with."""
         erased, held = 0, []
         failed: Exception | None = None
-        for chat_id, message_ids in await messages.expired(self._db, limit):
+        for chat_id, message_ids in await expiry.expired(self._db, limit):
             try:
-                change, number = await messages.expire(self._db, chat_id, message_ids, NOBODY)
+                change, number = await expiry.expire(self._db, chat_id, message_ids, NOBODY)
             except LockNotAvailableError as error:
                 held += [(f"({chat_id},{message_id})", error) for message_id in message_ids]
                 continue
