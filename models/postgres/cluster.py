@@ -21,7 +21,7 @@ import asyncpg
 import structlog
 from redis.asyncio import Redis
 
-from models.postgres.fence import Fence, Mark, Reason, behind
+from models.postgres.fence import REASONS, Fence, Mark, Reason, behind
 from models.postgres.hosts import Host, HostAway, HostRefused, describe, dial, hosts, named
 from models.postgres.identity import Identity, identify
 
@@ -62,7 +62,10 @@ class Cluster:
         self.current: Host | None = None  # the host that was the database last
         # Begins a new epoch where one is due; until it is done no connection is given out. Without it all are.
         self.settle: Settle | None = None
-        self.refused: Counter[tuple[str, str]] = Counter()
+        # All of them from the beginning, so that a first refusal shows as a change.
+        self.refused: Counter[tuple[str, str]] = Counter(
+            {(str(h), reason): 0 for h in self.hosts for reason in REASONS}
+        )
         self._quiet = quiet
         self._open: dict[asyncpg.Connection, _Open] = {}
         self._election: asyncio.Task[Host] | None = None

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 from server import Server
@@ -37,6 +37,7 @@ class Seen:
 
     metrics: str
     handlers: Collection[str]  # names of the classes that answer requests
+    database: str  # the host and the port of PostgreSQL
     rules: list[dict[str, Any]] = field(default_factory=list)  # as Prometheus has loaded them
     answers: Mapping[str, list[Any]] = field(default_factory=dict)  # the result of each query of the dashboard
     refused: Mapping[str, str] = field(default_factory=dict)  # what Prometheus says of those that it doesn't take
@@ -122,7 +123,7 @@ async def live(services: Services, folder: Path) -> Seen:
             await _scraped(running, SCRAPES)
             text = (await ask(running.url, "GET", "/metrics")).text
             handlers = {rule.target.__qualname__ for rule in running.site.wildcard_router.rules}
-            seen = Seen(text, handlers)
+            seen = Seen(text, handlers, urlsplit(services.dsn).netloc.rpartition("@")[2])
             loaded = (await ask(url, "GET", "/api/v1/rules")).json["data"]["groups"]
             seen.rules = [rule for group in loaded for rule in group["rules"]]
             answers, refused = {}, {}
