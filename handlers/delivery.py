@@ -136,12 +136,26 @@ class Delivery:
         payload = encode(frame)
         if by is not None:
             self._charge(by, len(members) * len(payload))
-        self._put(group, _Told(kind, began, access, frame.get("seq", PRESENT), members, payload, skip, but, droppable))
+        waits = self._waits(group, members, payload)
+        others: list[UUID] = []
+        if not waits:
+            others = self._hub.write_all(members, kind, text_frame(payload), skip, droppable)
+            self._hub.metrics.written("group", began)
+            if not others:
+                return  # all are here, as they are for most frames: nothing more is built for those
+        told = _Told(kind, began, access, frame.get("seq", PRESENT), members, payload, skip, but, droppable)
+        if waits:
+            self._queue(group, told)
+        else:
+            self._publish(group, told, others)
+
+    def _waits(self, group: UUID, members: Collection[UUID], payload: bytes) -> bool:
+        people = len(members)
+        return people > SLICE or people * len(payload) > TURN or group in self._queues
 
     def _put(self, group: UUID, told: _Told) -> None:
         assert told.members is not None
-        people = len(told.members)
-        if people > SLICE or people * len(told.payload) > TURN or group in self._queues:
+        if self._waits(group, told.members, told.payload):
             self._queue(group, told)
             return
         others, unseeing = self._write(told.members, told, text_frame(told.payload))

@@ -48,6 +48,7 @@ class Socket:
         "_handler",
         "_held_bytes",
         "_held_keys",
+        "_loop",
         "_metrics",
         "_out",
         "_queued",
@@ -69,6 +70,7 @@ class Socket:
 
     def __init__(self, handler: WebSocketHandler, metrics: Metrics, session: Session) -> None:
         self._handler, self._metrics = handler, metrics
+        self._loop = asyncio.get_running_loop()  # asking for it is a system call, and costs as much as a frame
         self.peer_id = uuid4().hex
         self.session = session
         self.opened = time.time()
@@ -209,7 +211,7 @@ class Socket:
         if len(self._out) == GATHERED or len(frame) >= LARGE:
             self.flush()
         elif len(self._out) == 1:
-            asyncio.get_running_loop().call_soon(self.flush)
+            self._loop.call_soon(self.flush)
         return True
 
     def flush(self) -> None:
@@ -221,7 +223,7 @@ class Socket:
         size = len(data)
         self._out.clear()
         connection = self._handler.ws_connection
-        if not isinstance(connection, Protocol):
+        if type(connection) is not Protocol:  # isinstance would ask the abstract base class, at each flush
             return
         stream, taken = connection.stream, 0
         if not (stream.writing() or stream.closed()):
@@ -262,13 +264,12 @@ class Socket:
         if self._expiry is not None:
             self._expiry.cancel()
         left = self.session.expires - time.time()
-        loop = asyncio.get_running_loop()
-        self._expiry = loop.call_later(max(0.0, left - EXPIRY_WARNING), self._expiring)
+        self._expiry = self._loop.call_later(max(0.0, left - EXPIRY_WARNING), self._expiring)
 
     def _expiring(self) -> None:
         left = max(0.0, self.session.expires - time.time())
         self.send({"type": "token_expiring", "seconds": int(left)})
-        self._expiry = asyncio.get_running_loop().call_later(left, self.close, hub.SESSION_ENDED, "token expired")
+        self._expiry = self._loop.call_later(left, self.close, hub.SESSION_ENDED, "token expired")
 
     def close(self, code: int, reason: str) -> None:
         if self.closing:

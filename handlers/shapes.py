@@ -112,15 +112,21 @@ def unb64(value: Any) -> Any:
     """Bytes from standard or URL-safe base64, padded or not; ValueError for anything else."""
     if not isinstance(value, str):
         raise ValueError("expected base64 text")
+    if len(value) % 4 == 0 and not ("-" in value or "_" in value or "=" in value[:-2]):  # the usual form
+        return _decoded(value)
     text = value.replace("-", "+").replace("_", "/")
     if not _STANDARD.fullmatch(text):
         raise ValueError("not valid base64")
     bare = text.rstrip("=")
     if len(text) != len(bare) and len(text) % 4:
         raise ValueError("not valid base64: wrong padding")
+    return _decoded(bare + "=" * (-len(bare) % 4))
+
+
+def _decoded(text: str) -> bytes:
     try:
-        return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
-    except binascii.Error:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
         raise ValueError("not valid base64") from None
 
 

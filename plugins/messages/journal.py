@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
@@ -41,7 +40,7 @@ LOOKS = 5  # times a message's chat is looked at anew before its sender is told 
 # Since a message was stored, in which a repetition of it is announced: a commit that came too late was given up after
 # COMMAND_SECONDS, and what comes sooner meets a message that is being sent just now.
 LATE, YOUNG = timedelta(seconds=COMMAND_SECONDS), timedelta(seconds=60)
-SENT = 65_536  # messages that are remembered as sent, so that each is announced once; some 8 MB
+SENT = 65_536  # messages remembered as sent at most, and half of them at least, so that each is announced once; 8 MB
 # Two instances met: one client_id was posted on both, or each had what the other waited for.
 MET = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.UniqueViolationError)
 # Of a message's columns those that are in its frame.
@@ -58,10 +57,16 @@ class _Entry(Generic[A]):
     __slots__ = ("answer", "answered", "context", "looks", "post", "reply_to_seq", "skip", "view")
 
     def __init__(
-        self, post: Post, view: View, answer: Callable[[Post, Posted], A], skip: str, reply_to_seq: int | None
+        self,
+        post: Post,
+        view: View,
+        answer: Callable[[Post, Posted], A],
+        answered: asyncio.Future[A],
+        skip: str,
+        reply_to_seq: int | None,
     ) -> None:
-        self.post, self.view, self.answer, self.skip, self.reply_to_seq = post, view, answer, skip, reply_to_seq
-        self.answered: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self.post, self.view, self.answer, self.answered = post, view, answer, answered
+        self.skip, self.reply_to_seq = skip, reply_to_seq
         self.context = copy_context()
         self.looks = 0
 
@@ -101,7 +106,9 @@ class Journal:
         self._db, self._access, self._delivery, self._alerts = db.steady(), access, delivery, alerts
         self._traces = traces
         self._reading = db
-        self._sent: OrderedDict[UUID, None] = OrderedDict()  # messages that this instance has sent, the newest
+        # Messages that this instance has sent, the newest; and those before them.
+        self._sent: set[UUID] = set()
+        self._sent_before: set[UUID] = set()
         self._announcing: set[asyncio.Task[None]] = set()
         # By sender; sealed messages, which have none, by the inbox.
         self._queue: FairQueue[UUID, _Entry[Any]] = FairQueue(QUANTUM, WAITING, WAITING_BYTES)
@@ -126,6 +133,7 @@ class Journal:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Write until the block ends; what waits then is written first."""
+        self._loop = asyncio.get_running_loop()
         async with self._db.open():
             writer = asyncio.create_task(self._write())
             try:
@@ -152,7 +160,7 @@ class Journal:
         not, and the same client_id may be posted again.
         """
         sender, weight = post.sender_id or post.chat_id, len(post.payload) + ROW
-        entry = _Entry(post, view, answer, skip, reply_to_seq)
+        entry = _Entry(post, view, answer, self._loop.create_future(), skip, reply_to_seq)
         if self._delivery.behind(post.chat_id) or not self._queue.put(sender, weight, entry):
             raise Unavailable
         self._wake.set()
@@ -225,7 +233,8 @@ class Journal:
         Another instance may have sent it all the same; clients drop doubles."""
         post, age = entry.post, datetime.now(UTC) - posted.created_at
         same = (posted.payload_hash, posted.chat_id) == (post.payload_hash, post.chat_id)
-        if not same or posted.id in self._sent or not LATE <= age < YOUNG:
+        sent = posted.id in self._sent or posted.id in self._sent_before
+        if not same or sent or not LATE <= age < YOUNG:
             return
         self._note_sent(posted.id)
         task = asyncio.create_task(self._announce(entry, posted))
@@ -242,13 +251,14 @@ class Journal:
             message = {name: row[name] for name in _SHOWN} | {"reactions": ()}
             self._send(entry, view._replace(audience=then), message, time.monotonic())
         except Exception as error:  # the sender has its ack; the others find the message by /sync
-            self._sent.pop(posted.id, None)
+            self._sent.discard(posted.id)
+            self._sent_before.discard(posted.id)
             entry.context.run(_not_told, error)
 
     def _note_sent(self, message_id: UUID) -> None:
-        self._sent[message_id] = None
-        if len(self._sent) > SENT:
-            self._sent.popitem(last=False)
+        self._sent.add(message_id)
+        if len(self._sent) == SENT // 2:
+            self._sent_before, self._sent = self._sent, set()
 
     def _tell(self, entry: _Entry[Any], posted: Posted, committed: float) -> None:
         post, view = entry.post, entry.view
