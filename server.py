@@ -25,28 +25,30 @@ from config import embedded, logs, reasons, secrets, supervisor, traces
 from config.keyring import KeyringFile
 from config.settings import Core, Rate, Section, SettingsError, environment, load
 from config.version import VERSION
-from handlers import docs, health, vitals
+from handlers import vitals
 from handlers.alerts import Alerts
-from handlers.base import UnknownRoute
-from handlers.bus import Bus, connected
-from handlers.delivery import Delivery
-from handlers.hub import Hub, Peer
-from handlers.ledger import Ledger
-from handlers.limits import Limits
-from handlers.listener import HERE, Listener, authority, bind, farewell
+from handlers.http import health
+from handlers.http.base import UnknownRoute
+from handlers.http.listener import HERE, Listener, authority, bind, farewell
+from handlers.http.site import Check, Site
+from handlers.limits.ledger import Ledger
+from handlers.limits.rates import Limits
 from handlers.metrics import Metrics
 from handlers.passwords import Passwords
+from handlers.reference import page as docs
 from handlers.revocations import Revocations
-from handlers.site import Check, Site
-from handlers.socket import Event, SocketHandler, prolonging
+from handlers.sockets.bus import Bus, connected
+from handlers.sockets.delivery import Delivery
+from handlers.sockets.hub import Hub, Peer
+from handlers.sockets.socket import Event, SocketHandler, prolonging
 from handlers.tokens import Tokens
-from models import migrations
-from models.access import Access
+from models.chats.access import Access
 from models.database import Database, Unavailable
-from models.epochs import Epoch
-from models.fitness import takes_writes
+from models.postgres import migrations
 from models.postgres.cluster import WATCH_SECONDS, Cluster, fenced
-from models.statements import Watch
+from models.postgres.epochs import Epoch
+from models.postgres.fitness import takes_writes
+from models.postgres.statements import Watch
 from models.sweeps import Watch as SweepWatch
 from plugins import App, Every, Plugin, Timer
 

@@ -20,10 +20,10 @@ def read_sessions_ended(message: bytes) -> list[tuple[UUID, UUID]]:
     return [(UUID(session), UUID(user)) for session, user in orjson.loads(message)]
 
 
-PUSH_NOW = "push:judge.now"  # the stream of what is to be pushed at once (plugins/push/queue.py)
+PUSH_NOW = "push:judge.now"  # the stream of what is to be pushed at once (plugins/push/queue/queue.py)
 
 
 def push_test(user_id: UUID, token_id: UUID, now: int, seconds: int, reply: str) -> bytes:
     """The job on PUSH_NOW by which a script has a server send one push: the verdict comes to the list ``reply``.
-    ``now`` is in milliseconds by Redis's clock. In the form of plugins/push/jobs.py."""
+    ``now`` is in milliseconds by Redis's clock. In the form of plugins/push/queue/jobs.py."""
     return orjson.dumps(["test", str(user_id), None, str(token_id), now, now + seconds * 1000, 0, reply])

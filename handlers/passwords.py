@@ -17,9 +17,9 @@ from pydantic import AfterValidator, Field
 
 from config.settings import Rate
 from config.threads import processors, step_back
-from handlers.errors import RateLimited, Unavailable
-from handlers.fair import FairQueue
-from handlers.limits import CLIENT_KEY, Limits
+from handlers.limits.fair_queue import FairQueue
+from handlers.limits.rates import CLIENT_KEY, Limits
+from handlers.wire.errors import RateLimited, Unavailable
 
 T = TypeVar("T")
 

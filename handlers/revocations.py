@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Iterable
 from uuid import UUID
 
 from config import channels
-from handlers.bus import Bus
-from handlers.hub import Hub
+from handlers.sockets.bus import Bus
+from handlers.sockets.hub import Hub
 from handlers.tokens import Tokens
 
 Ended = tuple[UUID, UUID]  # session, user

@@ -11,7 +11,7 @@ from uuid import UUID
 import jwt
 
 from config.keyring import Keyring
-from handlers.errors import TokenExpired, Unauthorized
+from handlers.wire.errors import TokenExpired, Unauthorized
 
 ISSUER = "mimu"
 LEEWAY = 60.0  # seconds that the clock of the instance which issued a token may be ahead of ours

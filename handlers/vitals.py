@@ -13,10 +13,10 @@ from prometheus_client import Counter, Gauge, Histogram, Info, ProcessCollector,
 
 from config import last_backup
 from config.version import VERSION
-from handlers.delivery import Delivery
+from handlers.http.site import Site
 from handlers.metrics import SECONDS, Metrics
 from handlers.passwords import Passwords
-from handlers.site import Site
+from handlers.sockets.delivery import Delivery
 
 LOOK = 0.1  # seconds between looks at how late the loop is
 # From half a millisecond, a usual turn, to a second, at which clients think that nobody is there.
@@ -176,7 +176,7 @@ class Sweeps:
 
 
 class Statements:
-    """What the database is asked, and how long it takes; models/statements.py tells."""
+    """What the database is asked, and how long it takes; models/postgres/statements.py tells."""
 
     def __init__(self, metrics: Metrics) -> None:
         registry = metrics.registry

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 from uuid import UUID
 
-from models import audit, changes, messages, participants, sessions, users
+from models import audit, sessions, users
+from models.chats import events as changes
+from models.chats import messages, participants
 from models.database import Database, Row
 
 

@@ -148,7 +148,7 @@ def _sessions(kept: timedelta) -> Step:
 
 def _deleted_chats(kept: timedelta) -> Step:
     """Chats that were deleted, with who took part: a channel may have 100,000 of them, so a batch takes so many, and
-    the chats that had none left before it. Of these all else was erased before (models/purge.py)."""
+    the chats that had none left before it. Of these all else was erased before (models/chats/purge.py)."""
     purged = "NOT EXISTS (SELECT 1 FROM chat_purges WHERE chat_id = chat_threads.id)"
     due = Due(
         "chat_threads",

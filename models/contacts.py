@@ -7,8 +7,8 @@ from uuid import UUID
 
 import peewee
 
-from models import concealment, invitations
-from models.changes import Change
+from models.chats import concealment, invitations
+from models.chats.events import Change
 from models.database import Database, Enum, Row, Table
 from models.users import User
 

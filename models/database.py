@@ -13,12 +13,12 @@ from peewee_async.aio_model import AioModel
 from peewee_async.connection import ConnectionContext, connection_context
 from peewee_async.databases import AioPostgresDatabase
 
-from models.outages import Unavailable as Unavailable
-from models.outages import outages
 from models.postgres.cluster import Cluster, name_of
+from models.postgres.outages import Unavailable as Unavailable
+from models.postgres.outages import outages
 from models.postgres.pool import COMMAND_SECONDS as COMMAND_SECONDS
 from models.postgres.pool import Connection, Held, Pool, Usage
-from models.statements import Watch, Watched
+from models.postgres.statements import Watch, Watched
 
 # For statements that run thousands of times a second: they are planned once, not for each set of parameters, and by
 # index whatever the tables hold at that moment. A plan made while they are empty would else read all of them later.

@@ -10,10 +10,10 @@ from uuid import UUID
 import asyncpg
 import peewee
 
+from models.chats.tables import ChatThread
 from models.database import Database, Enum, Row, Table
 from models.storage import Place, Progress
 from models.sweeps import Due
-from models.threads import ChatThread
 from models.users import User
 
 

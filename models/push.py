@@ -10,10 +10,10 @@ from uuid import UUID
 
 import peewee
 
+from models.chats.visibility import VISIBLE
 from models.database import JSONB, Database, Enum, Row, Table
 from models.sessions import IDLE_DAYS, Session
 from models.users import User
-from models.visibility import VISIBLE
 
 
 class PushToken(Table):

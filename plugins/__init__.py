@@ -24,22 +24,22 @@ from config.keyring import KeyringFile
 from config.settings import Core
 from config.traces import Traces
 from handlers.alerts import Alerts
-from handlers.base import ApiHandler
-from handlers.bus import Bus
-from handlers.delivery import Delivery
-from handlers.hub import Hub, Peer
-from handlers.ledger import Ledger
-from handlers.limits import Limits
+from handlers.http.base import ApiHandler
+from handlers.http.site import Check
+from handlers.limits.ledger import Ledger
+from handlers.limits.rates import Limits
 from handlers.metrics import Metrics
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
-from handlers.site import Check
-from handlers.socket import Event
+from handlers.sockets.bus import Bus
+from handlers.sockets.delivery import Delivery
+from handlers.sockets.hub import Hub, Peer
+from handlers.sockets.socket import Event
 from handlers.tokens import Tokens
 from handlers.vitals import Runs
-from models.access import Access
+from models.chats.access import Access
 from models.database import Database
-from models.epochs import Epoch
+from models.postgres.epochs import Epoch
 from models.sweeps import Watch as SweepWatch
 
 log = structlog.get_logger(__name__)

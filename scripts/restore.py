@@ -26,10 +26,10 @@ if not __package__:  # python scripts/restore.py, from any folder
 from config import embedded, logs
 from config.keyring import KeyringFile
 from config.settings import Core
-from models import migrations
 from models.backups import BackupError, Manifest, Tell, keys, stored, verify
 from models.backups.programs import find, into
 from models.backups.restoring import Target, target
+from models.postgres import migrations
 from models.postgres.cluster import Cluster, connect
 from models.postgres.hosts import address
 from models.storage import Storage

@@ -24,7 +24,7 @@ from nacl.public import PrivateKey
 from nacl.signing import SigningKey
 
 from config import logs
-from handlers.openapi import HOUSE
+from handlers.reference.openapi import HOUSE
 from server import Server
 from tests.client import Account, Answer, ask, b64
 from tests.conformance import UUID as ANY_UUID

@@ -21,8 +21,8 @@ import asyncpg
 from redis.asyncio import Redis
 
 import server
-from handlers.docs import OpenApi
-from models import migrations
+from handlers.reference.page import OpenApi
+from models.postgres import migrations
 from server import Server
 from tests import canaries, conformance, connections
 

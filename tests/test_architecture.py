@@ -21,15 +21,15 @@ from redis.asyncio import Redis
 from tornado.web import Application, RequestHandler
 
 import plugins
-from handlers.base import ApiHandler
-from handlers.bus import Bus
-from handlers.hub import Hub
-from handlers.ledger import Ledger
-from handlers.limits import Limits
+from handlers.http.base import ApiHandler
+from handlers.limits.ledger import Ledger
+from handlers.limits.rates import Limits
 from handlers.metrics import Metrics
-from handlers.operations import declared
-from handlers.socket import SocketHandler
+from handlers.sockets.bus import Bus
+from handlers.sockets.hub import Hub
+from handlers.sockets.socket import SocketHandler
 from handlers.tokens import Keyring, Tokens
+from handlers.wire.operations import declared
 from models.database import Database
 from tests.client import Account
 from tests.running import ROOT, Services, place, serving
@@ -50,14 +50,14 @@ SEE_ALL = {"scripts.configuration_page", "scripts.doctor"}
 
 # Closed by default: whoever opens an endpoint to callers without a token writes it down here as well.
 PUBLIC = {
-    "handlers.base.UnknownRoute",
-    "handlers.docs.DocsAsset",
-    "handlers.docs.DocsPage",
-    "handlers.docs.OpenApi",
-    "handlers.docs._PublishedHandler",
-    "handlers.health.Health",
-    "handlers.health.Live",
-    "handlers.health.MetricsPage",  # for the networks of METRICS_ALLOW
+    "handlers.http.base.UnknownRoute",
+    "handlers.reference.page.DocsAsset",
+    "handlers.reference.page.DocsPage",
+    "handlers.reference.page.OpenApi",
+    "handlers.reference.page._PublishedHandler",
+    "handlers.http.health.Health",
+    "handlers.http.health.Live",
+    "handlers.http.health.MetricsPage",  # for the networks of METRICS_ALLOW
     "plugins.auth.http.AvailableHandler",
     "plugins.auth.http.LoginHandler",
     "plugins.auth.http.RefreshHandler",
@@ -150,9 +150,9 @@ def test_imports_follow_the_arrows(path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("handlers.hub", "from models import users"),
-        ("handlers.hub", "import plugins"),
-        ("models.users", "from handlers.shapes import Shape"),
+        ("handlers.sockets.hub", "from models import users"),
+        ("handlers.sockets.hub", "import plugins"),
+        ("models.users", "from handlers.wire.shapes import Shape"),
         ("models.users", "def f():\n    import plugins.calls"),
         ("plugins.calls.calls", "from plugins import auth"),
         ("plugins.calls.calls", "from plugins.auth.sessions import Sessions"),
@@ -178,7 +178,7 @@ def test_the_guard_sees_every_way_to_import(module: str, line: str) -> None:
         ("plugins.calls.calls", "from plugins import App, Plugin"),
         ("plugins.calls.calls", "from plugins.calls import shapes"),
         ("plugins.calls.calls", "from . import shapes"),
-        ("plugins.turn", "from handlers.base import ApiHandler"),
+        ("plugins.turn", "from handlers.http.base import ApiHandler"),
         ("scripts.migrate", "from models import migrations"),
         ("scripts.doctor", "import server"),
         ("scripts.doctor", "from scripts.checks import public"),
@@ -194,7 +194,7 @@ def test_the_guard_lets_the_others_through(module: str, line: str) -> None:
 
 @pytest.mark.gen_test
 async def test_each_route_and_each_frame_declares_what_it_costs(services: Services) -> None:
-    """Whoever adds one decides which budgets of the account it spends (handlers/ledger.py)."""
+    """Whoever adds one decides which budgets of the account it spends (handlers/limits/ledger.py)."""
     async with place(services) as shared, serving(shared) as running:
         rules = running.site.wildcard_router.rules
     silent = [

@@ -19,9 +19,9 @@ from nacl.exceptions import BadSignatureError
 import plugins
 import server
 from config.settings import Core, Rate
-from handlers import hub
-from handlers.costs import KINDS
-from handlers.errors import ApiError
+from handlers.sockets import hub
+from handlers.wire.costs import KINDS
+from handlers.wire.errors import ApiError
 from tests.client import Account
 from tests.running import ROOT, Services, place, serving
 from tests.scripts.program import script

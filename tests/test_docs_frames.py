@@ -28,8 +28,11 @@ import pytest
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
-from handlers import errors, hub, limits, peer, rfc6455, shapes, socket, tokens
-from handlers.errors import ApiError
+from handlers import tokens
+from handlers.limits import rates as limits
+from handlers.sockets import hub, peer, rfc6455, socket
+from handlers.wire import errors, shapes
+from handlers.wire.errors import ApiError
 from models import calls
 from models.database import Unavailable
 from plugins import turn

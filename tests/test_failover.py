@@ -17,11 +17,11 @@ from uuid import UUID
 import pytest
 
 from config import settings
-from handlers.bus import connected
-from models import migrations
+from handlers.sockets.bus import connected
 from models.database import Database, Unavailable
-from models.epochs import Epoch
+from models.postgres import migrations
 from models.postgres.cluster import Cluster, fenced
+from models.postgres.epochs import Epoch
 from scripts.checks import database
 from server import Server
 from tests.client import Account

@@ -14,10 +14,10 @@ from hypothesis import Phase, find, settings, strategies
 import plugins
 import server
 from config.settings import SettingsError
-from handlers.base import ApiHandler
-from handlers.health import Live
-from handlers.shapes import Shape
-from handlers.socket import Event
+from handlers.http.base import ApiHandler
+from handlers.http.health import Live
+from handlers.sockets.socket import Event
+from handlers.wire.shapes import Shape
 from plugins import Every, Plugin
 from server import Server
 from tests.client import Account, ask

@@ -13,9 +13,9 @@ from uuid import uuid4
 
 import pytest
 
-from handlers.base import ID, ApiHandler
-from handlers.shapes import USER
-from handlers.socket import SocketHandler
+from handlers.http.base import ID, ApiHandler
+from handlers.sockets.socket import SocketHandler
+from handlers.wire.shapes import USER
 from plugins import joined
 from server import Server
 from tests.client import Account, Answer, ask, b64

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from config import embedded
-from models import migrations
+from models.postgres import migrations
 from tests.client import Account, Socket, ask
 from tests.plugins.chatting import Json, chat, message, pages, say
 from tests.running import Place, Services, place, serving

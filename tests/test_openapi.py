@@ -16,11 +16,11 @@ import pytest
 
 import plugins
 from config.settings import Rate
-from handlers import openapi
-from handlers.base import ApiHandler
-from handlers.docs import RENDERER
-from handlers.operations import declared
-from handlers.socket import SocketHandler
+from handlers.http.base import ApiHandler
+from handlers.reference import openapi
+from handlers.reference.page import RENDERER
+from handlers.sockets.socket import SocketHandler
+from handlers.wire.operations import declared
 from server import Server
 from tests.client import ask
 from tests.conformance import Contract

@@ -33,11 +33,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 import server
-from handlers.base import ApiHandler
-from handlers.operations import declared
-from handlers.shapes import Shape
-from handlers.socket import Auth, SocketHandler
-from handlers.uploads import UploadHandler
+from handlers.http.base import ApiHandler
+from handlers.http.uploads import UploadHandler
+from handlers.sockets.socket import Auth, SocketHandler
+from handlers.wire.operations import declared
+from handlers.wire.shapes import Shape
 from models import vouchers
 from server import Server
 from tests.client import Account, ask, b64

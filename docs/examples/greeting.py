@@ -3,8 +3,8 @@
 from typing_extensions import TypedDict
 
 from config.settings import Section
-from handlers.base import ApiHandler
-from handlers.operations import operation
+from handlers.http.base import ApiHandler
+from handlers.wire.operations import operation
 from plugins import App, Plugin
 
 

@@ -22,8 +22,8 @@ import asyncpg
 
 from models.backups import BackupError, Tell
 from models.backups.programs import find, run
-from models.epochs import UNFINISHED
 from models.postgres.cluster import connect
+from models.postgres.epochs import UNFINISHED
 
 LEFT_OUT = "one_time_prekeys"
 _KNOWN = "int8multirange(int8range(key_id, key_id, '[]'))"

@@ -15,9 +15,9 @@ from typing import Any
 
 import asyncpg
 
-from models import epochs
 from models.backups import DATABASE, BackupError, Manifest, Tell
 from models.backups.programs import find, run
+from models.postgres import epochs
 from models.postgres.cluster import connect
 from models.postgres.identity import Identity, identify
 

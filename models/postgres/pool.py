@@ -13,11 +13,11 @@ import asyncpg
 import orjson
 from peewee_async.pool import PoolBackend
 
-from models.outages import AWAY, Unavailable, cause, outages
 from models.postgres.cluster import Cluster
 from models.postgres.hosts import HostRefused, describe
 from models.postgres.identity import Raw
-from models.statements import Watch, Watched
+from models.postgres.outages import AWAY, Unavailable, cause, outages
+from models.postgres.statements import Watch, Watched
 
 # A request may wait 3 s in all (contract section 1): this long for a connection, then this long for its answer.
 ACQUIRE_SECONDS, COMMAND_SECONDS = 1.2, 1.5

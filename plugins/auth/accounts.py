@@ -11,13 +11,13 @@ import time
 from datetime import UTC, datetime
 
 from config.keyring import Keyring
-from handlers import keys
-from handlers.base import Client
-from handlers.errors import Conflict, Fault, InvalidCredentials, InvalidRequest, ProofRequired
+from handlers.http.base import Client
 from handlers.passwords import Match, Passwords
 from handlers.revocations import Revocations
-from handlers.shapes import b64
 from handlers.tokens import Session
+from handlers.wire import signal_keys as keys
+from handlers.wire.errors import Conflict, Fault, InvalidCredentials, InvalidRequest, ProofRequired
+from handlers.wire.shapes import b64
 from models import prekeys, sessions, subscriptions, tombstones, users
 from models.database import Database, Row
 from plugins.auth.refusals import IdentityKeyTaken, InvalidProof, PublicIdTaken

@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator
 from uuid import UUID
 
 from config.settings import Rate
-from handlers.base import ApiHandler
-from handlers.costs import DEFENDS, READS, WRITES
-from handlers.errors import (
+from handlers.http.base import ApiHandler
+from handlers.http.pages import PAGED, reply_page
+from handlers.limits.rates import limit_key
+from handlers.wire.costs import DEFENDS, READS, WRITES
+from handlers.wire.errors import (
     AccountSuspended,
     Conflict,
     InvalidCredentials,
@@ -18,9 +20,7 @@ from handlers.errors import (
     ProofRequired,
     RateLimited,
 )
-from handlers.limits import limit_key
-from handlers.operations import Answer, operation
-from handlers.pages import PAGED, reply_page
+from handlers.wire.operations import Answer, operation
 from plugins.auth.accounts import Accounts
 from plugins.auth.refusals import IdentityKeyTaken, InvalidProof, PublicIdTaken, TokenReused
 from plugins.auth.sessions import Sessions, family

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers.errors import Conflict, Forbidden, Unauthorized
+from handlers.wire.errors import Conflict, Forbidden, Unauthorized
 
 
 class PublicIdTaken(Conflict):

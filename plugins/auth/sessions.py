@@ -14,11 +14,11 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from handlers.base import Client
-from handlers.errors import AccountSuspended, InvalidCredentials, NotFound, Unauthorized
-from handlers.pages import Place
+from handlers.http.base import Client
+from handlers.http.pages import Place
 from handlers.revocations import Revocations
 from handlers.tokens import MARGIN, Tokens
+from handlers.wire.errors import AccountSuspended, InvalidCredentials, NotFound, Unauthorized
 from models import sessions
 from models.database import Database
 from plugins.auth.refusals import TokenReused

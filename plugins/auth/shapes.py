@@ -9,11 +9,11 @@ from uuid import UUID
 from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
-from handlers.keys import CurveKey, KyberPrekey, KyberPrekeys, OneTimePrekeys, SignedPrekey, SigningKey
-from handlers.pages import PageQuery
+from handlers.http.pages import PageQuery
 from handlers.passwords import KnownPassword, NewPassword
-from handlers.shapes import Hex256, Id, Int31, Language, PublicId, Shape, Signature
-from handlers.text import EMPTY_IS_NULL, DisplayName
+from handlers.wire.shapes import Hex256, Id, Int31, Language, PublicId, Shape, Signature
+from handlers.wire.signal_keys import CurveKey, KyberPrekey, KyberPrekeys, OneTimePrekeys, SignedPrekey, SigningKey
+from handlers.wire.text import EMPTY_IS_NULL, DisplayName
 
 # Names that a route or a person could be mistaken for.
 RESERVED = frozenset(("search", "me", "admin", "support", "mimu", "system"))

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from pydantic import ByteSize, Field
 
 from config.settings import Rate, RateLimit, Section
-from handlers.costs import READS, UPDATES, WRITES
-from handlers.socket import Event
+from handlers.sockets.socket import Event
+from handlers.wire.costs import READS, UPDATES, WRITES
 from models.calls import overdue
 from models.sweeps import Sweeper
 from plugins import App, Every, Plugin

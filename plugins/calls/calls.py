@@ -12,10 +12,10 @@ from redis.exceptions import RedisError
 
 from config.settings import Rate
 from handlers.alerts import Alerts
-from handlers.bus import Bus
-from handlers.hub import Hub, Peer, ends
-from handlers.limits import Limits
-from handlers.socket import Answer
+from handlers.limits.rates import Limits
+from handlers.sockets.bus import Bus
+from handlers.sockets.hub import Hub, Peer, ends
+from handlers.sockets.socket import Answer
 from models import calls
 from models.calls import RING_SECONDS, Call
 from models.database import Database, Unavailable

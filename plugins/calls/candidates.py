@@ -7,10 +7,10 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from uuid import UUID
 
-from handlers.errors import RateLimited
-from handlers.hub import Hub, Peer
-from handlers.limits import Limits
-from handlers.socket import Answer
+from handlers.limits.rates import Limits
+from handlers.sockets.hub import Hub, Peer
+from handlers.sockets.socket import Answer
+from handlers.wire.errors import RateLimited
 from models import calls
 from models.calls import ANSWER_SECONDS, RING_SECONDS, Call
 from models.database import Database

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from handlers.pages import Place
+from handlers.http.pages import Place
 from models import calls
 from models.database import Database, Row
 

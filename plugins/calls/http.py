@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from handlers.base import ApiHandler
-from handlers.costs import READS
-from handlers.errors import NotFound
-from handlers.operations import Answer, operation
-from handlers.pages import PAGED, PageQuery, reply_page
+from handlers.http.base import ApiHandler
+from handlers.http.pages import PAGED, PageQuery, reply_page
+from handlers.wire.costs import READS
+from handlers.wire.errors import NotFound
+from handlers.wire.operations import Answer, operation
 from plugins.calls.history import History
 from plugins.calls.shapes import CallSession
 

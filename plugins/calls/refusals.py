@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from handlers.errors import ApiError, Conflict, Forbidden, InvalidRequest, NotFound
+from handlers.wire.errors import ApiError, Conflict, Forbidden, InvalidRequest, NotFound
 from models import calls
 from models.database import Database
 

@@ -17,8 +17,8 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from handlers.answers import Person
-from handlers.shapes import Id, Shape
+from handlers.wire.answers import Person
+from handlers.wire.shapes import Id, Shape
 from models.calls import Call
 
 

@@ -17,9 +17,9 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
-from handlers.hub import Hub, Peer
-from handlers.shapes import encode
+from handlers.sockets.hub import Hub, Peer
 from handlers.tasks import ended
+from handlers.wire.shapes import encode
 from models import calls
 from models.database import Database
 

@@ -6,11 +6,11 @@ from pydantic import Field
 
 from config.avatars import AvatarSettings
 from config.settings import Rate, RateLimit
-from handlers.avatars import AvatarHosts
-from handlers.base import ID
-from handlers.costs import POSTS
-from handlers.socket import Event
-from models import purge
+from handlers.http.base import ID
+from handlers.sockets.socket import Event
+from handlers.wire.avatars import AvatarHosts
+from handlers.wire.costs import POSTS
+from models.chats import purge
 from models.sweeps import Sweeper
 from plugins import App, Every, Plugin
 from plugins.chats import http, shapes

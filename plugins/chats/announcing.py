@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from handlers.answers import account_changed
-from handlers.delivery import Delivery
-from handlers.hub import Hub
-from models.changes import Change
+from handlers.sockets.delivery import Delivery
+from handlers.sockets.hub import Hub
+from handlers.wire.answers import account_changed
+from models.chats.events import Change
 
 
 class Announcer:

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from handlers.avatars import AvatarHosts, refused
-from handlers.errors import Fault, Forbidden, InvalidRequest, NotFound
-from handlers.pages import Place
-from handlers.shapes import encode
-from models import chats, files, invitations, listing, participants, views
+from handlers.http.pages import Place
+from handlers.wire.avatars import AvatarHosts, refused
+from handlers.wire.errors import Fault, Forbidden, InvalidRequest, NotFound
+from handlers.wire.shapes import encode
+from models import files
+from models.chats import chat_list as listing
+from models.chats import chats, invitations, participants, views
 from models.database import Database
 from models.paging import Page
 from plugins.chats import shapes

@@ -7,11 +7,11 @@ from typing import Any
 from uuid import UUID
 
 from config.settings import Rate
-from handlers.base import ApiHandler
-from handlers.costs import CHANGES, JOINS, READS, UPDATES, WRITES
-from handlers.errors import Conflict, Forbidden, NotFound
-from handlers.operations import Answer, Header, operation
-from handlers.pages import PAGED, place_of, reply_page
+from handlers.http.base import ApiHandler
+from handlers.http.pages import PAGED, place_of, reply_page
+from handlers.wire.costs import CHANGES, JOINS, READS, UPDATES, WRITES
+from handlers.wire.errors import Conflict, Forbidden, NotFound
+from handlers.wire.operations import Answer, Header, operation
 from plugins.chats import shapes
 from plugins.chats.chats import Chats
 from plugins.chats.invites import Invites

@@ -6,8 +6,8 @@ import secrets
 from typing import Any
 from uuid import UUID
 
-from handlers.errors import Conflict, NotFound
-from models import invites
+from handlers.wire.errors import Conflict, NotFound
+from models.chats import invites
 from models.database import Database
 from plugins.chats import shapes
 from plugins.chats.rights import governing

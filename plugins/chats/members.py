@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from handlers.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
-from handlers.pages import Place
-from models import invitations, invites, listing, participants, sanctions
-from models.changes import Change, changing
+from handlers.http.pages import Place
+from handlers.wire.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
+from models.chats import chat_list as listing
+from models.chats import invitations, invites, participants, sanctions
+from models.chats.events import Change, changing
 from models.database import Database, Row
 from plugins.chats import shapes
 from plugins.chats.announcing import Announcer

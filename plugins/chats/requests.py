@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from handlers.alerts import Alerts
-from handlers.errors import Conflict, NotFound
-from models import contacts, invitations, messages, participants, sanctions
-from models.changes import changing
+from handlers.wire.errors import Conflict, NotFound
+from models import contacts
+from models.chats import invitations, messages, participants, sanctions
+from models.chats.events import changing
 from models.database import Database
 from plugins.chats.announcing import Announcer
 from plugins.chats.rights import NO_CHAT

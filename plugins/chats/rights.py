@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import UUID
 
-from handlers.errors import Conflict, Forbidden, NotFound
-from models import views
-from models.changes import Change, changing
+from handlers.wire.errors import Conflict, Forbidden, NotFound
+from models.chats import views
+from models.chats.events import Change, changing
 from models.database import Database
 
 RANK = {"owner": 3, "admin": 2, "member": 1, "restricted": 0}

@@ -9,11 +9,11 @@ from uuid import UUID
 from pydantic import Field, StringConstraints, model_validator
 from typing_extensions import TypedDict
 
-from handlers.answers import ChatType, Message, Person, Role, Thread
-from handlers.avatars import AvatarUrl
-from handlers.pages import PageQuery
-from handlers.shapes import Id, PublicId, Shape, Until, bounded
-from handlers.text import Title
+from handlers.http.pages import PageQuery
+from handlers.wire.answers import ChatType, Message, Person, Role, Thread
+from handlers.wire.avatars import AvatarUrl
+from handlers.wire.shapes import Id, PublicId, Shape, Until, bounded
+from handlers.wire.text import Title
 
 MAX_SETTINGS = 16 * 1024  # bytes of JSON, as a user's own
 YEAR = 366 * 86_400

@@ -6,11 +6,11 @@ import time
 from collections import OrderedDict
 from uuid import UUID
 
-from handlers.delivery import Delivery
-from handlers.errors import Forbidden, NotFound
-from handlers.hub import Peer
-from handlers.socket import Answer
-from models.access import Access
+from handlers.sockets.delivery import Delivery
+from handlers.sockets.hub import Peer
+from handlers.sockets.socket import Answer
+from handlers.wire.errors import Forbidden, NotFound
+from models.chats.access import Access
 from plugins.chats import shapes
 
 EVERY = 3.0  # seconds; of what comes sooner nothing is passed on (contract section 7)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from config.settings import Section
-from handlers.shapes import USER
+from handlers.wire.shapes import USER
 from plugins import App, Plugin
 from plugins.contacts import http
 from plugins.contacts.contacts import Contacts

@@ -6,10 +6,10 @@ from typing import Any
 from uuid import UUID
 
 from handlers.alerts import Alerts
-from handlers.answers import account_changed
-from handlers.errors import Conflict, InvalidRequest, NotFound
-from handlers.hub import Hub
-from handlers.pages import Place
+from handlers.http.pages import Place
+from handlers.sockets.hub import Hub
+from handlers.wire.answers import account_changed
+from handlers.wire.errors import Conflict, InvalidRequest, NotFound
 from models import contacts, users
 from models.database import Database
 from plugins.contacts.shapes import Verification

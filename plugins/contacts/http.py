@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from handlers.base import ApiHandler
-from handlers.costs import READS, UPDATES, WRITES
-from handlers.errors import Conflict, NotFound
-from handlers.operations import Answer, operation
-from handlers.pages import PAGED, PageQuery, reply_page
-from handlers.shapes import UserRef
+from handlers.http.base import ApiHandler
+from handlers.http.pages import PAGED, PageQuery, reply_page
+from handlers.wire.costs import READS, UPDATES, WRITES
+from handlers.wire.errors import Conflict, NotFound
+from handlers.wire.operations import Answer, operation
+from handlers.wire.shapes import UserRef
 from plugins.contacts.contacts import Contacts, FingerprintMismatch
 from plugins.contacts.shapes import Blocked, Verification, Verified
 

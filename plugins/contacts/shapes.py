@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import StringConstraints
 from typing_extensions import TypedDict
 
-from handlers.shapes import Hex256, Shape
+from handlers.wire.shapes import Hex256, Shape
 
 Method = Literal["qr_code", "voice", "manual"]
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from config.settings import Rate, RateLimit
 from config.storage import Endpoint, StorageSettings
 from config.tiers import TierSettings
-from handlers.base import ID
+from handlers.http.base import ID
 from models.storage.opened import storage as opened
 from plugins import App, Every, Plugin
 from plugins.files import http, resumable

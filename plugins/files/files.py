@@ -11,10 +11,11 @@ from uuid import UUID
 import structlog
 
 from config.tiers import FREE, Tier, TierName
-from handlers.errors import Forbidden, NotFound
-from handlers.pages import Place
+from handlers.http.pages import Place
 from handlers.tokens import Session
-from models import files, listing, orphans, subscriptions
+from handlers.wire.errors import Forbidden, NotFound
+from models import files, orphans, subscriptions
+from models.chats import chat_list as listing
 from models.database import Database, Row
 from models.storage import Link, Reader, Storage, new_key
 from models.sweeps import Sweep, Sweeper, Watch

@@ -7,13 +7,13 @@ from dataclasses import replace
 from uuid import UUID
 
 from config.settings import Rate
-from handlers.base import ApiHandler
-from handlers.costs import READS, TRANSFERS, UPDATES, WRITES
-from handlers.downloads import BYTES, NAMED, PART, TAKES, DownloadHandler, RangeNotSatisfiable
-from handlers.errors import Forbidden, InvalidRequest, NotFound
-from handlers.operations import Answer, Header, operation
-from handlers.pages import PAGED, PageQuery, reply_page
-from handlers.uploads import UploadHandler
+from handlers.http.base import ApiHandler
+from handlers.http.downloads import BYTES, NAMED, PART, TAKES, DownloadHandler, RangeNotSatisfiable
+from handlers.http.pages import PAGED, PageQuery, reply_page
+from handlers.http.uploads import UploadHandler
+from handlers.wire.costs import READS, TRANSFERS, UPDATES, WRITES
+from handlers.wire.errors import Forbidden, InvalidRequest, NotFound
+from handlers.wire.operations import Answer, Header, operation
 from models.storage import Link
 from plugins.files import shapes
 from plugins.files.files import Files

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from handlers.errors import NotFound
+from handlers.wire.errors import NotFound
 from models import files
 from models.database import Database, Row
 from models.storage import Progress, StorageAway, StorageFull, Writer

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from config.keyring import Keyring
-from handlers.errors import Forbidden
+from handlers.wire.errors import Forbidden
 from models.storage import Link
 from plugins.files.shapes import Signed, SignedReading
 

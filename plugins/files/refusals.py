@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import structlog
 
-from handlers.errors import ApiError, Unavailable
+from handlers.wire.errors import ApiError, Unavailable
 from models.storage import Busy, StorageAway, StorageFull
 
 log = structlog.get_logger(__name__)

@@ -6,10 +6,10 @@ from typing import Any
 from uuid import UUID
 
 from config.settings import Rate
-from handlers.costs import READS, TRANSFERS, UPDATES, Cost
-from handlers.errors import InvalidRequest, NotFound, UnsupportedMediaType
-from handlers.operations import Answer, operation
-from handlers.uploads import UploadHandler
+from handlers.http.uploads import UploadHandler
+from handlers.wire.costs import READS, TRANSFERS, UPDATES, Cost
+from handlers.wire.errors import InvalidRequest, NotFound, UnsupportedMediaType
+from handlers.wire.operations import Answer, operation
 from models.database import Row
 from plugins.files import tus
 from plugins.files.files import Files

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 from typing_extensions import TypedDict
 
 from config.tiers import Allowance, TierName
-from handlers.shapes import Hex256, Id, Shape, unb64
+from handlers.wire.shapes import Hex256, Id, Shape, unb64
 from models.database import Row
 
 MAX_SIZE = 1 << 43  # 8 TiB: whatever a tier may allow, a number that a disk and S3 can hold

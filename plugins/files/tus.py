@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from handlers.errors import Fault, InvalidRequest
-from handlers.operations import Header
+from handlers.wire.errors import Fault, InvalidRequest
+from handlers.wire.operations import Header
 from plugins.files import shapes
 from plugins.files.incoming import ALGORITHMS as ALGORITHMS
 from plugins.files.incoming import Checksum

@@ -7,7 +7,7 @@ from functools import partial
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-from handlers.errors import InvalidRequest, NotFound
+from handlers.wire.errors import InvalidRequest, NotFound
 from models import files
 from models.database import Database, Row
 from models.storage import Storage, StorageAway

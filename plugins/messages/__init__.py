@@ -9,9 +9,9 @@ from pydantic import Field
 
 from config.retention import Retention
 from config.settings import Rate, RateLimit
-from handlers.base import ID
-from handlers.costs import POSTS
-from handlers.socket import Event
+from handlers.http.base import ID
+from handlers.sockets.socket import Event
+from handlers.wire.costs import POSTS
 from plugins import App, Every, Plugin
 from plugins.messages import http, shapes
 from plugins.messages.journal import Journal

@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from handlers.answers import Message, Role, Thread
+from handlers.wire.answers import Message, Role, Thread
 
 
 class _Event(TypedDict):

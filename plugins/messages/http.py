@@ -7,13 +7,13 @@ from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
 from config.settings import Rate
-from handlers.answers import Message
-from handlers.base import ApiHandler
-from handlers.costs import POSTS, READS
-from handlers.emoji import MAX_EMOJI, canonical
-from handlers.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound, Unauthorized
-from handlers.operations import Answer, Header, operation
-from handlers.pages import PAGED, PageQuery, reply_page
+from handlers.http.base import ApiHandler
+from handlers.http.pages import PAGED, PageQuery, reply_page
+from handlers.wire.answers import Message
+from handlers.wire.costs import POSTS, READS
+from handlers.wire.emoji import MAX_EMOJI, canonical
+from handlers.wire.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound, Unauthorized
+from handlers.wire.operations import Answer, Header, operation
 from plugins.messages import shapes
 from plugins.messages.messages import Messages
 from plugins.messages.receipts import Receipts

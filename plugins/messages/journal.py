@@ -17,16 +17,16 @@ from prometheus_client import Histogram
 
 from config.traces import Traces
 from handlers.alerts import Alerts
-from handlers.delivery import Delivery
-from handlers.errors import ApiError, Forbidden, NotFound, Unavailable
-from handlers.fair import FairQueue
+from handlers.limits.fair_queue import FairQueue
 from handlers.metrics import SECONDS, Metrics
-from handlers.shapes import b64
-from models import messages
-from models.access import Access, View
+from handlers.sockets.delivery import Delivery
+from handlers.wire.errors import ApiError, Forbidden, NotFound, Unavailable
+from handlers.wire.shapes import b64
+from models.chats import messages
+from models.chats.access import Access, View
+from models.chats.messages import Post, Posted
 from models.database import COMMAND_SECONDS, Database
 from models.database import Unavailable as Away
-from models.messages import Post, Posted
 
 log = structlog.get_logger(__name__)
 

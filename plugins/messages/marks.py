@@ -13,13 +13,13 @@ from uuid import UUID
 import orjson
 import structlog
 
-from handlers.bus import Bus
-from handlers.hub import Hub, text_frame
-from handlers.shapes import encode
+from handlers.sockets.bus import Bus
+from handlers.sockets.hub import Hub, text_frame
 from handlers.tasks import ended
-from models import receipts
+from handlers.wire.shapes import encode
+from models.chats import receipts
+from models.chats.receipts import Standing
 from models.database import Database
-from models.receipts import Standing
 
 log = structlog.get_logger(__name__)
 

@@ -9,15 +9,16 @@ from uuid import UUID
 
 from asyncpg import LockNotAvailableError
 
-from handlers.delivery import Delivery
-from handlers.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
-from handlers.hub import Peer
-from handlers.socket import Answer
-from models import expiry, listing, messages
-from models.access import Access, View
-from models.changes import Change, changing
+from handlers.sockets.delivery import Delivery
+from handlers.sockets.hub import Peer
+from handlers.sockets.socket import Answer
+from handlers.wire.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
+from models.chats import chat_list as listing
+from models.chats import expiry, messages
+from models.chats.access import Access, View
+from models.chats.events import Change, changing
+from models.chats.messages import Posted
 from models.database import Database, Row, Unavailable
-from models.messages import Posted
 from models.sweeps import UNWATCHED, RowsFailed, Sweep, Sweeper, Watch
 from plugins.messages import shapes
 from plugins.messages.ids import new_id, payload_hash

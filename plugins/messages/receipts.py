@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from handlers.answers import account_changed
-from handlers.delivery import Delivery
-from handlers.errors import NotFound
-from handlers.hub import Hub
-from handlers.pages import PageQuery
-from models import receipts, views
+from handlers.http.pages import PageQuery
+from handlers.sockets.delivery import Delivery
+from handlers.sockets.hub import Hub
+from handlers.wire.answers import account_changed
+from handlers.wire.errors import NotFound
+from models.chats import receipts, views
 from models.database import Database
 from plugins.messages.marks import Marks
 from plugins.messages.shapes import Receipt

@@ -6,11 +6,11 @@ import hmac
 from typing import Any
 
 from config.settings import Rate
-from handlers.errors import NotFound, Unauthorized
-from handlers.limits import Limits
-from handlers.shapes import unb64
-from models import messages, sealed
-from models.access import Access
+from handlers.limits.rates import Limits
+from handlers.wire.errors import NotFound, Unauthorized
+from handlers.wire.shapes import unb64
+from models.chats import messages, sealed
+from models.chats.access import Access
 from models.database import Database
 from plugins.messages.ids import new_id, payload_hash
 from plugins.messages.journal import Journal

@@ -9,8 +9,8 @@ from uuid import UUID
 from pydantic import Field, StringConstraints
 from typing_extensions import TypedDict
 
-from handlers.pages import CURSOR
-from handlers.shapes import Base64, Id, PublicId, Shape, bounded
+from handlers.http.pages import CURSOR
+from handlers.wire.shapes import Base64, Id, PublicId, Shape, bounded
 from plugins.messages.events import ChatEvent
 
 MAX_PAYLOAD = 64 * 1024  # bytes, contract section 7

@@ -1,4 +1,4 @@
-"""``/sync``: a walk through all events of a user's chats since a cursor (models/sync.py says why none is skipped)."""
+"""``/sync``: a walk through all events of a user's chats since a cursor (models/chats/sync.py says why none is skipped)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from handlers.alerts import Alerts
-from handlers.errors import ApiError, Fault, InvalidRequest
-from models import receipts, sync
-from models.changes import Event
+from handlers.wire.errors import ApiError, Fault, InvalidRequest
+from models.chats import receipts, sync
+from models.chats.events import Event
+from models.chats.sync import Range, Span
+from models.chats.visibility import Membership
 from models.database import Database, Row
 from models.paging import Page
-from models.sync import Range, Span
-from models.visibility import Membership
 from plugins.messages.cursor import Cursor
 from plugins.messages.messages import shown
 

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from config.settings import Rate, RateLimit
 from config.signal import SignalSettings
-from handlers.shapes import USER
+from handlers.wire.shapes import USER
 from plugins import App, Plugin
 from plugins.prekeys import http
 from plugins.prekeys.prekeys import Prekeys

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from config.settings import Rate
-from handlers.base import ApiHandler
-from handlers.costs import READS, WRITES
-from handlers.errors import Conflict, NotFound
-from handlers.operations import operation
-from handlers.shapes import UserRef
+from handlers.http.base import ApiHandler
+from handlers.wire.costs import READS, WRITES
+from handlers.wire.errors import Conflict, NotFound
+from handlers.wire.operations import operation
+from handlers.wire.shapes import UserRef
 from plugins.prekeys import shapes
 from plugins.prekeys.prekeys import Prekeys
 

@@ -6,12 +6,12 @@ from typing import Any
 from uuid import UUID
 
 from config.settings import Rate
-from handlers import keys
 from handlers.alerts import Alerts
-from handlers.errors import Conflict, Fault, InvalidRequest, NotFound
-from handlers.hub import Hub, Peer
-from handlers.limits import Limits
-from handlers.shapes import b64
+from handlers.limits.rates import Limits
+from handlers.sockets.hub import Hub, Peer
+from handlers.wire import signal_keys as keys
+from handlers.wire.errors import Conflict, Fault, InvalidRequest, NotFound
+from handlers.wire.shapes import b64
 from models import prekeys, users
 from models.database import Database, Row
 from plugins.prekeys.shapes import Bundle, Supply, Upload
@@ -78,7 +78,7 @@ class Prekeys:
 
     async def greet(self, peer: Peer) -> None:
         """Tell a socket whose owner has run out of one-time prekeys: nobody fetched the last one, they were withdrawn
-        (models/epochs.py), or the device was away when it went."""
+        (models/postgres/epochs.py), or the device was away when it went."""
         if await prekeys.used_up(self._db, peer.session.user_id):
             peer.send({"type": "prekeys_low", "remaining": 0})
 

@@ -8,8 +8,8 @@ from uuid import UUID
 
 from typing_extensions import TypedDict
 
-from handlers.keys import KyberPrekey, KyberPrekeys, OneTimePrekeys, SignedPrekey
-from handlers.shapes import Coded, Hex256, Int31, Shape
+from handlers.wire.shapes import Coded, Hex256, Int31, Shape
+from handlers.wire.signal_keys import KyberPrekey, KyberPrekeys, OneTimePrekeys, SignedPrekey
 
 
 class BundleQuery(Shape):

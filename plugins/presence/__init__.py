@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from pydantic import Field
 
 from config.settings import Rate, RateLimit, Section
-from handlers.costs import READS
-from handlers.socket import Event
+from handlers.sockets.socket import Event
+from handlers.wire.costs import READS
 from plugins import App, Every, Plugin
 from plugins.presence.presence import Presence
 from plugins.presence.watching import CHANNEL, VIEWS, Subscribe, Watching

@@ -10,7 +10,7 @@ from uuid import UUID
 import structlog
 
 from handlers.alerts import Alerts
-from handlers.hub import Hub
+from handlers.sockets.hub import Hub
 from models import presence
 from models.database import Database, Unavailable
 from models.sweeps import UNWATCHED, Watch

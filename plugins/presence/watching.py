@@ -14,13 +14,13 @@ import structlog
 from pydantic import Field
 
 from config.settings import Rate
-from handlers.bus import Bus
-from handlers.hub import Peer, text_frame
-from handlers.limits import Limits
+from handlers.limits.rates import Limits
 from handlers.metrics import Metrics
-from handlers.shapes import Id, Shape, encode
-from handlers.socket import Answer
+from handlers.sockets.bus import Bus
+from handlers.sockets.hub import Peer, text_frame
+from handlers.sockets.socket import Answer
 from handlers.tasks import ended
+from handlers.wire.shapes import Id, Shape, encode
 from models import presence
 from models.database import Database
 

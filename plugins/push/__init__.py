@@ -12,24 +12,24 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo
 
 from config.findings import Examination
 from config.settings import Core, Rate, RateLimit, Section
-from handlers.base import ID
+from handlers.http.base import ID
 from plugins import App, Every, Plugin
 from plugins.push import examination, http
-from plugins.push.apns import Apns, Identity
 from plugins.push.breaker import Breaker
-from plugins.push.fcm import GOOGLE, Fcm
-from plugins.push.gathering import Gathering
-from plugins.push.judge import Judge
-from plugins.push.keys import AccountFile, P256File, Url
-from plugins.push.lane import Lane, running
 from plugins.push.preferences import Wishes
-from plugins.push.providers import Provider
-from plugins.push.queue import JUDGE, JUDGE_NOW, Away, Queue, stream
-from plugins.push.road import Road
+from plugins.push.providers.apns import Apns, Identity
+from plugins.push.providers.client import Road
+from plugins.push.providers.fcm import GOOGLE, Fcm
+from plugins.push.providers.outcomes import Provider
+from plugins.push.providers.vapid import AccountFile, P256File, Url
+from plugins.push.providers.webpush import WebPush, public_key
+from plugins.push.queue.gathering import Gathering
+from plugins.push.queue.judge import Judge
+from plugins.push.queue.lane import Lane, running
+from plugins.push.queue.queue import JUDGE, JUDGE_NOW, Away, Queue, stream
+from plugins.push.queue.tally import Tally
 from plugins.push.sender import Sender
-from plugins.push.tally import Tally
 from plugins.push.tokens import Tokens
-from plugins.push.webpush import WebPush, public_key
 
 log = structlog.get_logger(__name__)
 

@@ -14,8 +14,8 @@ from py_vapid import Vapid02, VapidException
 from config.findings import Examination, Finding, good, skipped, weak, wrong
 from models.database import Row
 from plugins.push.payload import Push, data
-from plugins.push.providers import Provider, Verdict
-from plugins.push.road import Failed, Road
+from plugins.push.providers.client import Failed, Road
+from plugins.push.providers.outcomes import Provider, Verdict
 
 LIFE = 60  # seconds for which a push to nobody would be kept
 PARTS = ("apns", "fcm", "webpush")

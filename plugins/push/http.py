@@ -5,10 +5,10 @@ from __future__ import annotations
 from uuid import UUID
 
 from config.settings import Rate
-from handlers.base import ApiHandler
-from handlers.costs import READS, UPDATES
-from handlers.errors import NotFound
-from handlers.operations import Answer, operation
+from handlers.http.base import ApiHandler
+from handlers.wire.costs import READS, UPDATES
+from handlers.wire.errors import NotFound
+from handlers.wire.operations import Answer, operation
 from plugins.push.preferences import Wishes
 from plugins.push.shapes import ApplicationServerKey, Preferences, Registration, Token
 from plugins.push.tokens import Tokens

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from handlers.shapes import timestamp
+from handlers.wire.shapes import timestamp
 from models import push
 from models.database import Database
 from plugins.push.shapes import KINDS, Preferences

@@ -18,16 +18,16 @@ from config.traces import Traces
 from models import push
 from models.batch import Batch
 from models.database import Database, Row, Unavailable
-from plugins.push.apns import silent
 from plugins.push.breaker import Breaker
-from plugins.push.jobs import AFTERWARDS, Job, Poison
-from plugins.push.lane import Lane
 from plugins.push.payload import Push, data, opaque
-from plugins.push.providers import Provider, Verdict
-from plugins.push.queue import Entry, Queue, Settled
-from plugins.push.road import Failed, PrivateAddress
-from plugins.push.shares import Shares
-from plugins.push.tally import Tally
+from plugins.push.providers.apns import silent
+from plugins.push.providers.client import Failed, PrivateAddress
+from plugins.push.providers.outcomes import Provider, Verdict
+from plugins.push.queue.jobs import AFTERWARDS, Job, Poison
+from plugins.push.queue.lane import Lane
+from plugins.push.queue.queue import Entry, Queue, Settled
+from plugins.push.queue.shares import Shares
+from plugins.push.queue.tally import Tally
 
 log = structlog.get_logger(__name__)
 

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import AfterValidator, Field, StringConstraints
 from typing_extensions import TypedDict
 
-from handlers.shapes import Base64, Coded, Id, Moment, Shape, Until, described
-from plugins.push.road import HTTPS, allowed
+from handlers.wire.shapes import Base64, Coded, Id, Moment, Shape, Until, described
+from plugins.push.providers.client import HTTPS, allowed
 
 MUTED = 500  # chats; a longer list is somebody filling our disk
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection
 from uuid import UUID
 
-from handlers.errors import Fault, InvalidRequest, NotFound, Unauthorized
 from handlers.tokens import Session
+from handlers.wire.errors import Fault, InvalidRequest, NotFound, Unauthorized
 from models import push
 from models.database import Database, Row
 from models.push import NewToken

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from config.findings import Examination, Finding, good, skipped, weak, wrong
-from handlers.errors import Unavailable
+from handlers.wire.errors import Unavailable
 from plugins.subscriptions.payments.crypto import BTCPay
 from plugins.subscriptions.payments.stripe import Stripe
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from config.settings import Rate
-from handlers.base import ApiHandler
-from handlers.costs import READS, UPDATES, WRITES
-from handlers.errors import Conflict
-from handlers.operations import Answer, Header, operation
+from handlers.http.base import ApiHandler
+from handlers.wire.costs import READS, UPDATES, WRITES
+from handlers.wire.errors import Conflict
+from handlers.wire.operations import Answer, Header, operation
 from plugins.subscriptions import shapes
 from plugins.subscriptions.payments.stripe import Stripe
 from plugins.subscriptions.refusals import InvalidSignature, PaymentMethodUnavailable, PaymentRequired

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers.errors import ApiError, Forbidden
+from handlers.wire.errors import ApiError, Forbidden
 
 
 class InvalidSignature(Forbidden):

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema
 from typing_extensions import TypedDict
 
 from config.tiers import Allowance, TierName
-from handlers.shapes import Hex256, Shape, Signature
+from handlers.wire.shapes import Hex256, Shape, Signature
 from models.database import Row
 
 Sold = Literal["premium", "ultra"]

@@ -11,9 +11,9 @@ import structlog
 from nacl.signing import SigningKey
 
 from config.tiers import FREE, Tier
-from handlers.errors import Conflict
-from handlers.hub import Hub
-from handlers.keys import ed25519, purchase_messages
+from handlers.sockets.hub import Hub
+from handlers.wire.errors import Conflict
+from handlers.wire.signal_keys import ed25519, purchase_messages
 from models import subscriptions
 from models.database import Database, Row
 from plugins.subscriptions import shapes

@@ -14,9 +14,9 @@ from typing_extensions import TypedDict
 from config.findings import Examination
 from config.keyring import Keyring, KeyringFile
 from config.settings import Core, Rate, RateLimit, Section
-from handlers.base import ApiHandler
-from handlers.costs import READS
-from handlers.operations import operation
+from handlers.http.base import ApiHandler
+from handlers.wire.costs import READS
+from handlers.wire.operations import operation
 from plugins import App, Plugin
 from plugins.turn import examination
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from config.avatars import AvatarSettings
 from config.settings import Rate, RateLimit
 from config.tiers import TierSettings
-from handlers.shapes import USER
+from handlers.wire.shapes import USER
 from plugins import App, Plugin
 from plugins.users import http
 from plugins.users.users import Users

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from config.settings import Rate
-from handlers.base import ApiHandler
-from handlers.costs import DEFENDS, READS, WRITES
-from handlers.errors import InvalidCredentials, NotFound
-from handlers.operations import operation
-from handlers.shapes import UserRef
+from handlers.http.base import ApiHandler
+from handlers.wire.costs import DEFENDS, READS, WRITES
+from handlers.wire.errors import InvalidCredentials, NotFound
+from handlers.wire.operations import operation
+from handlers.wire.shapes import UserRef
 from plugins.users.shapes import ChangeMe, DeleteMe, OwnProfile, SearchQuery, UserProfile, UserSearchItem
 from plugins.users.users import Users
 

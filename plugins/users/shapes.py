@@ -9,11 +9,11 @@ from uuid import UUID
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from config.tiers import Allowance, TierName
-from handlers.answers import Person
-from handlers.avatars import AvatarUrl
 from handlers.passwords import KnownPassword
-from handlers.shapes import Base64, Coded, Hex256, Language, Shape, bounded
-from handlers.text import EMPTY_IS_NULL, Bio, DisplayName
+from handlers.wire.answers import Person
+from handlers.wire.avatars import AvatarUrl
+from handlers.wire.shapes import Base64, Coded, Hex256, Language, Shape, bounded
+from handlers.wire.text import EMPTY_IS_NULL, Bio, DisplayName
 
 MAX_SETTINGS = 16 * 1024  # bytes of JSON
 

@@ -9,15 +9,16 @@ from uuid import UUID
 
 from config.tiers import FREE, Tier
 from handlers.alerts import Alerts
-from handlers.avatars import AvatarHosts, refused
-from handlers.delivery import Delivery
-from handlers.errors import Fault, InvalidCredentials, InvalidRequest, NotFound
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
-from handlers.shapes import b64
+from handlers.sockets.delivery import Delivery
 from handlers.tokens import Session
-from models import accounts, files, profiles, sealed, subscriptions, users
+from handlers.wire.avatars import AvatarHosts, refused
+from handlers.wire.errors import Fault, InvalidCredentials, InvalidRequest, NotFound
+from handlers.wire.shapes import b64
+from models import accounts, files, profiles, subscriptions, users
 from models.batch import Batch
+from models.chats import sealed
 from models.database import Database, Row
 from plugins.users.shapes import MAX_SETTINGS, ChangeMe, OwnProfile, UserProfile
 

@@ -17,8 +17,8 @@ import asyncpg
 from config import embedded, reasons
 from config.findings import Examination, Finding, Over, clock, good, skipped, weak, wrong
 from config.settings import Core
-from models import migrations
 from models.database import Database, Unavailable
+from models.postgres import migrations
 from models.postgres.cluster import Cluster
 from models.postgres.hosts import HostAway, dial, hosts
 from models.postgres.identity import Identity

@@ -15,7 +15,7 @@ import time
 
 import asyncpg
 
-from models import purge
+from models.chats import purge
 from models.database import Database
 from tests.bench import machine
 from tests.running import place

@@ -23,9 +23,9 @@ import asyncpg
 import uvloop
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from plugins.push.apns import Apns, Identity
 from plugins.push.payload import Push
-from plugins.push.road import Road
+from plugins.push.providers.apns import Apns, Identity
+from plugins.push.providers.client import Road
 from tests.bench import chats, machine, users
 from tests.bench.users import User
 from tests.client import ask, b64

@@ -19,9 +19,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from handlers import hub
-from handlers.base import MAX_BODY
-from handlers.listener import IDLE_SECONDS, STALL_SECONDS
+from handlers.http.base import MAX_BODY
+from handlers.http.listener import IDLE_SECONDS, STALL_SECONDS
+from handlers.sockets import hub
 from tests.client import Account, Answer, ask
 from tests.deploy.nginx import HOST, SHIPPED, Proxy, certificates, folder, program, proxying, render
 from tests.deploy.relay import free_port

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from handlers import listener
+from handlers.http import listener
 from tests.client import Account, ask
 from tests.files import tus
 from tests.files.transfer import MIB, bearer, got, send, sha256

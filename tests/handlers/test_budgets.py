@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 from redis.exceptions import RedisError
 
-from handlers.costs import BYTES_IN, BYTES_OUT, FANOUT, REQUESTS, ROWS, TRANSFER
+from handlers.wire.costs import BYTES_IN, BYTES_OUT, FANOUT, REQUESTS, ROWS, TRANSFER
 from server import Server
 from tests.client import Account, Answer, ask
 from tests.running import Services, place, serving

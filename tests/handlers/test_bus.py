@@ -9,8 +9,8 @@ from uuid import uuid4
 
 from redis.asyncio import Redis
 
-from handlers.bus import Bus
 from handlers.metrics import Metrics
+from handlers.sockets.bus import Bus
 from tests.running import Place, Services, place
 
 CHANNELS = [f"ws:user:{number}" for number in range(40_000)]  # enough to keep a loop busy for longer than its patience

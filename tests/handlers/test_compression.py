@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from handlers import compression
-from handlers.base import ApiHandler
-from handlers.compression import may_be_packed, takes_gzip
+from handlers.http import compression
+from handlers.http.base import ApiHandler
+from handlers.http.compression import may_be_packed, takes_gzip
 from tests.client import Account, Answer, ask
 from tests.files.transfer import got
 from tests.files.transfer import shared as upload

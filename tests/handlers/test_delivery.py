@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from handlers.delivery import FEW, SLICE, TURN, Delivery
+from handlers.sockets.delivery import FEW, SLICE, TURN, Delivery
 from tests.client import Account
 from tests.running import Services, place, serving
 

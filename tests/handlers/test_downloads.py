@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from handlers.downloads import RangeNotSatisfiable, byte_range, names
+from handlers.http.downloads import RangeNotSatisfiable, byte_range, names
 
 sizes = st.integers(1, 2**40)
 places = st.integers(0, 2**41)

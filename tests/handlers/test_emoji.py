@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.emoji import MAX_EMOJI, SELECTOR, canonical, plain
+from handlers.wire.emoji import MAX_EMOJI, SELECTOR, canonical, plain
 
 ENGLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"
 TONES = [chr(code) for code in range(0x1F3FB, 0x1F400)]

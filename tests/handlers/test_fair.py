@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.fair import FairQueue
+from handlers.limits.fair_queue import FairQueue
 
 QUANTUM, HEAVIEST = 4, 16  # so the heaviest item waits for four turns
 KEYS = st.integers(0, 5)

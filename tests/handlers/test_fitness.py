@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from config.embedded.home import shipped
-from handlers.health import REPEAT, Examiner, Remembered, Unfit
+from handlers.http.health import REPEAT, Examiner, Remembered, Unfit
 from tests.client import ask
 from tests.deploy.relay import free_port
 from tests.running import Services, json_lines, place, serving
@@ -151,7 +151,7 @@ async def test_a_check_that_goes_on_failing_is_logged_once_a_minute(
 ) -> None:
     now = 1000.0
     fails = True
-    monkeypatch.setattr("handlers.health.time.monotonic", lambda: now)
+    monkeypatch.setattr("handlers.http.health.time.monotonic", lambda: now)
 
     async def check() -> None:
         if fails:

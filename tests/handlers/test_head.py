@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from handlers.base import ApiHandler
+from handlers.http.base import ApiHandler
 from tests.client import Account, ask
 from tests.files.transfer import got
 from tests.files.transfer import shared as upload

@@ -23,8 +23,8 @@ import pytest
 import server
 from config import embedded
 from config.settings import SettingsError
-from handlers import listener
-from models import migrations
+from handlers.http import listener
+from models.postgres import migrations
 from server import Server
 from tests.client import Account, Answer, ask
 from tests.running import Place, Services, place, serving

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from tornado.httputil import HTTPInputError
 
-from handlers.http1 import MAX_CHUNK_LINE, MAX_TRAILERS, SPARE_EXTENSIONS, chunk_line
+from handlers.http.http1 import MAX_CHUNK_LINE, MAX_TRAILERS, SPARE_EXTENSIONS, chunk_line
 from tests.client import Account
 from tests.handlers.raw import LIVE, line, request
 from tests.running import Services, place, serving

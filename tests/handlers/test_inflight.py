@@ -12,9 +12,10 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from handlers import inflight, listener
-from handlers.errors import Unavailable
-from handlers.inflight import InFlight, Room
+from handlers.http import answers_in_flight as inflight
+from handlers.http import listener
+from handlers.http.answers_in_flight import InFlight, Room
+from handlers.wire.errors import Unavailable
 from tests.client import Account, ask, b64
 from tests.files.transfer import shared as uploaded
 from tests.plugins.chatting import chat, say, town

@@ -15,8 +15,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from config.settings import Budgets, Rate, SettingsError, load
-from handlers import ledger
-from handlers.costs import (
+from handlers.limits import ledger
+from handlers.limits.ledger import Account, Ledger
+from handlers.metrics import Metrics
+from handlers.wire.costs import (
     BYTES_IN,
     BYTES_OUT,
     CHANGES,
@@ -30,9 +32,7 @@ from handlers.costs import (
     WRITES,
     Cost,
 )
-from handlers.errors import RateLimited
-from handlers.ledger import Account, Ledger
-from handlers.metrics import Metrics
+from handlers.wire.errors import RateLimited
 from tests.running import Services, place
 
 SMALL = Budgets(budget_requests=Rate(10, 10), budget_rows=Rate(5, 50), budget_fanout=Rate(1000, 10))

@@ -13,8 +13,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from config.settings import Rate
-from handlers.errors import RateLimited
-from handlers.limits import Limits, client_address, limit_key
+from handlers.limits.rates import Limits, client_address, limit_key
+from handlers.wire.errors import RateLimited
 from tests.running import Services, place
 
 PROXIES = (ip_network("10.0.0.0/8"), ip_network("2001:db8::/32"))

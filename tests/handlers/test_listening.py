@@ -14,7 +14,7 @@ import pytest
 
 from config.settings import Core as CoreSettings
 from config.settings import SettingsError, load
-from handlers.listener import bind
+from handlers.http.listener import bind
 from tests.client import ask
 from tests.deploy.relay import free_port
 from tests.handlers.test_stop import ipv6_loopback

@@ -12,7 +12,7 @@ import pytest
 
 from handlers import metrics
 from handlers.metrics import Metrics
-from models.statements import Watch, Watched, operation
+from models.postgres.statements import Watch, Watched, operation
 from server import Server
 from tests.client import ask
 from tests.plugins.chatting import chat, message, town

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from handlers.origins import is_allowed, is_own
+from handlers.http.origins import is_allowed, is_own
 from tests.client import Account
 from tests.handlers.raw import line, request
 from tests.handlers.test_refused import HANDSHAKE

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from handlers import pace
-from handlers.pace import Pace
+from handlers.http import upload_pace as pace
+from handlers.http.upload_pace import Pace
 
 
 @pytest.mark.gen_test

@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import pytest
 
-from handlers.base import MAX_BODY
-from handlers.health import Live
+from handlers.http.base import MAX_BODY
+from handlers.http.health import Live
 from server import Server
 from tests.client import Account, ask
 from tests.files.transfer import announce

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from handlers.shapes import unb64
+from handlers.wire.shapes import unb64
 
 SIGNS = string.ascii_letters + string.digits + "+/-_="
 ANY_FORM = re.compile("([A-Za-z0-9+/_-]{4})*([A-Za-z0-9+/_-]{2}(==)?|[A-Za-z0-9+/_-]{3}=?)?", re.ASCII)

@@ -12,10 +12,10 @@ import pytest
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClosedError, websocket_connect
 
-from handlers import hub as hub_module
-from handlers import peer as peer_module
-from handlers import socket as socket_module
-from handlers.hub import Hub, Peer
+from handlers.sockets import hub as hub_module
+from handlers.sockets import peer as peer_module
+from handlers.sockets import socket as socket_module
+from handlers.sockets.hub import Hub, Peer
 from tests.client import Account, Socket, ask
 from tests.running import Services, place, serving
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from handlers.text import Bio, DisplayName, Title, VisibleText
+from handlers.wire.text import Bio, DisplayName, Title, VisibleText
 
 name: TypeAdapter[str] = TypeAdapter(DisplayName)
 bio: TypeAdapter[str] = TypeAdapter(Bio)

@@ -10,8 +10,8 @@ import jwt
 import pytest
 
 from config.keyring import Keyring
-from handlers.errors import TokenExpired, Unauthorized
 from handlers.tokens import ISSUER, LEEWAY, MARGIN, Tokens
+from handlers.wire.errors import TokenExpired, Unauthorized
 
 SECRET = "s" * 32
 

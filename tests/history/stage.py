@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from config import embedded
-from models import migrations
+from models.postgres import migrations
 from tests.running import Place, program
 
 KILLED = (

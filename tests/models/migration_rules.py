@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from models.migrations import LOCK_TIMEOUT
+from models.postgres.migrations import LOCK_TIMEOUT
 
 # A string, a name in quotes, a body in dollars, a comment: whatever may hide a semicolon.
 _TOKEN = re.compile(

@@ -17,7 +17,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from models import migrations
+from models.postgres import migrations
 from tests.models import migration_locks
 from tests.models.migration_rules import faults, statements
 from tests.models.test_schema import empty

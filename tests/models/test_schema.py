@@ -20,8 +20,8 @@ import peewee
 import pytest
 
 import models
-from models import migrations
 from models.database import Table
+from models.postgres import migrations
 from tests.running import ROOT, Services
 
 _names = count()

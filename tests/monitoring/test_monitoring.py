@@ -15,9 +15,10 @@ import pytest
 
 from config import logs
 from config.version import VERSION
-from handlers import hub, metrics, vitals
+from handlers import metrics, vitals
+from handlers.sockets import hub
 from models.postgres.fence import REASONS
-from models.statements import PLAIN
+from models.postgres.statements import PLAIN
 from plugins.calls.tally import ENDS
 from tests import canaries
 from tests.monitoring.live import DASHBOARD, FOLDER, Seen, live, program, queries

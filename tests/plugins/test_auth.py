@@ -14,8 +14,8 @@ import pytest
 from argon2 import PasswordHasher
 from nacl.signing import SigningKey
 
-from handlers import keys
 from handlers.passwords import EACH, THREADS
+from handlers.wire import signal_keys as keys
 from models import sessions
 from tests.client import Account, Answer, ask, b64
 from tests.running import Services, place, serving

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from models import purge
+from models.chats import purge
 from tests.client import Account, ask
 from tests.plugins.chatting import SECONDS, Json, chat, message, pages, patiently, roles, say, seen, town
 from tests.running import Services

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from handlers.hub import Hub
+from handlers.sockets.hub import Hub
 from models import calls
 from models.database import Database
 from tests.client import Account, Socket

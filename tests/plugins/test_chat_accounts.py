@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from models.changes import changing
+from models.chats.events import changing
 from tests.client import Account, Socket, ask
 from tests.plugins.chatting import SECONDS, chat, history, message, patiently, read, roles, say, seen, town
 from tests.running import Services

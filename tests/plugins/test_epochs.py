@@ -7,7 +7,7 @@ import asyncio
 import asyncpg
 import pytest
 
-from models import epochs
+from models.postgres import epochs
 from tests.client import Account
 from tests.running import Services, place, serving
 

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from models import messages
+from models.chats import messages
 from plugins.messages import journal
 from tests.client import b64
 from tests.plugins.chatting import Town, town

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from handlers.delivery import Delivery
+from handlers.sockets.delivery import Delivery
 from tests.client import Account, ask, b64
 from tests.plugins.chatting import SECONDS, chat, everyone_hears, history, message, pages, say, seen, town
 from tests.running import Services

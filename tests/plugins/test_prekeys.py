@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from config.retention import Retention
-from handlers import keys
+from handlers.wire import signal_keys as keys
 from models import cleanup
 from tests.client import Account, ask, b64
 from tests.running import Services, place, serving

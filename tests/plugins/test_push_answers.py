@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from plugins.push import breaker, road
+from plugins.push import breaker
+from plugins.push.providers import client as road
 from tests.client import Account, ask
 from tests.plugins.chatting import Town, chat, message, say
 from tests.plugins.pushing import pushing, registered, subscribed

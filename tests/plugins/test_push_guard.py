@@ -10,8 +10,8 @@ import httpcore
 import pytest
 
 from config.networks import public
-from plugins.push.resolver import Resolver
-from plugins.push.road import Failed, Guard, PrivateAddress, Road
+from plugins.push.providers.client import Failed, Guard, PrivateAddress, Road
+from plugins.push.providers.resolver import Resolver
 from tests.plugins.chatting import chat, say
 from tests.plugins.pushing import pushing, subscribed
 from tests.providers.certificates import certified

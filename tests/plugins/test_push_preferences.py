@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from plugins.push.preferences import quiet_until
-from plugins.push.providers import retry_after
+from plugins.push.providers.outcomes import retry_after
 
 BERLIN = {"start": "22:00", "end": "07:00", "time_zone": "Europe/Berlin"}
 SIESTA = {"start": "13:00", "end": "15:30", "time_zone": "America/Mexico_City"}

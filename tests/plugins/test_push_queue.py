@@ -11,9 +11,9 @@ from uuid import UUID, uuid4
 import pytest
 from redis.asyncio import Redis
 
-from plugins.push import lane, queue
 from plugins.push.breaker import Breaker
-from plugins.push.jobs import Job, Poison
+from plugins.push.queue import lane, queue
+from plugins.push.queue.jobs import Job, Poison
 from tests.client import Account
 from tests.plugins.chatting import chat, say
 from tests.plugins.pushing import pushing, registered

@@ -11,9 +11,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from plugins.push import resolver
-from plugins.push.resolver import NoAddress, Resolver
-from plugins.push.shares import STRANGE_OF_HOST, STRANGE_OF_USER, USER, Shares
+from plugins.push.providers import resolver
+from plugins.push.providers.resolver import NoAddress, Resolver
+from plugins.push.queue.shares import STRANGE_OF_HOST, STRANGE_OF_USER, USER, Shares
 from tests.plugins.chatting import chat, say
 from tests.plugins.pushing import pushing, registered, subscribed
 from tests.plugins.test_push import ring

@@ -10,7 +10,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from models import presence, purge, sessions
+from models import presence, sessions
+from models.chats import purge
 from models.database import Database
 from plugins import Timer
 from tests.planted import plant

@@ -8,8 +8,8 @@ from uuid import uuid4
 
 import pytest
 
-from handlers.delivery import FEW
-from models.visibility import Membership, scope_of
+from handlers.sockets.delivery import FEW
+from models.chats.visibility import Membership, scope_of
 from tests.client import Account, b64
 from tests.plugins.chatting import SECONDS, Json, chat, crowd, history, message, read, say, seen, town
 from tests.plugins.test_sync import caught_up, cursor_of, what

@@ -23,9 +23,9 @@ import asyncpg
 import pytest
 
 import server as server_program
-from models import migrations
 from models.backups import BackupError, Manifest, verify
 from models.backups.programs import address, find
+from models.postgres import migrations
 from server import Server
 from tests.client import Account, Answer, ask
 from tests.files.transfer import got

@@ -19,7 +19,7 @@ import pytest
 
 from config.findings import CLOCK_WEAK, CLOCK_WRONG, Examination, Finding, Over, clock, good
 from config.settings import environment
-from models import migrations
+from models.postgres import migrations
 from scripts import doctor
 from scripts.checks import examined, machine
 from tests import canaries

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from models import migrations
+from models.postgres import migrations
 from scripts.checks import database
 from tests import canaries
 from tests.deploy.relay import free_port

@@ -23,7 +23,7 @@ from redis.exceptions import ResponseError
 
 from config import embedded, reasons, urls
 from models.database import Database, Unavailable
-from models.fitness import takes_writes
+from models.postgres.fitness import takes_writes
 from tests import canaries
 from tests.deploy.nginx import folder
 from tests.deploy.relay import free_port

@@ -13,8 +13,8 @@ import httpx
 import structlog
 from pydantic import ValidationError
 
-from handlers.errors import Unavailable
-from handlers.shapes import Shape
+from handlers.wire.errors import Unavailable
+from handlers.wire.shapes import Shape
 from plugins.subscriptions.payments import PAUSE, TIER_NAME, TRIES
 from plugins.subscriptions.prices import Price
 

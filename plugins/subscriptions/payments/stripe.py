@@ -11,8 +11,8 @@ import stripe
 import structlog
 from pydantic import ValidationError
 
-from handlers.errors import Unavailable
-from handlers.shapes import Shape, decode
+from handlers.wire.errors import Unavailable
+from handlers.wire.shapes import Shape, decode
 from plugins.subscriptions.payments import TIER_NAME, TRIES
 from plugins.subscriptions.prices import Price
 from plugins.subscriptions.refusals import InvalidSignature

@@ -1,0 +1,1 @@
+"""HTTP: the base of every endpoint, how it answers, uploads, downloads, health, and the listener."""

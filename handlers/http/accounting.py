@@ -1,0 +1,111 @@
+"""What a request costs: it is spent from the budgets of its account, and the answer says how they stand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from config.settings import Rate
+from handlers.http.answering import AnsweringHandler
+from handlers.limits.ledger import Account
+from handlers.limits.rates import Quota, limit_key, within
+from handlers.tokens import Session
+from handlers.wire.costs import BYTES_IN, BYTES_OUT, READS, ROWS, TRANSFER
+from handlers.wire.operations import declared
+
+
+class AccountingHandler(AnsweringHandler):
+    """The part of ApiHandler that counts: rate limits, and the budgets of handlers/limits/ledger.py."""
+
+    _session: Session | None
+    _account: Account | None = None  # None where nothing is counted
+    _cost = READS
+    _quotas: dict[str, Quota] | None = None
+    _received = 0  # bytes of the body
+    _sent = 0
+    _charged_in = _charged_out = 0  # how much of them the account has paid for
+    _rows = 0  # spent before they are written
+
+    @property
+    def session(self) -> Session:
+        """Who is asking."""
+        raise NotImplementedError
+
+    @property
+    def address(self) -> str:
+        """The client's address."""
+        raise NotImplementedError
+
+    @classmethod
+    def methods(cls) -> tuple[str, ...]:
+        """The methods that the endpoint has code for."""
+        raise NotImplementedError
+
+    async def limit(self, name: str, rate: Rate, key: str | None = None, cost: int = 1) -> None:
+        """Count this request; by client address unless another key is given. Raises RateLimited."""
+        await self.application.limits.spend(name, key or limit_key(self.address), rate, cost, shown=True)
+
+    def spend_rows(self, rows: int) -> None:
+        """Spend rows beside those that the operation declares, before they are written. Raises RateLimited."""
+        if self._account is not None:
+            try:
+                self._account.spend(ROWS, rows)
+            finally:
+                self._show(self._account.quota(self._cost.request))
+            self._rows += rows
+
+    def _admit(self) -> None:
+        """Spend the request from the budgets of its account, or of its address. Raises RateLimited."""
+        ledger = self.application.ledger
+        if not ledger.on:
+            return
+        operation = declared(type(self), self._answering_method())
+        self._cost = cost = (operation and operation.cost) or READS
+        if cost.for_monitors and within(self.address, self.application.core.metrics_allow):
+            return
+        known = self._session is not None and not cost.by_address
+        account = ledger.account(self.session.user_id if known else limit_key(self.address))
+        self._account, self._rows = account, 0  # the bytes of a request that is refused count, too
+        try:
+            account.admit(cost)
+        finally:
+            self._show(account.quota(cost.request))
+        self._rows = cost.rows
+
+    def _answering_method(self) -> str:
+        """The method that answers: of HEAD it is GET, where it has no method of its own."""
+        method = self.request.method or ""
+        return "GET" if method == "HEAD" and "HEAD" not in self.methods() else method
+
+    def _charge(self, status: int) -> None:
+        """Spend the bytes that were received and sent since the last call. A refused request gets its rows back."""
+        account = self._account
+        if account is None:
+            return
+        received, sent = self._received - self._charged_in, self._sent - self._charged_out
+        self._charged_in, self._charged_out = self._received, self._sent
+        if self._cost.transfers:
+            account.charge(TRANSFER, received + sent)
+        else:
+            account.charge(BYTES_IN, received)
+            account.charge(BYTES_OUT, sent)
+        if status >= 400 and self._rows:
+            account.charge(ROWS, -self._rows)
+            self._rows = 0
+
+    def write(self, chunk: Any) -> None:
+        self._sent += len(chunk)
+        super().write(chunk)
+
+    # The headers RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers) --------------------------------
+
+    def _show(self, quota: Quota) -> None:
+        """Say in the answer how a limit or a budget stands."""
+        if not self._headers_written:
+            self._quotas = {**(self._quotas or {}), quota.name: quota}
+            self._show_quotas()
+
+    def _show_quotas(self) -> None:
+        if self._quotas:
+            quotas = self._quotas.values()
+            self._headers["RateLimit-Policy"] = ", ".join(quota.policy for quota in quotas)
+            self._headers["RateLimit"] = ", ".join(quota.standing for quota in quotas)

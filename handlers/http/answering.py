@@ -1,0 +1,182 @@
+"""How an endpoint answers: JSON, compressed where that is worth it, and refusals that keep the connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Hashable
+from typing import Any
+
+from tornado.iostream import StreamClosedError
+from tornado.web import HTTPError, RequestHandler
+
+from config.pages import MAX_PAGE
+from handlers.http import compression
+from handlers.http.answers_in_flight import Room
+from handlers.http.http1 import linger
+from handlers.http.site import Site
+from handlers.wire import errors
+from handlers.wire.errors import ApiError, InvalidRequest
+from handlers.wire.shapes import Shape, encode
+
+MAX_BODY = 256 * 1024  # contract section 1
+
+_STATUS: dict[int, type[ApiError]] = {404: errors.NotFound, 405: errors.MethodNotAllowed, 413: errors.TooLarge}
+
+
+class AnsweringHandler(RequestHandler):
+    """The half of ApiHandler that writes."""
+
+    application: Site
+    request_id: str
+    _refusal: ApiError | None = None  # to be sent when the body has been read
+    _room: Room | None = None  # memory that is reserved for the answer
+
+    @classmethod
+    def allow(cls) -> str:
+        """The methods that the endpoint takes, as the header Allow says them."""
+        raise NotImplementedError
+
+    @property
+    def reader(self) -> Hashable:
+        """Whose answers this one is counted with: an account, or an address."""
+        raise NotImplementedError
+
+    def _judge_headers(self) -> None:
+        """Judge a request before its body is read. Raises a refusal."""
+        raise NotImplementedError
+
+    def reply(self, value: object, status: int = 200) -> None:
+        """Answer with ``value`` (a shape, or what JSON can hold), compressed if it is long and the client accepts that.
+
+        A very long answer is sent a moment later, when a thread has compressed it.
+        """
+        self.set_status(status)
+        content = value.model_dump_json().encode() if isinstance(value, Shape) else encode(value)
+        if not self._is_packed(content):
+            self.finish(content)
+        elif len(content) <= compression.IN_LOOP:
+            self.finish(compression.pack(content))
+        else:
+            self._auto_finish = False  # Tornado would finish when the method returns
+            self.application.keep(self._finish_packed(content))
+
+    async def _finish_packed(self, content: bytes) -> None:
+        try:
+            packed = await self.application.compressor.pack(content)
+        except Exception as error:  # nothing waits for this task: the client gets its answer here
+            self.log_exception(type(error), error, error.__traceback__)
+            self.clear_header("Content-Encoding")
+            self.send_error(500, exc_info=(type(error), error, error.__traceback__))
+            return
+        self.finish(packed)
+
+    def _is_packed(self, content: bytes) -> bool:
+        """Whether JSON is to be compressed for this client; the headers say so."""
+        if not compression.may_be_packed(self.request.path):
+            return False
+        self.add_header("Vary", "Accept-Encoding")
+        accepted = self.request.headers.get("Accept-Encoding", "")
+        packed = len(content) >= compression.SMALLEST and compression.takes_gzip(accepted)
+        if packed:
+            self.set_header("Content-Encoding", "gzip")
+        return packed
+
+    async def reserve(self, size: int = MAX_PAGE, key: Hashable = None) -> None:
+        """Wait for memory for a long answer, before anything is read for it, and keep it until the client has taken the
+        answer. ``key`` is whose it is: the account's, else the address's. Raises Unavailable, when they have too many
+        that are not taken, or all together have."""
+        stream = self.request.connection.stream  # type: ignore[union-attr]
+        self._room = await self.application.answers.reserve(key or self.reader, size, stream)
+
+    def finish(self, chunk: Any = None) -> asyncio.Future[None]:
+        room, self._room = self._room, None
+        if room is None:
+            return super().finish(chunk)
+        try:
+            written = super().finish(chunk)
+        except BaseException:
+            room.release()
+            raise
+        room.hold(len(chunk) if isinstance(chunk, bytes) else 0, written)
+        return written
+
+    def reply_nothing(self) -> None:
+        self.set_status(204)
+        self.clear_header("Content-Type")
+        self.finish()
+
+    def prepare(self) -> Any:
+        """Judge a request by its headers: what it raises is sent when the body has been read, or, where that is too
+        large, before, at the end of the connection."""
+        try:
+            self._judge_headers()
+        except ApiError as refusal:
+            if self.ends_soon:
+                raise
+            return self.refuse(refusal)
+        return None
+
+    @property
+    def ends_soon(self) -> bool:
+        """True if the headers announce a body that is small enough to be read before a refusal is sent."""
+        return self.declared <= MAX_BODY
+
+    @property
+    def declared(self) -> int:
+        """The length of the body that the headers announce; 0 when they don't."""
+        length = self.request.headers.get("Content-Length", "0")
+        # Few digits first: int() refuses what has thousands.
+        return min(int(length.lstrip("0")[:16] or 0), 10**15) if length.isdecimal() else 0
+
+    async def refuse(self, refusal: ApiError) -> None:
+        """Answer before the body has been read, and close the connection."""
+        self._answer(refusal)
+        self.set_header("Connection", "close")
+        self.set_header("Content-Length", str(sum(map(len, self._write_buffer))))
+        with contextlib.suppress(StreamClosedError):  # the client has gone
+            await self.flush()
+            await linger(self.request.connection.stream)  # type: ignore[union-attr]
+        self.finish()
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """Answer with an error, when the request has been read: Tornado closes a connection whose request it has not
+        read to its end, without a word to the client, who may be sending the next one."""
+        unread: asyncio.Future[None] = self.request._body_future
+        if self._headers_written or unread.done():
+            super().send_error(status_code, **kwargs)
+            return
+        self._refusal = self._refusal_of(**kwargs)
+        unread.add_done_callback(self._send_refusal)
+
+    def _send_refusal(self, read: asyncio.Future[None]) -> None:
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None and not read.cancelled() and read.exception() is None:
+            super().send_error(refusal.status, exc_info=(None, refusal, None))
+
+    async def _refuse_unread(self) -> None:
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None:
+            await self.refuse(refusal)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        self._answer(self._refusal_of(**kwargs))
+        self.finish()
+
+    def _refusal_of(self, exc_info: tuple[Any, BaseException | None, Any] = (None, None, None), **_: Any) -> ApiError:
+        """What an error means to the client."""
+        error = exc_info[1]
+        if isinstance(error, HTTPError):
+            other = InvalidRequest if error.status_code < 500 else errors.InternalError
+            return _STATUS.get(error.status_code, other)()
+        refusal = errors.refusal(error, self.application.outages) if error is not None else None
+        return refusal or errors.InternalError()
+
+    def _answer(self, refusal: ApiError) -> None:
+        self.set_status(refusal.status)
+        for name, value in refusal.headers.items():
+            self.set_header(name, value)
+        if refusal.status == 405:
+            self.set_header("Allow", self.allow())
+        content = encode({**refusal.body(), "request_id": self.request_id})
+        self.write(compression.pack(content) if self._is_packed(content) else content)

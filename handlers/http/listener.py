@@ -1,0 +1,274 @@
+"""The listener: Tornado's HTTP server with time limits for connections that stall (contract section 1)."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import errno
+import socket
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tornado.http1connection import HTTP1Connection
+from tornado.httpserver import HTTPServer, _HTTPRequestContext
+from tornado.httputil import HTTPMessageDelegate, RequestStartLine, ResponseStartLine
+from tornado.iostream import IOStream
+
+from handlers.http.answers_in_flight import drop
+from handlers.http.http1 import READ_HEADERS, ServerConnection
+from handlers.http.site import Site
+from handlers.sockets.hub import Hub
+
+STALL_SECONDS = 15  # for headers that have begun, and for a body
+IDLE_SECONDS = 60  # between requests of a kept-alive connection
+# An answer that is not taken: the client must take so many bytes of it in that time, or all that is left. Telephones on
+# the worst networks do; what is slower than 2 KiB/s is as good as gone.
+WRITE_SECONDS, WRITE_BYTES = 30, 64 * 1024
+# What the kernel may take of an answer before it is sent. Without it a client that reads nothing makes the kernel keep
+# some MiB for each connection, which no limit of ours counts. It is more than a round trip needs to go on.
+UNSENT = 128 * 1024
+SWEEP_SECONDS = 2
+DRAIN_SECONDS = 5  # a request takes 3 s at the most
+BACKLOG = 1024  # connections that wait to be taken: when one of two instances goes, all its phones come at once
+HANDSHAKE_SECONDS = 0.02  # for what has begun when the port is about to close; a proxy is a millisecond away
+
+# A packet filter (BPF, Linux) that drops what asks for a connection, and nothing else: byte 13 of the TCP header has
+# the flags, of which SYN alone is the question.
+_NO_SYN = b"".join(
+    struct.pack("HBBI", *instruction)  # struct sock_filter: code, jump if true, jump if false, operand
+    for instruction in (
+        (0x30, 0, 0, 13),  # load the byte at 13
+        (0x54, 0, 0, 0x12),  # and it with SYN|ACK
+        (0x15, 0, 1, 0x02),  # is it SYN?
+        (0x06, 0, 0, 0),  # then keep nothing
+        (0x06, 0, 0, 0xFFFFFFFF),  # else all
+    )
+)
+_TCP_NOTSENT_LOWAT = 25  # tcp(7)
+_SO_ATTACH_FILTER = 26  # socket(7); Python has no name for it
+
+
+# Every address of IPv4 and of IPv6, as a socket for each: one for both would show IPv4 clients as ::ffff:203.0.113.5.
+WILDCARDS = ("::", "*")
+EVERY_IPV4, EVERY_IPV6 = "0.0.0.0", "::"
+HERE = {EVERY_IPV4: "127.0.0.1", EVERY_IPV6: "::1"}  # how this machine reaches what listens on every address
+WITHOUT_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+
+
+def bind(hosts: Sequence[str], port: int) -> list[socket.socket]:
+    """Listen on every address of the names and addresses, all on one port; 0 takes a free one. On a machine without
+    IPv6 a wildcard is every address of IPv4. Raises OSError that says which address can't be had."""
+    wanted: dict[str, bool] = {}  # whether it may be missing
+    for host in hosts:
+        if host in WILDCARDS:
+            wanted = {EVERY_IPV4: False, EVERY_IPV6: True, **wanted}
+        else:
+            wanted.setdefault(host, False)
+    bound: dict[str, socket.socket] = {}
+    for host, optional in wanted.items():
+        try:
+            for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+                numeric = str(address[0])
+                if numeric not in bound:
+                    bound[numeric] = _bound(family, (numeric, port, *address[2:]))
+                    port = port or bound[numeric].getsockname()[1]
+        except OSError as error:
+            if optional and error.errno in WITHOUT_IPV6:
+                continue
+            for each in bound.values():
+                each.close()
+            raise OSError(f"PORT {port} of HOST {host} can't be had: {error.strerror}") from None
+    return list(bound.values())
+
+
+def authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
+    each = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        each.setblocking(False)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        each.bind(address)
+        each.listen(BACKLOG)
+    except OSError:
+        each.close()
+        raise
+    return each
+
+
+class Listener(HTTPServer):
+    """Serves a Site. Tornado has one limit for idling and for slow headers; here a connection that has sent part of
+    its headers, or nothing since it was opened, has STALL_SECONDS."""
+
+    def initialize(self, site: Site, **_: Any) -> None:  # type: ignore[override]
+        super().initialize(
+            site,
+            idle_connection_timeout=IDLE_SECONDS,
+            body_timeout=STALL_SECONDS,
+            max_header_size=READ_HEADERS,
+            max_body_size=1 << 40,  # each handler has its own limit, answered in JSON
+            chunk_size=64 * 1024,
+        )
+        self._waiting: dict[HTTP1Connection, float] = {}
+        self._reading: dict[object, HTTP1Connection] = {}  # each connection's present request
+        self._writing: dict[object, tuple[float, int]] = {}  # when so many bytes of an answer had been taken
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # a socket of another kind than TCP
+                stream.socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT)
+        context = _HTTPRequestContext(stream, address, self.protocol, self.trusted_downstream)
+        connection = ServerConnection(stream, self.conn_params, context)
+        self._connections.add(connection)
+        connection.start_serving(self)
+
+    def start_request(self, server_conn: object, request_conn: Any) -> HTTPMessageDelegate:
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+        # A connection's first request must come at once; later ones may take their time to begin.
+        first = not getattr(server_conn, "_mimu_served", False)
+        server_conn._mimu_served = True  # type: ignore[attr-defined]
+        self._waiting[request_conn] = time.monotonic() if first else 0.0
+        self._reading[server_conn] = request_conn
+        return _Headers(super().start_request(server_conn, request_conn), request_conn, self)
+
+    def headers_came(self, connection: HTTP1Connection) -> None:
+        self._waiting.pop(connection, None)
+        if self._stopped:
+            _last(connection)
+
+    def headers_never_came(self, connection: HTTP1Connection) -> None:
+        self._waiting.pop(connection, None)
+
+    def on_close(self, server_conn: object) -> None:
+        self._reading.pop(server_conn, None)
+        self._writing.pop(server_conn, None)
+        super().on_close(server_conn)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = time.monotonic()
+            self._drop_who_read_nothing(now)
+            for connection, since in list(self._waiting.items()):
+                stream = connection.stream
+                if stream is None or stream.closed():
+                    del self._waiting[connection]
+                elif since:
+                    if since < now - STALL_SECONDS:
+                        del self._waiting[connection]
+                        stream.close()
+                # IOStream has no public word for "part of a message has come".
+                elif stream._read_buffer_size:
+                    self._waiting[connection] = now
+
+    def _drop_who_read_nothing(self, now: float) -> None:
+        for served, connection in list(self._reading.items()):
+            stream = connection.stream
+            if stream is None or stream.closed() or not stream.writing():  # it is no HTTP any more, or all was taken
+                self._writing.pop(served, None)
+                continue
+            taken = stream._total_write_done_index
+            since, before = self._writing.get(served, (now, taken))
+            if taken - before >= WRITE_BYTES or served not in self._writing:
+                self._writing[served] = now, taken
+            elif now - since >= WRITE_SECONDS:
+                drop(stream)
+
+    async def close(self) -> None:
+        """Take no new connections, and let none be lost: closing the port resets those that the kernel has taken for
+        us already, and a proxy does not repeat a POST that it has sent. Who asks from now on is refused, at once or, in
+        the next HANDSHAKE_SECONDS, when asking again after a second. What is open bears one more request each."""
+        listening = list(self._sockets.values())
+        for port in listening:
+            _turn_away(port)
+        await asyncio.sleep(HANDSHAKE_SECONDS)
+        for port in listening:
+            for connection, address in _taken(port):
+                self._handle_connection(connection, address)
+        self.stop()
+        for bearing in self._reading.values():
+            _last(bearing)
+
+    async def drain(self, seconds: float) -> None:
+        """Let requests in flight finish. Connections without one may stay for ``seconds``: whoever keeps them, to send
+        something on them, should be the one to close them. Then close what is left."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        now = time.monotonic()
+        deadline, patience = now + seconds, now + max(seconds, DRAIN_SECONDS)
+        site = self.request_callback
+        await asyncio.sleep(0.05)  # what was accepted a moment ago has not been read yet
+        while self._connections and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        while isinstance(site, Site) and site.active and time.monotonic() < patience:
+            await asyncio.sleep(0.02)
+        await self.close_all_connections()
+
+
+def _turn_away(port: socket.socket) -> None:
+    """Have the kernel drop who asks for a connection, as if the network had; elsewhere than on Linux do nothing."""
+    if sys.platform == "linux" and port.family in (socket.AF_INET, socket.AF_INET6):
+        program = array.array("B", _NO_SYN)
+        address, size = program.buffer_info()
+        with contextlib.suppress(OSError):  # a sandbox without it: then a connection may be lost, once in many stops
+            port.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", size // 8, address))
+
+
+def _taken(port: socket.socket) -> list[tuple[socket.socket, Any]]:
+    """The connections that wait to be taken."""
+    found: list[tuple[socket.socket, Any]] = []
+    with contextlib.suppress(OSError):  # none is left, or we have as many files open as we may
+        while len(found) <= BACKLOG:
+            found.append(port.accept())
+    return found
+
+
+def _last(connection: HTTP1Connection) -> None:
+    """Let the connection end with the request that it bears, and its answer say so. A socket is one of its own, and
+    what has begun to be answered can't say it any more."""
+    headers = connection._request_headers
+    if connection._response_start_line is None and headers is not None and "Upgrade" not in headers:
+        connection._disconnect_on_finish = True  # Tornado decides it when the request comes
+
+
+class _Headers(HTTPMessageDelegate):
+    """Passes everything on, and tells the listener that the headers have come."""
+
+    __slots__ = ("_connection", "_delegate", "_listener")
+
+    def __init__(self, delegate: HTTPMessageDelegate, connection: HTTP1Connection, listener: Listener) -> None:
+        self._delegate, self._connection, self._listener = delegate, connection, listener
+
+    def headers_received(self, start_line: RequestStartLine | ResponseStartLine, headers: Any) -> Any:
+        self._listener.headers_came(self._connection)
+        return self._delegate.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Any:
+        return self._delegate.data_received(chunk)
+
+    def finish(self) -> None:
+        self._delegate.finish()
+
+    def on_connection_close(self) -> None:
+        self._listener.headers_never_came(self._connection)
+        self._delegate.on_connection_close()
+
+
+async def farewell(listener: Listener, hub: Hub, site: Site, seconds: float) -> None:
+    """Take nobody new, send everybody away gently, and finish what is being answered."""
+    ends = time.monotonic() + seconds
+    await listener.close()
+    await hub.close_all(seconds)
+    await listener.drain(ends - time.monotonic())
+    await asyncio.gather(*site.background, return_exceptions=True)
+    site.compressor.close()

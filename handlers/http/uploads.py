@@ -1,0 +1,172 @@
+"""Uploads: endpoints that take a body as it comes, with bounded memory and for as long as it keeps coming."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+from tornado.web import stream_request_body
+
+from handlers.http import listener
+from handlers.http.base import MAX_BODY, ApiHandler
+from handlers.wire import errors
+
+BLOCK = 256 * 1024  # what is handed on at once: a hop into a thread and back costs as much as 100 KiB copied
+PIECES = 512  # or so many pieces: who sends single bytes fills no memory with objects, and no system call with vectors
+
+
+class Sink(Protocol):
+    """Where a body goes. ``room`` is how many bytes it takes at the most."""
+
+    room: int
+
+    async def write(self, blocks: list[bytes]) -> None:
+        """Take the next bytes. Raises a refusal, and is not called again after that."""
+
+    async def abandon(self, blocks: list[bytes]) -> None:
+        """After these no more will come: the connection broke, or the body was refused."""
+
+
+@stream_request_body
+class UploadHandler(ApiHandler):
+    """An endpoint whose body goes to the Sink that ``begin`` returns, a block at a time. TCP slows the client down to
+    the Sink's pace. A client that sends nothing for STALL_SECONDS is dropped; one that goes on is not, however long it
+    takes. The method of the request runs when the body is there."""
+
+    max_body = 1 << 50  # until begin() has said how much there is room for
+    slow = float("inf")  # its time is the client's
+
+    _sink: Sink | None = None
+    _held = 0
+    _busy = False
+    _broken = False
+    _stirred = 0.0
+    _paced = False
+    _watch: asyncio.TimerHandle | None = None
+
+    async def begin(self, *path: Any, **_: Any) -> Sink | None:
+        """Judge the request by its headers. Without a Sink the body is one of JSON, as elsewhere."""
+        raise NotImplementedError
+
+    @property
+    def ends_soon(self) -> bool:
+        # How long a chunked one is nobody knows, and what sends an upload in chunks has much to send.
+        return super().ends_soon and "Transfer-Encoding" not in self.request.headers
+
+    def prepare(self) -> Any:
+        return self._prepare()
+
+    async def _prepare(self) -> None:
+        try:
+            refused = super().prepare()
+            if refused is not None:
+                await refused
+            if self._finished or self.request.method == "OPTIONS":
+                return
+            self._sink = await self.begin(*self.path_args)
+        except Exception as error:
+            refusal = errors.refusal(error, self.application.outages)
+            if refusal is None or self.ends_soon:
+                raise
+            self.log_exception(type(error), error, error.__traceback__)
+            await self.refuse(refusal)
+            return
+        self.max_body = MAX_BODY if self._sink is None else self._sink.room
+        if self._broken:
+            await self._abandon()
+        elif self.declared > self.max_body:
+            await self._abandon()
+            if self.ends_soon:
+                raise self._too_large()
+            await self.refuse(self._too_large())
+        elif self._sink is not None:
+            self.request.connection.set_body_timeout(None)  # type: ignore[union-attr]  # the watch is ours
+            self._stir()
+            self.application.pace.begin()
+            self._paced = True
+
+    def data_received(self, chunk: bytes) -> Any:
+        if self._sink is None:
+            return super().data_received(chunk)
+        self._received += len(chunk)
+        if self._received > self.max_body:
+            return self._give_up(self._too_large())
+        self._stirred = asyncio.get_running_loop().time()
+        self._chunks.append(chunk)
+        self._held += len(chunk)
+        return self._pass_on() if self._held >= BLOCK or len(self._chunks) >= PIECES else None
+
+    async def received(self) -> None:
+        """Hand on the last bytes: the first thing that the method of an upload does. Raises what the Sink raises."""
+        self._unwatch()
+        if self._sink is not None and self._chunks:
+            try:
+                await self._write(self._sink)
+            except BaseException:
+                await self._abandon()
+                raise
+
+    async def _pass_on(self) -> None:
+        self._busy = True
+        try:
+            await self.application.pace.take(self._held)
+            if self._sink is not None:
+                await self._write(self._sink)
+        except Exception as error:
+            self.log_exception(type(error), error, error.__traceback__)
+            await self._give_up(errors.refusal(error, self.application.outages) or errors.InternalError())
+        finally:
+            self._busy = False
+            self._stirred = asyncio.get_running_loop().time()
+
+    async def _write(self, sink: Sink) -> None:
+        self.application.metrics.uploaded += self._held
+        blocks, self._chunks, self._held = self._chunks, [], 0
+        await sink.write(blocks)
+
+    async def _give_up(self, refusal: errors.ApiError) -> None:
+        self._chunks.clear()
+        self._unwatch()
+        if not self._finished:
+            try:
+                await self._abandon()
+            except Exception as error:  # the client is answered all the same
+                self.log_exception(type(error), error, error.__traceback__)
+            await self.refuse(refusal)
+
+    async def _abandon(self) -> None:
+        sink, self._sink = self._sink, None
+        blocks, self._chunks = self._chunks, []
+        if sink is not None:
+            await sink.abandon(blocks)
+
+    # A client that stalls ------------------------------------------------------------------------------------------
+
+    def _stir(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._stirred = loop.time()
+        self._watch = loop.call_later(listener.STALL_SECONDS, self._look)
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = (loop.time() if self._busy else self._stirred) + listener.STALL_SECONDS
+        if due <= loop.time():
+            self.request.connection.stream.close()  # type: ignore[union-attr]
+        else:
+            self._watch = loop.call_at(due, self._look)
+
+    def _unwatch(self) -> None:
+        if self._paced:
+            self.application.pace.end()
+            self._paced = False
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def on_connection_close(self) -> None:
+        super().on_connection_close()
+        self._unwatch()
+        self._broken = True
+        if self._sink is not None:
+            # What has come is kept, where the Sink can keep it; a server that stops waits for that.
+            self.application.keep(self._abandon())

@@ -1,0 +1,1 @@
+"""Limits: rates, budgets of accounts, and fair queues."""

@@ -1,0 +1,256 @@
+"""The OpenAPI document: every route with what it takes and answers, made of what the code itself goes by.
+
+Shapes become schemas, what stands beside an endpoint's method (handlers/wire/operations.py) its operation, and the refusals
+that it names its errors. Nothing is written here that some code says elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import orjson
+
+from config.settings import Rate
+from config.version import VERSION
+from handlers.http.base import HEADERS, ApiHandler
+from handlers.sockets.socket import SocketHandler
+from handlers.wire import schemas
+from handlers.wire.errors import ApiError, UnsupportedMediaType
+from handlers.wire.operations import Answer, Operation, declared
+from handlers.wire.schemas import COMMON, ERROR, reference
+from handlers.wire.shapes import Shape
+
+ABOUT = """The server of an end-to-end encrypted messenger.
+
+JSON in UTF-8 both ways. Ids are UUIDs, times RFC 3339 in UTC with `Z`, binary values base64: taken standard or
+URL-safe, padded or not; given standard and padded. JSON is strict: no NaN, no NUL in a string, at most 32 levels; a
+wrong type is an error (5.0 is no integer), an unknown field is ignored. A body has at most 256 KiB. A list is an array;
+when there is more, `Link` points to it. A token that is sent and is not valid is 401 everywhere, also where none is
+needed. Every address answers `OPTIONS` with its methods, and `HEAD` as `GET` without the body, unless a `GET` there
+uses something up: `Allow` names it where it is taken.
+
+A refusal has one form, whatever the route: `error` is a code that stays, `message` a sentence for people, `request_id`
+what the log knows it by; `details` names all the bad fields at once. Every request spends from the budgets of its
+account, or of its address (`x-budgets`): `RateLimit` says how they stand, and 429 comes when one is used up. Any
+request may bear `X-PrID`, `X-Client-Version`, `X-Platform` and `X-Request-ID`; none of them is needed."""
+
+HOUSE = "operation"
+METHODS = ("get", "put", "post", "delete", "options", "head", "patch")
+UNDECLARED = Operation(words="", answers={})
+_GROUP = re.compile(r"\((?:[^()]|\([^()]*\))*\)")
+DONE = {200: "Done.", 201: "Made.", 204: "Done, and nothing to tell."}
+BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "bearerFormat": "JWT",
+    "description": "The `access_token` of registering, logging in or refreshing.",
+}
+
+Route = tuple[str, type[ApiHandler]]
+
+
+def operations(handler: type[ApiHandler]) -> Iterable[tuple[str, Operation]]:
+    """The methods of a route that the document tells of: all that it takes, and OPTIONS where that is its own."""
+    for method in METHODS:
+        said = declared(handler, method)
+        if said is not None or method.upper() in handler.methods():
+            yield method, said or UNDECLARED
+
+
+def path_of(pattern: str, handler: type[ApiHandler]) -> str:
+    """The address with names for the groups of a route's pattern, as its methods call them."""
+    names = next((list(said.parts) for _, said in operations(handler) if said.parts), [])
+    given = iter(names)
+    return _GROUP.sub(lambda _: f"{{{next(given, 'part')}}}", pattern)
+
+
+def document(
+    routes: Sequence[Route], events: Mapping[str, type[Shape]], rates: Mapping[str, Rate] | None = None
+) -> dict[str, Any]:
+    """OpenAPI 3.1. ``events`` are the shapes of frames by type; ``rates`` what settings say of rate limits, if any."""
+    return _Writer(routes, events, rates or {}).written()
+
+
+class _Writer:
+    def __init__(self, routes: Sequence[Route], events: Mapping[str, type[Shape]], rates: Mapping[str, Rate]) -> None:
+        self._routes, self._events, self._rates = routes, events, rates
+        self._responses: dict[str, Any] = {}
+        self._keys: dict[str, Any] = {}
+        self._tags: dict[str, str] = {}
+        self._house: dict[str, str] = {}  # the tag that comes last
+        self._schemas, self._named = self._shapes()
+
+    def _shapes(self) -> tuple[dict[tuple[Any, str], Any], dict[str, Any]]:
+        """The schema of every shape, by itself and whether it is taken or given; and those that others refer to."""
+        said = [said for _, handler in self._routes for _, said in operations(handler)]
+        taken = [*self._events.values(), *(one.body for one in said if one.body is not None)]
+        given = [answer.shape for one in said for answer in one.answers.values() if answer.shape is not None]
+        return schemas.schemas(taken, given)
+
+    def written(self) -> dict[str, Any]:
+        paths: dict[str, Any] = {}
+        for pattern, handler in self._routes:
+            common = [reference("parameters", header.name) for header in HEADERS]
+            path = path_of(pattern, handler)
+            groups = _GROUP.findall(pattern)
+            paths[path] = {"parameters": common} | {
+                method: self._operation(path, groups, handler, method, said) for method, said in operations(handler)
+            }
+        answers = [
+            answer
+            for item in paths.values()
+            for method in METHODS
+            if method in item
+            for answer in item[method]["responses"].values()
+        ]
+        used = {answer["$ref"].rpartition("/")[2] for answer in answers if "$ref" in answer}
+        return {
+            "openapi": "3.1.0",
+            "info": {"title": "Mimu", "version": VERSION, "description": ABOUT, "license": {"name": "MIT"}},
+            "servers": [{"url": "/"}],
+            "security": [{"bearer": []}],
+            "tags": [{"name": name, "description": words} for name, words in {**self._tags, **self._house}.items()],
+            "paths": paths,
+            "components": {
+                "schemas": {"Error": ERROR, **self._named},
+                "responses": {name: self._responses[name] for name in sorted(used)},
+                "parameters": {header.name: schemas.parameter(header) for header in HEADERS},
+                "headers": {header.name: schemas.header(header) for header in COMMON},
+                "securitySchemes": {"bearer": BEARER, **self._keys},
+            },
+        }
+
+    # One operation ------------------------------------------------------------------------------------------------
+
+    def _operation(
+        self, path: str, groups: list[str], handler: type[ApiHandler], method: str, said: Operation
+    ) -> dict[str, Any]:
+        summary, _, words = said.words.partition("\n\n")
+        written: dict[str, Any] = {
+            "operationId": re.sub(r"\W+", "_", f"{method}{path}").strip("_"),
+            "tags": [self._tag(handler)],
+            "summary": _line(summary).removesuffix(".").replace("`", ""),  # it is no Markdown
+        }
+        limits = [self._limit(setting, by) for setting, by in said.limits.items()]
+        words = "\n\n".join([_line(part) for part in words.split("\n\n") if part] + [words for words, _ in limits])
+        if words:
+            written["description"] = words
+        if limits:
+            written["x-rate-limits"] = [limit for _, limit in limits]
+        if said.cost is not None:
+            written["x-budgets"] = list(said.cost.kinds)
+        keys = [header for header in said.headers if header.key]
+        for key in keys:
+            self._keys[key.name] = {"type": "apiKey", "in": "header", "name": key.name, "description": key.words}
+        if handler.public or method == "options":
+            written["security"] = [{key.name: []} for key in keys]
+        parameters = [schemas.part(*named, group) for named, group in zip(said.parts.items(), groups, strict=False)]
+        parameters += [schemas.parameter(header) for header in said.headers if not header.key]
+        parameters += schemas.query(said.query)
+        if parameters:
+            written["parameters"] = parameters
+        if said.body is not None:
+            content = {"application/json": {"schema": self._schemas[said.body, "validation"]}}
+            written["requestBody"] = {"required": not said.optional, "content": content}
+            written["x-max-body-bytes"] = handler.max_body
+        elif said.media:
+            written["requestBody"] = {"content": {media: {} for media in said.media}}
+        if self._events and issubclass(handler, SocketHandler):
+            written["x-frames"] = {
+                kind: self._schemas[shape, "validation"] for kind, shape in sorted(self._events.items())
+            }
+        written["responses"] = self._answers(handler, method, said)
+        self._show(written, _examples(sys.modules[handler.__module__].__package__).get(f"{method.upper()} {path}", {}))
+        return written
+
+    def _show(self, written: dict[str, Any], examples: Mapping[str, Any]) -> None:
+        """Put examples where they belong."""
+        if "request" in examples:
+            written["requestBody"]["content"]["application/json"]["example"] = examples["request"]
+        for status, example in examples.get("answers", {}).items():
+            response = written["responses"][status]
+            if "$ref" in response:
+                response = self._responses[response["$ref"].rpartition("/")[2]]
+            content = {**response["content"]["application/json"], "example": example}
+            written["responses"][status] = {**response, "content": {"application/json": content}}
+
+    def _tag(self, handler: type[ApiHandler]) -> str:
+        room, _, rest = handler.__module__.partition(".")
+        feature = rest.partition(".")[0]
+        if room != "plugins":
+            self._house = {HOUSE: "What is the same whatever the features: health, metrics, the socket, this page."}
+            return HOUSE
+        words = (getattr(sys.modules.get(f"plugins.{feature}"), "__doc__", None) or "").partition("\n\n")[0]
+        self._tags.setdefault(feature, re.sub(r"\s*\([^()]*\)", "", _line(words)))
+        return feature
+
+    def _limit(self, setting: str, by: str) -> tuple[str, dict[str, Any]]:
+        rate, name = self._rates.get(setting), setting.upper()
+        if rate is None:
+            return f"Limited for each {by} (`{name}`).", {"setting": name, "for": by}
+        words = f"At most {rate.count} in {_span(rate.seconds)} for each {by} (`{name}`)."
+        return words, {"setting": name, "for": by, "count": rate.count, "seconds": rate.seconds}
+
+    # Its answers --------------------------------------------------------------------------------------------------
+
+    def _answers(self, handler: type[ApiHandler], method: str, said: Operation) -> dict[str, Any]:
+        bare = method == "head"
+        written = {str(status): self._answer(status, answer, bare) for status, answer in said.answers.items()}
+        refusals = list(dict.fromkeys((*handler.refuses, *said.refuses)))
+        if said.body is not None:
+            refusals.append(UnsupportedMediaType)
+        for status in sorted({kind.status for kind in refusals} - said.answers.keys()):
+            written[str(status)] = self._refusal([kind for kind in refusals if kind.status == status], bare)
+        if not said.answers:
+            written["default"] = {"description": "What this endpoint answers is not declared."}
+        return written
+
+    def _answer(self, status: int, answer: Answer, bare: bool) -> dict[str, Any]:
+        written: dict[str, Any] = {"description": answer.words or DONE.get(status, "Done.")}
+        if status != 101:
+            written["headers"] = schemas.headers(answer.headers)
+        if answer.shape is not None and not bare:
+            schema = self._schemas[answer.shape, "serialization"]
+            written["content"] = {"application/json": {"schema": schema}}
+        if answer.media is not None and not bare:
+            written.setdefault("content", {})[answer.media] = {}
+        return written
+
+    def _refusal(self, kinds: list[type[ApiError]], bare: bool) -> dict[str, Any]:
+        """A reference to the response that these refusals of one status make, which is written once."""
+        kinds = sorted(kinds, key=lambda kind: kind.code)
+        name = ".".join([kind.code for kind in kinds] + (["HEAD"] if bare else []))
+        if name not in self._responses:
+            sent = dict.fromkeys(header for kind in kinds for header in kind.sends)
+            self._responses[name] = {
+                "description": "\n\n".join(f"`{kind.code}`: {kind.message}" for kind in kinds),
+                "headers": schemas.headers(schemas.SENT[header] for header in sent),
+            }
+            if not bare:
+                self._responses[name]["content"] = {"application/json": {"schema": schemas.error(kinds)}}
+        return reference("responses", name)
+
+
+@cache
+def _examples(package: str | None) -> Mapping[str, Any]:
+    """What a feature's examples.json shows, by method and address."""
+    found = resources.files(package) / "examples.json" if package else None
+    return orjson.loads(found.read_bytes()) if found is not None and found.is_file() else {}
+
+
+def _line(words: str) -> str:
+    """Words of a docstring as Markdown: one line a paragraph."""
+    return " ".join(words.replace("``", "`").split())
+
+
+def _span(seconds: int) -> str:
+    for unit, length in (("hour", 3600), ("minute", 60), ("second", 1)):
+        if seconds % length == 0:
+            number = seconds // length
+            return f"{number} {unit}s" if number > 1 else f"1 {unit}"
+    raise AssertionError  # one second divides all

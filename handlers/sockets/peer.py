@@ -1,0 +1,287 @@
+"""One open socket: its session, the queue to its client, and the frames of it that wait their turn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from typing import Any
+from uuid import uuid4
+
+from tornado.iostream import StreamClosedError
+from tornado.websocket import WebSocketHandler
+
+from handlers.limits.rates import Bucket
+from handlers.metrics import Metrics
+from handlers.sockets import hub
+from handlers.sockets.hub import Frame, text_frame
+from handlers.sockets.rfc6455 import Protocol
+from handlers.tokens import Session
+from handlers.wire.shapes import encode
+
+# Contract section 5.
+FRAMES_PER_SECOND, FRAME_BURST = 60, 200
+MAX_QUEUED, MAX_QUEUED_BYTES = 1000, 1 << 20  # frames waiting for a slow reader
+EXPIRY_WARNING = 60  # seconds before the token ends
+
+PORTION, PORTION_BYTES = MAX_QUEUED // 4, MAX_QUEUED_BYTES // 4  # of a greeting, queued at once
+
+MAX_KEYS = 1000  # keys of frames sent once that a socket remembers, the newest: a call has 600 at the most
+
+GATHERED = 64  # frames of one turn of the loop that go to the kernel together; a call of it costs more than a frame
+LARGE = 8 * 1024  # bytes; a frame that large gains nothing by waiting for others
+
+# Frames of one socket, and bytes of them, that may wait behind a slow one; then its reader pauses, and its pongs with
+# it. A burst has room.
+WAITING, WAITING_BYTES = 256, 256 * 1024
+
+
+UNDER_WAY = 64  # frames of one socket that are worked on at once; a share of the journal's batch for each of two
+
+
+class Socket:
+    """One open socket: its session, its queue to the client, and the frames that wait for their turn."""
+
+    __slots__ = (
+        "_expiry",
+        "_handler",
+        "_held_bytes",
+        "_held_keys",
+        "_loop",
+        "_metrics",
+        "_out",
+        "_queued",
+        "_queued_bytes",
+        "_space",
+        "answered",
+        "bucket",
+        "closing",
+        "held",
+        "keys",
+        "opened",
+        "peer_id",
+        "session",
+        "under_way",
+        "waiting",
+        "waiting_bytes",
+        "work",
+    )
+
+    def __init__(self, handler: WebSocketHandler, metrics: Metrics, session: Session) -> None:
+        self._handler, self._metrics = handler, metrics
+        self._loop = asyncio.get_running_loop()  # asking for it is a system call, and costs as much as a frame
+        self.peer_id = uuid4().hex
+        self.session = session
+        self.opened = time.time()
+        self.answered = time.monotonic()
+        self.bucket = Bucket(FRAMES_PER_SECOND, FRAME_BURST)
+        self.closing = False
+        # Until the socket's welcome is over, what is sent to it waits here, so that it comes after the welcome.
+        self.held: list[tuple[bytes, str]] | None = []
+        self._held_bytes = 0
+        self._held_keys: set[str] = set()
+        self.keys: dict[str, None] | None = None  # most sockets never see a frame with a key
+        # Frames whose work will end in its order, by their ids; most sockets never have any.
+        self.under_way: deque[tuple[str | None, asyncio.Future[Any]]] | None = None
+        self.waiting: deque[str | bytes] | None = None
+        self.waiting_bytes = 0
+        self.work: asyncio.Task[None] | None = None
+        self._space: asyncio.Event | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._out: list[bytes] = []
+        self._queued = self._queued_bytes = 0
+
+    @property
+    def space(self) -> asyncio.Event:
+        if self._space is None:
+            self._space = asyncio.Event()
+        return self._space
+
+    @property
+    def full(self) -> bool:
+        """Whether no more frames may wait behind a slow one."""
+        return self.waiting is not None and (len(self.waiting) >= WAITING or self.waiting_bytes >= WAITING_BYTES)
+
+    async def room(self) -> None:
+        """Wait until the frames behind a slow one have moved on."""
+        while self.full:
+            self.space.clear()
+            await self.space.wait()
+
+    async def settled(self) -> None:
+        """Wait until all that is under way is answered."""
+        while self.under_way:
+            self.space.clear()
+            await self.space.wait()
+
+    def wait(self, message: str | bytes) -> None:
+        """Let a frame wait its turn behind a slow one."""
+        assert self.waiting is not None
+        self.waiting.append(message)
+        self.waiting_bytes += len(message)
+
+    def following(self) -> str | bytes:
+        """The frame whose turn it is now."""
+        assert self.waiting is not None
+        message = self.waiting.popleft()
+        self.waiting_bytes -= len(message)
+        return message
+
+    def send(self, frame: Frame, key: str = "") -> None:
+        """Send a frame to this socket alone, at once also during its welcome."""
+        raw = text_frame(encode(frame))
+        if self._has_room(raw, False) and self._put(raw, key):
+            self._metrics.sent(frame["type"], 1)
+
+    def write(self, frame: bytes, droppable: bool, key: str = "") -> bool:
+        """Send the bytes of a whole frame; what the client is too slow for is dropped, or closes the socket. Whether
+        it was taken.
+
+        A frame whose key the socket has seen is not sent again.
+        """
+        if (self._queued and not self._has_room(frame, droppable)) or self.closing:
+            return False
+        if self.held is None:
+            return self._put(frame, key)
+        if key and not key.startswith(hub.ENDS):
+            if key in self._held_keys or self.seen(key):
+                return False
+            self._held_keys.add(key)
+        self.held.append((frame, key))
+        self._held_bytes += len(frame)
+        self._queued += 1
+        self._queued_bytes += len(frame)
+        return True
+
+    def seen(self, key: str) -> bool:
+        """True if a frame with this key was sent to the socket."""
+        return self.keys is not None and key in self.keys
+
+    async def drained(self) -> bool:
+        """Wait until the client has read most of what was sent to it, so that a long greeting doesn't fill its queue.
+        Returns False if the socket closes. What is held until the welcome is over doesn't count."""
+        while not self.closing:
+            if self._unread_within_portion():
+                return True
+            self.flush()
+            if self._unread_within_portion():
+                return True
+            self.space.clear()
+            await self.space.wait()
+        return False
+
+    def _unread_within_portion(self) -> bool:
+        held = len(self.held) if self.held else 0
+        return self._queued - held < PORTION and self._queued_bytes - self._held_bytes < PORTION_BYTES
+
+    def welcomed(self) -> None:
+        """The welcome is over: send what has come meanwhile, and from now on at once."""
+        held, self.held = self.held or [], None
+        self._held_bytes, self._held_keys = 0, set()
+        for frame, key in held:
+            self._drained(1, len(frame))
+            self._put(frame, key)
+
+    def _has_room(self, frame: bytes, droppable: bool) -> bool:
+        """Whether the queue may take the frame. At half its bounds droppable frames go, at its end the socket."""
+        if self.closing:
+            return False
+        if self._queued and (self._queued >= MAX_QUEUED // 2 or self._queued_bytes >= MAX_QUEUED_BYTES // 2):
+            if droppable:
+                self._metrics.frames_dropped.inc()
+                return False
+            if self._queued >= MAX_QUEUED or self._queued_bytes + len(frame) > MAX_QUEUED_BYTES:
+                self.close(hub.SLOW, "reading too slowly")
+                return False
+        return True
+
+    def _put(self, frame: bytes, key: str) -> bool:
+        if key:
+            if self.keys is None:
+                self.keys = {}
+            if key in self.keys:
+                return False
+            self.keys[key.removeprefix(hub.ENDS)] = None
+            if len(self.keys) > MAX_KEYS:
+                del self.keys[next(iter(self.keys))]
+        self._queued += 1
+        self._queued_bytes += len(frame)
+        self._out.append(frame)
+        if len(self._out) == GATHERED or len(frame) >= LARGE:
+            self.flush()
+        elif len(self._out) == 1:
+            self._loop.call_soon(self.flush)
+        return True
+
+    def flush(self) -> None:
+        """Hand what was gathered to the kernel; what it doesn't take is queued until the client reads."""
+        if not self._out:
+            return
+        frames = len(self._out)
+        data = self._out[0] if frames == 1 else b"".join(self._out)
+        size = len(data)
+        self._out.clear()
+        connection = self._handler.ws_connection
+        if type(connection) is not Protocol:  # isinstance would ask the abstract base class, at each flush
+            return
+        stream, taken = connection.stream, 0
+        if not (stream.writing() or stream.closed()):
+            # Most clients keep up, and then the socket takes it all: the stream's queue and futures cost as much again.
+            with contextlib.suppress(OSError):  # what is wrong, if anything, the stream finds out
+                taken = stream.write_to_fd(memoryview(data))
+        if taken == size:
+            self._queued -= frames
+            self._queued_bytes -= size
+            return
+        try:
+            sent = stream.write(memoryview(data)[taken:])
+        except StreamClosedError:
+            return
+        sent.add_done_callback(lambda _: self._drained(frames, size))
+
+    def _drained(self, frames: int, size: int) -> None:
+        self._queued -= frames
+        self._queued_bytes -= size
+        if self._space is not None:
+            self._space.set()
+
+    def ping(self) -> None:
+        connection = self._handler.ws_connection
+        if connection is not None and not self.closing:
+            try:
+                connection.write_ping(b"")
+            except StreamClosedError:
+                self.closing = True
+
+    def prolong(self, session: Session) -> None:
+        """Go on under a fresh token."""
+        self.session = session
+        self.schedule()
+
+    def schedule(self) -> None:
+        """Warn before the token ends, and close when it has."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        left = self.session.expires - time.time()
+        self._expiry = self._loop.call_later(max(0.0, left - EXPIRY_WARNING), self._expiring)
+
+    def _expiring(self) -> None:
+        left = max(0.0, self.session.expires - time.time())
+        self.send({"type": "token_expiring", "seconds": int(left)})
+        self._expiry = self._loop.call_later(left, self.close, hub.SESSION_ENDED, "token expired")
+
+    def close(self, code: int, reason: str) -> None:
+        if self.closing:
+            return
+        self.flush()
+        self.closing = True
+        self._metrics.closes.labels(code).inc()
+        self._handler.close(code, reason)
+
+    def gone(self) -> None:
+        self.closing = True
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self.space.set()
+        self.waiting, self.waiting_bytes = None if self.waiting is None else deque(), 0

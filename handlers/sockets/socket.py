@@ -1,0 +1,359 @@
+"""The WebSocket endpoint: frames in order, answers by id, limits, and one place that turns errors into frames."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from socket import SO_SNDBUF, SOL_SOCKET
+from typing import Any
+
+import structlog
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
+from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
+
+from handlers.http.base import ApiHandler
+from handlers.http.origins import is_allowed, is_own
+from handlers.sockets import hub
+from handlers.sockets.hub import Hub, Peer
+from handlers.sockets.peer import UNDER_WAY, Socket
+from handlers.sockets.rfc6455 import Protocol, Violation
+from handlers.tokens import Tokens
+from handlers.wire import errors, operations
+from handlers.wire.costs import BYTES_IN, FRAMES, READS, Cost
+from handlers.wire.errors import ApiError, InvalidRequest, Unauthorized
+from handlers.wire.operations import Header, operation
+from handlers.wire.shapes import Shape, judge, parse, timestamp
+
+log = structlog.get_logger(__name__)
+
+MAX_FRAME = 128 * 1024  # bytes; contract section 5
+HEARTBEAT = 30  # seconds between call_heartbeat frames, told to clients
+# Bytes of frames that the kernel keeps for a socket, twice as many with its bookkeeping. Left alone it takes 4 MiB for
+# whoever reads nothing, and 1,000 of those are 4 GiB that no limit of ours sees.
+KERNEL_BYTES = 128 * 1024
+
+# What open sockets show instead of the request that they were.
+_UPGRADED = HTTPServerRequest(
+    start_line=RequestStartLine("GET", "/ws", "HTTP/1.1"), headers=HTTPHeaders({"Host": "upgraded"})
+)
+
+Answer = Mapping[str, object] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a frame type means: its shape, and the function that takes (peer, shape) and returns the ack's fields.
+
+    A function that has nothing to wait for returns its answer at once. One whose work is under way, and will end in
+    the order in which it began, returns a Future: the frames behind it are taken meanwhile, and answered after it. Any
+    other returns a coroutine: it begins when all before it are answered, and the frames behind it wait their turn.
+    """
+
+    shape: type[Shape]
+    handle: Callable[[Peer, Any], Answer | Awaitable[Answer]]
+    cost: Cost | None = None  # what it spends from the account's budgets, beside itself and its bytes
+
+
+class Auth(Shape):
+    access_token: str
+
+
+def prolonging(tokens: Tokens) -> Event:
+    """The frame ``auth {access_token}``, which prolongs an open socket with a fresh token of the same user."""
+
+    def prolong(peer: Peer, auth: Auth) -> Answer:
+        session = tokens.verify(auth.access_token)
+        if session.user_id != peer.session.user_id:
+            raise errors.Forbidden("The token is another user's.")
+        peer.prolong(session)
+        return None
+
+    return Event(Auth, prolong, cost=READS)
+
+
+class SocketHandler(WebSocketHandler, ApiHandler):
+    """``/ws``. The token comes in the Authorization header, or from browsers as the subprotocol ``bearer.<token>``."""
+
+    public = False
+    head_allowed = False  # there is nothing but the handshake
+
+    def initialize(
+        self,
+        hub: Hub,
+        epoch: Callable[[], str],
+        events: Mapping[str, Event],
+        welcome: Callable[[Peer], Awaitable[None]],
+    ) -> None:
+        self._hub = hub
+        self._epoch = epoch
+        self._events = events
+        self._welcome = welcome
+
+    # The handshake ------------------------------------------------------------------------------------------------
+
+    def _judge_headers(self) -> None:
+        offered = [item.strip() for item in self.request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
+        bearer = next((item[7:] for item in offered if item.startswith("bearer.")), None)
+        if bearer is not None and "Authorization" not in self.request.headers:
+            if "mimu.v1" not in offered:
+                raise Unauthorized("Offer the subprotocol mimu.v1 beside the token.")
+            self.request.headers["Authorization"] = f"Bearer {bearer}"
+        super()._judge_headers()
+        if self.request.method != "GET":
+            raise errors.MethodNotAllowed  # also of OPTIONS
+        headers = self.request.headers
+        if headers.get("Upgrade", "").lower() != "websocket" or "upgrade" not in headers.get("Connection", "").lower():
+            raise InvalidRequest("This address speaks WebSocket only.")
+        if headers.get("Sec-WebSocket-Version") != "13" or "Sec-WebSocket-Key" not in headers:
+            raise InvalidRequest("The WebSocket handshake must be of version 13 (RFC 6455), with a key.")
+        if not self.check_origin(self.request.headers.get("Origin")):
+            raise errors.Forbidden("This origin may not open sockets here.")
+
+    def check_origin(self, origin: str | None) -> bool:
+        """No Origin (an app), our own host, or an origin of CORS_ALLOW_ORIGINS."""
+        if origin is None:
+            return True
+        allowed = self.application.core.cors_allow_origins
+        return is_allowed(origin, allowed) or is_own(origin, self.request.headers.get("Host", ""))
+
+    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
+        return "mimu.v1" if "mimu.v1" in subprotocols else None
+
+    @property
+    def max_message_size(self) -> int:
+        return MAX_FRAME
+
+    def get_websocket_protocol(self) -> WebSocketProtocol | None:
+        protocol = super().get_websocket_protocol()
+        return Protocol(self, False, protocol.params) if isinstance(protocol, WebSocketProtocol13) else None
+
+    @operation(
+        {101: operations.Answer(words="The socket is open. The first frame is `ready`.")},
+        refuses=(errors.Forbidden,),
+        headers=(
+            Header("Upgrade", "`websocket`", required=True),
+            Header("Connection", "`Upgrade`", required=True),
+            Header("Sec-WebSocket-Version", "13 (RFC 6455)", required=True),
+            Header("Sec-WebSocket-Key", "16 random bytes, base64", required=True),
+            Header("Sec-WebSocket-Protocol", "From browsers: `mimu.v1, bearer.<token>`."),
+        ),
+        cost=READS,
+    )
+    async def get(self, *args: Any, **kwargs: Any) -> None:
+        """Open a WebSocket.
+
+        The token comes as elsewhere, or from a browser in the subprotocols `mimu.v1, bearer.<token>`. An `Origin` that
+        is neither our own host nor in `CORS_ALLOW_ORIGINS` is 403. Frames are JSON texts of at most 128 KiB, 60 a
+        second; `x-frames` names those that clients send.
+        """
+        await WebSocketHandler.get(self, *args, **kwargs)
+
+    # An open socket -----------------------------------------------------------------------------------------------
+
+    async def open(self, *_: str, **__: str) -> None:
+        session = self._session
+        assert session is not None  # prepare() refused every other caller
+        self.peer = Socket(self, self.application.metrics, session)
+        self.set_nodelay(True)
+        connection = self.ws_connection
+        assert isinstance(connection, Protocol)  # ours, see get_websocket_protocol
+        connection.stream.socket.setsockopt(SOL_SOCKET, SO_SNDBUF, KERNEL_BYTES)
+        # The request and its connection are not needed any more, nor what was answered to it: together they are more
+        # than the socket itself, and 9,000 of them are 40 MiB.
+        self.request = _UPGRADED
+        self._headers = _UPGRADED.headers
+        self._chunks = []
+        self._quotas = None
+        await self._hub.arrive(self.peer)
+        if self.application.tokens.revoked(session):  # it ended during the handshake, when the hub didn't know us
+            self.peer.close(hub.SESSION_ENDED, "session ended")
+            return
+        self.peer.schedule()
+        self.peer.send(
+            {
+                "type": "ready",
+                "user_id": str(session.user_id),
+                "session_id": str(session.session_id),
+                "server_time": timestamp(datetime.now(UTC)),
+                "heartbeat_seconds": HEARTBEAT,
+                "epoch": self._epoch(),
+            }
+        )
+        # Beside the reader, so that a slow database doesn't keep the socket from answering.
+        self._later(self._greet())
+
+    async def _greet(self) -> None:
+        try:
+            await self._welcome(self.peer)
+        except Exception as error:  # a feature that can't greet must not keep the user out
+            log.error("welcome_failed", exc_info=error)
+        self.peer.welcomed()
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Work that may outlive the socket; the server waits for it at its end."""
+        self.application.keep(work)
+
+    def admits(self) -> bool:
+        """Count a frame of any kind; whether it is to be handled. Raises Violation when they come too fast."""
+        if self.peer.closing:
+            return False
+        if self.application.limits.on and not self.peer.bucket.take():
+            raise Violation(hub.FLOOD, "too many frames")
+        return True
+
+    def fail(self, violation: Violation) -> None:
+        """The client broke the protocol, or its limits."""
+        self.peer.close(violation.code, violation.reason)
+
+    def on_message(self, message: str | bytes) -> Awaitable[None] | None:
+        peer = self.peer
+        if peer.waiting is not None:
+            peer.wait(message)
+            return peer.room() if peer.full else None
+        pending = self._take(message)
+        if pending is not None:
+            peer.waiting = deque()
+            peer.work = asyncio.get_running_loop().create_task(self._work(pending))
+        return None
+
+    def _take(self, message: str | bytes) -> Awaitable[None] | None:
+        """Handle one frame; None when that is done, else what remains to be awaited."""
+        frame_id: str | None = None
+        event: Event | None = None
+        account = self._account
+        try:
+            if not isinstance(message, str):
+                raise InvalidRequest("Frames are text, not binary.")
+            frame = parse(message)
+            if not isinstance(frame, dict):
+                raise InvalidRequest("A frame is a JSON object.")
+            frame_id = _frame_id(frame)  # first, so that every refusal of what follows can name it
+            judge(message, frame)
+            kind = frame.get("type")
+            event = self._events.get(kind) if isinstance(kind, str) else None
+            if event is None or not isinstance(kind, str):
+                raise InvalidRequest("There is no such type of frame.")
+            self.application.metrics.frame(kind)
+            if account is not None:
+                account.take(event.cost or READS, _size(message))
+            answer: Any = event.handle(self.peer, event.shape.model_validate(frame))
+            if isinstance(answer, asyncio.Future):
+                return self._under_way(frame_id, answer)
+            if answer is not None and not isinstance(answer, Mapping):
+                return self._finish_frame(answer, frame_id)
+            if self.peer.under_way:
+                return self._under_way(frame_id, _settled(answer))
+            self._ack(frame_id, answer)
+        except Exception as error:
+            if event is None and account is not None:  # reading what is no frame costs as much
+                account.charge(FRAMES, 1)
+                account.charge(BYTES_IN, _size(message))
+            if self.peer.under_way:
+                return self._under_way(frame_id, _settled(None, error))
+            self._refuse(frame_id, error)
+        return None
+
+    def _under_way(self, frame_id: str | None, answer: asyncio.Future[Answer]) -> Awaitable[None] | None:
+        """Answer a frame when it is done, and all before it are answered."""
+        under_way = self.peer.under_way
+        if under_way is None:
+            under_way = self.peer.under_way = deque()
+        under_way.append((frame_id, answer))
+        answer.add_done_callback(self._settle)
+        return self.peer.settled() if len(under_way) >= UNDER_WAY else None
+
+    def _settle(self, _: asyncio.Future[Answer]) -> None:
+        under_way = self.peer.under_way
+        while under_way and under_way[0][1].done():
+            frame_id, answer = under_way.popleft()
+            try:
+                self._ack(frame_id, answer.result())
+            except Exception as error:
+                self._refuse(frame_id, error)
+        if not under_way:
+            self.peer.under_way = None
+            self.peer.space.set()
+
+    async def _finish_frame(self, answer: Awaitable[Answer], frame_id: str | None) -> None:
+        try:
+            await self.peer.settled()
+            self._ack(frame_id, await answer)
+        except Exception as error:
+            self._refuse(frame_id, error)
+
+    async def _work(self, pending: Awaitable[None]) -> None:
+        """Finish a frame that had to wait, then those that queued up behind it, in their order."""
+        await pending
+        peer = self.peer
+        assert peer.waiting is not None
+        while peer.waiting:
+            following = self._take(peer.following())
+            peer.space.set()
+            if following is not None:
+                await following
+        peer.waiting = peer.work = None
+        peer.space.set()
+
+    def _ack(self, frame_id: str | None, fields: Answer) -> None:
+        if frame_id is not None:
+            self.peer.send({"type": "ack", "id": frame_id, **(fields or {})})
+
+    def _refuse(self, frame_id: str | None, error: Exception) -> None:
+        refusal: ApiError | None = errors.refusal(error, self.application.outages)
+        if refusal is None:
+            log.error("frame_failed", exc_info=error)
+            refusal = errors.InternalError()
+        self.application.metrics.frames_refused.labels(refusal.code).inc()
+        body = refusal.body()
+        body["code"] = body.pop("error")
+        if "Retry-After" in refusal.headers:
+            body["retry_after"] = int(refusal.headers["Retry-After"])
+        self.peer.send({"type": "error", **({} if frame_id is None else {"id": frame_id}), **body})
+
+    def on_pong(self, data: bytes) -> None:
+        self.peer.answered = time.monotonic()
+
+    def on_connection_close(self) -> None:
+        self._not_active(0)
+        WebSocketHandler.on_connection_close(self)
+
+    def on_close(self) -> None:
+        peer = getattr(self, "peer", None)
+        if peer is not None:
+            peer.gone()
+            self._hub.leave(peer)
+
+    def on_finish(self) -> None:
+        """The handshake is not a request whose time means anything; refused ones are counted as others are."""
+        self._not_active(self._status_code)
+        if self._status_code != 101:
+            ApiHandler.on_finish(self)
+
+    def get_compression_options(self) -> None:
+        return None  # ciphertext does not compress, and deflate costs 150 KiB a socket
+
+
+def _size(message: str | bytes) -> int:
+    """The bytes that a frame took on the wire."""
+    return len(message) if isinstance(message, bytes) or message.isascii() else len(message.encode())
+
+
+def _settled(answer: Answer, error: Exception | None = None) -> asyncio.Future[Answer]:
+    """An answer that waits for nothing but those before it."""
+    future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    if error is None:
+        future.set_result(answer)
+    else:
+        future.set_exception(error)
+    return future
+
+
+def _frame_id(frame: dict[str, Any]) -> str | None:
+    value = frame.get("id")
+    if value is not None and (not isinstance(value, str) or not 1 <= len(value) <= 64):
+        raise InvalidRequest("id is a text of 1 to 64 characters.")
+    return value

@@ -1,0 +1,313 @@
+"""Shapes: strict JSON, and the field types of which every feature's requests and answers are made."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import orjson
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    StringConstraints,
+    WithJsonSchema,
+)
+
+from handlers.wire.errors import Fault, InvalidRequest
+
+MAX_DEPTH = 32  # contract section 1
+MAX_INT32 = 2**31 - 1  # what an INTEGER column and a Signal id can hold
+
+
+class Shape(BaseModel):
+    """What a client may send or gets. Unknown fields are ignored, wrong types are errors (contract section 1)."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, hide_input_in_errors=True)
+
+
+def decode(raw: bytes | str) -> Any:
+    """Strict JSON: UTF-8 only; no NaN, Infinity, NUL or lone surrogate; at most MAX_DEPTH levels.
+
+    Raises InvalidRequest.
+    """
+    value = parse(raw)
+    judge(raw, value)
+    return value
+
+
+def parse(raw: bytes | str) -> Any:
+    """What a text says, when it is JSON. It may still hold what ``judge`` refuses."""
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise InvalidRequest("The body is not valid JSON.", details=[Fault("body", "not valid JSON")]) from None
+
+
+def judge(raw: bytes | str, value: Any) -> None:
+    """Refuse NUL in a string, and nesting deeper than MAX_DEPTH. Raises InvalidRequest."""
+    # Both counts are upper bounds that cost half a microsecond; the walk is for the rare text that reaches them.
+    if isinstance(raw, str):
+        suspect = "\\u0000" in raw or raw.count("{") + raw.count("[") > MAX_DEPTH
+    else:
+        suspect = b"\\u0000" in raw or raw.count(b"{") + raw.count(b"[") > MAX_DEPTH
+    if suspect:
+        _walk(value, 1)
+
+
+def _walk(value: Any, depth: int) -> None:
+    if isinstance(value, str):
+        if "\0" in value:
+            raise InvalidRequest("The body is not valid.", details=[Fault("body", "a string contains NUL")])
+    elif isinstance(value, dict | list):
+        if depth > MAX_DEPTH:
+            issue = f"nested deeper than {MAX_DEPTH} levels"
+            raise InvalidRequest("The body is not valid.", details=[Fault("body", issue)])
+        for item in value.values() if isinstance(value, dict) else value:
+            _walk(item, depth + 1)
+        if isinstance(value, dict):
+            for key in value:
+                _walk(key, depth)
+
+
+def encode(value: Any) -> bytes:
+    """JSON with UUIDs as text, times as RFC 3339 in UTC with ``Z``, and bytes as standard base64."""
+    return orjson.dumps(value, default=_text, option=orjson.OPT_UTC_Z)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, UUID):  # asyncpg's own subclass, which orjson leaves to us
+        return str(value)
+    if isinstance(value, bytes):
+        return b64(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC with ``Z``."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def b64(value: bytes) -> str:
+    """Standard base64, padded: the one form that answers bear."""
+    return base64.b64encode(value).decode()
+
+
+_STANDARD = re.compile(r"[A-Za-z0-9+/]*={0,2}", re.ASCII)
+
+
+def unb64(value: Any) -> Any:
+    """Bytes from standard or URL-safe base64, padded or not; ValueError for anything else."""
+    if not isinstance(value, str):
+        raise ValueError("expected base64 text")
+    if len(value) % 4 == 0 and not ("-" in value or "_" in value or "=" in value[:-2]):  # the usual form
+        return _decoded(value)
+    text = value.replace("-", "+").replace("_", "/")
+    if not _STANDARD.fullmatch(text):
+        raise ValueError("not valid base64")
+    bare = text.rstrip("=")
+    if len(text) != len(bare) and len(text) % 4:
+        raise ValueError("not valid base64: wrong padding")
+    return _decoded(bare + "=" * (-len(bare) % 4))
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
+        raise ValueError("not valid base64") from None
+
+
+def _curve_key(value: bytes) -> bytes:
+    if len(value) == 33 and value[0] == 0x05:  # Signal's form: a type byte, then the key
+        value = value[1:]
+    if len(value) != 32:
+        raise ValueError("a public key is 32 bytes, or 33 with a leading 0x05")
+    return value
+
+
+def _signature(value: bytes) -> bytes:
+    if len(value) != 64:
+        raise ValueError("a signature is 64 bytes")
+    return value
+
+
+class _Base64:
+    """How a document describes bytes that are taken, and given, as base64: bounds of bytes become bounds of text."""
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        if handler.mode == "serialization":
+            return dict(STANDARD)
+        least, most = (handler(core).get(name) for name in ("minLength", "maxLength"))
+        bounds = {"minLength": least and -(-least * 4 // 3), "maxLength": most and -(-most // 3) * 4}
+        return {**ANY, **{name: bound for name, bound in bounds.items() if bound}}
+
+
+_SIGN, _GIVEN = "[A-Za-z0-9+/_-]", "[A-Za-z0-9+/]"
+ANY = {
+    "type": "string",
+    "contentEncoding": "base64",
+    "description": "Base64, standard or URL-safe, padded or not.",
+    "pattern": f"^({_SIGN}{{4}})*({_SIGN}{{2}}(==)?|{_SIGN}{{3}}=?)?$",
+}
+STANDARD = {
+    "type": "string",
+    "contentEncoding": "base64",
+    "description": "Base64, standard and padded.",
+    "pattern": f"^({_GIVEN}{{4}})*({_GIVEN}{{2}}==|{_GIVEN}{{3}}=)?$",
+}
+
+
+def described(words: str, pattern: str) -> WithJsonSchema:
+    """What a document says of bytes of a certain length, when they come as base64 of any form."""
+    pattern = pattern.replace("@", _SIGN)
+    return WithJsonSchema({**ANY, "description": words, "pattern": pattern}, mode="validation")
+
+
+Base64 = Annotated[bytes, BeforeValidator(unb64), PlainSerializer(b64, return_type=str), _Base64()]
+Coded = Annotated[str, WithJsonSchema(STANDARD)]  # what was made base64 before it is answered
+PublicKey = Annotated[
+    Base64,
+    AfterValidator(_curve_key),
+    described("Base64 of 32 bytes, or of 33 with a leading 0x05 (Signal's form).", "^(@{43}=?|B[Q-Za-f]@{42})$"),
+]
+Signature = Annotated[Base64, AfterValidator(_signature), described("Base64 of 64 bytes.", "^@{86}(==)?$")]
+
+
+# Lax for this one type: a JSON document has no UUIDs, only their text; pydantic parses it in native code.
+Id = Annotated[UUID, Field(strict=False)]
+Moment = Annotated[
+    datetime,
+    PlainSerializer(timestamp, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+
+
+def _moment(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+            timestamp(value)
+        except (ValueError, OverflowError):
+            raise ValueError("not a time of RFC 3339") from None
+        if value.tzinfo is None:
+            raise ValueError("a time needs its offset, or Z")
+    return value
+
+
+Until = Annotated[
+    datetime,
+    BeforeValidator(_moment),
+    PlainSerializer(timestamp, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time", "description": "A time with its offset, or Z."}),
+]
+Int31 = Annotated[int, Field(ge=0, le=MAX_INT32)]
+Hex256 = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9a-fA-F]{64}$"),
+    AfterValidator(str.lower),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9a-f]{64}$"}, mode="serialization"),
+]
+PublicId = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_]{3,32}$"), Field(description="Unique whatever the case.")
+]
+
+
+# A user in the pattern of a route, by public id or by user id.
+USER = "([A-Za-z0-9_]{3,32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
+
+
+@dataclass(frozen=True, slots=True)
+class PartOfPath:
+    """How a part of a path is read; ``kind`` is what an endpoint gets."""
+
+    read: Callable[[str], Any]
+
+
+def user_ref(text: str) -> UUID | str:
+    """A user id if the text has its 36-character form, whatever the case; else a public id."""
+    return UUID(text) if len(text) == 36 else text
+
+
+UserRef = Annotated[
+    UUID | str,
+    PartOfPath(user_ref),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": f"^{USER}$",
+            "description": "A public id, whatever the case; or a user id in its form of 36 characters.",
+        }
+    ),
+]
+
+
+def plain_https(value: str) -> str:
+    """An address that a client may load without betraying anything but that it does."""
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        raise ValueError("not an address") from None
+    if parts.scheme != "https" or not host or not re.fullmatch("[!-~]+", value):
+        raise ValueError("must be an https address")
+    if "@" in parts.netloc:
+        raise ValueError("must not bear user information")
+    if _is_address(host):
+        raise ValueError("must name a host, not an address")
+    return value
+
+
+def _is_address(host: str) -> bool:
+    """Whether browsers would take the host for an IP literal; also ``127.1`` and ``0x7f000001``."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        last = host.rstrip(".").rpartition(".")[2]
+        return last.isdecimal() or last.startswith("0x")
+    return True
+
+
+# What the document says of such an address; plain_https takes some more.
+HTTPS = r"^https://([A-Za-z0-9-]+\.)*[A-Za-z][A-Za-z0-9-]*(:[0-9]{1,4})?([/?#][!-~]*)?$"
+HttpsUrl = Annotated[
+    str,
+    StringConstraints(max_length=2048),
+    AfterValidator(plain_https),
+    Field(
+        description="https, a host that is a name, no user information.",
+        json_schema_extra={"pattern": HTTPS},
+    ),
+]
+
+
+def bounded(most: int) -> AfterValidator:
+    """An object whose JSON has at most so many bytes."""
+
+    def check(value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and len(encode(value)) > most:
+            raise ValueError(f"larger than {most} bytes")
+        return value
+
+    return AfterValidator(check)
+
+
+# BCP 47 as it is written; whether such a language exists is the client's affair.
+Language = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8}){0,6}$"),
+    AfterValidator(lambda value: value.replace("_", "-")),
+    Field(description="BCP 47; `ru_RU`, as some systems write it, counts as `ru-RU`."),
+]

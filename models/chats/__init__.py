@@ -1,0 +1,1 @@
+"""Chats: their tables, participants, messages and events, and who may see what."""

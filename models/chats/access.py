@@ -1,0 +1,131 @@
+"""Access: who takes part in a chat and what they may do there, remembered and never believed past its time."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Container, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+from uuid import UUID
+
+from models.chats.events import SEVERED
+from models.chats.visibility import HiddenFrom
+from models.database import Database
+
+# Participants remembered, of all chats together: an id and its place in dictionaries are some 200 bytes, so this is
+# 60 MB at the most. The chats that were not used for longest go first.
+REMEMBERED = 300_000
+
+
+class View(NamedTuple):
+    """A chat as it was when its ``access`` had this number. ``severed``: one of the two has blocked the other after
+    accepting the chat. ``live`` is false when it was deleted, and its participants are only kept to be notified.
+    ``joined`` has the seq by which those came who were not there from the beginning. ``audience`` are the participants
+    who see the chat: all but those for whom a block conceals it."""
+
+    access: int
+    type: str
+    roles: Mapping[UUID, str]
+    severed: bool
+    live: bool
+    joined: Mapping[UUID, int] = MappingProxyType({})
+    concealed: Collection[UUID] = ()
+    audience: Collection[UUID] = ()
+
+    def has(self, user_id: UUID) -> bool:
+        return self.live and user_id in self.roles and user_id not in self.concealed
+
+    def may_post(self, user_id: UUID) -> bool:
+        role = self.roles.get(user_id)
+        if role is None or role == "restricted" or self.severed or not self.live or user_id in self.concealed:
+            return False
+        return role in ("owner", "admin") or self.type != "channel"
+
+
+class Access:
+    """Views of chats. A view may be out of date: whoever changes something by it names its ``access`` in the statement,
+    and looks again when that was not the present one."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._views: OrderedDict[UUID, View] = OrderedDict()
+        self._count = 0
+
+    def known(self, chat_id: UUID) -> View | None:
+        """What is remembered of a chat."""
+        view = self._views.get(chat_id)
+        if view is not None:
+            self._views.move_to_end(chat_id)
+        return view
+
+    def forget(self, chat_id: UUID) -> None:
+        view = self._views.pop(chat_id, None)
+        if view is not None:
+            self._count -= len(view.roles)
+
+    def clear(self) -> None:
+        """Forget all chats: in a database that was put back the same numbers may stand for something else."""
+        self._views.clear()
+        self._count = 0
+
+    async def view(self, chat_id: UUID, access: int = 0) -> View | None:
+        """A chat as it is since ``access`` at least; None when there is no such chat."""
+        view = self.known(chat_id)
+        if view is None or view.access < access:
+            view = await self.fresh(chat_id)
+        return view
+
+    async def present(self, chat_id: UUID) -> View | None:
+        """A chat as it is now; where nothing has changed since it was remembered, for the price of one row."""
+        view = self.known(chat_id)
+        if view is not None:
+            access = await self._db.value("SELECT access FROM chat_threads WHERE id = $1", chat_id)
+            if access == view.access:
+                return view
+        return await self.fresh(chat_id)
+
+    async def members(self, chat_id: UUID, access: int, seq: int) -> Collection[UUID]:
+        """The participants who see a chat since ``access`` at least, and were there when ``seq`` happened."""
+        view = await self.view(chat_id, access)
+        if view is None:
+            return ()
+        if view.access == access or all(joined <= seq for joined in view.joined.values()):
+            return view.audience
+        return [user_id for user_id in view.audience if view.joined.get(user_id, 1) <= seq]
+
+    async def hidden_from(self, chat_id: UUID, access: int, scope: str) -> Container[UUID]:
+        """Who takes part in a chat since ``access`` at least, and may not see an event of this scope."""
+        view = await self.view(chat_id, access)
+        return () if view is None else HiddenFrom(view.type, view.roles, view.joined, scope)
+
+    async def fresh(self, chat_id: UUID) -> View | None:
+        """A chat as it is now."""
+        row = await self._db.row(
+            f"""SELECT t.access, t.type::text,
+                      ARRAY(SELECT user_id FROM chat_participants WHERE chat_id = t.id ORDER BY user_id) AS users,
+                      ARRAY(SELECT role::text FROM chat_participants WHERE chat_id = t.id ORDER BY user_id) AS roles,
+                      ARRAY(SELECT joined_seq FROM chat_participants WHERE chat_id = t.id ORDER BY user_id) AS joined,
+                      CASE WHEN t.type = 'channel' THEN '{{}}' ELSE  -- none is concealed from its 100,000 readers
+                          ARRAY(SELECT user_id FROM chat_participants WHERE chat_id = t.id AND concealed)
+                      END AS concealed,
+                      {SEVERED} AS severed,
+                      t.deleted_at IS NULL AS live
+               FROM chat_threads t WHERE t.id = $1""",
+            chat_id,
+        )
+        newer = self._views.get(chat_id)
+        if newer is not None and row is not None and newer.access > row["access"]:
+            return newer  # somebody asked after us, and was answered before
+        self.forget(chat_id)
+        if row is None:
+            return None
+        roles = dict(zip(row["users"], row["roles"], strict=True))
+        joined = {user_id: seq for user_id, seq in zip(row["users"], row["joined"], strict=True) if seq > 1}
+        concealed = frozenset(row["concealed"])
+        audience = [user_id for user_id in roles if user_id not in concealed] if concealed else roles
+        view = View(row["access"], row["type"], roles, row["severed"], row["live"], joined, concealed, audience)
+        self._views[chat_id] = view
+        self._count += len(view.roles)
+        while self._count > REMEMBERED and len(self._views) > 1:
+            self.forget(next(iter(self._views)))
+        return view

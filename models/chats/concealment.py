@@ -1,0 +1,149 @@
+"""Concealment: chats that a participant does not see because they have blocked somebody in them.
+
+A block conceals the chats of the two that the blocker never accepted. The chat goes on for the other one, whose
+messages are stored and acknowledged as ever, and reach no one else. What was sent meanwhile is never shown to the
+blocker (docs/decisions/0038-a-block-is-absolute.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from models.chats.events import POSITION
+from models.database import Database
+
+# The seq and the number of what never happens: a membership that begins there shows nothing.
+NEVER = 2**62
+
+# Messages from each end of a chat that are searched for one of the blocker's, some 20 ms: the other one may have
+# written a million, and the chat is locked.
+SEARCHED = 10_000
+
+# Whether the participant ``p`` has accepted their chat of two. A server of the version before does not note it: then
+# their messages say it. The database notes in user_contacts who has written to a user, so that few chats are searched.
+ACCEPTED = f"""(p.accepted IS TRUE OR ((p.accepted IS NULL OR EXISTS (
+        SELECT 1 FROM chat_participants other
+        JOIN user_contacts c ON c.user_id = p.user_id AND c.contact_id = other.user_id
+        WHERE other.chat_id = p.chat_id AND other.user_id <> p.user_id))
+    AND EXISTS (SELECT 1 FROM (
+        (SELECT sender_id FROM messages WHERE chat_id = p.chat_id ORDER BY seq LIMIT {SEARCHED}) UNION ALL
+        (SELECT sender_id FROM messages WHERE chat_id = p.chat_id ORDER BY seq DESC LIMIT {SEARCHED})
+    ) AS m WHERE m.sender_id = p.user_id)))"""
+
+_LOCK_PAIR = """SELECT pg_advisory_xact_lock(hashtextextended(
+    least($1::text, $2::text) || greatest($1::text, $2::text), 38))"""
+
+
+async def lock_pair(db: Database, one: UUID, other: UUID) -> None:
+    """Let blocks of these two, and new chats of two, wait for each other until the transaction ends. Before any row."""
+    await db.execute(_LOCK_PAIR, str(one), str(other))
+
+
+async def _chats_of(db: Database, one: UUID, other: UUID) -> list[UUID]:
+    """The chats of these two, locked, under a new access number: who may write there has changed."""
+    rows = await db.fetch(
+        """WITH shared AS (
+               SELECT t.id FROM chat_participants mine
+               JOIN chat_participants theirs ON theirs.chat_id = mine.chat_id AND theirs.user_id = $2
+               JOIN chat_threads t ON t.id = mine.chat_id AND t.type IN ('direct', 'secret') AND t.deleted_at IS NULL
+               WHERE mine.user_id = $1 ORDER BY t.id FOR NO KEY UPDATE OF t)
+           UPDATE chat_threads t SET access = access + 1 FROM shared WHERE t.id = shared.id RETURNING t.id""",
+        one,
+        other,
+    )
+    return [row["id"] for row in rows]
+
+
+async def conceal_pair(db: Database, blocker: UUID, blocked: UUID) -> list[UUID]:
+    """Conceal the chats of two that the blocker never accepted. Returns those that they saw until now: not chats that
+    they had deleted, or that never came to them."""
+    chat_ids = await _chats_of(db, blocker, blocked)
+    rows = await db.fetch(
+        f"""SELECT p.chat_id, coalesce(v.deleted_number >= t.last_number, false) AS gone
+            FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
+            LEFT JOIN chat_views v ON v.chat_id = p.chat_id AND v.user_id = p.user_id
+            WHERE p.chat_id = ANY ($1::uuid[]) AND p.user_id = $2 AND NOT p.concealed AND NOT {ACCEPTED}""",
+        chat_ids,
+        blocker,
+    )
+    seen = [row["chat_id"] for row in rows if not row["gone"]]
+    await conceal(db, seen, [blocker])
+    await conceal(db, [row["chat_id"] for row in rows if row["gone"]], [blocker], seen=False)
+    return seen
+
+
+async def conceal(db: Database, chat_ids: Sequence[UUID], user_ids: Sequence[UUID], *, seen: bool = True) -> None:
+    """Conceal locked chats from participants: from lists, histories and ``/sync``. Their other devices learn of it from
+    ``/sync``, as of a chat that was deleted, if they have ``seen`` it. Watermarks stay as the others see them."""
+    if not chat_ids or not user_ids:
+        return
+    await db.execute(
+        """UPDATE chat_participants SET concealed = true, joined_seq = $3
+           WHERE chat_id = ANY ($1::uuid[]) AND user_id = ANY ($2::uuid[])""",
+        chat_ids,
+        user_ids,
+        NEVER,
+    )
+    await db.execute(
+        """INSERT INTO chat_views AS v (chat_id, user_id, deleted_number)
+           SELECT chat_id, user_id, $3 FROM unnest($1::uuid[]) AS chat_id, unnest($2::uuid[]) AS user_id
+           ON CONFLICT (chat_id, user_id) DO UPDATE SET deleted_number = excluded.deleted_number,
+               hidden_number = NULL, archived = false, muted_until = NULL, marked_unread = false""",
+        chat_ids,
+        user_ids,
+        NEVER,
+    )
+    if seen:
+        await note_gone(db, chat_ids, user_ids)
+
+
+async def note_gone(db: Database, chat_ids: Sequence[UUID], user_ids: Sequence[UUID]) -> None:
+    """Let ``/sync`` say to these users that nothing in these chats up to now is theirs any more."""
+    await db.execute(
+        """DELETE FROM chat_departures
+           WHERE chat_id = ANY ($1::uuid[]) AND user_id = ANY ($2::uuid[]) AND joined_seq > left_seq""",
+        chat_ids,
+        user_ids,
+    )
+    await db.execute(
+        f"""INSERT INTO chat_departures (chat_id, user_id, joined_seq, left_seq, position)
+            SELECT id, user_id, last_seq + 1, last_seq, greatest(last_position, {POSITION})
+            FROM chat_threads, unnest($2::uuid[]) AS user_id WHERE id = ANY ($1::uuid[])
+            ON CONFLICT (chat_id, user_id, left_seq) DO UPDATE
+                SET joined_seq = excluded.joined_seq, position = excluded.position""",
+        chat_ids,
+        user_ids,
+    )
+
+
+async def reveal_pair(db: Database, blocker: UUID, blocked: UUID) -> None:
+    """Give the blocker the chats of two back as if they had deleted them for themselves: they come with the next
+    message, or when the blocker makes the chat, and begin there. Title, avatar and settings that the other one gave
+    while they were blocked stay masked."""
+    chat_ids = await _chats_of(db, blocker, blocked)
+    await db.execute(
+        """WITH revealed AS (
+               UPDATE chat_participants p SET concealed = false, joined_seq = t.last_seq + 1,
+                   read_number = t.last_number, own_after = 0,
+                   masked = t.title IS NOT NULL OR t.avatar_url IS NOT NULL OR t.settings <> '{}'
+               FROM chat_threads t
+               WHERE t.id = p.chat_id AND p.chat_id = ANY ($1::uuid[]) AND p.user_id = $2 AND p.concealed
+               RETURNING p.chat_id, p.user_id, t.last_number)
+           UPDATE chat_views v SET deleted_number = revealed.last_number FROM revealed
+           WHERE v.chat_id = revealed.chat_id AND v.user_id = revealed.user_id""",
+        chat_ids,
+        blocker,
+    )
+
+
+async def blocks_between(db: Database, one: UUID, other: UUID) -> tuple[bool, bool]:
+    """Whether the first of two has blocked the second, and the second the first."""
+    row = await db.row(
+        """SELECT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = $1 AND blocked_id = $2) AS own,
+                  EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = $2 AND blocked_id = $1) AS others""",
+        one,
+        other,
+    )
+    assert row is not None
+    return row["own"], row["others"]

@@ -1,0 +1,247 @@
+"""Changes: the lock under which anything in a chat changes, and the events that tell of it, in one order for all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import peewee
+
+from models.chats.tables import ChatThread
+from models.chats.visibility import scope_of, seen_from
+from models.database import JSONB, Database, Enum, Table
+
+
+class ChatEvent(Table):
+    """A durable change other than a new message."""
+
+    chat = peewee.ForeignKeyField(ChatThread, on_delete="CASCADE")
+    seq = peewee.BigIntegerField()
+    position = peewee.BigIntegerField()
+    type = Enum("chat_event_type")
+    message_id = peewee.UUIDField(null=True)
+    user_id = peewee.UUIDField(null=True)
+    data = JSONB()
+    created_at = peewee.DateTimeField()
+
+    class Meta:
+        table_name = "chat_events"
+        primary_key = peewee.CompositeKey("chat", "seq")
+
+
+class ChatGone(Table):
+    """Which messages of a block of 4,096 are gone, by number."""
+
+    chat = peewee.ForeignKeyField(ChatThread, on_delete="CASCADE")
+    block = peewee.BigIntegerField()
+    numbers = Enum("int8multirange")  # not an enum, but likewise a type that peewee has no field for
+    count = peewee.IntegerField()
+
+    class Meta:
+        table_name = "chat_gone"
+        primary_key = peewee.CompositeKey("chat", "block")
+
+
+# The position of what this transaction does; once for each statement.
+POSITION = "(SELECT base + pg_current_xact_id()::text::bigint FROM sync_epoch)"
+
+# Whether one of the two in a direct or secret chat ``t`` has blocked the other after accepting the chat: then neither
+# may write. A blocker who never accepted it does not see it, and the other one may go on (models/chats/concealment.py).
+SEVERED = """(t.type IN ('direct', 'secret') AND EXISTS (
+    SELECT 1 FROM chat_participants one
+    JOIN chat_participants other ON other.chat_id = t.id AND other.user_id <> one.user_id
+    JOIN user_blocks ON blocker_id = one.user_id AND blocked_id = other.user_id
+    WHERE one.chat_id = t.id AND NOT one.concealed))"""
+
+# What is kept of an event for the server itself: the role before a change of it, and how the chat was.
+INTERNAL = ("was", "chat")
+
+# What brings a chat to the top of the list, as new messages do. A receipt, or a change of what was said, does not.
+ACTIVE = ("chat_created", "chat_updated", "participant_added", "participant_removed", "participant_role")
+
+
+class ScopedFrame(dict[str, Any]):
+    """The frame of an event, with who may see it: ``scope`` (models/chats/visibility.py), which is not sent."""
+
+    __slots__ = ("scope",)
+
+    def __init__(self, frame: Mapping[str, Any], scope: str) -> None:
+        super().__init__(frame)
+        self.scope = scope
+
+
+class Event(NamedTuple):
+    """A durable change at its place in a chat. ``fields`` are what its type bears beside these, ``scope`` says who may
+    see it (models/chats/visibility.py)."""
+
+    type: str
+    chat_id: UUID
+    seq: int
+    created_at: datetime
+    fields: Mapping[str, Any]
+    scope: str = ""
+
+    @property
+    def frame(self) -> ScopedFrame:
+        """As clients get it, from a socket and from ``/sync``."""
+        frame = {"type": self.type, "chat_id": self.chat_id, "seq": self.seq, "created_at": self.created_at}
+        return ScopedFrame({**frame, **self.fields}, self.scope)
+
+
+@dataclass
+class Change:
+    """A chat whose row is locked until the transaction ends, as one of its participants sees it.
+
+    ``role`` is None for a user who takes no part, or does not see the chat; ``severed``: one of the two has
+    blocked the other after accepting the chat. ``events`` are what was appended; they may be sent after the commit, to
+    the participants that the chat has under ``access``. ``asked`` are users who must be notified though they take no
+    part: by this event, or, where it is None, that the chat has changed for them.
+    """
+
+    db: Database
+    chat_id: UUID
+    type: str
+    access: int
+    participant_count: int
+    user_id: UUID
+    role: str | None
+    joined_seq: int
+    severed: bool = False
+    events: list[Event] = field(default_factory=list)
+    asked: dict[UUID, Event | None] = field(default_factory=dict)
+
+    @property
+    def two(self) -> bool:
+        """Whether it is a chat of two, whose participants never change."""
+        return self.type in ("direct", "secret")
+
+    @property
+    def may_write(self) -> bool:
+        """Whether the participant may do what others get to see as theirs."""
+        return self.role not in (None, "restricted") and not self.severed
+
+    @property
+    def seen_from(self) -> int:
+        """The first seq that the participant may see."""
+        return seen_from(self.type, self.joined_seq)
+
+    async def append(
+        self,
+        kind: str,
+        *,
+        message_id: UUID | None = None,
+        user_id: UUID | None = None,
+        data: Mapping[str, Any] | None = None,
+        fields: Mapping[str, Any] | None = None,
+        about: int | None = None,
+    ) -> Event:
+        """Add an event: its row, and what it is sent with (``fields``; when None, the row's own columns). ``about`` is
+        the seq of the message that it changes. An event of the chat itself keeps how the chat was then, for those who
+        leave before it changes again."""
+        row = await self.db.row(
+            f"""WITH moved AS (
+                    UPDATE chat_threads SET last_seq = last_seq + 1,
+                        updated_at = CASE WHEN $6 THEN now() ELSE updated_at END,
+                        last_position = greatest(last_position, {POSITION})
+                    WHERE id = $1 RETURNING last_seq, last_position, title, avatar_url, settings, participant_count
+                )
+                INSERT INTO chat_events (chat_id, seq, position, type, message_id, user_id, data)
+                SELECT $1, last_seq, last_position, $2::text::chat_event_type, $3, $4,
+                    CASE WHEN $2::text IN ('chat_created', 'chat_updated') THEN $5::jsonb || jsonb_build_object('chat',
+                        jsonb_build_object('title', title, 'avatar_url', avatar_url, 'settings', settings,
+                                           'participant_count', participant_count))
+                    ELSE $5::jsonb END
+                FROM moved
+                RETURNING seq, created_at""",
+            self.chat_id,
+            kind,
+            message_id,
+            user_id,
+            dict(data or {}),
+            kind in ACTIVE,
+        )
+        assert row is not None  # the chat is locked, so it is there
+        told = event_fields(kind, message_id, user_id, data or {}) if fields is None else fields
+        scope = scope_of(self.type, kind, about, user_id, data or {})
+        event = Event(kind, self.chat_id, row["seq"], row["created_at"], told, scope)
+        self.events.append(event)
+        return event
+
+    async def append_for(self, kind: str, messages: Mapping[UUID, int], data: Mapping[str, Any]) -> None:
+        """Add the same event for each of these messages, in their order; they are given with their seqs."""
+        rows = await self.db.fetch(
+            f"""WITH moved AS (
+                    UPDATE chat_threads SET last_seq = last_seq + cardinality($3::uuid[]),
+                        last_position = greatest(last_position, {POSITION})
+                    WHERE id = $1 RETURNING last_seq - cardinality($3::uuid[]) AS seq, last_position
+                )
+                INSERT INTO chat_events (chat_id, seq, position, type, message_id, data)
+                SELECT $1, seq + place, last_position, $2::text::chat_event_type, message_id, $4
+                FROM moved, unnest($3::uuid[]) WITH ORDINALITY AS m (message_id, place)
+                RETURNING seq, message_id, created_at""",
+            self.chat_id,
+            kind,
+            list(messages),
+            dict(data),
+        )
+        for row in sorted(rows, key=lambda row: row["seq"]):
+            told = event_fields(kind, row["message_id"], None, data)
+            scope = scope_of(self.type, kind, messages[row["message_id"]], None, data)
+            self.events.append(Event(kind, self.chat_id, row["seq"], row["created_at"], told, scope))
+
+    async def renew_access(self) -> None:
+        """Who may do what is another thing from now on: what instances remember of it is out of date."""
+        self.access = await self.db.value(
+            "UPDATE chat_threads SET access = access + 1 WHERE id = $1 RETURNING access", self.chat_id
+        )
+
+
+def event_fields(kind: str, message_id: UUID | None, user_id: UUID | None, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row of ``chat_events`` tells of itself."""
+    fields: dict[str, Any] = {}
+    if message_id is not None:
+        fields["message_id"] = message_id
+    if user_id is not None:
+        fields["user_id"] = user_id
+    return {**fields, **{name: value for name, value in data.items() if name not in INTERNAL}}
+
+
+@contextlib.asynccontextmanager
+async def changing(
+    db: Database, chat_id: UUID, user_id: UUID, *, concealed: bool = False
+) -> AsyncIterator[Change | None]:
+    """Lock a chat and look at it as a user; None when there is no such chat. What the block does commits with it. With
+    ``concealed`` also as a participant who does not see it."""
+    async with db.transaction():
+        thread = await db.row(
+            """SELECT type::text, access, participant_count FROM chat_threads
+               WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE""",
+            chat_id,
+        )
+        if thread is None:
+            yield None
+            return
+        # After the lock, in a statement of its own: what it sees can't change any more.
+        own = await db.row(
+            f"""SELECT p.role::text, p.joined_seq, {SEVERED} AS severed
+                FROM chat_threads t JOIN chat_participants p ON p.chat_id = t.id
+                WHERE t.id = $1 AND p.user_id = $2 AND ($3 OR NOT p.concealed)""",
+            chat_id,
+            user_id,
+            concealed,
+        )
+        yield Change(
+            db,
+            chat_id,
+            thread["type"],
+            thread["access"],
+            thread["participant_count"],
+            user_id,
+            own["role"] if own else None,
+            own["joined_seq"] if own else 0,
+            own["severed"] if own else False,
+        )

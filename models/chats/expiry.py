@@ -1,0 +1,40 @@
+"""Expiry: messages whose time has come, and how they are erased."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from models.chats.events import Change, changing
+from models.chats.messages import erase
+from models.database import Database
+from models.sweeps import Due
+
+LOCK_MS = 250  # a chat that somebody holds for longer waits for the next run
+
+EXPIRED = Due(
+    "message_expiry",
+    "m.chat_id, m.id",
+    """messages m JOIN chat_threads t ON t.id = m.chat_id AND t.deleted_at IS NULL  -- else they are being purged
+       WHERE m.expires_at <= now() AND m.deleted_at IS NULL""",
+    "m.expires_at",
+    lock="",
+)
+
+
+async def expired(db: Database, limit: int) -> list[tuple[UUID, list[UUID]]]:
+    """Messages whose time has come, by chat."""
+    rows = await db.fetch(
+        f"SELECT chat_id, array_agg(id) AS ids FROM ({EXPIRED.batch}) AS due GROUP BY chat_id ORDER BY chat_id", limit
+    )
+    return [(row["chat_id"], row["ids"]) for row in rows]
+
+
+async def expire(db: Database, chat_id: UUID, message_ids: Sequence[UUID], user_id: UUID) -> tuple[Change | None, int]:
+    """Erase messages of a chat whose time has come; the change, and how many they were. Raises LockNotAvailableError
+    when somebody else holds the chat for longer than LOCK_MS: the others' time has come as well."""
+    async with db.transaction():
+        await db.execute(f"SET LOCAL lock_timeout = {LOCK_MS}")
+        async with changing(db, chat_id, user_id) as change:
+            erased = await erase(change, message_ids, "expired") if change else []
+    return change, len(erased)

@@ -1,0 +1,370 @@
+"""Messages: ciphertext with its metadata. The statement that stores them, and what is done to them afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import peewee
+
+from models.chats.events import POSITION, Change
+from models.chats.message_row import MESSAGE_SIZE, erased, message_columns
+from models.chats.tables import ChatThread
+from models.chats.visibility import UNEXPIRED, VISIBLE
+from models.database import JSONB, Database, Row, Table
+from models.paging import cut, more_behind
+from models.users import User
+
+
+class Message(Table):
+    id = peewee.UUIDField(primary_key=True)
+    chat = peewee.ForeignKeyField(ChatThread, on_delete="CASCADE")
+    sender = peewee.ForeignKeyField(User, null=True, on_delete="SET NULL")
+    encrypted_payload = peewee.BlobField()
+    message_type = peewee.TextField()
+    metadata = JSONB()
+    reply_to = peewee.ForeignKeyField("self", null=True, column_name="reply_to", on_delete="SET NULL")
+    forwarded_from = peewee.ForeignKeyField("self", null=True, column_name="forwarded_from", on_delete="SET NULL")
+    delivered = peewee.BooleanField(default=False)
+    edited_at = peewee.DateTimeField(null=True)
+    deleted_at = peewee.DateTimeField(null=True)
+    expires_at = peewee.DateTimeField(null=True)
+    created_at = peewee.DateTimeField()
+    seq = peewee.BigIntegerField()
+    number = peewee.BigIntegerField()
+    position = peewee.BigIntegerField()
+    client_id = peewee.UUIDField()
+    payload_hash = peewee.BigIntegerField()
+    sealed = peewee.BooleanField(default=False)
+
+    class Meta:
+        table_name = "messages"
+
+
+class MessageRead(Table):
+    message = peewee.ForeignKeyField(Message, on_delete="CASCADE")
+    user = peewee.ForeignKeyField(User, on_delete="CASCADE")
+    read_at = peewee.DateTimeField()
+
+    class Meta:
+        table_name = "message_reads"
+        primary_key = peewee.CompositeKey("message", "user")
+
+
+class MessageReaction(Table):
+    message = peewee.ForeignKeyField(Message, on_delete="CASCADE")
+    user = peewee.ForeignKeyField(User, on_delete="CASCADE")
+    emoji = peewee.TextField()
+    created_at = peewee.DateTimeField()
+
+    class Meta:
+        table_name = "message_reactions"
+        primary_key = peewee.CompositeKey("message", "user", "emoji")
+
+
+# Posting ------------------------------------------------------------------------------------------------------------
+
+
+class Post(NamedTuple):
+    """A message to be stored. ``access`` is that of the view by which its sender was let post (models/chats/access.py);
+    ``expires_in`` is in seconds."""
+
+    id: UUID
+    chat_id: UUID
+    sender_id: UUID | None
+    client_id: UUID
+    payload: bytes
+    payload_hash: int
+    message_type: str
+    metadata: dict[str, Any] | None
+    reply_to: UUID | None
+    forwarded_from: UUID | None
+    expires_in: int | None
+    access: int
+    sealed: bool = False
+
+
+class Posted(NamedTuple):
+    """Where a message stands in its chat. ``payload_hash`` is set when the sender had posted this client_id before:
+    then it and the rest are of that message."""
+
+    id: UUID
+    chat_id: UUID
+    seq: int
+    created_at: datetime
+    expires_at: datetime | None
+    payload_hash: int | None
+
+
+# Each message is stored unless its sender has stored this client_id before, or the access of its chat is not the one
+# that it relied on: then nothing is said of it. Chats are locked in the order of their ids, so that two instances don't
+# wait for each other in a circle; numbers are given under that lock, and so in the order of commits.
+_POST = f"""
+WITH given AS (
+    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::bytea[], $6::bigint[], $7::text[],
+                         $8::jsonb[], $9::uuid[], $10::uuid[], $11::integer[], $12::bigint[], $13::boolean[])
+        WITH ORDINALITY AS g (id, chat_id, sender_id, client_id, payload, payload_hash, message_type, metadata,
+                              reply_to, forwarded_from, expires_in, access, sealed, place)
+), known AS (
+    SELECT given.place, given.id AS asked, m.* FROM given,
+    LATERAL (
+        SELECT id, chat_id, abs(seq) AS seq, created_at, expires_at, payload_hash FROM messages
+        WHERE sender_id = given.sender_id AND client_id = given.client_id LIMIT 1
+    ) AS m
+    UNION ALL
+    SELECT given.place, given.id, m.* FROM given,
+    LATERAL (
+        SELECT id, chat_id, abs(seq), created_at, expires_at, payload_hash FROM messages
+        WHERE sealed AND chat_id = given.chat_id AND client_id = given.client_id LIMIT 1
+    ) AS m
+    WHERE given.sealed
+), fresh AS (
+    SELECT given.*, row_number() OVER (PARTITION BY chat_id, access ORDER BY place) AS nth FROM given
+    WHERE place NOT IN (SELECT place FROM known)
+), counted AS (
+    SELECT chat_id, access, count(*) AS many FROM fresh GROUP BY chat_id, access
+), locked AS (
+    SELECT t.id, counted.access, counted.many FROM counted
+    JOIN chat_threads t ON t.id = counted.chat_id AND t.access = counted.access AND t.deleted_at IS NULL
+    ORDER BY t.id FOR NO KEY UPDATE OF t
+), moved AS (
+    UPDATE chat_threads t SET last_seq = last_seq + many, last_number = last_number + many, updated_at = now(),
+        last_position = greatest(last_position, {POSITION})
+    FROM locked WHERE t.id = locked.id
+    RETURNING t.id, locked.access, last_seq - many AS seq, last_number - many AS number, last_position AS position
+), stored AS (
+    INSERT INTO messages (id, chat_id, sender_id, client_id, encrypted_payload, payload_hash, message_type, metadata,
+                          reply_to, forwarded_from, expires_at, sealed, seq, number, position)
+    SELECT fresh.id, chat_id, sender_id, client_id, payload, payload_hash, message_type, coalesce(metadata, '{{}}'),
+           reply_to, forwarded_from, now() + expires_in * interval '1 second', sealed,
+           moved.seq + nth, moved.number + nth, moved.position
+    FROM fresh JOIN moved ON moved.id = chat_id AND moved.access = fresh.access
+    RETURNING id, chat_id, sender_id, seq, created_at, expires_at
+), own AS (
+    UPDATE chat_participants p SET own_after = own_after + many, accepted = true, posted_last = s.last,
+        posted_first = CASE WHEN posted_first = 0 THEN s.first ELSE posted_first END
+    FROM (SELECT chat_id, sender_id, count(*) AS many, min(seq) AS first, max(seq) AS last
+          FROM stored GROUP BY chat_id, sender_id) AS s
+    WHERE p.chat_id = s.chat_id AND p.user_id = s.sender_id
+)
+SELECT id AS asked, id, chat_id, seq, created_at, expires_at, NULL::bigint AS payload_hash FROM stored
+UNION ALL
+SELECT asked, id, chat_id, seq, created_at, expires_at, payload_hash FROM known
+"""
+
+
+async def post(db: Database, posts: Sequence[Post]) -> list[Posted | None]:
+    """Store messages in one statement, and say of each where it stands; None when it relied on an access that is out of
+    date. No two may have one sender and client_id. It is all or nothing for what is an error to the database. A message
+    that was stored before is on the standby, too, when this returns."""
+    rows = await db.fetch(_POST, *map(list, zip(*posts, strict=True)))
+    found = {row[0]: Posted(*row[1:]) for row in rows}
+    # What was stored just now has waited for all that was committed before it.
+    if found and all(posted.payload_hash is not None for posted in found.values()):
+        await db.replicated()
+    return [found.get(post.id) for post in posts]
+
+
+async def stored(db: Database, sender_id: UUID, client_id: UUID) -> Posted | None:
+    """What a sender has stored under this client_id, whatever became of it or of the sender's rights; on the standby,
+    too, when this returns."""
+    row = await db.row(
+        """SELECT id, chat_id, abs(seq) AS seq, created_at, expires_at, payload_hash FROM messages
+           WHERE sender_id = $1 AND client_id = $2""",
+        sender_id,
+        client_id,
+    )
+    if row is None:
+        return None
+    await db.replicated()
+    return Posted(*row.values())
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+# A message ``m`` in its chat ``t`` with the participant ``p`` who asks, $1.
+_FOR_PARTICIPANT = """messages m
+    JOIN chat_threads t ON t.id = m.chat_id AND t.deleted_at IS NULL
+    JOIN chat_participants p ON p.chat_id = m.chat_id AND p.user_id = $1 AND NOT p.concealed"""
+
+
+async def seen_by(db: Database, message_id: UUID, user_id: UUID) -> Row | None:
+    """``chat_id, seq`` of a message that is there and that a user may see, else None."""
+    return await db.row(
+        f"SELECT m.chat_id, m.seq FROM {_FOR_PARTICIPANT} WHERE m.id = $2 AND {VISIBLE}", user_id, message_id
+    )
+
+
+async def visible(db: Database, user_id: UUID, message_id: UUID) -> Row | None:
+    """A message as a user sees it, else None."""
+    return await db.row(
+        f"SELECT {message_columns('$1')} FROM {_FOR_PARTICIPANT} WHERE m.id = $2 AND {VISIBLE}", user_id, message_id
+    )
+
+
+_HISTORY = f"""SELECT {message_columns("$1")} FROM {_FOR_PARTICIPANT}
+    WHERE m.chat_id = $2 AND m.seq > $3 AND m.seq < $4 AND {VISIBLE}"""
+_NEWEST_FIRST = cut(_HISTORY, MESSAGE_SIZE, "seq DESC", "$5")
+_OLDEST_FIRST = cut(_HISTORY, MESSAGE_SIZE, "seq", "$5")
+
+
+async def history(
+    db: Database, user_id: UUID, chat_id: UUID, *, before: int | None, after: int | None, limit: int
+) -> tuple[list[Row], bool]:
+    """A page of the messages of a chat as a user sees them, none for who takes no part, and whether there are more: the
+    oldest first when ``after`` a seq is asked for, else the newest first."""
+    rows = await db.fetch(
+        _NEWEST_FIRST if after is None else _OLDEST_FIRST, user_id, chat_id, after or 0, before or 2**63 - 1, limit
+    )
+    return rows, more_behind(rows)
+
+
+async def get(db: Database, message_id: UUID, viewer: UUID) -> Row | None:
+    """One message that is there, with its ``number``, as ``viewer`` sees it, whose right is judged elsewhere."""
+    return await db.row(
+        f"""SELECT {message_columns("$1")}, m.number FROM messages m JOIN chat_threads t ON t.id = m.chat_id
+            WHERE m.id = $2 AND m.seq > 0 AND {UNEXPIRED}""",
+        viewer,
+        message_id,
+    )
+
+
+# Changing: each in a Change, so with the chat locked ---------------------------------------------------------------
+
+
+async def edit(
+    change: Change, message_id: UUID, payload: bytes, message_type: str | None, metadata: dict[str, Any] | None
+) -> None:
+    """Replace a message's payload; where the others are None they stay."""
+    await change.db.execute(
+        """UPDATE messages SET encrypted_payload = $2, message_type = coalesce($3, message_type),
+               metadata = coalesce($4, metadata), edited_at = now()
+           WHERE id = $1""",
+        message_id,
+        payload,
+        message_type,
+        metadata,
+    )
+
+
+# The payload goes and the place is left to a row of chat_events; the sender, if it was theirs and unread by themselves,
+# has one less of their own to subtract.
+_ERASE = f"""
+WITH doomed AS (
+    SELECT id, chat_id, seq, number, position, sender_id, created_at FROM messages
+    WHERE chat_id = $1 AND id = ANY ($2::uuid[]) AND seq > 0 FOR UPDATE
+), gone AS (
+    UPDATE messages m SET {erased("$3::text")} FROM doomed WHERE m.id = doomed.id
+), placed AS (
+    INSERT INTO chat_events (chat_id, seq, position, type, message_id, data, created_at)
+    SELECT chat_id, seq, position, 'message_deleted', id, jsonb_build_object('reason', $3::text), created_at FROM doomed
+), reads AS (
+    DELETE FROM message_reads WHERE message_id IN (SELECT id FROM doomed)
+), reactions AS (
+    DELETE FROM message_reactions WHERE message_id IN (SELECT id FROM doomed)
+), own AS (
+    UPDATE chat_participants p SET own_after = own_after - many
+    FROM (SELECT doomed.sender_id, count(*) AS many FROM doomed
+          JOIN chat_participants author ON author.chat_id = $1 AND author.user_id = doomed.sender_id
+          WHERE doomed.number > author.read_number GROUP BY doomed.sender_id) AS s
+    WHERE p.chat_id = $1 AND p.user_id = s.sender_id
+), blocks AS (
+    INSERT INTO chat_gone AS known (chat_id, block, numbers, count)
+    SELECT $1, number / 4096, range_agg(int8range(number, number, '[]')), count(*) FROM doomed GROUP BY number / 4096
+    ON CONFLICT (chat_id, block) DO UPDATE
+        SET numbers = known.numbers + excluded.numbers, count = known.count + excluded.count
+)
+SELECT id, seq FROM doomed ORDER BY seq
+"""
+
+
+_LOCK_SENDERS = """
+SELECT 1 FROM chat_participants WHERE chat_id = $1 AND user_id IN (
+    SELECT sender_id FROM messages WHERE chat_id = $1 AND id = ANY ($2::uuid[]))
+ORDER BY user_id FOR NO KEY UPDATE
+"""
+_LOCK_MESSAGES = """
+SELECT 1 FROM messages WHERE chat_id = $1 AND id = ANY ($2::uuid[]) AND seq > 0 ORDER BY seq FOR UPDATE
+"""
+
+
+async def erase(change: Change, message_ids: Sequence[UUID], reason: str) -> list[UUID]:
+    """Erase messages of a chat, each with an event; those that were there."""
+    # A receipt does not lock the chat: it locks its participant, then messages. Lock both in the same order, before
+    # the statement that reads what receipts write (``read_number``, ``own_after``, ``message_reads``).
+    for lock in (_LOCK_SENDERS, _LOCK_MESSAGES):
+        await change.db.execute(lock, change.chat_id, list(message_ids))
+    rows = await change.db.fetch(_ERASE, change.chat_id, list(message_ids), reason)
+    gone = {row["id"]: row["seq"] for row in rows}
+    await change.append_for("message_deleted", gone, {"reason": reason})
+    return list(gone)
+
+
+async def accept(change: Change) -> None:
+    """Note that the participant has accepted a locked chat, by what they did in it."""
+    await change.db.execute(
+        """UPDATE chat_participants SET accepted = true
+           WHERE chat_id = $1 AND user_id = $2 AND accepted IS DISTINCT FROM true""",
+        change.chat_id,
+        change.user_id,
+    )
+
+
+# Older servers stored emoji as they came: with U+FE0F and without it they are the same reaction.
+_SELECTOR = "\ufe0f"
+
+
+async def react(change: Change, message_id: UUID, seq: int, emoji: str, at_most: int) -> bool | None:
+    """Add a reaction to the message at a seq. False when it was there; None when the user has ``at_most`` kinds on this
+    message already."""
+    known = await change.db.fetch(
+        "SELECT emoji FROM message_reactions WHERE message_id = $1 AND user_id = $2", message_id, change.user_id
+    )
+    if any(row["emoji"].replace(_SELECTOR, "") == emoji.replace(_SELECTOR, "") for row in known):
+        return False
+    if len(known) >= at_most:
+        return None
+    await change.db.execute(
+        "INSERT INTO message_reactions (message_id, user_id, emoji) VALUES ($1, $2, $3)",
+        message_id,
+        change.user_id,
+        emoji,
+    )
+    await accept(change)
+    await change.append(
+        "reaction_added", message_id=message_id, user_id=change.user_id, data={"emoji": emoji}, about=seq
+    )
+    return True
+
+
+async def unreact(change: Change, message_id: UUID, seq: int, emoji: str) -> bool:
+    """Take a reaction to the message at a seq back; False when there was none."""
+    taken = await change.db.fetch(
+        """DELETE FROM message_reactions
+           WHERE message_id = $1 AND user_id = $2 AND replace(emoji, $4, '') = replace($3, $4, '') RETURNING emoji""",
+        message_id,
+        change.user_id,
+        emoji,
+        _SELECTOR,
+    )
+    for row in taken:
+        await change.append(
+            "reaction_removed", message_id=message_id, user_id=change.user_id, data=dict(row), about=seq
+        )
+    return bool(taken)
+
+
+async def forget_sender(db: Database, user_id: UUID) -> None:
+    """Take an account's name off its messages, and its reads and reactions away, a batch a statement: an erasure that
+    did all at once would hold up everybody."""
+    for statement in (
+        "UPDATE messages SET sender_id = NULL WHERE id IN (SELECT id FROM messages WHERE sender_id = $1 LIMIT 2000)",
+        """DELETE FROM message_reads WHERE user_id = $1 AND message_id IN
+               (SELECT message_id FROM message_reads WHERE user_id = $1 LIMIT 2000)""",
+        """DELETE FROM message_reactions WHERE user_id = $1 AND message_id IN
+               (SELECT message_id FROM message_reactions WHERE user_id = $1 LIMIT 2000)""",
+    ):
+        while await db.execute(statement, user_id):
+            continue

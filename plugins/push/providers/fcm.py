@@ -1,0 +1,132 @@
+"""FCM: Google's pushes, over its HTTP v1 interface, with the access token of a service account (RS256)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+import jwt
+import orjson
+
+from models.database import Row
+from plugins.push.payload import Push, padded
+from plugins.push.providers.client import Failed, Road
+from plugins.push.providers.outcomes import Verdict, known, retry_after
+from plugins.push.providers.vapid import Account
+
+GOOGLE = "https://fcm.googleapis.com"
+SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
+GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"  # RFC 7523
+LIFE = 3600  # seconds of the assertion, Google's most
+EARLY = 300  # seconds before its end from which an access token is not used any more
+SIZE = 512  # bytes of every request, less the token
+
+# Its error codes, and Google's general ones.
+WORDS = frozenset(
+    (
+        *("UNSPECIFIED_ERROR", "INVALID_ARGUMENT", "UNREGISTERED", "SENDER_ID_MISMATCH", "QUOTA_EXCEEDED"),
+        *("UNAVAILABLE", "INTERNAL", "THIRD_PARTY_AUTH_ERROR", "NOT_FOUND", "PERMISSION_DENIED", "UNAUTHENTICATED"),
+        "RESOURCE_EXHAUSTED",
+    )
+)
+
+
+class _NoToken(Exception):
+    """Google's token endpoint gave none; ``verdict`` is what that means for a push."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.reason)
+        self.verdict = verdict
+
+
+class Fcm:
+    named_by_users = False
+
+    def __init__(self, road: Road, account: Account, base_url: str) -> None:
+        self._road, self._account, self._base = road, account, base_url
+        self._url = f"{base_url}/v1/projects/{account.project_id}/messages:send"
+        self._token, self._until = "", -1e9
+        self._renewing = asyncio.Lock()
+
+    def place(self, device: Row) -> str:
+        return self._base
+
+    async def send(self, device: Row, push: Push) -> Verdict:
+        try:
+            token = await self._bearer()
+            verdict = await self._send(device, push, token)
+            if verdict.status == 401:  # revoked, or our clock is wrong: once more with a new one
+                if self._token == token:
+                    self._until = -1e9
+                verdict = await self._send(device, push, await self._bearer())
+        except _NoToken as none:
+            return none.verdict
+        return verdict
+
+    async def _send(self, device: Row, push: Push, token: str) -> Verdict:
+        android: dict[str, Any] = {
+            "priority": "NORMAL" if push.kind == "prekeys_low" else "HIGH",
+            "ttl": f"{max(0, push.expires - int(time.time()))}s",
+        }
+        if not push.urgent:  # what is collapsed may also be held back
+            android["collapse_key"] = push.collapse
+        message = {"token": device["token"], "data": push.data, "android": android}
+        headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+        body = padded({"message": message}, SIZE + len(device["token"]))
+        answer = await self._road.post(self._url, headers, body)
+        return _verdict(answer.status, retry_after(answer.headers), answer.body)
+
+    async def _bearer(self) -> str:
+        """An access token that is good. Raises _NoToken."""
+        async with self._renewing:
+            if time.monotonic() > self._until:
+                self._token, life = await self._renewed()
+                self._until = time.monotonic() + life - EARLY
+            return self._token
+
+    async def _renewed(self) -> tuple[str, float]:
+        account, now = self._account, int(time.time())
+        claims = {"iss": account.client_email, "scope": SCOPE, "aud": account.token_uri, "iat": now, "exp": now + LIFE}
+        assertion = jwt.encode(claims, account.private_key, "RS256", headers={"kid": account.private_key_id})
+        form = urlencode({"grant_type": GRANT, "assertion": assertion}).encode()
+        headers = {"content-type": "application/x-www-form-urlencoded"}
+        try:
+            answer = await self._road.post(account.token_uri, headers, form)
+            said = _object(answer.body)
+        except Failed as error:
+            raise _NoToken(Verdict("later", 0, "TokenEndpointUnreachable", failing=True)) from error
+        token, life = said.get("access_token"), said.get("expires_in")
+        if answer.status != 200 or not isinstance(token, str) or not isinstance(life, int):
+            # Whether our key is refused or their server is ill, it is no fault of the push: it waits.
+            after = retry_after(answer.headers)
+            raise _NoToken(Verdict("later", answer.status, "TokenEndpointRefused", after, failing=True))
+        return token, max(float(life), EARLY + 1.0)
+
+
+def _object(body: bytes) -> Mapping[str, Any]:
+    try:
+        said = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _verdict(status: int, after: float | None, body: bytes) -> Verdict:
+    if status == 200:
+        return Verdict("sent", status)
+    error = _object(body).get("error")
+    told = error if isinstance(error, dict) else {}
+    details = told.get("details")
+    codes = [detail.get("errorCode") for detail in details if isinstance(detail, dict)] if details else []
+    reason = known(next((code for code in codes if code), told.get("status")), WORDS)
+    # A 404 of something that stands in between, or of a wrong address, says nothing of the token.
+    if status == 404 and reason in ("UNREGISTERED", "NOT_FOUND"):
+        return Verdict("gone", status, reason)
+    if status == 429 or status >= 500:
+        return Verdict("later", status, reason, after, failing=True)
+    if status in (401, 404):
+        return Verdict("later", status, reason, after, failing=True)
+    return Verdict("refused", status, reason)

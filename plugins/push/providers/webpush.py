@@ -1,0 +1,89 @@
+"""Web Push: browsers and UnifiedPush, encrypted to the device (RFC 8030, 8188, 8291), signed by this server (8292)."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from urllib.parse import urlsplit
+
+import http_ece
+from cryptography.hazmat.primitives.asymmetric import ec
+from py_vapid import Vapid02, VapidException
+
+from handlers.wire.shapes import b64
+from models.database import Row
+from plugins.push.payload import Push, padded
+from plugins.push.providers.client import Road
+from plugins.push.providers.outcomes import Verdict, retry_after
+from plugins.push.providers.vapid import public_point
+
+SIZE = 128  # bytes of every payload before it is encrypted; the largest has some 75
+LIFE = 12 * 3600  # seconds that a signature is good for; RFC 8292 allows a day
+ORIGINS = 1_000  # push services whose signature is remembered
+
+
+class WebPush:
+    named_by_users = True
+
+    def __init__(self, road: Road, key: ec.EllipticCurvePrivateKey, subject: str) -> None:
+        self._road, self._vapid, self._subject = road, Vapid02(key), subject
+        self._signatures: OrderedDict[str, tuple[float, str]] = OrderedDict()  # when each was made, and what it is
+
+    def place(self, device: Row) -> str:
+        return str(urlsplit(device["token"]).netloc.lower())
+
+    async def send(self, device: Row, push: Push) -> Verdict:
+        endpoint = device["token"]
+        try:
+            signature = self._signature(endpoint)
+            body = http_ece.encrypt(
+                padded(push.data, SIZE),
+                private_key=ec.generate_private_key(ec.SECP256R1()),
+                dh=device["p256dh"],
+                auth_secret=device["auth"],
+                version="aes128gcm",
+            )
+        except (VapidException, http_ece.ECEException):  # an address in brackets has no origin that py_vapid signs
+            return Verdict("refused", 0, "Subscription")
+        headers = {
+            "authorization": signature,
+            "content-encoding": "aes128gcm",
+            "content-type": "application/octet-stream",
+            "ttl": str(max(0, push.expires - int(time.time()))),
+            "urgency": "normal" if push.kind == "prekeys_low" else "high",
+            "topic": push.collapse,
+        }
+        answer = await self._road.post(endpoint, headers, body, guarded=True)
+        return _verdict(answer.status, retry_after(answer.headers))
+
+    def _signature(self, endpoint: str) -> str:
+        """The Authorization header, made once for each push service and half of its life."""
+        parts, now = urlsplit(endpoint), time.time()
+        origin = f"https://{parts.netloc.lower().removesuffix(':443')}"
+        made = self._signatures.get(origin)
+        if made is None or made[0] < now - LIFE / 2:
+            claims = {"aud": origin, "exp": int(now) + LIFE, "sub": self._subject}
+            made = now, str(self._vapid.sign(claims)["Authorization"])
+            self._signatures[origin] = made
+            if len(self._signatures) > ORIGINS:
+                self._signatures.popitem(last=False)
+        return made[1]
+
+
+def public_key(key: ec.EllipticCurvePrivateKey) -> dict[str, str]:
+    """The key that apps subscribe with: as all binary values here, and as browsers want it."""
+    standard = b64(public_point(key))
+    return {
+        "public_key": standard,
+        "application_server_key": standard.replace("+", "-").replace("/", "_").rstrip("="),
+    }
+
+
+def _verdict(status: int, after: float | None) -> Verdict:
+    if 200 <= status < 300:
+        return Verdict("sent", status)
+    if status in (404, 410):
+        return Verdict("gone", status)
+    if status == 429 or status >= 500:
+        return Verdict("later", status, "", after, failing=True)
+    return Verdict("refused", status)
