@@ -21,7 +21,7 @@ import uvloop
 from redis.exceptions import RedisError
 
 import plugins
-from config import embedded, logs, reasons, secrets, supervisor, traces
+from config import embedded, logs, reasons, secrets, supervisor, tracing
 from config.keyring import KeyringFile
 from config.settings import Core, Rate, Section, SettingsError, environment, load
 from config.version import VERSION
@@ -108,7 +108,7 @@ def configure(values: Mapping[str, str], *, make_secrets: bool = True) -> Config
         read = load(wanted, given)
     except SettingsError as error:
         faults += error.faults
-    faults += traces.faults(values)
+    faults += tracing.faults(values)
     if faults:
         raise SettingsError(list(dict.fromkeys(faults)))  # several features may read the same setting
     core = read.pop("")
@@ -148,7 +148,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
     async with contextlib.AsyncExitStack() as stack:
         instance_id = uuid4()
         # First, so that what comes last is still told.
-        traced = await stack.enter_async_context(traces.traces(core.otel_exporter_otlp_endpoint, instance_id))
+        traced = await stack.enter_async_context(tracing.traces(core.otel_exporter_otlp_endpoint, instance_id))
         database_url, redis_url = await _services(core, stack)
         redis = await stack.enter_async_context(connected(redis_url))
         cluster = await fenced(database_url, core.mimu_data_dir, redis) if core.database_url else Cluster(database_url)

@@ -131,7 +131,7 @@ RedisUrl = Annotated[SecretStr, _url(urls.redis_fault, "redis", "rediss", "unix"
 
 
 class Budgets(Section):
-    """What each account may cost this server (handlers/limits/ledger.py). The count may be spent at once; it refills evenly.
+    """What each account may spend (handlers/limits/ledger.py). The count may be spent at once; it refills evenly.
 
     Each number is above what the heaviest honest client needs; docs/decisions/0035-one-ledger-an-account.md says how
     they were found.

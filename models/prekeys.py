@@ -267,8 +267,8 @@ async def signed_prekey(db: Database, user_id: UUID) -> asyncpg.Record | None:
     )
 
 
-# A standby may take over between two looks of models/postgres/epochs.py, and not know what was handed out last: until the
-# database is settled it hands out none. Costs 45 µs.
+# A standby may take over between two looks of models/postgres/epochs.py, and not know what was handed out last:
+# until the database is settled it hands out none. Costs 45 µs.
 _HERE = "(SELECT place = database_place() FROM sync_epoch)"
 
 

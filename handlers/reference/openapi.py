@@ -1,6 +1,6 @@
 """The OpenAPI document: every route with what it takes and answers, made of what the code itself goes by.
 
-Shapes become schemas, what stands beside an endpoint's method (handlers/wire/operations.py) its operation, and the refusals
+Shapes become schemas, an endpoint's declaration (handlers/wire/operations.py) becomes its operation, and the refusals
 that it names its errors. Nothing is written here that some code says elsewhere.
 """
 

@@ -17,7 +17,8 @@ class Identity(NamedTuple):
     ``system`` is the cluster's identifier, which its physical copies share. ``timeline`` counts its promotions; it is
     that of the log position, for the last checkpoint's is behind for a while after a promotion. ``database`` has the
     object ids of the database and of ``sync_epoch``: copies share them, too, and a database that was made again has
-    others. ``settled``: the epoch was begun here, and not before the last promotion or restore (models/postgres/epochs.py).
+    others. ``settled``: the epoch was begun here, and not before the last promotion or restore
+    (models/postgres/epochs.py).
     A standby has timeline 0.
     """
 

@@ -1,4 +1,4 @@
-"""``/sync``: a walk through all events of a user's chats since a cursor (models/chats/sync.py says why none is skipped)."""
+"""``/sync``: all events of a user's chats since a cursor (models/chats/sync.py says why none is skipped)."""
 
 from __future__ import annotations
 

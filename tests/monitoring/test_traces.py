@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from config import traces
+from config import tracing
 from handlers.http.site import template
 from tests import canaries
 from tests.client import Account, ask
@@ -280,8 +280,8 @@ async def test_the_variables_may_be_in_the_env_file(services: Services, tmp_path
 
 
 def test_another_protocol_is_refused() -> None:
-    assert traces.faults({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}) == []
-    assert traces.faults({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}) != []
+    assert tracing.faults({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}) == []
+    assert tracing.faults({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}) != []
 
 
 @pytest.mark.parametrize(
