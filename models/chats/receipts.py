@@ -1,7 +1,8 @@
 """Receipts: how far a participant has received and read a chat, and who may see that.
 
 Watermarks are columns of ``chat_participants``; ``chat_marks`` has the position (models/chats/sync.py)
-at which they last moved. A receipt does not lock the chat, so it never waits for a message that is posted (docs/decisions/0037-receipts-are-marks.md).
+at which they last moved. A receipt does not lock the chat, so it never waits for a message that is posted
+(docs/decisions/0037-receipts-are-marks.md).
 """
 
 from __future__ import annotations
