@@ -42,6 +42,7 @@ from handlers.sockets.delivery import Delivery
 from handlers.sockets.hub import Hub, Peer
 from handlers.sockets.socket import Event, SocketHandler, prolonging
 from handlers.tokens import Tokens
+from handlers.wire import frames
 from models.chats.access import Access
 from models.database import Database, Unavailable
 from models.postgres import migrations
@@ -286,9 +287,6 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
         *(app.redis, lambda: app.bus.up, app.instance_id),
     )
 
-    def epoch() -> str:
-        return str(app.epoch.id)
-
     async def welcome(peer: Peer) -> None:
         for feature in features:
             if feature.welcome:
@@ -303,12 +301,17 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
         routes=(
             *health.routes(checks, ready, app.db.cluster.choice),
             *docs.routes(reference),
-            ("/ws", SocketHandler, {"hub": app.hub, "epoch": epoch, "events": events, "welcome": welcome}),
+            (
+                "/ws",
+                SocketHandler,
+                {"hub": app.hub, "epoch": app.epoch.shown, "events": events, "welcome": welcome},
+            ),
         ),
         events={"auth": prolonging(app.tokens)},
+        sends=frames.SENT,
         checks=wells,
     )
-    routes, claimed_events, claimed_checks = plugins.joined([house, *features])
+    routes, claimed_events, sends, claimed_checks = plugins.joined([house, *features])
     for kind, event in claimed_events.items():
         events[kind] = replace(event, handle=app.traces.framed(kind, event.handle))
     checks.update(claimed_checks)
@@ -316,7 +319,7 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
     # took it out would serve nobody.
     ready["database"] = wells["database"]
     shapes = {kind: event.shape for kind, event in events.items()}
-    reference["document"] = docs.published(routes, shapes, rates)
+    reference["document"] = docs.published(routes, shapes, sends, rates)
     return Site(
         list(routes),
         unknown=UnknownRoute,

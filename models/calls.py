@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -50,7 +50,7 @@ class Call(NamedTuple):
     id: UUID
     caller_id: UUID | None
     callee_id: UUID | None
-    call_type: str
+    call_type: Literal["audio", "video"]
     status: str
     end_reason: str | None
     started_at: datetime

@@ -37,6 +37,7 @@ from handlers.sockets.hub import Hub, Peer
 from handlers.sockets.socket import Event
 from handlers.tokens import Tokens
 from handlers.vitals import Runs
+from handlers.wire.frames import by_kind
 from models.chats.access import Access
 from models.database import Database
 from models.postgres.epochs import Epoch
@@ -117,11 +118,13 @@ class Timer:
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """What a feature is made of. ``welcome`` is called with each socket that opens, after ``ready``."""
+    """What a feature is made of. ``sends`` are the types of frames that it sends (handlers/wire/frames.py); ``welcome``
+    is called with each socket that opens, after ``ready``."""
 
     name: str
     routes: tuple[Route, ...] = ()
     events: Mapping[str, Event] = field(default_factory=dict)
+    sends: tuple[type, ...] = ()
     periodic: tuple[Every, ...] = ()
     checks: Mapping[str, Check] = field(default_factory=dict)
     lifespan: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext
@@ -129,7 +132,7 @@ class Plugin:
 
 
 class Clash(Exception):
-    """Two features claim the same route, event or check."""
+    """Two features claim the same route, event, frame or check."""
 
 
 def discover(disabled: Collection[str] = ()) -> dict[str, ModuleType]:
@@ -143,20 +146,25 @@ def discover(disabled: Collection[str] = ()) -> dict[str, ModuleType]:
     return {name: importlib.import_module(f"{__name__}.{name}") for name in names if name not in disabled}
 
 
-def joined(features: Collection[Plugin]) -> tuple[list[Route], dict[str, Event], dict[str, Check]]:
-    """The routes, events and checks of all features. Raises Clash."""
+def joined(
+    features: Collection[Plugin],
+) -> tuple[list[Route], dict[str, Event], dict[str, type], dict[str, Check]]:
+    """The routes, events, frames and checks of all features. Raises Clash."""
     claims: dict[tuple[str, str], str] = {}
     routes: list[Route] = []
     events: dict[str, Event] = {}
+    sends: dict[str, type] = {}
     checks: dict[str, Check] = {}
     for feature in features:
         claimed = [("route", pattern) for pattern, _, _ in feature.routes]
         claimed += [("event", kind) for kind in feature.events] + [("check", name) for name in feature.checks]
+        claimed += [("frame", kind) for kind in by_kind(feature.sends)]
         for claim in claimed:
             if claim in claims:
                 raise Clash(f"{feature.name} and {claims[claim]} both claim the {claim[0]} {claim[1]}")
             claims[claim] = feature.name
         routes += feature.routes
         events.update(feature.events)
+        sends.update(by_kind(feature.sends))
         checks.update(feature.checks)
-    return routes, events, checks
+    return routes, events, sends, checks

@@ -220,7 +220,9 @@ class Socket:
                     self.frames.append({"type": "closed", "code": self.connection.close_code})
                     self._arrived.notify_all()
                     return
-                self.frames.append(json.loads(message))
+                frame = json.loads(message)
+                conformance.judge_frame(self.connection.request.url, frame)
+                self.frames.append(frame)
                 self._arrived.notify_all()
 
     async def expect(self, kind: str, seconds: float = 5, **fields: Any) -> dict[str, Any]:

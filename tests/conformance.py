@@ -23,6 +23,7 @@ UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 # What is answered before it is known, or asked, whether there is such a route or method.
 BEFORE = {"unauthorized", "token_expired", "prid_mismatch", "client_outdated", "too_large", "invalid_request"}
 
+faults: list[str] = []  # of frames, until the test that received them ends
 _contracts: dict[str, Contract] = {}
 _servers: dict[str, Contract] = {}
 
@@ -96,6 +97,13 @@ class Contract:
         if media == "application/json" and content[media]:
             self._validator(content[media]["schema"], told)(json.loads(body))
 
+    def judge_frame(self, frame: dict[str, Any]) -> None:
+        """Check a frame from the server against the document. Raises AssertionError."""
+        declared = self.document["paths"]["/ws"]["get"]["x-server-frames"]
+        shown = f"a frame {json.dumps(frame)[:500]}"
+        assert frame["type"] in declared, f"the document has no such frame: {shown}"
+        self._validator(declared[frame["type"]], shown)(frame)
+
     def _resolved(self, value: dict[str, Any]) -> dict[str, Any]:
         while "$ref" in value:
             room, name = value["$ref"].removeprefix("#/components/").split("/")
@@ -162,6 +170,16 @@ def known(url: str) -> Contract | None:
     """The contract of a server that runs just now."""
     parts = urlsplit(url)
     return _servers.get(f"{parts.scheme}://{parts.netloc}")
+
+
+def judge_frame(url: str, frame: dict[str, Any]) -> None:
+    """Check a frame from a socket that was opened at this address. Faults are kept, since its reader has no caller."""
+    found = known(url.replace("ws", "http", 1))
+    if found is not None:
+        try:
+            found.judge_frame(frame)
+        except AssertionError as error:
+            faults.append(str(error))
 
 
 def judge(response: HTTPResponse) -> None:

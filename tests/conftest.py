@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from config import logs
-from tests import canaries
+from tests import canaries, conformance
 from tests.running import ROOT, Services
 
 
@@ -23,6 +23,14 @@ def pytest_configure() -> None:
     # pytest-tornado puts the loop back that was current before each test. Say that there was none: asyncio would make
     # one for it, which nobody closes.
     asyncio.set_event_loop(None)
+
+
+@pytest.fixture(autouse=True)
+def declared_frames() -> Iterator[None]:
+    """Every frame that a socket of the test received is one that the reference declares."""
+    conformance.faults.clear()
+    yield
+    assert not conformance.faults, conformance.faults[0]
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +42,13 @@ def log() -> Iterator[io.StringIO]:
     yield stream
     escaped = canaries.escaped(stream.getvalue())
     assert not escaped, f"the log bears {escaped}"
+
+
+@pytest.fixture
+def made_up_frames(declared_frames: None) -> Iterator[None]:
+    """For tests that have the hub send frames of their own."""
+    yield
+    conformance.faults.clear()
 
 
 # What some runs side by side need at the most. A database is made there in 20 ms, on disks in 70 to 450.

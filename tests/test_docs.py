@@ -20,8 +20,10 @@ import plugins
 import server
 from config.settings import Core, Rate
 from handlers.sockets import hub
+from handlers.wire import frames
 from handlers.wire.costs import KINDS
 from handlers.wire.errors import ApiError
+from handlers.wire.frames import by_kind
 from tests.client import Account
 from tests.running import ROOT, Services, place, serving
 from tests.scripts.program import script
@@ -56,8 +58,6 @@ WORDS = {
     "RUST_LOG",
     "GREETING",
 }
-# Types of JSON Schema and OpenAPI, which are none of frames.
-SCHEMA_TYPES = {"object", "array", "string", "null", "http", "apiKey"}
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -136,26 +136,17 @@ async def test_the_api_page_has_every_frame_from_clients_and_no_other(services: 
     assert sorted(headings("Frames from clients")) == sorted(taken | {"auth"})
 
 
-def sent() -> set[str]:
-    """The types of frames that the server makes: of literals, and of the events that are appended to a chat."""
-    found = set()
-    for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Dict):
-                for key, value in zip(node.keys, node.values, strict=True):
-                    if isinstance(key, ast.Constant) and key.value == "type" and isinstance(value, ast.Constant):
-                        found.add(str(value.value))
-            if isinstance(node, ast.Await) and isinstance(node.value, ast.Call):
-                call = node.value
-                if isinstance(call.func, ast.Attribute) and call.func.attr in ("append", "append_for"):
-                    [kind, *_] = call.args
-                    assert isinstance(kind, ast.Constant), f"{name_of(path)} appends an event whose type is not written"
-                    found.add(str(kind.value))
-    return found - SCHEMA_TYPES
+def sent(running: server.Server) -> set[str]:
+    """The types of frames that the server and its features declare."""
+    return set(
+        by_kind(kind for sends in (frames.SENT, *(feature.sends for feature in running.features)) for kind in sends)
+    )
 
 
-def test_the_api_page_has_every_frame_from_the_server_and_no_other() -> None:
-    assert sorted(headings("Frames from the server")) == sorted(sent())
+@pytest.mark.gen_test
+async def test_the_api_page_has_every_frame_from_the_server_and_no_other(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as running:
+        assert sorted(headings("Frames from the server")) == sorted(sent(running))
 
 
 def codes(tree: ast.Module) -> Iterator[str]:

@@ -70,15 +70,25 @@ def path_of(pattern: str, handler: type[ApiHandler]) -> str:
 
 
 def document(
-    routes: Sequence[Route], events: Mapping[str, type[Shape]], rates: Mapping[str, Rate] | None = None
+    routes: Sequence[Route],
+    events: Mapping[str, type[Shape]],
+    sends: Mapping[str, type] | None = None,
+    rates: Mapping[str, Rate] | None = None,
 ) -> dict[str, Any]:
-    """OpenAPI 3.1. ``events`` are the shapes of frames by type; ``rates`` what settings say of rate limits, if any."""
-    return _Writer(routes, events, rates or {}).written()
+    """OpenAPI 3.1. ``events`` are the shapes of frames from clients by type, ``sends`` those of frames from the server;
+    ``rates`` what settings say of rate limits, if any."""
+    return _Writer(routes, events, sends or {}, rates or {}).written()
 
 
 class _Writer:
-    def __init__(self, routes: Sequence[Route], events: Mapping[str, type[Shape]], rates: Mapping[str, Rate]) -> None:
-        self._routes, self._events, self._rates = routes, events, rates
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        events: Mapping[str, type[Shape]],
+        sends: Mapping[str, type],
+        rates: Mapping[str, Rate],
+    ) -> None:
+        self._routes, self._events, self._sends, self._rates = routes, events, sends, rates
         self._responses: dict[str, Any] = {}
         self._keys: dict[str, Any] = {}
         self._tags: dict[str, str] = {}
@@ -90,7 +100,7 @@ class _Writer:
         said = [said for _, handler in self._routes for _, said in operations(handler)]
         taken = [*self._events.values(), *(one.body for one in said if one.body is not None)]
         given = [answer.shape for one in said for answer in one.answers.values() if answer.shape is not None]
-        return schemas.schemas(taken, given)
+        return schemas.schemas(taken, [*given, *dict.fromkeys(self._sends.values())])
 
     def written(self) -> dict[str, Any]:
         paths: dict[str, Any] = {}
@@ -163,6 +173,9 @@ class _Writer:
         if self._events and issubclass(handler, SocketHandler):
             written["x-frames"] = {
                 kind: self._schemas[shape, "validation"] for kind, shape in sorted(self._events.items())
+            }
+            written["x-server-frames"] = {
+                kind: self._schemas[frame, "serialization"] for kind, frame in sorted(self._sends.items())
             }
         written["responses"] = self._answers(handler, method, said)
         self._show(written, _examples(sys.modules[handler.__module__].__package__).get(f"{method.upper()} {path}", {}))

@@ -138,19 +138,25 @@ def assets() -> Mapping[str, Published]:
 
 
 def published(
-    routes: Iterable[tuple[Any, ...]], events: Mapping[str, type[Shape]], rates: Mapping[str, Rate] | None
+    routes: Iterable[tuple[Any, ...]],
+    events: Mapping[str, type[Shape]],
+    sends: Mapping[str, type],
+    rates: Mapping[str, Rate] | None,
 ) -> Published:
     """The document as it is served, made when a server starts."""
     addresses = tuple((pattern, handler) for pattern, handler, *_ in routes)
-    return _published(addresses, tuple(events.items()), tuple((rates or {}).items()))
+    return _published(addresses, tuple(events.items()), tuple(sends.items()), tuple((rates or {}).items()))
 
 
 # Many servers with the same features in one process, as tests have them, make one document.
 @lru_cache(maxsize=8)
 def _published(
-    routes: tuple[openapi.Route, ...], events: tuple[tuple[str, type[Shape]], ...], rates: tuple[tuple[str, Rate], ...]
+    routes: tuple[openapi.Route, ...],
+    events: tuple[tuple[str, type[Shape]], ...],
+    sends: tuple[tuple[str, type], ...],
+    rates: tuple[tuple[str, Rate], ...],
 ) -> Published:
-    made = openapi.document(routes, dict(events), dict(rates))
+    made = openapi.document(routes, dict(events), dict(sends), dict(rates))
     return Published.of("application/json", encode(made), MINUTES)
 
 

@@ -14,7 +14,8 @@ import orjson
 import structlog
 
 from handlers.sockets.bus import Bus
-from handlers.sockets.hub import Frame, Hub, text_frame, type_of
+from handlers.sockets.hub import Hub, text_frame, type_of
+from handlers.wire.frames import Frame
 from handlers.wire.shapes import encode
 
 log = structlog.get_logger(__name__)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 import structlog
@@ -13,6 +13,7 @@ import structlog
 from handlers.metrics import Metrics
 from handlers.sockets.bus import Bus
 from handlers.tokens import Session
+from handlers.wire.frames import Frame
 from handlers.wire.shapes import decode, encode
 
 log = structlog.get_logger(__name__)
@@ -26,9 +27,6 @@ FORGET_AFTER = 60  # seconds; an instance that missed three announcements counts
 PATIENCE = 1.0  # seconds a socket may wait for the other instances to know of it
 
 GOING_AWAY, SESSION_ENDED, SLOW, REPLACED, FLOOD, RESTART = 1001, 4401, 4408, 4409, 4429, 1012
-
-
-Frame = Mapping[str, Any]
 
 
 class Peer(Protocol):

@@ -15,9 +15,10 @@ from tornado.websocket import WebSocketHandler
 from handlers.limits.rates import Bucket
 from handlers.metrics import Metrics
 from handlers.sockets import hub
-from handlers.sockets.hub import Frame, text_frame
+from handlers.sockets.hub import text_frame
 from handlers.sockets.rfc6455 import Protocol
 from handlers.tokens import Session
+from handlers.wire.frames import Frame, TokenExpiring
 from handlers.wire.shapes import encode
 
 # Contract section 5.
@@ -268,7 +269,8 @@ class Socket:
 
     def _expiring(self) -> None:
         left = max(0.0, self.session.expires - time.time())
-        self.send({"type": "token_expiring", "seconds": int(left)})
+        warning: TokenExpiring = {"type": "token_expiring", "seconds": int(left)}
+        self.send(warning)
         self._expiry = self._loop.call_later(left, self.close, hub.SESSION_ENDED, "token expired")
 
     def close(self, code: int, reason: str) -> None:

@@ -25,6 +25,7 @@ from handlers.tokens import Tokens
 from handlers.wire import errors, operations
 from handlers.wire.costs import BYTES_IN, FRAMES, READS, Cost
 from handlers.wire.errors import ApiError, InvalidRequest, Unauthorized
+from handlers.wire.frames import Ready
 from handlers.wire.operations import Header, operation
 from handlers.wire.shapes import Shape, judge, parse, timestamp
 
@@ -148,7 +149,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
         The token comes as elsewhere, or from a browser in the subprotocols `mimu.v1, bearer.<token>`. An `Origin` that
         is neither our own host nor in `CORS_ALLOW_ORIGINS` is 403. Frames are JSON texts of at most 128 KiB, 60 a
-        second; `x-frames` names those that clients send.
+        second; `x-frames` has those that clients send, `x-server-frames` those that the server sends.
         """
         await WebSocketHandler.get(self, *args, **kwargs)
 
@@ -173,16 +174,15 @@ class SocketHandler(WebSocketHandler, ApiHandler):
             self.peer.close(hub.SESSION_ENDED, "session ended")
             return
         self.peer.schedule()
-        self.peer.send(
-            {
-                "type": "ready",
-                "user_id": str(session.user_id),
-                "session_id": str(session.session_id),
-                "server_time": timestamp(datetime.now(UTC)),
-                "heartbeat_seconds": HEARTBEAT,
-                "epoch": self._epoch(),
-            }
-        )
+        ready: Ready = {
+            "type": "ready",
+            "user_id": str(session.user_id),
+            "session_id": str(session.session_id),
+            "server_time": timestamp(datetime.now(UTC)),
+            "heartbeat_seconds": HEARTBEAT,
+            "epoch": self._epoch(),
+        }
+        self.peer.send(ready)
         # Beside the reader, so that a slow database doesn't keep the socket from answering.
         self._later(self._greet())
 

@@ -67,12 +67,3 @@ class Thread(TypedDict):
     created_at: datetime
     updated_at: datetime
     participant_count: int
-
-
-AccountPart = Literal["chat"]  # more will come; a client ignores what it doesn't know
-
-
-def account_changed(what: AccountPart, chat_id: UUID) -> dict[str, Any]:
-    """The frame that tells a user's sockets to look again at what was changed on one of their devices: how they see a
-    chat (``chat``)."""
-    return {"type": "account_changed", "what": what, "chat_id": chat_id}

@@ -130,6 +130,10 @@ class Epoch:
         mark = self._cluster.fence.mark
         return (mark and mark.epoch) or UUID(int=0)
 
+    def shown(self) -> str:
+        """The present epoch as clients get it."""
+        return str(self.id)
+
     async def look(self) -> None:
         """Begin a new epoch if need be, and learn the present one. Raises Unavailable."""
         async with self._db.connection() as connection:

@@ -13,7 +13,7 @@ from handlers.wire.costs import READS, UPDATES, WRITES
 from models.calls import overdue
 from models.sweeps import Sweeper
 from plugins import App, Every, Plugin
-from plugins.calls import http, shapes
+from plugins.calls import frames, http, shapes
 from plugins.calls.calls import NEWS, Calls
 from plugins.calls.candidates import Candidates
 from plugins.calls.history import History
@@ -77,6 +77,7 @@ def setup(app: App, settings: Settings) -> Plugin:
             "call_hangup": Event(shapes.Hangup, calls.hangup, cost=UPDATES),
             "call_heartbeat": Event(shapes.Heartbeat, calls.heartbeat, cost=UPDATES),
         },
+        sends=frames.SENT,
         # The seed's task. Rings are timed by the instance that took the offer; this is for those whose instance died.
         periodic=(Every(30, sweep, "call_timeouts"),),
         lifespan=lifespan,

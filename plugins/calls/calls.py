@@ -19,7 +19,7 @@ from handlers.sockets.socket import Answer
 from models import calls
 from models.calls import RING_SECONDS, Call
 from models.database import Database, Unavailable
-from plugins.calls import shapes
+from plugins.calls import frames, shapes
 from plugins.calls.candidates import Candidates
 from plugins.calls.refusals import CallIdConflict, CannotCallSelf, Glare, UserNotFound, why_not
 from plugins.calls.tally import Tally
@@ -85,10 +85,10 @@ class Calls:
         delivered = False
         if not call.silent:
             callee = offer.to_user_id
-            own = shapes.fields(call, caller, callee, offer.encrypted_payload)
-            frame = {"type": "call_offer", **own, "expires_at": expires}
-            self._waiting.begin(call.id, callee, frame, known=rung.contact)
-            delivered = await self._hub.deliver(callee, frame, key=str(call.id))
+            own = frames.fields(call, caller, callee, offer.encrypted_payload)
+            ring: frames.CallOffer = {"type": "call_offer", **own, "expires_at": expires}
+            self._waiting.begin(call.id, callee, ring, known=rung.contact)
+            delivered = await self._hub.deliver(callee, ring, key=str(call.id))
             if not delivered:
                 self._alerts.ring(call.id, callee, expires)
         return {
@@ -114,11 +114,12 @@ class Calls:
             self._settled(call.id, peer)
             self._candidates.learn(call)
             self._bus.publish(NEWS, f"{call.id} answered".encode())
-            own = shapes.fields(call, caller, callee)
-            elsewhere = {"type": "call_hangup", **own, "reason": "answered_elsewhere"}
+            own = frames.fields(call, caller, callee)
+            elsewhere: frames.CallHangup = {"type": "call_hangup", **own, "reason": "answered_elsewhere"}
             self._hub.send(callee, elsewhere, skip=peer.peer_id, key=ends(str(call.id)))
             if caller is not None:
-                frame = {"type": "call_answer", **shapes.fields(call, callee, caller, answer.encrypted_payload)}
+                own = frames.fields(call, callee, caller, answer.encrypted_payload)
+                frame: frames.CallAnswer = {"type": "call_answer", **own}
                 self._waiting.begin_answer(call.id, caller, frame)
                 delivered = await self._hub.deliver(caller, frame, key=answer_key(call.id))
         elif caller is not None:
@@ -184,8 +185,8 @@ class Calls:
             own = user_id == sender
             shown = f"{reason}_elsewhere" if own and reason == "declined" else reason
             from_user_id = other if sender is None else sender
-            fields = shapes.fields(call, from_user_id, user_id, None if own else payload)
-            frame = {"type": "call_hangup", **fields, "reason": shown}
+            fields = frames.fields(call, from_user_id, user_id, None if own else payload)
+            frame: frames.CallHangup = {"type": "call_hangup", **fields, "reason": shown}
             # An offer that another instance is just passing on must not ring after this.
             self._hub.send(user_id, frame, skip=by.peer_id if own and by else "", key=ends(str(call.id)))
 

@@ -14,7 +14,7 @@ from handlers.wire.errors import RateLimited
 from models import calls
 from models.calls import ANSWER_SECONDS, RING_SECONDS, Call
 from models.database import Database
-from plugins.calls import shapes
+from plugins.calls import frames, shapes
 from plugins.calls.refusals import CallNotFound, InvalidState, NotParticipant, why_not
 from plugins.calls.waiting import RING_BYTES, Waiting, answer_key
 
@@ -142,8 +142,8 @@ class Candidates:
         known.sent += 1
         if known.call.silent:
             return
-        own = shapes.fields(known.call, peer.session.user_id, other, candidate.encrypted_payload)
-        frame = {"type": "ice_candidate", **own}
+        own = frames.fields(known.call, peer.session.user_id, other, candidate.encrypted_payload)
+        frame: frames.IceCandidate = {"type": "ice_candidate", **own}
         if not rings and (other == known.callee or known.answer_until < now):
             self._hub.send(other, frame)
             return

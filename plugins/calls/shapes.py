@@ -19,7 +19,6 @@ from typing_extensions import TypedDict
 
 from handlers.wire.answers import Person
 from handlers.wire.shapes import Id, Shape
-from models.calls import Call
 
 
 def _standard(value: str) -> str:
@@ -104,17 +103,3 @@ class CallSession(TypedDict):
     direction: Literal["outgoing", "incoming"]
     peer: Person | None
     duration_seconds: int | None
-
-
-def fields(
-    call: Call, from_user_id: UUID | None, to_user_id: UUID | None, encrypted_payload: str | None = None
-) -> dict[str, object]:
-    """The fields of every frame of a call, the seed's, for the frame that ``to_user_id`` gets. A payload that isn't
-    there is an empty text, since older clients expect one."""
-    return {
-        "call_id": call.id,
-        "from_user_id": from_user_id,
-        "to_user_id": to_user_id,
-        "call_type": call.call_type,
-        "encrypted_payload": encrypted_payload or "",
-    }

@@ -8,6 +8,7 @@ from config.avatars import AvatarSettings
 from config.settings import Rate, RateLimit
 from handlers.http.base import ID
 from handlers.sockets.socket import Event
+from handlers.wire import chat_events
 from handlers.wire.avatars import AvatarHosts
 from handlers.wire.costs import POSTS
 from models.chats import purge
@@ -69,4 +70,5 @@ def setup(app: App, settings: Settings) -> Plugin:
         ),
         periodic=(Every(30, lambda: purging.run(PURGING), "deleted_chats"),),
         events={"typing": Event(shapes.Typing, typing.typing, cost=POSTS)},
+        sends=(shapes.TypingFrame, *chat_events.OF_CHATS),
     )

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from handlers.sockets.delivery import Delivery
 from handlers.sockets.hub import Hub
-from handlers.wire.answers import account_changed
+from handlers.wire.frames import chat_changed
 from models.chats.events import Change
 
 
@@ -21,8 +21,8 @@ class Announcer:
         frames = [event.frame for event in change.events]
         await self._delivery.announce(change.chat_id, change.access, frames, by=change.user_id, also=also)
         for user_id, event in change.asked.items():
-            self._hub.send(user_id, event.frame if event else account_changed("chat", change.chat_id))
+            self._hub.send(user_id, event.frame if event else chat_changed(change.chat_id))
 
     def changed(self, user_id: UUID, chat_id: UUID) -> None:
         """Let a user's devices look at a chat again."""
-        self._hub.send(user_id, account_changed("chat", chat_id))
+        self._hub.send(user_id, chat_changed(chat_id))

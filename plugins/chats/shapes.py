@@ -99,6 +99,14 @@ class Typing(Shape):
     chat_id: Id
 
 
+class TypingFrame(TypedDict):
+    """A participant is writing. Stored nowhere, without an order; forget it after 5 seconds."""
+
+    type: Literal["typing"]
+    chat_id: UUID
+    user_id: UUID
+
+
 # What they get ------------------------------------------------------------------------------------------------------
 
 

@@ -36,7 +36,7 @@ class Typing:
             raise Forbidden("You may not post here.")
         if view.type != "channel" and self._last.get(key, -EVERY) <= now - EVERY:  # nor by another socket meanwhile
             self._note(key, now)
-            frame = {"type": "typing", "chat_id": chat_id, "user_id": user_id}
+            frame: shapes.TypingFrame = {"type": "typing", "chat_id": chat_id, "user_id": user_id}
             self._delivery.tell(chat_id, view.access, view.audience, frame, by=user_id, but=user_id, droppable=True)
         return None
 

@@ -8,8 +8,8 @@ from uuid import UUID
 from handlers.alerts import Alerts
 from handlers.http.pages import Place
 from handlers.sockets.hub import Hub
-from handlers.wire.answers import account_changed
 from handlers.wire.errors import Conflict, InvalidRequest, NotFound
+from handlers.wire.frames import chat_changed
 from models import contacts, users
 from models.database import Database
 from plugins.contacts.shapes import Verification
@@ -64,7 +64,7 @@ class Contacts:
         if gone is None:
             raise Conflict(f"You can block at most {contacts.MAX_BLOCKS} users.")
         for chat_id in gone:
-            self._hub.send(user_id, account_changed("chat", chat_id))
+            self._hub.send(user_id, chat_changed(chat_id))
         self._hide_or_show(user_id, other.id)
 
     async def unblock(self, user_id: UUID, user: UUID | str) -> None:

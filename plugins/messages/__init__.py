@@ -11,6 +11,7 @@ from config.retention import Retention
 from config.settings import Rate, RateLimit
 from handlers.http.base import ID
 from handlers.sockets.socket import Event
+from handlers.wire import chat_events
 from handlers.wire.costs import POSTS
 from plugins import App, Every, Plugin
 from plugins.messages import http, shapes
@@ -56,6 +57,7 @@ def setup(app: App, settings: Settings) -> Plugin:
             ("/sync", http.SyncPage, {"sync": sync, "rate": settings.rate_limit_sync}),
         ),
         events={"message_send": Event(shapes.Send, messages.send, cost=POSTS)},
+        sends=(shapes.Receipts, *chat_events.OF_MESSAGES),
         # Contract section 7: erased within 15 s of the time.
         periodic=(Every(5, messages.expire, "message_expiry"),),
         lifespan=lifespan,

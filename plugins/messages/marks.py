@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Collection, Iterator
 from uuid import UUID
 
 import orjson
@@ -20,6 +19,7 @@ from handlers.wire.shapes import encode
 from models.chats import receipts
 from models.chats.receipts import Standing
 from models.database import Database
+from plugins.messages.shapes import Mark, Receipts
 
 log = structlog.get_logger(__name__)
 
@@ -146,7 +146,7 @@ class Marks:
         written = 0
         for chat_id, gathered in taken.items():
             for viewers, marks in _frames(chat_id, gathered, standing):
-                frame = {"type": "receipts", "chat_id": chat_id, "marks": marks}
+                frame: Receipts = {"type": "receipts", "chat_id": chat_id, "marks": marks}
                 self._hub.write_all(viewers, "receipts", text_frame(encode(frame)), "", True)
                 written += len(viewers)
                 if written >= SLICE:
@@ -154,7 +154,7 @@ class Marks:
                     await asyncio.sleep(0)
 
 
-def _frames(chat_id: UUID, gathered: _Gathered, standing: Standing) -> Iterator[tuple[list[UUID], Sequence[Any]]]:
+def _frames(chat_id: UUID, gathered: _Gathered, standing: Standing) -> Iterator[tuple[list[UUID], list[Mark]]]:
     """The marks of each frame, with the viewers who get this one: in a small chat one for all."""
     alike: dict[frozenset[UUID], list[UUID]] = defaultdict(list)
     for viewer, readers in gathered.readers.items():
@@ -163,7 +163,7 @@ def _frames(chat_id: UUID, gathered: _Gathered, standing: Standing) -> Iterator[
             alike[frozenset(reader for reader in seen if (viewer, reader) not in standing.severed)].append(viewer)
     for shown, viewers in alike.items():
         if shown:
-            marks = []
+            marks: list[Mark] = []
             for reader in sorted(shown):
                 delivered, read = standing.marks[chat_id, reader]
                 marks.append({"user_id": reader, "delivered_seq": delivered, "read_seq": read})

@@ -8,8 +8,8 @@ from uuid import UUID
 from handlers.http.pages import PageQuery
 from handlers.sockets.delivery import Delivery
 from handlers.sockets.hub import Hub
-from handlers.wire.answers import account_changed
 from handlers.wire.errors import NotFound
+from handlers.wire.frames import chat_changed
 from models.chats import receipts, views
 from models.database import Database
 from plugins.messages.marks import Marks
@@ -35,7 +35,7 @@ class Receipts:
             self._marks.moved(chat_id, user_id, after.viewers)
         # Also by a receipt that moves nothing: the user has looked at the chat.
         if request.read_seq > 0 and after.marked_unread and await views.read(self._db, user_id, chat_id):
-            self._hub.send(user_id, account_changed("chat", chat_id))
+            self._hub.send(user_id, chat_changed(chat_id))
         return {name: getattr(after, name) for name in ("delivered_seq", "read_seq", "unread_count")}
 
     async def marks(self, user_id: UUID, chat_id: UUID) -> list[dict[str, Any]]:

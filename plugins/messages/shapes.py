@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 from uuid import UUID
 
 from pydantic import Field, StringConstraints
 from typing_extensions import TypedDict
 
 from handlers.http.pages import CURSOR
+from handlers.wire.chat_events import ChatEvent
 from handlers.wire.shapes import Base64, Id, PublicId, Shape, bounded
-from plugins.messages.events import ChatEvent
 
 MAX_PAYLOAD = 64 * 1024  # bytes, contract section 7
 MAX_METADATA = 4 * 1024  # bytes of JSON: what a client needs before it decrypts, not a second payload
@@ -117,6 +117,14 @@ class Mark(TypedDict):
     user_id: UUID
     delivered_seq: int
     read_seq: int
+
+
+class Receipts(TypedDict):
+    """How far participants have received and read a chat. No event: it has no ``seq`` and is not sent again."""
+
+    type: Literal["receipts"]
+    chat_id: UUID
+    marks: list[Mark]
 
 
 class ChatMark(TypedDict):

@@ -10,6 +10,7 @@ from handlers.wire.shapes import USER
 from plugins import App, Plugin
 from plugins.prekeys import http
 from plugins.prekeys.prekeys import Prekeys
+from plugins.prekeys.shapes import PrekeysLow
 
 
 class Settings(SignalSettings):
@@ -34,5 +35,6 @@ def setup(app: App, settings: Settings) -> Plugin:
             ("/users/me/prekeys", http.Supply, {"prekeys": prekeys, "rate": settings.rate_limit_prekey_upload}),
             (f"/users/{USER}/prekeys", http.Bundle, {"prekeys": prekeys}),
         ),
+        sends=(PrekeysLow,),
         welcome=prekeys.greet,
     )

@@ -14,7 +14,7 @@ from handlers.wire.errors import Conflict, Fault, InvalidRequest, NotFound
 from handlers.wire.shapes import b64
 from models import prekeys, users
 from models.database import Database, Row
-from plugins.prekeys.shapes import Bundle, Supply, Upload
+from plugins.prekeys.shapes import Bundle, Supply, Upload, prekeys_low
 
 MAX_UNUSED = 1000  # keys of a kind; at 100 a week that is half a year, and more is somebody filling our disk
 
@@ -73,14 +73,14 @@ class Prekeys:
     async def _tell_when_low(self, owner: UUID) -> None:
         remaining = await prekeys.left(self._db, owner, prekeys.LOW)
         if remaining < prekeys.LOW:
-            self._hub.send(owner, {"type": "prekeys_low", "remaining": remaining})
+            self._hub.send(owner, prekeys_low(remaining))
             self._alerts.prekeys_low(owner)
 
     async def greet(self, peer: Peer) -> None:
         """Tell a socket whose owner has run out of one-time prekeys: nobody fetched the last one, they were withdrawn
         (models/postgres/epochs.py), or the device was away when it went."""
         if await prekeys.used_up(self._db, peer.session.user_id):
-            peer.send({"type": "prekeys_low", "remaining": 0})
+            peer.send(prekeys_low(0))
 
     async def supply(self, user_id: UUID) -> Supply:
         """How many keys are left, and the signed prekey that bundles bear now."""

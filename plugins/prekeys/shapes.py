@@ -61,3 +61,14 @@ class Supply(TypedDict):
     one_time_remaining: int
     kyber_remaining: int
     signed_prekey: SignedPrekeyNow | None
+
+
+class PrekeysLow(TypedDict):
+    """Fewer than 10 one-time prekeys are left: upload more. After `ready` with 0, when none is left."""
+
+    type: Literal["prekeys_low"]
+    remaining: int
+
+
+def prekeys_low(remaining: int) -> PrekeysLow:
+    return {"type": "prekeys_low", "remaining": remaining}

@@ -12,7 +12,7 @@ from handlers.sockets.socket import Event
 from handlers.wire.costs import READS
 from plugins import App, Every, Plugin
 from plugins.presence.presence import Presence
-from plugins.presence.watching import CHANNEL, VIEWS, Subscribe, Watching
+from plugins.presence.watching import CHANNEL, VIEWS, PresenceFrame, Subscribe, Watching
 
 
 class Settings(Section):
@@ -34,6 +34,7 @@ def setup(app: App, settings: Settings) -> Plugin:
     return Plugin(
         name="presence",
         events={"presence_subscribe": Event(Subscribe, watching.subscribe, cost=READS)},
+        sends=(PresenceFrame,),
         periodic=(Every(10, presence.beat, "presence"), Every(30, watching.forget_closed, "presence_watchers")),
         lifespan=lifespan,
     )

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 import orjson
 import structlog
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from config.settings import Rate
 from handlers.limits.rates import Limits
@@ -20,7 +21,7 @@ from handlers.sockets.bus import Bus
 from handlers.sockets.hub import Peer, text_frame
 from handlers.sockets.socket import Answer
 from handlers.tasks import ended
-from handlers.wire.shapes import Id, Shape, encode
+from handlers.wire.shapes import Id, Moment, Shape, encode
 from models import presence
 from models.database import Database
 
@@ -39,6 +40,16 @@ HIDDEN: Shown = (False, None)  # as profiles show it, too
 
 class Subscribe(Shape):
     user_ids: Annotated[list[Id], Field(max_length=MOST)]
+
+
+class PresenceFrame(TypedDict):
+    """Whether a watched user is online. Only to sockets that asked by `presence_subscribe`; `false` and `null` also
+    when the user's settings or a block hide it."""
+
+    type: Literal["presence"]
+    user_id: UUID
+    is_online: bool
+    last_seen: Moment | None
 
 
 class Watching:
@@ -174,6 +185,6 @@ class Watching:
                 self._metrics.sent("presence", 1)
 
 
-def _frame(user_id: UUID, state: Shown) -> dict[str, object]:
+def _frame(user_id: UUID, state: Shown) -> PresenceFrame:
     is_online, last_seen = state
     return {"type": "presence", "user_id": user_id, "is_online": is_online, "last_seen": last_seen}

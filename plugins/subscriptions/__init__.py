@@ -16,6 +16,7 @@ from plugins.subscriptions.payments.crypto import BTCPay
 from plugins.subscriptions.payments.stripe import Stripe
 from plugins.subscriptions.payments.voucher import Voucher
 from plugins.subscriptions.settings import Settings
+from plugins.subscriptions.shapes import SubscriptionUpdated
 from plugins.subscriptions.subscriptions import Subscriptions
 
 __all__ = ["Settings", "examine", "setup"]
@@ -52,6 +53,7 @@ def setup(app: App, settings: Settings) -> Plugin:
             ("/subscriptions/validate", http.Validations, {**shared, "rate": settings.rate_limit_validate}),
             ("/subscriptions/webhooks/stripe", http.StripeWebhook, {**shared, "stripe": stripe}),
         ),
+        sends=(SubscriptionUpdated,),
         periodic=(Every(30, lambda: expiry.run(SECONDS), "subscriptions"),),
         lifespan=lifespan,
     )

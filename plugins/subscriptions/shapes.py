@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema
@@ -104,6 +104,12 @@ def restored(row: Row) -> RestoreItem:
     return {**subscription(row), "prid_hash": row["prid_hash"]}
 
 
-def updated(row: Row) -> dict[str, Any]:
-    """The frame for the owner's sockets."""
+class SubscriptionUpdated(Subscription):
+    """A subscription as it is now: bought, prolonged, shortened, expired, or cancelled because its payment was
+    returned. To every socket of its owner."""
+
+    type: Literal["subscription_updated"]
+
+
+def updated(row: Row) -> SubscriptionUpdated:
     return {"type": "subscription_updated", **subscription(row)}

@@ -14,6 +14,8 @@ from handlers.sockets.delivery import FEW, SLICE, TURN, Delivery
 from tests.client import Account
 from tests.running import Services, place, serving
 
+pytestmark = pytest.mark.usefixtures("made_up_frames")
+
 
 @pytest.mark.gen_test(timeout=60)
 async def test_who_comes_just_after_an_event_does_not_hear_of_it(services: Services) -> None:

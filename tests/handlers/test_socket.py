@@ -19,6 +19,8 @@ from handlers.sockets.hub import Hub, Peer
 from tests.client import Account, Socket, ask
 from tests.running import Services, place, serving
 
+pytestmark = pytest.mark.usefixtures("made_up_frames")
+
 
 async def handshake(url: str, path: str = "/ws", subprotocols: list[str] | None = None, **headers: str) -> Any:
     """The status of a refused handshake, or the open connection."""

@@ -1,4 +1,4 @@
-"""Events: what happens in a chat, as it is told by sockets and by ``/sync`` alike (contract section 7)."""
+"""Chat events: durable changes of a chat, the same over sockets and in ``/sync`` (contract section 7)."""
 
 from __future__ import annotations
 
@@ -80,6 +80,9 @@ class Hidden(_Event):
     to_seq: NotRequired[int]
 
 
+# Which feature sends which of them.
+OF_CHATS = (ParticipantEvent, ParticipantInvited, ParticipantRemoved, ChatChanged, Hidden)
+OF_MESSAGES = (MessageNew, MessageDeleted, ReactionEvent)
 ChatEvent = Annotated[
     MessageNew
     | MessageDeleted

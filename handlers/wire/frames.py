@@ -1,0 +1,84 @@
+"""Server frames: what the server sends over ``/ws``, each a type that a feature declares in its ``Plugin``.
+
+A frame is built as a value of its type, so mypy checks its fields. The same types make the reference for clients, and
+the tests check every frame that any socket receives against them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NotRequired, get_args, get_type_hints
+from uuid import UUID
+
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
+
+Frame = Mapping[str, Any]  # what goes out: a server frame, or an event of a chat
+
+
+class Ready(TypedDict):
+    """The first frame on a socket. ``heartbeat_seconds`` is the interval of `call_heartbeat`. Another `epoch` than
+    before means that the server went back in time."""
+
+    type: Literal["ready"]
+    user_id: str
+    session_id: str
+    server_time: str
+    heartbeat_seconds: int
+    epoch: str
+
+
+class Ack(TypedDict):
+    """The answer to a frame with that ``id``, with the fields that the frame's entry names."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    type: Literal["ack"]
+    id: str
+
+
+class TokenExpiring(TypedDict):
+    """The token ends in ``seconds``. Send `auth`, or the socket is closed with 4401."""
+
+    type: Literal["token_expiring"]
+    seconds: int
+
+
+class ErrorFrame(TypedDict):
+    """The refusal of a frame. ``id`` is that of the frame, if it had one; ``retry_after`` is in seconds."""
+
+    type: Literal["error"]
+    id: NotRequired[str]
+    code: str
+    message: str
+    details: NotRequired[list[Any]]
+    retry_after: NotRequired[int]
+    call_id: NotRequired[str]
+    status: NotRequired[str]
+
+
+class AccountChanged(TypedDict):
+    """One of the user's own devices changed how the user sees a chat, or deleted a direct chat. Fetch the chat again;
+    404 means that it is gone. More values of ``what`` will come; a client ignores those that it doesn't know."""
+
+    type: Literal["account_changed"]
+    what: Literal["chat"]
+    chat_id: UUID
+
+
+def chat_changed(chat_id: UUID) -> AccountChanged:
+    """The frame for a user's sockets after one of their devices changed their view of a chat."""
+    return {"type": "account_changed", "what": "chat", "chat_id": chat_id}
+
+
+def kinds(frame: type) -> tuple[str, ...]:
+    """The values of ``type`` that a frame may have."""
+    return get_args(get_type_hints(frame)["type"])
+
+
+def by_kind(frames: Iterable[type]) -> dict[str, type]:
+    """Frames by the values of their ``type``."""
+    return {kind: frame for frame in frames for kind in kinds(frame)}
+
+
+SENT = (Ready, Ack, ErrorFrame, TokenExpiring, AccountChanged)  # by the server, whatever its features
