@@ -23,6 +23,7 @@ from tests.running import ROOT, Services
 # The least that Argon2 does. Programs of their own, and the tests of hashing, use the parameters of production.
 ARGON2, CHEAP = passwords.ARGON2, {"time_cost": 1, "memory_cost": 8, "parallelism": 1}
 
+
 def pytest_configure() -> None:
     # pytest-tornado puts the loop back that was current before each test. Say that there was none: asyncio would make
     # one for it, which nobody closes.
