@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -29,7 +29,7 @@ DELAY = 2.0  # seconds that they are
 QUEUE = 32  # beyond it a login waits longer than a client does
 EACH = 4  # of them for one address, or the /64 of an IPv6 one: it can't keep all others out
 # OWASP's second choice of parameters: 19 MiB, two passes, one lane.
-ARGON2 = {"time_cost": 2, "memory_cost": 19 * 1024, "parallelism": 1}
+ARGON2: dict[str, Any] = {"time_cost": 2, "memory_cost": 19 * 1024, "parallelism": 1}
 SHORTEST, LONGEST = 8, 256  # characters of a password, in NFC
 
 
