@@ -8,16 +8,14 @@ the data folder, so it needs no ``sudo -u``.
 from __future__ import annotations
 
 import ast
-import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 FOLDER = Path(__file__).resolve().parent
-if not __package__:  # python scripts/__main__.py, from any folder
-    sys.path.insert(0, str(FOLDER.parent))
-
+CALLED = "MIMU_COMMAND"  # what the user typed, for the command's usage (scripts/command.py)
 INSTALLED = Path("/etc/mimu/mimu.env")  # docs/deploy.md
 FOR_DEVELOPERS = {"configuration_page"}
 USAGE = "usage: ./mimu COMMAND [options], ./mimu COMMAND --help"
@@ -54,6 +52,12 @@ def arguments(words: Sequence[str], file: str | None) -> list[str]:
     return [*words] if file is None or named else [*words, "--env-file", file]
 
 
+def _become(name: str, options: Sequence[str]) -> NoReturn:
+    os.environ[CALLED] = f"./mimu {name}"
+    script = str(FOLDER / f"{name.replace('-', '_')}.py")
+    os.execv(sys.executable, [sys.executable, script, *options])
+
+
 def main() -> int:
     known = commands()
     words = sys.argv[1:]
@@ -69,9 +73,7 @@ def main() -> int:
     if file is not None and not os.access(file, os.R_OK):
         print(f"{file} can't be read: run this as root, or set MIMU_ENV_FILE", file=sys.stderr)
         return WRONG_SETTINGS
-    sys.argv = [f"./mimu {name}", *arguments(words[1:], file)]
-    result: int = importlib.import_module(f"scripts.{name.replace('-', '_')}").main()
-    return result
+    _become(name, arguments(words[1:], file))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def parser(name: str, purpose: str | None, epilog: str | None = None) -> argpars
 
 def _program(name: str) -> str:
     """What the user typed: ``./mimu backup``, or the module's name."""
-    return sys.argv[0] if sys.argv[0].startswith("./mimu ") else f"scripts.{name}"
+    return os.environ.get("MIMU_COMMAND") or f"scripts.{name}"
 
 
 def verb(verbs: Any, name: str, purpose: str) -> argparse.ArgumentParser:
