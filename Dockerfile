@@ -24,7 +24,7 @@ RUN mkdir -p /client/bin /client/lib /client/libexec \
     && chmod 755 /client/bin/*
 
 FROM python:3.12-slim-bookworm
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="mimu" \
       org.opencontainers.image.description="The server of an end-to-end encrypted messenger" \
@@ -45,7 +45,7 @@ COPY --from=postgres /client /usr/lib/postgresql/16
 RUN /usr/lib/postgresql/16/bin/pg_dump --version && /usr/lib/postgresql/16/bin/pg_restore --version
 WORKDIR /app
 # Owned by root: the server can read its code and not change it.
-COPY server.py turnserver.conf ./
+COPY mimu server.py turnserver.conf ./
 COPY config ./config
 COPY handlers ./handlers
 COPY migrations ./migrations

@@ -7,12 +7,15 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 # uv, because its locks hold for every Python from 3.11 on; pip's tools lock for the one they run on.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-emit-index-url
+# pytest compiles the tests in its own way, ten seconds of a processor. It keeps the result for the next process, and must
+# be let where the environment forbids it.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
-.PHONY: help run doctor test check bench bench-peers lock clean
+.PHONY: help run doctor test test-thorough check bench bench-peers lock clean
 .DEFAULT_GOAL := help
 
 help: ## Say what can be made
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 13
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 15
 
 run: $(VENV)/.run ## Start a server with its own PostgreSQL and Valkey; data in ./var
 	@exec $(BIN)/python server.py
@@ -20,10 +23,19 @@ run: $(VENV)/.run ## Start a server with its own PostgreSQL and Valkey; data in 
 doctor: $(VENV)/.run ## Look at the installation: ARGS="--url https://chat.example.org"
 	@$(BIN)/python -m scripts.doctor $(ARGS)
 
-# Three processes, also on two processors: half of the time the tests wait.
-test: $(VENV)/.dev ## Run all the tests, with real services
+# Six processes, also on two processors: most of the time the tests wait. Each takes a file at a time, in the order of
+# tests/order.py, without which xdist would keep the files with the fewest tests for the end, and those take longest.
+test: $(VENV)/.dev | tests/__pycache__ ## Run all the tests, with real services
 	@sh tests/install_programs.sh
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
+	$(PYTEST) --numprocesses 6 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# The same tests; what only chance finds is looked for longer, and elsewhere each time (tests/thorough.py).
+test-thorough: export HYPOTHESIS_PROFILE = thorough
+test-thorough: test ## Run them for longer: more random input, more repetitions of races
+
+# Compiled once, before six processes do it at the same time.
+tests/__pycache__: | $(VENV)/.dev
+	@-$(PYTEST) --collect-only --quiet >/dev/null
 
 check: $(VENV)/.dev ## Lint and type-check
 	$(BIN)/ruff check .

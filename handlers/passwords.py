@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -28,6 +28,8 @@ FAILURES = Rate(10, 900)  # failed tries an account, before the next ones are de
 DELAY = 2.0  # seconds that they are
 QUEUE = 32  # beyond it a login waits longer than a client does
 EACH = 4  # of them for one address, or the /64 of an IPv6 one: it can't keep all others out
+# OWASP's second choice of parameters: 19 MiB, two passes, one lane.
+ARGON2: dict[str, Any] = {"time_cost": 2, "memory_cost": 19 * 1024, "parallelism": 1}
 SHORTEST, LONGEST = 8, 256  # characters of a password, in NFC
 
 
@@ -81,8 +83,7 @@ class Passwords:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        # OWASP's second choice of parameters: 19 MiB, two passes, one lane.
-        self._hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+        self._hasher = PasswordHasher(**ARGON2)
         self._free = min(THREADS, processors())
         self._threads = ThreadPoolExecutor(self._free, "argon2", initializer=step_back)
         self._queue: FairQueue[object, asyncio.Future[None]] = FairQueue(1, QUEUE, QUEUE, EACH)

@@ -1,7 +1,8 @@
 """A command on an installation: the words that all of them take, the services they find, and how they end.
 
-``python -m scripts.NAME`` in the project's folder and ``python PATH/scripts/NAME.py`` anywhere are the same. For the
-second, each script puts the project's folder on ``sys.path`` before it imports anything of ours.
+``./mimu NAME``, ``python -m scripts.NAME`` in the project's folder and ``python PATH/scripts/NAME.py`` anywhere do the
+same; the first also finds the installation's settings (scripts/__main__.py). For the last, each script puts the
+project's folder on ``sys.path`` before it imports anything of ours.
 """
 
 from __future__ import annotations
@@ -47,8 +48,13 @@ def parser(name: str, purpose: str | None, epilog: str | None = None) -> argpars
     with the next option."""
     raw = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(
-        prog=f"scripts.{name}", description=purpose, epilog=epilog, formatter_class=raw, allow_abbrev=False
+        prog=_program(name), description=purpose, epilog=epilog, formatter_class=raw, allow_abbrev=False
     )
+
+
+def _program(name: str) -> str:
+    """What the user typed: ``./mimu backup``, or the module's name."""
+    return os.environ.get("MIMU_COMMAND") or f"scripts.{name}"
 
 
 def verb(verbs: Any, name: str, purpose: str) -> argparse.ArgumentParser:

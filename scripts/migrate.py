@@ -6,7 +6,6 @@ is tried again for ten minutes; what is waited for is said on standard error.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import sys
@@ -48,7 +47,7 @@ def _say(as_json: bool, value: object, text: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts.migrate", description=__doc__)
+    parser = command.parser("migrate", __doc__)
     parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 when a migration is due")
     parser.add_argument("--json", action="store_true", help="answer in JSON")

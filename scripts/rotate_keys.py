@@ -7,7 +7,6 @@ has ended, so no client notices.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from datetime import UTC, datetime
@@ -41,7 +40,7 @@ def given(kind: str, core: Core, values: dict[str, str]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts.rotate_keys", description=__doc__)
+    parser = command.parser("rotate_keys", __doc__)
     parser.add_argument("kind", choices=sorted(SETTING), help="which secret")
     parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
     parser.add_argument("--delay", type=int, help="seconds until the new secret signs (default: 60, for turn 600)")

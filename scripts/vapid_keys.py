@@ -6,7 +6,6 @@ there is never replaced: then the public key in it is shown.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import os
@@ -49,7 +48,7 @@ def public(path: Path) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts.vapid_keys", description=__doc__)
+    parser = command.parser("vapid_keys", __doc__)
     parser.add_argument("file", type=Path, nargs="?", help="where the key is to be (default: VAPID_PRIVATE_KEY_FILE)")
     parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")

@@ -15,14 +15,33 @@ from pathlib import Path
 import pytest
 
 from config import logs
-from tests import canaries, conformance
+from config.threads import step_back
+from handlers import passwords
+from handlers.http import compression
+from tests import canaries, conformance, order, thorough
 from tests.running import ROOT, Services
 
+# The least that Argon2 does. Programs of their own, and the tests of hashing, use the parameters of production.
+ARGON2, CHEAP = passwords.ARGON2, {"time_cost": 1, "memory_cost": 8, "parallelism": 1}
 
-def pytest_configure() -> None:
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(order)
     # pytest-tornado puts the loop back that was current before each test. Say that there was none: asyncio would make
     # one for it, which nobody closes.
     asyncio.set_event_loop(None)
+    thorough.configure_hypothesis()
+    # Nearly every test registers users. One hash takes 30 ms of a processor, and its thread waits for an idle one, of
+    # which there is none while other tests run: a registration took up to a second.
+    passwords.ARGON2 = CHEAP
+    passwords.step_back = compression.step_back = lambda: None
+
+
+@pytest.fixture
+def real_argon2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers in this process hash passwords as those in production do."""
+    monkeypatch.setattr(passwords, "ARGON2", ARGON2)
+    monkeypatch.setattr(passwords, "step_back", step_back)
 
 
 @pytest.fixture(autouse=True)

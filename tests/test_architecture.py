@@ -8,7 +8,7 @@ import copy
 import importlib
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 from types import ModuleType
@@ -142,9 +142,13 @@ def trespasses(source: str, module: str, *, is_package: bool = False) -> list[st
     return found
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
-def test_imports_follow_the_arrows(path: Path) -> None:
-    assert trespasses(path.read_text(), name_of(path), is_package=path.name == "__init__.py") == []
+def faults(rule: Callable[[Path, str], list[str]]) -> list[str]:
+    """What a rule finds in any file of the product. All of it in one test: a test for each rule and file were 1,128."""
+    return [f"{path.relative_to(ROOT)}: {fault}" for path in PRODUCT for fault in rule(path, path.read_text())]
+
+
+def test_imports_follow_the_arrows() -> None:
+    assert faults(lambda path, text: trespasses(text, name_of(path), is_package=path.name == "__init__.py")) == []
 
 
 @pytest.mark.parametrize(
@@ -256,9 +260,9 @@ def test_no_module_holds_the_state_of_a_server(modules: list[ModuleType]) -> Non
     assert kept == []
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
-def test_no_module_or_class_keeps_something_to_fill(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+def kept_to_be_filled(source: str) -> list[str]:
+    """Variables declared global, and empty containers at the level of a module or a class."""
+    tree = ast.parse(source)
     found = [
         f"{node.lineno}: global {', '.join(node.names)}" for node in ast.walk(tree) if isinstance(node, ast.Global)
     ]
@@ -274,7 +278,11 @@ def test_no_module_or_class_keeps_something_to_fill(path: Path) -> None:
             empty |= called in EMPTY and not value.args
         if empty:
             found.append(f"{statement.lineno}: {ast.unparse(statement)}")
-    assert found == []
+    return found
+
+
+def test_no_module_or_class_keeps_something_to_fill() -> None:
+    assert faults(lambda path, text: kept_to_be_filled(text)) == []
 
 
 @pytest.mark.gen_test
@@ -295,10 +303,10 @@ async def test_a_server_at_work_changes_nothing_at_module_level(services: Servic
 # Form ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
-def test_no_error_is_swallowed_in_silence(path: Path) -> None:
+def swallowed(source: str) -> list[str]:
+    """Places where an error goes without a word."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ExceptHandler):
             if node.type is None:
                 found.append(f"{node.lineno}: a bare except")
@@ -312,22 +320,52 @@ def test_no_error_is_swallowed_in_silence(path: Path) -> None:
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
             broad = {"Exception", "BaseException"} & {ast.unparse(argument) for argument in node.args}
             found += [f"{node.lineno}: suppress({name})" for name in broad]
-    assert found == []
+    return found
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
-def test_a_module_opens_with_a_sentence_that_says_what_it_is(path: Path) -> None:
-    words = ast.get_docstring(ast.parse(path.read_text()), clean=False)
-    assert words, "no docstring"
+def test_no_error_is_swallowed_in_silence() -> None:
+    assert faults(lambda path, text: swallowed(text)) == []
+
+
+def wrong_opening(source: str) -> list[str]:
+    """What is wrong with the docstring of a module."""
+    words = ast.get_docstring(ast.parse(source), clean=False)
+    if not words:
+        return ["no docstring"]
     opening = words.partition("\n\n")[0]
-    assert opening[0].isupper() or opening.startswith("``")
-    assert opening.rstrip().endswith("."), "a sentence ends with a full stop"
-    assert len(words.partition("\n")[0]) <= 117, "the sentence stands in the opening line"
+    rules = {
+        "the sentence begins with a capital letter": opening[0].isupper() or opening.startswith("``"),
+        "a sentence ends with a full stop": opening.rstrip().endswith("."),
+        "the sentence stands in the opening line": len(words.partition("\n")[0]) <= 117,
+    }
+    return [rule for rule, kept in rules.items() if not kept]
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
-def test_a_file_is_short_enough_to_be_read(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
+def test_a_module_opens_with_a_sentence_that_says_what_it_is() -> None:
+    assert faults(lambda path, text: wrong_opening(text)) == []
+
+
+def test_a_file_is_short_enough_to_be_read() -> None:
+    assert faults(lambda path, text: ["is longer than 400 lines"] if len(text.splitlines()) > 400 else []) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "source"),
+    [
+        (kept_to_be_filled, "def f():\n    global a\n"),
+        (kept_to_be_filled, "seen = {}\n"),
+        (kept_to_be_filled, "class A:\n    seen: set[str] = set()\n"),
+        (swallowed, "try:\n    f()\nexcept:\n    raise\n"),
+        (swallowed, "try:\n    f()\nexcept ValueError:\n    pass\n"),
+        (swallowed, "with suppress(Exception):\n    f()\n"),
+        (wrong_opening, "a = 1\n"),
+        (wrong_opening, '"""a sentence."""\n'),
+        (wrong_opening, '"""A title"""\n'),
+        (wrong_opening, f'"""A{"a" * 200}."""\n'),
+    ],
+)
+def test_the_rules_of_form_see_what_is_against_them(rule: Callable[[str], list[str]], source: str) -> None:
+    assert len(rule(source)) == 1
 
 
 # Endpoints ------------------------------------------------------------------------------------------------------------

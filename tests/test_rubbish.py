@@ -1,7 +1,7 @@
 """Rubbish: whatever is thrown at any route or frame type, the server refuses it in good form and goes on.
 
 A new route or frame type is covered as soon as a feature claims it: routes, shapes and events are read from the
-running server. HYPOTHESIS_PROFILE=thorough looks much longer, and elsewhere each time.
+running server. ``make test-thorough`` looks much longer, and elsewhere each time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import gc
 import http.client
 import io
 import json
-import os
 import re
 import secrets
 import socket
@@ -46,6 +45,7 @@ from tests.files import tus
 from tests.files.transfer import announce, shared
 from tests.plugins.paying import hashed
 from tests.running import Services, document_of, place, serving
+from tests.thorough import THOROUGH, rounds
 
 T = TypeVar("T")
 
@@ -55,8 +55,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Generating overly large repr"),
 ]
 
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
-REQUESTS, FRAMES = (8_000, 3_000) if THOROUGH else (360, 120)  # shared out among the methods of routes, and frame types
+# Shared out among the methods of routes, and among the types of frames.
+REQUESTS, FRAMES = rounds(360, thorough=8_000), rounds(120, thorough=3_000)
 AT_LEAST = 6  # of each; the first one has nothing wrong with it
 
 # What is answered to rubbish, or to what happens to be good.

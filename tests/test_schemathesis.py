@@ -1,6 +1,6 @@
 """Schemathesis: a tool that knows nothing of us but the OpenAPI document, and tries whatever that allows and forbids.
 
-HYPOTHESIS_PROFILE=thorough looks for five minutes, with chains of requests, and elsewhere each time.
+``make test-thorough`` looks for five minutes, with chains of requests, and elsewhere each time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tests.client import Account, b64
 from tests.files import tus
 from tests.files.transfer import announce
 from tests.running import ROOT, Services, json_lines, place, serving
+from tests.thorough import THOROUGH
 
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 SECONDS = 300
 
 # What the schemas allow and the server refuses all the same, each for a reason that no schema can say.

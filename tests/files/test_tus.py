@@ -19,6 +19,7 @@ from tests.client import Account, ask
 from tests.files import tus
 from tests.files.transfer import MIB, bearer, got, send, sha256
 from tests.running import Services, periodic, place, serving
+from tests.thorough import rounds
 
 
 @pytest.mark.gen_test
@@ -249,8 +250,7 @@ PIECES = st.lists(
 )
 
 
-@pytest.mark.parametrize("many", [10])
-def test_however_it_is_cut_it_is_put_together(services: Services, storage: dict[str, str], many: int) -> None:
+def test_however_it_is_cut_it_is_put_together(services: Services, storage: dict[str, str]) -> None:
     content = secrets.token_bytes(9 * MIB + 1)
     with asyncio.Runner() as runner:
         home = place(services)
@@ -259,7 +259,7 @@ def test_however_it_is_cut_it_is_put_together(services: Services, storage: dict[
         alice = runner.run(Account().register(running.url))
 
         @settings(
-            max_examples=many,
+            max_examples=rounds(5, thorough=40),
             deadline=None,
             database=None,
             phases=[Phase.generate],  # a shorter example would be another one: the clock has its part in it

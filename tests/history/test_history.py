@@ -9,6 +9,7 @@ import pytest
 
 from tests.history.__main__ import play
 from tests.history.run import Plan
+from tests.thorough import rounds
 
 # Another one each time, which the failure names.
 SEED = int(os.environ.get("MIMU_TEST_SEED") or random.SystemRandom().randrange(10**6))
@@ -17,7 +18,8 @@ SEED = int(os.environ.get("MIMU_TEST_SEED") or random.SystemRandom().randrange(1
 @pytest.mark.gen_test(timeout=300)
 @pytest.mark.parametrize(("instances", "server_kills", "postgres_kills"), [(1, 2, 1), (2, 3, 2)])
 async def test_nothing_is_lost_doubled_or_out_of_order(instances: int, server_kills: int, postgres_kills: int) -> None:
-    report = await play(Plan(SEED, instances, server_kills, postgres_kills, pace=0.3))
+    times = rounds(1, thorough=4)
+    report = await play(Plan(SEED, instances, times * server_kills, times * postgres_kills, pace=0.3))
     print(report.story())
     assert not report.faults, report.story()
     assert report.counts["acked"] > 20, report.story()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.history.imagined import CHAT, Imagined
 from tests.history.view import Event, View
+from tests.thorough import rounds
 
 PEOPLE = ["alice", "bob", "carol"]
 DEEDS = st.lists(st.sampled_from(["send", "send", "edit", "delete", "react", "react", "read"]), max_size=40)
@@ -28,7 +29,7 @@ def do(server: Imagined, deed: str, luck: random.Random) -> None:
         server.react(luck.choice(live), who, luck.choice("ab"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=rounds(100, thorough=3_000), deadline=None)
 @given(DEEDS, DEEDS, DEEDS, st.randoms(use_true_random=False))
 def test_a_view_becomes_what_the_server_has(
     before: list[str], between: list[str], after: list[str], luck: random.Random

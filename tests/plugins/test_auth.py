@@ -98,6 +98,7 @@ async def test_names_and_keys_are_unique_without_regard_to_case(services: Servic
 
 
 @pytest.mark.gen_test
+@pytest.mark.usefixtures("real_argon2")
 async def test_a_wrong_password_and_an_unknown_user_are_one_answer(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account().register(server.url)
@@ -113,6 +114,7 @@ async def test_a_wrong_password_and_an_unknown_user_are_one_answer(services: Ser
 
 
 @pytest.mark.gen_test
+@pytest.mark.usefixtures("real_argon2")
 async def test_a_hash_of_older_parameters_is_renewed_at_login(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account().register(server.url)
@@ -275,6 +277,7 @@ async def test_no_other_proof_resets_anything(services: Services) -> None:
 
 
 @pytest.mark.gen_test
+@pytest.mark.usefixtures("real_argon2")
 async def test_more_logins_than_can_be_hashed_soon_are_told_to_come_back(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account().register(server.url)
@@ -302,6 +305,7 @@ class SlowHasher:
 
 
 @pytest.mark.gen_test
+@pytest.mark.usefixtures("real_argon2")
 async def test_one_address_keeps_no_other_from_logging_in(services: Services) -> None:
     limited = {
         "RATE_LIMITS": "on",
@@ -385,6 +389,7 @@ async def test_a_public_id_that_is_free(services: Services) -> None:
 
 
 @pytest.mark.gen_test
+@pytest.mark.usefixtures("real_argon2")
 async def test_a_password_is_the_same_from_every_keyboard(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         composed = unicodedata.normalize("NFC", "Ключ й Motörhead")
@@ -415,6 +420,7 @@ async def test_a_password_is_the_same_from_every_keyboard(services: Services) ->
 
 
 @pytest.mark.gen_test
+@pytest.mark.usefixtures("real_argon2")
 async def test_both_forms_of_a_password_are_tried_for_who_does_not_exist(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         passwords = server.app.passwords

@@ -1,4 +1,4 @@
-"""Races in calls: two things happen at the same instant on two instances, 200 times each, and all agree on what was."""
+"""Races in calls: two things happen at the same instant on two instances, often, and all agree on what was."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import pytest
 
 from tests.client import Account, Socket, b64
 from tests.running import Place, Services, place, serving
+from tests.thorough import rounds
 
-PAIRS, ROUNDS = 10, 20  # pairs race beside each other; 200 rounds in all
+PAIRS, ROUNDS = 10, rounds(6, thorough=20)  # pairs race beside each other; so many rounds each
 SECONDS = 20.0  # for a frame that must come, on a machine that has other things to do
 
 Frame = dict[str, Any]
@@ -84,12 +85,12 @@ async def race(services: Services, round_of: Callable[[Pair, Place], Awaitable[s
     outcomes: dict[str, int] = {}
     async with pairs(services) as (shared, made):
 
-        async def rounds(pair: Pair) -> None:
+        async def compete(pair: Pair) -> None:
             for _ in range(ROUNDS):
                 outcome = await round_of(pair, shared)
                 outcomes[outcome] = outcomes.get(outcome, 0) + 1
 
-        await asyncio.gather(*map(rounds, made))
+        await asyncio.gather(*map(compete, made))
         await asyncio.sleep(0.5)
         heard = [frame for pair in made for socket in (*pair.a, *pair.b) for frame in socket.frames]
         assert heard == []

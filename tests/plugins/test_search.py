@@ -16,6 +16,7 @@ from models import profiles
 from models.database import Database
 from tests.client import Account
 from tests.running import Services, place, serving
+from tests.thorough import rounds
 
 VIEWER = uuid4()
 
@@ -82,7 +83,7 @@ def test_any_search_finds_what_the_plain_model_finds(services: Services) -> None
         open_database = database(services)
         db = runner.run(open_database.__aenter__())
 
-        @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @settings(max_examples=rounds(60, thorough=1_000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given(searches(), st.sampled_from([1, 2, 3, 50]))
         # Two that begin with q and repeat it 30 times each stand before the one that only holds it.
         @example((["a" * 32, "a" * 31 + "b", "zaaz"], "aa"), 3)

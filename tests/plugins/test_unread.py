@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.plugins.chatting import Json, Town, chat, message, patiently, read, say, seen, town
 from tests.running import Services, periodic
+from tests.thorough import rounds
 
 T = TypeVar("T")
 
@@ -228,7 +229,7 @@ def test_whatever_happens_the_count_is_that_of_a_simple_model(services: Services
 
         @seed(7)
         @settings(
-            max_examples=25,
+            max_examples=rounds(10, thorough=100),
             deadline=None,
             database=None,
             phases=[Phase.generate],

@@ -12,7 +12,11 @@ import pytest
 from config import settings
 from tests.running import ROOT
 
-SCRIPTS = sorted(path for path in (ROOT / "scripts").rglob("*.py") if "__main__" in path.read_text())
+SCRIPTS = sorted(
+    path
+    for path in (ROOT / "scripts").rglob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text() and path.stem != "__main__"
+)
 NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SCRIPTS]
 
 
