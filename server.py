@@ -301,11 +301,7 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
         routes=(
             *health.routes(checks, ready, app.db.cluster.choice),
             *docs.routes(reference),
-            (
-                "/ws",
-                SocketHandler,
-                {"hub": app.hub, "epoch": app.epoch.shown, "events": events, "welcome": welcome},
-            ),
+            ("/ws", SocketHandler, {"hub": app.hub, "epoch": app.epoch.shown, "events": events, "welcome": welcome}),
         ),
         events={"auth": prolonging(app.tokens)},
         sends=frames.SENT,
