@@ -70,6 +70,8 @@ class Examiner:
     def __init__(self, checks: Mapping[str, Check]) -> None:
         self._checks = checks
         self._logged: dict[str, tuple[str, float]] = {}
+        # Why each check fails that failed when it was made last, where config.reasons has a name for it.
+        self.faults: dict[str, str] = {}
 
     async def examine(self) -> dict[str, str]:
         """Return ``ok`` or ``error`` for each check; all run at the same time."""
@@ -82,7 +84,11 @@ class Examiner:
                 await check()
         except Exception as error:
             self._log(name, error)
+            self.faults.pop(name, None)
+            if fault := reasons.fault(name, error):
+                self.faults[name] = fault
             return "error"
+        self.faults.pop(name, None)
         if self._logged.pop(name, None):
             log.info("check_recovered", check=name)
         return "ok"
@@ -128,7 +134,7 @@ async def redis_takes_writes(redis: Redis, instance_id: UUID) -> None:
     if said.get(b"mode") == b"cluster":
         raise Unfit(" ".join(reasons.CLUSTER))
     if said.get(b"role") in (b"slave", b"replica"):
-        raise Unfit("This is a replica that takes writes, and loses them. Let REDIS_URL name the primary.")
+        raise Unfit(" ".join(reasons.LOSING_REPLICA))
 
 
 class DatabaseHost(TypedDict):

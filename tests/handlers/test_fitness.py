@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import re
 import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import asyncpg
 import pytest
+from redis.asyncio import Redis
 
 from config.embedded.home import shipped
 from handlers.health import REPEAT, Examiner, Remembered, Unfit
+from handlers.health import services as checks_of
+from server import Server
 from tests.client import ask
 from tests.deploy.relay import free_port
 from tests.running import Services, json_lines, place, serving
@@ -34,6 +39,17 @@ async def health(url: str, part: str) -> str:
 async def becomes(url: str, part: str, state: str) -> None:
     async with asyncio.timeout(15):
         while await health(url, part) != state:
+            await asyncio.sleep(0.2)
+
+
+async def shown(running: Server, fault: str) -> None:
+    """Wait until the metric by which alerts tell faults apart names this one, and no other."""
+    async with asyncio.timeout(20):
+        while True:
+            text = running.app.metrics.exposition().decode()
+            if named := re.findall(r'mimu_health_fault\{check="\w+",fault="(\w+)"\} 1', text):
+                assert named == [fault]
+                return
             await asyncio.sleep(0.2)
 
 
@@ -73,6 +89,7 @@ async def test_a_redis_that_can_not_be_used_is_unhealthy(
             await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
         async with serving(shared, REDIS_URL=url) as one:
             await becomes(one.url, "redis", "error")
+            await shown(one, kind)
             assert {"replica": "replica, which takes no writes", "cluster": "node of a Cluster"}[kind] in reasons(
                 log, "redis"
             )
@@ -106,6 +123,7 @@ async def test_the_port_of_a_sentinel_is_named(services: Services, tmp_path: Pat
     async with sentinel(tmp_path) as url, place(services) as shared:
         async with serving(shared, REDIS_URL=url) as one:
             await becomes(one.url, "redis", "error")
+            await shown(one, "sentinel")
             assert "the port of a Sentinel" in reasons(log, "redis")
         assert "the port of a Sentinel" in " ".join((await examine({"REDIS_URL": url}, "redis")).bad().values())
 
@@ -125,6 +143,28 @@ async def test_a_write_is_made_once_for_all_who_ask() -> None:
     assert {type(outcome) for outcome in outcomes} == {Unfit}
     with pytest.raises(Unfit):
         await remembered()
+    assert made == 1
+
+
+@pytest.mark.gen_test
+async def test_ready_goes_by_the_write_that_health_has_made() -> None:
+    made, fails = 0, True
+
+    async def answers() -> None:
+        return
+
+    async def write() -> None:
+        nonlocal made
+        made += 1
+        if fails:
+            raise OSError("no")
+
+    checks = checks_of(answers, write, Redis(), lambda: True, uuid4())
+    everything, ready = Examiner(checks), Examiner({"database": checks["database"]})
+    assert (await everything.examine())["database"] == "error"
+    fails = False
+    for _ in range(20):  # as steady as the outcome that counts
+        assert await ready.examine() == {"database": "error"}
     assert made == 1
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from config import logs
+from config import logs, reasons
 from config.version import VERSION
 from handlers import hub, metrics, vitals
 from models.postgres.fence import REASONS
@@ -122,6 +122,7 @@ def closed(seen: Seen) -> dict[str, set[str]]:
         "code": {*told(), *map(str, (hub.GOING_AWAY, hub.SESSION_ENDED, hub.SLOW, hub.REPLACED, hub.FLOOD))},
         "way": set(metrics.WAYS),
         "cause": set(vitals.CAUSES),
+        "fault": {fault for faults in reasons.FAULTS.values() for fault in faults},
         "reason": {reason for _, reason in ENDS} | set(REASONS),
         "kind": KINDS,
         "outcome": {"sent", "later", "gone", "refused", "done", "failed"},

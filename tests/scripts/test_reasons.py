@@ -196,8 +196,9 @@ async def test_a_synchronous_standby_that_is_away_is_named() -> None:
             os.kill(int((data / "postmaster.pid").read_text().split()[0]), signal.SIGHUP)
             await asyncio.sleep(0.5)
             async with Database(dsn, 3).open() as db, asyncio.timeout(2):
-                with pytest.raises(Unavailable, match="synchronous standby"):
+                with pytest.raises(Unavailable, match="synchronous standby") as caught:
                     await takes_writes(db, uuid4())
+                assert reasons.fault("database", caught.value) == "standby_away"
             given = {"DATABASE_URL": dsn, "MIMU_ENV": "development"}
             found = (await examine(given, "database", seconds=18))["database", "commits"]
             assert found.state == "wrong"
