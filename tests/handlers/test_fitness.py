@@ -160,7 +160,7 @@ async def test_ready_goes_by_the_write_that_health_has_made() -> None:
             raise OSError("no")
 
     checks = checks_of(answers, write, Redis(), lambda: True, uuid4())
-    everything, ready = Examiner(checks), Examiner({"database": checks["database"]})
+    everything, ready = Examiner({"database": checks["database"]}), Examiner({"database": checks["database"]})
     assert (await everything.examine())["database"] == "error"
     fails = False
     for _ in range(20):  # as steady as the outcome that counts
