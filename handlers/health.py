@@ -145,14 +145,22 @@ class DatabaseHost(TypedDict):
     refused: int
 
 
+class Seen(TypedDict):
+    """How the request reached this server: the scheme and host of links that it makes, and the client's address."""
+
+    url: str
+    address: str
+
+
 @with_config(ConfigDict(extra="allow"))
 class HealthReport(TypedDict):
     """Beside these stand ``ok`` or ``error`` for each service: ``database``, ``redis``, ``storage``. Only the networks
-    of METRICS_ALLOW see ``database_host``, where DATABASE_URL names several."""
+    of METRICS_ALLOW see ``database_host``, where DATABASE_URL names several, and only who shows a token sees ``seen``."""
 
     status: Literal["healthy", "unhealthy"]
     uptime_seconds: int
     database_host: NotRequired[DatabaseHost]
+    seen: NotRequired[Seen]
 
 
 class Liveness(TypedDict):
@@ -177,11 +185,13 @@ class Health(ApiHandler):
         well = all(answer == "ok" for answer in found.values())
         uptime = int(time.monotonic() - self.application.metrics.started)
         status = "healthy" if well else "unhealthy"
-        answer = {"status": status, **found, "uptime_seconds": uptime}
+        answer: dict[str, Any] = {"status": status, **found, "uptime_seconds": uptime}
         standing = self._standing()
         if standing is not None and within(self.address, self.application.core.metrics_allow):
             host, timeline, refused = standing
             answer["database_host"] = {"host": host, "timeline": timeline, "refused": refused}
+        if self.authenticated:
+            answer["seen"] = {"url": self.origin, "address": self.address}
         self.reply(answer, 200 if well else 503)
 
 
