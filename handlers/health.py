@@ -155,7 +155,7 @@ class Seen(TypedDict):
 @with_config(ConfigDict(extra="allow"))
 class HealthReport(TypedDict):
     """Beside these stand ``ok`` or ``error`` for each service: ``database``, ``redis``, ``storage``. Only the networks
-    of METRICS_ALLOW see ``database_host``, where DATABASE_URL names several, and only who shows a token sees ``seen``."""
+    of METRICS_ALLOW see ``database_host``, where DATABASE_URL names several; ``seen`` is for requests with a token."""
 
     status: Literal["healthy", "unhealthy"]
     uptime_seconds: int
