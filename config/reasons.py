@@ -158,7 +158,7 @@ SENTINEL = Reason(
 
 
 # What alerts tell apart: by the check of /health, the names of the faults that it can have.
-FAULTS = {
+FAULTS: dict[str, dict[str, tuple[Reason, ...]]] = {
     "database": {"read_only": (READ_ONLY,), "disk_full": (DISK_FULL,), "standby_away": (STANDBY_AWAY,)},
     "redis": {"replica": (REPLICA, LOSING_REPLICA), "cluster": (CLUSTER,), "sentinel": (SENTINEL,)},
 }

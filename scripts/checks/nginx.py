@@ -1,4 +1,4 @@
-"""nginx: the servers that it passes requests on to, and what its configuration does to sockets and to the TLS key."""
+"""The proxy: the servers that nginx passes requests on to, and what its files do to sockets and to the TLS key."""
 
 from __future__ import annotations
 
@@ -83,11 +83,14 @@ def examination(file: Path | None, host: str | None, ping: float) -> Examination
     socket."""
 
     async def look() -> AsyncIterator[Finding]:
-        if file is None or not file.exists():
-            yield skipped("file", "No nginx of a production is here: --nginx FILE names its configuration.")
-            raise Over("there is no nginx here")
+        if file is None:
+            yield skipped("file", "Development has no nginx of its own.")
+            raise Over("no nginx was named")
         try:
             found = site(file, host) or site(file)
+        except FileNotFoundError:
+            yield skipped("file", f"{file} is not here: --nginx FILE names another.")
+            raise Over("there is no nginx here") from None
         except (OSError, Malformed) as error:
             yield skipped("file", f"{file} can't be read ({type(error).__name__}).")
             raise Over("its configuration can't be read") from None

@@ -1,5 +1,5 @@
-"""nginx's configuration, read as nginx reads it: directives in their blocks, what ``include`` names in its place, and
-which location serves a path (nginx.org, "Configuration file's structure" and ngx_http_core_module)."""
+"""The configuration of nginx, read as nginx reads it: directives in their blocks, with what ``include`` names in its
+place, and which location serves a path (nginx.org: "Beginner's Guide" and ngx_http_core_module)."""
 
 from __future__ import annotations
 
@@ -105,9 +105,8 @@ def location(server: Directive, path: str) -> Directive | None:
                 return one
         elif kind in ("~", "~*"):
             patterns.append(one)
-        elif not what.startswith("@") and path.startswith(what):
-            if prefix is None or len(what) > len(prefix.words[-1]):
-                prefix = one
+        elif path.startswith(what) and (prefix is None or len(what) > len(prefix.words[-1])):
+            prefix = one
     if prefix is None or prefix.words[0] != "^~":
         for one in patterns:
             try:
