@@ -14,6 +14,7 @@ from scripts.checks.asking import Failed, ask
 from scripts.checks.nginx_conf import Directive, Malformed
 
 FILE = Path("/etc/nginx/nginx.conf")
+COPY = Path("/etc/mimu/tls/privkey.pem")  # coturn's, by config/deploy/certbot/deploy-hook.sh
 PATIENCE = 2.0  # seconds for a server to say that it lives
 CONNECTIONS = 512  # nginx's own default
 READ_TIMEOUT = 60.0  # likewise
@@ -174,6 +175,8 @@ def _key(found: Site) -> Iterator[Finding]:
     servers = [[found.main, found.http, server] for server in found.http.all("server")]
     names = {words[0] for blocks in servers if (words := nginx_conf.value("ssl_certificate_key", blocks))}
     keys = [Path(name) for name in sorted(names) if name.startswith("/") and "$" not in name]
+    if COPY.exists() and COPY not in keys:
+        keys.append(COPY)
     exposed = []
     for key in keys:
         try:

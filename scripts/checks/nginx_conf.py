@@ -12,7 +12,7 @@ MOST_FILES = 500
 # Spaces and comments; { } or ;; a quoted word; a word, in which ${name} is no block.
 _TOKEN = re.compile(
     r"""\s+|\#[^\n]*|(?P<mark>[{};])|"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\]|\\.)*)'"""
-    r"""|(?P<word>(?:\$\{\w*\}|\\.|[^\s{};])+)""",
+    r"""|(?P<word>(?!["'])(?:\$\{\w*\}|\\.|[^\s{};])+)""",
     re.DOTALL,
 )
 
@@ -35,8 +35,10 @@ class Malformed(ValueError):
 
 def read(path: Path) -> Directive:
     """The whole configuration, as one block. Raises OSError and Malformed."""
-    files = [0]
-    return Directive("main", (), tuple(_file(path, path.parent, files)))
+    try:
+        return Directive("main", (), tuple(_file(path, path.parent, [0])))
+    except RecursionError:
+        raise Malformed("it includes itself") from None
 
 
 def _file(path: Path, folder: Path, files: list[int]) -> Iterator[Directive]:

@@ -68,7 +68,7 @@ def examination(core: Core) -> Examination:
                 yield weak("version", "This user may not ask INFO, so little can be told.", do)
             else:
                 yield _version(told)
-                if told.get("redis_mode") == "sentinel":
+                if _mode(told) == "sentinel":
                     raise Over("this is a Sentinel")
             async for finding in _writes(redis, told or {}):
                 yield finding
@@ -101,8 +101,13 @@ def _refused(error: Exception) -> tuple[str, str]:
     return f"Redis can't be reached ({name}).", "See that it runs, and that REDIS_URL and firewalls let us in."
 
 
+def _mode(told: dict[str, Any]) -> object:
+    """``standalone``, ``sentinel`` or ``cluster``, by Redis's name for it or Valkey's."""
+    return told.get("redis_mode", told.get("server_mode"))
+
+
 def _version(told: dict[str, Any]) -> Finding:
-    if told.get("redis_mode") == "sentinel":
+    if _mode(told) == "sentinel":
         return wrong("version", *reasons.SENTINEL)
     valkey = "valkey_version" in told
     name, version = ("Valkey", told["valkey_version"]) if valkey else ("Redis", str(told["redis_version"]))

