@@ -287,10 +287,10 @@ async def _connections(connection: Any, own: int) -> AsyncIterator[Finding]:
     do = "Raise max_connections (or the role's limit), or lower DATABASE_MAX_CONNECTIONS."
     if needed > min(limits):
         yield wrong("connections", f"{says}: too few.", do)
-    elif 2 * needed > min(limits):
-        yield weak("connections", f"{says}: too few in an upgrade, when two of each run.", do)
+    elif needed + own > min(limits):
+        yield weak("connections", f"{says}: too few in an upgrade, when one more may run.", do)
     else:
-        yield good("connections", f"{says}, and again as many in an upgrade.")
+        yield good("connections", f"{says}, and room for one more in an upgrade.")
 
 
 async def _clock(connection: Any) -> AsyncIterator[Finding]:
