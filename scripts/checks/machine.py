@@ -116,7 +116,7 @@ def _open_files(root: Path) -> Finding:
 
 class Server(NamedTuple):
     """A process of this installation's that runs on this machine: how many files it may open, and has open. That last
-    is None where it may not be seen: systemd gives each server users of its own (PrivateUsers)."""
+    is None where it may not be seen: under systemd's PrivateUsers each server has a user namespace."""
 
     pid: int
     limit: int
@@ -134,7 +134,7 @@ def _unit_files(unit: Path) -> int | None:
 
 
 def servers(root: Path) -> Iterator[Server]:
-    """Those that run here, by what was started and where (Linux); where must not be seen, by whose Python it is."""
+    """Those that run here, by what was started and where (Linux); or, where that is hidden, by whose Python it is."""
     number: int | None
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -54,7 +54,7 @@ class Site(NamedTuple):
 
 
 def site(file: Path, host: str | None = None) -> Site | None:
-    """Mimu's server block: that of the host, else the first with TLS in which ``/ws`` has a place of its own. Raises
+    """Mimu's server block: that of the host, else the first with TLS that has a location for ``/ws``. Raises
     OSError and Malformed."""
     main = nginx_conf.read(file)
     for http in main.all("http"):
@@ -85,7 +85,7 @@ def examination(file: Path | None, host: str | None, ping: float) -> Examination
 
     async def look() -> AsyncIterator[Finding]:
         if file is None:
-            yield skipped("file", "Development has no nginx of its own.")
+            yield skipped("file", "Development needs no nginx.")
             raise Over("no nginx was named")
         try:
             found = site(file, host) or site(file)
@@ -146,8 +146,8 @@ async def _lives(address: str) -> bool:
 
 
 def _sockets(found: Site, ping: float) -> Finding:
-    told = nginx_conf.value("proxy_read_timeout", found.around("/ws"))
-    patience = nginx_conf.seconds(told[0]) if told else READ_TIMEOUT
+    words = nginx_conf.value("proxy_read_timeout", found.around("/ws"))
+    patience = nginx_conf.seconds(words[0]) if words else READ_TIMEOUT
     if patience is None:
         return skipped("sockets", "proxy_read_timeout of /ws is said in a way that is not read here.")
     says = f"A socket may be silent for {patience:g} s (proxy_read_timeout), and is pinged every {ping:g} s"
@@ -159,8 +159,8 @@ def _sockets(found: Site, ping: float) -> Finding:
 
 def _connections(found: Site) -> Finding:
     events = next(iter(found.main.all("events")), None)
-    told = nginx_conf.value("worker_connections", [events]) if events else None
-    number = int(told[0]) if told and told[0].isdecimal() else CONNECTIONS
+    words = nginx_conf.value("worker_connections", [events]) if events else None
+    number = int(words[0]) if words and words[0].isdecimal() else CONNECTIONS
     files = nginx_conf.value("worker_rlimit_nofile", [found.main])
     says = f"worker_connections is {number:,}: {number // 2:,} sockets a worker."
     do = "worker_connections 32768; worker_rlimit_nofile 65536; then: systemctl restart nginx"

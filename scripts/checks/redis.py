@@ -101,9 +101,9 @@ def _refused(error: Exception) -> tuple[str, str]:
     return f"Redis can't be reached ({name}).", "See that it runs, and that REDIS_URL and firewalls let us in."
 
 
-def _mode(told: dict[str, Any]) -> object:
+def _mode(info: dict[str, Any]) -> object:
     """``standalone``, ``sentinel`` or ``cluster``, by Redis's name for it or Valkey's."""
-    return told.get("redis_mode", told.get("server_mode"))
+    return info.get("redis_mode", info.get("server_mode"))
 
 
 def _version(told: dict[str, Any]) -> Finding:

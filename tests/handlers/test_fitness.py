@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from handlers.health import REPEAT, Examiner, Remembered, Unfit
 from handlers.health import services as checks_of
 from server import Server
-from tests.client import ask
+from tests.client import Account, ask
 from tests.running import Services, json_lines, place, serving
 from tests.scripts.examining import examine
 from tests.scripts.valkey import sentinel, valkey
@@ -118,6 +118,21 @@ async def test_a_write_is_made_once_for_all_who_ask() -> None:
     with pytest.raises(Unfit):
         await remembered()
     assert made == 1
+
+
+@pytest.mark.gen_test
+async def test_a_token_shows_how_a_request_came_through_the_proxy(services: Services) -> None:
+    passed = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https", "Host": "chat.mimu.test"}
+    async with place(services) as shared, serving(shared, TRUSTED_PROXIES="127.0.0.1/32") as one:
+        alice = await Account().register(one.url)
+        for path in ("/health", "/health/ready"):
+            said = (await ask(one.url, "GET", path, token=alice.token, headers=passed)).json
+            assert said["seen"] == {"url": "https://chat.mimu.test", "address": "203.0.113.7"}
+            assert "seen" not in (await ask(one.url, "GET", path, headers=passed)).json
+    async with place(services) as shared, serving(shared) as one:  # which trusts no proxy
+        alice = await Account().register(one.url)
+        said = (await ask(one.url, "GET", "/health", token=alice.token, headers=passed)).json
+        assert said["seen"] == {"url": "http://chat.mimu.test", "address": "127.0.0.1"}
 
 
 @pytest.mark.gen_test
