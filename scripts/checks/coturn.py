@@ -57,7 +57,7 @@ def file(conf: Path, account: str = ACCOUNT) -> Finding:
 
 
 def _mapped(uids: Path = Path("/proc/self/uid_map")) -> bool:
-    """True where only some users of the machine can be told apart: under systemd's PrivateUsers, and in some containers."""
+    """True where only some users of the machine can be told apart: under PrivateUsers, and in some containers."""
     try:
         return [line.split() for line in uids.read_text().splitlines()] != [["0", "0", "4294967295"]]
     except OSError:
