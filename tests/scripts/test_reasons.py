@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,8 +23,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from config import embedded, reasons, urls
+from models import database
 from models.database import Database, Unavailable
 from models.fitness import takes_writes
+from models.postgres import pool
 from tests import canaries
 from tests.deploy.nginx import folder
 from tests.deploy.relay import free_port
@@ -146,6 +149,12 @@ async def test_what_pgbouncer_refuses_is_named(services: Services, tmp_path: Pat
         assert code == 1
         assert "PgBouncer refuses" in said
         assert "ignore_startup_parameters" in said
+
+
+def test_the_remedy_for_pgbouncer_names_all_that_is_sent() -> None:
+    known = reasons.of_database(asyncpg.PostgresError("unsupported startup parameter: jit"))
+    assert known is not None
+    assert {"application_name", *pool._SESSION, *database._STEADY} <= set(re.findall(r"\w+", known.do))
 
 
 @pytest.mark.gen_test(timeout=60)
