@@ -36,7 +36,8 @@ def last(folder: Path) -> LastBackup | None:
     """The last backup that was noted; None for a note that is not there, or can't be read."""
     try:
         noted = json.loads((folder / NAME).read_text())
+        made_at = datetime.fromisoformat(noted["made_at"]).timestamp()
         backup, keys = (Path(noted[name]) if noted.get(name) else None for name in ("backup", "keys"))
-        return LastBackup(datetime.fromisoformat(noted["made_at"]).timestamp(), bool(noted["whole"]), backup, keys)
+        return LastBackup(made_at, bool(noted["whole"]), backup, keys)
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -38,7 +38,7 @@ WRAPAROUND = 1_000_000_000  # transactions of 2 billion; autovacuum acts at 200 
 JOURNAL = 1  # connection beside the pool, for messages
 _ALIVE = "SELECT count(*) FROM instances WHERE beat_at > now() - make_interval(secs => $1)"
 # Sorted on the disk, for it is more than it may have of the memory; nothing of it stays.
-_SPILL = "SELECT count(*) FROM (SELECT repeat(md5(n::text), 8) FROM generate_series(1, 16000) AS n ORDER BY 1) AS r"
+_SPILL = "SELECT count(*) FROM (SELECT repeat(md5(n::text), 8) FROM generate_series(1, 4000) AS n ORDER BY 1) AS r"
 
 PARTS = (
     "reachable",
@@ -374,7 +374,7 @@ async def _room(connection: Any, folder: Path | None) -> AsyncIterator[Finding]:
 
 
 async def _spill(connection: Any) -> None:
-    """Have PostgreSQL write some MiB to the disk of its tables. Raises DiskFullError."""
+    """Have PostgreSQL write a MiB to the disk of its tables. Raises DiskFullError."""
     with contextlib.suppress(asyncpg.ConfigurationLimitExceededError):  # temp_file_limit
         async with connection.transaction():
             await connection.execute("SET LOCAL work_mem = '64kB'")

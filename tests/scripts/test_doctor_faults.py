@@ -334,13 +334,20 @@ def missed(fault: Fault, found: Found) -> str | None:
     return f"{fault.name}: {named}"
 
 
+def complaints(found: Found) -> dict[tuple[str, str], str]:
+    """What is said against a good installation, but for what this machine is like."""
+    bad = {key: says for key, says in found.bad().items() if key not in MACHINE}
+    return {key: says for key, says in bad.items() if key not in SLOW or found[key].state == "wrong"}
+
+
 @pytest.mark.gen_test(timeout=120)
 async def test_a_good_installation_and_each_of_25_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(FAULTS) == len({fault.name for fault in FAULTS}) == 25
     async with installation(monkeypatch) as here:
         found = await here.examined(EVERYTHING, {})
-        bad = {key: says for key, says in found.bad().items() if key not in MACHINE}
-        assert {key: says for key, says in bad.items() if key not in SLOW or found[key].state == "wrong"} == {}
+        if complaints(found):  # other tests may keep the machine from answering in time
+            found = await here.examined(EVERYTHING, {})
+        assert complaints(found) == {}
         good = [
             ("machine", "backup"), ("machine", "backup access"), ("machine", "backup keys"), ("nginx", "servers"),
             ("nginx", "sockets"), ("nginx", "connections"), ("nginx", "key"), ("public", "host"), ("public", "scheme"),
