@@ -212,7 +212,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         found: dict[str, str] = {}
         examiner = health.Examiner(site.checks)
         vitals.waiting(metrics, site, delivery, passwords)
-        vitals.health(metrics, found)
+        vitals.health(metrics, found, examiner.faults)
         vitals.backups(metrics, core.mimu_data_dir)
         await stack.enter_async_context(vitals.lag(metrics))
         await stack.enter_async_context(bus.running())

@@ -12,19 +12,23 @@ NAME = "last_backup.json"
 
 
 class LastBackup(NamedTuple):
-    """When it was made, in seconds since 1970, and whether all files were in it."""
+    """When it was made, in seconds since 1970, and whether all files were in it. ``backup`` is its folder, and ``keys``
+    the archive of its secrets; None in notes of older versions, and where no archive was made."""
 
     made_at: float
     whole: bool
+    backup: Path | None = None
+    keys: Path | None = None
 
 
-def note(folder: Path, made_at: str, *, whole: bool) -> None:
-    """Write down that a backup was made (``2026-11-30T04:00:00Z``). Raises OSError."""
+def note(folder: Path, made_at: str, *, whole: bool, backup: Path | None = None, keys: Path | None = None) -> None:
+    """Write down that a backup was made (``2026-11-30T04:00:00Z``), and where it lies. Raises OSError."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = folder / f"{NAME}.part"
     part.unlink(missing_ok=True)
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump({"made_at": made_at, "whole": whole}, file)
+        places = {name: str(path.absolute()) for name, path in (("backup", backup), ("keys", keys)) if path}
+        json.dump({"made_at": made_at, "whole": whole, **places}, file)
     part.replace(folder / NAME)
 
 
@@ -32,6 +36,8 @@ def last(folder: Path) -> LastBackup | None:
     """The last backup that was noted; None for a note that is not there, or can't be read."""
     try:
         noted = json.loads((folder / NAME).read_text())
-        return LastBackup(datetime.fromisoformat(noted["made_at"]).timestamp(), bool(noted["whole"]))
+        made_at = datetime.fromisoformat(noted["made_at"]).timestamp()
+        backup, keys = (Path(noted[name]) if noted.get(name) else None for name in ("backup", "keys"))
+        return LastBackup(made_at, bool(noted["whole"]), backup, keys)
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -95,10 +95,11 @@ def of_database(error: BaseException) -> Reason | None:
             do = f"As superuser, in that database: GRANT EXECUTE ON FUNCTION {found[1]}() TO the role of DATABASE_URL;"
             return Reason(f"The role of DATABASE_URL may not call {found[1]}().", do)
         if kind == "ReadOnlySQLTransactionError":
-            do = "Let DATABASE_URL name the primary; see default_transaction_read_only, and whether its disk is full."
-            return Reason("PostgreSQL takes no writes: it is a standby, or read-only.", do)
+            return READ_ONLY
         if kind == "DiskFullError":
-            return Reason("The disk of PostgreSQL is full.", "Make room on it.")
+            return DISK_FULL
+        if kind == "Unavailable" and text == STANDBY_AWAY.says:
+            return STANDBY_AWAY
     return None
 
 
@@ -106,13 +107,17 @@ def of_redis(error: BaseException) -> Reason | None:
     """Why Redis can't be used, where that is known."""
     for one in behind(error):
         kind, text = type(one).__name__, str(one)
+        if kind == "Unfit":
+            for reason in (REPLICA, LOSING_REPLICA, CLUSTER, SENTINEL):
+                if text == " ".join(reason):
+                    return reason
         if isinstance(one, ssl.SSLCertVerificationError):
             do = "REDIS_URL: rediss://…?ssl_ca_certs=FILE names its authority; the host must be in the certificate."
             return Reason(f"The certificate of Redis is not trusted: {_text(one)}.", do)
         if isinstance(one, ssl.SSLError):
             return Reason("Redis does not speak TLS there.", "REDIS_URL: redis:// without TLS, or the port of TLS.")
         if kind == "ReadOnlyError" or text.startswith("READONLY"):
-            return Reason("This Redis is a replica, which takes no writes.", "Let REDIS_URL name the primary.")
+            return REPLICA
         if kind in ("MovedError", "AskError", "ClusterDownError", "ClusterCrossSlotError") or text.startswith(
             ("MOVED", "ASK ", "CLUSTERDOWN", "CROSSSLOT")
         ):
@@ -128,6 +133,20 @@ def of_redis(error: BaseException) -> Reason | None:
     return None
 
 
+READ_ONLY = Reason(
+    "PostgreSQL takes no writes: it is a standby, or read-only.",
+    "Let DATABASE_URL name the primary; see default_transaction_read_only, and whether its disk is full.",
+)
+DISK_FULL = Reason(
+    "The disk of PostgreSQL is full.",
+    "Make room on it; see old logs, and replication slots that hold WAL (SELECT * FROM pg_replication_slots).",
+)
+STANDBY_AWAY = Reason(
+    "A commit waits for a synchronous standby that is away.",
+    "Bring the standby back, or take it out of synchronous_standby_names and reload.",
+)
+REPLICA = Reason("This Redis is a replica, which takes no writes.", "Let REDIS_URL name the primary.")
+LOSING_REPLICA = Reason("This Redis is a replica that takes writes, and loses them.", "Let REDIS_URL name the primary.")
 CLUSTER = Reason(
     "This Redis is a node of a Cluster, where Lua scripts of several keys fail.",
     "Let REDIS_URL name a single Redis, or a primary with replicas.",
@@ -136,6 +155,20 @@ SENTINEL = Reason(
     "This is the port of a Sentinel, or of something else that keeps no data.",
     "Let REDIS_URL name the primary that the Sentinels watch (usually port 6379, not 26379).",
 )
+
+
+# What alerts tell apart: by the check of /health, the names of the faults that it can have.
+FAULTS: dict[str, dict[str, tuple[Reason, ...]]] = {
+    "database": {"read_only": (READ_ONLY,), "disk_full": (DISK_FULL,), "standby_away": (STANDBY_AWAY,)},
+    "redis": {"replica": (REPLICA, LOSING_REPLICA), "cluster": (CLUSTER,), "sentinel": (SENTINEL,)},
+}
+
+
+def fault(check: str, error: BaseException) -> str | None:
+    """The name in FAULTS of why a check of ``/health`` fails; None for another reason."""
+    known = {"database": of_database, "redis": of_redis}.get(check)
+    reason = known(error) if known else None
+    return next((name for name, reasons in FAULTS.get(check, {}).items() if reason in reasons), None)
 
 
 def explained(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from prometheus_client import Counter, Gauge, Histogram, Info, ProcessCollector, Summary
 
 from config import last_backup
+from config.reasons import FAULTS
 from config.version import VERSION
 from handlers.http.site import Site
 from handlers.metrics import SECONDS, Metrics
@@ -23,7 +24,7 @@ LOOK = 0.1  # seconds between looks at how late the loop is
 _LATE = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 OPERATIONS = ("SELECT", "INSERT", "UPDATE", "DELETE", "BEGIN", "COMMIT", "ROLLBACK", "OTHER")
-CAUSES = ("unavailable", "conflict", "mistake")
+CAUSES = ("unavailable", "disk_full", "conflict", "mistake")
 
 
 def process(metrics: Metrics) -> None:
@@ -68,13 +69,19 @@ def waiting(metrics: Metrics, site: Site, delivery: Delivery, passwords: Passwor
     shows("mimu_password_queue_jobs", "Hashes of passwords that wait or are made.", lambda: passwords.waiting)
 
 
-def health(metrics: Metrics, found: Mapping[str, str]) -> None:
-    """Show what the checks of ``/health`` have found: ``ok``, or something else."""
+def health(metrics: Metrics, found: Mapping[str, str], faults: Mapping[str, str]) -> None:
+    """Show what the checks of ``/health`` have found: ``ok``, or something else, and the fault where it has a name."""
     metrics.shows_each(
         "mimu_health_check_up",
         "Whether a check of /health was well when it was made last; every 15 seconds.",
         ("check",),
         lambda: {(check,): answer == "ok" for check, answer in found.items()},
+    )
+    metrics.shows_each(
+        "mimu_health_fault",
+        "1 for the reason for which a check of /health failed when it was made last.",
+        ("check", "fault"),
+        lambda: {(check, name): faults.get(check) == name for check, names in FAULTS.items() for name in names},
     )
 
 

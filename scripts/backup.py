@@ -101,7 +101,7 @@ async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Stor
             keys.write(archive, secrets)
         asked.shelf.finish(work, final)
         # For the server, which shows how old the last one is, before what is only tidying.
-        noted = _noted(core.mimu_data_dir, manifest.made_at, whole=not lost)
+        noted = _noted(core.mimu_data_dir, manifest.made_at, whole=not lost, backup=final, keys=archive)
         removed = asked.shelf.thin(asked.keep, asked.keys) if asked.keep else []
     return {
         "backup": str(final),
@@ -120,10 +120,10 @@ async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Stor
     }
 
 
-def _noted(folder: Path, made_at: str, *, whole: bool) -> bool:
+def _noted(folder: Path, made_at: str, *, whole: bool, backup: Path, keys: Path | None) -> bool:
     """Whether the note of it could be written: the backup is whole either way."""
     try:
-        last_backup.note(folder, made_at, whole=whole)
+        last_backup.note(folder, made_at, whole=whole, backup=backup, keys=keys)
     except OSError:
         return False
     return True

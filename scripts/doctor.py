@@ -24,11 +24,12 @@ import server
 from config import logs
 from config.findings import Examination, Finding, Over, wrong
 from config.keyring import KeyringFile
-from config.settings import ENV_FILE, SettingsError
+from config.settings import ENV_FILE, Core, SettingsError
 from config.storage import StorageSettings
+from handlers.hub import PING_EVERY
 from handlers.tokens import Tokens
 from scripts import command
-from scripts.checks import database, examined, machine, public, redis, settings, storage
+from scripts.checks import database, examined, machine, nginx, public, redis, settings, storage
 
 NOT_WELL, WRONG_SETTINGS = 1, 78  # sysexits.h: EX_CONFIG; argparse itself ends with 2
 SECONDS = 20.0  # for each thing; all are looked at together, and the slowest, a coturn that drops packets, takes 15
@@ -57,6 +58,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--url", type=_url, help="the public address, as clients know it: https://chat.example.org")
     parser.add_argument("--token-file", type=_token, help="an access token of somebody's, to open a socket; - reads it")
     parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
+    parser.add_argument("--nginx", type=Path, help=f"nginx's configuration (default in production: {nginx.FILE})")
+    parser.add_argument("--instances", type=_number, help="how many servers there should be, on all machines")
     parser.add_argument("--only", type=_names, default=(), help="only these, as: database,turn")
     parser.add_argument("--timeout", type=float, default=SECONDS, help=f"seconds for each (default: {SECONDS:g})")
     parser.add_argument("--strict", action="store_true", help="what is weak is wrong, too")
@@ -85,6 +88,12 @@ def _token(text: str) -> str:
     return token
 
 
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 1000):
+        raise argparse.ArgumentTypeError("expected a number of servers")
+    return int(text)
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
@@ -100,7 +109,7 @@ def examinations(asked: argparse.Namespace, values: Mapping[str, str]) -> list[E
     found = [
         settings.examination(named, values, asked.env_file or ENV_FILE),
         machine.examination(core),
-        database.examination(core),
+        database.examination(core, asked.instances),
         redis.examination(core),
     ]
     stored = configuration.sections.get("files")
@@ -111,7 +120,9 @@ def examinations(asked: argparse.Namespace, values: Mapping[str, str]) -> list[E
             examine = getattr(module, "examine", None)
             if examine is not None:
                 found.append(examine(core, configuration.sections[name]))
-        found.append(public.examination(_door(asked, configuration)))
+        url = _public(asked, configuration)
+        found.append(nginx.examination(_nginx(asked, core), url and urlsplit(url).hostname, PING_EVERY))
+        found.append(public.examination(_door(url, asked, configuration)))
     except (OSError, ValueError, TypeError) as error:
         found.append(_unreadable(core.keyring_path, error))
     return found
@@ -127,9 +138,20 @@ def _with_kept_secrets(values: Mapping[str, str]) -> dict[str, str]:
     return given
 
 
-def _door(asked: argparse.Namespace, configuration: server.Configuration) -> public.Door | None:
-    core = configuration.core
+def _nginx(asked: argparse.Namespace, core: Core) -> Path | None:
+    """nginx's configuration: the one that was named, else the system's where this is a production."""
+    return Path(asked.nginx) if asked.nginx else nginx.FILE if core.production else None
+
+
+def _public(asked: argparse.Namespace, configuration: server.Configuration) -> str | None:
+    """The public address: as it was named, else of the settings, else the one that nginx serves."""
     url = asked.url or getattr(configuration.sections.get("files"), "files_public_url", None)
+    file = _nginx(asked, configuration.core)
+    return url or (nginx.public_url(file) if file else None)
+
+
+def _door(url: str | None, asked: argparse.Namespace, configuration: server.Configuration) -> public.Door | None:
+    core = configuration.core
     if url is None and not core.port:
         return None
     tokens = Tokens(KeyringFile(core.keyring_path).ring("jwt", core.jwt_secrets), HANDSHAKE)

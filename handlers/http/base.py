@@ -111,6 +111,11 @@ class ApiHandler(AccountingHandler):
         return self._session
 
     @property
+    def authenticated(self) -> bool:
+        """True where a valid token came, which a public endpoint does not ask for."""
+        return self._session is not None
+
+    @property
     def client(self) -> Client:
         headers = self.request.headers
         platform, app = headers.get("X-Platform", "").strip().lower(), headers.get("X-Client-Version", "").strip()

@@ -70,6 +70,8 @@ class Examiner:
     def __init__(self, checks: Mapping[str, Check]) -> None:
         self._checks = checks
         self._logged: dict[str, tuple[str, float]] = {}
+        # Why each check fails that failed when it was made last, where config.reasons has a name for it.
+        self.faults: dict[str, str] = {}
 
     async def examine(self) -> dict[str, str]:
         """Return ``ok`` or ``error`` for each check; all run at the same time."""
@@ -82,7 +84,11 @@ class Examiner:
                 await check()
         except Exception as error:
             self._log(name, error)
+            self.faults.pop(name, None)
+            if fault := reasons.fault(name, error):
+                self.faults[name] = fault
             return "error"
+        self.faults.pop(name, None)
         if self._logged.pop(name, None):
             log.info("check_recovered", check=name)
         return "ok"
@@ -128,7 +134,7 @@ async def redis_takes_writes(redis: Redis, instance_id: UUID) -> None:
     if said.get(b"mode") == b"cluster":
         raise Unfit(" ".join(reasons.CLUSTER))
     if said.get(b"role") in (b"slave", b"replica"):
-        raise Unfit("This is a replica that takes writes, and loses them. Let REDIS_URL name the primary.")
+        raise Unfit(" ".join(reasons.LOSING_REPLICA))
 
 
 class DatabaseHost(TypedDict):
@@ -139,14 +145,22 @@ class DatabaseHost(TypedDict):
     refused: int
 
 
+class Seen(TypedDict):
+    """How the request reached this server: the scheme and host of links that it makes, and the client's address."""
+
+    url: str
+    address: str
+
+
 @with_config(ConfigDict(extra="allow"))
 class HealthReport(TypedDict):
     """Beside these stand ``ok`` or ``error`` for each service: ``database``, ``redis``, ``storage``. Only the networks
-    of METRICS_ALLOW see ``database_host``, where DATABASE_URL names several."""
+    of METRICS_ALLOW see ``database_host``, where DATABASE_URL names several; ``seen`` is for requests with a token."""
 
     status: Literal["healthy", "unhealthy"]
     uptime_seconds: int
     database_host: NotRequired[DatabaseHost]
+    seen: NotRequired[Seen]
 
 
 class Liveness(TypedDict):
@@ -171,11 +185,13 @@ class Health(ApiHandler):
         well = all(answer == "ok" for answer in found.values())
         uptime = int(time.monotonic() - self.application.metrics.started)
         status = "healthy" if well else "unhealthy"
-        answer = {"status": status, **found, "uptime_seconds": uptime}
+        answer: dict[str, Any] = {"status": status, **found, "uptime_seconds": uptime}
         standing = self._standing()
         if standing is not None and within(self.address, self.application.core.metrics_allow):
             host, timeline, refused = standing
             answer["database_host"] = {"host": host, "timeline": timeline, "refused": refused}
+        if self.authenticated:
+            answer["seen"] = {"url": self.origin, "address": self.address}
         self.reply(answer, 200 if well else 503)
 
 

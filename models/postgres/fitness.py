@@ -7,6 +7,7 @@ from uuid import UUID
 
 import asyncpg
 
+from config import reasons
 from models.database import Database, Unavailable
 
 PATIENCE = 1.2  # seconds; then a commit hangs, and the rest of two seconds is for finding out why
@@ -22,7 +23,7 @@ async def takes_writes(db: Database, instance_id: UUID) -> None:
                 await _log_line(db)
     except (TimeoutError, Unavailable) as error:
         if isinstance(error, TimeoutError) and await _waits_for_standby(db):
-            raise Unavailable("a commit waits for a synchronous standby that is away") from error
+            raise Unavailable(reasons.STANDBY_AWAY.says) from error
         raise
 
 

@@ -45,7 +45,10 @@ def outages() -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """``unavailable`` for an outage, ``conflict`` for what is to be expected, and ``mistake`` for the rest: ours."""
+    """Return ``disk_full``, ``unavailable`` for any other outage, ``conflict`` for what is to be expected, and
+    ``mistake`` for the rest: ours."""
+    if isinstance(error, asyncpg.DiskFullError) or isinstance(error.__cause__, asyncpg.DiskFullError):
+        return "disk_full"
     if isinstance(error, (Unavailable, *AWAY)):
         return "unavailable"
     state = getattr(error, "sqlstate", None)

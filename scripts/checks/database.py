@@ -23,6 +23,7 @@ from models.postgres.cluster import Cluster
 from models.postgres.hosts import HostAway, dial, hosts
 from models.postgres.identity import Identity
 from scripts import command
+from scripts.checks import replication
 from scripts.checks.disk import room
 
 PATIENCE = 5  # seconds to connect, and for each answer
@@ -35,6 +36,9 @@ LONG = 600  # seconds; /sync shows nothing that is newer than the oldest transac
 ALIVE = 40  # seconds since an instance's last beat (models/presence.py)
 WRAPAROUND = 1_000_000_000  # transactions of 2 billion; autovacuum acts at 200 million
 JOURNAL = 1  # connection beside the pool, for messages
+_ALIVE = "SELECT count(*) FROM instances WHERE beat_at > now() - make_interval(secs => $1)"
+# Sorted on the disk, for it is more than it may have of the memory; nothing of it stays.
+_SPILL = "SELECT count(*) FROM (SELECT repeat(md5(n::text), 8) FROM generate_series(1, 4000) AS n ORDER BY 1) AS r"
 
 PARTS = (
     "reachable",
@@ -44,7 +48,10 @@ PARTS = (
     "encryption",
     "migrations",
     "durability",
+    "isolation",
     "checksums",
+    "replication",
+    "instances",
     "connections",
     "clock",
     "transactions",
@@ -54,7 +61,9 @@ PARTS = (
 )
 
 
-def examination(core: Core) -> Examination:
+def examination(core: Core, instances: int | None = None) -> Examination:
+    """``instances`` is how many servers there should be, where the operator said so."""
+
     async def look() -> AsyncIterator[Finding]:
         dsn = core.database_url.get_secret_value() if core.database_url else embedded.postgres_of(core.mimu_data_dir)
         if dsn is None:
@@ -77,9 +86,12 @@ def examination(core: Core) -> Examination:
         try:
             yield good("reachable", f"PostgreSQL let us in after {took:.0f} ms.")
             yield await _as_the_server(dsn)
-            for part in (_version, _primary, _encryption, _migrations, _durability, _checksums):
+            for part in (_version, _primary, _encryption, _migrations, _durability, _isolation, _checksums):
                 async for finding in part(connection):
                     yield finding
+            async for finding in replication.looked_at(connection):
+                yield finding
+            yield await _instances(connection, instances)
             async for finding in _connections(connection, core.database_max_connections + JOURNAL):
                 yield finding
             for part in (_clock, _transactions, _vacuum, _commits):
@@ -88,6 +100,9 @@ def examination(core: Core) -> Examination:
             own = None if core.database_url else core.mimu_data_dir / "postgres"
             async for finding in _room(connection, own):
                 yield finding
+        except asyncpg.DiskFullError as error:
+            yield wrong("room", *_refused(error))
+            raise Over("its disk is full") from None
         except (asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError, OSError):
             raise Over("PostgreSQL closed the connection") from None
         finally:
@@ -215,12 +230,46 @@ async def _durability(connection: Any) -> AsyncIterator[Finding]:
         yield good("durability", "What was acked is on the disk.")
 
 
+async def _isolation(connection: Any) -> AsyncIterator[Finding]:
+    # As a server's connections have it: of this role, in this database.
+    row = await connection.fetchrow(
+        """SELECT setting, source, quote_ident(current_user) AS role, quote_ident(current_database()) AS name
+           FROM pg_settings WHERE name = 'default_transaction_isolation'"""
+    )
+    if row["setting"] == "read committed":
+        yield good("isolation", "Transactions are read committed.")
+        return
+    setting, role, name = "default_transaction_isolation", row["role"], row["name"]
+    where = {
+        "user": f"ALTER ROLE {role} RESET {setting};",
+        "database": f"ALTER DATABASE {name} RESET {setting};",
+        "database user": f"ALTER ROLE {role} IN DATABASE {name} RESET {setting};",
+        "client": f"DATABASE_URL: remove {setting};",
+    }
+    says = f"Transactions are {row['setting']}: those that meet fail, and clients get errors."
+    do = where.get(row["source"], f"{setting} = 'read committed' in postgresql.conf, and reload;")
+    yield wrong("isolation", says, f"{do} then restart the servers one by one.")
+
+
 async def _checksums(connection: Any) -> AsyncIterator[Finding]:
     if await connection.fetchval("SHOW data_checksums") == "on":
         yield good("checksums", "Pages have checksums.")
     else:
         do = "Stop PostgreSQL and run pg_checksums --enable."
         yield weak("checksums", "Pages have no checksums: a broken disk goes unnoticed.", do)
+
+
+async def _instances(connection: Any, expected: int | None) -> Finding:
+    if await connection.fetchval("SELECT to_regclass('instances')") is None:
+        return skipped("instances", "There is no schema yet.")
+    alive = await connection.fetchval(_ALIVE, ALIVE)
+    says = f"{alive} server{'s have' if alive != 1 else ' has'} been heard of in the last {ALIVE} s"
+    if expected is None:
+        return skipped("instances", f"{says}; --instances N says how many there should be.")
+    if alive < expected:
+        do = "See systemctl status 'mimu@*', or docker compose ps, and start what is down."
+        return wrong("instances", f"{says}, and there should be {expected}.", do)
+    return good("instances", f"{says}.")
 
 
 async def _connections(connection: Any, own: int) -> AsyncIterator[Finding]:
@@ -232,17 +281,16 @@ async def _connections(connection: Any, own: int) -> AsyncIterator[Finding]:
     limits = [row["all_"], *(limit for limit in (row["rolconnlimit"], row["datconnlimit"]) if limit >= 0)]
     servers = 1
     if await connection.fetchval("SELECT to_regclass('instances')") is not None:
-        alive = "SELECT count(*) FROM instances WHERE beat_at > now() - make_interval(secs => $1)"
-        servers = max(1, await connection.fetchval(alive, ALIVE))
+        servers = max(1, await connection.fetchval(_ALIVE, ALIVE))
     needed = servers * own
     says = f"{min(limits)} connections for {servers} server{'s' * (servers > 1)} with {own} each"
     do = "Raise max_connections (or the role's limit), or lower DATABASE_MAX_CONNECTIONS."
     if needed > min(limits):
         yield wrong("connections", f"{says}: too few.", do)
-    elif 2 * needed > min(limits):
-        yield weak("connections", f"{says}: too few in an upgrade, when two of each run.", do)
+    elif needed + own > min(limits):
+        yield weak("connections", f"{says}: too few in an upgrade, when one more may run.", do)
     else:
-        yield good("connections", f"{says}, and again as many in an upgrade.")
+        yield good("connections", f"{says}, and room for one more in an upgrade.")
 
 
 async def _clock(connection: Any) -> AsyncIterator[Finding]:
@@ -299,11 +347,9 @@ async def _commits(connection: Any) -> AsyncIterator[Finding]:
         yield skipped("commits", "This role may not write a line of its own into the log.")
         return
     except TimeoutError:
-        says = f"A commit did not end within {PATIENCE} s, and no message is stored."
-        do = "See whether its disk hangs."
+        says, do = f"A commit did not end within {PATIENCE} s, and no message is stored.", "See whether its disk hangs."
         if await connection.fetchval("SHOW synchronous_standby_names"):
-            says += " It waits for a synchronous standby that is away."
-            do = "Bring the standby back, or take it out of synchronous_standby_names and reload."
+            says, do = f"{says} It waits for a synchronous standby that is away.", reasons.STANDBY_AWAY.do
         yield wrong("commits", says, do)
         return
     middle = statistics.median(took)
@@ -315,6 +361,7 @@ async def _commits(connection: Any) -> AsyncIterator[Finding]:
 
 
 async def _room(connection: Any, folder: Path | None) -> AsyncIterator[Finding]:
+    await _spill(connection)  # a commit may need no new room, and end well on a full disk
     size = await connection.fetchval("SELECT pg_database_size(current_database())")
     if folder is None:
         with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
@@ -324,3 +371,12 @@ async def _room(connection: Any, folder: Path | None) -> AsyncIterator[Finding]:
         yield skipped("room", f"The database takes {size >> 20} MiB; its disk can't be seen from here.")
     else:
         yield room("room", folder, f"The database takes {size >> 20} MiB; ")
+
+
+async def _spill(connection: Any) -> None:
+    """Have PostgreSQL write a MiB to the disk of its tables. Raises DiskFullError."""
+    with contextlib.suppress(asyncpg.ConfigurationLimitExceededError):  # temp_file_limit
+        async with connection.transaction():
+            await connection.execute("SET LOCAL work_mem = '64kB'")
+            await connection.execute("SET LOCAL temp_tablespaces = ''")
+            await connection.fetchval(_SPILL)

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import re
 import resource
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from config import last_backup
 from config.findings import Examination, Finding, good, skipped, weak, wrong
 from config.settings import Core
-from scripts.checks import coturn
+from scripts.checks import backups, coturn
 from scripts.checks.disk import room
 
 PYTHON = (3, 11)
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOCKS = ROOT / "requirements"
+UNIT = Path("/etc/systemd/system/mimu@.service")
 # Sockets, of which each is an open file. Below the first the server runs dry with some hundred phones; from the second
 # on the memory of a small machine ends first (15 KiB each).
 FEW_FILES, FILES = 1024, 16_384
@@ -31,9 +31,7 @@ SPARE = 256  # open files that are no sockets of clients: databases, logs, uploa
 MEMORY = 256 << 20  # bytes: the server itself takes 90 MiB, two password hashes at a time 38, and its sockets the rest
 UNSYNCHRONIZED, TIME_ERROR = 0x40, 5  # linux/timex.h: STA_UNSYNC, and adjtimex's answer for the same
 
-BACKUP_SECONDS = 36 * 3600  # since the last one: each night, and one that took half a day
-
-PARTS = ("python", "packages", "user", "open files", "memory", "disk", "clock", "backup", *coturn.PARTS)
+PARTS = ("python", "packages", "user", "open files", "memory", "disk", "clock", *backups.PARTS, *coturn.PARTS)
 
 
 def examination(core: Core) -> Examination:
@@ -46,8 +44,7 @@ def examination(core: Core) -> Examination:
         folder = next(path for path in (core.mimu_data_dir, *core.mimu_data_dir.absolute().parents) if path.exists())
         yield room("disk", folder, f"{core.mimu_data_dir}: ")
         yield _clock()
-        yield _backup(core, time.time())
-        for finding in coturn.looked_at(core):
+        for finding in (*backups.looked_at(core), *coturn.looked_at(core)):
             yield finding
 
     return Examination("machine", "This machine", PARTS, look)
@@ -97,9 +94,14 @@ def _user() -> Finding:
 
 def _open_files(root: Path) -> Finding:
     found = sorted(servers(root), key=lambda server: server.limit)
+    unit = None if found else _unit_files(UNIT)
     if found:
         least = found[0]
-        soft, who = least.limit, f"The server (process {least.pid}) has {least.open:,} of {least.limit:,} files open:"
+        opened = "may open" if least.open is None else f"has {least.open:,} of"
+        has = f"{opened} {least.limit:,} files" + (" open" if least.open is not None else "")
+        soft, who = least.limit, f"The server (process {least.pid}) {has}:"
+    elif unit is not None:
+        soft, who = unit, f"{unit:,} open files by {UNIT.name}:"
     else:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         who = f"{soft:,} open files, if the server is started as this was:"
@@ -107,31 +109,48 @@ def _open_files(root: Path) -> Finding:
         return good("open files", "There is no limit.")
     says = f"{who} {max(0, soft - SPARE):,} sockets."
     do = "Raise it where the server is started: LimitNOFILE of systemd, ulimits of compose, ulimit -n."
-    if soft < FEW_FILES or any(server.open > FULL * server.limit for server in found):
+    if soft < FEW_FILES or any((server.open or 0) > FULL * server.limit for server in found):
         return wrong("open files", says, do)
     return weak("open files", says, do) if soft < FILES else good("open files", says)
 
 
 class Server(NamedTuple):
-    """A process of this installation's that runs on this machine: how many files it may open, and has open."""
+    """A process of this installation's that runs on this machine: how many files it may open, and has open. That last
+    is None where it may not be seen: under systemd's PrivateUsers each server has a user namespace."""
 
     pid: int
     limit: int
-    open: int
+    open: int | None
+
+
+def _unit_files(unit: Path) -> int | None:
+    """LimitNOFILE of the servers' unit and its drop-ins, the last of which counts; None where there is no such unit."""
+    found = None
+    for path in (unit, *sorted(unit.with_name(f"{unit.name}.d").glob("*.conf"))):
+        with contextlib.suppress(OSError):
+            for said in re.findall(r"(?m)^\s*LimitNOFILE\s*=\s*(\d+)", path.read_text()):
+                found = int(said)
+    return found
 
 
 def servers(root: Path) -> Iterator[Server]:
-    """Those whom this user may look at, by what was started and where (Linux)."""
+    """Those that run here, by what was started and where (Linux); or, where that is hidden, by whose Python it is."""
+    number: int | None
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = (process / "cmdline").read_bytes().split(b"\0")
             if not any(word.rpartition(b"/")[2] == b"server.py" for word in words[1:3]):
                 continue
-            if (process / "cwd").resolve(strict=True) != root:
-                continue
             limit = re.search(r"(?m)^Max open files +(\d+)", (process / "limits").read_text())
-            number = len(list((process / "fd").iterdir()))
-        except OSError:  # somebody else's, or it has ended
+            try:
+                if (process / "cwd").resolve(strict=True) != root:
+                    continue
+                number = len(list((process / "fd").iterdir()))
+            except PermissionError:
+                if not Path(words[0].decode(errors="replace")).is_relative_to(root):
+                    continue  # somebody else's
+                number = None
+        except OSError:  # it has ended
             continue
         if limit:
             yield Server(int(process.name), int(limit[1]), number)
@@ -165,21 +184,6 @@ def _clock() -> Finding:
         return good("clock", "The kernel says that it is kept in time.")
     says = "The kernel knows of nobody who keeps its clock in time."
     return weak("clock", says, "Run chrony or systemd-timesyncd here, or on the host of this container.")
-
-
-def _backup(core: Core, now: float) -> Finding:
-    if not core.production:
-        return skipped("backup", "Development needs none.")
-    found = last_backup.last(core.mimu_data_dir)
-    do = "See journalctl --unit mimu-backup, and docs/operations.md, Backup and restore."
-    if found is None:
-        return weak("backup", f"{core.mimu_data_dir} has no note of a backup by scripts.backup.", do)
-    hours = (now - found.made_at) / 3600
-    if now - found.made_at > BACKUP_SECONDS:
-        return wrong("backup", f"The last backup is {hours:.0f} hours old.", do)
-    if not found.whole:
-        return wrong("backup", "The last backup lacks files that the database has.", do)
-    return good("backup", f"The last backup is {max(0.0, hours):.0f} hours old.")
 
 
 class _Timex(ctypes.Structure):

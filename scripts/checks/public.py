@@ -37,6 +37,8 @@ PARTS = (
     "health",
     "clock",
     "request id",
+    "host",
+    "scheme",
     "hsts",
     "metrics",
     "forwarded",
@@ -165,6 +167,8 @@ async def _health(door: Door, secure: bool) -> AsyncIterator[Finding]:
     else:
         do = "Let the proxy pass X-Request-ID both ways."
         yield weak("request id", "X-Request-ID does not come back.", do)
+    for finding in await _seen(door):
+        yield finding
     if not secure:
         yield skipped("hsts", "The address is not https.")
     elif "max-age" in answer.headers.get("Strict-Transport-Security", ""):
@@ -172,6 +176,34 @@ async def _health(door: Door, secure: bool) -> AsyncIterator[Finding]:
     else:
         do = "Let the proxy add: Strict-Transport-Security: max-age=63072000"
         yield weak("hsts", "There is no Strict-Transport-Security.", do)
+
+
+async def _seen(door: Door) -> list[Finding]:
+    """Whether Mimu knows by which scheme and name clients find it: links and the origin of web apps go by that."""
+    try:
+        answer = await ask(f"{door.url}/health", headers={"Authorization": f"Bearer {door.token}"})
+    except Failed as error:
+        return [skipped(part, f"There was no answer ({type(error).__name__}).") for part in ("host", "scheme")]
+    seen = answer.json.get("seen")
+    url = seen.get("url") if isinstance(seen, dict) else None
+    if not isinstance(url, str):
+        return [skipped(part, "The server there takes no token of ours.") for part in ("host", "scheme")]
+    own, theirs = urlsplit(door.url), urlsplit(url)
+    if _host(own.netloc, own.scheme) == _host(theirs.netloc, own.scheme):
+        host = good("host", f"Mimu knows that it is {own.netloc}.")
+    else:
+        says = f"Mimu takes itself for {theirs.netloc}: addresses of uploads lead there, and web apps open no sockets."
+        do = "Let the proxy pass Host on, with its port (nginx: proxy_set_header Host $http_host)."
+        host = wrong("host", says, do)
+    if own.scheme == theirs.scheme:
+        return [host, good("scheme", f"Mimu knows that clients come by {own.scheme}.")]
+    says = f"Mimu believes that clients come by {theirs.scheme}: addresses of uploads begin so."
+    do = "Let the proxy send X-Forwarded-Proto (nginx: proxy_set_header X-Forwarded-Proto $scheme) and be in "
+    return [host, wrong("scheme", says, f"{do}TRUSTED_PROXIES.")]
+
+
+def _host(netloc: str, scheme: str) -> str:
+    return netloc.lower().removesuffix({"https": ":443", "http": ":80"}[scheme])
 
 
 def _ours(answer: Answer) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import grp
 import ipaddress
+import os
 import pwd
 import re
 import stat
@@ -208,9 +210,33 @@ def _files(named: Mapping[str, Any], values: Mapping[str, str], env_file: Path) 
             # A certificate is for everybody; what else has this name is a key.
             if mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP) and path != named.get("PUSH_CA_FILE"):
                 says = f"{path} is open to more than its owner ({mode:04o})."
-                # A root:mimu file is read by scripts through its group: with 600 they would end.
-                how = "g-w,o=" if held.st_gid != _own_group(held.st_uid) else "600"
-                yield wrong("files", says, f"Run: chmod {how} {path}")
+                yield wrong("files", says, _closed(path, held, _server(named["MIMU_DATA_DIR"])))
+
+
+def _server(data: Path) -> tuple[int, int]:
+    """User and group of the servers: those of the data folder, else ours."""
+    with contextlib.suppress(OSError):
+        held = data.stat()
+        return held.st_uid, held.st_gid
+    return os.geteuid(), os.getegid()
+
+
+def _closed(path: Path, held: os.stat_result, server: tuple[int, int]) -> str:
+    """How to close a file so that the servers' user, who runs the scripts, too, can read it afterwards: with 600 on a
+    file of root's they would end with 78."""
+    uid, gid = server
+    if held.st_gid != _own_group(held.st_uid):  # which was given to it on purpose, as root:mimu
+        return f"Run: chmod g-w,o= {path}"
+    if held.st_uid == uid:
+        return f"Run: chmod 600 {path}"
+    return f"Run: chgrp {_group(gid)} {path} && chmod 640 {path}"
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def _own_group(uid: int) -> int | None:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 from tornado import netutil
 
 from tests.deploy.relay import free_port
-from tests.providers.certificates import certified
+from tests.providers.certificates import DAY, certified
 from tests.running import ROOT, json_lines
 
 SHIPPED = ROOT / "config" / "deploy" / "nginx"
@@ -92,9 +93,9 @@ def here(folder: Path, port: int, http_port: int) -> None:
         main.write_text(re.sub(r"(?m)^user .*$", "", main.read_text()))
 
 
-def certificates(folder: Path) -> Path:
+def certificates(folder: Path, ends: timedelta = DAY) -> Path:
     """Put fullchain.pem and privkey.pem there, as certbot does; the authority's certificate."""
-    authority, _ = certified(folder, names=(HOST, FILES_HOST, "127.0.0.1"))
+    authority, _ = certified(folder, ends=ends, names=(HOST, FILES_HOST, "127.0.0.1"))
     for name in ("fullchain.pem", "privkey.pem"):
         shutil.copy(folder / "server.pem", folder / name)
     return authority
@@ -110,12 +111,14 @@ def folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def proxying(*servers: str, files: str = "", changes: Mapping[str, str] | None = None) -> Iterator[Proxy]:
+def proxying(
+    *servers: str, files: str = "", changes: Mapping[str, str] | None = None, ends: timedelta = DAY
+) -> Iterator[Proxy]:
     """nginx before these servers (``host:port``), with the shipped configuration in which only ``changes`` are made
-    (a line, and what stands in its place, both without their semicolons)."""
+    (a line, and what stands in its place, both without their semicolons). Its certificate ends so long from now."""
     nginx = program()
     with folder() as place:
-        authority = certificates(place)
+        authority = certificates(place, ends)
         (place / "acme").mkdir()
         done = render(
             place,

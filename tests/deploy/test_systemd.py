@@ -176,3 +176,31 @@ async def test_backups_run_within_what_their_unit_leaves_them(services: Services
         assert code == 0
     assert [path.suffix for path in (tmp_path / "mimu-keys").iterdir()] == [".tar"]
     assert list((tmp_path / "mimu").glob("mimu-*/manifest.json"))
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_the_doctor_looks_within_what_its_unit_leaves_it(services: Services, tmp_path: Path) -> None:
+    analyze()
+    unit = UNITS / "mimu-doctor.service"
+    [command] = settings(unit)["ExecStart"]
+    module = command.replace("/etc/mimu/mimu.env", "/dev/null").split("bin/python ")[1].split()
+    chosen = ["--only", "settings,machine,database,redis,storage,turn,nginx", "--json"]
+    async with place(services) as home:
+        data = tmp_path / "data"
+        (data / "files").mkdir(parents=True, mode=0o700)
+        (data / "files").chmod(0o700)
+        variables = {"PATH": "/usr/bin:/bin", **home.environment, "MIMU_DATA_DIR": str(data), "TURN_HOST": "127.0.0.1"}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, CONFINED, str(unit), sys.executable, *module, *chosen),
+            env=variables,
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await asyncio.wait_for(process.communicate(), 50)
+        if process.returncode == CAN_NOT:
+            pytest.skip("NOT TESTED that the doctor runs as its unit confines it")
+    said = json.loads(out)
+    assert not [one for one in said["findings"] if "stumbled" in one["says"]]
+    states = {(one["examination"], one["part"]): one["state"] for one in said["findings"]}
+    for seen in (("database", "commits"), ("redis", "channels"), ("storage", "round trip"), ("database", "isolation")):
+        assert states[seen] in ("good", "weak"), seen

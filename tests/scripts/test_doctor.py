@@ -21,7 +21,7 @@ from config.findings import CLOCK_WEAK, CLOCK_WRONG, Examination, Finding, Over,
 from config.settings import environment
 from models.postgres import migrations
 from scripts import doctor
-from scripts.checks import examined, machine
+from scripts.checks import examined, machine, nginx
 from tests import canaries
 from tests.deploy.relay import SHIPPED, folder, relaying
 from tests.providers.certificates import certified
@@ -86,6 +86,8 @@ async def test_a_healthy_installation_is_found_well(services: Services, tmp_path
     assert skipped == {
         ("settings", "names"),
         ("database", "room"),
+        ("database", "instances"),
+        *(("nginx", part) for part in nginx.PARTS),
         ("turn", "peers of IPv6"),
         ("turn", "relays"),  # we stand where it relays nothing
         ("payments", "stripe"),
@@ -96,7 +98,7 @@ async def test_a_healthy_installation_is_found_well(services: Services, tmp_path
     well = not any(row["state"] == "wrong" for row in rows.values())
     assert (ended.code, ended.json["well"]) == (0 if well else 1, well)
     assert {key[0] for key in rows} == {
-        "settings", "machine", "database", "redis", "storage", "payments", "push", "turn", "public",
+        "settings", "machine", "database", "redis", "storage", "payments", "push", "turn", "nginx", "public",
     }  # fmt: skip
     assert all(row.keys() == {"examination", "part", "state", "says", "do"} for row in ended.json["findings"])
     assert sum(ended.json["counts"].values()) == len(ended.json["findings"])
@@ -366,7 +368,7 @@ async def test_the_machine_is_looked_at(tmp_path: Path) -> None:
     found = await examine({"MIMU_DATA_DIR": str(tmp_path / "not" / "yet")}, "machine")
     assert found.states("machine").keys() == {
         *("python", "packages", "user", "open files", "memory", "disk", "clock"),
-        *("backup", "coturn's file", "coturn's start"),
+        *("backup", "backup access", "backup keys", "coturn's file", "coturn's start"),
     }
     assert found["machine", "python"].state == "good"
     assert found["machine", "user"].state == ("weak" if os.geteuid() == 0 else "good")

