@@ -26,7 +26,7 @@ from config.findings import Examination, Finding, Over, wrong
 from config.keyring import KeyringFile
 from config.settings import ENV_FILE, Core, SettingsError
 from config.storage import StorageSettings
-from handlers.hub import PING_EVERY
+from handlers.sockets.hub import PING_EVERY
 from handlers.tokens import Tokens
 from scripts import command
 from scripts.checks import database, examined, machine, nginx, public, redis, settings, storage

@@ -19,7 +19,7 @@ import asyncpg
 import pytest
 
 from config import embedded
-from models import migrations
+from models.postgres import migrations
 from server import Server
 from tests import canaries
 from tests.deploy import nginx

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from config import embedded, last_backup
-from models import migrations
+from models.postgres import migrations
 from tests import canaries
 from tests.deploy import nginx
 from tests.deploy.relay import SHIPPED, relaying

@@ -25,8 +25,8 @@ from redis.exceptions import ResponseError
 from config import embedded, reasons, urls
 from models import database
 from models.database import Database, Unavailable
-from models.fitness import takes_writes
 from models.postgres import pool
+from models.postgres.fitness import takes_writes
 from tests import canaries
 from tests.deploy.nginx import folder
 from tests.deploy.relay import free_port
