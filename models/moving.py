@@ -81,6 +81,7 @@ def journal(folder: Path, name: str) -> Iterator[Journal]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise MoveError("files are being moved there already, by another process") from None
+        file.write("\n")  # after a line that a crash has cut off
         way = folder / f"{name}.files"  # what a killed run left there is copied again
         shutil.rmtree(way, ignore_errors=True)
         way.mkdir(mode=0o700)

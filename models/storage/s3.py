@@ -38,9 +38,7 @@ GET_SECONDS = 300  # to begin with: S3 looks at the time when a request comes, n
 # S3 takes parts of 5 MiB and more, 10,000 of them; a larger part costs more when a connection breaks.
 PART_SIZE, MAX_PARTS = 8 << 20, 10_000
 READ_SIZE = 8 << 20  # of an object that is hashed: what one costs in memory
-COPIED_AT_ONCE = (
-    2  # parts of 5 MiB of a file that is put back, all of which are in memory; several files are, at a time
-)
+COPIED_AT_ONCE = 2  # parts of 5 MiB of one file that is copied in, all in memory; several files are, at a time
 FRESH = 1.0  # seconds; what begins asks whether the storage is there, for what is retried takes long to fail
 
 _OPAQUE = {"response-content-type": "application/octet-stream", "response-content-disposition": "attachment"}
