@@ -187,13 +187,14 @@ async def test_a_run_that_broke_off_goes_on(
         with moving.journal(tmp_path / "moving", "there") as notes, pytest.raises(OSError, match="network"):
             await moving.move(connection, old, Stopping(new, 12), notes, str, verify=False)  # type: ignore[arg-type]
         there = [key for key in keys if await new.size(key)]
-        assert len(there) == 12
+        assert 12 - moving.AT_ONCE < len(there) <= 12, "those under way were broken off"
         await connection.execute("DELETE FROM files WHERE storage_key = $1", there[3])
         with moving.journal(tmp_path / "moving", "there") as notes:
             with pytest.raises(moving.MoveError), moving.journal(tmp_path / "moving", "there"):
                 pytest.fail("two at once")
             done = await moving.move(connection, old, new, notes, str, verify=False)
-            assert (done.copied, done.present, done.removed) == (18, 11, 1)
+            assert (done.copied + done.present, done.removed) == (29, 1)
+            assert done.present >= len(there) - 1
             assert list(notes.folder.iterdir()) == []
         assert [key for key in keys if not await new.size(key)] == [there[3]]
 
