@@ -1,7 +1,10 @@
 # Mimu's server. Build: docker build -t mimu . -- everything else it needs stands in docker-compose.yml.
 
+# The PostgreSQL that compose runs: its version, and Debian's. The client of it must not need a newer Debian than the image has.
+ARG POSTGRES_TAG=16-bookworm
+
 # The first stage may have compilers and pip; nothing of it but the installed packages reaches the image.
-FROM python:3.12-slim-bookworm AS build
+FROM python:3.13-slim-trixie AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY requirements/server.txt /build/server.txt
 # Each file that comes from outside must have a hash of the lock. What is built from source here can't have one, so the
@@ -12,18 +15,18 @@ RUN pip wheel --require-hashes --requirement /build/server.txt --wheel-dir /buil
 
 # pg_dump and pg_restore of the PostgreSQL that compose runs, for scripts.backup and scripts.restore: Debian's own are
 # older than that server. They bring their libraries, and keep them to themselves.
-FROM postgres:16-bookworm AS postgres
+FROM postgres:${POSTGRES_TAG} AS postgres
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN mkdir -p /client/bin /client/lib /client/libexec \
-    && cp /usr/lib/postgresql/16/bin/pg_dump /usr/lib/postgresql/16/bin/pg_restore /client/libexec/ \
+    && cp /usr/lib/postgresql/*/bin/pg_dump /usr/lib/postgresql/*/bin/pg_restore /client/libexec/ \
     && ldd /client/libexec/* | awk '$3 ~ "^/" && $1 !~ "^lib(c|m|dl|rt|pthread|resolv)[.]so" {print $3}' \
        | sort -u | xargs cp -L -t /client/lib \
     && for name in pg_dump pg_restore; do \
        printf '#!/bin/sh\nLD_LIBRARY_PATH=%s/lib exec %s/libexec/%s "$@"\n' \
-           /usr/lib/postgresql/16 /usr/lib/postgresql/16 "$name" > "/client/bin/$name"; done \
+           /usr/lib/postgresql/client /usr/lib/postgresql/client "$name" > "/client/bin/$name"; done \
     && chmod 755 /client/bin/*
 
-FROM python:3.12-slim-bookworm
+FROM python:3.13-slim-trixie
 ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="mimu" \
@@ -41,8 +44,8 @@ RUN groupadd --system --gid 10001 mimu \
     && python -m pip uninstall --yes --quiet --root-user-action=ignore pip
 
 COPY --from=build /opt/mimu /opt/mimu
-COPY --from=postgres /client /usr/lib/postgresql/16
-RUN /usr/lib/postgresql/16/bin/pg_dump --version && /usr/lib/postgresql/16/bin/pg_restore --version
+COPY --from=postgres /client /usr/lib/postgresql/client
+RUN /usr/lib/postgresql/client/bin/pg_dump --version && /usr/lib/postgresql/client/bin/pg_restore --version
 WORKDIR /app
 # Owned by root: the server can read its code and not change it.
 COPY mimu server.py turnserver.conf ./

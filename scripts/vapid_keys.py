@@ -57,7 +57,8 @@ def main() -> int:
     try:
         values = environment(asked.env_file)
     except SettingsError as error:
-        parser.error(str(error))
+        print("\n".join(error.faults), file=sys.stderr)
+        return command.WRONG_SETTINGS
     if asked.file is None:
         named = values.get("VAPID_PRIVATE_KEY_FILE")
         if named is None:

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Some tests need programs that pip doesn't bring: coturn, which relays calls, Chromium, which makes some and shows /docs, nginx with
-# envsubst, which is the proxy, systemd, which judges its units, and Prometheus, which reads the metrics. Install from the
-# system's packages what is missing, when we may; nothing is asked. Say what could not be installed.
+# envsubst, which is the proxy, systemd, which judges its units, Prometheus, which reads the metrics, and PgBouncer, HAProxy and
+# Redis (which speaks TLS), between which and a server docs/connections.md is tried. Install from the system's packages what is
+# missing, when we may; nothing is asked. Say what could not be installed.
 
 missing() {
     case $1 in
@@ -12,11 +13,13 @@ missing() {
         gettext-base) ! command -v envsubst ;;
         systemd) ! command -v systemd-analyze ;;
         pgbouncer) ! { command -v pgbouncer || [ -x /usr/sbin/pgbouncer ]; } ;;
+        haproxy) ! { command -v haproxy || [ -x /usr/sbin/haproxy ]; } ;;
+        redis-server) ! command -v redis-server ;;
     esac >/dev/null 2>&1
 }
 
 wanted=
-for package in coturn chromium nginx gettext-base systemd prometheus pgbouncer; do
+for package in coturn chromium nginx gettext-base systemd prometheus pgbouncer haproxy redis-server; do
     if missing $package; then wanted="$wanted $package"; fi
 done
 
@@ -41,7 +44,7 @@ if [ -n "$wanted" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1;
         esac
         RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $package </dev/null >/dev/null 2>&1
     done
-    for service in nginx prometheus pgbouncer; do
+    for service in nginx prometheus pgbouncer haproxy redis-server; do
         case $wanted in
             *$service*) systemctl disable "$service" >/dev/null 2>&1 || true ;;
         esac
@@ -61,7 +64,13 @@ if missing systemd; then
     echo "WARNING: systemd-analyze is not installed; the tests of the units WILL BE SKIPPED." >&2
 fi
 if missing pgbouncer; then
-    echo "WARNING: PgBouncer is not installed; the test of what it refuses WILL BE SKIPPED." >&2
+    echo "WARNING: PgBouncer is not installed; the tests of what it refuses and passes on WILL BE SKIPPED." >&2
+fi
+if missing haproxy; then
+    echo "WARNING: HAProxy is not installed; the test of Sentinels behind it WILL BE SKIPPED." >&2
+fi
+if missing redis-server; then
+    echo "WARNING: Redis is not installed; the test of its TLS WILL BE SKIPPED." >&2
 fi
 if missing prometheus; then
     echo "WARNING: Prometheus is not installed; the tests of metrics and alerts WILL BE SKIPPED." >&2

@@ -135,6 +135,14 @@ class Machine:
         finally:
             await connection.close()
 
+    async def rows(self, sql: str) -> list[asyncpg.Record]:
+        connection = await self.connect()
+        try:
+            found: list[asyncpg.Record] = await connection.fetch(sql)
+            return found
+        finally:
+            await connection.close()
+
     async def promote(self) -> None:
         """Make a primary of a standby; returns when it takes writes."""
         await self.value("SELECT pg_promote(true, 30)")

@@ -218,7 +218,15 @@ def test_of_two_headings_of_one_name_the_second_has_a_number(tmp_path: Path) -> 
 ROOMS = ("config", "docs", "handlers", "migrations", "models", "plugins", "requirements", "scripts", "tests")
 PLACE = re.compile(rf"(?:{'|'.join(ROOMS)})/[\w./-]*|[\w-]+\.(?:py|conf|cfg|toml|md|yml)|Makefile|Dockerfile")
 # Files that are made where it runs, of other programs, or of a feature that a reader is to write.
-ELSEWHERE = {"nginx.conf", "turnserver.conf", "valkey.conf", "redis.conf", "pg_hba.conf", "postgresql.conf"}
+ELSEWHERE = {
+    "nginx.conf",
+    "sentinel.conf",
+    "turnserver.conf",
+    "valkey.conf",
+    "redis.conf",
+    "pg_hba.conf",
+    "postgresql.conf",
+}
 
 
 def mentioned(text: str) -> Iterator[str]:

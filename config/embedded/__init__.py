@@ -156,8 +156,8 @@ def _check_version(data: Path) -> None:
     if version != MAJOR:
         holds = f"data of PostgreSQL {version}" if version else "no PostgreSQL data"
         raise EmbeddedError(
-            f"{data} holds {holds}; the embedded one is PostgreSQL {MAJOR}. Move that folder away and restore a dump "
-            "into a new one, or set DATABASE_URL to a server that reads it."
+            f"{data} holds {holds}; the embedded one is PostgreSQL {MAJOR}. Restore a backup into a new folder, as "
+            "docs/moving.md says, or set DATABASE_URL to a server that reads it."
         )
 
 

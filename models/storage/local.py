@@ -143,11 +143,18 @@ class LocalStorage:
             with contextlib.suppress(FileNotFoundError):
                 part.rename(path)
                 _sync(path.parent)
-            with contextlib.suppress(FileNotFoundError):
-                return path.stat().st_size
-            return None
+            return self._size(place.key)
 
         return await self.run(publish)
+
+    async def size(self, key: str) -> int | None:
+        return await self.run(lambda: self._size(key))
+
+    def _size(self, key: str) -> int | None:
+        try:
+            return self.path(key).stat().st_size
+        except FileNotFoundError:
+            return None
 
     async def digest(self, key: str) -> bytes:
         def read() -> bytes:

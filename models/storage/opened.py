@@ -15,3 +15,10 @@ def storage(settings: StorageSettings, data_dir: Path) -> Storage:
     if settings.s3_endpoint is None:
         return LocalStorage(data_dir / "files")
     return S3Storage(settings, data_dir / "spool")
+
+
+def name(settings: StorageSettings, data_dir: Path) -> str:
+    """Which storage that is, for operators."""
+    if settings.s3_endpoint is None:
+        return f"the folder {(data_dir / 'files').absolute()}"
+    return f"the bucket {settings.s3_bucket} at {settings.s3_endpoint}"

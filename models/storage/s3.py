@@ -38,6 +38,7 @@ GET_SECONDS = 300  # to begin with: S3 looks at the time when a request comes, n
 # S3 takes parts of 5 MiB and more, 10,000 of them; a larger part costs more when a connection breaks.
 PART_SIZE, MAX_PARTS = 8 << 20, 10_000
 READ_SIZE = 8 << 20  # of an object that is hashed: what one costs in memory
+COPIED_AT_ONCE = 2  # parts of 5 MiB of one file that is copied in, all in memory; several files are, at a time
 FRESH = 1.0  # seconds; what begins asks whether the storage is there, for what is retried takes long to fail
 
 _OPAQUE = {"response-content-type": "application/octet-stream", "response-content-disposition": "attachment"}
@@ -162,9 +163,12 @@ class S3Storage:
             await self.multipart.complete(key, place.upload_id, place.etags)
         if place.resumable:
             await self.remove_tails(key)
+        return await self.size(key)
+
+    async def size(self, key: str) -> int | None:
         with _troubles():
             try:
-                return (await obstore.head_async(self.objects, key))["size"]
+                return (await obstore.head_async(self.objects, proven(key)))["size"]
             except FileNotFoundError:
                 return None
 
@@ -205,7 +209,7 @@ class S3Storage:
     async def copy_in(self, key: str, source: Path) -> None:
         await self.check()
         with _troubles():
-            await obstore.put_async(self.objects, proven(key), source)
+            await obstore.put_async(self.objects, proven(key), source, max_concurrency=COPIED_AT_ONCE)
 
     async def remove_tails(self, key: str, kept: str | None = None) -> None:
         with _troubles():

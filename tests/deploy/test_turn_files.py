@@ -20,6 +20,7 @@ from tests.running import ROOT
 from tests.scripts.program import script
 
 CHECK = ROOT / "config" / "deploy" / "coturn" / "check.sh"
+SERVICES = ("nginx", "prometheus", "pgbouncer", "haproxy", "redis-server")
 INSTALL = ROOT / "tests" / "install_programs.sh"
 NOBODY = 65534
 
@@ -222,7 +223,7 @@ def test_what_the_tests_install_starts_neither_now_nor_at_the_next_start(systemd
     assert not policy.exists(), "the machine's own affairs are as before"
     assert mask.is_symlink()
     if systemd:
-        disabled = [f"disable {name}" for name in ("nginx", "prometheus", "pgbouncer") if name in packages]
+        disabled = [f"disable {name}" for name in SERVICES if name in packages]
         assert (tmp_path / "systemctl").read_text().splitlines() == disabled
 
 
