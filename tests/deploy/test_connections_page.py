@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
 from config import reasons
-from models import migrations
+from models.postgres import migrations
 from tests.client import Account
 from tests.deploy.connecting import PAGE, PASSWORD, block, blocks, installed, pgbouncer, running, talks, url, valkey
 from tests.deploy.nginx import folder
