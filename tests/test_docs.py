@@ -55,6 +55,7 @@ WORDS = {
     "PR_SET_PDEATHSIG",
     "CONCURRENTLY",
     "CREATEDB",
+    "MIMU_ENV_FILE",
     "RUST_LOG",
     "GREETING",
 }
