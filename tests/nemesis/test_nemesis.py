@@ -11,7 +11,7 @@ import pytest
 
 from tests.client import Account, Answer, ask, b64
 from tests.plugins.chatting import message
-from tests.running import Services
+from tests.running import Place, Services, place, serving
 from tests.test_failover import cluster_server, eventually, folder, pair_of_machines
 
 __all__ = ["folder"]
@@ -91,3 +91,37 @@ async def test_no_repetition_is_acknowledged_before_it_is_replicated(services: S
 
             for name in changes:
                 await eventually(lambda name=name: done(name))
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_a_late_commit_is_announced_by_whichever_instance_it_is_repeated_to(
+    services: Services, folder: Path
+) -> None:
+    async with pair_of_machines(folder) as (made, first, second), place(services) as shared:
+        await first.set("synchronous_standby_names", "*")
+        there = Place(made.dsn(), shared.redis)
+        async with (
+            serving(there, MIMU_DATA_DIR=str(folder / "one")) as one,
+            serving(there, MIMU_DATA_DIR=str(folder / "other")) as other,
+        ):
+            alice, bob = await Account(one_time=0).register(one.url), await Account(one_time=0).register(other.url)
+            chat = (await alice.post("/chats", {"type": "direct", "participants": [bob.public_id]})).json["id"]
+            async with bob.socket() as his:
+                for again in (one, other):
+                    body = message(f"late, then sent to {again.port}")
+                    second.freeze()
+                    try:
+                        answer = await alice.post(f"/chats/{chat}/messages", body)
+                        assert (answer.status, answer.code) == (503, "unavailable")
+                        ready = await ask(other.url, "GET", "/health/ready")
+                        assert (ready.status, ready.json["database"]) == (503, "error")
+                    finally:
+                        second.thaw()
+                    await asyncio.sleep(1)
+
+                    async def acknowledged(url: str = again.url, body: Any = body) -> Any:
+                        repeated = await ask(url, "POST", f"/chats/{chat}/messages", body, alice.token)
+                        return repeated.status == 200 and repeated.json["id"]
+
+                    known = await eventually(acknowledged)
+                    assert (await his.expect("message_new"))["message"]["id"] == known
