@@ -19,7 +19,8 @@ _SESSIONS = """
 SELECT concat_ws(' ', state, wait_event_type, wait_event, round(extract(epoch FROM now() - backend_start)), 's')
 FROM pg_stat_activity
 WHERE application_name LIKE 'mimu/%' AND now() - backend_start > make_interval(secs => $1)
-  AND wait_event IS DISTINCT FROM 'SyncRep'  -- that one's client has gone; it waits for a standby before it sees that
+  -- Of these the client has gone; they wait for a standby, or for one that does, before they see that.
+  AND coalesce(wait_event, '') <> 'SyncRep' AND coalesce(wait_event_type, '') <> 'Lock'
 """
 _WRITES = "SELECT (SELECT count(*) FROM messages) + (SELECT count(*) FROM chat_events)"
 
