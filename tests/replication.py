@@ -27,6 +27,7 @@ SETTINGS = {
     "fsync": "off",  # processes are killed here, not machines
     "wal_level": "replica",
     "hot_standby": "on",
+    "wal_keep_size": "256MB",
     "wal_receiver_status_interval": "1s",
     "wal_retrieve_retry_interval": "200ms",
     "log_min_messages": "warning",
@@ -62,6 +63,11 @@ async def _run(*command: str | Path) -> None:
     )  # fmt: skip
     said, _ = await process.communicate()
     assert process.returncode == 0, said.decode()
+
+
+def source(primary: Machine, name: str) -> str:
+    """What a standby of that name connects to its primary with."""
+    return f"host=127.0.0.1 port={primary.port} user=mimu password={PASSWORD} application_name={name}"
 
 
 class Machine:
@@ -125,6 +131,10 @@ class Machine:
         with contextlib.suppress(FileNotFoundError):
             (self.data / "postmaster.pid").unlink()
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     async def connect(self) -> asyncpg.Connection:
         return await asyncpg.connect(f"postgresql://mimu:{PASSWORD}@{self.spec}/{self._database}", timeout=5)
 
@@ -146,6 +156,26 @@ class Machine:
     async def promote(self) -> None:
         """Make a primary of a standby; returns when it takes writes."""
         await self.value("SELECT pg_promote(true, 30)")
+
+    async def set(self, name: str, value: str) -> None:
+        """Set a parameter that a reload is enough for; it stays in the data, and so in copies of them."""
+        quoted = value.replace("'", "''")
+        await self.value(f"ALTER SYSTEM SET {name} = '{quoted}'")
+        await self.value("SELECT pg_reload_conf()")
+
+    async def follow(self, primary: Machine) -> None:
+        """Have a standby receive from this primary from now on."""
+        await self.set("primary_conninfo", source(primary, self.name))
+
+    async def received(self) -> int:
+        """How far a standby has received the log, in bytes."""
+        sql = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn"
+        return int(await self.value(sql))
+
+    def stand_alone(self) -> None:
+        """While it is stopped: let it wait for no standby when it starts, as if nothing had happened."""
+        with (self.data / "postgresql.auto.conf").open("a") as conf:
+            conf.write("synchronous_standby_names = ''\n")
 
     async def caught_up(self, primary: Machine) -> None:
         """Wait until a standby has replayed what its primary has written."""
@@ -187,13 +217,17 @@ class Machines:
 
     async def standby(self, primary: Machine, name: str) -> Machine:
         machine = self._new(name)
-        source = f"host=127.0.0.1 port={primary.port} user=mimu password={PASSWORD} application_name={name}"
+        await self.copy(primary, machine)
+        return machine
+
+    async def copy(self, primary: Machine, machine: Machine) -> None:
+        """Make a standby of a machine that doesn't run, whatever it was."""
+        shutil.rmtree(machine.data, ignore_errors=True)
         await _run(
-            _program("pg_basebackup"), "-D", machine.data, "-d", source, "--write-recovery-conf", "--wal-method=stream",
-            "--checkpoint=fast", "--no-sync",
+            _program("pg_basebackup"), "-D", machine.data, "-d", source(primary, machine.name), "--write-recovery-conf",
+            "--wal-method=stream", "--checkpoint=fast", "--no-sync",
         )  # fmt: skip
         await machine.start()
-        return machine
 
 
 @contextlib.asynccontextmanager

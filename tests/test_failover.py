@@ -181,6 +181,49 @@ async def test_a_primary_that_froze_while_nothing_was_asked_is_left_when_it_thaw
             assert await hosts_of(db) == {second.port}
 
 
+@pytest.mark.gen_test(timeout=60)
+async def test_a_standby_that_is_promoted_during_an_election_wins_it(folder: Path) -> None:
+    """The silent former primary has until the end of it to answer; who has answered may have been promoted since."""
+    async with pair_of_machines(folder) as (made, first, second):
+        first.freeze()
+        try:
+            election = asyncio.ensure_future(Cluster(made.dsn()).elect())
+            await asyncio.sleep(0.2)
+            await second.promote()
+            promoted = time.monotonic()
+            assert str(await election) == second.spec
+            assert time.monotonic() - promoted < 1.5
+        finally:
+            first.thaw()
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_who_waits_for_an_epoch_asks_no_other_host(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with pair_of_machines(folder) as (made, first, _):
+        db = Database(await fenced(made.dsn(), folder / "data"), 4)
+        Epoch(db)
+        async with db.open():
+            settle, asked = db.cluster.settle, 0
+            assert settle is not None
+
+            async def slowly(cluster: Cluster, host: Any) -> None:
+                await asyncio.sleep(0.8)
+                await settle(cluster, host)
+
+            async def elect() -> Any:
+                nonlocal asked
+                asked += 1
+                raise OSError("all hosts are asked")
+
+            await first.value("UPDATE sync_epoch SET place = '' RETURNING 1")
+            monkeypatch.setattr(db.cluster, "settle", slowly)
+            monkeypatch.setattr(db.cluster, "elect", elect)
+            connections = await asyncio.gather(*(db.cluster.connect() for _ in range(3)))
+            assert asked == 0
+            for connection in connections:
+                connection.terminate()
+
+
 @pytest.mark.gen_test(timeout=120)
 async def test_of_two_standbys_that_were_both_promoted_one_is_used(services: Services, folder: Path) -> None:
     async with pair_of_machines(folder) as (made, first, second), place(services) as shared:

@@ -128,7 +128,11 @@ async def advance(
                 "SELECT 1 FROM chat_participants WHERE chat_id = $1 AND user_id = $2 FOR NO KEY UPDATE", *given[:2]
             )
             row = await db.row(_ADVANCE, *given, False)
-    return None if row is None else (_advance(row), None)
+    if row is None:
+        return None
+    if not row["moved"]:  # it may be a repetition of one that was given up while it waited for the standby
+        await db.replicated()
+    return _advance(row), None
 
 
 def _advance(row: Row) -> Advance:

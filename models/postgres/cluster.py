@@ -83,20 +83,23 @@ class Cluster:
             return await self._admitted(self.hosts[0], options)
         if self.current is not None:
             with contextlib.suppress(*_ERRORS):
-                async with asyncio.timeout(HOST_SECONDS):
-                    return await self._admitted(self.current, options)
+                async with asyncio.timeout(HOST_SECONDS) as limit:
+                    return await self._admitted(self.current, options, limit)
         return await self._admitted(await self.elect(), options)
 
     async def pooled(self, *_: object, **options: Any) -> asyncpg.Connection:
         """The same for asyncpg's pool, whose own URL has no say."""
         return await self.connect(**options)
 
-    async def _admitted(self, host: Host, options: dict[str, Any]) -> asyncpg.Connection:
-        """A connection to a host that is the database. Raises what ``connect`` does."""
+    async def _admitted(
+        self, host: Host, options: dict[str, Any], limit: asyncio.Timeout | None = None
+    ) -> asyncpg.Connection:
+        """A connection to a host that is the database. Raises what ``connect`` does. ``limit`` ends when the host has
+        answered, and an epoch has to be begun there."""
         connection = await dial(self.dsn, host, **options)
         try:
             with named(host):
-                seen = await self._admit(host, connection)
+                seen = await self._admit(host, connection, limit)
         except BaseException:
             connection.terminate()
             raise
@@ -112,7 +115,7 @@ class Cluster:
     def _closed(self, connection: Any) -> None:
         self._open.pop(connection, None)
 
-    async def _admit(self, host: Host, connection: asyncpg.Connection) -> Identity:
+    async def _admit(self, host: Host, connection: asyncpg.Connection, limit: asyncio.Timeout | None) -> Identity:
         """Let a connection in, or raise HostRefused. The fence moves to what is newer, and an epoch is begun where one
         is due: what is stored before would be counted by the former."""
         seen = await identify(connection)
@@ -121,6 +124,8 @@ class Cluster:
             await self.fence.load()  # another instance may have begun the epoch, here or on a second primary
         self._refuse_behind(host, seen)
         if due:
+            if limit is not None and not limit.expired():
+                limit.reschedule(None)
             await self.begin(host)
             seen = await identify(connection)
             self._refuse_behind(host, seen)
@@ -191,32 +196,37 @@ class Cluster:
     async def _elect(self) -> Host:
         asked = {asyncio.create_task(self.ask(host)): host for host in self.hosts}
         found: list[tuple[Host, Identity]] = []
-        errors: list[tuple[Host, Exception]] = []
+        errors: dict[Host, Exception] = {}
         ends = time.monotonic() + ELECTION_SECONDS
         waiting = set(asked)
         try:
             while waiting and time.monotonic() < ends:
-                # Everybody gets the time of a host; once there is somebody, the silent are not waited for any longer.
+                # Each gets the time of a host. Once there is a database, the silent are not waited for any longer.
                 seconds = min(HOST_SECONDS, ends - time.monotonic())
                 done, waiting = await asyncio.wait(waiting, timeout=max(0, seconds), return_when=asyncio.ALL_COMPLETED)
-                for task in done:
-                    await self._hear(asked[task], task, found, errors)
+                standbys = [asked[task] for task in done if await self._hear(asked[task], task, found, errors)]
                 if found:
                     break
+                # A standby may be promoted while a silent host is waited for.
+                if waiting:
+                    again = {asyncio.create_task(self.ask(host, HOST_SECONDS)): host for host in standbys}
+                    asked |= again
+                    waiting |= set(again)
         finally:
             for task in waiting:
                 task.cancel()
-        errors += [(asked[task], HostAway(f"{asked[task]}: TimeoutError: no answer in time")) for task in waiting]
-        errors.sort(key=lambda error: self.hosts.index(error[0]))
+        for task in waiting:
+            errors.setdefault(asked[task], HostAway(f"{asked[task]}: TimeoutError: no answer in time"))
+        said = sorted(errors.items(), key=lambda error: self.hosts.index(error[0]))
         if not found:
-            raise _none(errors)
+            raise _none(said)
         host, seen = max(found, key=lambda one: self._rank(*one))
         for other, theirs in found:
             if other != host:
                 reason = behind(Mark.of(theirs), Mark.of(seen))
                 if reason is not None:  # else it is one host by two names, or a twin that the next epoch tells apart
                     self._note_refusal(other, reason, theirs)
-        self._choose(host, errors)
+        self._choose(host, said)
         return host
 
     async def ask(self, host: Host, seconds: float = ELECTION_SECONDS) -> Identity:
@@ -233,12 +243,13 @@ class Cluster:
         host: Host,
         task: asyncio.Task[Identity],
         found: list[tuple[Host, Identity]],
-        errors: list[tuple[Host, Exception]],
-    ) -> None:
+        errors: dict[Host, Exception],
+    ) -> bool:
+        """Take what a host has said; whether it is a standby."""
         error = task.exception()
         if error is not None:
-            errors.append((host, error if isinstance(error, Exception) else RuntimeError(type(error).__name__)))
-            return
+            errors[host] = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
+            return False
         seen = task.result()
         reason = self.fence.judge(seen)
         if reason == "diverged":
@@ -246,9 +257,10 @@ class Cluster:
             reason = self.fence.judge(seen)
         if reason is None:
             found.append((host, seen))
-            return
+            return False
         self._note_refusal(host, reason, seen)
-        errors.append((host, HostRefused(f"{host}: {_WORDS[reason]}")))
+        errors[host] = HostRefused(f"{host}: {_WORDS[reason]}")
+        return reason == "standby"
 
     def _rank(self, host: Host, seen: Identity) -> tuple[bool, int, bool, bool, int]:
         mark = self.fence.mark

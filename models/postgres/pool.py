@@ -175,11 +175,11 @@ class Pool(PoolBackend):
 
     async def give_back(self, raw: Raw, seconds: float | None = None) -> None:
         """Return a connection to the pool. One whose statement is being cancelled ends after ``seconds``."""
-        # Nothing resets a connection here, so one that comes back inside a transaction must not be used again.
-        if raw.is_in_transaction():
-            raw.terminate()
-        if self.pool is not None:
-            with contextlib.suppress(*AWAY):
+        with contextlib.suppress(*AWAY):  # it may have ended meanwhile, and then it is in the pool no more
+            # Nothing resets a connection here, so one that comes back inside a transaction must not be used again.
+            if raw.is_in_transaction():
+                raw.terminate()
+            if self.pool is not None:
                 await self.pool.release(raw, timeout=seconds)
 
     def give_back_later(self, raw: Raw) -> None:

@@ -108,7 +108,7 @@ class Uploads:
             raise NotFound("There is no such upload.")
         if row["state"] == "uploading" and row["received"] == row["size"]:
             return await self.complete(owner, file_id)  # whoever sent the last bytes heard no answer
-        return row
+        return await self._lasting(row)
 
     async def complete(self, owner: UUID, file_id: UUID) -> Row:
         """Check a file that was uploaded, and let it be read; again is the same. Raises NotFound, NotUploaded,
@@ -117,7 +117,14 @@ class Uploads:
             row = await files.owned(self._db, file_id, owner)
             if row is None:
                 raise NotFound("There is no such file.")
-            return row if row["state"] == "complete" else await self._complete(row)
+            return await (self._lasting(row) if row["state"] == "complete" else self._complete(row))
+
+    async def _lasting(self, row: Row) -> Row:
+        """The same row, once the standby has it if the file is complete: the request that completed it may have been
+        given up while it waited for that. Raises Unavailable."""
+        if row["state"] == "complete":
+            await self._db.replicated()
+        return row
 
     async def _complete(self, row: Row) -> Row:
         with refusing():
@@ -137,6 +144,7 @@ class Uploads:
             done = await files.owned(self._db, row["id"], row["owner_id"])
             if done is None or done["state"] != "complete":
                 raise NotFound("There is no such file.")
+            return await self._lasting(done)
         return done
 
     async def stop(self, owner: UUID, file_id: UUID) -> None:

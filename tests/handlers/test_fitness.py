@@ -14,10 +14,13 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
+from config.embedded.home import shipped
 from handlers.http.health import REPEAT, Examiner, Remembered, Unfit
 from handlers.http.health import services as checks_of
+from models.postgres.fitness import ROOM
 from server import Server
 from tests.client import Account, ask
+from tests.deploy.relay import free_port
 from tests.running import Services, json_lines, place, serving
 from tests.scripts.examining import examine
 from tests.scripts.valkey import sentinel, valkey
@@ -69,6 +72,14 @@ async def test_a_database_that_takes_no_writes_is_unhealthy(services: Services, 
         await connection.close()
         await one.app.db.pool.expire_connections()
         await becomes(one.url, "database", "ok")
+
+
+@pytest.mark.gen_test
+async def test_the_disk_is_asked_for_room(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as one:
+        plan = "\n".join(row[0] for row in await one.app.db.fetch(f"EXPLAIN (ANALYZE) {ROOM}"))
+        assert "Sort Method: external" in plan, plan
+        assert await one.app.db.value("SHOW work_mem") != "64kB"
 
 
 @pytest.mark.gen_test(timeout=60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import defaultdict, deque
 from typing import Any
@@ -12,7 +13,7 @@ from tests.bench.users import User
 from tests.client import Answer
 from tests.history.ledger import Ledger
 from tests.history.line import Frame, Line, Lost, Refused
-from tests.history.stage import Stage
+from tests.history.stage import Theatre
 from tests.history.view import Conflict, Event, Message, View
 
 
@@ -25,9 +26,9 @@ def following(answer: Answer) -> str | None:
 class Reader:
     """What every client can do: list, and page /sync from where it was."""
 
-    def __init__(self, user: User, stage: Stage, luck: random.Random, ledger: Ledger) -> None:
+    def __init__(self, user: User, stage: Theatre, luck: random.Random, ledger: Ledger) -> None:
         self.user, self.luck, self.ledger = user, luck, ledger
-        self.line = Line(user, stage, luck, ledger, self._frame, self._opened)
+        self.line = Line(user, stage, luck, ledger, self._frame, self._opened, self._forget)
         self.views: dict[str, View] = {}
         self.cursor = ""
         self.marks: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)  # as /sync brings them
@@ -41,22 +42,36 @@ class Reader:
     def _synced(self, event: Event) -> None:
         raise NotImplementedError
 
+    def _forget(self) -> None:
+        """Another epoch: what is known may never have been, so the next page begins with a new list."""
+        if not self.ledger.renewable:
+            self.ledger.fault("answer", "", "a new epoch, and the database was not put back")
+        self.cursor = ""
+        self.marks.clear()
+        for chat, former in list(self.views.items()):
+            view = self.views[chat] = View(former.base)
+            view.member, view.role = former.member, former.role
+
     async def begin(self) -> None:
         """Take the cursor first, then list the chats, and the marks that moved before."""
         answer = (await self.line.surely(lambda: self.line.ask("GET", "/sync"))).json
         if answer["events"] or answer["marks"] or answer["has_more"]:
             self.ledger.fault("answer", "", "/sync without a cursor has events")
         self.cursor = answer["cursor"]
+        listed = set()
         # In one page: a chat that becomes active between two pages moves to the front, and is on neither.
         for chat in await self._pages("/chats", 500):
             view = self.views[chat["id"]] = View(chat["last_seq"])
             view.member, view.role = True, chat["role"]
+            listed.add(chat["id"])
             path = f"/chats/{chat['id']}/receipts"
-            for mark in (await self.line.surely(lambda path=path: self.line.ask("GET", path))).json:
-                self._marked(chat["id"], mark)
+            with contextlib.suppress(Refused):  # it was removed meanwhile, and will hear of it
+                for mark in (await self.line.surely(lambda path=path: self.line.ask("GET", path))).json:
+                    self._marked(chat["id"], mark)
         # Of the chats that it is not in, or no more, it may know what comes from now on.
         for other, last in (await self.line.stage.lasts()).items():
-            self.views.setdefault(other, View(last))
+            if other not in listed:
+                self.views[other] = View(last)
 
     async def chats(self) -> list[Any]:
         return await self._pages("/chats", self.luck.choice((3, 10, 100)))
@@ -84,8 +99,19 @@ class Reader:
         return found
 
     async def sync(self, limit: int) -> bool:
-        """One page of /sync; whether there is more. Raises Lost."""
-        answer = (await self.line.ask("GET", f"/sync?cursor={self.cursor}&limit={limit}")).json
+        """One page of /sync, or a new list after a new epoch; whether there is more. Raises Lost."""
+        while not self.cursor:
+            await self.begin()
+        cursor = self.cursor
+        try:
+            answer = (await self.line.ask("GET", f"/sync?cursor={cursor}&limit={limit}")).json
+        except Refused as refusal:
+            if refusal.code != "cursor_expired" or not self.ledger.renewable:
+                raise
+            self._forget()
+            return True
+        if cursor != self.cursor:
+            return True  # forgotten meanwhile
         events = answer["events"]
         if len(events) > limit:
             self.ledger.fault("answer", "", f"/sync has {len(events)} events where {limit} were asked for")
@@ -111,10 +137,15 @@ class Reader:
 class Follower(Reader):
     """Another device of a user's, which never opens a socket: its pages alone must tell everything, once."""
 
-    def __init__(self, user: User, stage: Stage, luck: random.Random, ledger: Ledger) -> None:
+    def __init__(self, user: User, stage: Theatre, luck: random.Random, ledger: Ledger) -> None:
         super().__init__(user, stage, luck, ledger)
         self.heard: dict[str, list[int]] = defaultdict(list)  # seqs as they came
         self.logs: dict[str, dict[int, Event]] = defaultdict(dict)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self.heard.clear()
+        self.logs.clear()
 
     def _synced(self, event: Event) -> None:
         self.heard[event.chat].append(event.seq)
@@ -140,11 +171,12 @@ class Follower(Reader):
 class Client(Reader):
     """A phone: a socket most of the time, and /sync whenever it may have missed something."""
 
-    def __init__(self, user: User, stage: Stage, luck: random.Random, ledger: Ledger) -> None:
+    def __init__(self, user: User, stage: Theatre, luck: random.Random, ledger: Ledger) -> None:
         super().__init__(user, stage, luck, ledger)
         self.recent: dict[str, deque[Event]] = defaultdict(lambda: deque(maxlen=30))  # message_new
         self.away = False  # it closed its socket, and wants none for now
         self._unlisted: set[str] = set()
+        self._conflicts: list[tuple[str, int, str]] = []  # chat, seq, text; unless they are of an epoch that has ended
         self._behind = asyncio.Event()
         self._syncing = asyncio.Lock()
 
@@ -169,6 +201,13 @@ class Client(Reader):
     def _opened(self) -> None:
         self._behind.set()
 
+    def _forget(self) -> None:
+        super()._forget()
+        self.recent.clear()
+        self._unlisted.clear()
+        self._conflicts.clear()
+        self._behind.set()
+
     def _frame(self, frame: Frame) -> None:
         for event in self.read(frame):
             self.ledger.counts["frames"] += 1
@@ -185,7 +224,8 @@ class Client(Reader):
         try:
             new = view.add(event)
         except Conflict as conflict:
-            self.ledger.fault("doubled", event.chat, f"{self.user.public_id}: {conflict}", event.seq)
+            self._conflicts.append((event.chat, event.seq, f"{self.user.public_id}: {conflict}"))
+            self._behind.set()
             return
         if not new:
             return
@@ -233,6 +273,9 @@ class Client(Reader):
         self.away = False
         await self.line.surely(self.line.connect)
         await self.line.surely(lambda: self.catch_up(200))
+        for chat, seq, text in self._conflicts:
+            self.ledger.fault("doubled", chat, text, seq)
+        self._conflicts.clear()
 
     async def close(self) -> None:
         await self.line.close()

@@ -73,6 +73,8 @@ class Ledger:
         self.read: dict[tuple[str, str], int] = {}  # (chat, user): the highest read_seq that was acknowledged
         self.faults: list[Fault] = []
         self.counts: Counter[str] = Counter()
+        self.last_lost = 0.0  # when a request had no answer, or was refused as unavailable, by the monotonic clock
+        self.renewable = False  # the database may begin a new epoch: then clients list everything again
         self._numbers = itertools.count()
         self._same: dict[Event, Event] = {}
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, w
 from tests.bench.users import User
 from tests.client import Answer, ask
 from tests.history.ledger import Ledger
-from tests.history.stage import Stage
+from tests.history.stage import Theatre
 
 PATIENCE = 15.0  # seconds; the contract has an answer within 3, and this machine has other things to do
 GONE = (OSError, HTTPClientError, StreamClosedError, WebSocketClosedError)
@@ -40,19 +41,22 @@ class Refused(Exception):
 
 
 class Line:
-    """``heard`` is called with each frame that bears a seq, and ``opened`` once a socket is open."""
+    """``heard`` is called with each frame that bears a seq, ``opened`` once a socket is open, and ``renewed``
+    before that if its epoch is not that of the socket before."""
 
     def __init__(
         self,
         user: User,
-        stage: Stage,
+        stage: Theatre,
         luck: random.Random,
         ledger: Ledger,
         heard: Callable[[Frame], None],
         opened: Callable[[], None],
+        renewed: Callable[[], None] | None = None,
     ) -> None:
         self._user, self.stage, self._luck, self._ledger = user, stage, luck, ledger
-        self._heard, self._opened = heard, opened
+        self._heard, self._opened, self._renewed = heard, opened, renewed
+        self._epoch: str | None = None
         self._socket: WebSocketClientConnection | None = None
         self._reader: asyncio.Task[None] | None = None
         self._waiting: dict[str, asyncio.Future[Frame]] = {}
@@ -88,9 +92,13 @@ class Line:
                     socket.close()
             if ready is None:
                 raise Lost
-            if orjson.loads(ready)["type"] != "ready":
-                self._ledger.fault("answer", "", f"a socket began with {orjson.loads(ready)['type']}")
+            first = orjson.loads(ready)
+            if first["type"] != "ready":
+                self._ledger.fault("answer", "", f"a socket began with {first['type']}")
             self._socket = socket
+            former, self._epoch = self._epoch, first.get("epoch")
+            if self._renewed is not None and former not in (None, self._epoch):
+                self._renewed()
             self._reader = asyncio.create_task(self._read(socket))
             self._opened()
 
@@ -174,6 +182,7 @@ class Line:
             except Lost:
                 lost += 1
                 self._ledger.counts["lost answers"] += 1
+                self._ledger.last_lost = time.monotonic()
                 await asyncio.sleep(self._luck.uniform(0.05, 0.3))
 
     def _url(self) -> str:

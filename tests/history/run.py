@@ -17,7 +17,7 @@ from tests.history.checker import Checker, Place, Row, Seen, Shown, Stored
 from tests.history.clients import Client, Follower, Reader
 from tests.history.deeds import EXPIRES, Actor
 from tests.history.ledger import Fault, Ledger
-from tests.history.stage import Killed, Stage, stage
+from tests.history.stage import Killed, Stage, Theatre, stage
 from tests.history.view import Event, View
 
 SETTLE = 90.0  # seconds for all to finish what they began; each waits for PostgreSQL's recovery at most
@@ -78,7 +78,7 @@ class Report:
 
 
 class Run:
-    def __init__(self, plan: Plan, theatre: Stage, people: list[User]) -> None:
+    def __init__(self, plan: Plan, theatre: Theatre, people: list[User]) -> None:
         self.plan, self.stage, self.people = plan, theatre, people
         self.ledger = Ledger()
         self.luck = random.Random(f"{plan.seed} run")
@@ -105,7 +105,7 @@ class Run:
                 group.create_task(follower.follow(self._over))
             for follower in late:
                 group.create_task(self._follow_late(follower, self.luck.uniform(0.5, 4)))
-            await self._kill()
+            await self.disturb()
             self._over.set()
         await self.stage.whole()
         await asyncio.sleep(EXPIRES + ERASED if self.plan.vanishing else 0)
@@ -142,7 +142,9 @@ class Run:
         await follower.begin()
         await follower.follow(self._over)
 
-    async def _kill(self) -> None:
+    async def disturb(self) -> None:
+        """Kill what the plan says, while all write."""
+        assert isinstance(self.stage, Stage)
         parts: list[Killed | None] = [None] * self.plan.server_kills + [self.stage.postgres] * self.plan.postgres_kills
         self.luck.shuffle(parts)
         await asyncio.sleep(2)

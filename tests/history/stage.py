@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Protocol
 from unittest import mock
 from urllib.parse import urlsplit
 
@@ -122,6 +123,19 @@ class Instance(Killed):
                 if self.refusals > 100:
                     raise
                 await asyncio.sleep(0.2)
+
+
+class Theatre(Protocol):
+    """What clients need to know of the services and servers of a run."""
+
+    def url(self, luck: random.Random) -> str | None:
+        """A server that is up; None while there is none."""
+
+    async def lasts(self) -> dict[str, int]:
+        """The last_seq of every chat."""
+
+    async def whole(self) -> None:
+        """Until everything is up."""
 
 
 class Stage:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+
 import asyncpg
 import pytest
 
-from models.database import Database
-from tests.running import Services, place
+from models.database import Database, Unavailable
+from tests.running import Services, json_lines, place
 
 
 @pytest.mark.gen_test
@@ -19,3 +22,23 @@ async def test_no_connection_compiles_its_plans(services: Services) -> None:
         for database in (Database(where.dsn), Database(where.dsn).steady()):
             async with database.open():
                 assert await database.value("SHOW jit") == "off"
+
+
+@pytest.mark.gen_test
+async def test_a_connection_that_was_ended_meanwhile_is_given_back_in_silence(
+    services: Services, log: io.StringIO
+) -> None:
+    async with place(services) as where:
+        database = Database(where.dsn)
+        async with database.open():
+            asked = [asyncio.ensure_future(database.value("SELECT pg_sleep(5)")) for _ in range(3)]
+            await asyncio.sleep(0.3)
+            for connection in list(database.cluster._open):
+                connection.terminate()  # as when the database is elsewhere
+            errors = await asyncio.gather(*asked, return_exceptions=True)
+            assert {type(error) for error in errors} == {Unavailable}
+            async with database.connection() as raw:
+                raw.terminate()
+            await asyncio.sleep(0.2)
+            assert await database.value("SELECT 1") == 1
+    assert not [line for line in json_lines(log.getvalue()) if line["level"] in ("warning", "error")]
