@@ -14,13 +14,11 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from config.embedded.home import shipped
 from handlers.http.health import REPEAT, Examiner, Remembered, Unfit
 from handlers.http.health import services as checks_of
 from models.postgres.fitness import ROOM
 from server import Server
 from tests.client import Account, ask
-from tests.deploy.relay import free_port
 from tests.running import Services, json_lines, place, serving
 from tests.scripts.examining import examine
 from tests.scripts.valkey import sentinel, valkey

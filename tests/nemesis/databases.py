@@ -10,7 +10,7 @@ from pathlib import Path
 
 import asyncpg
 
-from models import migrations
+from models.postgres import migrations
 from tests.replication import Machine, Machines, machines
 
 NAMES = ("first", "second", "third")

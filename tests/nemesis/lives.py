@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from models import migrations
+from models.postgres import migrations
 from tests.bench import users
 from tests.client import Account, Answer, ask
 from tests.history.ledger import Fault
