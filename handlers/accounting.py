@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from config.settings import Rate
@@ -10,11 +11,12 @@ from handlers.costs import BYTES_IN, BYTES_OUT, READS, ROWS, TRANSFER
 from handlers.ledger import Account
 from handlers.limits import Quota, limit_key, within
 from handlers.operations import declared
+from handlers.share import BYTE, Share
 from handlers.tokens import Session
 
 
 class AccountingHandler(AnsweringHandler):
-    """The part of ApiHandler that counts: rate limits, and the budgets of handlers/ledger.py."""
+    """The part of ApiHandler that counts: rate limits, the budgets of handlers/ledger.py, and shares (share.py)."""
 
     _session: Session | None
     _account: Account | None = None  # None where nothing is counted
@@ -24,6 +26,7 @@ class AccountingHandler(AnsweringHandler):
     _sent = 0
     _charged_in = _charged_out = 0  # how much of them the account has paid for
     _rows = 0  # spent before they are written
+    _in_turn = False  # a method that calls another one waits once
 
     @property
     def session(self) -> Session:
@@ -34,6 +37,11 @@ class AccountingHandler(AnsweringHandler):
     def address(self) -> str:
         """The client's address."""
         raise NotImplementedError
+
+    @property
+    def share(self) -> Share | None:
+        """The account's share of the loop; None where nothing is counted."""
+        return None if self._account is None else self._account.share
 
     @classmethod
     def methods(cls) -> tuple[str, ...]:
@@ -71,6 +79,23 @@ class AccountingHandler(AnsweringHandler):
             self._show(account.quota(cost.request))
         self._rows = cost.rows
 
+    def in_turn(self, method: Callable[[], Awaitable[None] | None]) -> Awaitable[None] | None:
+        """Run a method of the endpoint, when the turn of its account comes. Raises RateLimited, at once or later."""
+        account = self._account
+        if account is None or self._cost.transfers or self._in_turn:
+            return method()
+        self._in_turn = True
+        return self._run(account.share, method)
+
+    async def _run(self, share: Share, method: Callable[[], Awaitable[None] | None]) -> None:
+        began = share.begin() or await share.begin_in_turn()
+        try:
+            pending = method()
+            if pending is not None:
+                await pending
+        finally:
+            share.end(began)
+
     def _answering_method(self) -> str:
         """The method that answers: of HEAD it is GET, where it has no method of its own."""
         method = self.request.method or ""
@@ -88,6 +113,7 @@ class AccountingHandler(AnsweringHandler):
         else:
             account.charge(BYTES_IN, received)
             account.charge(BYTES_OUT, sent)
+            account.share.work(sent * BYTE)
         if status >= 400 and self._rows:
             account.charge(ROWS, -self._rows)
             self._rows = 0

@@ -28,6 +28,8 @@ FAILURES = Rate(10, 900)  # failed tries an account, before the next ones are de
 DELAY = 2.0  # seconds that they are
 QUEUE = 32  # beyond it a login waits longer than a client does
 EACH = 4  # of them for one address, or the /64 of an IPv6 one: it can't keep all others out
+# A client that is refused at once asks again at once. So a refusal waits for so many seconds, of so many at a time.
+REFUSE_AFTER, REFUSED = 1.0, 500
 SHORTEST, LONGEST = 8, 256  # characters of a password, in NFC
 
 
@@ -87,6 +89,7 @@ class Passwords:
         self._threads = ThreadPoolExecutor(self._free, "argon2", initializer=step_back)
         self._queue: FairQueue[object, asyncio.Future[None]] = FairQueue(1, QUEUE, QUEUE, EACH)
         self._running = 0
+        self._refused = 0  # that wait for their refusal
         # What an unknown account's password is checked against, so that it takes as long as a known one's.
         self._nobody = self._hasher.hash(os.urandom(16).hex())
 
@@ -155,6 +158,12 @@ class Passwords:
         client = CLIENT_KEY.get()() if self._limits.on else object()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not self._queue.put(client, 1, turn):
+            if self._refused < REFUSED:
+                self._refused += 1
+                try:
+                    await asyncio.sleep(REFUSE_AFTER)
+                finally:
+                    self._refused -= 1
             raise Unavailable
         try:
             await turn

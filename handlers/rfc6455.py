@@ -140,10 +140,12 @@ class Protocol(WebSocketProtocol13):
             self.handler.on_ws_connection_close(self.close_code, self.close_reason)
 
     async def _read(self) -> None:
-        parser = Parser(self.params.max_message_size)
+        parser, share = Parser(self.params.max_message_size), self.handler.share
         work = 0
         while True:
             data = await self.stream.read_bytes(READ, partial=True)
+            if share is not None and not share.is_free:
+                await share.turn()
             work += FRAME_COST
             for opcode, payload in parser.feed(data):
                 pending = self._take(opcode, payload)
@@ -153,8 +155,8 @@ class Protocol(WebSocketProtocol13):
                     return
                 work += FRAME_COST + len(payload)
                 if work >= TURN:
+                    await (asyncio.sleep(0) if share is None else share.give_way(work))
                     work = 0
-                    await asyncio.sleep(0)
 
     def _take(self, opcode: int, payload: bytes) -> Awaitable[None] | None:
         """Handle one frame; None when that is done, else what remains to be awaited."""

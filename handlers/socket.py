@@ -25,11 +25,13 @@ from handlers.origins import is_allowed, is_own
 from handlers.peer import UNDER_WAY, Socket
 from handlers.rfc6455 import Protocol, Violation
 from handlers.shapes import Shape, judge, parse, timestamp
+from handlers.share import OPENING, Share
 from handlers.tokens import Tokens
 
 log = structlog.get_logger(__name__)
 
 MAX_FRAME = 128 * 1024  # bytes; contract section 5
+LARGE = 16 * 1024  # bytes; of frames that large an account has one at work, whichever sockets they come by
 HEARTBEAT = 30  # seconds between call_heartbeat frames, told to clients
 # Bytes of frames that the kernel keeps for a socket, twice as many with its bookkeeping. Left alone it takes 4 MiB for
 # whoever reads nothing, and 1,000 of those are 4 GiB that no limit of ours sees.
@@ -133,6 +135,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
     @operation(
         {101: operations.Answer(words="The socket is open. The first frame is `ready`.")},
         refuses=(errors.Forbidden,),
+        limits={"rate_limit_sockets": "user"},
         headers=(
             Header("Upgrade", "`websocket`", required=True),
             Header("Connection", "`Upgrade`", required=True),
@@ -149,7 +152,15 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         is neither our own host nor in `CORS_ALLOW_ORIGINS` is 403. Frames are JSON texts of at most 128 KiB, 60 a
         second; `x-frames` names those that clients send.
         """
+        await self.limit("sockets", self.application.core.rate_limit_sockets, str(self.session.user_id))
         await WebSocketHandler.get(self, *args, **kwargs)
+
+    async def _run(self, share: Share, method: Callable[[], Awaitable[None] | None]) -> None:
+        share.end(share.begin() or await share.begin_in_turn())  # now: the method ends with the socket
+        share.work(OPENING)
+        pending = method()
+        assert pending is not None
+        await pending
 
     # An open socket -----------------------------------------------------------------------------------------------
 
@@ -209,6 +220,25 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         self.peer.close(violation.code, violation.reason)
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
+        if len(message) >= LARGE and self.share is not None:
+            return self._take_alone(message, self.share)
+        return self._take_or_wait(message)
+
+    async def _take_alone(self, message: str | bytes, share: Share) -> None:
+        """Handle a large frame when the account's turn comes, and keep the turn until it is answered: what it costs
+        others is known then, and those who receive it must not have more of one account than they can take."""
+        async with share.large:
+            await share.turn()
+            if self.peer.closing:
+                return
+            pending = self._take_or_wait(message)
+            if pending is not None:
+                await pending
+            while self.peer.work is not None:
+                await asyncio.wait([self.peer.work])
+            await self.peer.settled()
+
+    def _take_or_wait(self, message: str | bytes) -> Awaitable[None] | None:
         peer = self.peer
         if peer.waiting is not None:
             peer.wait(message)
@@ -280,9 +310,17 @@ class SocketHandler(WebSocketHandler, ApiHandler):
     async def _finish_frame(self, answer: Awaitable[Answer], frame_id: str | None) -> None:
         try:
             await self.peer.settled()
-            self._ack(frame_id, await answer)
+            self._ack(frame_id, await (answer if self.share is None else self._shared(answer, self.share)))
         except Exception as error:
             self._refuse(frame_id, error)
+
+    async def _shared(self, answer: Awaitable[Answer], share: Share) -> Answer:
+        """A frame that takes long is like a request: one account has few of them at work at once."""
+        began = share.begin() or await share.begin_whenever()
+        try:
+            return await answer
+        finally:
+            share.end(began)
 
     async def _work(self, pending: Awaitable[None]) -> None:
         """Finish a frame that had to wait, then those that queued up behind it, in their order."""
@@ -290,6 +328,10 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         peer = self.peer
         assert peer.waiting is not None
         while peer.waiting:
+            if self.share is not None:
+                await self.share.catch_up()
+                if not peer.waiting:
+                    break  # the socket has closed meanwhile
             following = self._take(peer.following())
             peer.space.set()
             if following is not None:
