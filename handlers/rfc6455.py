@@ -24,6 +24,7 @@ READ: Final = 64 * 1024  # bytes at once; a burst of small frames costs one read
 # One socket gives the loop to the others after 16 small frames, or a large one: a client that floods must not be felt.
 FRAME_COST: Final = 4 * 1024
 TURN: Final = 64 * 1024
+LARGE: Final = 16 * 1024  # bytes; of messages that large an account has one at work, whichever sockets they come by
 # After a violation: so long and so much is read and dropped, so that the Close frame isn't lost to a reset.
 LINGER_SECONDS, LINGER_BYTES = 2.0, 1 << 20
 
@@ -169,7 +170,8 @@ class Protocol(WebSocketProtocol13):
                 text = payload.decode()
             except UnicodeDecodeError:
                 raise Violation(NOT_UTF8, "not UTF-8") from None
-            return self.handler.on_message(text)
+            share = self.handler.share if len(payload) >= LARGE else None
+            return self.handler.on_message(text) if share is None else self.handler.on_large_message(text, share)
         elif opcode == BINARY:
             return self.handler.on_message(payload)
         elif opcode == PING:

@@ -31,7 +31,6 @@ from handlers.tokens import Tokens
 log = structlog.get_logger(__name__)
 
 MAX_FRAME = 128 * 1024  # bytes; contract section 5
-LARGE = 16 * 1024  # bytes; of frames that large an account has one at work, whichever sockets they come by
 HEARTBEAT = 30  # seconds between call_heartbeat frames, told to clients
 # Bytes of frames that the kernel keeps for a socket, twice as many with its bookkeeping. Left alone it takes 4 MiB for
 # whoever reads nothing, and 1,000 of those are 4 GiB that no limit of ours sees.
@@ -220,25 +219,6 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         self.peer.close(violation.code, violation.reason)
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
-        if len(message) >= LARGE and self.share is not None:
-            return self._take_alone(message, self.share)
-        return self._take_or_wait(message)
-
-    async def _take_alone(self, message: str | bytes, share: Share) -> None:
-        """Handle a large frame when the account's turn comes, and keep the turn until it is answered: what it costs
-        others is known then, and those who receive it must not have more of one account than they can take."""
-        async with share.large:
-            await share.turn()
-            if self.peer.closing:
-                return
-            pending = self._take_or_wait(message)
-            if pending is not None:
-                await pending
-            while self.peer.work is not None:
-                await asyncio.wait([self.peer.work])
-            await self.peer.settled()
-
-    def _take_or_wait(self, message: str | bytes) -> Awaitable[None] | None:
         peer = self.peer
         if peer.waiting is not None:
             peer.wait(message)
@@ -248,6 +228,20 @@ class SocketHandler(WebSocketHandler, ApiHandler):
             peer.waiting = deque()
             peer.work = asyncio.get_running_loop().create_task(self._work(pending))
         return None
+
+    async def on_large_message(self, message: str | bytes, share: Share) -> None:
+        """Handle a large frame when the account's turn comes, and keep the turn until it is answered: what it costs
+        others is known then, and those who receive it must not have more of one account than they can take."""
+        async with share.large:
+            await share.turn()
+            if self.peer.closing:
+                return
+            pending = self.on_message(message)
+            if pending is not None:
+                await pending
+            while self.peer.work is not None:
+                await asyncio.wait([self.peer.work])
+            await self.peer.settled()
 
     def _take(self, message: str | bytes) -> Awaitable[None] | None:
         """Handle one frame; None when that is done, else what remains to be awaited."""
