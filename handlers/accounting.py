@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any
 
+from config.pages import MAX_PAGE
 from config.settings import Rate
 from handlers.answering import AnsweringHandler
 from handlers.costs import BYTES_IN, BYTES_OUT, READS, ROWS, TRANSFER
@@ -26,7 +27,7 @@ class AccountingHandler(AnsweringHandler):
     _sent = 0
     _charged_in = _charged_out = 0  # how much of them the account has paid for
     _rows = 0  # spent before they are written
-    _in_turn = False  # a method that calls another one waits once
+    _began = 0.0  # when the method did
 
     @property
     def session(self) -> Session:
@@ -82,19 +83,25 @@ class AccountingHandler(AnsweringHandler):
     def in_turn(self, method: Callable[[], Awaitable[None] | None]) -> Awaitable[None] | None:
         """Run a method of the endpoint, when the turn of its account comes. Raises RateLimited, at once or later."""
         account = self._account
-        if account is None or self._cost.transfers or self._in_turn:
+        if account is None or self._began:  # a method that calls another one has its turn already
             return method()
-        self._in_turn = True
         return self._run(account.share, method)
 
     async def _run(self, share: Share, method: Callable[[], Awaitable[None] | None]) -> None:
-        began = share.begin() or await share.begin_in_turn()
+        self._began = share.begin() or await share.begin_in_turn()
         try:
             pending = method()
             if pending is not None:
                 await pending
         finally:
-            share.end(began)
+            share.end(self._began)
+
+    async def reserve(self, size: int = MAX_PAGE, key: Hashable = None) -> None:
+        """Wait for memory for a long answer. Whoever waited for long waits for another turn: else all the requests for
+        which there is memory again would be at work at once."""
+        await super().reserve(size, key)
+        if self.share is not None and not self.share.is_at_work(self._began):
+            self._began = self.share.begin() or await self.share.begin_whenever()
 
     def _answering_method(self) -> str:
         """The method that answers: of HEAD it is GET, where it has no method of its own."""

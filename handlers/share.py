@@ -115,6 +115,10 @@ class Share:
         begun.append(now)
         return now
 
+    def is_at_work(self, began: float) -> bool:
+        """True if what began then has its place still."""
+        return began in self._begun
+
     async def begin_in_turn(self) -> float:
         """Begin a request when its turn comes. Raises RateLimited if that would be too late, or too many wait."""
         if self._queued >= WAITING or self.ahead > PATIENCE:
