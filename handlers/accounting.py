@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any
 
 from config.pages import MAX_PAGE
 from config.settings import Rate
 from handlers.answering import AnsweringHandler
 from handlers.costs import BYTES_IN, BYTES_OUT, READS, ROWS, TRANSFER
+from handlers.errors import Unavailable
 from handlers.ledger import Account
 from handlers.limits import Quota, limit_key, within
 from handlers.operations import declared
@@ -28,6 +30,8 @@ class AccountingHandler(AnsweringHandler):
     _charged_in = _charged_out = 0  # how much of them the account has paid for
     _rows = 0  # spent before they are written
     _began = 0.0  # when the method did
+    _own_turn: asyncio.Future[float] | None = None  # that is waited for
+    _gone = False  # the client
 
     @property
     def session(self) -> Session:
@@ -88,7 +92,7 @@ class AccountingHandler(AnsweringHandler):
         return self._run(account.share, method)
 
     async def _run(self, share: Share, method: Callable[[], Awaitable[None] | None]) -> None:
-        self._began = share.begin() or await share.begin_in_turn()
+        self._began = share.begin() or await self._until(share.begin_in_turn())
         try:
             pending = method()
             if pending is not None:
@@ -101,7 +105,28 @@ class AccountingHandler(AnsweringHandler):
         which there is memory again would be at work at once."""
         await super().reserve(size, key)
         if self.share is not None and not self.share.is_at_work(self._began):
-            self._began = self.share.begin() or await self.share.begin_whenever()
+            self._began = self.share.begin() or await self._until(self.share.begin_whenever())
+
+    async def _until(self, turn: Coroutine[Any, Any, float]) -> float:
+        """Wait for a turn. Raises Unavailable when the client has gone: others need the turn, and the memory."""
+        if self._gone:
+            turn.close()
+            raise Unavailable
+        self._own_turn = asyncio.ensure_future(turn)
+        try:
+            return await self._own_turn
+        except asyncio.CancelledError:
+            if self._gone:
+                raise Unavailable from None
+            raise
+        finally:
+            self._own_turn = None
+
+    def on_connection_close(self) -> None:
+        self._gone = True
+        if self._own_turn is not None:
+            self._own_turn.cancel()
+        super().on_connection_close()
 
     def _answering_method(self) -> str:
         """The method that answers: of HEAD it is GET, where it has no method of its own."""

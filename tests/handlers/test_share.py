@@ -271,3 +271,26 @@ async def test_requests_of_an_account_that_is_ahead_wait_and_are_answered(servic
         answer = await alice.get("/users/me")
         assert (answer.status, answer.json["error"]) == (429, "rate_limited")
         assert int(answer.headers["Retry-After"]) >= 5
+
+
+@pytest.mark.gen_test
+async def test_a_client_that_goes_while_it_waits_takes_no_turn(services: Services) -> None:
+    async with place(services) as shared, serving(shared, **ON) as server:
+        alice = await Account().register(server.url)
+        account = server.app.ledger.account(UUID(alice.user_id))
+        account.share.work(BURST + RATE)  # a second
+        _, _, address = server.url.partition("//")
+        host, _, port = address.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"GET /users/me HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {alice.token}\r\n\r\n".encode())
+        async with asyncio.timeout(1):
+            while not account.share._queued:
+                await asyncio.sleep(0.01)
+        writer.close()
+        async with asyncio.timeout(0.5):
+            while account.share._queued:
+                await asyncio.sleep(0.01)
+        assert not account.share._begun
+        assert account.share.ahead > 0
+        assert (await alice.get("/users/me")).status == 200
+        assert reader.at_eof() or not await reader.read()
