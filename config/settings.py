@@ -154,6 +154,11 @@ class Budgets(Section):
     budget_address_times: int = Field(
         10, ge=1, le=1000, description="How many times as much an address may spend without an account."
     )
+    # Beside 50 busy people and one who attacks, a core is full at 0.3. A phone that comes back after a week reads
+    # 10,000 events and sends 500 messages in seconds (tests/handlers/test_share.py).
+    account_share: float = Field(
+        0.2, gt=0, le=1, description="Share of an instance's time that an account takes before it has to wait."
+    )
 
 
 class Core(Budgets):
@@ -188,6 +193,9 @@ class Core(Budgets):
     )
     jwt_expiration_hours: float = Field(24, gt=0, le=720, description="Life of an access token.")
 
+    # Ten devices that come back six times at once, and then a phone in a train, each ten seconds for ever. Addresses
+    # have no limit: behind one may be many people, who all return when a server has restarted.
+    rate_limit_sockets: RateLimit = Field(Rate(60, 600), description="Sockets a user may open.")
     trusted_proxies: Networks = Field(
         (), description="Networks (CIDR) of reverse proxies whose X-Forwarded-For is believed."
     )

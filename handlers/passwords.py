@@ -30,6 +30,8 @@ QUEUE = 32  # beyond it a login waits longer than a client does
 EACH = 4  # of them for one address, or the /64 of an IPv6 one: it can't keep all others out
 # OWASP's second choice of parameters: 19 MiB, two passes, one lane.
 ARGON2: dict[str, Any] = {"time_cost": 2, "memory_cost": 19 * 1024, "parallelism": 1}
+# A client that is refused at once asks again at once. So a refusal waits for so many seconds, of so many at a time.
+REFUSE_AFTER, REFUSED = 1.0, 500
 SHORTEST, LONGEST = 8, 256  # characters of a password, in NFC
 
 
@@ -88,6 +90,7 @@ class Passwords:
         self._threads = ThreadPoolExecutor(self._free, "argon2", initializer=step_back)
         self._queue: FairQueue[object, asyncio.Future[None]] = FairQueue(1, QUEUE, QUEUE, EACH)
         self._running = 0
+        self._refused = 0  # that wait for their refusal
         # What an unknown account's password is checked against, so that it takes as long as a known one's.
         self._nobody = self._hasher.hash(os.urandom(16).hex())
 
@@ -156,6 +159,12 @@ class Passwords:
         client = CLIENT_KEY.get()() if self._limits.on else object()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not self._queue.put(client, 1, turn):
+            if self._refused < REFUSED:
+                self._refused += 1
+                try:
+                    await asyncio.sleep(REFUSE_AFTER)
+                finally:
+                    self._refused -= 1
             raise Unavailable
         try:
             await turn

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import plugins
-from config.settings import Rate
+from config.settings import Budgets, Core, Rate
 from handlers.http.base import ApiHandler
 from handlers.reference import openapi
 from handlers.reference.page import RENDERER
@@ -145,9 +145,9 @@ def test_the_version_is_the_package_s() -> None:
 async def test_rate_limits_are_told_as_they_are_set(services: Services) -> None:
     rates = {
         name
-        for module in plugins.discover().values()
-        for name, field in module.Settings.model_fields.items()
-        if isinstance(field.default, Rate)
+        for section in (Core, *(module.Settings for module in plugins.discover().values()))
+        for name, field in section.model_fields.items()
+        if isinstance(field.default, Rate) and name not in Budgets.model_fields
     }
     async with place(services) as shared:
         async with serving(shared, RATE_LIMITS="on", RATE_LIMIT_LOGIN="7/2 minutes") as running:

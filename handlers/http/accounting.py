@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any
 
+from config.pages import MAX_PAGE
 from config.settings import Rate
 from handlers.http.answering import AnsweringHandler
 from handlers.limits.ledger import Account
 from handlers.limits.rates import Quota, limit_key, within
+from handlers.limits.share import BYTE, Share
+from handlers.wire.errors import Unavailable
 from handlers.tokens import Session
 from handlers.wire.costs import BYTES_IN, BYTES_OUT, READS, ROWS, TRANSFER
 from handlers.wire.operations import declared
 
 
 class AccountingHandler(AnsweringHandler):
-    """The part of ApiHandler that counts: rate limits, and the budgets of handlers/limits/ledger.py."""
+    """The part of ApiHandler that counts: rate limits, the budgets of handlers/ledger.py, and shares (share.py)."""
 
     _session: Session | None
     _account: Account | None = None  # None where nothing is counted
@@ -24,6 +29,9 @@ class AccountingHandler(AnsweringHandler):
     _sent = 0
     _charged_in = _charged_out = 0  # how much of them the account has paid for
     _rows = 0  # spent before they are written
+    _began = 0.0  # when the method did
+    _own_turn: asyncio.Future[float] | None = None  # that is waited for
+    _gone = False  # the client
 
     @property
     def session(self) -> Session:
@@ -34,6 +42,11 @@ class AccountingHandler(AnsweringHandler):
     def address(self) -> str:
         """The client's address."""
         raise NotImplementedError
+
+    @property
+    def share(self) -> Share | None:
+        """The account's share of the loop; None where nothing is counted."""
+        return None if self._account is None else self._account.share
 
     @classmethod
     def methods(cls) -> tuple[str, ...]:
@@ -71,6 +84,50 @@ class AccountingHandler(AnsweringHandler):
             self._show(account.quota(cost.request))
         self._rows = cost.rows
 
+    def in_turn(self, method: Callable[[], Awaitable[None] | None]) -> Awaitable[None] | None:
+        """Run a method of the endpoint, when the turn of its account comes. Raises RateLimited, at once or later."""
+        account = self._account
+        if account is None or self._began:  # a method that calls another one has its turn already
+            return method()
+        return self._run(account.share, method)
+
+    async def _run(self, share: Share, method: Callable[[], Awaitable[None] | None]) -> None:
+        self._began = share.begin() or await self._until(share.begin_in_turn())
+        try:
+            pending = method()
+            if pending is not None:
+                await pending
+        finally:
+            share.end(self._began)
+
+    async def reserve(self, size: int = MAX_PAGE, key: Hashable = None) -> None:
+        """Wait for memory for a long answer. Whoever waited for long waits for another turn: else all the requests for
+        which there is memory again would be at work at once."""
+        await super().reserve(size, key)
+        if self.share is not None and not self.share.is_at_work(self._began):
+            self._began = self.share.begin() or await self._until(self.share.begin_whenever())
+
+    async def _until(self, turn: Coroutine[Any, Any, float]) -> float:
+        """Wait for a turn. Raises Unavailable when the client has gone: others need the turn, and the memory."""
+        if self._gone:
+            turn.close()
+            raise Unavailable
+        self._own_turn = asyncio.ensure_future(turn)
+        try:
+            return await self._own_turn
+        except asyncio.CancelledError:
+            if self._gone:
+                raise Unavailable from None
+            raise
+        finally:
+            self._own_turn = None
+
+    def on_connection_close(self) -> None:
+        self._gone = True
+        if self._own_turn is not None:
+            self._own_turn.cancel()
+        super().on_connection_close()
+
     def _answering_method(self) -> str:
         """The method that answers: of HEAD it is GET, where it has no method of its own."""
         method = self.request.method or ""
@@ -88,6 +145,7 @@ class AccountingHandler(AnsweringHandler):
         else:
             account.charge(BYTES_IN, received)
             account.charge(BYTES_OUT, sent)
+            account.share.work(sent * BYTE)
         if status >= 400 and self._rows:
             account.charge(ROWS, -self._rows)
             self._rows = 0

@@ -301,7 +301,7 @@ class ApiHandler(AccountingHandler):
         value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if value is None or isinstance(value, HTTPError):
+        if value is None or isinstance(value, HTTPError) or (self._gone and isinstance(value, errors.Unavailable)):
             return
         refusal = errors.refusal(value, self.application.outages)
         if refusal is None:

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from config.settings import Budgets, Rate
 from handlers.limits.rates import REDIS_PATIENCE, Quota
 from handlers.metrics import Metrics
+from handlers.limits.share import AT_ONCE, AT_ONCE_ADDRESS, FANOUT_BYTE, FANOUT_MOST, RECIPIENT, Share
 from handlers.wire.costs import BYTE_KINDS, BYTES_IN, FANOUT, FRAMES, KINDS, REQUESTS, ROWS, Cost
 from handlers.wire.errors import RateLimited
 
@@ -70,11 +71,12 @@ return answer
 
 class _Budget:
     """The budgets of all accounts, or of all addresses: seconds for each unit, seconds of each budget, and the seconds
-    ahead with which one more unit fits."""
+    ahead with which one more unit fits; and what each has of the loop."""
 
-    __slots__ = ("counts", "intervals", "room", "windows")
+    __slots__ = ("at_once", "counts", "intervals", "room", "share", "windows")
 
-    def __init__(self, rates: Sequence[Rate], times: int) -> None:
+    def __init__(self, rates: Sequence[Rate], times: int, share: float, at_once: int) -> None:
+        self.share, self.at_once = share, at_once
         self.counts = tuple(rate.count * times for rate in rates)
         self.windows = tuple(float(rate.seconds) for rate in rates)
         self.intervals = tuple(rate.seconds / (rate.count * times) for rate in rates)
@@ -87,7 +89,7 @@ class _Budget:
 class Account:
     """The budgets of one account or address in this process: for each kind the time until which it is spent."""
 
-    __slots__ = ("__weakref__", "_at", "_budget", "_intervals", "_ledger", "_pending", "_room", "key", "since")
+    __slots__ = ("__weakref__", "_at", "_budget", "_intervals", "_ledger", "_pending", "_room", "key", "share", "since")
 
     def __init__(self, ledger: Ledger, key: UUID | str, budget: _Budget) -> None:
         self.key, self._ledger, self._budget = key, ledger, budget
@@ -95,6 +97,7 @@ class Account:
         self._at = [0.0] * len(KINDS)
         self._pending = [0.0] * len(KINDS)  # seconds of each budget that Redis has not heard of
         self.since = 0.0  # when the first of them was spent; 0 where there are none
+        self.share = Share(budget.share, budget.at_once, ledger.clock)
 
     def take(self, cost: Cost, size: int) -> None:
         """Spend a frame of ``size`` bytes. Raises RateLimited, and spends nothing, if a budget that it needs is used
@@ -192,8 +195,8 @@ class Account:
                     self._at[kind] = known
 
     def is_full(self, now: float) -> bool:
-        """True if nothing of any budget is spent."""
-        return not self.since and max(self._at) <= now
+        """True if nothing of any budget is spent, nor of the share."""
+        return not self.since and max(self._at) <= now and self.share.is_unused
 
 
 class Ledger:
@@ -224,7 +227,9 @@ class Ledger:
             budgets.budget_rows,
             budgets.budget_fanout,
         )
-        self._own, self._address = _Budget(rates, 1), _Budget(rates, budgets.budget_address_times)
+        share, times = budgets.account_share, budgets.budget_address_times
+        self._own = _Budget(rates, 1, share, AT_ONCE)
+        self._address = _Budget(rates, times, min(1.0, times * share), AT_ONCE_ADDRESS)
         # A socket holds its account; others are held while anything of theirs is spent.
         self._accounts: WeakValueDictionary[UUID | str, Account] = WeakValueDictionary()
         self._spent: OrderedDict[UUID | str, Account] = OrderedDict()
@@ -254,10 +259,12 @@ class Ledger:
             account = self._accounts[key] = Account(self, key, budget)
         return account
 
-    def fan_out(self, sender: UUID, amount: int) -> None:
-        """Charge a user for bytes that go to others, of each recipient."""
+    def fan_out(self, sender: UUID, people: int, size: int) -> None:
+        """Charge a user for a frame of so many bytes that goes to so many others."""
         if self.on:
-            (self._spent.get(sender) or self.account(sender)).charge(FANOUT, amount)
+            account, amount = self._spent.get(sender) or self.account(sender), people * size
+            account.charge(FANOUT, amount)
+            account.share.work(min(people * RECIPIENT + amount * FANOUT_BYTE, FANOUT_MOST))
 
     def refused(self, kind: int, wait: float) -> RateLimited:
         """The refusal of what has to wait ``wait`` seconds."""

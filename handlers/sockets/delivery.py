@@ -31,7 +31,7 @@ BEHIND = 64  # frames that may wait for one large group; then nothing more is ta
 
 Members = Callable[[UUID, int, int], Awaitable[Collection[UUID]]]
 HiddenFrom = Callable[[UUID, int, str], Awaitable[Container[UUID]]]
-Charge = Callable[[UUID, int], None]  # who sends, and how many bytes reach others: the frame's times the recipients
+Charge = Callable[[UUID, int, int], None]  # who sends, to how many people, and how many bytes to each
 PRESENT = 2**63 - 1  # the seq of what is told to whoever is there now
 
 
@@ -66,7 +66,7 @@ def _hidden(frame: Frame) -> bytes:
     return encode({"type": "hidden", **{name: frame[name] for name in ("chat_id", "seq", "created_at")}})
 
 
-def _free(_sender: UUID, _amount: int) -> None:
+def _free(_sender: UUID, _people: int, _size: int) -> None:
     """Charge for nothing."""
 
 
@@ -136,7 +136,7 @@ class Delivery:
         kind, began = frame["type"], time.monotonic() if began is None else began
         payload = encode(frame)
         if by is not None:
-            self._charge(by, len(members) * len(payload))
+            self._charge(by, len(members), len(payload))
         waits = self._waits(group, members, payload)
         others: list[UUID] = []
         if not waits:
@@ -194,7 +194,7 @@ class Delivery:
             if unseeing:
                 told = _Told(frame["type"], began, access, seq, members, encode(frame), "", None, False)
                 if by is not None:
-                    self._charge(by, len(members) * len(told.payload))
+                    self._charge(by, len(members), len(told.payload))
                 self._put(group, told._replace(scope=scope, unseeing=unseeing, hidden=_hidden(frame)))
             else:
                 self.tell(group, access, members, frame, by=by, began=began)

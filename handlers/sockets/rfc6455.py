@@ -24,6 +24,7 @@ READ: Final = 64 * 1024  # bytes at once; a burst of small frames costs one read
 # One socket gives the loop to the others after 16 small frames, or a large one: a client that floods must not be felt.
 FRAME_COST: Final = 4 * 1024
 TURN: Final = 64 * 1024
+LARGE: Final = 16 * 1024  # bytes; of messages that large an account has one at work, whichever sockets they come by
 # After a violation: so long and so much is read and dropped, so that the Close frame isn't lost to a reset.
 LINGER_SECONDS, LINGER_BYTES = 2.0, 1 << 20
 
@@ -140,10 +141,12 @@ class Protocol(WebSocketProtocol13):
             self.handler.on_ws_connection_close(self.close_code, self.close_reason)
 
     async def _read(self) -> None:
-        parser = Parser(self.params.max_message_size)
+        parser, share = Parser(self.params.max_message_size), self.handler.share
         work = 0
         while True:
             data = await self.stream.read_bytes(READ, partial=True)
+            if share is not None and not share.is_free:
+                await share.turn()
             work += FRAME_COST
             for opcode, payload in parser.feed(data):
                 pending = self._take(opcode, payload)
@@ -153,8 +156,8 @@ class Protocol(WebSocketProtocol13):
                     return
                 work += FRAME_COST + len(payload)
                 if work >= TURN:
+                    await (asyncio.sleep(0) if share is None else share.give_way(work))
                     work = 0
-                    await asyncio.sleep(0)
 
     def _take(self, opcode: int, payload: bytes) -> Awaitable[None] | None:
         """Handle one frame; None when that is done, else what remains to be awaited."""
@@ -167,7 +170,8 @@ class Protocol(WebSocketProtocol13):
                 text = payload.decode()
             except UnicodeDecodeError:
                 raise Violation(NOT_UTF8, "not UTF-8") from None
-            return self.handler.on_message(text)
+            share = self.handler.share if len(payload) >= LARGE else None
+            return self.handler.on_message(text) if share is None else self.handler.on_large_message(text, share)
         elif opcode == BINARY:
             return self.handler.on_message(payload)
         elif opcode == PING:

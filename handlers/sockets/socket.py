@@ -21,6 +21,7 @@ from handlers.sockets import hub
 from handlers.sockets.hub import Hub, Peer
 from handlers.sockets.peer import UNDER_WAY, Socket
 from handlers.sockets.rfc6455 import Protocol, Violation
+from handlers.limits.share import OPENING, Share
 from handlers.tokens import Tokens
 from handlers.wire import errors, operations
 from handlers.wire.costs import BYTES_IN, FRAMES, READS, Cost
@@ -135,6 +136,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
     @operation(
         {101: operations.Answer(words="The socket is open. The first frame is `ready`.")},
         refuses=(errors.Forbidden,),
+        limits={"rate_limit_sockets": "user"},
         headers=(
             Header("Upgrade", "`websocket`", required=True),
             Header("Connection", "`Upgrade`", required=True),
@@ -151,7 +153,15 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         is neither our own host nor in `CORS_ALLOW_ORIGINS` is 403. Frames are JSON texts of at most 128 KiB, 60 a
         second; `x-frames` has those that clients send, `x-server-frames` those that the server sends.
         """
+        await self.limit("sockets", self.application.core.rate_limit_sockets, str(self.session.user_id))
         await WebSocketHandler.get(self, *args, **kwargs)
+
+    async def _run(self, share: Share, method: Callable[[], Awaitable[None] | None]) -> None:
+        share.end(share.begin() or await share.begin_in_turn())  # now: the method ends with the socket
+        share.work(OPENING)
+        pending = method()
+        assert pending is not None
+        await pending
 
     # An open socket -----------------------------------------------------------------------------------------------
 
@@ -220,6 +230,20 @@ class SocketHandler(WebSocketHandler, ApiHandler):
             peer.work = asyncio.get_running_loop().create_task(self._work(pending))
         return None
 
+    async def on_large_message(self, message: str | bytes, share: Share) -> None:
+        """Handle a large frame when the account's turn comes, and keep the turn until it is answered: what it costs
+        others is known then, and those who receive it must not have more of one account than they can take."""
+        async with share.large:
+            await share.turn()
+            if self.peer.closing:
+                return
+            pending = self.on_message(message)
+            if pending is not None:
+                await pending
+            while self.peer.work is not None:
+                await asyncio.wait([self.peer.work])
+            await self.peer.settled()
+
     def _take(self, message: str | bytes) -> Awaitable[None] | None:
         """Handle one frame; None when that is done, else what remains to be awaited."""
         frame_id: str | None = None
@@ -281,9 +305,17 @@ class SocketHandler(WebSocketHandler, ApiHandler):
     async def _finish_frame(self, answer: Awaitable[Answer], frame_id: str | None) -> None:
         try:
             await self.peer.settled()
-            self._ack(frame_id, await answer)
+            self._ack(frame_id, await (answer if self.share is None else self._shared(answer, self.share)))
         except Exception as error:
             self._refuse(frame_id, error)
+
+    async def _shared(self, answer: Awaitable[Answer], share: Share) -> Answer:
+        """A frame that takes long is like a request: one account has few of them at work at once."""
+        began = share.begin() or await share.begin_whenever()
+        try:
+            return await answer
+        finally:
+            share.end(began)
 
     async def _work(self, pending: Awaitable[None]) -> None:
         """Finish a frame that had to wait, then those that queued up behind it, in their order."""
@@ -291,6 +323,10 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         peer = self.peer
         assert peer.waiting is not None
         while peer.waiting:
+            if self.share is not None:
+                await self.share.catch_up()
+                if not peer.waiting:
+                    break  # the socket has closed meanwhile
             following = self._take(peer.following())
             peer.space.set()
             if following is not None:

@@ -117,9 +117,14 @@ def operation(
             return method(self, *map(_part, path, kinds), **given)
 
         simple = body is None and asked is None and not any(kind is UUID or _reader(kind) for kind in kinds)
-        told: Any = method if simple else handle
-        told.operation = declared
-        return told  # type: ignore[no-any-return]
+        run = method if simple else handle
+
+        @functools.wraps(method)
+        def answer(self: Any, *path: str, **named: Any) -> Any:
+            return self.in_turn(functools.partial(run, self, *path, **named))
+
+        answer.operation = declared  # type: ignore[attr-defined]
+        return answer  # type: ignore[return-value]
 
     return declare
 

@@ -83,7 +83,8 @@ class Socket(asyncio.Protocol):
                 self._rest = data
                 return
             if not data.startswith(b"HTTP/1.1 101"):
-                self._open.set_exception(ConnectionError(data[:head].decode()))
+                if not self._open.done():  # the head may come before the body
+                    self._open.set_exception(ConnectionError(data[:head].decode()))
                 return
             self._upgraded = True
             at = head + 4

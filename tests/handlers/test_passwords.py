@@ -1,0 +1,39 @@
+"""Passwords: what happens when more are to be hashed than can be."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from redis.asyncio import Redis
+
+from handlers import passwords as passwords_module
+from handlers.errors import Unavailable
+from handlers.limits import Limits
+from handlers.passwords import Passwords
+
+
+@pytest.mark.gen_test
+async def test_a_refusal_waits_so_that_it_is_not_asked_for_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passwords_module, "QUEUE", 1)
+    monkeypatch.setattr(passwords_module, "REFUSE_AFTER", 0.3)
+    monkeypatch.setattr(passwords_module, "REFUSED", 1)
+    async with Redis() as redis:
+        passwords = Passwords(Limits(redis, on=False))
+        try:
+            passwords._free = 0  # both threads are busy
+            waiting = asyncio.create_task(passwords.hash("correct horse"))
+            await asyncio.sleep(0)
+            began = time.monotonic()
+            refused = [asyncio.create_task(passwords.hash("battery staple")) for _ in range(2)]
+            done, _ = await asyncio.wait(refused, return_when=asyncio.FIRST_COMPLETED)
+            assert len(done) == 1, "only so many refusals wait"
+            for task in refused:
+                with pytest.raises(Unavailable):
+                    await task
+            assert time.monotonic() - began >= 0.3
+            passwords._pass_on()
+            assert (await waiting).startswith("$argon2id$")
+        finally:
+            passwords.close()
