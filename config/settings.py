@@ -154,8 +154,8 @@ class Budgets(Section):
     budget_address_times: int = Field(
         10, ge=1, le=1000, description="How many times as much an address may spend without an account."
     )
-    # Beside 50 busy people and one who attacks, a core is full at 0.3. A phone that comes back after a week reads
-    # 10,000 events and sends 500 messages in seconds (tests/handlers/test_share.py).
+    # Small enough that others go on beside one who attacks. A phone that comes back after a week still reads 10,000
+    # events and sends 500 messages in seconds (tests/handlers/test_share.py).
     account_share: float = Field(
         0.2, gt=0, le=1, description="Share of an instance's time that an account takes before it has to wait."
     )

@@ -12,14 +12,15 @@ from handlers.http.answering import AnsweringHandler
 from handlers.limits.ledger import Account
 from handlers.limits.rates import Quota, limit_key, within
 from handlers.limits.share import BYTE, Share
-from handlers.wire.errors import Unavailable
 from handlers.tokens import Session
 from handlers.wire.costs import BYTES_IN, BYTES_OUT, READS, ROWS, TRANSFER
+from handlers.wire.errors import Unavailable
 from handlers.wire.operations import declared
 
 
 class AccountingHandler(AnsweringHandler):
-    """The part of ApiHandler that counts: rate limits, the budgets of handlers/ledger.py, and shares (share.py)."""
+    """The part of ApiHandler that counts: rate limits, the budgets of handlers/limits/ledger.py, and shares
+    (share.py)."""
 
     _session: Session | None
     _account: Account | None = None  # None where nothing is counted

@@ -21,8 +21,8 @@ from redis.exceptions import RedisError
 
 from config.settings import Budgets, Rate
 from handlers.limits.rates import REDIS_PATIENCE, Quota
-from handlers.metrics import Metrics
 from handlers.limits.share import AT_ONCE, AT_ONCE_ADDRESS, FANOUT_BYTE, FANOUT_MOST, RECIPIENT, Share
+from handlers.metrics import Metrics
 from handlers.wire.costs import BYTE_KINDS, BYTES_IN, FANOUT, FRAMES, KINDS, REQUESTS, ROWS, Cost
 from handlers.wire.errors import RateLimited
 

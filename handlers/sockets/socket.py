@@ -17,11 +17,11 @@ from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProt
 
 from handlers.http.base import ApiHandler
 from handlers.http.origins import is_allowed, is_own
+from handlers.limits.share import OPENING, Share
 from handlers.sockets import hub
 from handlers.sockets.hub import Hub, Peer
 from handlers.sockets.peer import UNDER_WAY, Socket
 from handlers.sockets.rfc6455 import Protocol, Violation
-from handlers.limits.share import OPENING, Share
 from handlers.tokens import Tokens
 from handlers.wire import errors, operations
 from handlers.wire.costs import BYTES_IN, FRAMES, READS, Cost

@@ -9,9 +9,9 @@ import pytest
 from redis.asyncio import Redis
 
 from handlers import passwords as passwords_module
-from handlers.errors import Unavailable
-from handlers.limits import Limits
+from handlers.limits.rates import Limits
 from handlers.passwords import Passwords
+from handlers.wire.errors import Unavailable
 
 
 @pytest.mark.gen_test

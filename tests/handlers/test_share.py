@@ -13,13 +13,13 @@ import pytest
 from tornado.httpclient import HTTPClientError
 
 from config.settings import Budgets
-from handlers import ledger
-from handlers import share as share_module
-from handlers.costs import READS
-from handlers.errors import RateLimited
-from handlers.ledger import Account as Spender
-from handlers.rfc6455 import FRAME_COST, TURN
-from handlers.share import AT_ONCE, BURST, BYTE, HELD, OPENING, PATIENCE, REQUEST_MOST, WAITING, Share
+from handlers.limits import ledger
+from handlers.limits import share as share_module
+from handlers.limits.ledger import Account as Spender
+from handlers.limits.share import AT_ONCE, BURST, BYTE, HELD, OPENING, PATIENCE, REQUEST_MOST, WAITING, Share
+from handlers.sockets.rfc6455 import FRAME_COST, TURN
+from handlers.wire.costs import READS
+from handlers.wire.errors import RateLimited
 from tests.client import Account
 from tests.handlers.test_ledger import Clock, alone
 from tests.running import Services, place, serving

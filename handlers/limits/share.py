@@ -1,9 +1,9 @@
 """A share: how much of this process's time one account may take. Whoever is ahead of theirs waits for their turn.
 
-A budget (handlers/ledger.py) bounds what an account may cost in minutes, and refuses. A share bounds what it may cost
-in a moment, and delays: the socket is not read, the request does not begin. So others never feel more of an account
-than its share, however large its budgets are, and an honest client that comes with much is served a little later.
-Each instance has a loop of its own, so nothing of this is settled between instances.
+A budget (handlers/limits/ledger.py) bounds what an account may cost in minutes, and refuses. A share bounds what it may
+cost in a moment, and delays: the socket is not read, the request does not begin. So others never feel more of an
+account than its share, however large its budgets are, and an honest client that comes with much is served a little
+later. Each instance has a loop of its own, so nothing of this is settled between instances.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from handlers.errors import RateLimited
+from handlers.wire.errors import RateLimited
 
 BURST = 0.1  # seconds of work at once: what an app asks for when it is opened, three times; four pages of 1 MiB
 # Requests and slow frames of one account or address at work at once. Behind one address may be many people. What has
@@ -23,7 +23,8 @@ AT_ONCE, AT_ONCE_ADDRESS, HELD = 2, 32, 0.25
 WAITING, PATIENCE = 32, 2.0
 LOOK = 0.005  # seconds between looks for a place
 
-# What work costs, in seconds of the loop, as measured on one core of 2.4 GHz that PostgreSQL uses as well.
+# What work costs, in seconds of the loop: estimates for one core of 2.4 GHz that PostgreSQL uses as well. They were
+# chosen by what others felt in `python -m tests.bench hostile`.
 # Of frames, which are parsed and handled (a small one counts as 4 KiB), and of answers.
 BYTE = 1.5e-8
 # Of a frame to many: the kernel copies it, PostgreSQL reads it again for everybody who asks /sync for it; and a queue.
