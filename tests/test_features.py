@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import time
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import pytest
 from hypothesis import Phase, find, settings, strategies
+from typing_extensions import TypedDict
 
 import plugins
 import server
@@ -125,8 +126,21 @@ ONE_EVENT: dict[str, Any] = {"events": {"claimed": Event(Shape, nothing)}}
 ONE_CHECK: dict[str, Any] = {"checks": {"claimed": nothing}}
 
 
+class Claimed(TypedDict):
+    type: Literal["claimed"]
+
+
+ONE_FRAME: dict[str, Any] = {"sends": (Claimed,)}
+
+
 @pytest.mark.parametrize(
-    ("claim", "noun"), [(ONE_ROUTE, "route /claimed"), (ONE_EVENT, "event claimed"), (ONE_CHECK, "check claimed")]
+    ("claim", "noun"),
+    [
+        (ONE_ROUTE, "route /claimed"),
+        (ONE_EVENT, "event claimed"),
+        (ONE_CHECK, "check claimed"),
+        (ONE_FRAME, "frame claimed"),
+    ],
 )
 def test_two_features_can_not_claim_the_same(claim: dict[str, Any], noun: str) -> None:
     with pytest.raises(plugins.Clash, match=re.escape(f"second and first both claim the {noun}")):

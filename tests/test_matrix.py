@@ -314,7 +314,7 @@ def _key(account: Account) -> dict[str, str]:
 
 def claimed(server: Server) -> tuple[set[str], set[str]]:
     """Every method of every route, and every frame type, of the running server's features."""
-    routes, events, _ = joined(server.features)
+    routes, events, *_ = joined(server.features)
     methods: set[str] = set()
     for pattern, handler, *_ in routes:
         methods |= {f"{method} {pattern}" for method in handler.methods()}

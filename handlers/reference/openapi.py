@@ -178,7 +178,7 @@ class _Writer:
                 kind: self._schemas[frame, "serialization"] for kind, frame in sorted(self._sends.items())
             }
         written["responses"] = self._answers(handler, method, said)
-        self._show(written, _examples(sys.modules[handler.__module__].__package__).get(f"{method.upper()} {path}", {}))
+        self._show(written, _examples(_home(handler)).get(f"{method.upper()} {path}", {}))
         return written
 
     def _show(self, written: dict[str, Any], examples: Mapping[str, Any]) -> None:
@@ -249,9 +249,16 @@ class _Writer:
         return reference("responses", name)
 
 
+def _home(handler: type[ApiHandler]) -> str:
+    """The package whose examples.json has those of a handler: its feature's, or ``handlers``. A feature that is one
+    file has none."""
+    room, *rest = (sys.modules[handler.__module__].__package__ or "").split(".")
+    return ".".join([room, *rest[:1]]) if room == "plugins" else room
+
+
 @cache
-def _examples(package: str | None) -> Mapping[str, Any]:
-    """What a feature's examples.json shows, by method and address."""
+def _examples(package: str) -> Mapping[str, Any]:
+    """What an examples.json shows, by method and address."""
     found = resources.files(package) / "examples.json" if package else None
     return orjson.loads(found.read_bytes()) if found is not None and found.is_file() else {}
 

@@ -368,7 +368,7 @@ async def test_what_a_killed_runner_began_is_not_taken_for_done(services: Servic
         )
         valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('users_bio')"
         runner = (
-            "import asyncio, pathlib, sys; from models import migrations;"
+            "import asyncio, pathlib, sys; from models.postgres import migrations;"
             " migrations.FOLDER = pathlib.Path(sys.argv[1]); asyncio.run(migrations.migrate(sys.argv[2]))"
         )
         async with reader(shared) as slow:
