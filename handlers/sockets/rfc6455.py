@@ -7,14 +7,14 @@ import contextlib
 import socket
 import sys
 from collections.abc import Awaitable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
+from typing import Protocol as Interface
 
 from tornado.iostream import StreamClosedError
 from tornado.util import _websocket_mask as mask
-from tornado.websocket import WebSocketProtocol13
+from tornado.websocket import WebSocketHandler, WebSocketProtocol13
 
-if TYPE_CHECKING:
-    from handlers.sockets.socket import SocketHandler
+from handlers.limits.share import Share
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 PROTOCOL_ERROR, NOT_UTF8, TOO_BIG = 1002, 1007, 1009
@@ -121,11 +121,35 @@ class Parser:
         return CONTINUATION, b""
 
 
+class Receiver(Interface):
+    """What receives the messages of a connection."""
+
+    @property
+    def share(self) -> Share | None:
+        """The account's share of the loop; None where nothing is counted."""
+
+    def admits(self) -> bool:
+        """Count a frame. Returns False if it is to be dropped. Raises Violation when they come too fast."""
+
+    def on_message(self, message: str | bytes) -> Awaitable[None] | None:
+        """Handle a message; None when that is done, else what to await before the next one is read."""
+
+    def on_large_message(self, message: str | bytes, share: Share) -> Awaitable[None]:
+        """Handle a large message when the turn of its account comes."""
+
+    def on_pong(self, data: bytes) -> None: ...
+
+    def fail(self, violation: Violation) -> None:
+        """The client broke the protocol, or its limits."""
+
+
 class Protocol(WebSocketProtocol13):
     """Tornado's protocol with a reader of its own. Tornado's awaits each part of each frame, takes unmasked ones, and
     drops the connection where the RFC wants a Close frame with a code."""
 
-    handler: SocketHandler
+    def __init__(self, handler: WebSocketHandler, receiver: Receiver, params: Any) -> None:
+        super().__init__(handler, False, params)
+        self._receiver = receiver
 
     async def _receive_frame_loop(self) -> None:
         try:
@@ -141,7 +165,7 @@ class Protocol(WebSocketProtocol13):
             self.handler.on_ws_connection_close(self.close_code, self.close_reason)
 
     async def _read(self) -> None:
-        parser, share = Parser(self.params.max_message_size), self.handler.share
+        parser, share = Parser(self.params.max_message_size), self._receiver.share
         work = 0
         while True:
             data = await self.stream.read_bytes(READ, partial=True)
@@ -163,21 +187,21 @@ class Protocol(WebSocketProtocol13):
         """Handle one frame; None when that is done, else what remains to be awaited."""
         if opcode == CLOSE:
             self._closed(payload)
-        elif not self.handler.admits():
+        elif not self._receiver.admits():
             return None
         elif opcode == TEXT:
             try:
                 text = payload.decode()
             except UnicodeDecodeError:
                 raise Violation(NOT_UTF8, "not UTF-8") from None
-            share = self.handler.share if len(payload) >= LARGE else None
-            return self.handler.on_message(text) if share is None else self.handler.on_large_message(text, share)
+            share = self._receiver.share if len(payload) >= LARGE else None
+            return self._receiver.on_message(text) if share is None else self._receiver.on_large_message(text, share)
         elif opcode == BINARY:
-            return self.handler.on_message(payload)
+            return self._receiver.on_message(payload)
         elif opcode == PING:
             self._send_pong(payload)
         elif opcode == PONG:
-            self.handler.on_pong(payload)
+            self._receiver.on_pong(payload)
         return None
 
     def _closed(self, payload: bytes) -> None:
@@ -194,7 +218,7 @@ class Protocol(WebSocketProtocol13):
         self.close(self.close_code)
 
     async def _fail(self, violation: Violation) -> None:
-        self.handler.fail(violation)
+        self._receiver.fail(violation)
         left = LINGER_BYTES
         with contextlib.suppress(StreamClosedError, TimeoutError, OSError):
             async with asyncio.timeout(LINGER_SECONDS):

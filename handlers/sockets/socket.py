@@ -131,7 +131,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         protocol = super().get_websocket_protocol()
-        return Protocol(self, False, protocol.params) if isinstance(protocol, WebSocketProtocol13) else None
+        return Protocol(self, self, protocol.params) if isinstance(protocol, WebSocketProtocol13) else None
 
     @operation(
         {101: operations.Answer(words="The socket is open. The first frame is `ready`.")},
