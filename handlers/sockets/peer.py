@@ -1,12 +1,10 @@
-"""One open socket: its session, the queue to its client, and the frames of it that wait their turn."""
+"""One open socket: its session, and the queue to its client."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections import deque
-from typing import Any
 from uuid import uuid4
 
 from tornado.iostream import StreamClosedError
@@ -33,16 +31,9 @@ MAX_KEYS = 1000  # keys of frames sent once that a socket remembers, the newest:
 GATHERED = 64  # frames of one turn of the loop that go to the kernel together; a call of it costs more than a frame
 LARGE = 8 * 1024  # bytes; a frame that large gains nothing by waiting for others
 
-# Frames of one socket, and bytes of them, that may wait behind a slow one; then its reader pauses, and its pongs with
-# it. A burst has room.
-WAITING, WAITING_BYTES = 256, 256 * 1024
-
-
-UNDER_WAY = 64  # frames of one socket that are worked on at once; a share of the journal's batch for each of two
-
 
 class Socket:
-    """One open socket: its session, its queue to the client, and the frames that wait for their turn."""
+    """One open socket: its session and its queue to the client."""
 
     __slots__ = (
         "_expiry",
@@ -63,10 +54,6 @@ class Socket:
         "opened",
         "peer_id",
         "session",
-        "under_way",
-        "waiting",
-        "waiting_bytes",
-        "work",
     )
 
     def __init__(self, handler: WebSocketHandler, metrics: Metrics, session: Session) -> None:
@@ -83,11 +70,6 @@ class Socket:
         self._held_bytes = 0
         self._held_keys: set[str] = set()
         self.keys: dict[str, None] | None = None  # most sockets never see a frame with a key
-        # Frames whose work will end in its order, by their ids; most sockets never have any.
-        self.under_way: deque[tuple[str | None, asyncio.Future[Any]]] | None = None
-        self.waiting: deque[str | bytes] | None = None
-        self.waiting_bytes = 0
-        self.work: asyncio.Task[None] | None = None
         self._space: asyncio.Event | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._out: list[bytes] = []
@@ -98,36 +80,6 @@ class Socket:
         if self._space is None:
             self._space = asyncio.Event()
         return self._space
-
-    @property
-    def full(self) -> bool:
-        """Whether no more frames may wait behind a slow one."""
-        return self.waiting is not None and (len(self.waiting) >= WAITING or self.waiting_bytes >= WAITING_BYTES)
-
-    async def room(self) -> None:
-        """Wait until the frames behind a slow one have moved on."""
-        while self.full:
-            self.space.clear()
-            await self.space.wait()
-
-    async def settled(self) -> None:
-        """Wait until all that is under way is answered."""
-        while self.under_way:
-            self.space.clear()
-            await self.space.wait()
-
-    def wait(self, message: str | bytes) -> None:
-        """Let a frame wait its turn behind a slow one."""
-        assert self.waiting is not None
-        self.waiting.append(message)
-        self.waiting_bytes += len(message)
-
-    def following(self) -> str | bytes:
-        """The frame whose turn it is now."""
-        assert self.waiting is not None
-        message = self.waiting.popleft()
-        self.waiting_bytes -= len(message)
-        return message
 
     def send(self, frame: Frame, key: str = "") -> None:
         """Send a frame to this socket alone, at once also during its welcome."""
@@ -286,4 +238,3 @@ class Socket:
         if self._expiry is not None:
             self._expiry.cancel()
         self.space.set()
-        self.waiting, self.waiting_bytes = None if self.waiting is None else deque(), 0

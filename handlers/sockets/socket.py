@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,13 +19,14 @@ from handlers.http.origins import is_allowed, is_own
 from handlers.limits.share import OPENING, Share
 from handlers.sockets import hub
 from handlers.sockets.hub import Hub, Peer
-from handlers.sockets.peer import UNDER_WAY, Socket
+from handlers.sockets.peer import Socket
 from handlers.sockets.rfc6455 import Protocol, Violation
+from handlers.sockets.turns import Turns
 from handlers.tokens import Tokens
 from handlers.wire import errors, operations
 from handlers.wire.costs import BYTES_IN, FRAMES, READS, Cost
 from handlers.wire.errors import ApiError, InvalidRequest, Unauthorized
-from handlers.wire.frames import Ready
+from handlers.wire.frames import AckFields, Ready
 from handlers.wire.operations import Header, operation
 from handlers.wire.shapes import Shape, judge, parse, timestamp
 
@@ -43,8 +43,6 @@ _UPGRADED = HTTPServerRequest(
     start_line=RequestStartLine("GET", "/ws", "HTTP/1.1"), headers=HTTPHeaders({"Host": "upgraded"})
 )
 
-Answer = Mapping[str, object] | None
-
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -56,7 +54,7 @@ class Event:
     """
 
     shape: type[Shape]
-    handle: Callable[[Peer, Any], Answer | Awaitable[Answer]]
+    handle: Callable[[Peer, Any], AckFields | Awaitable[AckFields]]
     cost: Cost | None = None  # what it spends from the account's budgets, beside itself and its bytes
 
 
@@ -67,7 +65,7 @@ class Auth(Shape):
 def prolonging(tokens: Tokens) -> Event:
     """The frame ``auth {access_token}``, which prolongs an open socket with a fresh token of the same user."""
 
-    def prolong(peer: Peer, auth: Auth) -> Answer:
+    def prolong(peer: Peer, auth: Auth) -> AckFields:
         session = tokens.verify(auth.access_token)
         if session.user_id != peer.session.user_id:
             raise errors.Forbidden("The token is another user's.")
@@ -169,6 +167,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         session = self._session
         assert session is not None  # prepare() refused every other caller
         self.peer = Socket(self, self.application.metrics, session)
+        self._turns = Turns(self)
         self.set_nodelay(True)
         connection = self.ws_connection
         assert isinstance(connection, Protocol)  # ours, see get_websocket_protocol
@@ -220,15 +219,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         self.peer.close(violation.code, violation.reason)
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
-        peer = self.peer
-        if peer.waiting is not None:
-            peer.wait(message)
-            return peer.room() if peer.full else None
-        pending = self._take(message)
-        if pending is not None:
-            peer.waiting = deque()
-            peer.work = asyncio.get_running_loop().create_task(self._work(pending))
-        return None
+        return self._turns.take(message)
 
     async def on_large_message(self, message: str | bytes, share: Share) -> None:
         """Handle a large frame when the account's turn comes, and keep the turn until it is answered: what it costs
@@ -240,11 +231,9 @@ class SocketHandler(WebSocketHandler, ApiHandler):
             pending = self.on_message(message)
             if pending is not None:
                 await pending
-            while self.peer.work is not None:
-                await asyncio.wait([self.peer.work])
-            await self.peer.settled()
+            await self._turns.wait_until_idle()
 
-    def _take(self, message: str | bytes) -> Awaitable[None] | None:
+    def handle(self, message: str | bytes) -> Awaitable[None] | None:
         """Handle one frame; None when that is done, else what remains to be awaited."""
         frame_id: str | None = None
         event: Event | None = None
@@ -266,50 +255,35 @@ class SocketHandler(WebSocketHandler, ApiHandler):
                 account.take(event.cost or READS, _size(message))
             answer: Any = event.handle(self.peer, event.shape.model_validate(frame))
             if isinstance(answer, asyncio.Future):
-                return self._under_way(frame_id, answer)
+                return self._turns.add(frame_id, answer)
             if answer is not None and not isinstance(answer, Mapping):
                 return self._finish_frame(answer, frame_id)
-            if self.peer.under_way:
-                return self._under_way(frame_id, _settled(answer))
+            if self._turns.has_under_way:
+                return self._turns.add(frame_id, _settled(answer))
             self._ack(frame_id, answer)
         except Exception as error:
             if event is None and account is not None:  # reading what is no frame costs as much
                 account.charge(FRAMES, 1)
                 account.charge(BYTES_IN, _size(message))
-            if self.peer.under_way:
-                return self._under_way(frame_id, _settled(None, error))
+            if self._turns.has_under_way:
+                return self._turns.add(frame_id, _settled(None, error))
             self._refuse(frame_id, error)
         return None
 
-    def _under_way(self, frame_id: str | None, answer: asyncio.Future[Answer]) -> Awaitable[None] | None:
-        """Answer a frame when it is done, and all before it are answered."""
-        under_way = self.peer.under_way
-        if under_way is None:
-            under_way = self.peer.under_way = deque()
-        under_way.append((frame_id, answer))
-        answer.add_done_callback(self._settle)
-        return self.peer.settled() if len(under_way) >= UNDER_WAY else None
-
-    def _settle(self, _: asyncio.Future[Answer]) -> None:
-        under_way = self.peer.under_way
-        while under_way and under_way[0][1].done():
-            frame_id, answer = under_way.popleft()
-            try:
-                self._ack(frame_id, answer.result())
-            except Exception as error:
-                self._refuse(frame_id, error)
-        if not under_way:
-            self.peer.under_way = None
-            self.peer.space.set()
-
-    async def _finish_frame(self, answer: Awaitable[Answer], frame_id: str | None) -> None:
+    def answer(self, frame_id: str | None, answered: asyncio.Future[AckFields]) -> None:
         try:
-            await self.peer.settled()
+            self._ack(frame_id, answered.result())
+        except Exception as error:
+            self._refuse(frame_id, error)
+
+    async def _finish_frame(self, answer: Awaitable[AckFields], frame_id: str | None) -> None:
+        try:
+            await self._turns.wait_until_answered()
             self._ack(frame_id, await (answer if self.share is None else self._shared(answer, self.share)))
         except Exception as error:
             self._refuse(frame_id, error)
 
-    async def _shared(self, answer: Awaitable[Answer], share: Share) -> Answer:
+    async def _shared(self, answer: Awaitable[AckFields], share: Share) -> AckFields:
         """A frame that takes long is like a request: one account has few of them at work at once."""
         began = share.begin() or await share.begin_whenever()
         try:
@@ -317,24 +291,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         finally:
             share.end(began)
 
-    async def _work(self, pending: Awaitable[None]) -> None:
-        """Finish a frame that had to wait, then those that queued up behind it, in their order."""
-        await pending
-        peer = self.peer
-        assert peer.waiting is not None
-        while peer.waiting:
-            if self.share is not None:
-                await self.share.catch_up()
-                if not peer.waiting:
-                    break  # the socket has closed meanwhile
-            following = self._take(peer.following())
-            peer.space.set()
-            if following is not None:
-                await following
-        peer.waiting = peer.work = None
-        peer.space.set()
-
-    def _ack(self, frame_id: str | None, fields: Answer) -> None:
+    def _ack(self, frame_id: str | None, fields: AckFields) -> None:
         if frame_id is not None:
             self.peer.send({"type": "ack", "id": frame_id, **(fields or {})})
 
@@ -361,6 +318,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         peer = getattr(self, "peer", None)
         if peer is not None:
             peer.gone()
+            self._turns.close()
             self._hub.leave(peer)
 
     def on_finish(self) -> None:
@@ -378,9 +336,9 @@ def _size(message: str | bytes) -> int:
     return len(message) if isinstance(message, bytes) or message.isascii() else len(message.encode())
 
 
-def _settled(answer: Answer, error: Exception | None = None) -> asyncio.Future[Answer]:
+def _settled(answer: AckFields, error: Exception | None = None) -> asyncio.Future[AckFields]:
     """An answer that waits for nothing but those before it."""
-    future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    future: asyncio.Future[AckFields] = asyncio.get_running_loop().create_future()
     if error is None:
         future.set_result(answer)
     else:

@@ -14,6 +14,7 @@ from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
 Frame = Mapping[str, Any]  # what goes out: a server frame, or an event of a chat
+AckFields = Mapping[str, object] | None  # what the ack of a client's frame has beside its id
 
 
 class Ready(TypedDict):

@@ -15,7 +15,7 @@ from handlers.alerts import Alerts
 from handlers.limits.rates import Limits
 from handlers.sockets.bus import Bus
 from handlers.sockets.hub import Hub, Peer, ends
-from handlers.sockets.socket import Answer
+from handlers.wire.frames import AckFields
 from models import calls
 from models.calls import RING_SECONDS, Call
 from models.database import Database, Unavailable
@@ -59,7 +59,7 @@ class Calls:
 
     # Frames from clients ------------------------------------------------------------------------------------------
 
-    async def offer(self, peer: Peer, offer: shapes.Offer) -> Answer:
+    async def offer(self, peer: Peer, offer: shapes.Offer) -> AckFields:
         """Ring the callee. The ack says whether any of their sockets took it, and when the ring ends."""
         caller = peer.session.user_id
         if offer.to_user_id == caller:
@@ -99,7 +99,7 @@ class Calls:
             "delivered": delivered if rung.visible else None,
         }
 
-    async def answer(self, peer: Peer, answer: shapes.Answer) -> Answer:
+    async def answer(self, peer: Peer, answer: shapes.Answer) -> AckFields:
         """Accept a ringing call; the first of the callee's devices wins, and the others stop ringing. The ack says
         whether any socket of the caller's took the answer; it waits for those that open within a minute."""
         callee = peer.session.user_id
@@ -138,7 +138,7 @@ class Calls:
         except OUTAGES:
             return False
 
-    async def hangup(self, peer: Peer, hangup: shapes.Hangup) -> Answer:
+    async def hangup(self, peer: Peer, hangup: shapes.Hangup) -> AckFields:
         """End a call. Of a finished one it is acked and changes nothing."""
         user_id = peer.session.user_id
         for _ in range(3):  # the offer may be committed between the two statements
@@ -153,7 +153,7 @@ class Calls:
             raise await why_not(self._db, hangup.call_id, user_id)
         return {"call_id": call.id, "status": call.status, "end_reason": call.end_reason}
 
-    async def heartbeat(self, peer: Peer, heartbeat: shapes.Heartbeat) -> Answer:
+    async def heartbeat(self, peer: Peer, heartbeat: shapes.Heartbeat) -> AckFields:
         """Keep an answered call alive."""
         if not await calls.beat(self._db, heartbeat.call_id, peer.session.user_id):
             raise await why_not(self._db, heartbeat.call_id, peer.session.user_id)

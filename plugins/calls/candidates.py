@@ -9,8 +9,8 @@ from uuid import UUID
 
 from handlers.limits.rates import Limits
 from handlers.sockets.hub import Hub, Peer
-from handlers.sockets.socket import Answer
 from handlers.wire.errors import RateLimited
+from handlers.wire.frames import AckFields
 from models import calls
 from models.calls import ANSWER_SECONDS, RING_SECONDS, Call
 from models.database import Database
@@ -88,7 +88,7 @@ class Candidates:
         for call_id in [call_id for call_id, known in self._known.items() if known.checked < horizon]:
             del self._known[call_id]
 
-    def take(self, peer: Peer, candidate: shapes.Candidate) -> Answer | Awaitable[Answer]:
+    def take(self, peer: Peer, candidate: shapes.Candidate) -> AckFields | Awaitable[AckFields]:
         """Pass a candidate on to the other participant."""
         known = self._known.get(candidate.call_id)
         if known is None or known.checked < time.monotonic() - FRESH:
@@ -98,7 +98,7 @@ class Candidates:
         self._pass(peer, candidate, known)
         return None
 
-    async def _after_asking(self, peer: Peer, candidate: shapes.Candidate) -> Answer:
+    async def _after_asking(self, peer: Peer, candidate: shapes.Candidate) -> AckFields:
         call = await calls.get(self._db, candidate.call_id)
         if call is None or not call.live:
             self.forget(candidate.call_id)
@@ -110,7 +110,7 @@ class Candidates:
         self._pass(peer, candidate, known)
         return None
 
-    async def _after_reserving(self, peer: Peer, candidate: shapes.Candidate, known: _Known) -> Answer:
+    async def _after_reserving(self, peer: Peer, candidate: shapes.Candidate, known: _Known) -> AckFields:
         self._other(peer, known)  # a stranger uses nothing up
         granted = await calls.reserve_candidates(self._db, candidate.call_id)
         if not granted:

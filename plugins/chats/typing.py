@@ -8,8 +8,8 @@ from uuid import UUID
 
 from handlers.sockets.delivery import Delivery
 from handlers.sockets.hub import Peer
-from handlers.sockets.socket import Answer
 from handlers.wire.errors import Forbidden, NotFound
+from handlers.wire.frames import AckFields
 from models.chats.access import Access
 from plugins.chats import shapes
 
@@ -22,7 +22,7 @@ class Typing:
         self._access, self._delivery = access, delivery
         self._last: OrderedDict[tuple[UUID, UUID], float] = OrderedDict()
 
-    async def typing(self, peer: Peer, request: shapes.Typing) -> Answer:
+    async def typing(self, peer: Peer, request: shapes.Typing) -> AckFields:
         """Pass it on, unless the same was passed on a moment ago. Raises NotFound, Forbidden."""
         user_id, chat_id, now = peer.session.user_id, request.chat_id, time.monotonic()
         key = (user_id, chat_id)

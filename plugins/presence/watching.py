@@ -19,8 +19,8 @@ from handlers.limits.rates import Limits
 from handlers.metrics import Metrics
 from handlers.sockets.bus import Bus
 from handlers.sockets.hub import Peer, text_frame
-from handlers.sockets.socket import Answer
 from handlers.tasks import ended
+from handlers.wire.frames import AckFields
 from handlers.wire.shapes import Id, Moment, Shape, encode
 from models import presence
 from models.database import Database
@@ -76,7 +76,7 @@ class Watching:
             self._bus.on_return.remove(self._look_at_all)
             await ended(worker)
 
-    async def subscribe(self, peer: Peer, request: Subscribe) -> Answer:
+    async def subscribe(self, peer: Peer, request: Subscribe) -> AckFields:
         """Watch these users instead of those before; how they are is shown at once. Raises RateLimited."""
         await self._limits.spend("presence", str(peer.session.user_id), self._rate)
         self._forget(peer)

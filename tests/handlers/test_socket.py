@@ -15,6 +15,7 @@ from tornado.websocket import WebSocketClosedError, websocket_connect
 from handlers.sockets import hub as hub_module
 from handlers.sockets import peer as peer_module
 from handlers.sockets import socket as socket_module
+from handlers.sockets import turns
 from handlers.sockets.hub import Hub, Peer
 from tests.client import Account, Socket, ask
 from tests.running import Services, place, serving
@@ -204,8 +205,9 @@ async def test_what_waits_behind_a_slow_frame_is_bounded(services: Services) -> 
                     # Not awaited: the client's own queue fills when the server stops reading.
                     socket.connection.write_message(json.dumps({"type": "nope", "id": f"n{number}", "x": "y" * size}))
                 await asyncio.sleep(0.5)
-                assert len(peer.waiting) <= peer_module.WAITING
-                assert sum(map(len, peer.waiting)) <= peer_module.WAITING_BYTES + socket_module.MAX_FRAME
+                waiting = peer._handler._turns.waiting
+                assert 0 < len(waiting) <= turns.WAITING
+                assert sum(map(len, waiting)) <= turns.WAITING_BYTES + socket_module.MAX_FRAME
             answers = [await socket.expect("error") for _ in range(len(sent) + 1)]
             assert [answer["id"] for answer in answers] == ["slow", *(f"n{number}" for number in range(len(sent)))]
 
