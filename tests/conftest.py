@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,7 @@ def log() -> Iterator[io.StringIO]:
     """What the servers in this process log, all of it; no test may make them log a secret it sent."""
     canaries.clear()
     stream = io.StringIO()
+    logging.disable(logging.NOTSET)  # a test may have run a script in this process, and the doctor logs nothing
     logs.configure("debug", stream)
     yield stream
     escaped = canaries.escaped(stream.getvalue())
