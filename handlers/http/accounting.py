@@ -99,7 +99,7 @@ class AccountingHandler(AnsweringHandler):
             if pending is not None:
                 await pending
         finally:
-            share.end(self._began)
+            share.end(self._began, self._cost.seconds)
 
     async def reserve(self, size: int = MAX_PAGE, key: Hashable = None) -> None:
         """Wait for memory for a long answer. Whoever waited for long waits for another turn: else all the requests for

@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from handlers.wire.costs import READS
 from handlers.wire.errors import RateLimited
 
 BURST = 0.1  # seconds of work at once: what an app asks for when it is opened, three times; four pages of 1 MiB
@@ -31,8 +32,8 @@ BYTE = 1.5e-8
 FANOUT_BYTE, RECIPIENT = 4e-9, 2e-6
 FANOUT_MOST = 0.25  # of one frame
 # Of a request or a slow frame it is the time that it took, which counts what PostgreSQL did as well; but not more than
-# this, for it may have waited for others.
-REQUEST_MOST = 0.01
+# its cost says, for it may have waited for others.
+REQUEST_MOST = READS.seconds
 OPENING = 0.02  # of a socket: the handshake, what it is greeted with, who is told that it is there, and its end
 
 
@@ -142,8 +143,8 @@ class Share:
                 await self.catch_up()
             return began
 
-    def end(self, began: float) -> None:
-        """Note the end of a request, and the time that it took."""
+    def end(self, began: float, most: float = REQUEST_MOST) -> None:
+        """Note the end of a request, and the time that it took, ``most`` seconds at most."""
         if began in self._begun:
             self._begun.remove(began)
-        self.work(min(self._clock() - began, REQUEST_MOST))
+        self.work(min(self._clock() - began, most))

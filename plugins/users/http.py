@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from config.settings import Rate
 from handlers.http.base import ApiHandler
-from handlers.wire.costs import DEFENDS, READS, WRITES
+from handlers.wire.costs import DEFENDS, READS, SEARCHES, WRITES
 from handlers.wire.errors import InvalidCredentials, NotFound
 from handlers.wire.operations import operation
 from handlers.wire.shapes import UserRef
@@ -16,7 +16,7 @@ class Search(ApiHandler):
     def initialize(self, users: Users, rate: Rate) -> None:
         self._users, self._rate = users, rate
 
-    @operation({200: list[UserSearchItem]}, limits={"rate_limit_search": "user"}, cost=READS)
+    @operation({200: list[UserSearchItem]}, limits={"rate_limit_search": "user"}, cost=SEARCHES)
     async def get(self, query: SearchQuery) -> None:
         """Search users by a part of their public id, at most 50.
 

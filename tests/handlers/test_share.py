@@ -67,6 +67,9 @@ def test_a_request_that_waits_for_something_else_keeps_no_place() -> None:
     for began in slow:
         share.end(began)
     assert share.ahead < AT_ONCE * REQUEST_MOST / RATE - BURST / RATE + 1e-6, "what it waited for is not charged"
+    before = share.ahead
+    share.end(share.begin(), most=0.1)
+    assert share.ahead == before, "nor more than it took"
     assert not any(share.is_at_work(began) for began in slow)
     assert [bool(share.begin()) for _ in range(2)] == [True, False], "a place is given back once"
 
