@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 
 from config.settings import Budgets, Rate
 from handlers.limits.rates import REDIS_PATIENCE, Quota
-from handlers.limits.share import AT_ONCE, AT_ONCE_ADDRESS, FANOUT_BYTE, FANOUT_MOST, RECIPIENT, Share
+from handlers.limits.share import AT_ONCE, AT_ONCE_ADDRESS, FANOUT_BYTE, FANOUT_MOST, RECIPIENT, Share, Waits
 from handlers.metrics import Metrics
 from handlers.wire.costs import BYTE_KINDS, BYTES_IN, FANOUT, FRAMES, KINDS, REQUESTS, ROWS, Cost
 from handlers.wire.errors import RateLimited
@@ -97,7 +97,7 @@ class Account:
         self._at = [0.0] * len(KINDS)
         self._pending = [0.0] * len(KINDS)  # seconds of each budget that Redis has not heard of
         self.since = 0.0  # when the first of them was spent; 0 where there are none
-        self.share = Share(budget.share, budget.at_once, ledger.clock)
+        self.share = Share(budget.share, budget.at_once, ledger.clock, ledger.waits)
 
     def take(self, cost: Cost, size: int) -> None:
         """Spend a frame of ``size`` bytes. Raises RateLimited, and spends nothing, if a budget that it needs is used
@@ -216,7 +216,7 @@ class Ledger:
         on: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.on, self.clock = on, clock
+        self.on, self.clock, self.waits = on, clock, Waits()
         self._script = redis.register_script(_SETTLE)
         rates = (
             budgets.budget_requests,
@@ -235,6 +235,8 @@ class Ledger:
         self._spent: OrderedDict[UUID | str, Account] = OrderedDict()
         self._unsettled: dict[UUID | str, Account] = {}
         self._totals, self._refusals = [0.0] * len(KINDS), [0] * len(KINDS)
+        metrics.counts("mimu_share_waits_total", "Waits of accounts for their turn.", lambda: self.waits.count)
+        metrics.counts("mimu_share_wait_seconds_total", "Seconds of these waits.", lambda: self.waits.seconds)
         metrics.counts_each(
             "mimu_budget_spent_total",
             "What accounts and addresses spent of their budgets.",

@@ -37,15 +37,24 @@ REQUEST_MOST = READS.seconds
 OPENING = 0.02  # of a socket: the handshake, what it is greeted with, who is told that it is there, and its end
 
 
+class Waits:
+    """How often and how long accounts waited for their turn, all together."""
+
+    __slots__ = ("count", "seconds")
+
+    def __init__(self) -> None:
+        self.count, self.seconds = 0, 0.0
+
+
 class Share:
     """How far ahead of its share an account is. ``rate`` is the share, in seconds of work a second."""
 
-    __slots__ = ("_at_once", "_begun", "_clock", "_large", "_line", "_queued", "_rate", "_room", "_until")
+    __slots__ = ("_at_once", "_begun", "_clock", "_large", "_line", "_queued", "_rate", "_room", "_until", "_waits")
 
-    def __init__(self, rate: float, at_once: int, clock: Callable[[], float]) -> None:
+    def __init__(self, rate: float, at_once: int, clock: Callable[[], float], waits: Waits | None = None) -> None:
         self._rate, self._room, self._clock = rate, BURST / rate, clock
         self._until = 0.0
-        self._at_once = at_once
+        self._at_once, self._waits = at_once, waits or Waits()
         self._begun: deque[float] = deque()  # when what is at work began
         self._queued = 0
         # Most accounts never wait, and few ever send a large frame.
@@ -89,6 +98,8 @@ class Share:
     async def catch_up(self) -> None:
         """Wait until the account is within its share."""
         while (ahead := self.ahead) > 0:
+            self._waits.count += 1
+            self._waits.seconds += ahead
             await asyncio.sleep(ahead)
 
     async def turn(self) -> None:

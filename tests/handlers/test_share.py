@@ -16,7 +16,7 @@ from config.settings import Budgets
 from handlers.limits import ledger
 from handlers.limits import share as share_module
 from handlers.limits.ledger import Account as Spender
-from handlers.limits.share import AT_ONCE, BURST, BYTE, HELD, OPENING, PATIENCE, REQUEST_MOST, WAITING, Share
+from handlers.limits.share import AT_ONCE, BURST, BYTE, HELD, OPENING, PATIENCE, REQUEST_MOST, WAITING, Share, Waits
 from handlers.sockets.rfc6455 import FRAME_COST, TURN
 from handlers.wire.costs import READS
 from handlers.wire.errors import RateLimited
@@ -119,6 +119,19 @@ async def test_what_waits_for_a_place_is_refused_after_a_while(monkeypatch: pyte
     with pytest.raises(RateLimited):
         await share.begin_in_turn()
     assert not share._queued
+
+
+@pytest.mark.gen_test
+async def test_waits_are_counted_over_all_accounts() -> None:
+    waits = Waits()
+    for _ in range(2):
+        share = Share(1.0, 1, time.monotonic, waits)
+        share.work(BURST)
+        await share.catch_up()
+        share.work(0.05)
+        await share.catch_up()
+    assert waits.count == 2
+    assert 0.06 < waits.seconds <= 0.1
 
 
 @pytest.mark.gen_test
