@@ -102,8 +102,8 @@ class AccountingHandler(AnsweringHandler):
             share.end(self._began, self._cost.seconds)
 
     async def reserve(self, size: int = MAX_PAGE, key: Hashable = None) -> None:
-        """Wait for memory for a long answer. Whoever waited for long waits for another turn: else all the requests for
-        which there is memory again would be at work at once."""
+        """Wait for memory for a long answer. A request that waited for long waits for another turn: else all the
+        requests for which there is memory again would be at work at once."""
         await super().reserve(size, key)
         if self.share is not None and not self.share.is_at_work(self._began):
             self._began = self.share.begin() or await self._until(self.share.begin_whenever())

@@ -213,7 +213,7 @@ class MetricsPage(ApiHandler):
 
     @operation({200: Answer(words="Prometheus's text.", media="text/plain")}, refuses=(errors.NotFound,), cost=MONITORS)
     def get(self) -> None:
-        """Get the metrics, from the networks of `METRICS_ALLOW`; others are told that it isn't there."""
+        """Get the metrics, from the networks of `METRICS_ALLOW`; others get 404."""
         if not within(self.address, self.application.core.metrics_allow):
             raise errors.NotFound
         self.set_header("Content-Type", CONTENT_TYPE)

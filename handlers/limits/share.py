@@ -1,4 +1,5 @@
-"""A share: how much of this process's time one account may take. Whoever is ahead of theirs waits for their turn.
+"""A share: how much of this process's time one account may take. An account that is ahead of its share waits for its
+turn.
 
 A budget (handlers/limits/ledger.py) bounds what an account may cost in minutes, and refuses. A share bounds what it may
 cost in a moment, and delays: the socket is not read, the request does not begin. So others never feel more of an
@@ -20,7 +21,7 @@ BURST = 0.1  # seconds of work at once: what an app asks for when it is opened, 
 # been at work for longer than HELD seconds waits for something else than this server, and is not counted any more.
 AT_ONCE, AT_ONCE_ADDRESS, HELD = 2, 32, 0.25
 # Requests of one account that may wait, and for how many seconds: a request may take 3 in all (contract section 1).
-# Whoever waits for each answer before the next request waits less, by the bounds below.
+# A client that waits for each answer before its next request waits less, by the bounds below.
 WAITING, PATIENCE = 32, 2.0
 LOOK = 0.005  # seconds between looks for a place
 
@@ -34,7 +35,7 @@ FANOUT_MOST = 0.25  # of one frame
 # Of a request or a slow frame it is the time that it took, which counts what PostgreSQL did as well; but not more than
 # its cost says, for it may have waited for others.
 REQUEST_MOST = READS.seconds
-OPENING = 0.02  # of a socket: the handshake, what it is greeted with, who is told that it is there, and its end
+OPENING = 0.02  # of a socket: the handshake, its greeting, the announcement of presence, and its end
 
 
 class Waits:

@@ -130,7 +130,7 @@ class Delivery:
     ) -> None:
         """Send a frame to every socket of the members, on all instances, but the one called ``skip``, and those of the
         user ``but``. What it tells of happened at ``began`` (monotonic), or just now. The user ``by`` is charged for
-        it; None where the server itself sends, or somebody whom it doesn't know."""
+        it; None where the server itself sends, or a sender that it doesn't know."""
         if but is not None:
             members = [member for member in members if member != but]
         kind, began = frame["type"], time.monotonic() if began is None else began
