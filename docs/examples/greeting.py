@@ -22,7 +22,7 @@ class Greeting(ApiHandler):
 
     @operation({200: Greeted})
     def get(self) -> None:
-        """Greet whoever sends a token."""
+        """Greet the caller."""
         self.reply({"greeting": f"{self._word}, {self.session.public_id}!"})
 
 
