@@ -1,4 +1,4 @@
-"""Registers two users and lets one ring the other: ``first_call.py [URL of the server]``."""
+"""Register two users and let one call the other: ``first_call.py [URL of the server]``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def b64(value: bytes) -> str:
 
 
 async def register(name: str) -> dict[str, Any]:
-    """A new user with new keys; an app keeps their private halves, this example forgets them."""
+    """Register a user with new keys. An app stores the private keys; this example drops them."""
     identity, signing = bytes(PrivateKey.generate().public_key), SigningKey.generate()
     prekeys = [bytes(PrivateKey.generate().public_key) for _ in range(11)]
     body = {
@@ -49,7 +49,7 @@ async def register(name: str) -> dict[str, Any]:
     except OSError:
         sys.exit(f"There is no server at {SERVER}. Start one in another terminal: make run")
     if answer.code != 201:
-        sys.exit(f"The server refused: {answer.code} {answer.body.decode()}")
+        sys.exit(f"The server answered {answer.code}: {answer.body.decode()}")
     signed_in: dict[str, Any] = json.loads(answer.body)
     return signed_in
 

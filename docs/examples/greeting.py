@@ -1,4 +1,4 @@
-"""Greeting: a feature of one route, as a file to put into plugins/."""
+"""Greeting: a feature with one route. Copy this file into plugins/."""
 
 from typing_extensions import TypedDict
 
