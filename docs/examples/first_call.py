@@ -62,16 +62,16 @@ async def connect(user: dict[str, Any]) -> WebSocketClientConnection:
 async def main() -> None:
     alice, bob = await register("alice"), await register("bob")
     from_alice, from_bob = await connect(alice), await connect(bob)
-    print("alice hears", await from_alice.read_message())  # ready
-    print("bob hears  ", await from_bob.read_message())  # ready
+    print("alice reads", await from_alice.read_message())  # ready
+    print("bob reads  ", await from_bob.read_message())  # ready
     call = {"call_id": str(uuid4()), "encrypted_payload": b64(b"what only the two of them can read")}
     await from_alice.write_message(json.dumps({"type": "call_offer", "id": "1", "to_user_id": bob["user_id"], **call}))
-    print("bob hears  ", await from_bob.read_message())  # call_offer: it rings
-    print("alice hears", await from_alice.read_message())  # ack
+    print("bob reads  ", await from_bob.read_message())  # call_offer: it rings
+    print("alice reads", await from_alice.read_message())  # ack
     await from_bob.write_message(json.dumps({"type": "call_answer", **call}))
-    print("alice hears", await from_alice.read_message())  # call_answer
+    print("alice reads", await from_alice.read_message())  # call_answer
     await from_alice.write_message(json.dumps({"type": "call_hangup", "call_id": call["call_id"]}))
-    print("bob hears  ", await from_bob.read_message())  # call_hangup
+    print("bob reads  ", await from_bob.read_message())  # call_hangup
     print(f"Look back: curl -s -H 'Authorization: Bearer {alice['access_token']}' {SERVER}/calls")
 
 
