@@ -11,7 +11,7 @@ from handlers.sockets.bus import Bus
 from handlers.sockets.hub import Hub
 from handlers.tokens import Tokens
 
-Ended = tuple[UUID, UUID]  # session, user
+EndedSession = tuple[UUID, UUID]  # session, user
 
 
 class Revocations:
@@ -22,22 +22,22 @@ class Revocations:
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        await self._bus.subscribe(channels.SESSIONS_ENDED, self._hear)
+        await self._bus.subscribe(channels.SESSIONS_ENDED, self._receive)
         yield
         self._bus.unsubscribe(channels.SESSIONS_ENDED)
 
-    def announce(self, ended: Iterable[Ended]) -> None:
+    def announce(self, ended: Iterable[EndedSession]) -> None:
         """Tell this instance and all others. Call it after the commit."""
         pairs = list(ended)
         if pairs:
             self.apply(pairs)
             self._bus.publish(channels.SESSIONS_ENDED, channels.sessions_ended(pairs))
 
-    def apply(self, ended: Iterable[Ended]) -> None:
+    def apply(self, ended: Iterable[EndedSession]) -> None:
         """Tell this instance only."""
         for session_id, user_id in ended:
             self._tokens.revoke(session_id)
             self._hub.end_session(user_id, session_id)
 
-    def _hear(self, _: str, message: bytes) -> None:
+    def _receive(self, _: str, message: bytes) -> None:
         self.apply(channels.read_sessions_ended(message))

@@ -17,8 +17,8 @@ from handlers.wire.shapes import read_uuid
 ISSUER = "mimu"
 LEEWAY = 60.0  # seconds that the clock of the instance which issued a token may be ahead of ours
 # Seconds for which an ended session is remembered beyond the life of its last token: for clocks that differ.
-MARGIN = 3600.0
-CACHE = 20_000  # verified tokens remembered: ~12 MiB at the most; a decode costs 25 µs, a look-up 0.2
+CLOCK_MARGIN = 3600.0
+MAX_VERIFIED = 20_000  # verified tokens remembered: ~12 MiB at the most; a decode costs 25 µs, a look-up 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,12 @@ class Tokens:
         if session is None:
             session = self._decode(token)
             self._verified[token] = session
-            if len(self._verified) > CACHE:
+            if len(self._verified) > MAX_VERIFIED:
                 self._verified.popitem(last=False)
         if session.expires <= time.time():
             self._verified.pop(token, None)
             raise TokenExpired
-        if self.revoked(session):
+        if self.is_revoked(session):
             raise Unauthorized("The session has ended.")
         return session
 
@@ -106,7 +106,7 @@ class Tokens:
         except (jwt.PyJWTError, ValueError, TypeError, AttributeError, RecursionError):
             raise Unauthorized from None
 
-    def revoked(self, session: Session) -> bool:
+    def is_revoked(self, session: Session) -> bool:
         """Whether the session has ended before its token."""
         return session.session_id in self._revoked
 
@@ -117,6 +117,6 @@ class Tokens:
         """
         now = time.time()
         if len(self._revoked) % 1000 == 999:
-            oldest = now - self.longest_lifetime - MARGIN
+            oldest = now - self.longest_lifetime - CLOCK_MARGIN
             self._revoked = {sid: revoked for sid, revoked in self._revoked.items() if revoked > oldest}
         self._revoked[session_id] = now

@@ -19,15 +19,15 @@ from handlers.metrics import SECONDS, Metrics
 from handlers.passwords import Passwords
 from handlers.sockets.delivery import Delivery
 
-LOOK = 0.1  # seconds between looks at how late the loop is
+LAG_INTERVAL = 0.1  # seconds between looks at how late the loop is
 # From half a millisecond, a usual turn, to a second, at which clients think that nobody is there.
-_LATE = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_LAG_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 OPERATIONS = ("SELECT", "INSERT", "UPDATE", "DELETE", "BEGIN", "COMMIT", "ROLLBACK", "OTHER")
 CAUSES = ("unavailable", "disk_full", "conflict", "mistake")
 
 
-def process(metrics: Metrics) -> None:
+def show_process(metrics: Metrics) -> None:
     """Show memory, processor time, open files and the start of the process (on Linux), and what is running."""
     ProcessCollector(registry=metrics.registry)
     build = Info("mimu_build", "What is running.", registry=metrics.registry)
@@ -35,12 +35,12 @@ def process(metrics: Metrics) -> None:
 
 
 @contextlib.asynccontextmanager
-async def lag(metrics: Metrics) -> AsyncIterator[None]:
+async def measure_lag(metrics: Metrics) -> AsyncIterator[None]:
     """Measure how late the loop's timers are, until the block ends: everything else waits as long."""
     late = Histogram(
         "mimu_event_loop_lag_seconds",
         "Time by which a timer of the loop came late; ten looks a second.",
-        buckets=_LATE,
+        buckets=_LAG_BUCKETS,
         registry=metrics.registry,
     )
     loop = asyncio.get_running_loop()
@@ -50,34 +50,34 @@ async def lag(metrics: Metrics) -> AsyncIterator[None]:
         nonlocal timer
         now = time.monotonic()
         late.observe(max(0.0, now - due))
-        timer = loop.call_later(LOOK, look, now + LOOK)
+        timer = loop.call_later(LAG_INTERVAL, look, now + LAG_INTERVAL)
 
-    timer = loop.call_later(LOOK, look, time.monotonic() + LOOK)
+    timer = loop.call_later(LAG_INTERVAL, look, time.monotonic() + LAG_INTERVAL)
     try:
         yield
     finally:
         timer.cancel()
 
 
-def waiting(metrics: Metrics, site: Site, delivery: Delivery, passwords: Passwords) -> None:
+def show_queues(metrics: Metrics, site: Site, delivery: Delivery, passwords: Passwords) -> None:
     """Show what is under way, and how much waits where."""
-    shows = metrics.shows
-    shows("mimu_http_requests_in_flight", "Requests being answered.", lambda: site.active)
-    shows("mimu_uploads_in_flight", "Uploads whose bytes come in.", lambda: site.pace.active)
-    shows("mimu_upload_pace_bytes_per_second", "How fast all uploads together may come in.", lambda: site.pace.rate)
-    shows("mimu_delivery_queue_frames", "Frames that wait for large groups.", delivery.waiting)
-    shows("mimu_password_queue_jobs", "Hashes of passwords that wait or are made.", lambda: passwords.waiting)
+    add_gauge = metrics.add_gauge
+    add_gauge("mimu_http_requests_in_flight", "Requests being answered.", lambda: site.active)
+    add_gauge("mimu_uploads_in_flight", "Uploads whose bytes come in.", lambda: site.pace.active)
+    add_gauge("mimu_upload_pace_bytes_per_second", "How fast all uploads together may come in.", lambda: site.pace.rate)
+    add_gauge("mimu_delivery_queue_frames", "Frames that wait for large groups.", delivery.waiting)
+    add_gauge("mimu_password_queue_jobs", "Hashes of passwords that wait or are made.", lambda: passwords.waiting)
 
 
-def health(metrics: Metrics, found: Mapping[str, str], faults: Mapping[str, str]) -> None:
+def show_health(metrics: Metrics, found: Mapping[str, str], faults: Mapping[str, str]) -> None:
     """Show what the checks of ``/health`` have found: ``ok``, or something else, and the fault where it has a name."""
-    metrics.shows_each(
+    metrics.add_gauges(
         "mimu_health_check_up",
         "Whether a check of /health was well when it was made last; every 15 seconds.",
         ("check",),
         lambda: {(check,): answer == "ok" for check, answer in found.items()},
     )
-    metrics.shows_each(
+    metrics.add_gauges(
         "mimu_health_fault",
         "1 for the reason for which a check of /health failed when it was made last.",
         ("check", "fault"),
@@ -85,7 +85,7 @@ def health(metrics: Metrics, found: Mapping[str, str], faults: Mapping[str, str]
     )
 
 
-def backups(metrics: Metrics, folder: Path) -> None:
+def show_backups(metrics: Metrics, folder: Path) -> None:
     """Show when the last backup was made, by the note that it leaves in the data folder."""
 
     started = time.time()
@@ -95,22 +95,22 @@ def backups(metrics: Metrics, folder: Path) -> None:
         return found.made_at if found else started
 
     text = "When the last backup of this data folder was made; while there is none, when the server started."
-    metrics.shows("mimu_last_backup_timestamp_seconds", text, made_at)
+    metrics.add_gauge("mimu_last_backup_timestamp_seconds", text, made_at)
 
 
-def database(
+def show_database(
     metrics: Metrics,
     standing: Callable[[], tuple[str, int, int]],
     refused: Callable[[], Mapping[tuple[str, str], int]],
 ) -> None:
     """Show which host is the database, and how many connections to others were refused, by host and reason."""
-    metrics.shows_each(
+    metrics.add_gauges(
         "mimu_postgres_timeline",
         "Timeline of the database that is in use; it grows with each promotion of a standby.",
         ("host",),
         lambda: {(standing()[0],): standing()[1]},
     )
-    metrics.counts_each(
+    metrics.add_counters(
         "mimu_postgres_hosts_refused_total",
         "Connections that were refused because they reached a standby, or a database behind the one in use.",
         ("host", "reason"),
@@ -228,6 +228,6 @@ class Statements:
             return {("idle",): idle, ("in_use",): size - idle}
 
         name = "mimu_postgres_pool"
-        self._metrics.shows_each(f"{name}_connections", "Connections of the pool.", ("state",), connections)
-        self._metrics.shows(f"{name}_max_connections", "How many it may have.", lambda: usage()[0])
-        self._metrics.shows(f"{name}_waiting_requests", "How many wait for one.", lambda: usage()[3])
+        self._metrics.add_gauges(f"{name}_connections", "Connections of the pool.", ("state",), connections)
+        self._metrics.add_gauge(f"{name}_max_connections", "How many it may have.", lambda: usage()[0])
+        self._metrics.add_gauge(f"{name}_waiting_requests", "How many wait for one.", lambda: usage()[3])

@@ -11,7 +11,7 @@ from config.settings import Rate
 from handlers.http.answering import AnsweringHandler
 from handlers.limits.ledger import Account
 from handlers.limits.rates import Quota, limit_key, within
-from handlers.limits.share import BYTE, Share
+from handlers.limits.share import SECONDS_PER_BYTE, Share
 from handlers.tokens import Session
 from handlers.wire.costs import BYTES_IN, BYTES_OUT, READS, ROWS, TRANSFER
 from handlers.wire.errors import Unavailable
@@ -80,7 +80,7 @@ class AccountingHandler(AnsweringHandler):
         account = ledger.account(self.session.user_id if known else limit_key(self.address))
         self._account, self._rows = account, 0  # the bytes of a request that is refused count, too
         try:
-            account.admit(cost)
+            account.spend_request(cost)
         finally:
             self._show(account.quota(cost.request))
         self._rows = cost.rows
@@ -106,7 +106,7 @@ class AccountingHandler(AnsweringHandler):
         requests for which there is memory again would be at work at once."""
         await super().reserve(size, key)
         if self.share is not None and not self.share.is_at_work(self._began):
-            self._began = self.share.begin() or await self._until(self.share.begin_whenever())
+            self._began = self.share.begin() or await self._until(self.share.begin_eventually())
 
     async def _until(self, turn: Coroutine[Any, Any, float]) -> float:
         """Wait for a turn. Raises Unavailable when the client has gone: others need the turn, and the memory."""
@@ -146,7 +146,7 @@ class AccountingHandler(AnsweringHandler):
         else:
             account.charge(BYTES_IN, received)
             account.charge(BYTES_OUT, sent)
-            account.share.work(sent * BYTE)
+            account.share.add_work(sent * SECONDS_PER_BYTE)
         if status >= 400 and self._rows:
             account.charge(ROWS, -self._rows)
             self._rows = 0

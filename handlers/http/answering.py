@@ -12,7 +12,7 @@ from tornado.web import HTTPError, RequestHandler
 
 from config.pages import MAX_PAGE
 from handlers.http import compression
-from handlers.http.answers_in_flight import Room
+from handlers.http.answers_in_flight import Reservation
 from handlers.http.http1 import linger
 from handlers.http.site import Site
 from handlers.wire import errors
@@ -30,7 +30,7 @@ class AnsweringHandler(RequestHandler):
     application: Site
     request_id: str
     _refusal: ApiError | None = None  # to be sent when the body has been read
-    _room: Room | None = None  # memory that is reserved for the answer
+    _reservation: Reservation | None = None  # memory that is reserved for the answer
 
     @classmethod
     def allow(cls) -> str:
@@ -42,7 +42,7 @@ class AnsweringHandler(RequestHandler):
         """Whose answers this one is counted with: an account, or an address."""
         raise NotImplementedError
 
-    def _judge_headers(self) -> None:
+    def _check_headers(self) -> None:
         """Judge a request before its body is read. Raises a refusal."""
         raise NotImplementedError
 
@@ -53,17 +53,17 @@ class AnsweringHandler(RequestHandler):
         """
         self.set_status(status)
         content = value.model_dump_json().encode() if isinstance(value, Shape) else encode(value)
-        if not self._is_packed(content):
+        if not self._choose_gzip(content):
             self.finish(content)
-        elif len(content) <= compression.IN_LOOP:
-            self.finish(compression.pack(content))
+        elif len(content) <= compression.MAX_BYTES_IN_LOOP:
+            self.finish(compression.compress(content))
         else:
             self._auto_finish = False  # Tornado would finish when the method returns
-            self.application.keep(self._finish_packed(content))
+            self.application.run_in_background(self._finish_compressed(content))
 
-    async def _finish_packed(self, content: bytes) -> None:
+    async def _finish_compressed(self, content: bytes) -> None:
         try:
-            packed = await self.application.compressor.pack(content)
+            packed = await self.application.compressor.compress(content)
         except Exception as error:  # nothing waits for this task: the client gets its answer here
             self.log_exception(type(error), error, error.__traceback__)
             self.clear_header("Content-Encoding")
@@ -71,13 +71,13 @@ class AnsweringHandler(RequestHandler):
             return
         self.finish(packed)
 
-    def _is_packed(self, content: bytes) -> bool:
+    def _choose_gzip(self, content: bytes) -> bool:
         """Whether JSON is to be compressed for this client; the headers say so."""
-        if not compression.may_be_packed(self.request.path):
+        if not compression.may_compress(self.request.path):
             return False
         self.add_header("Vary", "Accept-Encoding")
         accepted = self.request.headers.get("Accept-Encoding", "")
-        packed = len(content) >= compression.SMALLEST and compression.takes_gzip(accepted)
+        packed = len(content) >= compression.MIN_BYTES and compression.accepts_gzip(accepted)
         if packed:
             self.set_header("Content-Encoding", "gzip")
         return packed
@@ -87,18 +87,18 @@ class AnsweringHandler(RequestHandler):
         answer. ``key`` is whose it is: the account's, else the address's. Raises Unavailable, when they have too many
         that are not taken, or all together have."""
         stream = self.request.connection.stream  # type: ignore[union-attr]
-        self._room = await self.application.answers.reserve(key or self.reader, size, stream)
+        self._reservation = await self.application.answers.reserve(key or self.reader, size, stream)
 
     def finish(self, chunk: Any = None) -> asyncio.Future[None]:
-        room, self._room = self._room, None
-        if room is None:
+        reservation, self._reservation = self._reservation, None
+        if reservation is None:
             return super().finish(chunk)
         try:
             written = super().finish(chunk)
         except BaseException:
-            room.release()
+            reservation.release()
             raise
-        room.hold(len(chunk) if isinstance(chunk, bytes) else 0, written)
+        reservation.keep_until_written(len(chunk) if isinstance(chunk, bytes) else 0, written)
         return written
 
     def reply_nothing(self) -> None:
@@ -110,20 +110,20 @@ class AnsweringHandler(RequestHandler):
         """Judge a request by its headers: what it raises is sent when the body has been read, or, where that is too
         large, before, at the end of the connection."""
         try:
-            self._judge_headers()
+            self._check_headers()
         except ApiError as refusal:
-            if self.ends_soon:
+            if self.is_short:
                 raise
             return self.refuse(refusal)
         return None
 
     @property
-    def ends_soon(self) -> bool:
+    def is_short(self) -> bool:
         """True if the headers announce a body that is small enough to be read before a refusal is sent."""
-        return self.declared <= MAX_BODY
+        return self.declared_length <= MAX_BODY
 
     @property
-    def declared(self) -> int:
+    def declared_length(self) -> int:
         """The length of the body that the headers announce; 0 when they don't."""
         length = self.request.headers.get("Content-Length", "0")
         # Few digits first: int() refuses what has thousands.
@@ -179,4 +179,4 @@ class AnsweringHandler(RequestHandler):
         if refusal.status == 405:
             self.set_header("Allow", self.allow())
         content = encode({**refusal.body(), "request_id": self.request_id})
-        self.write(compression.pack(content) if self._is_packed(content) else content)
+        self.write(compression.compress(content) if self._choose_gzip(content) else content)

@@ -21,7 +21,7 @@ from handlers.http.accounting import AccountingHandler
 from handlers.http.answering import MAX_BODY as MAX_BODY
 from handlers.http.origins import is_allowed
 from handlers.http.site import Site, version
-from handlers.limits.rates import CLIENT_KEY, SHOW, client_address, limit_key, within
+from handlers.limits.rates import CLIENT_KEY, SHOW_QUOTA, client_address, limit_key, within
 from handlers.tokens import Session
 from handlers.wire import errors
 from handlers.wire.errors import ApiError, Fault, InvalidRequest
@@ -31,7 +31,7 @@ from handlers.wire.shapes import Shape, decode
 log = structlog.get_logger(__name__)
 S = TypeVar("S", bound=Shape)
 
-SLOW = 1.0  # seconds; a request that takes longer is worth a line in the log
+SLOW_SECONDS = 1.0  # seconds; a request that takes longer is worth a line in the log
 
 # A UUID in the pattern of a route: what does not look like one is no address of ours.
 ID = "([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12})"
@@ -68,7 +68,7 @@ class ApiHandler(AccountingHandler):
     # False where GET uses something up, or does more than answer: HEAD, which is GET without the body, is 405 there.
     head_allowed = True
     max_body = MAX_BODY
-    slow = SLOW
+    slow = SLOW_SECONDS
     # What every method of the endpoint may be refused with, for any reason that the house knows.
     refuses: tuple[type[ApiError], ...] = (
         errors.InvalidRequest,
@@ -82,8 +82,8 @@ class ApiHandler(AccountingHandler):
         errors.Unavailable,
     )
     # Headers that scripts of a listed origin may send and read here, beside those of every endpoint.
-    cors_takes: tuple[str, ...] = ()
-    cors_shows: tuple[str, ...] = ()
+    cors_request_headers: tuple[str, ...] = ()
+    cors_response_headers: tuple[str, ...] = ()
 
     def __init__(self, application: Site, request: Any, **kwargs: Any) -> None:
         # Before super(): set_default_headers, which it calls, wants the id.
@@ -94,7 +94,7 @@ class ApiHandler(AccountingHandler):
         self._chunks: list[bytes] = []
         application.active += 1
         self._active = True
-        self._answered: Ended | None = None
+        self._end_trace: Ended | None = None
         self._failed: Exception | None = None
         try:
             super().__init__(application, request, **kwargs)
@@ -190,32 +190,32 @@ class ApiHandler(AccountingHandler):
             headers["Vary"] = "Origin"
             if origin and is_allowed(origin, allowed):
                 headers["Access-Control-Allow-Origin"] = origin
-                headers["Access-Control-Expose-Headers"] = ", ".join((*_CORS_EXPOSED, *self.cors_shows))
+                headers["Access-Control-Expose-Headers"] = ", ".join((*_CORS_EXPOSED, *self.cors_response_headers))
         self._show_quotas()  # a refusal clears the headers first
 
     def _too_large(self) -> ApiError:
         return errors.TooLarge(f"The body is larger than {self.max_body} bytes.")
 
-    def _judge_headers(self) -> None:
+    def _check_headers(self) -> None:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
         CLIENT_KEY.set(lambda: limit_key(self.address))
-        SHOW.set(self._show)
+        SHOW_QUOTA.set(self._show)
         if self._failed is not None:
             raise self._failed
         self._begin_trace()
         try:
             if self.request.method != "OPTIONS":
-                self._judge_caller()
+                self._check_caller()
         except ApiError:
             self._admit()  # a refused request is read, too
             raise
         self._admit()
         # The connection's own limit is lifted because it doesn't know how much each endpoint takes.
-        if self.request.method != "OPTIONS" and self.declared > self.max_body:
+        if self.request.method != "OPTIONS" and self.declared_length > self.max_body:
             raise self._too_large()
 
-    def _judge_caller(self) -> None:
+    def _check_caller(self) -> None:
         """Find out who asks, and by which app. Raises ClientOutdated, Unauthorized, PridMismatch, MethodNotAllowed."""
         headers = self.request.headers
         if self.application.minimum_version and "X-Client-Version" in headers:
@@ -242,14 +242,14 @@ class ApiHandler(AccountingHandler):
         if traces.on:
             trusted = within(request.remote_ip or "", self.application.core.trusted_proxies)
             carrier = {name: request.headers[name] for name in _TRACE_HEADERS if trusted and name in request.headers}
-            self._answered = traces.request(
+            self._end_trace = traces.request(
                 request.method or "", self.application.route(self), self.request_id, carrier
             )
 
     def data_received(self, chunk: bytes) -> Any:
         self._received += len(chunk)
         if self._refusal is not None:  # the body of what is refused already: dropped, and not read without end
-            return None if self.ends_soon and self._received <= MAX_BODY else self._refuse_unread()
+            return None if self.is_short and self._received <= MAX_BODY else self._refuse_unread()
         if self._received > self.max_body:
             self._chunks.clear()
             return None if self._finished else self.refuse(self._too_large())
@@ -261,7 +261,7 @@ class ApiHandler(AccountingHandler):
         self.set_header("Allow", self.allow())
         if "Access-Control-Allow-Origin" in self._headers:
             self.set_header("Access-Control-Allow-Methods", self.allow())
-            self.set_header("Access-Control-Allow-Headers", ", ".join((*_CORS_HEADERS, *self.cors_takes)))
+            self.set_header("Access-Control-Allow-Headers", ", ".join((*_CORS_HEADERS, *self.cors_request_headers)))
             self.set_header("Access-Control-Max-Age", "86400")
         self.reply_nothing()
 
@@ -310,23 +310,25 @@ class ApiHandler(AccountingHandler):
             handler, cause = type(self).__qualname__, type(value).__name__
             log.warning("request_unavailable", handler=handler, cause=cause, **known(value))
 
-    def _not_active(self, status: int) -> None:
+    def _end_request(self, status: int) -> None:
         self._charge(status)
         if self._active:
             self._active = False
             self.application.active -= 1
-        if self._answered is not None:
-            self._answered(status)
-            self._answered = None
+        if self._end_trace is not None:
+            self._end_trace(status)
+            self._end_trace = None
 
     def on_connection_close(self) -> None:
-        self._not_active(0)
+        self._end_request(0)
         super().on_connection_close()
 
     def on_finish(self) -> None:
-        self._not_active(self._status_code)
+        self._end_request(self._status_code)
         seconds = time.perf_counter() - self._started
-        self.application.metrics.observe(type(self).__qualname__, self.request.method or "", self._status_code, seconds)
+        self.application.metrics.count_request(
+            type(self).__qualname__, self.request.method or "", self._status_code, seconds
+        )
         if seconds > self.slow:
             log.warning(
                 "request_slow",

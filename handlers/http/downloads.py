@@ -20,14 +20,14 @@ log = structlog.get_logger(__name__)
 BLOCK = 128 * 1024  # what a download holds in memory
 STALL_SECONDS = 30  # to take one block: slower than 4 KiB/s is as good as gone
 
-TAKES = (
+REQUEST_HEADERS = (
     Header("Range", "One range of bytes; several, and nonsense, are ignored."),
     Header("If-None-Match", "Tags of what one has."),
     Header("If-Range", "The tag of what one has begun; of anything else no range is given, but all."),
 )
-NAMED = (Header("ETag", "What the bytes are called.", required=True),)
-BYTES = (*NAMED, Header("Accept-Ranges", "`bytes`", required=True))
-PART = (*BYTES, Header("Content-Range", "Which bytes, of how many.", required=True))
+ETAG_HEADERS = (Header("ETag", "What the bytes are called.", required=True),)
+FILE_HEADERS = (*ETAG_HEADERS, Header("Accept-Ranges", "`bytes`", required=True))
+PART_HEADERS = (*FILE_HEADERS, Header("Content-Range", "Which bytes, of how many.", required=True))
 
 _RANGE = re.compile(r"bytes=[ \t]*(?:(\d+)-(\d*)|-(\d+))[ \t]*", re.ASCII | re.IGNORECASE)
 _TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
@@ -65,7 +65,7 @@ def _number(digits: str | None) -> int | None:
     return int(digits.lstrip("0")[:19] or 0) if digits else None
 
 
-def names(header: str | None, tag: str) -> bool:
+def matches_tag(header: str | None, tag: str) -> bool:
     """Whether an If-None-Match header names the tag, or any."""
     if header is None:
         return False
@@ -83,14 +83,14 @@ class DownloadHandler(ApiHandler):
     """An endpoint that answers with bytes which it doesn't understand."""
 
     slow = float("inf")  # its time is the client's
-    cors_takes = tuple(header.name for header in TAKES)
-    cors_shows = tuple(header.name for header in PART)
+    cors_request_headers = tuple(header.name for header in REQUEST_HEADERS)
+    cors_response_headers = tuple(header.name for header in PART_HEADERS)
 
-    def fresh(self, tag: str) -> bool:
+    def reply_not_modified(self, tag: str) -> bool:
         """Say what the bytes are called; whether the client has them already, and has been told so."""
         self.set_header("ETag", tag)
         self.set_header("Cache-Control", "private, no-cache")  # ask again each time: access may have ended
-        if not names(self.request.headers.get("If-None-Match"), tag):
+        if not matches_tag(self.request.headers.get("If-None-Match"), tag):
             return False
         self.set_status(304)
         self.clear_header("Content-Type")
@@ -103,7 +103,7 @@ class DownloadHandler(ApiHandler):
         """200 all of it, 206 the range asked for, or only the headers for HEAD. A client that does not take a block in
         STALL_SECONDS is dropped. ``account`` is who reads, if there is no token. Raises RangeNotSatisfiable, and what
         ``reserve`` does."""
-        start, end = self._asked(size, tag)
+        start, end = self._choose_range(size, tag)
         await self.reserve(BLOCK, account)
         async with opened as reader:
             self.set_header("Content-Type", "application/octet-stream")
@@ -115,7 +115,7 @@ class DownloadHandler(ApiHandler):
                 await self._stream(reader, start, end)
         self.finish()
 
-    def _asked(self, size: int, tag: str) -> tuple[int, int]:
+    def _choose_range(self, size: int, tag: str) -> tuple[int, int]:
         headers = self.request.headers
         asked = None
         # Of a HEAD no range is asked (RFC 9110, 14.2), and none of a file that is not the one the client has begun.
@@ -133,8 +133,8 @@ class DownloadHandler(ApiHandler):
                 block = await reader.read(start, min(BLOCK, end - start))
                 if not block:
                     raise OSError("a file is shorter than it was")
-                if self._room is not None:
-                    self._room.wait()
+                if self._reservation is not None:
+                    self._reservation.start_waiting()
                 self.write(block)
                 async with asyncio.timeout(STALL_SECONDS):
                     await self.flush()

@@ -27,18 +27,18 @@ log = structlog.get_logger(__name__)
 
 Standing = Callable[[], tuple[str, int, int] | None]
 
-PATIENCE = 2.0  # seconds; a service that needs longer to say that it is well, isn't
-FRESH = 2.0  # seconds for which the outcome of a write counts, however often it is asked for
-REPEAT = 60.0  # seconds between two lines in the log about a check that goes on failing for one reason
-KEPT = 60  # seconds that Redis keeps what was written to try it
+CHECK_TIMEOUT = 2.0  # seconds; a service that needs longer to say that it is well, isn't
+CACHE_SECONDS = 2.0  # seconds for which the outcome of a write counts, however often it is asked for
+LOG_INTERVAL = 60.0  # seconds between two lines in the log about a check that goes on failing for one reason
+KEY_SECONDS = 60  # seconds that Redis keeps what was written to try it
 
 
 class Unfit(Exception):
     """A service answers, and can't be used; the text says why."""
 
 
-class Remembered:
-    """A check that costs a write: run once at a time, for all who ask meanwhile, and for ``FRESH`` seconds after."""
+class CachedCheck:
+    """A check that costs a write: run once at a time, for all who ask meanwhile, and for ``CACHE_SECONDS`` seconds after."""
 
     def __init__(self, check: Check) -> None:
         self._check = check
@@ -47,7 +47,7 @@ class Remembered:
 
     async def __call__(self) -> None:
         """Raises what the check has raised."""
-        if self._run is None or (self._run.done() and time.monotonic() - self._ended >= FRESH):
+        if self._run is None or (self._run.done() and time.monotonic() - self._ended >= CACHE_SECONDS):
             self._run = asyncio.create_task(self._outcome())
         error = await asyncio.shield(self._run)  # others wait for it, too
         if error is not None:
@@ -55,7 +55,7 @@ class Remembered:
 
     async def _outcome(self) -> Exception | None:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(CHECK_TIMEOUT):
                 await self._check()
         except Exception as error:
             return error
@@ -75,12 +75,12 @@ class Examiner:
 
     async def examine(self) -> dict[str, str]:
         """Return ``ok`` or ``error`` for each check; all run at the same time."""
-        answers = await asyncio.gather(*(self._ask(*item) for item in self._checks.items()))
+        answers = await asyncio.gather(*(self._run_check(*item) for item in self._checks.items()))
         return dict(zip(self._checks, answers, strict=True))
 
-    async def _ask(self, name: str, check: Check) -> str:
+    async def _run_check(self, name: str, check: Check) -> str:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(CHECK_TIMEOUT):
                 await check()
         except Exception as error:
             self._log(name, error)
@@ -96,18 +96,18 @@ class Examiner:
     def _log(self, name: str, error: Exception) -> None:
         cause, now = type(error.__cause__ or error).__name__, time.monotonic()
         before, moment = self._logged.get(name, ("", 0.0))
-        if cause != before or now - moment >= REPEAT:
+        if cause != before or now - moment >= LOG_INTERVAL:
             self._logged[name] = cause, now
             reason = str(error) if isinstance(error, Unfit) else reasons.explained(error)
             log.warning("check_failed", check=name, cause=cause, reason=reason)
 
 
 def services(
-    answers: Check, writes: Check, redis: Redis, hears: Callable[[], bool], instance_id: UUID
+    answers: Check, writes: Check, redis: Redis, is_subscribed: Callable[[], bool], instance_id: UUID
 ) -> dict[str, Check]:
-    """Return the checks of PostgreSQL (``answers``, and ``writes``, remembered) and of Redis, which ``hears`` the other
-    instances."""
-    written, kept = Remembered(writes), Remembered(lambda: redis_takes_writes(redis, instance_id))
+    """Return the checks of PostgreSQL (``answers``, and ``writes``, remembered) and of Redis, which is only well while
+    ``is_subscribed`` is true."""
+    written, kept = CachedCheck(writes), CachedCheck(lambda: redis_takes_writes(redis, instance_id))
 
     async def database() -> None:
         await answers()
@@ -116,7 +116,7 @@ def services(
     async def cache() -> None:
         await redis.ping()
         await kept()
-        if not hears():
+        if not is_subscribed():
             raise Unfit("the subscriptions are away")
 
     return {"database": database, "redis": cache}
@@ -124,7 +124,7 @@ def services(
 
 async def redis_takes_writes(redis: Redis, instance_id: UUID) -> None:
     """Write a key that expires, and see what kind of Redis took it. Raises Unfit, RedisError."""
-    if not await redis.set(f"health:{instance_id}", b"1", ex=KEPT):
+    if not await redis.set(f"health:{instance_id}", b"1", ex=KEY_SECONDS):
         raise Unfit("Redis did not keep what it was given")
     try:
         greeting = await redis.execute_command("HELLO")  # type: ignore[no-untyped-call]

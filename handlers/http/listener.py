@@ -30,7 +30,7 @@ IDLE_SECONDS = 60  # between requests of a kept-alive connection
 WRITE_SECONDS, WRITE_BYTES = 30, 64 * 1024
 # What the kernel may take of an answer before it is sent. Without it a client that reads nothing makes the kernel keep
 # some MiB for each connection, which no limit of ours counts. It is more than a round trip needs to go on.
-UNSENT = 128 * 1024
+MAX_UNSENT_BYTES = 128 * 1024
 SWEEP_SECONDS = 2
 DRAIN_SECONDS = 5  # a request takes 3 s at the most
 BACKLOG = 1024  # connections that wait to be taken: when one of two instances goes, all its phones come at once
@@ -38,7 +38,7 @@ HANDSHAKE_SECONDS = 0.02  # for what has begun when the port is about to close; 
 
 # A packet filter (BPF, Linux) that drops what asks for a connection, and nothing else: byte 13 of the TCP header has
 # the flags, of which SYN alone is the question.
-_NO_SYN = b"".join(
+_DROP_SYN = b"".join(
     struct.pack("HBBI", *instruction)  # struct sock_filter: code, jump if true, jump if false, operand
     for instruction in (
         (0x30, 0, 0, 13),  # load the byte at 13
@@ -55,7 +55,7 @@ _SO_ATTACH_FILTER = 26  # socket(7); Python has no name for it
 # Every address of IPv4 and of IPv6, as a socket for each: one for both would show IPv4 clients as ::ffff:203.0.113.5.
 WILDCARDS = ("::", "*")
 EVERY_IPV4, EVERY_IPV6 = "0.0.0.0", "::"
-HERE = {EVERY_IPV4: "127.0.0.1", EVERY_IPV6: "::1"}  # how this machine reaches what listens on every address
+LOOPBACK = {EVERY_IPV4: "127.0.0.1", EVERY_IPV6: "::1"}  # how this machine reaches what listens on every address
 WITHOUT_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
@@ -74,7 +74,7 @@ def bind(hosts: Sequence[str], port: int) -> list[socket.socket]:
             for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
                 numeric = str(address[0])
                 if numeric not in bound:
-                    bound[numeric] = _bound(family, (numeric, port, *address[2:]))
+                    bound[numeric] = _listen(family, (numeric, port, *address[2:]))
                     port = port or bound[numeric].getsockname()[1]
         except OSError as error:
             if optional and error.errno in WITHOUT_IPV6:
@@ -89,7 +89,7 @@ def authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
+def _listen(family: int, address: tuple[Any, ...]) -> socket.socket:
     each = socket.socket(family, socket.SOCK_STREAM)
     try:
         each.setblocking(False)
@@ -125,7 +125,7 @@ class Listener(HTTPServer):
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         if sys.platform == "linux":
             with contextlib.suppress(OSError):  # a socket of another kind than TCP
-                stream.socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT)
+                stream.socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
         context = _HTTPRequestContext(stream, address, self.protocol, self.trusted_downstream)
         connection = ServerConnection(stream, self.conn_params, context)
         self._connections.add(connection)
@@ -139,14 +139,14 @@ class Listener(HTTPServer):
         server_conn._mimu_served = True  # type: ignore[attr-defined]
         self._waiting[request_conn] = time.monotonic() if first else 0.0
         self._reading[server_conn] = request_conn
-        return _Headers(super().start_request(server_conn, request_conn), request_conn, self)
+        return _HeaderWatch(super().start_request(server_conn, request_conn), request_conn, self)
 
-    def headers_came(self, connection: HTTP1Connection) -> None:
+    def headers_arrived(self, connection: HTTP1Connection) -> None:
         self._waiting.pop(connection, None)
         if self._stopped:
-            _last(connection)
+            _close_after_request(connection)
 
-    def headers_never_came(self, connection: HTTP1Connection) -> None:
+    def forget_request(self, connection: HTTP1Connection) -> None:
         self._waiting.pop(connection, None)
 
     def on_close(self, server_conn: object) -> None:
@@ -158,7 +158,7 @@ class Listener(HTTPServer):
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             now = time.monotonic()
-            self._drop_who_read_nothing(now)
+            self._drop_stalled_readers(now)
             for connection, since in list(self._waiting.items()):
                 stream = connection.stream
                 if stream is None or stream.closed():
@@ -171,7 +171,7 @@ class Listener(HTTPServer):
                 elif stream._read_buffer_size:
                     self._waiting[connection] = now
 
-    def _drop_who_read_nothing(self, now: float) -> None:
+    def _drop_stalled_readers(self, now: float) -> None:
         for served, connection in list(self._reading.items()):
             stream = connection.stream
             if stream is None or stream.closed() or not stream.writing():  # it is no HTTP any more, or all was taken
@@ -190,14 +190,14 @@ class Listener(HTTPServer):
         the next HANDSHAKE_SECONDS, when asking again after a second. What is open bears one more request each."""
         listening = list(self._sockets.values())
         for port in listening:
-            _turn_away(port)
+            _drop_new_connections(port)
         await asyncio.sleep(HANDSHAKE_SECONDS)
         for port in listening:
-            for connection, address in _taken(port):
+            for connection, address in _accept_waiting(port):
                 self._handle_connection(connection, address)
         self.stop()
         for bearing in self._reading.values():
-            _last(bearing)
+            _close_after_request(bearing)
 
     async def drain(self, seconds: float) -> None:
         """Let requests in flight finish. Connections without one may stay for ``seconds``: whoever keeps them, to send
@@ -215,16 +215,16 @@ class Listener(HTTPServer):
         await self.close_all_connections()
 
 
-def _turn_away(port: socket.socket) -> None:
+def _drop_new_connections(port: socket.socket) -> None:
     """Have the kernel drop who asks for a connection, as if the network had; elsewhere than on Linux do nothing."""
     if sys.platform == "linux" and port.family in (socket.AF_INET, socket.AF_INET6):
-        program = array.array("B", _NO_SYN)
+        program = array.array("B", _DROP_SYN)
         address, size = program.buffer_info()
         with contextlib.suppress(OSError):  # a sandbox without it: then a connection may be lost, once in many stops
             port.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", size // 8, address))
 
 
-def _taken(port: socket.socket) -> list[tuple[socket.socket, Any]]:
+def _accept_waiting(port: socket.socket) -> list[tuple[socket.socket, Any]]:
     """The connections that wait to be taken."""
     found: list[tuple[socket.socket, Any]] = []
     with contextlib.suppress(OSError):  # none is left, or we have as many files open as we may
@@ -233,7 +233,7 @@ def _taken(port: socket.socket) -> list[tuple[socket.socket, Any]]:
     return found
 
 
-def _last(connection: HTTP1Connection) -> None:
+def _close_after_request(connection: HTTP1Connection) -> None:
     """Let the connection end with the request that it bears, and its answer say so. A socket is one of its own, and
     what has begun to be answered can't say it any more."""
     headers = connection._request_headers
@@ -241,7 +241,7 @@ def _last(connection: HTTP1Connection) -> None:
         connection._disconnect_on_finish = True  # Tornado decides it when the request comes
 
 
-class _Headers(HTTPMessageDelegate):
+class _HeaderWatch(HTTPMessageDelegate):
     """Passes everything on, and tells the listener that the headers have come."""
 
     __slots__ = ("_connection", "_delegate", "_listener")
@@ -250,7 +250,7 @@ class _Headers(HTTPMessageDelegate):
         self._delegate, self._connection, self._listener = delegate, connection, listener
 
     def headers_received(self, start_line: RequestStartLine | ResponseStartLine, headers: Any) -> Any:
-        self._listener.headers_came(self._connection)
+        self._listener.headers_arrived(self._connection)
         return self._delegate.headers_received(start_line, headers)
 
     def data_received(self, chunk: bytes) -> Any:
@@ -260,11 +260,11 @@ class _Headers(HTTPMessageDelegate):
         self._delegate.finish()
 
     def on_connection_close(self) -> None:
-        self._listener.headers_never_came(self._connection)
+        self._listener.forget_request(self._connection)
         self._delegate.on_connection_close()
 
 
-async def farewell(listener: Listener, hub: Hub, site: Site, seconds: float) -> None:
+async def shut_down(listener: Listener, hub: Hub, site: Site, seconds: float) -> None:
     """Take nobody new, send everybody away gently, and finish what is being answered."""
     ends = time.monotonic() + seconds
     await listener.close()

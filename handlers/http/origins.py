@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
-def normalized(origin: str) -> tuple[str, str, int | None] | None:
+def parse(origin: str) -> tuple[str, str, int | None] | None:
     """Scheme, host and port of an origin, the scheme's own port if there is none; None for what is not an origin."""
     try:
         parts = urlsplit(origin)
@@ -23,11 +23,11 @@ def normalized(origin: str) -> tuple[str, str, int | None] | None:
 
 def is_allowed(origin: str, allowed: Iterable[str]) -> bool:
     """Whether an Origin header is one of a list of origins, in which ``*`` is any."""
-    own = normalized(origin)
-    return any(one in ("*", origin) or (own is not None and normalized(one) == own) for one in allowed)
+    own = parse(origin)
+    return any(one in ("*", origin) or (own is not None and parse(one) == own) for one in allowed)
 
 
 def is_own(origin: str, host: str) -> bool:
     """Whether an Origin header names the host that the request was sent to, with or without the scheme's port."""
-    own = normalized(origin)
-    return own is not None and normalized(f"{own[0]}://{host}") == own
+    own = parse(origin)
+    return own is not None and parse(f"{own[0]}://{host}") == own

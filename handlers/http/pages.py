@@ -16,7 +16,7 @@ from handlers.wire.errors import Fault, InvalidRequest
 from handlers.wire.operations import Header
 from handlers.wire.shapes import Shape
 
-Place = tuple[datetime, UUID]
+PageCursor = tuple[datetime, UUID]
 # What cursors are made of: signs that an address bears as they are, so that the longest still fits into a first line.
 CURSOR = r"^[A-Za-z0-9_=-]*$"
 PAGED = (Header("Link", 'Where there is more: `<…>; rel="next"` (RFC 8288), a path.'),)
@@ -33,7 +33,7 @@ class PageQuery(Shape):
     before: Before | None = None
 
     @property
-    def place(self) -> Place | None:
+    def cursor(self) -> PageCursor | None:
         """Raises InvalidRequest for a cursor that isn't ours."""
         if self.before is None:
             return None
@@ -41,11 +41,11 @@ class PageQuery(Shape):
             text = base64.b64decode(self.before, altchars=b"-_", validate=True).decode("ascii")
             moment, _, entry = text.partition(" ")
             # In UTC, because a moment may leave the calendar on its way there.
-            place = datetime.fromisoformat(moment + "Z").astimezone(UTC), UUID(entry)
+            cursor = datetime.fromisoformat(moment + "Z").astimezone(UTC), UUID(entry)
         except (ValueError, OverflowError, binascii.Error):
             fault = Fault("before", "not a cursor of ours")
             raise InvalidRequest("Some fields are not valid.", details=[fault]) from None
-        return place
+        return cursor
 
 
 def reply_page(
@@ -66,11 +66,11 @@ def reply_page(
     if more is None:
         entries, more = entries[: query.limit], len(entries) > query.limit
     if more:
-        handler.link_next(limit=query.limit, before=place_of(entries[-1], time, key), **filters)
+        handler.link_next(limit=query.limit, before=cursor_of(entries[-1], time, key), **filters)
     handler.reply(entries)
 
 
-def place_of(entry: Mapping[str, Any], time: str, key: str) -> str:
+def cursor_of(entry: Mapping[str, Any], time: str, key: str) -> str:
     """The cursor of the page behind an entry."""
     moment = entry[time].astimezone(UTC).replace(tzinfo=None).isoformat()
     return base64.urlsafe_b64encode(f"{moment} {entry[key]}".encode()).decode()

@@ -11,7 +11,7 @@ from tornado.web import Application, RequestHandler
 
 from config.settings import Core
 from config.traces import Traces
-from handlers.http.answers_in_flight import InFlight
+from handlers.http.answers_in_flight import AnswerMemory
 from handlers.http.compression import Compressor
 from handlers.http.upload_pace import Pace
 from handlers.limits.ledger import Ledger
@@ -53,7 +53,7 @@ class Site(Application):
         self.active = 0  # requests being answered
         self.pace = Pace()  # of all uploads together
         self.compressor = Compressor()
-        self.answers = InFlight(core.answer_bytes)
+        self.answers = AnswerMemory(core.answer_bytes)
         self.background: set[asyncio.Task[None]] = set()  # work that outlives its request; awaited at the end
         self.minimum_version = version(core.min_client_version)
         self._templates: dict[type, list[tuple[re.Pattern[str], str]]] = {}
@@ -61,7 +61,7 @@ class Site(Application):
             self._templates.setdefault(handler, []).append((re.compile(pattern), template(pattern)))
         super().__init__(routes, default_handler_class=unknown)
 
-    def keep(self, work: Coroutine[Any, Any, None]) -> None:
+    def run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run work that may outlive its request, and that a server waits for before it stops."""
         task = asyncio.get_running_loop().create_task(work)
         self.background.add(task)

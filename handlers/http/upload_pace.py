@@ -25,7 +25,7 @@ class Pace:
         self._free = 0.0  # when the next bytes may come
         self._active = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._looked = 0.0
+        self._adjusted = 0.0
 
     @property
     def active(self) -> int:
@@ -36,7 +36,7 @@ class Pace:
         """An upload begins."""
         self._active += 1
         if self._timer is None:
-            self._looked = asyncio.get_running_loop().time()
+            self._adjusted = asyncio.get_running_loop().time()
             self._wait()
 
     def end(self) -> None:
@@ -55,17 +55,17 @@ class Pace:
     def _wait(self) -> None:
         loop = asyncio.get_running_loop()
         self._due = loop.time() + INTERVAL
-        self._timer = loop.call_at(self._due, self._look)
+        self._timer = loop.call_at(self._due, self._adjust)
 
-    def _look(self) -> None:
+    def _adjust(self) -> None:
         now = asyncio.get_running_loop().time()
         self._late += SMOOTH * (now - self._due - self._late)
         if self._late > LATE:
-            came = self._taken / (now - self._looked)
+            came = self._taken / (now - self._adjusted)
             self.rate = max(LEAST, min(self.rate, came) * SLOWER)
         elif self._late < SOON:
             self.rate = min(MOST, self.rate * FASTER)
-        self._looked, self._taken = now, 0
+        self._adjusted, self._taken = now, 0
         if self._active:
             self._wait()
         else:

@@ -82,14 +82,14 @@ class FairQueue(Generic[K, T]):
         """Remove and return the next items: at most ``most``, and together no heavier than ``most_weight`` unless it is
         a single one. Items of one key with the same ``identity`` are not taken together: the second one, and what is
         behind it under its key, waits for the next time."""
-        room = self.weight if most_weight is None else most_weight
-        if len(self._lines) == self._count <= most and self.weight <= room:
+        limit = self.weight if most_weight is None else most_weight
+        if len(self._lines) == self._count <= most and self.weight <= limit:
             return self._take_all()
         taken: list[T] = []
         repeated: list[_Line[K, T]] = []
         seen: set[tuple[K, Hashable]] = set()
         turns, weight, full = self._turns, 0, False
-        everything = self._count <= most and self.weight <= room  # then nobody's share is at another's cost
+        everything = self._count <= most and self.weight <= limit  # then nobody's share is at another's cost
         while turns and not full:
             line = turns[0]
             items = line.items
@@ -101,7 +101,7 @@ class FairQueue(Generic[K, T]):
                 size, item = items[0]
                 if size > line.credit and not everything:
                     break
-                full = len(taken) >= most or (weight + size > room and bool(taken))
+                full = len(taken) >= most or (weight + size > limit and bool(taken))
                 if full:
                     break
                 if identity is not None:

@@ -20,8 +20,16 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from config.settings import Budgets, Rate
-from handlers.limits.rates import REDIS_PATIENCE, Quota
-from handlers.limits.share import AT_ONCE, AT_ONCE_ADDRESS, FANOUT_BYTE, FANOUT_MOST, RECIPIENT, Share, Waits
+from handlers.limits.rates import REDIS_TIMEOUT, Quota
+from handlers.limits.share import (
+    MAX_AT_WORK,
+    MAX_AT_WORK_ADDRESS,
+    MAX_FANOUT_SECONDS,
+    SECONDS_PER_FANOUT_BYTE,
+    SECONDS_PER_RECIPIENT,
+    Share,
+    WaitTotals,
+)
 from handlers.metrics import Metrics
 from handlers.wire.costs import BYTE_KINDS, BYTES_IN, FANOUT, FRAMES, KINDS, REQUESTS, ROWS, Cost
 from handlers.wire.errors import RateLimited
@@ -30,9 +38,9 @@ log = structlog.get_logger(__name__)
 
 # An account that spent little since it was last settled waits for the next settlement, or for this long: most accounts
 # send a few frames a minute, and then Redis hears of them once in ten seconds.
-LITTLE, SOON = 1 / 64, 10.0  # of a budget; seconds
-TOGETHER = 100  # accounts of one script: 2.5 ms here, and 1 ms in which Redis answers nobody else
-MOST = 50_000  # accounts and addresses remembered because they have spent, 700 bytes each; the oldest go first
+SETTLE_ABOVE, SETTLE_SECONDS = 1 / 64, 10.0  # of a budget; seconds
+ACCOUNTS_PER_SCRIPT = 100  # accounts of one script: 2.5 ms here, and 1 ms in which Redis answers nobody else
+MAX_ACCOUNTS = 50_000  # accounts and addresses remembered because they have spent, 700 bytes each; the oldest go first
 
 # A budget is GCRA's one number: the time until which it is spent, in microseconds of Redis's clock. A settlement adds
 # what was spent here, and raises the number to what this instance knows, so that a Redis that lost its data, or was
@@ -69,7 +77,7 @@ return answer
 """
 
 
-class _Budget:
+class _BudgetRates:
     """The budgets of all accounts, or of all addresses: seconds for each unit, seconds of each budget, and the seconds
     ahead with which one more unit fits; and what each has of the loop."""
 
@@ -91,7 +99,7 @@ class Account:
 
     __slots__ = ("__weakref__", "_at", "_budget", "_intervals", "_ledger", "_pending", "_room", "key", "share", "since")
 
-    def __init__(self, ledger: Ledger, key: UUID | str, budget: _Budget) -> None:
+    def __init__(self, ledger: Ledger, key: UUID | str, budget: _BudgetRates) -> None:
         self.key, self._ledger, self._budget = key, ledger, budget
         self._room, self._intervals = budget.room, budget.intervals
         self._at = [0.0] * len(KINDS)
@@ -99,14 +107,14 @@ class Account:
         self.since = 0.0  # when the first of them was spent; 0 where there are none
         self.share = Share(budget.share, budget.at_once, ledger.clock, ledger.waits)
 
-    def take(self, cost: Cost, size: int) -> None:
+    def spend_frame(self, cost: Cost, size: int) -> None:
         """Spend a frame of ``size`` bytes. Raises RateLimited, and spends nothing, if a budget that it needs is used
         up."""
         now = self._ledger.clock()
         at, room, pending, intervals = self._at, self._room, self._pending, self._intervals
         for kind in cost.frame:
             if at[kind] - now > room[kind]:
-                raise self._ledger.refused(kind, at[kind] - now - room[kind])
+                raise self._ledger.refusal(kind, at[kind] - now - room[kind])
         # _spend() twice, without the calls: this is done 17,000 times a second.
         spent = intervals[FRAMES]
         until = at[FRAMES]
@@ -122,12 +130,12 @@ class Account:
         if cost.rows:
             self._spend(ROWS, cost.rows, now)
 
-    def admit(self, cost: Cost) -> None:
+    def spend_request(self, cost: Cost) -> None:
         """Spend a request with its rows; its bytes are spent when they are known. Raises RateLimited, and spends
         nothing, if a budget that it needs is used up."""
         now = self._ledger.clock()
         for kind in cost.request:
-            self._judge(kind, now)
+            self._check(kind, now)
         self._spend(REQUESTS, 1, now)
         if cost.rows:
             self._spend(ROWS, cost.rows, now)
@@ -136,17 +144,17 @@ class Account:
         """Spend what is known before the work is done. Raises RateLimited, and spends nothing, if the budget is used
         up; the last spending may go beyond it, and what follows waits longer."""
         now = self._ledger.clock()
-        self._judge(kind, now)
+        self._check(kind, now)
         self._spend(kind, amount, now)
 
     def charge(self, kind: int, amount: float) -> None:
         """Spend what was used already. A negative amount is given back."""
         self._spend(kind, amount, self._ledger.clock())
 
-    def _judge(self, kind: int, now: float) -> None:
+    def _check(self, kind: int, now: float) -> None:
         over = self._at[kind] - now - self._room[kind]
         if over > 0:
-            raise self._ledger.refused(kind, over)
+            raise self._ledger.refusal(kind, over)
 
     def _spend(self, kind: int, amount: float, now: float) -> None:
         seconds = amount * self._intervals[kind]
@@ -173,8 +181,8 @@ class Account:
     def is_due(self, now: float) -> bool:
         """True if enough was spent, or long enough ago, to be settled."""
         windows = self._budget.windows
-        return now - self.since >= SOON or any(
-            pending > LITTLE * window for pending, window in zip(self._pending, windows, strict=True)
+        return now - self.since >= SETTLE_SECONDS or any(
+            pending > SETTLE_ABOVE * window for pending, window in zip(self._pending, windows, strict=True)
         )
 
     def collect(self, now: float) -> tuple[list[int], list[float]]:
@@ -186,7 +194,7 @@ class Account:
         self._pending, self.since = [0.0] * len(KINDS), 0.0
         return arguments, spent
 
-    def learn(self, ahead: Sequence[int], now: float) -> None:
+    def merge(self, ahead: Sequence[int], now: float) -> None:
         """Take on what Redis knows, with what was spent here since it was asked."""
         for kind, microseconds in enumerate(ahead):
             if microseconds:
@@ -194,7 +202,7 @@ class Account:
                 if known > self._at[kind]:
                     self._at[kind] = known
 
-    def is_full(self, now: float) -> bool:
+    def is_unspent(self, now: float) -> bool:
         """True if nothing of any budget is spent, nor of the share."""
         return not self.since and max(self._at) <= now and self.share.is_unused
 
@@ -216,7 +224,7 @@ class Ledger:
         on: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.on, self.clock, self.waits = on, clock, Waits()
+        self.on, self.clock, self.waits = on, clock, WaitTotals()
         self._script = redis.register_script(_SETTLE)
         rates = (
             budgets.budget_requests,
@@ -228,22 +236,22 @@ class Ledger:
             budgets.budget_fanout,
         )
         share, times = budgets.account_share, budgets.budget_address_times
-        self._own = _Budget(rates, 1, share, AT_ONCE)
-        self._address = _Budget(rates, times, min(1.0, times * share), AT_ONCE_ADDRESS)
+        self._own = _BudgetRates(rates, 1, share, MAX_AT_WORK)
+        self._address = _BudgetRates(rates, times, min(1.0, times * share), MAX_AT_WORK_ADDRESS)
         # A socket holds its account; others are held while anything of theirs is spent.
         self._accounts: WeakValueDictionary[UUID | str, Account] = WeakValueDictionary()
         self._spent: OrderedDict[UUID | str, Account] = OrderedDict()
         self._unsettled: dict[UUID | str, Account] = {}
         self._totals, self._refusals = [0.0] * len(KINDS), [0] * len(KINDS)
-        metrics.counts("mimu_share_waits_total", "Waits of accounts for their turn.", lambda: self.waits.count)
-        metrics.counts("mimu_share_wait_seconds_total", "Seconds of these waits.", lambda: self.waits.seconds)
-        metrics.counts_each(
+        metrics.add_counter("mimu_share_waits_total", "Waits of accounts for their turn.", lambda: self.waits.count)
+        metrics.add_counter("mimu_share_wait_seconds_total", "Seconds of these waits.", lambda: self.waits.seconds)
+        metrics.add_counters(
             "mimu_budget_spent_total",
             "What accounts and addresses spent of their budgets.",
             ("kind",),
             lambda: self._by_kind(self._totals),
         )
-        metrics.counts_each(
+        metrics.add_counters(
             "mimu_budget_refused_total",
             "Requests and frames refused because a budget was used up.",
             ("kind",),
@@ -266,9 +274,11 @@ class Ledger:
         if self.on:
             account, amount = self._spent.get(sender) or self.account(sender), people * size
             account.charge(FANOUT, amount)
-            account.share.work(min(people * RECIPIENT + amount * FANOUT_BYTE, FANOUT_MOST))
+            account.share.add_work(
+                min(people * SECONDS_PER_RECIPIENT + amount * SECONDS_PER_FANOUT_BYTE, MAX_FANOUT_SECONDS)
+            )
 
-    def refused(self, kind: int, wait: float) -> RateLimited:
+    def refusal(self, kind: int, wait: float) -> RateLimited:
         """The refusal of what has to wait ``wait`` seconds."""
         self._refusals[kind] += 1
         return RateLimited(wait)
@@ -278,18 +288,18 @@ class Ledger:
         self._unsettled[account.key] = account
         self._spent[account.key] = account
         self._spent.move_to_end(account.key)
-        if len(self._spent) > MOST:
+        if len(self._spent) > MAX_ACCOUNTS:
             key, oldest = self._spent.popitem(last=False)
             self._unsettled.pop(key, None)
             oldest.since = 0.0  # it comes back with what it spends next
 
     async def settle(self, *, all_: bool = False) -> None:
-        """Tell Redis what was spent here, learn what was spent elsewhere, and forget who has spent nothing lately."""
+        """Tell Redis what was spent here, merge what was spent elsewhere, and forget who has spent nothing lately."""
         now = self.clock()
         self._forget(now)
         due = [account for account in self._unsettled.values() if all_ or account.is_due(now)]
-        for start in range(0, len(due), TOGETHER):
-            if not await self._settle(due[start : start + TOGETHER]):
+        for start in range(0, len(due), ACCOUNTS_PER_SCRIPT):
+            if not await self._settle(due[start : start + ACCOUNTS_PER_SCRIPT]):
                 return  # Redis is away: the others would wait for it, too
 
     async def _settle(self, accounts: Sequence[Account]) -> bool:
@@ -301,7 +311,7 @@ class Ledger:
             arguments += wanted
             self._totals = [total + max(amount, 0.0) for total, amount in zip(self._totals, spent, strict=True)]
         try:
-            async with asyncio.timeout(REDIS_PATIENCE):
+            async with asyncio.timeout(REDIS_TIMEOUT):
                 ahead = await self._script(keys=[f"budget:{account.key}" for account in accounts], args=arguments)
         except (RedisError, OSError, TimeoutError) as error:
             # Nothing is lost: the next settlement of each account says how far ahead it is.
@@ -309,13 +319,13 @@ class Ledger:
             return False
         now, kinds = self.clock(), len(KINDS)
         for number, account in enumerate(accounts):
-            account.learn(ahead[number * kinds : (number + 1) * kinds], now)
+            account.merge(ahead[number * kinds : (number + 1) * kinds], now)
         return True
 
     def _forget(self, now: float) -> None:
         """Let go of accounts whose budgets are full again; some at a time, those that spent first."""
-        for key, account in list(islice(self._spent.items(), MOST // 50)):
-            if account.is_full(now):
+        for key, account in list(islice(self._spent.items(), MAX_ACCOUNTS // 50)):
+            if account.is_unspent(now):
                 del self._spent[key]
             else:
                 self._spent.move_to_end(key)

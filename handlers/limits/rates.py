@@ -24,13 +24,13 @@ log = structlog.get_logger(__name__)
 # What the request being answered is counted under; set for each by ApiHandler, computed only by what asks for it.
 CLIENT_KEY: ContextVar[Callable[[], str]] = ContextVar("client_key", default=lambda: "")
 # Where the answer to that request says how a limit stands; set with it.
-SHOW: ContextVar[Callable[[Quota], None]] = ContextVar("show", default=lambda _: None)
+SHOW_QUOTA: ContextVar[Callable[[Quota], None]] = ContextVar("show", default=lambda _: None)
 _HOP = re.compile(r'"?(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::[0-9]{1,5})?"?')
 
 LOCAL_KEYS = 50_000  # buckets kept while Redis is away; the oldest go first
 # Seconds; a Redis that is slower than that counts as away. Less, and a machine that is busy for a moment would count in
 # each process for itself, and let more through than the limit.
-REDIS_PATIENCE = 1.0
+REDIS_TIMEOUT = 1.0
 
 # GCRA keeps one number a bucket, the theoretical arrival time of the next event in microseconds. It is asked of
 # Redis's own clock, so that instances whose clocks differ agree. ARGV: emission interval, burst, cost.
@@ -98,7 +98,9 @@ class Limits:
         if shown:
             left = 0 if wait > 0 else max(0, int(rate.count - ahead * rate.count / rate.seconds + 1e-6))
             # Of several events at once some may be left, and yet too few.
-            SHOW.get()(Quota(name, rate.count, rate.seconds, left, wait if wait > 0 else _reset(ahead, left, rate)))
+            SHOW_QUOTA.get()(
+                Quota(name, rate.count, rate.seconds, left, wait if wait > 0 else _reset(ahead, left, rate))
+            )
         if wait > 0:
             raise RateLimited(wait)
 
@@ -112,7 +114,7 @@ class Limits:
         interval = rate.seconds / rate.count
         if time.monotonic() >= self._away_until:
             try:
-                async with asyncio.timeout(REDIS_PATIENCE):
+                async with asyncio.timeout(REDIS_TIMEOUT):
                     # A question of cost 0 is whether one more event would fit: asked as one event, not stored.
                     wait, ahead = await self._script(
                         keys=[bucket], args=[int(interval * 1e6), rate.count - (1 if cost == 0 else 0), cost]

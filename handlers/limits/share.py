@@ -16,29 +16,29 @@ from collections.abc import Callable
 from handlers.wire.costs import READS
 from handlers.wire.errors import RateLimited
 
-BURST = 0.1  # seconds of work at once: what an app asks for when it is opened, three times; four pages of 1 MiB
+BURST_SECONDS = 0.1  # seconds of work at once: what an app asks for when it is opened, three times; four pages of 1 MiB
 # Requests and slow frames of one account or address at work at once. Behind one address may be many people. What has
-# been at work for longer than HELD seconds waits for something else than this server, and is not counted any more.
-AT_ONCE, AT_ONCE_ADDRESS, HELD = 2, 32, 0.25
+# been at work for longer than HELD_SECONDS seconds waits for something else than this server, and is not counted any more.
+MAX_AT_WORK, MAX_AT_WORK_ADDRESS, HELD_SECONDS = 2, 32, 0.25
 # Requests of one account that may wait, and for how many seconds: a request may take 3 in all (contract section 1).
 # A client that waits for each answer before its next request waits less, by the bounds below.
-WAITING, PATIENCE = 32, 2.0
-LOOK = 0.005  # seconds between looks for a place
+MAX_WAITING, MAX_WAIT_SECONDS = 32, 2.0
+POLL_SECONDS = 0.005  # seconds between looks for a place
 
 # What work costs, in seconds of the loop: estimates for one core of 2.4 GHz that PostgreSQL uses as well. They were
 # chosen by what others felt in `python -m tests.bench hostile`.
 # Of frames, which are parsed and handled (a small one counts as 4 KiB), and of answers.
-BYTE = 1.5e-8
+SECONDS_PER_BYTE = 1.5e-8
 # Of a frame to many: the kernel copies it, PostgreSQL reads it again for everybody who asks /sync for it; and a queue.
-FANOUT_BYTE, RECIPIENT = 4e-9, 2e-6
-FANOUT_MOST = 0.25  # of one frame
+SECONDS_PER_FANOUT_BYTE, SECONDS_PER_RECIPIENT = 4e-9, 2e-6
+MAX_FANOUT_SECONDS = 0.25  # of one frame
 # Of a request or a slow frame it is the time that it took, which counts what PostgreSQL did as well; but not more than
 # its cost says, for it may have waited for others.
-REQUEST_MOST = READS.seconds
-OPENING = 0.02  # of a socket: the handshake, its greeting, the announcement of presence, and its end
+MAX_REQUEST_SECONDS = READS.seconds
+SECONDS_PER_SOCKET = 0.02  # of a socket: the handshake, its greeting, the announcement of presence, and its end
 
 
-class Waits:
+class WaitTotals:
     """How often and how long accounts waited for their turn, all together."""
 
     __slots__ = ("count", "seconds")
@@ -52,17 +52,17 @@ class Share:
 
     __slots__ = ("_at_once", "_begun", "_clock", "_large", "_line", "_queued", "_rate", "_room", "_until", "_waits")
 
-    def __init__(self, rate: float, at_once: int, clock: Callable[[], float], waits: Waits | None = None) -> None:
-        self._rate, self._room, self._clock = rate, BURST / rate, clock
+    def __init__(self, rate: float, at_once: int, clock: Callable[[], float], waits: WaitTotals | None = None) -> None:
+        self._rate, self._room, self._clock = rate, BURST_SECONDS / rate, clock
         self._until = 0.0
-        self._at_once, self._waits = at_once, waits or Waits()
+        self._at_once, self._waits = at_once, waits or WaitTotals()
         self._begun: deque[float] = deque()  # when what is at work began
         self._queued = 0
         # Most accounts never wait, and few ever send a large frame.
         self._line: asyncio.Lock | None = None
         self._large: asyncio.Lock | None = None
 
-    def work(self, seconds: float) -> None:
+    def add_work(self, seconds: float) -> None:
         """Note work that was done for the account."""
         now = self._clock()
         self._until = max(self._until, now) + seconds / self._rate
@@ -103,16 +103,16 @@ class Share:
             self._waits.seconds += ahead
             await asyncio.sleep(ahead)
 
-    async def turn(self) -> None:
+    async def wait_turn(self) -> None:
         """The same, behind all that waits already."""
         async with self.line:
             await self.catch_up()
 
-    async def give_way(self, size: int) -> None:
+    async def yield_to_others(self, size: int) -> None:
         """Note so many bytes of frames that were handled, and give the loop to others; until the account's next turn
         where it is ahead."""
-        self.work(size * BYTE)
-        await (asyncio.sleep(0) if self.is_free else self.turn())
+        self.add_work(size * SECONDS_PER_BYTE)
+        await (asyncio.sleep(0) if self.is_free else self.wait_turn())
 
     # Requests -------------------------------------------------------------------------------------------------------
 
@@ -122,7 +122,7 @@ class Share:
 
     def _take_place(self) -> float:
         now, begun = self._clock(), self._begun
-        while begun and now - begun[0] > HELD:
+        while begun and now - begun[0] > HELD_SECONDS:
             begun.popleft()
         if len(begun) >= self._at_once:
             return 0.0
@@ -135,28 +135,28 @@ class Share:
 
     async def begin_in_turn(self) -> float:
         """Begin a request when its turn comes. Raises RateLimited if that would be too late, or too many wait."""
-        if self._queued >= WAITING or self.ahead > PATIENCE:
+        if self._queued >= MAX_WAITING or self.ahead > MAX_WAIT_SECONDS:
             raise RateLimited(max(self.ahead, 1.0))
         self._queued += 1
         try:
-            async with asyncio.timeout(PATIENCE):
-                return await self.begin_whenever()
+            async with asyncio.timeout(MAX_WAIT_SECONDS):
+                return await self.begin_eventually()
         except TimeoutError:
             raise RateLimited(max(self.ahead, 1.0)) from None
         finally:
             self._queued -= 1
 
-    async def begin_whenever(self) -> float:
+    async def begin_eventually(self) -> float:
         """Begin a request when its turn comes, however late."""
         async with self.line:
             await self.catch_up()
             while not (began := self._take_place()):
-                await asyncio.sleep(LOOK)
+                await asyncio.sleep(POLL_SECONDS)
                 await self.catch_up()
             return began
 
-    def end(self, began: float, most: float = REQUEST_MOST) -> None:
+    def end(self, began: float, most: float = MAX_REQUEST_SECONDS) -> None:
         """Note the end of a request, and the time that it took, ``most`` seconds at most."""
         if began in self._begun:
             self._begun.remove(began)
-        self.work(min(self._clock() - began, most))
+        self.add_work(min(self._clock() - began, most))

@@ -23,20 +23,20 @@ from handlers.tasks import ended
 
 log = structlog.get_logger(__name__)
 
-Listener = Callable[[str, bytes], None]  # channel, message
+MessageListener = Callable[[str, bytes], None]  # channel, message
 
-QUEUE = 20_000  # messages waiting for Redis; at 1 KiB each that is 20 MiB, and beyond it the oldest are dropped
+MAX_QUEUED = 20_000  # messages waiting for Redis; at 1 KiB each that is 20 MiB, and beyond it the oldest are dropped
 BATCH = 256  # messages in one pipeline
-SUBSCRIPTIONS = 1_000  # channels in one command
-PATIENCE = 1.0  # seconds Redis may take for one answer before it counts as away
-PING = 1.0  # seconds of silence after which the subscription is probed; three of them and it is made anew
-RETRY = 0.5  # seconds between attempts to come back
-ECHO = 5.0  # seconds between messages to ourselves, by which the way over Redis is measured
-_GONE = (RedisError, OSError, TimeoutError)
+CHANNELS_PER_COMMAND = 1_000  # channels in one command
+REDIS_TIMEOUT = 1.0  # seconds Redis may take for one answer before it counts as away
+PING_SECONDS = 1.0  # seconds of silence after which the subscription is probed; three of them and it is made anew
+RETRY_SECONDS = 0.5  # seconds between attempts to come back
+ECHO_SECONDS = 5.0  # seconds between messages to ourselves, by which the way over Redis is measured
+_REDIS_ERRORS = (RedisError, OSError, TimeoutError)
 
 
 @contextlib.asynccontextmanager
-async def connected(url: str) -> AsyncIterator[Redis]:
+async def redis_client(url: str) -> AsyncIterator[Redis]:
     """A client of Redis until the block ends; it connects when it is first asked, and again when it has to.
 
     No retries inside the client: whoever asks decides what a Redis that is away means. And no notifications of
@@ -62,26 +62,28 @@ class Bus:
     def __init__(self, redis: Redis, instance_id: UUID, metrics: Metrics) -> None:
         self._redis = redis
         self._own = f"ws:instance:{instance_id}"
-        self._listeners: dict[str, Listener] = {}
+        self._listeners: dict[str, MessageListener] = {}
         # Channels that were asked for and are not confirmed yet. An Event each for good would be 700 bytes a user.
         self._unconfirmed: dict[str, asyncio.Event] = {}
         self._queue: deque[tuple[str, bytes, asyncio.Future[int] | None]] = deque()
         self._wake = asyncio.Event()
         self._pubsub: PubSub | None = None
         self._changed: dict[str, None] = {}  # channels of which Redis is to be told whether they are wanted
-        self._speak_up = asyncio.Event()
+        self._subscriptions_changed = asyncio.Event()
         self.up = False
-        self._ups = self._published = self._dropped = 0
+        self._connections = self._published = self._dropped = 0
         self.on_return: list[Callable[[], None]] = []  # called when the subscriptions are back after an outage
-        self._publish_seconds, self._echo_seconds = self._counted(metrics)
+        self._publish_seconds, self._echo_seconds = self._register_metrics(metrics)
 
-    def _counted(self, metrics: Metrics) -> tuple[Histogram, Histogram]:
+    def _register_metrics(self, metrics: Metrics) -> tuple[Histogram, Histogram]:
         """Have counted what happens here; how long it takes is for us to observe."""
-        metrics.shows("mimu_redis_up", "Whether the subscriptions to Redis stand.", lambda: self.up)
-        metrics.counts("mimu_redis_reconnects_total", "Times they came back.", lambda: max(self._ups - 1, 0))
-        metrics.shows("mimu_bus_queue_messages", "Messages that wait for Redis.", lambda: len(self._queue))
-        metrics.counts("mimu_bus_messages_published_total", "Messages that Redis took.", lambda: self._published)
-        metrics.counts("mimu_bus_messages_dropped_total", "Messages that Redis never got.", lambda: self._dropped)
+        metrics.add_gauge("mimu_redis_up", "Whether the subscriptions to Redis stand.", lambda: self.up)
+        metrics.add_counter(
+            "mimu_redis_reconnects_total", "Times they came back.", lambda: max(self._connections - 1, 0)
+        )
+        metrics.add_gauge("mimu_bus_queue_messages", "Messages that wait for Redis.", lambda: len(self._queue))
+        metrics.add_counter("mimu_bus_messages_published_total", "Messages that Redis took.", lambda: self._published)
+        metrics.add_counter("mimu_bus_messages_dropped_total", "Messages that Redis never got.", lambda: self._dropped)
         published = Histogram(
             "mimu_redis_publish_duration_seconds",
             "Time of one command to Redis, with up to 256 messages for other instances.",
@@ -99,12 +101,15 @@ class Bus:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep both directions going until the block ends; what is queued is sent first."""
-        tasks = [asyncio.create_task(work) for work in (self._listen(), self._speak(), self._send(), self._echo())]
+        tasks = [
+            asyncio.create_task(work)
+            for work in (self._listen(), self._update_subscriptions(), self._send(), self._echo())
+        ]
         try:
             yield
         finally:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(REDIS_TIMEOUT):
                     while self._queue and self.up:
                         await asyncio.sleep(0.01)
             await ended(*tasks)
@@ -122,21 +127,21 @@ class Bus:
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._put(channel, message, answer)
         try:
-            return await asyncio.wait_for(answer, PATIENCE)
+            return await asyncio.wait_for(answer, REDIS_TIMEOUT)
         except TimeoutError:
             return 0
 
-    async def subscribers(self, channels: Sequence[str]) -> list[int]:
+    async def count_subscribers(self, channels: Sequence[str]) -> list[int]:
         """How many instances hear each channel. Raises RedisError, OSError or TimeoutError when Redis is away."""
         counts: list[int] = []
-        for start in range(0, len(channels), SUBSCRIPTIONS):
-            async with asyncio.timeout(PATIENCE):
-                answer = await self._redis.pubsub_numsub(*channels[start : start + SUBSCRIPTIONS])
+        for start in range(0, len(channels), CHANNELS_PER_COMMAND):
+            async with asyncio.timeout(REDIS_TIMEOUT):
+                answer = await self._redis.pubsub_numsub(*channels[start : start + CHANNELS_PER_COMMAND])
             counts += [int(count) for _, count in answer]
         return counts
 
     def _put(self, channel: str, message: bytes, answer: asyncio.Future[int] | None) -> None:
-        if len(self._queue) >= QUEUE:
+        if len(self._queue) >= MAX_QUEUED:
             self._drop(*self._queue.popleft())
         self._queue.append((channel, message, answer))
         self._wake.set()
@@ -157,7 +162,7 @@ class Bus:
                     pipeline = self._redis.pipeline(transaction=False)
                     for channel, message, _ in batch:
                         pipeline.publish(channel, message)
-                    async with asyncio.timeout(PATIENCE):
+                    async with asyncio.timeout(REDIS_TIMEOUT):
                         counts = await pipeline.execute()
                     self._publish_seconds.observe(time.monotonic() - began)
                     self._published += len(batch)
@@ -173,16 +178,16 @@ class Bus:
         """Say something to ourselves from time to time. Its way is that of a frame to another instance, and its
         clock is one."""
         while True:
-            await asyncio.sleep(ECHO)
+            await asyncio.sleep(ECHO_SECONDS)
             if self.up:
                 self.publish(self._own, str(time.monotonic()).encode())
 
-    def _echoed(self, _: str, message: bytes) -> None:
+    def _observe_echo(self, _: str, message: bytes) -> None:
         self._echo_seconds.observe(time.monotonic() - float(message))
 
     # In -----------------------------------------------------------------------------------------------------------
 
-    async def subscribe(self, channel: str, listener: Listener) -> None:
+    async def subscribe(self, channel: str, listener: MessageListener) -> None:
         """Hear a channel. Returns when Redis has confirmed it, or at once while Redis is away: the subscription is
         then made when it returns."""
         known = channel in self._listeners
@@ -194,9 +199,9 @@ class Bus:
             if known:
                 return
             confirmed = self._unconfirmed[channel] = asyncio.Event()
-            self._change(channel)
+            self._mark_changed(channel)
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(REDIS_TIMEOUT):
                 await confirmed.wait()
         except TimeoutError:
             log.warning("bus_subscribe_failed")
@@ -206,24 +211,24 @@ class Bus:
         self._listeners.pop(channel, None)
         self._unconfirmed.pop(channel, None)
         if self.up:
-            self._change(channel)
+            self._mark_changed(channel)
 
-    def _change(self, channel: str) -> None:
+    def _mark_changed(self, channel: str) -> None:
         self._changed[channel] = None
-        self._speak_up.set()
+        self._subscriptions_changed.set()
 
-    async def _speak(self) -> None:
+    async def _update_subscriptions(self) -> None:
         """Tell Redis which channels are wanted and which are no more, many at a time: thousands of sockets may come or
         go at once, and a subscription that stayed behind would count as an instance that does not answer."""
         while True:
-            await self._speak_up.wait()
-            self._speak_up.clear()
+            await self._subscriptions_changed.wait()
+            self._subscriptions_changed.clear()
             while self._changed and self._pubsub is not None:
-                channels = [self._changed.popitem()[0] for _ in range(min(SUBSCRIPTIONS, len(self._changed)))]
+                channels = [self._changed.popitem()[0] for _ in range(min(CHANNELS_PER_COMMAND, len(self._changed)))]
                 wanted = [channel for channel in channels if channel in self._listeners]
                 unwanted = [channel for channel in channels if channel not in self._listeners]
                 try:
-                    async with asyncio.timeout(PATIENCE):
+                    async with asyncio.timeout(REDIS_TIMEOUT):
                         if wanted:
                             await self._pubsub.subscribe(*wanted)
                         if unwanted:
@@ -231,51 +236,51 @@ class Bus:
                 except Exception as error:  # whatever it is, they are tried again
                     log.warning("bus_subscriptions_failed", channels=len(channels), cause=type(error).__name__)
                     self._changed.update(dict.fromkeys(channels))
-                    await asyncio.sleep(RETRY)
+                    await asyncio.sleep(RETRY_SECONDS)
 
     async def _listen(self) -> None:
         while True:
             try:
-                await self._hear()
-            except _GONE as error:
+                await self._receive()
+            except _REDIS_ERRORS as error:
                 log.warning("bus_down", cause=type(error).__name__)
             except Exception:
                 log.exception("bus_failed")
             self.up, self._pubsub = False, None
-            await asyncio.sleep(RETRY)
+            await asyncio.sleep(RETRY_SECONDS)
 
-    async def _hear(self) -> None:
+    async def _receive(self) -> None:
         async with contextlib.aclosing(self._redis.pubsub()) as pubsub:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(REDIS_TIMEOUT):
                 # The first use of a PubSub makes its connection; a second task doing the same would lose frames.
                 await pubsub.subscribe(self._own)
-            async with asyncio.timeout(10 * PATIENCE):
+            async with asyncio.timeout(10 * REDIS_TIMEOUT):
                 self._changed.clear()  # this connection has no subscriptions yet
                 channels = list(self._listeners)
-                for start in range(0, len(channels), SUBSCRIPTIONS):
-                    await pubsub.subscribe(*channels[start : start + SUBSCRIPTIONS])
+                for start in range(0, len(channels), CHANNELS_PER_COMMAND):
+                    await pubsub.subscribe(*channels[start : start + CHANNELS_PER_COMMAND])
             self._pubsub, self.up = pubsub, True
-            self._ups += 1
+            self._connections += 1
             # Who came or went while the list above was being sent.
             for channel in self._listeners.keys() ^ set(channels):
-                self._change(channel)
+                self._mark_changed(channel)
             log.info("bus_up", channels=len(channels))
             for back in self.on_return:
                 back()
             silence = 0
             while True:
-                message = await pubsub.get_message(timeout=PING)
+                message = await pubsub.get_message(timeout=PING_SECONDS)
                 if message is None:
                     silence += 1
                     if silence > 3:
                         raise TimeoutError
-                    async with asyncio.timeout(PATIENCE):
+                    async with asyncio.timeout(REDIS_TIMEOUT):
                         await pubsub.ping()
                     continue
                 silence = 0
-                self._take(message)
+                self._dispatch(message)
 
-    def _take(self, message: dict[str, object]) -> None:
+    def _dispatch(self, message: dict[str, object]) -> None:
         channel = message["channel"]
         name = channel.decode() if isinstance(channel, bytes) else str(channel)
         if message["type"] == "subscribe":
@@ -283,7 +288,7 @@ class Bus:
             if confirmed is not None:
                 confirmed.set()
         elif message["type"] == "message":
-            listener, data = self._echoed if name == self._own else self._listeners.get(name), message["data"]
+            listener, data = self._observe_echo if name == self._own else self._listeners.get(name), message["data"]
             if listener is not None and isinstance(data, bytes):
                 try:
                     listener(name, data)

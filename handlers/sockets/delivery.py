@@ -1,4 +1,4 @@
-"""Delivery: one frame to all who belong together, on all instances, built once and in the order it was told."""
+"""Delivery: one frame to all who belong batch, on all instances, built once and in the order it was queued."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from handlers.wire.shapes import encode
 
 log = structlog.get_logger(__name__)
 
-CHANNEL = "ws:groups"  # heard by every instance
-FEW = 16  # users who aren't only here to whom a frame is published one by one; for more it is published once, to all
-SLICE = 256  # sockets written to in one turn of the loop: some 2 ms
-TOGETHER = (
-    16  # frames that a socket of a large group gets at once, when so many wait: they go to the kernel in one call
+GROUP_CHANNEL = "ws:groups"  # heard by every instance
+MAX_DIRECT = (
+    16  # users who aren't only here to whom a frame is published one by one; for more it is published once, to all
 )
+SLICE = 256  # sockets written to in one turn of the loop: some 2 ms
+BATCH = 16  # frames that a socket of a large group gets at once, when so many wait: they go to the kernel in one call
 TURN = 4 << 20  # bytes written in one turn of the loop, however large the frames: some 4 ms
-BEHIND = 64  # frames that may wait for one large group; then nothing more is taken for it
+MAX_WAITING = 64  # frames that may wait for one large group; then nothing more is taken for it
 
 Members = Callable[[UUID, int, int], Awaitable[Collection[UUID]]]
 HiddenFrom = Callable[[UUID, int, str], Awaitable[Container[UUID]]]
 Charge = Callable[[UUID, int, int], None]  # who sends, to how many people, and how many bytes to each
-PRESENT = 2**63 - 1  # the seq of what is told to whoever is there now
+ANY_SEQ = 2**63 - 1  # the seq of what is queued to whoever is there now
 
 
-class _Told(NamedTuple):
+class _GroupFrame(NamedTuple):
     """A frame on its way to a group. ``members`` is None when it came from another instance: then they are looked up,
     and only sockets here are written to. ``began`` (monotonic) is when it happened, or was heard of. With a ``scope``
     the members in ``unseeing``, looked up likewise, get the payload ``hidden`` instead."""
@@ -47,18 +47,18 @@ class _Told(NamedTuple):
     members: Collection[UUID] | None
     payload: bytes
     skip: str
-    but: UUID | None
+    without: UUID | None
     droppable: bool
     scope: str = ""
     unseeing: Container[UUID] = ()
     hidden: bytes = b""
 
 
-def _alike(one: _Told, other: _Told) -> bool:
+def _share_recipients(one: _GroupFrame, other: _GroupFrame) -> bool:
     """Whether two frames go to the same people in one form: nobody came between them, or their access would differ."""
     if one.scope or other.scope:
         return False
-    return one.members is other.members and (one.access, one.but) == (other.access, other.but)
+    return one.members is other.members and (one.access, one.without) == (other.access, other.without)
 
 
 def _hidden(frame: Frame) -> bytes:
@@ -66,11 +66,11 @@ def _hidden(frame: Frame) -> bytes:
     return encode({"type": "hidden", **{name: frame[name] for name in ("chat_id", "seq", "created_at")}})
 
 
-def _free(_sender: UUID, _people: int, _size: int) -> None:
+def _charge_nothing(_sender: UUID, _people: int, _size: int) -> None:
     """Charge for nothing."""
 
 
-async def _from_nobody(_group: UUID, _access: int, _scope: str) -> Container[UUID]:
+async def _hidden_from_none(_group: UUID, _access: int, _scope: str) -> Container[UUID]:
     return ()
 
 
@@ -88,34 +88,39 @@ class Delivery:
     """
 
     def __init__(
-        self, hub: Hub, bus: Bus, members: Members, hidden_from: HiddenFrom = _from_nobody, charge: Charge = _free
+        self,
+        hub: Hub,
+        bus: Bus,
+        members: Members,
+        hidden_from: HiddenFrom = _hidden_from_none,
+        charge: Charge = _charge_nothing,
     ) -> None:
         self._hub, self._bus, self._members, self._hidden_from = hub, bus, members, hidden_from
         self._charge = charge
         self._origin = hub.instance_id.hex
-        self._queues: dict[UUID, deque[_Told]] = {}
+        self._queues: dict[UUID, deque[_GroupFrame]] = {}
         self._turn = asyncio.Lock()  # first come, first served
         self._tasks: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Hear other instances until the block ends; what waits then is sent first."""
-        await self._bus.subscribe(CHANNEL, self._hear)
+        await self._bus.subscribe(GROUP_CHANNEL, self._receive)
         try:
             yield
         finally:
-            self._bus.unsubscribe(CHANNEL)
+            self._bus.unsubscribe(GROUP_CHANNEL)
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def waiting(self) -> int:
         """How many frames wait for large groups."""
         return sum(map(len, self._queues.values()))
 
-    def behind(self, group: UUID) -> bool:
-        """Whether so much waits for this group that nothing more should be told for now."""
-        return len(self._queues.get(group, ())) >= BEHIND
+    def is_behind(self, group: UUID) -> bool:
+        """Whether so much waits for this group that nothing more should be queued for now."""
+        return len(self._queues.get(group, ())) >= MAX_WAITING
 
-    def tell(
+    def send(
         self,
         group: UUID,
         access: int,
@@ -124,56 +129,56 @@ class Delivery:
         *,
         by: UUID | None = None,
         skip: str = "",
-        but: UUID | None = None,
+        without: UUID | None = None,
         droppable: bool = False,
         began: float | None = None,
     ) -> None:
         """Send a frame to every socket of the members, on all instances, but the one called ``skip``, and those of the
         user ``but``. What it tells of happened at ``began`` (monotonic), or just now. The user ``by`` is charged for
         it; None where the server itself sends, or a sender that it doesn't know."""
-        if but is not None:
-            members = [member for member in members if member != but]
+        if without is not None:
+            members = [member for member in members if member != without]
         kind, began = frame["type"], time.monotonic() if began is None else began
         payload = encode(frame)
         if by is not None:
             self._charge(by, len(members), len(payload))
-        waits = self._waits(group, members, payload)
+        waits = self._must_queue(group, members, payload)
         others: list[UUID] = []
         if not waits:
             others = self._hub.write_all(members, kind, text_frame(payload), skip, droppable)
-            self._hub.metrics.written("group", began)
+            self._hub.metrics.sample_delivery("group", began)
             if not others:
                 return  # all are here, as they are for most frames: nothing more is built for those
-        told = _Told(kind, began, access, frame.get("seq", PRESENT), members, payload, skip, but, droppable)
+        queued = _GroupFrame(kind, began, access, frame.get("seq", ANY_SEQ), members, payload, skip, without, droppable)
         if waits:
-            self._queue(group, told)
+            self._queue(group, queued)
         else:
-            self._publish(group, told, others)
+            self._publish(group, queued, others)
 
-    def _waits(self, group: UUID, members: Collection[UUID], payload: bytes) -> bool:
+    def _must_queue(self, group: UUID, members: Collection[UUID], payload: bytes) -> bool:
         people = len(members)
         return people > SLICE or people * len(payload) > TURN or group in self._queues
 
-    def _put(self, group: UUID, told: _Told) -> None:
-        assert told.members is not None
-        if self._waits(group, told.members, told.payload):
-            self._queue(group, told)
+    def _put(self, group: UUID, queued: _GroupFrame) -> None:
+        assert queued.members is not None
+        if self._must_queue(group, queued.members, queued.payload):
+            self._queue(group, queued)
             return
-        others, unseeing = self._write(told.members, told, text_frame(told.payload))
-        self._hub.metrics.written("group", told.began)
-        self._publish(group, told, others, unseeing)
+        others, unseeing = self._write(queued.members, queued, text_frame(queued.payload))
+        self._hub.metrics.sample_delivery("group", queued.began)
+        self._publish(group, queued, others, unseeing)
 
-    def _write(self, members: Collection[UUID], told: _Told, frame: bytes) -> tuple[list[UUID], list[UUID]]:
+    def _write(self, members: Collection[UUID], queued: _GroupFrame, frame: bytes) -> tuple[list[UUID], list[UUID]]:
         """Write a frame to some members, or its hidden form. The members who aren't only here: of those who get the one
         and of those who get the other."""
-        if not told.scope:
-            return self._hub.write_all(members, told.kind, frame, told.skip, told.droppable), []
-        hiding = {member for member in members if member in told.unseeing}
+        if not queued.scope:
+            return self._hub.write_all(members, queued.kind, frame, queued.skip, queued.droppable), []
+        hiding = {member for member in members if member in queued.unseeing}
         seeing = [member for member in members if member not in hiding]
-        hidden = text_frame(told.hidden)
+        hidden = text_frame(queued.hidden)
         return (
-            self._hub.write_all(seeing, told.kind, frame, told.skip, told.droppable),
-            self._hub.write_all(hiding, "hidden", hidden, told.skip, told.droppable),
+            self._hub.write_all(seeing, queued.kind, frame, queued.skip, queued.droppable),
+            self._hub.write_all(hiding, "hidden", hidden, queued.skip, queued.droppable),
         )
 
     async def announce(
@@ -181,10 +186,10 @@ class Delivery:
     ) -> None:
         """Tell frames to those who are members since ``access`` and were there at the frame's ``seq``, and to one who
         is a member no more, and charge the user ``by``. A frame with an attribute ``scope`` reaches some of them as
-        ``hidden``. What can't be told, since PostgreSQL is away, clients find by ``/sync``."""
+        ``hidden``. What can't be queued, since PostgreSQL is away, clients find by ``/sync``."""
         began = time.monotonic()
         for frame in frames:
-            scope, seq = getattr(frame, "scope", ""), frame.get("seq", PRESENT)
+            scope, seq = getattr(frame, "scope", ""), frame.get("seq", ANY_SEQ)
             try:
                 members = await self._members(group, access, seq)
                 unseeing = await self._hidden_from(group, access, scope) if scope else ()
@@ -192,91 +197,93 @@ class Delivery:
                 log.warning("group_frame_lost", cause=type(error).__name__)
                 return
             if unseeing:
-                told = _Told(frame["type"], began, access, seq, members, encode(frame), "", None, False)
+                queued = _GroupFrame(frame["type"], began, access, seq, members, encode(frame), "", None, False)
                 if by is not None:
-                    self._charge(by, len(members), len(told.payload))
-                self._put(group, told._replace(scope=scope, unseeing=unseeing, hidden=_hidden(frame)))
+                    self._charge(by, len(members), len(queued.payload))
+                self._put(group, queued._replace(scope=scope, unseeing=unseeing, hidden=_hidden(frame)))
             else:
-                self.tell(group, access, members, frame, by=by, began=began)
+                self.send(group, access, members, frame, by=by, began=began)
             if also is not None and also not in members:
                 self._hub.send(also, frame)
 
-    def _publish(self, group: UUID, told: _Told, others: list[UUID], unseeing: Sequence[UUID] = ()) -> None:
-        if len(others) + len(unseeing) <= FEW:
+    def _publish(self, group: UUID, queued: _GroupFrame, others: list[UUID], unseeing: Sequence[UUID] = ()) -> None:
+        if len(others) + len(unseeing) <= MAX_DIRECT:
             for user_id in others:
-                self._hub.publish(user_id, told.payload, told.skip, told.droppable)
+                self._hub.publish(user_id, queued.payload, queued.skip, queued.droppable)
             for user_id in unseeing:
-                self._hub.publish(user_id, told.hidden, told.skip, told.droppable)
+                self._hub.publish(user_id, queued.hidden, queued.skip, queued.droppable)
         else:
-            kind = "drop" if told.droppable else "send"
-            if told.scope:
-                kind += f":{told.scope}"
-            but = "" if told.but is None else told.but
-            head = f"{self._origin} {kind} {group} {told.access} {told.seq} {told.skip} {but}\n"
-            self._bus.publish(CHANNEL, head.encode() + told.payload)
+            kind = "drop" if queued.droppable else "send"
+            if queued.scope:
+                kind += f":{queued.scope}"
+            without = "" if queued.without is None else queued.without
+            head = f"{self._origin} {kind} {group} {queued.access} {queued.seq} {queued.skip} {without}\n"
+            self._bus.publish(GROUP_CHANNEL, head.encode() + queued.payload)
 
-    def _queue(self, group: UUID, told: _Told) -> None:
+    def _queue(self, group: UUID, queued: _GroupFrame) -> None:
         queue = self._queues.get(group)
         if queue is None:
             queue = self._queues[group] = deque()
             task = asyncio.get_running_loop().create_task(self._work(group, queue))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        queue.append(told)
+        queue.append(queued)
 
-    async def _work(self, group: UUID, queue: deque[_Told]) -> None:
+    async def _work(self, group: UUID, queue: deque[_GroupFrame]) -> None:
         try:
             while queue:
                 first = queue[0]
-                together = [queue.popleft()]
+                batch = [queue.popleft()]
                 # Frames to the same people; those from elsewhere are looked up by their access.
-                while queue and len(together) < TOGETHER and _alike(first, queue[0]):
-                    together.append(queue.popleft())
+                while queue and len(batch) < BATCH and _share_recipients(first, queue[0]):
+                    batch.append(queue.popleft())
                 try:
-                    await self._send(group, together)
+                    await self._send_batch(group, batch)
                 except Exception as error:  # PostgreSQL is away; clients see the gap, and sync
                     log.warning("group_frame_lost", cause=type(error).__name__)
         finally:
             del self._queues[group]
 
-    async def _send(self, group: UUID, together: Sequence[_Told]) -> None:
-        first = together[0]
+    async def _send_batch(self, group: UUID, batch: Sequence[_GroupFrame]) -> None:
+        first = batch[0]
         here = first.members
         everyone = list(await self._members(group, first.access, first.seq) if here is None else here)
-        if here is None and first.but is not None:
-            everyone = [member for member in everyone if member != first.but]
+        if here is None and first.without is not None:
+            everyone = [member for member in everyone if member != first.without]
         if here is None and first.scope:
             first = first._replace(unseeing=await self._hidden_from(group, first.access, first.scope))
-            together = [first]  # a frame with a scope goes by itself
-        frames = [text_frame(told.payload) for told in together]
+            batch = [first]  # a frame with a scope goes by itself
+        frames = [text_frame(queued.payload) for queued in batch]
         others: list[UUID] = []
         unseeing: list[UUID] = []
         step = max(1, min(SLICE, TURN // sum(map(len, frames))))
         for start in range(0, len(everyone), step):
             part = everyone[start : start + step]
             async with self._turn:
-                for told, frame in zip(together, frames, strict=True):
-                    elsewhere, hidden = self._write(part, told, frame)
+                for queued, frame in zip(batch, frames, strict=True):
+                    elsewhere, hidden = self._write(part, queued, frame)
                 others += elsewhere  # the same of every frame
                 unseeing += hidden
                 await asyncio.sleep(0)
-        self._hub.metrics.written("large_group", first.began)
+        self._hub.metrics.sample_delivery("large_group", first.began)
         if here is not None:
-            for told in together:
-                self._publish(group, told, others, unseeing)
+            for queued in batch:
+                self._publish(group, queued, others, unseeing)
 
-    def _hear(self, _: str, message: bytes) -> None:
+    def _receive(self, _: str, message: bytes) -> None:
         head, _newline, payload = message.partition(b"\n")
-        origin, kind, group, access, seq, skip, but = head.decode().split(" ")
+        origin, kind, group, access, seq, skip, without = head.decode().split(" ")
         if origin == self._origin:
             return
         group_id = UUID(group)
-        if self.behind(group_id):
+        if self.is_behind(group_id):
             log.warning("group_frame_lost", cause="too many wait")
             return
-        left_out, began = UUID(but) if but else None, time.monotonic()
+        left_out, began = UUID(without) if without else None, time.monotonic()
         kind, _colon, scope = kind.partition(":")
-        told = _Told(type_of(payload), began, int(access), int(seq), None, payload, skip, left_out, kind == "drop")
+        queued = _GroupFrame(
+            type_of(payload), began, int(access), int(seq), None, payload, skip, left_out, kind == "drop"
+        )
         if scope:
-            told = told._replace(scope=scope, hidden=_hidden(orjson.loads(payload)))
-        self._queue(group_id, told)
+            queued = queued._replace(scope=scope, hidden=_hidden(orjson.loads(payload)))
+        self._queue(group_id, queued)

@@ -19,12 +19,12 @@ from handlers.wire.shapes import decode, encode
 log = structlog.get_logger(__name__)
 
 ENDS = "-"  # before a key: what has that key is over
-CHANNEL = "ws:user:"  # of each user, by their id (seed)
+USER_CHANNEL = "ws:user:"  # of each user, by their id (seed)
 SOCKETS_PER_USER = 10  # contract section 5
 PING_EVERY = 25  # seconds; also the number of slots of the wheel
 PONG_WITHIN = 20  # seconds
 FORGET_AFTER = 60  # seconds; an instance that missed three announcements counts as gone
-PATIENCE = 1.0  # seconds a socket may wait for the other instances to know of it
+INTRODUCTION_TIMEOUT = 1.0  # seconds a socket may wait for the other instances to know of it
 
 GOING_AWAY, SESSION_ENDED, SLOW, REPLACED, FLOOD, RESTART = 1001, 4401, 4408, 4409, 4429, 1012
 
@@ -40,25 +40,25 @@ class Peer(Protocol):
 
     def send(self, frame: Frame, key: str = "") -> None: ...
     def write(self, frame: bytes, droppable: bool, key: str = "") -> bool: ...
-    def seen(self, key: str) -> bool: ...
-    async def drained(self) -> bool: ...
+    def has_sent(self, key: str) -> bool: ...
+    async def wait_until_drained(self) -> bool: ...
     def prolong(self, session: Session) -> None: ...
     def ping(self) -> None: ...
     def close(self, code: int, reason: str) -> None: ...
 
 
 Presence = Callable[[UUID, bool], None]
-Opened = tuple[float, str]  # when a socket was opened, and its peer_id: the order in which a user's sockets go
+SocketAge = tuple[float, str]  # when a socket was opened, and its peer_id: the order in which a user's sockets go
 
 
-class _There(NamedTuple):
+class _RemoteSockets(NamedTuple):
     """A user's sockets on another instance, as it told last."""
 
     heard: float  # monotonic
-    sockets: list[Opened]
+    sockets: list[SocketAge]
 
 
-def ends(key: str) -> str:
+def last_of(key: str) -> str:
     """The key of a frame after which none of ``key`` may come."""
     return ENDS + key
 
@@ -93,7 +93,7 @@ class Hub:
         self._bus = bus
         self.metrics = metrics
         self._peers: dict[UUID, list[Peer]] = {}
-        self._elsewhere: dict[UUID, dict[str, _There]] = {}
+        self._elsewhere: dict[UUID, dict[str, _RemoteSockets]] = {}
         self._introductions: dict[UUID, asyncio.Task[None]] = {}
         self._news: dict[UUID, asyncio.Event] = {}
         self._wheel: list[set[Peer]] = [set() for _ in range(PING_EVERY)]
@@ -101,13 +101,15 @@ class Hub:
         self._stopping = False
         self._closing: set[asyncio.Task[None]] = set()
         self.watchers: list[Presence] = []  # told of a user's first and last socket here
-        self.losses: list[Callable[[UUID, float], None]] = []  # told of a user whose socket is silent, and for how long
+        self.silence_watchers: list[
+            Callable[[UUID, float], None]
+        ] = []  # told of a user whose socket is silent, and for how long
         bus.on_return.append(self._announce_all)
 
     def __len__(self) -> int:
         return sum(map(len, self._peers.values()))
 
-    def here(self, user_id: UUID) -> bool:
+    def is_here(self, user_id: UUID) -> bool:
         """Whether the user has a socket on this instance."""
         return user_id in self._peers
 
@@ -122,12 +124,12 @@ class Hub:
         """Those of the users who have no socket on any instance: an instance hears the channels of its own users only,
         and one that has died hears none. Raises RedisError, OSError or TimeoutError when Redis is away."""
         others = [user_id for user_id in users if user_id not in self._peers]
-        counts = await self._bus.subscribers([self._channel(user_id) for user_id in others])
+        counts = await self._bus.count_subscribers([self._channel(user_id) for user_id in others])
         return [user_id for user_id, count in zip(others, counts, strict=True) if count == 0]
 
     # Coming and going ---------------------------------------------------------------------------------------------
 
-    async def arrive(self, peer: Peer) -> None:
+    async def register(self, peer: Peer) -> None:
         """Register a socket; when this returns, whatever is sent to its user reaches it."""
         user_id = peer.session.user_id
         self.metrics.sockets.inc()
@@ -154,9 +156,9 @@ class Hub:
         channel = self._channel(user_id)
         news = self._news[user_id] = asyncio.Event()
         try:
-            async with asyncio.timeout(PATIENCE):
-                await self._bus.subscribe(channel, self._hear)
-                here = self._envelope("here", payload=self._own(user_id))
+            async with asyncio.timeout(INTRODUCTION_TIMEOUT):
+                await self._bus.subscribe(channel, self._receive)
+                here = self._envelope("here", payload=self._own_sockets(user_id))
                 others = await self._bus.publish_counted(channel, here) - 1
                 while len(self._elsewhere.get(user_id, ())) < others:
                     news.clear()
@@ -167,7 +169,7 @@ class Hub:
             if self._news.get(user_id) is news:  # else the user has gone and come again meanwhile
                 del self._news[user_id], self._introductions[user_id]
 
-    def leave(self, peer: Peer) -> None:
+    def unregister(self, peer: Peer) -> None:
         """Forget a socket that has closed."""
         user_id = peer.session.user_id
         peers = self._peers.get(user_id, [])
@@ -234,7 +236,7 @@ class Hub:
         """Send a frame to every socket of a user, on all instances, but the one called ``skip``.
 
         ``droppable`` frames (typing, presence) are the first to go when a client reads too slowly. A frame with a
-        ``key`` goes to a socket once, also when it comes to it by another way. With ``ends(key)`` as its key a frame
+        ``key`` goes to a socket once, also when it comes to it by another way. With ``last_of(key)`` as its key a frame
         is sent as any other, and those of that key are not sent after it, whichever instance they come from.
         """
         payload = encode(frame)
@@ -259,7 +261,7 @@ class Hub:
             if user_id in elsewhere:
                 others.append(user_id)
         if taken:
-            self.metrics.sent(kind, taken)
+            self.metrics.count_sent(kind, taken)
         return others
 
     def publish(self, user_id: UUID, payload: bytes, skip: str, droppable: bool) -> None:
@@ -289,21 +291,21 @@ class Hub:
             if peer.peer_id != skip and peer.write(frame, droppable, key):
                 taken += 1
         if taken:
-            self.metrics.sent(type_of(payload), taken)
-            self.metrics.written("user", began)
+            self.metrics.count_sent(type_of(payload), taken)
+            self.metrics.sample_delivery("user", began)
         return True
 
     # Other instances ----------------------------------------------------------------------------------------------
 
     @staticmethod
     def _channel(user_id: UUID) -> str:
-        return f"{CHANNEL}{user_id}"
+        return f"{USER_CHANNEL}{user_id}"
 
     def _envelope(self, kind: str, skip: str = "", key: str = "", payload: bytes = b"") -> bytes:
         return f"{self._origin} {kind} {skip} {key}\n".encode() + payload
 
-    def _hear(self, channel: str, message: bytes) -> None:
-        user_id = UUID(channel[len(CHANNEL) :])
+    def _receive(self, channel: str, message: bytes) -> None:
+        user_id = UUID(channel[len(USER_CHANNEL) :])
         head, _, payload = message.partition(b"\n")
         origin, kind, skip, key = head.decode().split(" ")
         if origin == self._origin:
@@ -317,20 +319,20 @@ class Hub:
                 self._elsewhere.pop(user_id, None)
         elif user_id in self._peers:
             sockets = [(opened, peer_id) for opened, peer_id in decode(payload)]
-            self._elsewhere.setdefault(user_id, {})[origin] = _There(time.monotonic(), sockets)
+            self._elsewhere.setdefault(user_id, {})[origin] = _RemoteSockets(time.monotonic(), sockets)
             if kind == "here":
                 self._announce(user_id, "too")
             if user_id in self._news:
                 self._news[user_id].set()
             self._close_oldest(user_id)
 
-    def _own(self, user_id: UUID) -> bytes:
+    def _own_sockets(self, user_id: UUID) -> bytes:
         peers = self._peers.get(user_id, ())
         return encode([(peer.opened, peer.peer_id) for peer in peers if not peer.closing])
 
     def _announce(self, user_id: UUID, kind: str) -> None:
         if user_id in self._peers:
-            self._bus.publish(self._channel(user_id), self._envelope(kind, payload=self._own(user_id)))
+            self._bus.publish(self._channel(user_id), self._envelope(kind, payload=self._own_sockets(user_id)))
 
     def _announce_all(self) -> None:
         for user_id in self._peers:
@@ -348,7 +350,7 @@ class Hub:
 
     # Heartbeat ----------------------------------------------------------------------------------------------------
 
-    async def turn(self) -> None:
+    async def tick(self) -> None:
         """One second of the wheel: ping one slot of the sockets, and close those that left the last ping unanswered.
 
         One timer for all sockets; a timer each would cost more memory than the socket's own buffers.
@@ -359,6 +361,6 @@ class Hub:
             peer.ping()
         for peer in tuple(self._wheel[(self._turn - PONG_WITHIN) % PING_EVERY]):
             if peer.answered < now - PONG_WITHIN - 1:
-                for lost in self.losses:
+                for lost in self.silence_watchers:
                     lost(peer.session.user_id, now - peer.answered)
                 peer.close(GOING_AWAY, "ping unanswered")

@@ -24,12 +24,12 @@ FRAMES_PER_SECOND, FRAME_BURST = 60, 200
 MAX_QUEUED, MAX_QUEUED_BYTES = 1000, 1 << 20  # frames waiting for a slow reader
 EXPIRY_WARNING = 60  # seconds before the token ends
 
-PORTION, PORTION_BYTES = MAX_QUEUED // 4, MAX_QUEUED_BYTES // 4  # of a greeting, queued at once
+GREETING_FRAMES, GREETING_BYTES = MAX_QUEUED // 4, MAX_QUEUED_BYTES // 4  # of a greeting, queued at once
 
 MAX_KEYS = 1000  # keys of frames sent once that a socket remembers, the newest: a call has 600 at the most
 
-GATHERED = 64  # frames of one turn of the loop that go to the kernel together; a call of it costs more than a frame
-LARGE = 8 * 1024  # bytes; a frame that large gains nothing by waiting for others
+FLUSH_FRAMES = 64  # frames of one turn of the loop that go to the kernel together; a call of it costs more than a frame
+FLUSH_BYTES = 8 * 1024  # bytes; a frame that large gains nothing by waiting for others
 
 
 class Socket:
@@ -85,7 +85,7 @@ class Socket:
         """Send a frame to this socket alone, at once also during its welcome."""
         raw = text_frame(encode(frame))
         if self._has_room(raw, False) and self._put(raw, key):
-            self._metrics.sent(frame["type"], 1)
+            self._metrics.count_sent(frame["type"], 1)
 
     def write(self, frame: bytes, droppable: bool, key: str = "") -> bool:
         """Send the bytes of a whole frame; what the client is too slow for is dropped, or closes the socket. Whether
@@ -98,7 +98,7 @@ class Socket:
         if self.held is None:
             return self._put(frame, key)
         if key and not key.startswith(hub.ENDS):
-            if key in self._held_keys or self.seen(key):
+            if key in self._held_keys or self.has_sent(key):
                 return False
             self._held_keys.add(key)
         self.held.append((frame, key))
@@ -107,33 +107,33 @@ class Socket:
         self._queued_bytes += len(frame)
         return True
 
-    def seen(self, key: str) -> bool:
+    def has_sent(self, key: str) -> bool:
         """True if a frame with this key was sent to the socket."""
         return self.keys is not None and key in self.keys
 
-    async def drained(self) -> bool:
+    async def wait_until_drained(self) -> bool:
         """Wait until the client has read most of what was sent to it, so that a long greeting doesn't fill its queue.
         Returns False if the socket closes. What is held until the welcome is over doesn't count."""
         while not self.closing:
-            if self._unread_within_portion():
+            if self._is_nearly_drained():
                 return True
             self.flush()
-            if self._unread_within_portion():
+            if self._is_nearly_drained():
                 return True
             self.space.clear()
             await self.space.wait()
         return False
 
-    def _unread_within_portion(self) -> bool:
+    def _is_nearly_drained(self) -> bool:
         held = len(self.held) if self.held else 0
-        return self._queued - held < PORTION and self._queued_bytes - self._held_bytes < PORTION_BYTES
+        return self._queued - held < GREETING_FRAMES and self._queued_bytes - self._held_bytes < GREETING_BYTES
 
-    def welcomed(self) -> None:
+    def end_welcome(self) -> None:
         """The welcome is over: send what has come meanwhile, and from now on at once."""
         held, self.held = self.held or [], None
         self._held_bytes, self._held_keys = 0, set()
         for frame, key in held:
-            self._drained(1, len(frame))
+            self._note_sent(1, len(frame))
             self._put(frame, key)
 
     def _has_room(self, frame: bytes, droppable: bool) -> bool:
@@ -161,7 +161,7 @@ class Socket:
         self._queued += 1
         self._queued_bytes += len(frame)
         self._out.append(frame)
-        if len(self._out) == GATHERED or len(frame) >= LARGE:
+        if len(self._out) == FLUSH_FRAMES or len(frame) >= FLUSH_BYTES:
             self.flush()
         elif len(self._out) == 1:
             self._loop.call_soon(self.flush)
@@ -191,9 +191,9 @@ class Socket:
             sent = stream.write(memoryview(data)[taken:])
         except StreamClosedError:
             return
-        sent.add_done_callback(lambda _: self._drained(frames, size))
+        sent.add_done_callback(lambda _: self._note_sent(frames, size))
 
-    def _drained(self, frames: int, size: int) -> None:
+    def _note_sent(self, frames: int, size: int) -> None:
         self._queued -= frames
         self._queued_bytes -= size
         if self._space is not None:
@@ -217,9 +217,9 @@ class Socket:
         if self._expiry is not None:
             self._expiry.cancel()
         left = self.session.expires - time.time()
-        self._expiry = self._loop.call_later(max(0.0, left - EXPIRY_WARNING), self._expiring)
+        self._expiry = self._loop.call_later(max(0.0, left - EXPIRY_WARNING), self._warn_of_expiry)
 
-    def _expiring(self) -> None:
+    def _warn_of_expiry(self) -> None:
         left = max(0.0, self.session.expires - time.time())
         warning: TokenExpiring = {"type": "token_expiring", "seconds": int(left)}
         self.send(warning)
@@ -233,7 +233,7 @@ class Socket:
         self._metrics.closes.labels(code).inc()
         self._handler.close(code, reason)
 
-    def gone(self) -> None:
+    def mark_closed(self) -> None:
         self.closing = True
         if self._expiry is not None:
             self._expiry.cancel()

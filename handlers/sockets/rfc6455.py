@@ -128,7 +128,7 @@ class Receiver(Interface):
     def share(self) -> Share | None:
         """The account's share of the loop; None where nothing is counted."""
 
-    def admits(self) -> bool:
+    def admit_frame(self) -> bool:
         """Count a frame. Returns False if it is to be dropped. Raises Violation when they come too fast."""
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
@@ -170,7 +170,7 @@ class Protocol(WebSocketProtocol13):
         while True:
             data = await self.stream.read_bytes(READ, partial=True)
             if share is not None and not share.is_free:
-                await share.turn()
+                await share.wait_turn()
             work += FRAME_COST
             for opcode, payload in parser.feed(data):
                 pending = self._take(opcode, payload)
@@ -180,14 +180,14 @@ class Protocol(WebSocketProtocol13):
                     return
                 work += FRAME_COST + len(payload)
                 if work >= TURN:
-                    await (asyncio.sleep(0) if share is None else share.give_way(work))
+                    await (asyncio.sleep(0) if share is None else share.yield_to_others(work))
                     work = 0
 
     def _take(self, opcode: int, payload: bytes) -> Awaitable[None] | None:
         """Handle one frame; None when that is done, else what remains to be awaited."""
         if opcode == CLOSE:
             self._closed(payload)
-        elif not self._receiver.admits():
+        elif not self._receiver.admit_frame():
             return None
         elif opcode == TEXT:
             try:

@@ -16,7 +16,7 @@ from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProt
 
 from handlers.http.base import ApiHandler
 from handlers.http.origins import is_allowed, is_own
-from handlers.limits.share import OPENING, Share
+from handlers.limits.share import SECONDS_PER_SOCKET, Share
 from handlers.sockets import hub
 from handlers.sockets.hub import Hub, Peer
 from handlers.sockets.peer import Socket
@@ -28,15 +28,15 @@ from handlers.wire.costs import BYTES_IN, FRAMES, READS, Cost
 from handlers.wire.errors import ApiError, InvalidRequest, Unauthorized
 from handlers.wire.frames import AckFields, Ready
 from handlers.wire.operations import Header, operation
-from handlers.wire.shapes import Shape, judge, parse, timestamp
+from handlers.wire.shapes import Shape, check_strings_and_depth, parse, timestamp
 
 log = structlog.get_logger(__name__)
 
 MAX_FRAME = 128 * 1024  # bytes; contract section 5
-HEARTBEAT = 30  # seconds between call_heartbeat frames, told to clients
+HEARTBEAT_SECONDS = 30  # seconds between call_heartbeat frames, told to clients
 # Bytes of frames that the kernel keeps for a socket, twice as many with its bookkeeping. Left alone it takes 4 MiB for
 # whoever reads nothing, and 1,000 of those are 4 GiB that no limit of ours sees.
-KERNEL_BYTES = 128 * 1024
+SEND_BUFFER_BYTES = 128 * 1024
 
 # What open sockets show instead of the request that they were.
 _UPGRADED = HTTPServerRequest(
@@ -62,7 +62,7 @@ class Auth(Shape):
     access_token: str
 
 
-def prolonging(tokens: Tokens) -> Event:
+def auth_event(tokens: Tokens) -> Event:
     """The frame ``auth {access_token}``, which prolongs an open socket with a fresh token of the same user."""
 
     def prolong(peer: Peer, auth: Auth) -> AckFields:
@@ -95,14 +95,14 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
     # The handshake ------------------------------------------------------------------------------------------------
 
-    def _judge_headers(self) -> None:
+    def _check_headers(self) -> None:
         offered = [item.strip() for item in self.request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
         bearer = next((item[7:] for item in offered if item.startswith("bearer.")), None)
         if bearer is not None and "Authorization" not in self.request.headers:
             if "mimu.v1" not in offered:
                 raise Unauthorized("Offer the subprotocol mimu.v1 beside the token.")
             self.request.headers["Authorization"] = f"Bearer {bearer}"
-        super()._judge_headers()
+        super()._check_headers()
         if self.request.method != "GET":
             raise errors.MethodNotAllowed  # also of OPTIONS
         headers = self.request.headers
@@ -156,7 +156,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
     async def _run(self, share: Share, method: Callable[[], Awaitable[None] | None]) -> None:
         share.end(share.begin() or await share.begin_in_turn())  # now: the method ends with the socket
-        share.work(OPENING)
+        share.add_work(SECONDS_PER_SOCKET)
         pending = method()
         assert pending is not None
         await pending
@@ -171,15 +171,15 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         self.set_nodelay(True)
         connection = self.ws_connection
         assert isinstance(connection, Protocol)  # ours, see get_websocket_protocol
-        connection.stream.socket.setsockopt(SOL_SOCKET, SO_SNDBUF, KERNEL_BYTES)
+        connection.stream.socket.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER_BYTES)
         # The request and its connection are not needed any more, nor what was answered to it: together they are more
         # than the socket itself, and 9,000 of them are 40 MiB.
         self.request = _UPGRADED
         self._headers = _UPGRADED.headers
         self._chunks = []
         self._quotas = None
-        await self._hub.arrive(self.peer)
-        if self.application.tokens.revoked(session):  # it ended during the handshake, when the hub didn't know us
+        await self._hub.register(self.peer)
+        if self.application.tokens.is_revoked(session):  # it ended during the handshake, when the hub didn't know us
             self.peer.close(hub.SESSION_ENDED, "session ended")
             return
         self.peer.schedule()
@@ -188,25 +188,25 @@ class SocketHandler(WebSocketHandler, ApiHandler):
             "user_id": str(session.user_id),
             "session_id": str(session.session_id),
             "server_time": timestamp(datetime.now(UTC)),
-            "heartbeat_seconds": HEARTBEAT,
+            "heartbeat_seconds": HEARTBEAT_SECONDS,
             "epoch": self._epoch(),
         }
         self.peer.send(ready)
         # Beside the reader, so that a slow database doesn't keep the socket from answering.
-        self._later(self._greet())
+        self._run_in_background(self._greet())
 
     async def _greet(self) -> None:
         try:
             await self._welcome(self.peer)
         except Exception as error:  # a feature that can't greet must not keep the user out
             log.error("welcome_failed", exc_info=error)
-        self.peer.welcomed()
+        self.peer.end_welcome()
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Work that may outlive the socket; the server waits for it at its end."""
-        self.application.keep(work)
+        self.application.run_in_background(work)
 
-    def admits(self) -> bool:
+    def admit_frame(self) -> bool:
         """Count a frame of any kind; whether it is to be handled. Raises Violation when they come too fast."""
         if self.peer.closing:
             return False
@@ -225,7 +225,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         """Handle a large frame when the account's turn comes, and keep the turn until it is answered: what it costs
         others is known then, and those who receive it must not have more of one account than they can take."""
         async with share.large:
-            await share.turn()
+            await share.wait_turn()
             if self.peer.closing:
                 return
             pending = self.on_message(message)
@@ -245,28 +245,28 @@ class SocketHandler(WebSocketHandler, ApiHandler):
             if not isinstance(frame, dict):
                 raise InvalidRequest("A frame is a JSON object.")
             frame_id = _frame_id(frame)  # first, so that every refusal of what follows can name it
-            judge(message, frame)
+            check_strings_and_depth(message, frame)
             kind = frame.get("type")
             event = self._events.get(kind) if isinstance(kind, str) else None
             if event is None or not isinstance(kind, str):
                 raise InvalidRequest("There is no such type of frame.")
-            self.application.metrics.frame(kind)
+            self.application.metrics.count_received(kind)
             if account is not None:
-                account.take(event.cost or READS, _size(message))
+                account.spend_frame(event.cost or READS, _size(message))
             answer: Any = event.handle(self.peer, event.shape.model_validate(frame))
             if isinstance(answer, asyncio.Future):
                 return self._turns.add(frame_id, answer)
             if answer is not None and not isinstance(answer, Mapping):
                 return self._finish_frame(answer, frame_id)
             if self._turns.has_under_way:
-                return self._turns.add(frame_id, _settled(answer))
+                return self._turns.add(frame_id, _done(answer))
             self._ack(frame_id, answer)
         except Exception as error:
             if event is None and account is not None:  # reading what is no frame costs as much
                 account.charge(FRAMES, 1)
                 account.charge(BYTES_IN, _size(message))
             if self._turns.has_under_way:
-                return self._turns.add(frame_id, _settled(None, error))
+                return self._turns.add(frame_id, _done(None, error))
             self._refuse(frame_id, error)
         return None
 
@@ -279,13 +279,13 @@ class SocketHandler(WebSocketHandler, ApiHandler):
     async def _finish_frame(self, answer: Awaitable[AckFields], frame_id: str | None) -> None:
         try:
             await self._turns.wait_until_answered()
-            self._ack(frame_id, await (answer if self.share is None else self._shared(answer, self.share)))
+            self._ack(frame_id, await (answer if self.share is None else self._run_in_share(answer, self.share)))
         except Exception as error:
             self._refuse(frame_id, error)
 
-    async def _shared(self, answer: Awaitable[AckFields], share: Share) -> AckFields:
+    async def _run_in_share(self, answer: Awaitable[AckFields], share: Share) -> AckFields:
         """A frame that takes long is like a request: one account has few of them at work at once."""
-        began = share.begin() or await share.begin_whenever()
+        began = share.begin() or await share.begin_eventually()
         try:
             return await answer
         finally:
@@ -311,19 +311,19 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         self.peer.answered = time.monotonic()
 
     def on_connection_close(self) -> None:
-        self._not_active(0)
+        self._end_request(0)
         WebSocketHandler.on_connection_close(self)
 
     def on_close(self) -> None:
         peer = getattr(self, "peer", None)
         if peer is not None:
-            peer.gone()
+            peer.mark_closed()
             self._turns.close()
-            self._hub.leave(peer)
+            self._hub.unregister(peer)
 
     def on_finish(self) -> None:
         """The handshake is not a request whose time means anything; refused ones are counted as others are."""
-        self._not_active(self._status_code)
+        self._end_request(self._status_code)
         if self._status_code != 101:
             ApiHandler.on_finish(self)
 
@@ -336,7 +336,7 @@ def _size(message: str | bytes) -> int:
     return len(message) if isinstance(message, bytes) or message.isascii() else len(message.encode())
 
 
-def _settled(answer: AckFields, error: Exception | None = None) -> asyncio.Future[AckFields]:
+def _done(answer: AckFields, error: Exception | None = None) -> asyncio.Future[AckFields]:
     """An answer that waits for nothing but those before it."""
     future: asyncio.Future[AckFields] = asyncio.get_running_loop().create_future()
     if error is None:

@@ -12,8 +12,8 @@ from handlers.wire.frames import AckFields
 
 # Frames of one socket, and bytes of them, that may wait behind a slow one; then its reader pauses, and its pongs with
 # it. A burst has room.
-WAITING, WAITING_BYTES = 256, 256 * 1024
-UNDER_WAY = 64  # frames of one socket that are worked on at once; a share of the journal's batch for each of two
+MAX_WAITING, MAX_WAITING_BYTES = 256, 256 * 1024
+MAX_UNDER_WAY = 64  # frames of one socket that are worked on at once; a share of the journal's batch for each of two
 
 
 class Frames(Protocol):
@@ -58,7 +58,9 @@ class Turns:
 
     @property
     def _is_full(self) -> bool:
-        return self.waiting is not None and (len(self.waiting) >= WAITING or self.waiting_bytes >= WAITING_BYTES)
+        return self.waiting is not None and (
+            len(self.waiting) >= MAX_WAITING or self.waiting_bytes >= MAX_WAITING_BYTES
+        )
 
     async def _wait_for_space(self) -> None:
         while self._is_full:
@@ -95,7 +97,7 @@ class Turns:
             self._under_way = deque()
         self._under_way.append((frame_id, answered))
         answered.add_done_callback(self._answer_done)
-        return self.wait_until_answered() if len(self._under_way) >= UNDER_WAY else None
+        return self.wait_until_answered() if len(self._under_way) >= MAX_UNDER_WAY else None
 
     def _answer_done(self, _: asyncio.Future[AckFields]) -> None:
         under_way = self._under_way

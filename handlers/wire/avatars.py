@@ -50,15 +50,15 @@ class AvatarHosts:
     def __init__(self, hosts: Collection[str]) -> None:
         self._hosts = frozenset(host.lower() for host in hosts)
 
-    def judge(self, avatar_url: str) -> UUID | None:
+    def check(self, avatar_url: str) -> UUID | None:
         """The file of ours that it names, which the caller has to judge. Raises InvalidRequest for a host that is not
         allowed."""
         file_id = file_of(avatar_url)
         if file_id is None and self._hosts and urlsplit(avatar_url).hostname not in self._hosts:
-            raise refused("that host is not allowed")
+            raise avatar_fault("that host is not allowed")
         return file_id
 
 
-def refused(issue: str) -> InvalidRequest:
+def avatar_fault(issue: str) -> InvalidRequest:
     """What is wrong with an avatar_url, as the fault of its field."""
     return InvalidRequest("Some fields are not valid.", details=[Fault("avatar_url", issue)])

@@ -28,7 +28,7 @@ class ApiError(Exception):
     status = 400
     code = "invalid_request"
     message = "The request is not valid."
-    bears: ClassVar[Mapping[str, type]] = MappingProxyType({})
+    body_fields: ClassVar[Mapping[str, type]] = MappingProxyType({})
     sends: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
@@ -112,7 +112,7 @@ class ClientOutdated(ApiError):
 
 class ProofRequired(ApiError):
     status, code, message = 428, "proof_required", "Sign the challenge with your identity or signing key and repeat."
-    bears = MappingProxyType({"challenge": str, "expires_in": int})
+    body_fields = MappingProxyType({"challenge": str, "expires_in": int})
 
 
 class RateLimited(ApiError):

@@ -80,9 +80,9 @@ def schemas(taken: Iterable[Any], given: Iterable[Any]) -> tuple[dict[tuple[Any,
 def error(kinds: Sequence[type[ApiError]]) -> dict[str, Any]:
     """The body of refusals of one status."""
     properties: dict[str, Any] = {"error": {"enum": [kind.code for kind in kinds]}}
-    required = [name for kind in kinds for name in kind.bears]
+    required = [name for kind in kinds for name in kind.body_fields]
     for kind in kinds:
-        properties |= {name: TypeAdapter(type_).json_schema() for name, type_ in kind.bears.items()}
+        properties |= {name: TypeAdapter(type_).json_schema() for name, type_ in kind.body_fields.items()}
     narrowed = {"properties": properties, **({"required": required} if required else {})}
     return {"allOf": [reference("schemas", "Error"), narrowed]}
 

@@ -49,19 +49,19 @@ def decode(raw: bytes | str) -> Any:
     Raises InvalidRequest.
     """
     value = parse(raw)
-    judge(raw, value)
+    check_strings_and_depth(raw, value)
     return value
 
 
 def parse(raw: bytes | str) -> Any:
-    """What a text says, when it is JSON. It may still hold what ``judge`` refuses."""
+    """What a text says, when it is JSON. It may still hold what ``check_strings_and_depth`` refuses."""
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:
         raise InvalidRequest("The body is not valid JSON.", details=[Fault("body", "not valid JSON")]) from None
 
 
-def judge(raw: bytes | str, value: Any) -> None:
+def check_strings_and_depth(raw: bytes | str, value: Any) -> None:
     """Refuse NUL in a string, and nesting deeper than MAX_DEPTH. Raises InvalidRequest."""
     # Both counts are upper bounds that cost half a microsecond; the walk is for the rare text that reaches them.
     if isinstance(raw, str):
@@ -175,20 +175,20 @@ STANDARD = {
 }
 
 
-def described(words: str, pattern: str) -> WithJsonSchema:
+def base64_schema(words: str, pattern: str) -> WithJsonSchema:
     """What a document says of bytes of a certain length, when they come as base64 of any form."""
     pattern = pattern.replace("@", _SIGN)
     return WithJsonSchema({**ANY, "description": words, "pattern": pattern}, mode="validation")
 
 
 Base64 = Annotated[bytes, BeforeValidator(unb64), PlainSerializer(b64, return_type=str), _Base64()]
-Coded = Annotated[str, WithJsonSchema(STANDARD)]  # what was made base64 before it is answered
+EncodedBase64 = Annotated[str, WithJsonSchema(STANDARD)]  # what was made base64 before it is answered
 PublicKey = Annotated[
     Base64,
     AfterValidator(_curve_key),
-    described("Base64 of 32 bytes, or of 33 with a leading 0x05 (Signal's form).", "^(@{43}=?|B[Q-Za-f]@{42})$"),
+    base64_schema("Base64 of 32 bytes, or of 33 with a leading 0x05 (Signal's form).", "^(@{43}=?|B[Q-Za-f]@{42})$"),
 ]
-Signature = Annotated[Base64, AfterValidator(_signature), described("Base64 of 64 bytes.", "^@{86}(==)?$")]
+Signature = Annotated[Base64, AfterValidator(_signature), base64_schema("Base64 of 64 bytes.", "^@{86}(==)?$")]
 
 
 def read_uuid(value: Any) -> UUID:
@@ -232,7 +232,7 @@ def _moment(value: Any) -> Any:
     return value
 
 
-Until = Annotated[
+TimeWithOffset = Annotated[
     datetime,
     BeforeValidator(_moment),
     PlainSerializer(timestamp, return_type=str),
@@ -318,7 +318,7 @@ HttpsUrl = Annotated[
 ]
 
 
-def bounded(most: int) -> AfterValidator:
+def max_json_bytes(most: int) -> AfterValidator:
     """An object whose JSON has at most so many bytes."""
 
     def check(value: dict[str, Any] | None) -> dict[str, Any] | None:

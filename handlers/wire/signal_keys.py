@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticKnownError
 
 from handlers.wire.errors import Fault
-from handlers.wire.shapes import Base64, Int31, PublicKey, Shape, Signature, described
+from handlers.wire.shapes import Base64, Int31, PublicKey, Shape, Signature, base64_schema
 
 _P = 2**255 - 19  # the field of Curve25519
 
@@ -57,12 +57,12 @@ def _kyber(value: bytes) -> bytes:
 
 CurveKey = Annotated[PublicKey, AfterValidator(_curve)]  # no low-order point
 SigningKey = Annotated[
-    PublicKey, AfterValidator(_edwards), described("Base64 of an Ed25519 public key, 32 bytes.", "^@{43}=?$")
+    PublicKey, AfterValidator(_edwards), base64_schema("Base64 of an Ed25519 public key, 32 bytes.", "^@{43}=?$")
 ]
 KyberKey = Annotated[
     Base64,
     AfterValidator(_kyber),
-    described(
+    base64_schema(
         "Base64 of 1568 bytes (ML-KEM-1024), or of 1569 with the type byte 08 or 0a.", "^(@{2091}=?|C[A-Pg-v]@{2090})$"
     ),
 ]
@@ -101,7 +101,7 @@ OneTimePrekeys = Annotated[tuple[OneTimePrekey, ...], *_PREKEYS]
 KyberPrekeys = Annotated[tuple[KyberPrekey, ...], *_PREKEYS]
 
 
-class Uploaded(Protocol):
+class UploadedKeys(Protocol):
     """The key fields that registration and top-up have in common."""
 
     @property
@@ -114,7 +114,7 @@ class Uploaded(Protocol):
     def last_resort_kyber_prekey(self) -> KyberPrekey | None: ...
 
 
-def faults(keys: Uploaded, identity_key: bytes, signing_key: bytes, *, libsignal: bool = False) -> list[Fault]:
+def find_faults(keys: UploadedKeys, identity_key: bytes, signing_key: bytes, *, libsignal: bool = False) -> list[Fault]:
     """List what is wrong with uploaded keys as a whole: ids that repeat, signatures that aren't the owner's.
 
     ``libsignal`` wants the form that libsignal's clients take (config/signal.py).

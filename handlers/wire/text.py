@@ -27,13 +27,13 @@ _REFUSED_IN_A_LINE = re.compile(f"[{_CONTROLS}{_BREAKS}{_NEVER}]")
 
 # Letters and symbols by category that show nothing: fillers of Hangul, blanks of Braille and of others.
 _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0\U0001d159\U00013441\U00013442\U00016fe4")
-_SIGNS = frozenset(  # format characters that are seen: Arabic, Syriac and Kaithi signs before numbers
+_VISIBLE_FORMATS = frozenset(  # format characters that are seen: Arabic, Syriac and Kaithi signs before numbers
     "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
 )
 _JOINERS = re.compile("[\u200c\u200d]")
 _SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef\u180b-\u180d\u180f]")
 # Scripts whose letters neither join nor form clusters: a joiner between them is only there to deceive.
-_APART = re.compile(
+_NOT_JOINING = re.compile(
     "LATIN |GREEK |CYRILLIC |ARMENIAN |GEORGIAN |HEBREW |CJK |HIRAGANA |KATAKANA |HANGUL |BOPOMOFO |FULLWIDTH |"
     "HALFWIDTH |CHEROKEE |COPTIC |RUNIC |OGHAM |GOTHIC |DESERET "
 )
@@ -48,10 +48,10 @@ def _shows(character: str) -> bool:
     kind = unicodedata.category(character)
     if kind[0] in "LNPS" or kind in ("Mc", "Co", "Cn"):  # Cn: a script or an emoji newer than our tables
         return character not in _BLANK and not _SELECTORS.match(character)
-    return character in _SIGNS
+    return character in _VISIBLE_FORMATS
 
 
-def _judge(text: str, refused: re.Pattern[str]) -> str:
+def _check(text: str, refused: re.Pattern[str]) -> str:
     text = unicodedata.normalize("NFC", text)
     if refused.search(text):
         raise ValueError("contains a control character, or one that turns or hides text")
@@ -72,7 +72,7 @@ def _joins(text: str, place: int) -> bool:
     before = text[place - 1]
     kind = unicodedata.category(before)
     if kind[0] == "L":
-        return not _APART.match(unicodedata.name(before, ""))
+        return not _NOT_JOINING.match(unicodedata.name(before, ""))
     return kind in ("So", "Sk", "Cn") or before in "\u2194\u2195\u25b6\u2665"
 
 
@@ -83,7 +83,7 @@ def _selects(before: str) -> bool:
 
 def line(text: str) -> str:
     """One line of text in NFC. Raises ValueError for characters that control, turn or hide text."""
-    return _judge(text, _REFUSED_IN_A_LINE)
+    return _check(text, _REFUSED_IN_A_LINE)
 
 
 def visible_line(text: str) -> str:
@@ -96,7 +96,7 @@ def visible_line(text: str) -> str:
 
 def paragraphs(text: str) -> str:
     """Text of several lines in NFC. Raises ValueError for characters that control, turn or hide text."""
-    return _judge(text, _REFUSED)
+    return _check(text, _REFUSED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from handlers.http.base import Client
-from handlers.http.pages import Place
+from handlers.http.pages import PageCursor
 from handlers.revocations import Revocations
-from handlers.tokens import MARGIN, Tokens
+from handlers.tokens import CLOCK_MARGIN, Tokens
 from handlers.wire.errors import AccountSuspended, InvalidCredentials, NotFound, Unauthorized
 from models import sessions
 from models.database import Database
@@ -99,7 +99,9 @@ class Sessions:
         derived = self._tokens.keyring.derivations("refresh", token.encode())
         return [(session_id.bytes + secret).hex() for secret in derived]
 
-    async def listed(self, user_id: UUID, current: UUID, limit: int, before: Place | None) -> list[dict[str, object]]:
+    async def listed(
+        self, user_id: UUID, current: UUID, limit: int, before: PageCursor | None
+    ) -> list[dict[str, object]]:
         """The user's live sessions, the one used last first."""
         rows = await sessions.live(self._db, user_id, limit, before)
         return [{**row, "current": row["id"] == current} for row in rows]
@@ -146,7 +148,7 @@ class Sessions:
         now = time.monotonic()
         if self._noted is None:
             await self._note_lifetime(now)
-        since = self._tokens.longest_lifetime + MARGIN if self._looked is None else now - self._looked + OVERLAP
+        since = self._tokens.longest_lifetime + CLOCK_MARGIN if self._looked is None else now - self._looked + OVERLAP
         moment = await sessions.now(self._db) - timedelta(seconds=since)
         found = await sessions.ended_since(self._db, moment)
         self._revocations.apply(session for session in found if session.id not in self._known)
@@ -158,7 +160,7 @@ class Sessions:
     async def _note_lifetime(self, now: float) -> None:
         """Note how long our tokens live, and learn how long those of others do, and of servers with other settings."""
         await sessions.note_lifetime(self._db, self._tokens.lifetime)
-        longest = await sessions.longest_lifetime(self._db, MARGIN)
+        longest = await sessions.longest_lifetime(self._db, CLOCK_MARGIN)
         self._tokens.longest_lifetime = max(longest, self._tokens.lifetime)
         self._noted = now
 

@@ -74,7 +74,7 @@ class Candidates:
         known = self._known.get(call_id)
         if known is None or peer.session.user_id != known.caller or known.answer_until < time.monotonic():
             return False
-        if not peer.seen(answer_key(call_id)):
+        if not peer.has_sent(answer_key(call_id)):
             return False
         known.answer_until = 0.0
         return True

@@ -33,7 +33,7 @@ class TusHandler(UploadHandler):
     """What tus wants of every request and answer."""
 
     refuses = (*UploadHandler.refuses, UnsupportedTusVersion)
-    cors_takes, cors_shows = tus.SENT, tus.SHOWN
+    cors_request_headers, cors_response_headers = tus.SENT, tus.SHOWN
     incoming: Incoming | None = None
 
     def set_default_headers(self) -> None:
@@ -96,7 +96,7 @@ class TusUploadsHandler(TusHandler):
         A body is its first piece. Clients that can send nothing but GET and POST name other methods in
         `X-HTTP-Method-Override`.
         """
-        await self.received()
+        await self.write_rest()
         if self.incoming is not None:
             await self.incoming.finish()
             self.row = await self._uploads.stand(self.session.user_id, self.row["id"])
@@ -160,7 +160,7 @@ class TusUploadHandler(TusHandler):
     )
     async def patch(self, file_id: UUID) -> None:
         """Go on with an upload of one's own; with the last byte the file is complete."""
-        await self.received()
+        await self.write_rest()
         if self.incoming is not None:
             await self.incoming.finish()
         self.tell(await self._uploads.stand(self.session.user_id, file_id))

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import AfterValidator, Field, StringConstraints
 from typing_extensions import TypedDict
 
-from handlers.wire.shapes import Base64, Coded, Id, Moment, Shape, Until, described
+from handlers.wire.shapes import Base64, EncodedBase64, Id, Moment, Shape, TimeWithOffset, base64_schema
 from plugins.push.providers.client import HTTPS, allowed
 
 MUTED = 500  # chats; a longer list is somebody filling our disk
@@ -53,9 +53,9 @@ def _point(value: bytes) -> bytes:
 
 class BrowserKeys(Shape):
     p256dh: Annotated[
-        Base64, AfterValidator(_point), described("Base64 of a point of P-256, 65 bytes.", "^B[A-P]@{85}=?$")
+        Base64, AfterValidator(_point), base64_schema("Base64 of a point of P-256, 65 bytes.", "^B[A-P]@{85}=?$")
     ]
-    auth: Annotated[Base64, Field(min_length=16, max_length=16), described("Base64 of 16 bytes.", "^@{22}(==)?$")]
+    auth: Annotated[Base64, Field(min_length=16, max_length=16), base64_schema("Base64 of 16 bytes.", "^@{22}(==)?$")]
 
 
 class BrowserSubscription(Shape):
@@ -94,7 +94,7 @@ class ApplicationServerKey(TypedDict):
     """``application_server_key`` is the same as ``public_key``, as browsers and UnifiedPush want it: URL-safe, not
     padded."""
 
-    public_key: Coded
+    public_key: EncodedBase64
     application_server_key: str
 
 
@@ -124,7 +124,7 @@ class QuietHours(Shape):
 
 class Muted(Shape):
     chat_id: Id
-    until: Until | None = None  # for ever
+    until: TimeWithOffset | None = None  # for ever
 
 
 class Preferences(Shape):

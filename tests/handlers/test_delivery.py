@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from handlers.sockets.delivery import FEW, SLICE, TURN, Delivery
+from handlers.sockets.delivery import MAX_DIRECT, SLICE, TURN, Delivery
 from tests.client import Account
 from tests.running import Services, place, serving
 
@@ -36,7 +36,7 @@ async def test_who_comes_just_after_an_event_does_not_hear_of_it(services: Servi
 
 
 @pytest.mark.gen_test(timeout=60)
-@pytest.mark.parametrize("away", [1, FEW + 1])
+@pytest.mark.parametrize("away", [1, MAX_DIRECT + 1])
 async def test_those_elsewhere_hear_it_once_whether_few_or_many(services: Services, away: int) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice, bob = [await Account(one_time=0).register(one.url) for _ in range(2)]
@@ -44,7 +44,7 @@ async def test_those_elsewhere_hear_it_once_whether_few_or_many(services: Servic
         members = [UUID(bob.user_id), UUID(alice.user_id), *(uuid4() for _ in range(away))]
         async with bob.socket(two.url) as there, alice.socket(two.url) as left_out, alice.socket(one.url) as here:
             frame = {"type": "typing", "chat_id": chat, "user_id": alice.user_id}
-            one.app.delivery.tell(UUID(chat), 1, members, frame, but=UUID(alice.user_id), droppable=True)
+            one.app.delivery.send(UUID(chat), 1, members, frame, without=UUID(alice.user_id), droppable=True)
             await there.expect("typing")
             for socket in (there, left_out, here):
                 await socket.silent(0.2)
@@ -57,7 +57,7 @@ async def test_frames_of_a_large_group_keep_their_order_and_let_others_through(s
         group, members = uuid4(), [*(uuid4() for _ in range(3 * SLICE)), UUID(alice.user_id)]
         async with alice.socket() as socket:
             for seq in range(1, 41):
-                one.app.delivery.tell(group, 1, members, {"type": "message_new", "seq": seq})
+                one.app.delivery.send(group, 1, members, {"type": "message_new", "seq": seq})
             other = asyncio.create_task(socket.send("typing", chat_id=str(uuid4())))
             for seq in range(1, 41):
                 assert (await socket.expect("message_new"))["seq"] == seq
@@ -85,10 +85,10 @@ async def test_a_group_that_is_behind_says_so_and_goes_on_after_an_outage(servic
             await socket.silent(0.2)
         everyone = [uuid4() for _ in range(SLICE + 1)]
         for seq in range(70):
-            assert delivery.behind(group) == (seq >= 64)
-            delivery.tell(group, 1, everyone, {"type": "message_new", "seq": seq})
+            assert delivery.is_behind(group) == (seq >= 64)
+            delivery.send(group, 1, everyone, {"type": "message_new", "seq": seq})
         await asyncio.gather(*delivery._tasks)
-        assert not delivery.behind(group)
+        assert not delivery.is_behind(group)
 
 
 @pytest.mark.gen_test
@@ -109,9 +109,9 @@ async def test_of_all_groups_one_bounded_slice_is_written_in_each_turn_of_the_lo
     for group in range(5):
         chat = uuid4()
         for _ in range(20):
-            delivery.tell(chat, 1, members, {"type": f"group_{group}", "payload": "x" * 80_000})
+            delivery.send(chat, 1, members, {"type": f"group_{group}", "payload": "x" * 80_000})
     small = {"type": "small", "payload": "x" * 80_000}
-    delivery.tell(uuid4(), 1, members[:100], small)  # 8 MB: too much for one turn, too
+    delivery.send(uuid4(), 1, members[:100], small)  # 8 MB: too much for one turn, too
     assert turns == [[]]
     while delivery.waiting() or delivery._queues:
         turns.append([])

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from handlers.http.health import REPEAT, Examiner, Remembered, Unfit
+from handlers.http.health import LOG_INTERVAL, CachedCheck, Examiner, Unfit
 from handlers.http.health import services as checks_of
 from models.postgres.fitness import ROOM
 from server import Server
@@ -121,7 +121,7 @@ async def test_a_write_is_made_once_for_all_who_ask() -> None:
         await asyncio.sleep(0.05)
         raise OSError("no")
 
-    remembered = Remembered(write)
+    remembered = CachedCheck(write)
     outcomes = await asyncio.gather(*(remembered() for _ in range(50)), return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {Unfit}
     with pytest.raises(Unfit):
@@ -174,7 +174,7 @@ async def test_who_gives_up_does_not_end_the_write_of_the_others() -> None:
         await asyncio.sleep(0.1)
         ended.set()
 
-    remembered = Remembered(write)
+    remembered = CachedCheck(write)
     impatient = asyncio.create_task(remembered())
     patient = asyncio.create_task(remembered())
     await asyncio.sleep(0.01)
@@ -198,7 +198,7 @@ async def test_a_check_that_goes_on_failing_is_logged_once_a_minute(
     examiner = Examiner({"redis": check})
     for _ in range(5):
         assert await examiner.examine() == {"redis": "error"}
-    now += REPEAT
+    now += LOG_INTERVAL
     await examiner.examine()
     fails = False
     assert await examiner.examine() == {"redis": "ok"}

@@ -14,7 +14,7 @@ import pytest
 
 from handlers.http import answers_in_flight as inflight
 from handlers.http import listener
-from handlers.http.answers_in_flight import InFlight, Room
+from handlers.http.answers_in_flight import AnswerMemory, Reservation
 from handlers.wire.errors import Unavailable
 from tests.client import Account, ask, b64
 from tests.files.transfer import shared as uploaded
@@ -39,21 +39,21 @@ class Stream:
 
 
 @contextlib.asynccontextmanager
-async def shared(total: int, each: int) -> AsyncIterator[tuple[InFlight, Stream]]:
+async def shared(total: int, each: int) -> AsyncIterator[tuple[AnswerMemory, Stream]]:
     stream = Stream()
     try:
-        yield InFlight(total, each), stream
+        yield AnswerMemory(total, each), stream
     finally:
         stream.close()
 
 
-async def reserved(answers: InFlight, key: str, stream: Stream, size: int = MIB) -> Room:
+async def reserved(answers: AnswerMemory, key: str, stream: Stream, size: int = MIB) -> Reservation:
     return await answers.reserve(key, size, stream)  # type: ignore[arg-type]
 
 
 @pytest.mark.gen_test
 async def test_one_account_has_no_more_than_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inflight, "PATIENCE", 0.1)
+    monkeypatch.setattr(inflight, "WAIT_SECONDS", 0.1)
     async with shared(8 * MIB, 2 * MIB) as (answers, stream):
         first, second = [await reserved(answers, "a", stream) for _ in range(2)]
         with pytest.raises(Unavailable):
@@ -110,18 +110,18 @@ async def test_one_that_gives_up_as_its_turn_comes_holds_nothing() -> None:
 
 @pytest.mark.gen_test
 async def test_what_is_not_taken_makes_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inflight, "GRACE", 0.1)
-    monkeypatch.setattr(inflight, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(inflight, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(inflight, "CHECK_SECONDS", 0.02)
     async with shared(4 * MIB, 3 * MIB) as (answers, stream):
         quiet = Stream()
         lone = await reserved(answers, "lone", quiet)
-        lone.hold(MIB, asyncio.get_running_loop().create_future())
+        lone.keep_until_written(MIB, asyncio.get_running_loop().create_future())
         streams = [Stream() for _ in range(3)]
         for each in streams:
             room = await reserved(answers, "greedy", each)
-            room.hold(MIB, asyncio.get_running_loop().create_future())
+            room.keep_until_written(MIB, asyncio.get_running_loop().create_future())
         # Another one of the same account drops nothing: it has to read what it has.
-        monkeypatch.setattr(inflight, "PATIENCE", 0.3)
+        monkeypatch.setattr(inflight, "WAIT_SECONDS", 0.3)
         with pytest.raises(Unavailable):
             await reserved(answers, "greedy", stream)
         assert not any(each.closed() for each in streams)
@@ -242,7 +242,7 @@ async def test_refusals_and_head_hold_nothing(services: Services) -> None:
 
 @pytest.mark.gen_test
 async def test_documents_that_nobody_reads_are_bounded(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inflight, "PATIENCE", 0.3)
+    monkeypatch.setattr(inflight, "WAIT_SECONDS", 0.3)
     async with town(services, people=1) as made:
         answers = made.servers[0].site.answers
         whole = answers.free
@@ -257,7 +257,7 @@ async def test_documents_that_nobody_reads_are_bounded(services: Services, monke
 
 @pytest.mark.gen_test
 async def test_downloads_that_nobody_reads_are_bounded(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inflight, "PATIENCE", 0.3)
+    monkeypatch.setattr(inflight, "WAIT_SECONDS", 0.3)
     async with town(services, people=1) as made:
         [alice] = made.people
         file_id = await uploaded(alice, os.urandom(3 * MIB))

@@ -89,13 +89,13 @@ async def test_a_sample_is_from_what_happened_until_the_sockets_have_it() -> Non
     began = time.monotonic()
     loop.call_soon(time.sleep, 0.05)  # what a busy loop does before the sockets are flushed
     for _ in range(50):
-        counted.written("group", began)
+        counted.sample_delivery("group", began)
     await asyncio.sleep(0.001)
     assert value(counted, "mimu_delivery_duration_seconds_count", way="group") == 1
     assert 0.05 <= value(counted, "mimu_delivery_duration_seconds_sum", way="group") < 1
     await asyncio.sleep(2 * metrics.SAMPLE_EVERY)
-    counted.written("group", time.monotonic())
-    counted.written("user", time.monotonic())
+    counted.sample_delivery("group", time.monotonic())
+    counted.sample_delivery("user", time.monotonic())
     await asyncio.sleep(0.001)
     assert value(counted, "mimu_delivery_duration_seconds_count", way="group") == 2
     assert value(counted, "mimu_delivery_duration_seconds_count", way="user") == 1
@@ -103,11 +103,11 @@ async def test_a_sample_is_from_what_happened_until_the_sockets_have_it() -> Non
 
 def test_nobody_makes_types_of_frames_without_end() -> None:
     counted = Metrics()
-    for number in range(2 * metrics.KINDS):
-        counted.sent(f"type_{number}", 1)
+    for number in range(2 * metrics.MAX_FRAME_TYPES):
+        counted.count_sent(f"type_{number}", 1)
     text = counted.exposition().decode()
-    assert text.count("mimu_websocket_frames_sent_total{") == metrics.KINDS + 1
-    assert value(counted, "mimu_websocket_frames_sent_total", type="other") == metrics.KINDS
+    assert text.count("mimu_websocket_frames_sent_total{") == metrics.MAX_FRAME_TYPES + 1
+    assert value(counted, "mimu_websocket_frames_sent_total", type="other") == metrics.MAX_FRAME_TYPES
 
 
 @pytest.mark.gen_test

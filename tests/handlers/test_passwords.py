@@ -16,9 +16,9 @@ from handlers.wire.errors import Unavailable
 
 @pytest.mark.gen_test
 async def test_a_refusal_waits_so_that_it_is_not_asked_for_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passwords_module, "QUEUE", 1)
-    monkeypatch.setattr(passwords_module, "REFUSE_AFTER", 0.3)
-    monkeypatch.setattr(passwords_module, "REFUSED", 1)
+    monkeypatch.setattr(passwords_module, "MAX_QUEUED", 1)
+    monkeypatch.setattr(passwords_module, "REJECT_AFTER", 0.3)
+    monkeypatch.setattr(passwords_module, "MAX_REJECTIONS", 1)
     async with Redis() as redis:
         passwords = Passwords(Limits(redis, on=False))
         try:

@@ -206,8 +206,8 @@ async def test_what_waits_behind_a_slow_frame_is_bounded(services: Services) -> 
                     socket.connection.write_message(json.dumps({"type": "nope", "id": f"n{number}", "x": "y" * size}))
                 await asyncio.sleep(0.5)
                 waiting = peer._handler._turns.waiting
-                assert 0 < len(waiting) <= turns.WAITING
-                assert sum(map(len, waiting)) <= turns.WAITING_BYTES + socket_module.MAX_FRAME
+                assert 0 < len(waiting) <= turns.MAX_WAITING
+                assert sum(map(len, waiting)) <= turns.MAX_WAITING_BYTES + socket_module.MAX_FRAME
             answers = [await socket.expect("error") for _ in range(len(sent) + 1)]
             assert [answer["id"] for answer in answers] == ["slow", *(f"n{number}" for number in range(len(sent)))]
 
@@ -395,14 +395,14 @@ async def test_a_session_that_ends_during_the_handshake_gets_no_socket(
 ) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account().register(server.url)
-        arrive = server.app.hub.arrive
+        arrive = server.app.hub.register
 
         async def after_a_logout(peer: Peer) -> None:
             await alice.post("/auth/logout", {})
             await asyncio.sleep(0.3)  # the news of it have come by the bus as well
             await arrive(peer)
 
-        monkeypatch.setattr(server.app.hub, "arrive", after_a_logout)
+        monkeypatch.setattr(server.app.hub, "register", after_a_logout)
         socket = Socket(await handshake(server.url, Authorization=f"Bearer {alice.token}"))
         assert (await socket.expect("closed"))["code"] == 4401
         assert socket.frames == []
@@ -417,8 +417,10 @@ async def test_from_ready_on_nothing_is_missed_on_any_instance(
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice = await Account().register(one.url)
         hub: Hub = two.app.hub
-        hear = hub._hear
-        monkeypatch.setattr(hub, "_hear", lambda *message: asyncio.get_running_loop().call_later(0.3, hear, *message))
+        hear = hub._receive
+        monkeypatch.setattr(
+            hub, "_receive", lambda *message: asyncio.get_running_loop().call_later(0.3, hear, *message)
+        )
         async with alice.socket(two.url), alice.socket(one.url) as socket:
             hub.send(next(iter(hub.users())), {"type": "news"})
             await socket.expect("news")

@@ -52,4 +52,4 @@ def test_ended_sessions_are_remembered_as_long_as_the_longest_token_lives(monkey
         monkeypatch.setattr(time, "time", lambda moment=now + seconds: moment)
         for _ in range(1001):
             tokens.revoke(uuid4())
-        assert tokens.revoked(old) is known
+        assert tokens.is_revoked(old) is known

@@ -246,7 +246,7 @@ async def _kept(a: Socket, b: Socket, call_id: str) -> None:
 
 
 async def _gone(hub: Hub, account: Account) -> None:
-    while hub.here(UUID(account.user_id)):
+    while hub.is_here(UUID(account.user_id)):
         await asyncio.sleep(0.01)
 
 

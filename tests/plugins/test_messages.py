@@ -302,7 +302,7 @@ async def test_what_is_stored_is_acked_also_when_telling_it_fails(
                 raise RuntimeError("a mistake of ours")
             tell(self, group, *args, **more)
 
-        monkeypatch.setattr(Delivery, "tell", telling)
+        monkeypatch.setattr(Delivery, "send", telling)
         answers = await asyncio.gather(
             *(alice.post(f"/chats/{where['id']}/messages", message()) for where in (mute, other, mute, other))
         )
