@@ -1,4 +1,4 @@
-"""Passwords: Argon2id in two background threads, so that no login stalls the loop."""
+"""Passwords: Argon2id in two background threads, so that logins do not block the event loop."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from handlers.wire.errors import RateLimited, Unavailable
 
 T = TypeVar("T")
 
-THREADS = 2  # more would take the loop's processor: p99 of frames 0.9-4 ms with two, 16-85 ms unbounded
-FAILURE_RATE = Rate(10, 900)  # failed tries an account, before the next ones are delayed
-DELAY_SECONDS = 2.0  # seconds that they are
-MAX_QUEUED = 32  # beyond it a login waits longer than a client does
-MAX_QUEUED_EACH = 4  # of them for one address, or the /64 of an IPv6 one: it can't keep all others out
+THREADS = 2  # more would take processor time from the loop: p99 of frames 0.9-4 ms with two, 16-85 ms unbounded
+FAILURE_RATE = Rate(10, 900)  # failed attempts on one account before further ones are delayed
+DELAY_SECONDS = 2.0  # of an attempt after too many failures
+MAX_QUEUED = 32  # beyond this a login would wait longer than clients do
+MAX_QUEUED_EACH = 4  # for one address (IPv6: one /64), so that no client can fill the queue
 # OWASP's second choice of parameters: 19 MiB, two passes, one lane.
 ARGON2: dict[str, Any] = {"time_cost": 2, "memory_cost": 19 * 1024, "parallelism": 1}
-# A client that is refused at once asks again at once. So a refusal waits for so many seconds, of so many at a time.
+# A client that is rejected at once retries at once. So up to MAX_REJECTIONS rejections wait REJECT_AFTER seconds each.
 REJECT_AFTER, MAX_REJECTIONS = 1.0, 500
 MIN_LENGTH, MAX_LENGTH = 8, 256  # characters of a password, in NFC
 
 
 def normalize(password: str) -> str:
-    """The form of a password that is hashed: NFC, so that every keyboard types the same one (NIST SP 800-63B)."""
+    """Return a password in NFC, the form that is hashed, so that all keyboards give the same one (NIST SP 800-63B)."""
     return unicodedata.normalize("NFC", password)
 
 
 def _length(password: str) -> int:
-    # NFC makes a text at most three times as short: of a longer one the length need not be known.
+    # NFC makes a text at most three times shorter, so longer texts need no normalizing.
     return len(normalize(password)) if len(password) <= MAX_LENGTH * 3 else len(password)
 
 
@@ -57,7 +57,7 @@ def _check_current(password: str) -> str:
     return password
 
 
-# Both keep the text as it was sent: older hashes, and the proof of a reset, are of that.
+# Both keep the text as sent: older hashes, and the proof of a reset, were made from that form.
 NewPassword = Annotated[
     str,
     AfterValidator(_check_new),
@@ -70,17 +70,18 @@ CurrentPassword = Annotated[str, AfterValidator(_check_current), Field(json_sche
 
 
 class Match(Enum):
-    """The form of a password that a hash is of."""
+    """The form of a password that a hash was made from."""
 
     NORMALIZED = "nfc"
     AS_SENT = "as_sent"  # hashed before passwords were normalized
 
 
 class Passwords:
-    """Hashes and checks passwords; raises Unavailable when more wait than can be served soon, of all or of this client.
+    """Hashes and checks passwords. Raises Unavailable when too many are queued, in all or for this client address.
     Client addresses are served in turn.
 
-    Tries on an account that many failed on are delayed, never refused: a lock would let anyone lock anyone out.
+    After many failures, attempts on an account are delayed and never rejected: with a lock, anyone could lock
+    others out.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -90,13 +91,13 @@ class Passwords:
         self._threads = ThreadPoolExecutor(self._free, "argon2", initializer=step_back)
         self._queue: FairQueue[object, asyncio.Future[None]] = FairQueue(1, MAX_QUEUED, MAX_QUEUED, MAX_QUEUED_EACH)
         self._running = 0
-        self._rejections = 0  # that wait for their refusal
-        # What an unknown account's password is checked against, so that it takes as long as a known one's.
+        self._rejections = 0  # requests whose rejection is delayed now
+        # Unknown accounts are checked against this hash, so that they take as long as existing ones.
         self._dummy_hash = self._hasher.hash(os.urandom(16).hex())
 
     @property
     def waiting(self) -> int:
-        """Hashes that wait or are being made."""
+        """The number of hashes that are queued or computed now."""
         return len(self._queue) + self._running
 
     def close(self) -> None:
@@ -106,10 +107,11 @@ class Passwords:
         return await self._run(lambda: self._hasher.hash(normalize(password)))
 
     async def check(self, account: str, password_hash: str | None, password: str) -> Match | None:
-        """Compare a password with a hash: in NFC, then as it was sent. None if neither is the hash's.
+        """Compare a password with a hash, in NFC and then as sent. Returns None if neither form matches.
 
-        A hash of None stands for an account that doesn't exist. ``account`` is what failures are counted under. Which
-        forms are tried depends on the password alone, so that the time doesn't tell whether there is an account.
+        A ``password_hash`` of None stands for an account that doesn't exist. Failures are counted by ``account``.
+        Which forms are tried depends only on the password, so that the time does not reveal whether the account
+        exists.
         """
         try:
             await self._limits.spend("password-failures", account, FAILURE_RATE, cost=0)
@@ -127,7 +129,7 @@ class Passwords:
         if password_hash is None:
             match = None
         if match is None:
-            with contextlib.suppress(RateLimited):  # it is delayed already
+            with contextlib.suppress(RateLimited):  # attempts are already delayed
                 await self._limits.spend("password-failures", account, FAILURE_RATE)
         return match
 
@@ -138,7 +140,7 @@ class Passwords:
             return False
 
     def needs_rehash(self, password_hash: str) -> bool:
-        """Whether the hash was made with other parameters than today's."""
+        """True if the hash was made with parameters other than the present ones."""
         return self._hasher.check_needs_rehash(password_hash)
 
     async def _run(self, work: Callable[[], T]) -> T:
@@ -155,7 +157,7 @@ class Passwords:
         if self._free:
             self._free -= 1
             return
-        # With limits off, everybody counts for themselves.
+        # With limits off, each request counts as a client.
         client = CLIENT_KEY.get()() if self._limits.on else object()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not self._queue.put(client, 1, turn):
@@ -169,12 +171,12 @@ class Passwords:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it was ours already
+            if turn.done() and not turn.cancelled():  # the thread was already ours
                 self._release_thread()
             raise
 
     def _release_thread(self) -> None:
-        """Give a thread to the next in turn."""
+        """Pass a thread to the next in the queue."""
         while self._queue:
             [turn] = self._queue.take()
             if not turn.done():

@@ -1,4 +1,4 @@
-"""Revocations: the news that sessions have ended, which every instance must hear within a second."""
+"""Revocations: ended sessions, published to all instances within a second."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EndedSession = tuple[UUID, UUID]  # session, user
 
 
 class Revocations:
-    """Refuses the tokens of ended sessions and closes their sockets, here at once and elsewhere by the bus."""
+    """Rejects the tokens of ended sessions and closes their sockets: here at once, elsewhere through the bus."""
 
     def __init__(self, tokens: Tokens, hub: Hub, bus: Bus) -> None:
         self._tokens, self._hub, self._bus = tokens, hub, bus
@@ -27,14 +27,14 @@ class Revocations:
         self._bus.unsubscribe(channels.SESSIONS_ENDED)
 
     def announce(self, ended: Iterable[EndedSession]) -> None:
-        """Tell this instance and all others. Call it after the commit."""
+        """Revoke sessions here and on all other instances. Call it after the commit."""
         pairs = list(ended)
         if pairs:
             self.apply(pairs)
             self._bus.publish(channels.SESSIONS_ENDED, channels.sessions_ended(pairs))
 
     def apply(self, ended: Iterable[EndedSession]) -> None:
-        """Tell this instance only."""
+        """Revoke sessions on this instance only."""
         for session_id, user_id in ended:
             self._tokens.revoke(session_id)
             self._hub.end_session(user_id, session_id)

@@ -249,7 +249,7 @@ async def test_documents_that_nobody_reads_are_bounded(services: Services, monke
         request = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
         opened = [unread(made.servers[0].url, request) for _ in range(40)]
         await asyncio.sleep(1)
-        assert MIB < whole - answers.free <= inflight.EACH
+        assert MIB < whole - answers.free <= inflight.MAX_BYTES_EACH
         for each in opened:
             each.close()
         await until(lambda: answers.free == whole)
@@ -264,9 +264,9 @@ async def test_downloads_that_nobody_reads_are_bounded(services: Services, monke
         answers = made.servers[0].site.answers
         whole = answers.free
         opened = [unread(alice.url, asking(alice, f"/files/{file_id}/content")) for _ in range(40)]
-        await until(lambda: whole - answers.free == inflight.EACH)
+        await until(lambda: whole - answers.free == inflight.MAX_BYTES_EACH)
         await asyncio.sleep(1)
-        assert whole - answers.free == inflight.EACH
+        assert whole - answers.free == inflight.MAX_BYTES_EACH
         for each in opened:
             each.close()
         await until(lambda: answers.free == whole)

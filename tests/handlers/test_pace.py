@@ -15,7 +15,7 @@ from handlers.http.upload_pace import Pace
 async def test_uploads_are_slowed_while_the_loop_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "LEAST", 1e6)
     ours = Pace()
-    for _ in range(pace.MAX_DIRECT + 1):
+    for _ in range(pace.FEW + 1):
         ours.begin()
     for _ in range(100):
         await ours.take(1 << 20)
@@ -41,7 +41,7 @@ async def test_uploads_are_slowed_while_the_loop_is_late(monkeypatch: pytest.Mon
     started = time.monotonic()
     await ours.take(1 << 40)
     assert time.monotonic() - started < 0.1, "a few are not held back"
-    for _ in range(pace.MAX_DIRECT):
+    for _ in range(pace.FEW):
         ours.end()
 
 

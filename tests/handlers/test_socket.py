@@ -302,7 +302,7 @@ async def test_a_slow_reader_that_reads_on_gets_what_was_queued_and_then_4408(se
 async def test_an_instance_hears_of_its_own_users_and_no_others(services: Services) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice = await Account().register(one.url)
-        channel = f"{hub_module.CHANNEL}{alice.user_id}"
+        channel = f"{hub_module.USER_CHANNEL}{alice.user_id}"
 
         async def heard(instances: int) -> None:
             async with asyncio.timeout(5):

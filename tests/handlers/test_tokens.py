@@ -10,7 +10,7 @@ import jwt
 import pytest
 
 from config.keyring import Keyring
-from handlers.tokens import ISSUER, LEEWAY, MARGIN, Tokens
+from handlers.tokens import CLOCK_MARGIN, ISSUER, LEEWAY, Tokens
 from handlers.wire.errors import TokenExpired, Unauthorized
 
 SECRET = "s" * 32
@@ -48,7 +48,7 @@ def test_ended_sessions_are_remembered_as_long_as_the_longest_token_lives(monkey
     now = time.time()
     old = tokens.verify(issued(0, 86_400))
     tokens.revoke(old.session_id)
-    for seconds, known in ((70, True), (80_000, True), (86_400 + MARGIN + 10, False)):
+    for seconds, known in ((70, True), (80_000, True), (86_400 + CLOCK_MARGIN + 10, False)):
         monkeypatch.setattr(time, "time", lambda moment=now + seconds: moment)
         for _ in range(1001):
             tokens.revoke(uuid4())
