@@ -1,5 +1,5 @@
-"""Answers in flight: memory for long answers, reserved before anything is read for them, and kept until clients have
-taken them (docs/decisions/0036-pages-end-by-bytes.md)."""
+"""Answers in flight: memory for long answers, reserved before their data is read, and kept until clients have received
+them (docs/decisions/0036-pages-end-by-bytes.md)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tornado.iostream import IOStream
 from handlers.wire.errors import Unavailable
 
 MAX_BYTES_EACH = 4 << 20  # bytes in flight of one account or address: four pages, or 32 downloads
-WAIT_SECONDS = 2.5  # seconds that a request waits for memory; it may take 3 in all (contract section 1)
+WAIT_SECONDS = 2.5  # that a request may wait for memory; it may take 3 in all (contract section 1)
 MAX_WAITING = 1000  # requests that may wait, of all accounts together
-MAX_WAITING_EACH = 32  # of one account or address: it must not take all places of the line
-GRACE_SECONDS = 5.0  # seconds; an answer that has waited longer for its client goes when others need the memory
+MAX_WAITING_EACH = 32  # of one account or address, so that it cannot fill the line
+GRACE_SECONDS = 5.0  # an answer that has waited longer for its client is dropped when others need the memory
 CHECK_SECONDS = 0.25
 
-_RESET = struct.pack("ii", 1, 0)  # struct linger: drop what was not sent
+_RESET = struct.pack("ii", 1, 0)  # struct linger: drop unsent data
 
 
 def drop(stream: IOStream) -> None:
-    """Close a connection whose client does not read, with what the kernel still holds for it."""
+    """Close a connection whose client does not read, and drop the data that the kernel holds for it."""
     if not stream.closed():
         with contextlib.suppress(OSError):
             stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -35,20 +35,20 @@ def drop(stream: IOStream) -> None:
 
 
 class Reservation:
-    """Memory for one answer."""
+    """The memory of one answer."""
 
     __slots__ = ("_answers", "key", "size", "stream", "waiting_since")
 
     def __init__(self, answers: AnswerMemory, key: Hashable, size: int, stream: IOStream) -> None:
         self._answers, self.key, self.size, self.stream = answers, key, size, stream
-        self.waiting_since: float | None = None  # that its client takes something
+        self.waiting_since: float | None = None  # monotonic; since when the answer waits for its client to read
 
     def start_waiting(self) -> None:
-        """Note that the answer waits for its client from now on."""
+        """Note that the answer waits for its client to read from now on."""
         self.waiting_since = time.monotonic()
 
     def keep_until_written(self, size: int, written: asyncio.Future[Any]) -> None:
-        """Keep what the answer needs, of what was reserved for it, until it is written."""
+        """Keep the memory that the answer needs until it is written; release the rest."""
         self.start_waiting()
         self._answers.resize(self, size)
         if written.done():
@@ -61,9 +61,9 @@ class Reservation:
 
 
 class AnswerMemory:
-    """Shares ``total`` bytes among all answers. One account or address has at most MAX_BYTES_EACH; who waits is served in turn,
-    one request of each. When memory is short, answers that have waited for their clients for GRACE_SECONDS go, first those of
-    who has most in flight."""
+    """Shares ``total`` bytes among all answers. One account or address has at most MAX_BYTES_EACH. Waiting keys are
+    served in turn, one request of each. When memory is short, answers that have waited for their clients longer than
+    GRACE_SECONDS are dropped, first those of the key with most bytes in flight."""
 
     def __init__(self, total: int, each: int = MAX_BYTES_EACH) -> None:
         self.free, self._total, self._each = total, total, min(each, total)
@@ -74,7 +74,7 @@ class AnswerMemory:
         self._check_timer: asyncio.TimerHandle | None = None
 
     async def reserve(self, key: Hashable, size: int, stream: IOStream) -> Reservation:
-        """Raises Unavailable when this key has as much in flight as it may for too long, or all together have."""
+        """Wait for memory. Raises Unavailable when this key, or all together, are at their bound for too long."""
         size = min(size, self._each)
         if key not in self._waiting and self._fits(key, size):
             return self._take(key, size, stream)
@@ -88,7 +88,7 @@ class AnswerMemory:
             return await asyncio.wait_for(coming, WAIT_SECONDS)
         except BaseException as error:
             if coming.done() and not coming.cancelled():
-                coming.result().release()  # it came in the same turn of the loop
+                coming.result().release()  # it was granted in the same turn of the loop
             if isinstance(error, TimeoutError):
                 raise Unavailable from None
             raise
@@ -96,7 +96,7 @@ class AnswerMemory:
             self._forget(key)
 
     def resize(self, reservation: Reservation, size: int) -> None:
-        """Give back what a reservation does not need. A longer answer than was expected is counted, too."""
+        """Set the size of a reservation to what the answer needs, also when that is more than was reserved."""
         if reservation in self._reservations:
             self.free += reservation.size - size
             self._held[reservation.key] += size - reservation.size
@@ -131,15 +131,15 @@ class AnswerMemory:
             for key in list(self._waiting):
                 line = self._waiting[key]
                 while line and line[0][2].done():
-                    line.popleft()  # it has waited too long
+                    line.popleft()  # it timed out
                 if line and self._fits(key, line[0][0]):
                     size, stream, coming = line.popleft()
                     coming.set_result(self._take(key, size, stream))
                     served = True
-                    self._waiting[key] = self._waiting.pop(key)  # to the end of the turn
+                    self._waiting[key] = self._waiting.pop(key)  # to the end of the line
 
     def _forget(self, key: Hashable) -> None:
-        """One that has waited goes."""
+        """Remove a request that no longer waits."""
         self._count -= 1
         line = self._waiting.get(key)
         if line is not None:
@@ -153,7 +153,7 @@ class AnswerMemory:
             self._check_timer = asyncio.get_running_loop().call_later(CHECK_SECONDS, self._drop_stalled)
 
     def _drop_stalled(self) -> None:
-        """Drop an answer that is not taken, while others wait for memory that no answer of their own has."""
+        """Drop an answer that its client does not read, if others wait for memory and are below their own bounds."""
         self._check_timer = None
         if not self._waiting:
             return

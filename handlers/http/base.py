@@ -1,4 +1,4 @@
-"""The base of every HTTP endpoint: tokens, sizes, strict JSON, errors and headers, the same for all."""
+"""The base of every HTTP endpoint: tokens, body sizes, strict JSON, errors and headers."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from handlers.wire.shapes import Shape, decode
 log = structlog.get_logger(__name__)
 S = TypeVar("S", bound=Shape)
 
-SLOW_SECONDS = 1.0  # seconds; a request that takes longer is worth a line in the log
+SLOW_SECONDS = 1.0  # requests that take longer are logged
 
-# A UUID in the pattern of a route: what does not look like one is no address of ours.
+# A UUID in the pattern of a route; a path without one matches no route.
 ID = "([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12})"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# What any request may bear. None of them is ever needed.
+# Optional headers of every request.
 HEADERS = (
-    Header("X-PrID", "One's own public id. When it is not the token's, 403 `prid_mismatch`."),
-    Header("X-Client-Version", "Of the app. Older than the server's `MIN_CLIENT_VERSION`: 426."),
-    Header("X-Platform", "`android`, `ios`, …; kept with the session, counted in the metrics."),
-    Header("X-Request-ID", "At most 64 of `A-Za-z0-9._-` are taken over; anything else is replaced."),
+    Header("X-PrID", "Your public id. If it is not the public id of the token, the answer is 403 `prid_mismatch`."),
+    Header("X-Client-Version", "The version of the app. Older than the server's `MIN_CLIENT_VERSION`: 426."),
+    Header("X-Platform", "`android`, `ios`, …; stored with the session and counted in the metrics."),
+    Header("X-Request-ID", "At most 64 characters of `A-Za-z0-9._-`; the server replaces anything else."),
 )
 _CORS_HEADERS = ("Authorization", "Content-Type", *(header.name for header in HEADERS))
 _CORS_EXPOSED = ("Link", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID")
@@ -53,7 +53,7 @@ _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD")
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """What a request says of the app that sent it; stored with its session."""
+    """The app that sent a request, by its headers; stored with its session."""
 
     platform: str | None
     version: str | None
@@ -62,14 +62,14 @@ class Client:
 
 @stream_request_body
 class ApiHandler(AccountingHandler):
-    """An endpoint. It wants a valid token unless its class says ``public = True``."""
+    """An endpoint. It requires a valid token unless its class has ``public = True``."""
 
     public = False
-    # False where GET uses something up, or does more than answer: HEAD, which is GET without the body, is 405 there.
+    # False if GET changes or uses up something: HEAD, which is GET without the body, is answered with 405 there.
     head_allowed = True
     max_body = MAX_BODY
     slow = SLOW_SECONDS
-    # What every method of the endpoint may be refused with, for any reason that the house knows.
+    # The errors that every method of the endpoint may answer with.
     refuses: tuple[type[ApiError], ...] = (
         errors.InvalidRequest,
         errors.Unauthorized,
@@ -81,12 +81,12 @@ class ApiHandler(AccountingHandler):
         errors.InternalError,
         errors.Unavailable,
     )
-    # Headers that scripts of a listed origin may send and read here, beside those of every endpoint.
+    # Headers that scripts of an allowed origin may send and read, in addition to those of every endpoint.
     cors_request_headers: tuple[str, ...] = ()
     cors_response_headers: tuple[str, ...] = ()
 
     def __init__(self, application: Site, request: Any, **kwargs: Any) -> None:
-        # Before super(): set_default_headers, which it calls, wants the id.
+        # Before super(), which calls set_default_headers, which needs the id.
         given = request.headers.get("X-Request-ID", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         self._started = time.perf_counter()
@@ -98,21 +98,21 @@ class ApiHandler(AccountingHandler):
         self._failed: Exception | None = None
         try:
             super().__init__(application, request, **kwargs)
-        except Exception as error:  # of initialize, the last that it calls; Tornado would drop the connection
+        except Exception as error:  # from initialize, which super() calls last; else Tornado would drop the connection
             self._failed = error
 
     # What endpoints use -----------------------------------------------------------------------------------------
 
     @property
     def session(self) -> Session:
-        """Who is asking. Raises Unauthorized where nobody is known."""
+        """The session of the caller. Raises Unauthorized if the request has no token."""
         if self._session is None:
             raise errors.Unauthorized
         return self._session
 
     @property
     def authenticated(self) -> bool:
-        """True where a valid token came, which a public endpoint does not ask for."""
+        """True if the request has a valid token; public endpoints do not require one."""
         return self._session is not None
 
     @property
@@ -133,7 +133,7 @@ class ApiHandler(AccountingHandler):
 
     @property
     def origin(self) -> str:
-        """Scheme and host by which the client found us; X-Forwarded-Proto counts only from a trusted proxy."""
+        """Scheme and host that the client used; X-Forwarded-Proto counts only from a trusted proxy."""
         request, scheme = self.request, self.request.protocol
         given = request.headers.get("X-Forwarded-Proto", "").strip().lower()
         if given in ("http", "https") and within(request.remote_ip or "", self.application.core.trusted_proxies):
@@ -146,18 +146,18 @@ class ApiHandler(AccountingHandler):
 
     @property
     def raw_body(self) -> bytes:
-        """The body as it came, for what is signed byte by byte."""
+        """The body as received, for signatures over its bytes."""
         return b"".join(self._chunks)
 
     def body(self, shape: type[S]) -> S:
-        """The request's JSON body as ``shape``. Raises InvalidRequest or ValidationError with all its faults."""
+        """Return the JSON body as ``shape``. Raises InvalidRequest, or ValidationError with all its faults."""
         kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise errors.UnsupportedMediaType
         return shape.model_validate(decode(self.raw_body))
 
     def query(self, shape: type[S]) -> S:
-        """The query string as ``shape``; of a repeated parameter the last one counts."""
+        """Return the query string as ``shape``; the last value of a repeated parameter counts."""
         given = {}
         for name, values in self.request.query_arguments.items():
             try:
@@ -167,15 +167,15 @@ class ApiHandler(AccountingHandler):
         return shape.model_validate(given, strict=False)
 
     def count_client(self) -> None:
-        """Count a request that signs an app in or keeps it signed in, by platform."""
+        """Count a request that opens or refreshes a session, by platform."""
         platform = self.client.platform or "none"
         self.application.metrics.clients.labels(platform if platform in _PLATFORMS else "other").inc()
 
     def link_next(self, path: str = "", **parameters: object) -> None:
-        """Point to the next page of a list (RFC 8288), of this address unless another path is given."""
+        """Link to the next page of a list (RFC 8288), at this path unless another is given."""
         self.set_header("Link", f'<{path or self.request.path}?{urlencode(parameters)}>; rel="next"')
 
-    # What the house does for all of them --------------------------------------------------------------------------
+    # What every endpoint has ----------------------------------------------------------------------------------------
 
     def set_default_headers(self) -> None:
         headers = self._headers
@@ -191,7 +191,7 @@ class ApiHandler(AccountingHandler):
             if origin and is_allowed(origin, allowed):
                 headers["Access-Control-Allow-Origin"] = origin
                 headers["Access-Control-Expose-Headers"] = ", ".join((*_CORS_EXPOSED, *self.cors_response_headers))
-        self._show_quotas()  # a refusal clears the headers first
+        self._show_quotas()  # because a refusal clears the headers
 
     def _too_large(self) -> ApiError:
         return errors.TooLarge(f"The body is larger than {self.max_body} bytes.")
@@ -208,15 +208,15 @@ class ApiHandler(AccountingHandler):
             if self.request.method != "OPTIONS":
                 self._check_caller()
         except ApiError:
-            self._admit()  # a refused request is read, too
+            self._admit()  # because a refused request is read, too
             raise
         self._admit()
-        # The connection's own limit is lifted because it doesn't know how much each endpoint takes.
+        # Checked here because the connection doesn't know the limit of each endpoint.
         if self.request.method != "OPTIONS" and self.declared_length > self.max_body:
             raise self._too_large()
 
     def _check_caller(self) -> None:
-        """Find out who asks, and by which app. Raises ClientOutdated, Unauthorized, PridMismatch, MethodNotAllowed."""
+        """Authenticate the caller. Raises ClientOutdated, Unauthorized, PridMismatch, MethodNotAllowed."""
         headers = self.request.headers
         if self.application.minimum_version and "X-Client-Version" in headers:
             client = version(headers["X-Client-Version"])
@@ -234,10 +234,10 @@ class ApiHandler(AccountingHandler):
         elif not self.public:
             raise errors.Unauthorized
         if self.request.method not in self.allow().split(", "):
-            raise errors.MethodNotAllowed  # before an upload begins, which looks at no method
+            raise errors.MethodNotAllowed  # before an upload begins, which does not check the method
 
     def _begin_trace(self) -> None:
-        """A trace of someone else's is taken on only from a proxy that is trusted: it says what is to be recorded."""
+        """Begin a trace. A parent trace is accepted only from a trusted proxy, because it decides what is recorded."""
         traces, request = self.application.traces, self.request
         if traces.on:
             trusted = within(request.remote_ip or "", self.application.core.trusted_proxies)
@@ -248,7 +248,7 @@ class ApiHandler(AccountingHandler):
 
     def data_received(self, chunk: bytes) -> Any:
         self._received += len(chunk)
-        if self._refusal is not None:  # the body of what is refused already: dropped, and not read without end
+        if self._refusal is not None:  # the body of a refused request is dropped, and read only up to a bound
             return None if self.is_short and self._received <= MAX_BODY else self._refuse_unread()
         if self._received > self.max_body:
             self._chunks.clear()
@@ -257,7 +257,7 @@ class ApiHandler(AccountingHandler):
         return None
 
     def options(self, *_: Any) -> None:
-        """Preflight (CORS), and the methods of this address for whoever asks."""
+        """Answer a CORS preflight, and list the methods of this route."""
         self.set_header("Allow", self.allow())
         if "Access-Control-Allow-Origin" in self._headers:
             self.set_header("Access-Control-Allow-Methods", self.allow())
@@ -266,14 +266,14 @@ class ApiHandler(AccountingHandler):
         self.reply_nothing()
 
     def head(self, *path: Any, **named: Any) -> Any:
-        """Answer as GET does, without the body. It counts against the same limits: the length of an answer says much
-        of what is in it."""
+        """Answer as GET does, without the body. It counts against the same limits, because the length of an answer
+        reveals much about its content."""
         return self.get(*path, **named)
 
     @classmethod
     @cache
     def methods(cls) -> tuple[str, ...]:
-        """The methods that the endpoint has code for, which is what documents list."""
+        """Return the methods that the endpoint implements, which are those that documents list."""
         given = {"HEAD": ApiHandler.head}
         return tuple(
             method
@@ -284,13 +284,13 @@ class ApiHandler(AccountingHandler):
     @classmethod
     @cache
     def allow(cls) -> str:
-        """The methods that the endpoint takes, as the header Allow says them."""
+        """Return the value of the header Allow."""
         own = cls.methods()
         head = ["HEAD"] if "GET" in own and "HEAD" not in own and cls.head_allowed else []
         return ", ".join([*own, *head, "OPTIONS"])
 
     def compute_etag(self) -> str | None:
-        return None  # answers are per user and moment; hashing each would cost more than it saves
+        return None  # answers differ by user and time; hashing each would cost more than it saves
 
     def check_etag_header(self) -> bool:
         return False
@@ -343,7 +343,7 @@ def _printable(text: str, longest: int) -> str | None:
 
 
 class UnknownRoute(ApiHandler):
-    """Any address that no feature claims."""
+    """Answers every path that no route matches."""
 
     public = True
 

@@ -9,19 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 from config.threads import processors, step_back
 
-MIN_BYTES = 1024  # bytes; below, the headers weigh more than what is saved
-# Bytes that the loop compresses itself, which takes 0.4 ms; a page of 1 MiB would hold it for 20 ms.
+MIN_BYTES = 1024  # shorter answers would save less than the header costs
+# Longer answers are compressed in a thread: 32 KiB take 0.4 ms, a page of 1 MiB would block the loop for 20 ms.
 MAX_BYTES_IN_LOOP = 32 * 1024
-# zlib's fastest. Level 6 takes 1.4 to 2.3 times as long, and makes pages of messages or people 2 % smaller.
+# zlib's fastest level. Level 6 takes 1.4 to 2.3 times as long, and makes pages of messages or people 2 % smaller.
 LEVEL = 1
 
-# Where answers have a token, a password to a relay or the secret of a link in them. Compressed, their length would say
-# how much of what a stranger has put beside it is the same (BREACH, CVE-2013-3587).
+# Routes whose answers contain a token, a relay's password or the secret of a link. Compressed, the length of an answer
+# would reveal how much of an attacker's text beside the secret equals it (BREACH, CVE-2013-3587).
 _SECRET = re.compile(r"^/(?:auth|devices)(?:/|$)|/invites(?:/|$)|^/calls/turn-credentials$")
 
 
 class Compressor:
-    """Compresses in threads that give way to the loop."""
+    """Compresses in threads that run only while the event loop is idle."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(processors(), "gzip", initializer=step_back)
@@ -38,7 +38,7 @@ def compress(content: bytes) -> bytes:
 
 
 def may_compress(path: str) -> bool:
-    """False for answers whose length must say nothing of what is in them."""
+    """False for routes whose answers contain secrets, which their length must not reveal."""
     return _SECRET.search(path) is None
 
 

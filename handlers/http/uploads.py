@@ -1,4 +1,4 @@
-"""Uploads: endpoints that take a body as it comes, with bounded memory and for as long as it keeps coming."""
+"""Uploads: endpoints that stream a body to a Sink, with bounded memory and no time limit while bytes arrive."""
 
 from __future__ import annotations
 
@@ -11,32 +11,30 @@ from handlers.http import listener
 from handlers.http.base import MAX_BODY, ApiHandler
 from handlers.wire import errors
 
-BLOCK = 256 * 1024  # what is handed on at once: a hop into a thread and back costs as much as 100 KiB copied
-MAX_PIECES = (
-    512  # or so many pieces: who sends single bytes fills no memory with objects, and no system call with vectors
-)
+BLOCK = 256 * 1024  # bytes written at once: a hop into a thread and back costs as much as copying 100 KiB
+MAX_PIECES = 512  # pieces written at once, so that single bytes fill neither memory nor the vectors of a system call
 
 
 class Sink(Protocol):
-    """Where a body goes. ``room`` is how many bytes it takes at the most."""
+    """Receives a body. ``room`` is the largest number of bytes that it accepts."""
 
     room: int
 
     async def write(self, blocks: list[bytes]) -> None:
-        """Take the next bytes. Raises a refusal, and is not called again after that."""
+        """Write the next bytes. After an ApiError it is not called again."""
 
     async def abandon(self, blocks: list[bytes]) -> None:
-        """After these no more will come: the connection broke, or the body was refused."""
+        """Write these last bytes: the connection broke, or the body was refused."""
 
 
 @stream_request_body
 class UploadHandler(ApiHandler):
-    """An endpoint whose body goes to the Sink that ``begin`` returns, a block at a time. TCP slows the client down to
-    the Sink's pace. A client that sends nothing for STALL_SECONDS is dropped; one that goes on is not, however long it
-    takes. The method of the request runs when the body is there."""
+    """An endpoint that streams its body to the Sink that ``begin`` returns, a block at a time. TCP slows the client
+    down to the Sink's speed. A client that sends nothing for STALL_SECONDS is disconnected; there is no other time
+    limit. The method of the request runs when the body is complete."""
 
-    max_body = 1 << 50  # until begin() has said how much there is room for
-    slow = float("inf")  # its time is the client's
+    max_body = 1 << 50  # until begin() returns a Sink with its limit
+    slow = float("inf")  # its time depends on the client
 
     _sink: Sink | None = None
     _held = 0
@@ -47,12 +45,12 @@ class UploadHandler(ApiHandler):
     _watch: asyncio.TimerHandle | None = None
 
     async def begin(self, *path: Any, **_: Any) -> Sink | None:
-        """Judge the request by its headers. Without a Sink the body is one of JSON, as elsewhere."""
+        """Check the request by its headers. Returns None if the body is JSON, as elsewhere."""
         raise NotImplementedError
 
     @property
     def is_short(self) -> bool:
-        # How long a chunked one is nobody knows, and what sends an upload in chunks has much to send.
+        # A chunked body has no declared length, and is usually long.
         return super().is_short and "Transfer-Encoding" not in self.request.headers
 
     def prepare(self) -> Any:
@@ -82,7 +80,7 @@ class UploadHandler(ApiHandler):
                 raise self._too_large()
             await self.refuse(self._too_large())
         elif self._sink is not None:
-            self.request.connection.set_body_timeout(None)  # type: ignore[union-attr]  # the watch is ours
+            self.request.connection.set_body_timeout(None)  # type: ignore[union-attr]  # we watch it ourselves
             self._start_watch()
             self.application.pace.begin()
             self._paced = True
@@ -99,7 +97,7 @@ class UploadHandler(ApiHandler):
         return self._write_block() if self._held >= BLOCK or len(self._chunks) >= MAX_PIECES else None
 
     async def write_rest(self) -> None:
-        """Hand on the last bytes: the first thing that the method of an upload does. Raises what the Sink raises."""
+        """Write the last bytes. Each method of an upload calls it first. Raises what the Sink raises."""
         self._stop_watch()
         if self._sink is not None and self._chunks:
             try:
@@ -132,7 +130,7 @@ class UploadHandler(ApiHandler):
         if not self._finished:
             try:
                 await self._abandon()
-            except Exception as error:  # the client is answered all the same
+            except Exception as error:  # the client still receives the answer
                 self.log_exception(type(error), error, error.__traceback__)
             await self.refuse(refusal)
 
@@ -170,5 +168,5 @@ class UploadHandler(ApiHandler):
         self._stop_watch()
         self._broken = True
         if self._sink is not None:
-            # What has come is kept, where the Sink can keep it; a server that stops waits for that.
+            # Bytes that have arrived are kept if the Sink can keep them; a server that stops waits for it.
             self.application.run_in_background(self._abandon())

@@ -1,4 +1,4 @@
-"""Delivery: one frame to all who belong batch, on all instances, built once and in the order it was queued."""
+"""Delivery: sends one frame to a group of users on all instances, encoded once, in order."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from handlers.wire.shapes import encode
 
 log = structlog.get_logger(__name__)
 
-GROUP_CHANNEL = "ws:groups"  # heard by every instance
+GROUP_CHANNEL = "ws:groups"  # every instance subscribes to it
 MAX_DIRECT = (
-    16  # users who aren't only here to whom a frame is published one by one; for more it is published once, to all
+    16  # users with sockets elsewhere to whom a frame is published one by one; for more it goes to GROUP_CHANNEL
 )
-SLICE = 256  # sockets written to in one turn of the loop: some 2 ms
-BATCH = 16  # frames that a socket of a large group gets at once, when so many wait: they go to the kernel in one call
-TURN = 4 << 20  # bytes written in one turn of the loop, however large the frames: some 4 ms
-MAX_WAITING = 64  # frames that may wait for one large group; then nothing more is taken for it
+SLICE = 256  # users written to in one turn of the loop: some 2 ms
+BATCH = 16  # queued frames that a socket of a large group receives at once, in one system call
+TURN = 4 << 20  # bytes written in one turn of the loop: some 4 ms
+MAX_WAITING = 64  # queued frames of one large group; beyond this no more should be sent to it
 
 Members = Callable[[UUID, int, int], Awaitable[Collection[UUID]]]
 HiddenFrom = Callable[[UUID, int, str], Awaitable[Container[UUID]]]
-Charge = Callable[[UUID, int, int], None]  # who sends, to how many people, and how many bytes to each
-ANY_SEQ = 2**63 - 1  # the seq of what is queued to whoever is there now
+Charge = Callable[[UUID, int, int], None]  # sender, number of recipients, bytes for each
+ANY_SEQ = 2**63 - 1  # the seq of frames for all present members
 
 
 class _GroupFrame(NamedTuple):
-    """A frame on its way to a group. ``members`` is None when it came from another instance: then they are looked up,
-    and only sockets here are written to. ``began`` (monotonic) is when it happened, or was heard of. With a ``scope``
-    the members in ``unseeing``, looked up likewise, get the payload ``hidden`` instead."""
+    """A frame for a group. ``members`` is None if it came from another instance: then they are looked up, and only
+    sockets here receive it. ``began`` (monotonic) is the time of the event, or when it was received. With a ``scope``
+    the members in ``unseeing``, also looked up, receive the payload ``hidden`` instead."""
 
     kind: str
     began: float
@@ -55,19 +55,19 @@ class _GroupFrame(NamedTuple):
 
 
 def _share_recipients(one: _GroupFrame, other: _GroupFrame) -> bool:
-    """Whether two frames go to the same people in one form: nobody came between them, or their access would differ."""
+    """True if two frames go to the same users in one form. If someone joined in between, their access differs."""
     if one.scope or other.scope:
         return False
     return one.members is other.members and (one.access, one.without) == (other.access, other.without)
 
 
 def _hidden(frame: Frame) -> bytes:
-    """The encoded form in which an event reaches those who may not see it: a place, and nothing else."""
+    """Encode the form of an event for members who may not see it: only its place in the chat."""
     return encode({"type": "hidden", **{name: frame[name] for name in ("chat_id", "seq", "created_at")}})
 
 
 def _charge_nothing(_sender: UUID, _people: int, _size: int) -> None:
-    """Charge for nothing."""
+    """Charge nothing."""
 
 
 async def _hidden_from_none(_group: UUID, _access: int, _scope: str) -> Container[UUID]:
@@ -75,13 +75,13 @@ async def _hidden_from_none(_group: UUID, _access: int, _scope: str) -> Containe
 
 
 class Delivery:
-    """Sends frames to groups of users. ``members`` gives those of a group, as they are since some ``access`` of it, who
-    were there at some ``seq``; ``hidden_from`` those who may not see what a frame with that ``scope`` tells. To this
-    module a scope is a word without blanks.
+    """Sends frames to groups of users. ``members`` returns the members of a group since an ``access`` version of it who
+    were in it at a ``seq``; ``hidden_from`` returns those who may not see frames with a ``scope``. In this module a
+    scope is any word without spaces.
 
-    Small groups are written to at once. A large one, or a frame that is large for its group, gets a queue and a task,
-    which writes to a slice of it at a time. Of all groups one slice is written in each turn of the loop, by turns, so
-    that however many groups are busy others are served in between; frames of one group never overtake each other here.
+    Small groups are written to at once. A large group, or a frame that is large for its group, gets a queue and a task,
+    which writes to one slice of the members at a time. In each turn of the loop one slice of one group is written, and
+    groups take turns, so that others are served in between. Frames of one group never overtake each other here.
 
     On ``ws:groups`` a message is ``{origin} {kind} {group} {access} {seq} {peer to skip} {user to leave
     out}\\n{frame}``. ``kind`` is ``send`` or ``drop``, with a scope ``send:{scope}``.
@@ -104,7 +104,7 @@ class Delivery:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Hear other instances until the block ends; what waits then is sent first."""
+        """Receive frames from other instances until the block ends; queued frames are sent before."""
         await self._bus.subscribe(GROUP_CHANNEL, self._receive)
         try:
             yield
@@ -113,11 +113,11 @@ class Delivery:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def waiting(self) -> int:
-        """How many frames wait for large groups."""
+        """Return the number of frames that are queued for large groups."""
         return sum(map(len, self._queues.values()))
 
     def is_behind(self, group: UUID) -> bool:
-        """Whether so much waits for this group that nothing more should be queued for now."""
+        """True if so many frames are queued for this group that no more should be sent now."""
         return len(self._queues.get(group, ())) >= MAX_WAITING
 
     def send(
@@ -133,9 +133,9 @@ class Delivery:
         droppable: bool = False,
         began: float | None = None,
     ) -> None:
-        """Send a frame to every socket of the members, on all instances, but the one called ``skip``, and those of the
-        user ``but``. What it tells of happened at ``began`` (monotonic), or just now. The user ``by`` is charged for
-        it; None where the server itself sends, or a sender that it doesn't know."""
+        """Send a frame to every socket of the members, on all instances, except the socket with the peer_id ``skip``
+        and those of the user ``without``. ``began`` (monotonic) is the time of the event, by default now. The user
+        ``by`` is charged; None if the server is the sender, or does not know it."""
         if without is not None:
             members = [member for member in members if member != without]
         kind, began = frame["type"], time.monotonic() if began is None else began
@@ -148,7 +148,7 @@ class Delivery:
             others = self._hub.write_all(members, kind, text_frame(payload), skip, droppable)
             self._hub.metrics.sample_delivery("group", began)
             if not others:
-                return  # all are here, as they are for most frames: nothing more is built for those
+                return  # all members are only here, as for most frames: nothing to publish
         queued = _GroupFrame(kind, began, access, frame.get("seq", ANY_SEQ), members, payload, skip, without, droppable)
         if waits:
             self._queue(group, queued)
@@ -169,8 +169,8 @@ class Delivery:
         self._publish(group, queued, others, unseeing)
 
     def _write(self, members: Collection[UUID], queued: _GroupFrame, frame: bytes) -> tuple[list[UUID], list[UUID]]:
-        """Write a frame to some members, or its hidden form. The members who aren't only here: of those who get the one
-        and of those who get the other."""
+        """Write a frame, or its hidden form, to some members. Returns the members with sockets elsewhere: those who
+        receive the frame, and those who receive the hidden form."""
         if not queued.scope:
             return self._hub.write_all(members, queued.kind, frame, queued.skip, queued.droppable), []
         hiding = {member for member in members if member in queued.unseeing}
@@ -184,9 +184,10 @@ class Delivery:
     async def announce(
         self, group: UUID, access: int, frames: Iterable[Frame], *, by: UUID | None = None, also: UUID | None = None
     ) -> None:
-        """Tell frames to those who are members since ``access`` and were there at the frame's ``seq``, and to one who
-        is a member no more, and charge the user ``by``. A frame with an attribute ``scope`` reaches some of them as
-        ``hidden``. What can't be queued, since PostgreSQL is away, clients find by ``/sync``."""
+        """Look up the members since ``access`` at each frame's ``seq``, and send them the frames, and also to the user
+        ``also``, who is no longer a member. The user ``by`` is charged. Members who may not see a frame with an
+        attribute ``scope`` receive it as ``hidden``. Frames that are lost because PostgreSQL is down reach clients
+        through ``/sync``."""
         began = time.monotonic()
         for frame in frames:
             scope, seq = getattr(frame, "scope", ""), frame.get("seq", ANY_SEQ)
@@ -234,12 +235,12 @@ class Delivery:
             while queue:
                 first = queue[0]
                 batch = [queue.popleft()]
-                # Frames to the same people; those from elsewhere are looked up by their access.
+                # Frames to the same users; members of frames from other instances are looked up by their access.
                 while queue and len(batch) < BATCH and _share_recipients(first, queue[0]):
                     batch.append(queue.popleft())
                 try:
                     await self._send_batch(group, batch)
-                except Exception as error:  # PostgreSQL is away; clients see the gap, and sync
+                except Exception as error:  # PostgreSQL is down; clients see the gap, and sync
                     log.warning("group_frame_lost", cause=type(error).__name__)
         finally:
             del self._queues[group]
@@ -252,7 +253,7 @@ class Delivery:
             everyone = [member for member in everyone if member != first.without]
         if here is None and first.scope:
             first = first._replace(unseeing=await self._hidden_from(group, first.access, first.scope))
-            batch = [first]  # a frame with a scope goes by itself
+            batch = [first]  # a frame with a scope is sent alone
         frames = [text_frame(queued.payload) for queued in batch]
         others: list[UUID] = []
         unseeing: list[UUID] = []
@@ -262,7 +263,7 @@ class Delivery:
             async with self._turn:
                 for queued, frame in zip(batch, frames, strict=True):
                     elsewhere, hidden = self._write(part, queued, frame)
-                others += elsewhere  # the same of every frame
+                others += elsewhere  # the same for every frame
                 unseeing += hidden
                 await asyncio.sleep(0)
         self._hub.metrics.sample_delivery("large_group", first.began)

@@ -76,7 +76,7 @@ def test_an_address_that_cannot_be_had_is_named_and_none_is_kept() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.2", port))
         taken.listen()
-        with pytest.raises(OSError, match=f"PORT {port} of HOST 127.0.0.2 can't be had"):
+        with pytest.raises(OSError, match=f"Can't listen on PORT {port} of HOST 127.0.0.2"):
             bind(["127.0.0.1", "127.0.0.2"], port)
     for each in bind(["127.0.0.1", "127.0.0.2"], port):
         each.close()
