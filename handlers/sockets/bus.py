@@ -132,7 +132,7 @@ class Bus:
             return 0
 
     async def count_subscribers(self, channels: Sequence[str]) -> list[int]:
-        """Return how many instances subscribe to each channel. Raises RedisError, OSError or TimeoutError if Redis is down."""
+        """Count the instances that subscribe to each channel. Raises RedisError, OSError, TimeoutError."""
         counts: list[int] = []
         for start in range(0, len(channels), CHANNELS_PER_COMMAND):
             async with asyncio.timeout(REDIS_TIMEOUT):
