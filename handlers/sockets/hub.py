@@ -351,7 +351,7 @@ class Hub:
     # Heartbeat ----------------------------------------------------------------------------------------------------
 
     async def tick(self) -> None:
-        """Turn the wheel by one second: ping one slot of the sockets, and close those that did not answer the last ping.
+        """Turn the wheel by one second: ping one slot of the sockets, and close those that missed the last ping.
 
         There is one timer for all sockets; a timer for each would take more memory than the socket's own buffers.
         """

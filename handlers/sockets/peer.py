@@ -182,7 +182,7 @@ class Socket:
             return
         stream, taken = connection.stream, 0
         if not (stream.writing() or stream.closed()):
-            # Most clients keep up, so the kernel takes everything; the stream's queue and futures would double the cost.
+            # Most clients keep up, so the kernel takes everything; its queue and futures would double the cost.
             with contextlib.suppress(OSError):  # the stream finds out about errors
                 taken = stream.write_to_fd(memoryview(data))
         if taken == size:

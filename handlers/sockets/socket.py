@@ -209,7 +209,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         self.application.run_in_background(work)
 
     def admit_frame(self) -> bool:
-        """Count a frame of any kind. Returns False if it should be dropped. Raises Violation if frames come too fast."""
+        """Count a frame. Returns False if it should be dropped. Raises Violation if frames come too fast."""
         if self.peer.closing:
             return False
         if self.application.limits.on and not self.peer.bucket.take():

@@ -1,4 +1,4 @@
-"""Answers: what several features tell in the same words: people, messages and chats."""
+"""Answers: types that several features send: people, messages and chats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Role = Literal["owner", "admin", "member", "restricted"]
 
 
 class Person(TypedDict):
-    """Somebody, as lists show them."""
+    """A user, as lists show them."""
 
     user_id: UUID
     public_id: str
@@ -34,8 +34,8 @@ class ReactionCount(TypedDict):
 
 
 class Message(TypedDict):
-    """``sender_id`` is null for a sealed one, and for a deleted account; ``reactions`` are the first 200. In channels
-    they are one's own, and ``reaction_counts`` has how often each emoji was given, the most frequent first."""
+    """``sender_id`` is null for sealed messages and deleted accounts; ``reactions`` are the first 200. In channels
+    they are only your own, and ``reaction_counts`` has the number of each emoji, the most frequent first."""
 
     id: UUID
     chat_id: UUID
@@ -56,7 +56,7 @@ class Message(TypedDict):
 
 
 class Thread(TypedDict):
-    """A chat, the same for all who take part: what events bear."""
+    """A chat as events contain it, the same for all participants."""
 
     id: UUID
     type: ChatType

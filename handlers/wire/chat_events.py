@@ -37,8 +37,8 @@ class ReactionEvent(_Event):
 
 
 class ReceiptEvent(_Event):
-    """Of servers before receipts were marks: it holds its seq in ``/sync`` until it is too old to be kept. Nothing
-    makes new ones."""
+    """From servers before receipts were marks: it keeps its seq in ``/sync`` until it is too old. The server makes no
+    new ones."""
 
     type: Literal["receipt"]
     user_id: UUID
@@ -53,7 +53,7 @@ class ParticipantEvent(_Event):
 
 
 class ParticipantInvited(_Event):
-    """A user was invited by another one; they come in by ``participant_added``."""
+    """A user invited another one, who joins with ``participant_added``."""
 
     type: Literal["participant_invited"]
     user_id: UUID
@@ -61,7 +61,7 @@ class ParticipantInvited(_Event):
 
 
 class ParticipantRemoved(_Event):
-    """Also when an invitation was withdrawn. ``role`` is the one that they had; events of older servers lack it."""
+    """Also sent when an invitation is withdrawn. ``role`` is their former one; events of older servers lack it."""
 
     type: Literal["participant_removed"]
     user_id: UUID
@@ -74,13 +74,13 @@ class ChatChanged(_Event):
 
 
 class Hidden(_Event):
-    """An event that one may not see; with ``to_seq`` all events from ``seq`` to that one."""
+    """An event that you may not see; with ``to_seq`` all events from ``seq`` to that one."""
 
     type: Literal["hidden"]
     to_seq: NotRequired[int]
 
 
-# Which feature sends which of them.
+# The events of each feature.
 OF_CHATS = (ParticipantEvent, ParticipantInvited, ParticipantRemoved, ChatChanged, Hidden)
 OF_MESSAGES = (MessageNew, MessageDeleted, ReactionEvent)
 ChatEvent = Annotated[

@@ -80,7 +80,7 @@ async def test_a_group_that_is_behind_says_so_and_goes_on_after_an_outage(servic
         async with alice.socket() as socket:
             for seq in (1, 2):
                 message = f"{uuid4().hex} send {group} {seq} {seq}  \n".encode() + b'{"type":"message_new"}'
-                delivery._hear("ws:groups", message)
+                delivery._receive("ws:groups", message)
             await socket.expect("message_new")  # the second one; of the first nobody could say who hears it
             await socket.silent(0.2)
         everyone = [uuid4() for _ in range(SLICE + 1)]

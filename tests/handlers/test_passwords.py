@@ -33,7 +33,7 @@ async def test_a_refusal_waits_so_that_it_is_not_asked_for_again_at_once(monkeyp
                 with pytest.raises(Unavailable):
                     await task
             assert time.monotonic() - began >= 0.3
-            passwords._pass_on()
+            passwords._release_thread()
             assert (await waiting).startswith("$argon2id$")
         finally:
             passwords.close()
