@@ -94,35 +94,35 @@ async def test_bytes_of_files_are_as_they_are(services: Services) -> None:
         assert "Content-Encoding" not in content.headers
 
 
-def bears_secret(schema: Any, schemas: Any, seen: frozenset[str] = frozenset()) -> bool:
-    """Whether a schema has a field that lets whoever knows it do something."""
+def has_secret(schema: Any, schemas: Any, seen: frozenset[str] = frozenset()) -> bool:
+    """True if a schema has a field that is a credential."""
     if isinstance(schema, list):
-        return any(bears_secret(part, schemas, seen) for part in schema)
+        return any(has_secret(part, schemas, seen) for part in schema)
     if not isinstance(schema, dict):
         return False
     name = str(schema.get("$ref", "")).rpartition("/")[2]
     if name:
-        return name not in seen and bears_secret(schemas[name], schemas, seen | {name})
+        return name not in seen and has_secret(schemas[name], schemas, seen | {name})
     fields = schema.get("properties", {})
     if any(re.search(r"token$|secret|credential|challenge", field) for field in fields):
         return True
-    return any(bears_secret(part, schemas, seen) for part in schema.values())
+    return any(has_secret(part, schemas, seen) for part in schema.values())
 
 
 @pytest.mark.gen_test
 async def test_no_answer_with_a_secret_in_it_may_be_compressed(services: Services) -> None:
-    """BREACH: its length would say something of it. This goes through all that the server answers."""
+    """BREACH: the length would reveal a part of it. This checks all routes of the server."""
     async with place(services) as shared, serving(shared) as one:
-        told = json.loads(document_of(one))
+        document = json.loads(document_of(one))
         secret = {
             path
-            for path, item in told["paths"].items()
+            for path, item in document["paths"].items()
             for operation in item.values()
             if isinstance(operation, dict)
             for status, response in operation["responses"].items()
             if status.startswith("2")
             for content in response.get("content", {}).values()
-            if bears_secret(content.get("schema"), told["components"]["schemas"])
+            if has_secret(content.get("schema"), document["components"]["schemas"])
         }
         assert {"/auth/register", "/auth/login", "/auth/refresh", "/calls/turn-credentials"} <= secret
         assert any(path.endswith("/invites") for path in secret)

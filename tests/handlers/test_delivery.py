@@ -1,4 +1,4 @@
-"""Frames to groups: who hears what, on which instance, in which order."""
+"""Frames to groups: who receives them, on which instance, in which order."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("made_up_frames")
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_who_comes_just_after_an_event_does_not_hear_of_it(services: Services) -> None:
-    """Its members are looked up after the commit, when somebody may have joined already."""
+async def test_a_user_who_joins_just_after_an_event_does_not_receive_it(services: Services) -> None:
+    """Members are looked up after the commit, when another user may have joined."""
     async with place(services) as shared, serving(shared) as one:
         alice, bob = [await Account(one_time=0).register(one.url) for _ in range(2)]
         chat = (await alice.post("/chats", {"type": "group", "participants": []})).json["id"]
@@ -37,7 +37,7 @@ async def test_who_comes_just_after_an_event_does_not_hear_of_it(services: Servi
 
 @pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("away", [1, MAX_DIRECT + 1])
-async def test_those_elsewhere_hear_it_once_whether_few_or_many(services: Services, away: int) -> None:
+async def test_members_on_other_instances_receive_a_frame_once(services: Services, away: int) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice, bob = [await Account(one_time=0).register(one.url) for _ in range(2)]
         chat = (await alice.post("/chats", {"type": "group", "participants": [bob.public_id]})).json["id"]
@@ -81,7 +81,9 @@ async def test_a_group_that_is_behind_says_so_and_goes_on_after_an_outage(servic
             for seq in (1, 2):
                 message = f"{uuid4().hex} send {group} {seq} {seq}  \n".encode() + b'{"type":"message_new"}'
                 delivery._receive("ws:groups", message)
-            await socket.expect("message_new")  # the second one; of the first nobody could say who hears it
+            await socket.expect(
+                "message_new"
+            )  # the second frame; the members of the first were unknown, because the look-up failed
             await socket.silent(0.2)
         everyone = [uuid4() for _ in range(SLICE + 1)]
         for seq in range(70):
@@ -93,7 +95,7 @@ async def test_a_group_that_is_behind_says_so_and_goes_on_after_an_outage(servic
 
 @pytest.mark.gen_test
 async def test_of_all_groups_one_bounded_slice_is_written_in_each_turn_of_the_loop() -> None:
-    """However many groups are busy, and however large their frames: others are served in between."""
+    """Others are served in between, even if many groups are busy and their frames are large."""
     turns: list[list[tuple[str, int]]] = [[]]
 
     class Sockets:

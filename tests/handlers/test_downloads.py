@@ -1,4 +1,4 @@
-"""Ranges and tags of downloads, against the plainest reading of RFC 9110."""
+"""Ranges and tags of downloads, compared with the simplest implementation of RFC 9110."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ places = st.integers(0, 2**41)
 
 
 def expected(places_: list[int], size: int) -> tuple[int, int] | None:
-    """The first place and the one after the last, of those that there are."""
+    """Return the first position and the one after the last that exist."""
     inside = [place for place in places_ if 0 <= place < size]
     return (inside[0], inside[-1] + 1) if inside else None
 

@@ -1,4 +1,4 @@
-"""Health that writes: services that answer and can't be used, and what the log says of them."""
+"""Health checks that write: services that answer but can't be used, and the log lines about them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.scripts.valkey import sentinel, valkey
 
 
 async def health(url: str, part: str) -> str:
-    """What a server says of a part; within 3 seconds, whatever it is."""
+    """Return the health of a service; the answer must arrive within 3 seconds."""
     began = time.monotonic()
     answer = await ask(url, "GET", "/health")
     assert time.monotonic() - began < 3
@@ -39,7 +39,7 @@ async def becomes(url: str, part: str, state: str) -> None:
 
 
 async def shown(running: Server, fault: str) -> None:
-    """Wait until the metric by which alerts tell faults apart names this one, and no other."""
+    """Wait until the fault metric has this fault, and no other."""
     async with asyncio.timeout(20):
         while True:
             text = running.app.metrics.exposition().decode()
@@ -73,7 +73,7 @@ async def test_a_database_that_takes_no_writes_is_unhealthy(services: Services, 
 
 
 @pytest.mark.gen_test
-async def test_the_disk_is_asked_for_room(services: Services) -> None:
+async def test_the_check_writes_to_the_disk(services: Services) -> None:
     async with place(services) as shared, serving(shared) as one:
         plan = "\n".join(row[0] for row in await one.app.db.fetch(f"EXPLAIN (ANALYZE) {ROOM}"))
         assert "Sort Method: external" in plan, plan
@@ -145,7 +145,7 @@ async def test_a_token_shows_how_a_request_came_through_the_proxy(services: Serv
 
 
 @pytest.mark.gen_test
-async def test_ready_goes_by_the_write_that_health_has_made() -> None:
+async def test_ready_reuses_the_write_of_health() -> None:
     made, fails = 0, True
 
     async def answers() -> None:
@@ -167,7 +167,7 @@ async def test_ready_goes_by_the_write_that_health_has_made() -> None:
 
 
 @pytest.mark.gen_test
-async def test_who_gives_up_does_not_end_the_write_of_the_others() -> None:
+async def test_a_caller_that_gives_up_does_not_cancel_the_write_of_others() -> None:
     ended = asyncio.Event()
 
     async def write() -> None:

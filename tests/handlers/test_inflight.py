@@ -1,4 +1,4 @@
-"""Answers in flight: memory is shared, and clients that read nothing hold little of it and not for long."""
+"""Answers in flight: memory is shared, and clients that read nothing hold little of it for a short time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIB = 1 << 20
 
 
 class Stream:
-    """As much of an IOStream as is asked here."""
+    """The part of an IOStream that is used here."""
 
     def __init__(self) -> None:
         self.socket, self._other = socket.socketpair()
@@ -74,7 +74,7 @@ async def test_one_account_has_no_more_than_its_part(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.gen_test
-async def test_who_waits_is_served_in_turn() -> None:
+async def test_waiting_requests_are_served_in_turn() -> None:
     async with shared(2 * MIB, 2 * MIB) as (answers, stream):
         held = [await reserved(answers, "a", stream) for _ in range(2)]
         order: list[str] = []
@@ -109,7 +109,7 @@ async def test_one_that_gives_up_as_its_turn_comes_holds_nothing() -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_is_not_taken_makes_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unread_answers_are_dropped_when_others_need_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inflight, "GRACE_SECONDS", 0.1)
     monkeypatch.setattr(inflight, "CHECK_SECONDS", 0.02)
     async with shared(4 * MIB, 3 * MIB) as (answers, stream):
@@ -143,7 +143,7 @@ def _closed() -> Iterator[None]:
 
 
 def unread(url: str, request: bytes) -> socket.socket:
-    """A connection that asks, and never reads."""
+    """Send a request and never read the answer. Returns the connection."""
     at = urlsplit(url)
     assert at.hostname is not None
     assert at.port is not None
@@ -166,7 +166,7 @@ async def until(condition: object, seconds: float = 10) -> None:
 
 
 async def long_notes(who: Account, many: int) -> str:
-    """A chat whose history is as many times 88 KB; its path."""
+    """Make a chat with ``many`` messages of 88 KB. Returns the path of its history."""
     notes = await chat(who, kind="cloud")
     payload = b64(os.urandom(64 * 1024))
     for _ in range(many):
@@ -175,9 +175,7 @@ async def long_notes(who: Account, many: int) -> str:
 
 
 @pytest.mark.gen_test
-async def test_an_answer_that_is_not_taken_ends_its_connection(
-    services: Services, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_unread_answer_closes_its_connection(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "WRITE_SECONDS", 0.5)
     monkeypatch.setattr(listener, "SWEEP_SECONDS", 0.1)
     async with town(services, people=1) as made:
@@ -210,7 +208,7 @@ async def test_an_answer_that_is_not_taken_ends_its_connection(
 
 
 @pytest.mark.gen_test
-async def test_who_goes_in_the_middle_of_an_answer_holds_nothing(services: Services) -> None:
+async def test_a_client_that_disconnects_during_an_answer_holds_no_memory(services: Services) -> None:
     async with town(services, people=1) as made:
         [alice] = made.people
         path = await long_notes(alice, 13)
@@ -241,7 +239,7 @@ async def test_refusals_and_head_hold_nothing(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_documents_that_nobody_reads_are_bounded(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unread_documents_are_bounded(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inflight, "WAIT_SECONDS", 0.3)
     async with town(services, people=1) as made:
         answers = made.servers[0].site.answers
@@ -256,7 +254,7 @@ async def test_documents_that_nobody_reads_are_bounded(services: Services, monke
 
 
 @pytest.mark.gen_test
-async def test_downloads_that_nobody_reads_are_bounded(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unread_downloads_are_bounded(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inflight, "WAIT_SECONDS", 0.3)
     async with town(services, people=1) as made:
         [alice] = made.people
@@ -273,7 +271,7 @@ async def test_downloads_that_nobody_reads_are_bounded(services: Services, monke
 
 
 def memory(pid: int) -> float:
-    """What a process has in memory, in MiB."""
+    """Return the memory of a process, in MiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 

@@ -1,4 +1,4 @@
-"""Budgets: what an account spends, on several instances, while Redis is away, and what honest clients meet of it."""
+"""Budgets: spending on several instances and while Redis is down, and honest clients, which stay within them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SMALL = Budgets(budget_requests=Rate(10, 10), budget_rows=Rate(5, 50), budget_fa
 
 
 class Clock:
-    """Time that passes when the test says so."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -53,20 +53,20 @@ def away() -> Redis:
 
 
 def alone(budgets: Budgets = SMALL, clock: Clock | None = None) -> tuple[Ledger, Clock]:
-    """A ledger whose Redis is away."""
+    """Return a ledger whose Redis is down."""
     clock = clock or Clock()
     return Ledger(away(), budgets, Metrics(), clock=clock), clock
 
 
 @asynccontextmanager
 async def instances(services: Services, budgets: Budgets = SMALL) -> AsyncIterator[tuple[Ledger, Ledger]]:
-    """Two ledgers with connections of their own to one Redis."""
+    """Two ledgers that use one Redis."""
     async with place(services) as shared, Redis.from_url(shared.redis) as one, Redis.from_url(shared.redis) as two:
         yield Ledger(one, budgets, Metrics()), Ledger(two, budgets, Metrics())
 
 
 def admitted(account: Account, cost: Cost = READS, most: int = 10_000) -> int:
-    """How many requests an account makes at once before it is refused."""
+    """Return how many requests an account can make at once before one is refused."""
     for number in range(most):
         try:
             account.spend_request(cost)
@@ -100,7 +100,7 @@ def test_a_refused_request_spends_nothing() -> None:
     assert admitted(account) == 1
 
 
-def test_what_is_known_afterwards_may_go_beyond_the_budget_and_is_paid_off() -> None:
+def test_costs_counted_afterwards_may_exceed_the_budget_and_are_paid_off() -> None:
     books, clock = alone()
     account = books.account(uuid4())
     account.charge(FANOUT, 2995)  # three budgets
@@ -159,7 +159,7 @@ async def test_two_instances_share_what_is_spent(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_before_it_is_settled_each_instance_grants_one_budget_and_that_is_a_debt(services: Services) -> None:
+async def test_before_settlement_each_instance_grants_one_budget_and_the_excess_is_a_debt(services: Services) -> None:
     user = uuid4()
     async with instances(services) as books:
         assert [admitted(each.account(user)) for each in books] == [10, 10]
@@ -189,7 +189,7 @@ async def test_small_spendings_reach_the_others_after_a_while(services: Services
 
 
 @pytest.mark.gen_test
-async def test_while_redis_is_away_each_instance_counts_for_itself_and_tells_it_afterwards(services: Services) -> None:
+async def test_while_redis_is_down_each_instance_counts_alone_and_settles_afterwards(services: Services) -> None:
     user = uuid4()
     async with instances(services) as (one, two):
         script, one._script = one._script, away().register_script("return 0")
@@ -205,7 +205,7 @@ async def test_while_redis_is_away_each_instance_counts_for_itself_and_tells_it_
 
 
 @pytest.mark.gen_test
-async def test_a_redis_that_lost_its_data_learns_it_again(services: Services) -> None:
+async def test_a_redis_that_lost_its_data_is_restored(services: Services) -> None:
     user = uuid4()
     async with place(services) as shared, Redis.from_url(shared.redis) as redis:
         books, other = Ledger(redis, SMALL, Metrics()), Ledger(redis, SMALL, Metrics())
@@ -241,7 +241,7 @@ async def test_many_accounts_are_settled_in_few_scripts_and_forgotten_when_they_
         assert len(books._accounts) == 1
 
 
-def test_no_more_accounts_are_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_accounts_in_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "MAX_ACCOUNTS", 100)
     books, _ = alone()
     oldest = books.account("203.0.113.1")
@@ -315,7 +315,7 @@ def a_bot_in_200_groups(account: Account) -> Iterator[float]:
 
 
 def an_admin_who_adds_1000_people(account: Account) -> Iterator[float]:
-    """One after the other, as fast as answers come, into a group that everybody hears; then 30 changes of it."""
+    """1,000 joins one after the other, as fast as answers arrive, each sent to the whole group; then 30 changes."""
     for number in range(1000):
         account.spend_request(JOINS)
         account.charge(FANOUT, number * 300)
@@ -366,7 +366,7 @@ def test_a_flood_is_over_soon() -> None:
 
 
 @pytest.mark.gen_test
-async def test_settling_gives_way_to_others() -> None:
+async def test_settling_does_not_block_the_loop() -> None:
     books, _ = alone()
     account = books.account(uuid4())
     account.spend_request(READS)

@@ -1,4 +1,4 @@
-"""Where the server listens, and what it says of it."""
+"""The addresses that the server listens on, and the log lines about them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_the_line_at_its_start_names_every_address(services: Services, tmp
         assert (await ask(f"http://127.0.0.1:{port}", "GET", "/health/live")).status == 200
 
 
-def test_an_address_that_cannot_be_had_is_named_and_none_is_kept() -> None:
+def test_an_address_in_use_is_named_and_all_others_are_closed() -> None:
     port = free_port()
     with socket.socket() as taken:
         taken.bind(("127.0.0.2", port))

@@ -1,4 +1,4 @@
-"""Passwords: what happens when more are to be hashed than can be."""
+"""Passwords: more requests than the queue can hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from handlers.wire.errors import Unavailable
 
 
 @pytest.mark.gen_test
-async def test_a_refusal_waits_so_that_it_is_not_asked_for_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rejection_is_delayed_against_immediate_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passwords_module, "MAX_QUEUED", 1)
     monkeypatch.setattr(passwords_module, "REJECT_AFTER", 0.3)
     monkeypatch.setattr(passwords_module, "MAX_REJECTIONS", 1)

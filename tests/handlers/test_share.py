@@ -1,4 +1,4 @@
-"""Shares: an account that wants much waits, nothing of it is lost, others are served, honest clients hardly wait."""
+"""Shares: a busy account waits and loses nothing, others are served, honest clients hardly wait."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ async def test_frames_of_all_sockets_of_an_account_share_its_time(services: Serv
 async def test_large_messages_to_many_come_one_after_the_other(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twelve of them at once are more than a reader may have waiting, whichever sockets they come by."""
+    """Twelve of them at once exceed the queue of a reader, whichever sockets send them."""
     monkeypatch.setattr(ledger, "SECONDS_PER_RECIPIENT", 0.05)  # three people are as many as 75,000
     async with place(services) as shared, serving(shared, ACCOUNT_SHARE="1", **ON) as server:
         people = [await Account(one_time=0).register(server.url) for _ in range(3)]

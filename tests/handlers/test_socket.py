@@ -1,4 +1,4 @@
-"""The socket: who gets in, answers by id, order, limits, and its end."""
+"""The socket: the handshake, answers by id, order, limits, and the close."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("made_up_frames")
 
 
 async def handshake(url: str, path: str = "/ws", subprotocols: list[str] | None = None, **headers: str) -> Any:
-    """The status of a refused handshake, or the open connection."""
+    """Return the status of a refused handshake, or the open connection."""
     request = HTTPRequest(url.replace("http", "ws", 1) + path, headers=headers)
     try:
         return await websocket_connect(request, subprotocols=subprotocols)
@@ -116,7 +116,7 @@ async def test_a_flood_closes(services: Services) -> None:
 
 
 async def opened(account: Account, url: str) -> Socket:
-    """A socket that the test closes, or the server."""
+    """A socket that the test or the server closes."""
     address = url.replace("http", "ws", 1) + "/ws"
     socket = Socket(await websocket_connect(HTTPRequest(address, headers={"Authorization": f"Bearer {account.token}"})))
     await socket.expect("ready")
@@ -290,7 +290,9 @@ async def test_a_slow_reader_that_reads_on_gets_what_was_queued_and_then_4408(se
             while peer.held is not None:  # its welcome
                 await asyncio.sleep(0.01)
             user_id = peer.session.user_id
-            for number in range(2 * peer_module.MAX_QUEUED):  # in one turn of the loop, in which nobody reads
+            for number in range(
+                2 * peer_module.MAX_QUEUED
+            ):  # in one turn of the loop, in which the client does not read
                 server.app.hub.send(user_id, {"type": "message", "number": number, "padding": "x" * 4000})
             assert (await socket.expect("closed"))["code"] == 4408
             numbers = [frame["number"] for frame in socket.frames]
@@ -369,7 +371,7 @@ async def closed_at(socket: Socket) -> float:
 
 @pytest.mark.gen_test
 async def test_who_comes_while_the_server_stops_is_sent_away_too(services: Services) -> None:
-    """Over a connection that was there before: a proxy keeps some to us."""
+    """Over an existing connection, as proxies keep them."""
     async with place(services) as shared, contextlib.AsyncExitStack() as lines:
         async with serving(shared, SHUTDOWN_SECONDS="0.5") as server:
             people = [await Account(one_time=0).register(server.url) for _ in range(2)]
@@ -413,7 +415,7 @@ async def test_a_session_that_ends_during_the_handshake_gets_no_socket(
 async def test_from_ready_on_nothing_is_missed_on_any_instance(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other instance hears late that the user is here as well: until it has, it would send to its own only."""
+    """The other instance learns late that the user is here; until then it would send to its own sockets only."""
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice = await Account().register(one.url)
         hub: Hub = two.app.hub

@@ -1,4 +1,4 @@
-"""Names, titles and descriptions: they show something, turn no line, and are kept as they came, in NFC."""
+"""Names, titles and descriptions: they are visible, reverse no text, and are stored unchanged in NFC."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Access tokens: whose clock counts, and how long ended sessions are remembered."""
+"""Access tokens: clocks that differ, and how long revoked sessions are remembered."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECRET = "s" * 32
 
 
 def issued(ahead: float, lifetime: float = 3600, **changes: Any) -> str:
-    """A token of an instance whose clock is so many seconds ahead."""
+    """Return a token from an instance whose clock is so many seconds ahead."""
     ring = Keyring([SECRET])
     now = int(time.time() + ahead)
     user = str(uuid4())
