@@ -176,12 +176,10 @@ class Delivery:
             self._hub.write_all(hiding, "hidden", hidden, told.skip, told.droppable),
         )
 
-    async def announce(
-        self, group: UUID, access: int, frames: Iterable[Frame], *, by: UUID | None = None, also: UUID | None = None
-    ) -> None:
-        """Tell frames to those who are members since ``access`` and were there at the frame's ``seq``, and to one who
-        is a member no more, and charge the user ``by``. A frame with an attribute ``scope`` reaches some of them as
-        ``hidden``. What can't be told, since PostgreSQL is away, clients find by ``/sync``."""
+    async def announce(self, group: UUID, access: int, frames: Iterable[Frame], *, by: UUID | None = None) -> None:
+        """Send frames to those who are members since ``access`` and were there at the frame's ``seq``, and charge the
+        user ``by``. A frame with an attribute ``scope`` reaches some of them as ``hidden``. What can't be sent, since
+        PostgreSQL is away, clients find by ``/sync``."""
         began = time.monotonic()
         for frame in frames:
             scope, seq = getattr(frame, "scope", ""), frame.get("seq", PRESENT)
@@ -198,8 +196,6 @@ class Delivery:
                 self._put(group, told._replace(scope=scope, unseeing=unseeing, hidden=_hidden(frame)))
             else:
                 self.tell(group, access, members, frame, by=by, began=began)
-            if also is not None and also not in members:
-                self._hub.send(also, frame)
 
     def _publish(self, group: UUID, told: _Told, others: list[UUID], unseeing: Sequence[UUID] = ()) -> None:
         if len(others) + len(unseeing) <= FEW:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from models.chats import concealment, invitations
+from models.chats.changes import ChatChanges
 from models.chats.events import Change
 from models.chats.tables import ChatThread
 from models.database import Database
@@ -28,14 +29,14 @@ def _pair(one: UUID, other: UUID) -> bytes:
     return hashlib.sha256(low + high).digest()
 
 
-async def create(db: Database, owner: UUID, chat: NewChat) -> tuple[UUID, Change | None] | None:
-    """Make a chat: its id, and the change that it is. No change when it is a direct chat that the two have already.
+async def create(changes: ChatChanges, owner: UUID, chat: NewChat) -> tuple[UUID, bool] | None:
+    """Make a chat: its id, and whether it is new, not a direct chat that the two have already.
     None when the owner has blocked the other one of a chat of two that they don't have.
 
     The chat of two is concealed from who has blocked its maker. In chats of many some of the others are invited instead
     of being added (models/chats/invitations.py).
     """
-    two = chat.type in ("direct", "secret") and len(chat.others) == 1
+    db, two = changes.db, chat.type in ("direct", "secret") and len(chat.others) == 1
     pair = _pair(owner, chat.others[0]) if chat.type == "direct" else None
     async with db.transaction():
         own = others = False
@@ -44,7 +45,7 @@ async def create(db: Database, owner: UUID, chat: NewChat) -> tuple[UUID, Change
             own, others = await concealment.blocks_between(db, owner, chat.others[0])
         if own:
             known = None if pair is None else await _shown(db, owner, pair)
-            return None if known is None else (known, None)
+            return None if known is None else (known, False)
         invited: dict[UUID, bool] = {}
         if chat.others and not two:
             among = () if chat.type == "channel" else chat.others
@@ -72,7 +73,7 @@ async def create(db: Database, owner: UUID, chat: NewChat) -> tuple[UUID, Change
                 break
             known = await db.value("SELECT id FROM chat_threads WHERE pair = $1 AND deleted_at IS NULL", pair)
             if known is not None:
-                return known, None
+                return known, False
         assert chat_id is not None, "direct chats of one pair keep coming and going"
         await db.execute(
             """INSERT INTO chat_participants (chat_id, user_id, role, accepted)
@@ -85,12 +86,12 @@ async def create(db: Database, owner: UUID, chat: NewChat) -> tuple[UUID, Change
         )
         if others:
             await concealment.conceal(db, [chat_id], chat.others, seen=False)
-        change = Change(db, chat_id, chat.type, 1, len(people), owner, "owner", 1)
+        change = changes.created(chat_id, chat.type, len(people), owner)
         event = await change.append("chat_created", user_id=owner, fields={})
         change.events[0] = event._replace(fields={"chat": await thread(db, chat_id)})
         for user_id, unseen in invited.items():
             await invitations.invite(change, user_id, "member", unseen=unseen)
-        return chat_id, change
+        return chat_id, True
 
 
 async def _shown(db: Database, user_id: UUID, pair: bytes) -> UUID | None:

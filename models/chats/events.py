@@ -1,9 +1,8 @@
-"""Changes: the lock under which anything in a chat changes, and the events that tell of it, in one order for all."""
+"""Events: what changes in a chat, each with its row and its place in one order for all."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -97,9 +96,10 @@ class Change:
     """A chat whose row is locked until the transaction ends, as one of its participants sees it.
 
     ``role`` is None for a user who takes no part, or does not see the chat; ``severed``: one of the two has
-    blocked the other after accepting the chat. ``events`` are what was appended; they may be sent after the commit, to
-    the participants that the chat has under ``access``. ``asked`` are users who must be notified though they take no
-    part: by this event, or, where it is None, that the chat has changed for them.
+    blocked the other after accepting the chat. It is opened by ``ChatChanges`` (models/chats/changes.py), which
+    announces ``events`` after the commit, to the participants that the chat has under ``access``. ``notices`` are users
+    who are notified though they take no part: by this event, or, where it is None, that the chat has changed for them.
+    The user ``payer`` is charged for the frames; it is None where the server itself sends.
     """
 
     db: Database
@@ -112,7 +112,8 @@ class Change:
     joined_seq: int
     severed: bool = False
     events: list[Event] = field(default_factory=list)
-    asked: dict[UUID, Event | None] = field(default_factory=dict)
+    notices: dict[UUID, Event | None] = field(default_factory=dict)
+    payer: UUID | None = None
 
     @property
     def two(self) -> bool:
@@ -208,40 +209,3 @@ def event_fields(kind: str, message_id: UUID | None, user_id: UUID | None, data:
     if user_id is not None:
         fields["user_id"] = user_id
     return {**fields, **{name: value for name, value in data.items() if name not in INTERNAL}}
-
-
-@contextlib.asynccontextmanager
-async def changing(
-    db: Database, chat_id: UUID, user_id: UUID, *, concealed: bool = False
-) -> AsyncIterator[Change | None]:
-    """Lock a chat and look at it as a user; None when there is no such chat. What the block does commits with it. With
-    ``concealed`` also as a participant who does not see it."""
-    async with db.transaction():
-        thread = await db.row(
-            """SELECT type::text, access, participant_count FROM chat_threads
-               WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE""",
-            chat_id,
-        )
-        if thread is None:
-            yield None
-            return
-        # After the lock, in a statement of its own: what it sees can't change any more.
-        own = await db.row(
-            f"""SELECT p.role::text, p.joined_seq, {SEVERED} AS severed
-                FROM chat_threads t JOIN chat_participants p ON p.chat_id = t.id
-                WHERE t.id = $1 AND p.user_id = $2 AND ($3 OR NOT p.concealed)""",
-            chat_id,
-            user_id,
-            concealed,
-        )
-        yield Change(
-            db,
-            chat_id,
-            thread["type"],
-            thread["access"],
-            thread["participant_count"],
-            user_id,
-            own["role"] if own else None,
-            own["joined_seq"] if own else 0,
-            own["severed"] if own else False,
-        )

@@ -9,14 +9,14 @@ from uuid import UUID
 
 from asyncpg import LockNotAvailableError
 
-from handlers.sockets.delivery import Delivery
 from handlers.sockets.hub import Peer
 from handlers.wire.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
 from handlers.wire.frames import AckFields
 from models.chats import chat_list as listing
 from models.chats import expiry, messages
 from models.chats.access import Access, View
-from models.chats.events import Change, changing
+from models.chats.changes import ChatChanges
+from models.chats.events import Change
 from models.chats.messages import Posted
 from models.database import Database, Row, Unavailable
 from models.sweeps import UNWATCHED, RowsFailed, Sweep, Sweeper, Watch
@@ -25,7 +25,6 @@ from plugins.messages.ids import new_id, payload_hash
 from plugins.messages.journal import Journal
 
 REACTIONS = 20  # kinds a user and message, contract section 7
-NOBODY = UUID(int=0)
 EXPIRED_AT_ONCE, EXPIRING = 500, 10.0  # messages of a batch, seconds of a run
 A = TypeVar("A")
 NO_CHAT, NO_MESSAGE = "There is no such chat.", "There is no such message."
@@ -72,9 +71,9 @@ class Messages:
     """What users do with messages. Of what they may not see they are told that it does not exist."""
 
     def __init__(
-        self, db: Database, access: Access, delivery: Delivery, journal: Journal, sweeps: Watch = UNWATCHED
+        self, db: Database, access: Access, changes: ChatChanges, journal: Journal, sweeps: Watch = UNWATCHED
     ) -> None:
-        self._db, self._access, self._delivery, self._journal = db, access, delivery, journal
+        self._db, self._access, self._changes, self._journal = db, access, changes, journal
         self._expiry = Sweeper(db, sweeps, Sweep(expiry.EXPIRED, self._expire, EXPIRED_AT_ONCE))
 
     # Posting ----------------------------------------------------------------------------------------------------------
@@ -169,23 +168,22 @@ class Messages:
     # Changing ---------------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _changing(self, user_id: UUID, message_id: UUID) -> AsyncIterator[tuple[Change, Row]]:
-        """A message that the user sees, with its chat locked; what happened is told when the block ends well."""
+    async def _locked(self, user_id: UUID, message_id: UUID) -> AsyncIterator[tuple[Change, Row]]:
+        """A message that the user sees, with its chat locked. Raises NotFound."""
         seen = await messages.seen_by(self._db, message_id, user_id)
         if seen is None:
             raise NotFound(NO_MESSAGE)
-        async with changing(self._db, seen["chat_id"], user_id) as change:
+        async with self._changes.locked(seen["chat_id"], user_id) as change:
             if change is None or change.role is None:
                 raise NotFound(NO_MESSAGE)
             row = await messages.get(self._db, message_id, user_id)
             if row is None or row["seq"] < change.seen_from:
                 raise NotFound(NO_MESSAGE)
             yield change, row
-        await self.tell(change)
 
     async def edit(self, user_id: UUID, message_id: UUID, request: shapes.Edit) -> dict[str, Any]:
         """Replace the payload of one's own message; the message after it. Raises NotFound, Forbidden."""
-        async with self._changing(user_id, message_id) as (change, row):
+        async with self._locked(user_id, message_id) as (change, row):
             if row["sender_id"] != user_id or not change.may_write:
                 raise Forbidden("Only its sender edits a message, while they may post.")
             await messages.edit(change, message_id, request.encrypted_payload, request.message_type, request.metadata)
@@ -199,7 +197,7 @@ class Messages:
 
     async def delete(self, user_id: UUID, message_id: UUID) -> None:
         """Erase one's own message, or as admin of a chat of many anybody's. Raises NotFound, Forbidden."""
-        async with self._changing(user_id, message_id) as (change, row):
+        async with self._locked(user_id, message_id) as (change, row):
             governs = change.role in ("owner", "admin") and not change.two
             if row["sender_id"] != user_id and not governs and not self._inbox(change, row):
                 raise Forbidden("Only its sender, or an admin of the chat, deletes a message.")
@@ -212,7 +210,7 @@ class Messages:
 
     async def react(self, user_id: UUID, message_id: UUID, emoji: str) -> None:
         """React; again changes nothing. Raises NotFound, Forbidden, Conflict beyond the kinds that one may have."""
-        async with self._changing(user_id, message_id) as (change, row):
+        async with self._locked(user_id, message_id) as (change, row):
             if not change.may_write:
                 raise Forbidden("You may only read here.")
             if await messages.react(change, message_id, row["seq"], emoji, REACTIONS) is None:
@@ -220,17 +218,8 @@ class Messages:
 
     async def unreact(self, user_id: UUID, message_id: UUID, emoji: str) -> None:
         """Take a reaction back; where there is none nothing changes. Raises NotFound."""
-        async with self._changing(user_id, message_id) as (change, row):
+        async with self._locked(user_id, message_id) as (change, row):
             await messages.unreact(change, message_id, row["seq"], emoji)
-
-    async def tell(self, change: Change) -> None:
-        """Tell the events of a change that is committed to all who take part."""
-        await self._delivery.announce(
-            change.chat_id,
-            change.access,
-            [event.frame for event in change.events],
-            by=None if change.user_id == NOBODY else change.user_id,  # what expires is the server's own doing
-        )
 
     # Disappearing -----------------------------------------------------------------------------------------------------
 
@@ -245,7 +234,7 @@ class Messages:
         failed: Exception | None = None
         for chat_id, message_ids in await expiry.expired(self._db, limit):
             try:
-                change, number = await expiry.expire(self._db, chat_id, message_ids, NOBODY)
+                erased += await expiry.expire(self._changes, chat_id, message_ids)
             except LockNotAvailableError as error:
                 held += [(f"({chat_id},{message_id})", error) for message_id in message_ids]
                 continue
@@ -254,9 +243,6 @@ class Messages:
             except Exception as error:
                 failed = error
                 continue
-            if change is not None:
-                await self.tell(change)
-            erased += number
         if held:
             raise RowsFailed([key for key, _ in held], held[0][1])
         if failed is not None:
