@@ -11,6 +11,7 @@ from models.chats import concealment, invitations
 from models.chats.changes import ChatChanges
 from models.chats.events import Change
 from models.chats.tables import ChatThread
+from models.chats.visibility import EVERYBODY
 from models.database import Database
 
 
@@ -87,8 +88,7 @@ async def create(changes: ChatChanges, owner: UUID, chat: NewChat) -> tuple[UUID
         if others:
             await concealment.conceal(db, [chat_id], chat.others, seen=False)
         change = changes.created(chat_id, chat.type, len(people), owner)
-        event = await change.append("chat_created", user_id=owner, fields={})
-        change.events[0] = event._replace(fields={"chat": await thread(db, chat_id)})
+        await change.append_chat("chat_created")
         for user_id, unseen in invited.items():
             await invitations.invite(change, user_id, "member", unseen=unseen)
         return chat_id, True
@@ -105,20 +105,6 @@ async def _shown(db: Database, user_id: UUID, pair: bytes) -> UUID | None:
     return chat_id
 
 
-def thread_columns(masked: str = "false") -> str:
-    """The columns of a chat ``t`` as events bear it, without what describes it where ``masked`` is true."""
-    return f"""t.id, t.type::text, CASE WHEN NOT {masked} THEN t.title END AS title,
-        CASE WHEN NOT {masked} THEN t.avatar_url END AS avatar_url, t.created_by,
-        CASE WHEN {masked} THEN '{{}}' ELSE t.settings END AS settings, t.created_at, t.updated_at,
-        t.participant_count"""
-
-
-async def thread(db: Database, chat_id: UUID, *, masked: bool = False) -> dict[str, Any]:
-    """A chat as events bear it: the same for all participants."""
-    row = await db.row(f"SELECT {thread_columns('$2::boolean')} FROM chat_threads t WHERE t.id = $1", chat_id, masked)
-    return dict(row or {})
-
-
 async def masked(change: Change) -> list[UUID]:
     """The participants who don't see how a locked chat of two is described."""
     rows = await change.db.fetch(
@@ -128,21 +114,22 @@ async def masked(change: Change) -> list[UUID]:
 
 
 async def update(change: Change, columns: Mapping[str, Any]) -> None:
-    """Set title, avatar_url or settings of a locked chat. A participant who did not see how it was described describes
-    it from the beginning."""
+    """Set title, avatar_url or settings of a locked chat, with the event. A participant who did not see how it was
+    described describes it from the beginning."""
     columns = dict(columns)
     if change.two and change.user_id in await masked(change):
         columns = {"title": None, "avatar_url": None, "settings": {}, **columns}
         await change.db.execute("UPDATE chat_participants SET masked = false WHERE chat_id = $1", change.chat_id)
     await change.db.run(ChatThread.update(columns).where(ChatThread.id == change.chat_id))
+    # What describes a chat of two is not shown to who had blocked the one who gave it.
+    scope = f"u{change.user_id}" if change.two and await masked(change) else EVERYBODY
+    await change.append_chat("chat_updated", scope=scope)
 
 
 async def end(change: Change) -> None:
     """End a locked chat, and append the event: nobody may read or write in it from now on. What was in it is erased by
     models/chats/purge.py."""
-    event = await change.append("chat_deleted", user_id=change.user_id, fields={})
-    described = await thread(change.db, change.chat_id, masked=change.two and bool(await masked(change)))
-    change.events[-1] = event._replace(fields={"chat": described})
+    await change.append_chat("chat_deleted", masked=change.two and bool(await masked(change)))
     await change.db.execute(
         "UPDATE chat_threads SET deleted_at = now(), access = access + 1 WHERE id = $1", change.chat_id
     )

@@ -10,8 +10,8 @@ from uuid import UUID
 
 import peewee
 
-from models.chats.tables import ChatThread
-from models.chats.visibility import scope_of, seen_from
+from models.chats.tables import ChatThread, thread_columns
+from models.chats.visibility import EVERYBODY, scope_of, seen_from
 from models.database import JSONB, Database, Enum, Table
 
 
@@ -61,6 +61,9 @@ INTERNAL = ("was", "chat")
 
 # What brings a chat to the top of the list, as new messages do. A receipt, or a change of what was said, does not.
 ACTIVE = ("chat_created", "chat_updated", "participant_added", "participant_removed", "participant_role")
+
+# A chat as events have it, the same for all participants; $2 is true for a chat without what describes it.
+_CHAT = f"SELECT {thread_columns('$2::boolean')} FROM chat_threads t WHERE t.id = $1"
 
 
 class ScopedFrame(dict[str, Any]):
@@ -141,8 +144,26 @@ class Change:
         about: int | None = None,
     ) -> Event:
         """Add an event: its row, and what it is sent with (``fields``; when None, the row's own columns). ``about`` is
-        the seq of the message that it changes. An event of the chat itself keeps how the chat was then, for those who
-        leave before it changes again."""
+        the seq of the message that it changes."""
+        seq, created_at = await self._insert(kind, message_id, user_id, data or {})
+        sent = event_fields(kind, message_id, user_id, data or {}) if fields is None else fields
+        return self._add(kind, seq, created_at, sent, scope_of(self.type, kind, about, user_id, data or {}))
+
+    async def append_chat(self, kind: str, *, scope: str = EVERYBODY, masked: bool = False) -> Event:
+        """Add an event of the chat itself, by the participant, sent with the chat as it is then; ``masked``: without
+        what describes it. The row keeps how the chat was then, for those who leave before it changes again."""
+        seq, created_at = await self._insert(kind, None, self.user_id, {})
+        chat = await self.db.row(_CHAT, self.chat_id, masked)
+        return self._add(kind, seq, created_at, {"chat": dict(chat or {})}, scope)
+
+    def _add(self, kind: str, seq: int, created_at: datetime, fields: Mapping[str, Any], scope: str) -> Event:
+        event = Event(kind, self.chat_id, seq, created_at, fields, scope)
+        self.events.append(event)
+        return event
+
+    async def _insert(
+        self, kind: str, message_id: UUID | None, user_id: UUID | None, data: Mapping[str, Any]
+    ) -> tuple[int, datetime]:
         row = await self.db.row(
             f"""WITH moved AS (
                     UPDATE chat_threads SET last_seq = last_seq + 1,
@@ -162,15 +183,11 @@ class Change:
             kind,
             message_id,
             user_id,
-            dict(data or {}),
+            dict(data),
             kind in ACTIVE,
         )
         assert row is not None  # the chat is locked, so it is there
-        told = event_fields(kind, message_id, user_id, data or {}) if fields is None else fields
-        scope = scope_of(self.type, kind, about, user_id, data or {})
-        event = Event(kind, self.chat_id, row["seq"], row["created_at"], told, scope)
-        self.events.append(event)
-        return event
+        return row["seq"], row["created_at"]
 
     async def append_for(self, kind: str, messages: Mapping[UUID, int], data: Mapping[str, Any]) -> None:
         """Add the same event for each of these messages, in their order; they are given with their seqs."""
@@ -190,9 +207,9 @@ class Change:
             dict(data),
         )
         for row in sorted(rows, key=lambda row: row["seq"]):
-            told = event_fields(kind, row["message_id"], None, data)
+            sent = event_fields(kind, row["message_id"], None, data)
             scope = scope_of(self.type, kind, messages[row["message_id"]], None, data)
-            self.events.append(Event(kind, self.chat_id, row["seq"], row["created_at"], told, scope))
+            self._add(kind, row["seq"], row["created_at"], sent, scope)
 
     async def renew_access(self) -> None:
         """Who may do what is another thing from now on: what instances remember of it is out of date."""

@@ -138,11 +138,6 @@ class Chats:
                 await self._give(file_id, user_id, chat_id)
             if changes:
                 await chats.update(change, changes)
-                event = await change.append("chat_updated", user_id=user_id, fields={})
-                fields = {"chat": await chats.thread(self._db, chat_id)}
-                # What describes a chat of two is not shown to who had blocked the one who gave it.
-                scope = f"u{user_id}" if change.two and await chats.masked(change) else event.scope
-                change.events[-1] = event._replace(fields=fields, scope=scope)
         return await self.get(user_id, chat_id)
 
     async def view(self, user_id: UUID, chat_id: UUID, request: shapes.ChangeView) -> dict[str, Any]:
