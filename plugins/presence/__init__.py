@@ -22,7 +22,7 @@ class Settings(Section):
 def setup(app: App, settings: Settings) -> Plugin:
     watching = Watching(app.db, app.bus, app.limits, settings.rate_limit_presence, app.metrics, app.instance_id)
     presence = Presence(app.db, app.hub, app.alerts, watching.announce, app.sweeps)
-    app.alerts.on_visibility.append(watching.look_again)
+    app.alerts.visibility = watching.look_again
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:

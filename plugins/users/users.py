@@ -82,7 +82,7 @@ class Users:
                 "Some fields are not valid.", details=[Fault("settings", f"larger than {MAX_SETTINGS} bytes, merged")]
             )
         if merge:
-            self._alerts.visibility(user_id)
+            self._alerts.visibility(user_id, None)
         if "sealed_access_key" in request.model_fields_set:
             await sealed.set_key(self._changes, user_id, request.sealed_access_key)
         return await self.me(user_id)
