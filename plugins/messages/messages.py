@@ -47,7 +47,7 @@ def _post(user_id: UUID, chat_id: UUID, request: shapes.Post, access: int) -> me
     )
 
 
-def known(post: messages.Post, posted: Posted) -> tuple[Posted, bool]:
+def check_repetition(post: messages.Post, posted: Posted) -> tuple[Posted, bool]:
     """Where a message stands, and whether it stood there before. Raises Conflict when that is another message."""
     if posted.payload_hash is None:
         return posted, False
@@ -57,7 +57,7 @@ def known(post: messages.Post, posted: Posted) -> tuple[Posted, bool]:
 
 
 def _acked(post: messages.Post, posted: Posted) -> AckFields:
-    posted, repeated = known(post, posted)
+    posted, repeated = check_repetition(post, posted)
     answer: dict[str, object] = {
         "message_id": posted.id,
         "chat_id": posted.chat_id,
@@ -78,25 +78,25 @@ class Messages:
 
     # Posting ----------------------------------------------------------------------------------------------------------
 
+    # Two ways lead to the journal: ``send`` puts there at once what a remembered view lets in, and everything else goes
+    # through ``_judge_and_store``.
+
     def send(self, peer: Peer, request: shapes.Send) -> Awaitable[AckFields]:
-        """The frame ``message_send``; acked after the commit. What can be judged by what is known is under way at once,
-        so that a phone may send all that it has and needn't wait for each commit."""
+        """The frame ``message_send``; acknowledged after the commit. Returns a future where nothing is awaited before
+        the journal, so that a phone may send all that it has and needn't wait for each commit."""
         user_id = peer.session.user_id
         view = self._access.known(request.chat_id)
         if view is None or not view.may_post(user_id) or request.reply_to or request.forwarded_from:
-            return self._send(peer, request)
+            return self._judge_and_store(user_id, request.chat_id, request, _acked, peer.peer_id)
         post = _post(user_id, request.chat_id, request, view.access)
         return self._journal.put(post, view, _acked, peer.peer_id)
 
-    async def _send(self, peer: Peer, request: shapes.Send) -> AckFields:
-        return await self._put(peer.session.user_id, request.chat_id, request, _acked, peer.peer_id)
-
     async def post(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> tuple[Posted, bool]:
-        """Store a message; where it stands, and whether it stood there before. Raises NotFound, Forbidden,
+        """Store a message of a request: where it stands, and whether it stood there before. Raises NotFound, Forbidden,
         InvalidRequest, Conflict (the client_id names another message), Unavailable."""
-        return await self._put(user_id, chat_id, request, known)
+        return await self._judge_and_store(user_id, chat_id, request, check_repetition)
 
-    async def _put(
+    async def _judge_and_store(
         self,
         user_id: UUID,
         chat_id: UUID,
@@ -107,7 +107,7 @@ class Messages:
         """Store a message. One that was stored before gets its answer again, whatever became of the sender's rights, of
         the chat or of what it replies to."""
         try:
-            view, reply_to_seq = await self._judged(user_id, chat_id, request)
+            view, reply_to_seq = await self._judge(user_id, chat_id, request)
         except (NotFound, Forbidden, InvalidRequest):
             stored = await messages.stored(self._db, user_id, request.client_id)
             if stored is None:
@@ -115,7 +115,7 @@ class Messages:
             return answer(_post(user_id, chat_id, request, 0), stored)
         return await self._journal.put(_post(user_id, chat_id, request, view.access), view, answer, skip, reply_to_seq)
 
-    async def _judged(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> tuple[View, int | None]:
+    async def _judge(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> tuple[View, int | None]:
         """The view by which the user may post, and the seq of what the message replies to."""
         view = self._access.known(chat_id)
         if view is None or not view.may_post(user_id):
