@@ -16,7 +16,7 @@ from models.calls import ANSWER_SECONDS, RING_SECONDS, Call
 from models.database import Database
 from plugins.calls import frames, shapes
 from plugins.calls.refusals import CallNotFound, InvalidState, NotParticipant, why_not
-from plugins.calls.waiting import RING_BYTES, Waiting, answer_key
+from plugins.calls.waiting import RING_BYTES, PendingOffers, answer_key
 
 FRESH = 10.0  # seconds a call is believed to be live without asking; the news of its end come much sooner
 FORGET = 600.0  # seconds after which a call that nobody sent a candidate of is not remembered
@@ -40,8 +40,8 @@ class _Known:
 class Candidates:
     """Passes candidates on, and remembers for that whose live calls are whose."""
 
-    def __init__(self, db: Database, hub: Hub, waiting: Waiting, limits: Limits) -> None:
-        self._db, self._hub, self._waiting, self._limits = db, hub, waiting, limits
+    def __init__(self, db: Database, hub: Hub, pending: PendingOffers, limits: Limits) -> None:
+        self._db, self._hub, self._pending, self._limits = db, hub, pending, limits
         self._known: dict[UUID, _Known] = {}
 
     def learn(self, call: Call, offer_bytes: int = 0) -> None:
@@ -152,6 +152,6 @@ class Candidates:
         key = f"{known.call.id}/{peer.peer_id}/{known.sent}"
         self._hub.send(other, frame, key=key)
         if rings:
-            self._waiting.add(known.call.id, other, key, frame)
+            self._pending.add(known.call.id, other, key, frame)
         else:
-            self._waiting.add_to_answer(known.call.id, other, key, frame)
+            self._pending.add_to_answer(known.call.id, other, key, frame)

@@ -77,7 +77,7 @@ class _Change(NamedTuple):
     size: int = 0
 
 
-class Waiting:
+class PendingOffers:
     """Two lists of frames for each call: what rings for its callee, and the answer for its caller.
 
     Nothing waits for Redis here: what is to be kept is queued, and one task writes it in order. Each frame has a key,
