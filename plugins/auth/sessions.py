@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from handlers.http.base import Client
-from handlers.http.pages import Place
+from handlers.http.pages import PageCursor
 from handlers.revocations import Revocations
 from handlers.tokens import MARGIN, Tokens
 from handlers.wire.errors import AccountSuspended, InvalidCredentials, NotFound, Unauthorized
@@ -99,7 +99,9 @@ class Sessions:
         derived = self._tokens.keyring.derivations("refresh", token.encode())
         return [(session_id.bytes + secret).hex() for secret in derived]
 
-    async def listed(self, user_id: UUID, current: UUID, limit: int, before: Place | None) -> list[dict[str, object]]:
+    async def listed(
+        self, user_id: UUID, current: UUID, limit: int, before: PageCursor | None
+    ) -> list[dict[str, object]]:
         """The user's live sessions, the one used last first."""
         rows = await sessions.live(self._db, user_id, limit, before)
         return [{**row, "current": row["id"] == current} for row in rows]

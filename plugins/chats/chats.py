@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from handlers.http.pages import Place
+from handlers.http.pages import PageCursor
 from handlers.sockets.hub import Hub
 from handlers.wire.avatars import AvatarHosts, refused
 from handlers.wire.errors import Fault, Forbidden, InvalidRequest, NotFound
@@ -35,7 +35,7 @@ class Chats:
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
-    async def entries(self, user_id: UUID, limit: int, before: Place | None, *, hidden: bool) -> Entries:
+    async def entries(self, user_id: UUID, limit: int, before: PageCursor | None, *, hidden: bool) -> Entries:
         """A page of the user's chats, or of those that they have hidden, the last active first, each with at most 8
         participants; and whether there are more. Among them are the invitations that they have not answered."""
         rows, more = await listing.entries(self._db, user_id, limit, before, hidden=hidden)

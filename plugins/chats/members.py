@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from handlers.http.pages import Place
+from handlers.http.pages import PageCursor
 from handlers.wire.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
 from models.chats import chat_list as listing
 from models.chats import invitations, invites, participants, sanctions
@@ -26,7 +26,7 @@ class Members:
     def __init__(self, db: Database, changes: ChatChanges) -> None:
         self._db, self._changes = db, changes
 
-    async def entries(self, user_id: UUID, chat_id: UUID, limit: int, before: Place | None) -> Entries:
+    async def entries(self, user_id: UUID, chat_id: UUID, limit: int, before: PageCursor | None) -> Entries:
         """A page of the participants, the last to join first, and whether there are more. In a channel only its owner
         and admins see its readers."""
         place = await listing.place_of(self._db, user_id, chat_id)
@@ -148,7 +148,7 @@ class Members:
             if ban and not await sanctions.ban(change, other, MAX_BANS):
                 raise Conflict(f"A chat has at most {MAX_BANS:,} bans.")
 
-    async def bans(self, user_id: UUID, chat_id: UUID, limit: int, before: Place | None) -> Entries:
+    async def bans(self, user_id: UUID, chat_id: UUID, limit: int, before: PageCursor | None) -> Entries:
         """A page of who is banned, the latest first, and whether there are more. Raises NotFound, Forbidden,
         Conflict."""
         async with governing(self._changes, user_id, chat_id):

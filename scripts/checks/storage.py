@@ -14,7 +14,7 @@ from pathlib import Path
 from config.findings import Examination, Finding, Over, clock, good, skipped, weak, wrong
 from config.settings import Core
 from config.storage import StorageSettings
-from models.storage import Busy, Link, Place, StorageAway, StorageFull, new_key
+from models.storage import Busy, Link, PendingUpload, StorageAway, StorageFull, new_key
 from models.storage.local import LocalStorage
 from models.storage.s3 import S3Storage
 from models.storage.sigv4 import Signer
@@ -84,7 +84,7 @@ def _folder(folder: Path) -> tuple[list[Finding], bool]:
 
 async def _round_trip(folder: Path) -> Finding:
     storage, key, content = LocalStorage(folder), new_key(), secrets.token_bytes(SIZE)
-    place = Place(key, SIZE, resumable=True)
+    place = PendingUpload(key, SIZE, resumable=True)
     beside = storage.path(key).parent
     made = not beside.exists()
     try:
@@ -215,7 +215,7 @@ class _Bucket:
 
     async def _public(self, key: str, content: bytes) -> AsyncIterator[Finding]:
         """What clients do, by the addresses that they are given."""
-        link = self._storage.put_link(Place(key, len(content), resumable=False))
+        link = self._storage.put_link(PendingUpload(key, len(content), resumable=False))
         assert link is not None
         try:
             async for finding in self._upload(link, content):
