@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 
 from config import embedded, reasons
-from config.findings import Examination, Finding, Over, clock, good, skipped, weak, wrong
+from config.findings import Examination, Finding, StopExamination, clock, good, skipped, weak, wrong
 from config.settings import Core
 from models.database import Database, Unavailable
 from models.postgres import migrations
@@ -68,7 +68,7 @@ def examination(core: Core, instances: int | None = None) -> Examination:
         dsn = core.database_url.get_secret_value() if core.database_url else embedded.postgres_of(core.mimu_data_dir)
         if dsn is None:
             yield skipped("reachable", "There is no DATABASE_URL, and the embedded one runs only with its server.")
-            raise Over("PostgreSQL does not run")
+            raise StopExamination("PostgreSQL does not run")
         begun = time.monotonic()
         try:
             settings = {"application_name": "mimu-doctor", "timezone": "UTC"}
@@ -81,7 +81,7 @@ def examination(core: Core, instances: int | None = None) -> Examination:
             connection = await connect(timeout=PATIENCE, command_timeout=PATIENCE, server_settings=settings)
         except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             yield wrong("reachable", *_refused(error))
-            raise Over("PostgreSQL can't be reached") from None
+            raise StopExamination("PostgreSQL can't be reached") from None
         took = (time.monotonic() - begun) * 1e3
         try:
             yield good("reachable", f"PostgreSQL let us in after {took:.0f} ms.")
@@ -102,9 +102,9 @@ def examination(core: Core, instances: int | None = None) -> Examination:
                 yield finding
         except asyncpg.DiskFullError as error:
             yield wrong("room", *_refused(error))
-            raise Over("its disk is full") from None
+            raise StopExamination("its disk is full") from None
         except (asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError, OSError):
-            raise Over("PostgreSQL closed the connection") from None
+            raise StopExamination("PostgreSQL closed the connection") from None
         finally:
             connection.terminate()
 
@@ -180,7 +180,7 @@ async def _version(connection: Any) -> AsyncIterator[Finding]:
 async def _primary(connection: Any) -> AsyncIterator[Finding]:
     if await connection.fetchval("SELECT pg_is_in_recovery()"):
         yield wrong("primary", "This is a standby, which takes no writes.", "Let DATABASE_URL name the primary.")
-        raise Over("it is a standby")
+        raise StopExamination("it is a standby")
     if await connection.fetchval("SHOW default_transaction_read_only") == "on":
         yield wrong("primary", "Transactions are read-only.", "Switch default_transaction_read_only off.")
     else:

@@ -17,7 +17,7 @@ from uuid import uuid4
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClosedError, websocket_connect
 
-from config.findings import Examination, Finding, Over, clock, good, skipped, weak, wrong
+from config.findings import Examination, Finding, StopExamination, clock, good, skipped, weak, wrong
 from config.settings import Core
 from scripts.checks import certificate
 from scripts.checks.asking import Answer, Failed, ask
@@ -65,7 +65,7 @@ def examination(door: Door | None) -> Examination:
     async def look() -> AsyncIterator[Finding]:
         if door is None:
             yield skipped("address", "No public address was named: --url https://chat.example.org")
-            raise Over("no address was named")
+            raise StopExamination("no address was named")
         parts = urlsplit(door.url)
         host, secure = parts.hostname or "", parts.scheme == "https"
         port = parts.port or (443 if secure else 80)
@@ -89,7 +89,7 @@ async def _address(host: str, port: int, addresses: list[str], door: Door) -> As
         addresses += await certificate.resolved(host, port)
     except (OSError, UnicodeError):
         yield wrong("address", f"{host} has no address.", "See its A and AAAA records.")
-        raise Over("the name has no address") from None
+        raise StopExamination("the name has no address") from None
     private = [address for address in addresses if not ipaddress.ip_address(address.partition("%")[0]).is_global]
     says = f"{host} is {', '.join(addresses[:ADDRESSES])}."
     if not door.public:
@@ -139,19 +139,19 @@ async def _health(door: Door, secure: bool) -> AsyncIterator[Finding]:
     try:
         answer = await ask(f"{door.url}/health", headers={"X-Request-ID": name})
     except ssl.SSLCertVerificationError:
-        raise Over("the certificate is not trusted") from None
+        raise StopExamination("the certificate is not trusted") from None
     except Failed as error:
         kind = type(error).__name__
         if door.public:
             yield wrong("health", f"There is no answer ({kind}).", "See that the proxy and the server run.")
         else:
             yield skipped("health", f"No server answers there ({kind}).")
-        raise Over("there is no answer") from None
+        raise StopExamination("there is no answer") from None
     told = answer.json
     if "status" not in told or "uptime_seconds" not in told:
         says = f"What answers there ({answer.status}) is not Mimu."
         yield wrong("health", says, "See where the proxy passes requests on to.")
-        raise Over("Mimu does not answer there")
+        raise StopExamination("Mimu does not answer there")
     ill = [part for part, word in told.items() if word == "error"]
     if ill:
         says = f"Mimu says that it is not well: {', '.join(sorted(map(str, ill)))}."

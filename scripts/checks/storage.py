@@ -11,7 +11,7 @@ import stat
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
-from config.findings import Examination, Finding, Over, clock, good, skipped, weak, wrong
+from config.findings import Examination, Finding, StopExamination, clock, good, skipped, weak, wrong
 from config.settings import Core
 from config.storage import StorageSettings
 from models.storage import Busy, Link, PendingUpload, StorageAway, StorageFull, new_key
@@ -52,7 +52,7 @@ async def _disk(folder: Path) -> AsyncIterator[Finding]:
     for finding in found:
         yield finding
     if not there:
-        raise Over("the folder is not there, or not ours")
+        raise StopExamination("the folder is not there, or not ours")
     yield await _round_trip(folder)
     yield room("room", folder)
 
@@ -160,17 +160,17 @@ class _Bucket:
         except Failed as error:
             says = f"S3_ENDPOINT can't be reached ({type(error).__name__})."
             yield wrong("reachable", says, "See that it runs, and that firewalls let us in.")
-            raise Over("S3 can't be reached") from None
+            raise StopExamination("S3 can't be reached") from None
         bucket = self._settings.s3_bucket
         if answer.status == 404 and self._settings.s3_create_bucket:
             yield good("reachable", f"There is no bucket {bucket} yet; the server makes it at its start.")
-            raise Over("the bucket is not there")
+            raise StopExamination("the bucket is not there")
         skew = [] if answer.ahead is None else [clock("clock", answer.ahead, "S3")]
         if answer.status != 200:
             yield wrong("reachable", *_refused(answer, bucket))
             for finding in skew:  # it may be why
                 yield finding
-            raise Over("S3 lets us do nothing")
+            raise StopExamination("S3 lets us do nothing")
         yield good("reachable", f"The bucket {bucket} is there.")
         for finding in skew or [skipped("clock", "S3 sends no Date.")]:
             yield finding
@@ -226,7 +226,7 @@ class _Bucket:
         except Failed as error:
             says = f"S3_PUBLIC_ENDPOINT can't be reached from here ({_kind(error)})."
             yield wrong("public upload", says, "See that clients reach it; here it may need an entry in DNS.")
-            raise Over("the public endpoint can't be reached") from None
+            raise StopExamination("the public endpoint can't be reached") from None
         finally:
             await self._ask("DELETE", key)
 
@@ -235,7 +235,7 @@ class _Bucket:
         if put.status != 200:
             says, do = _refused(put, self._settings.s3_bucket)
             yield wrong("public upload", f"Clients can't upload: {says}", do)
-            raise Over("clients can't upload")
+            raise StopExamination("clients can't upload")
         again = await ask(link.url, link.method, headers=link.headers, body=bytes(len(content)))
         if again.status == 200:
             do = "Use an S3 that knows If-None-Match (AWS, MinIO, Ceph, SeaweedFS of this year)."
