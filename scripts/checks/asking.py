@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from config.threads import aside
 
-PATIENCE = 5.0  # seconds for a connection, and for each answer
+HTTP_TIMEOUT = 5.0  # seconds for a connection, and for each answer
 MOST = 1 << 20  # bytes of an answer that are read
 
 Failed = (OSError, http.client.HTTPException, ValueError)  # no answer came, or none that is HTTP
@@ -51,7 +51,7 @@ async def ask(
     headers: Mapping[str, str] | None = None,
     body: bytes = b"",
     declared: int | None = None,
-    patience: float = PATIENCE,
+    patience: float = HTTP_TIMEOUT,
 ) -> Answer:
     """Ask without following redirects. ``declared`` is a length to announce of which nothing but ``body`` is sent.
     Raises one of Failed. Proxies of the environment are not used; SSL_CERT_FILE names further authorities."""

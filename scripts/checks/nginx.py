@@ -15,7 +15,7 @@ from scripts.checks.nginx_conf import Directive, Malformed
 
 FILE = Path("/etc/nginx/nginx.conf")
 COPY = Path("/etc/mimu/tls/privkey.pem")  # coturn's, by config/deploy/certbot/deploy-hook.sh
-PATIENCE = 2.0  # seconds for a server to say that it lives
+LIVE_TIMEOUT = 2.0  # seconds for a server to say that it lives
 CONNECTIONS = 512  # nginx's own default
 READ_TIMEOUT = 60.0  # likewise
 SPARE = 5.0  # seconds by which a ping may come late: the loop, the network
@@ -139,7 +139,7 @@ def _addresses(found: Site) -> Iterator[str]:
 
 async def _lives(address: str) -> bool:
     try:
-        answer = await ask(f"http://{address}/health/live", patience=PATIENCE)
+        answer = await ask(f"http://{address}/health/live", patience=LIVE_TIMEOUT)
     except Failed:
         return False
     return answer.status == 200 and answer.json.get("status") == "live"

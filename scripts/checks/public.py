@@ -24,11 +24,11 @@ from scripts.checks.asking import Answer, Failed, ask
 
 BODY = 300 * 1024  # bytes: more than the 256 KiB that Mimu takes, less than the 1 MiB that proxies do
 UPLOAD = 1 << 30  # bytes that are announced, and not sent
-UPLOAD_PATIENCE = 4.0  # seconds for the no that needs no body
+UPLOAD_TIMEOUT = 4.0  # seconds for the no that needs no body
 ANSWER = 1.0  # seconds; a stranger's phone waits for several of these before it shows anything
 STRANGE = "https://doctor.invalid"  # RFC 6761: no site can have this origin
 ADDRESSES = 4  # of one name that are tried
-SOCKET_PATIENCE = 5.0
+SOCKET_TIMEOUT = 5.0
 
 PARTS = (
     "address",
@@ -278,7 +278,7 @@ async def _uploads(door: Door) -> AsyncIterator[Finding]:
     headers = {"Content-Type": "application/octet-stream"}
     address = f"{door.url}/uploads/{uuid4()}"
     try:
-        answer = await ask(address, "PUT", headers=headers, declared=UPLOAD, patience=UPLOAD_PATIENCE)
+        answer = await ask(address, "PUT", headers=headers, declared=UPLOAD, patience=UPLOAD_TIMEOUT)
     except TimeoutError:
         yield weak("uploads", "Uploads are collected by the proxy before Mimu sees them.", do)
         return
@@ -327,12 +327,12 @@ async def _socket(door: Door) -> AsyncIterator[Finding]:
     request = HTTPRequest(
         "ws" + door.url.removeprefix("http") + "/ws",
         headers={"Authorization": f"Bearer {door.account}"},
-        connect_timeout=SOCKET_PATIENCE,
+        connect_timeout=SOCKET_TIMEOUT,
         ssl_options=ssl.create_default_context() if door.url.startswith("https:") else None,
     )
     do = "See the proxy's log, and that it keeps sockets open for a minute and more."
     try:
-        async with asyncio.timeout(SOCKET_PATIENCE):
+        async with asyncio.timeout(SOCKET_TIMEOUT):
             socket = await websocket_connect(request)
             ready = await socket.read_message()
             begun = time.monotonic()

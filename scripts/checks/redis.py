@@ -27,7 +27,7 @@ from config import embedded, reasons
 from config.findings import Examination, Finding, StopExamination, good, skipped, weak, wrong
 from config.settings import Core
 
-PATIENCE = 3  # seconds to connect, and for each answer
+REDIS_TIMEOUT = 3  # seconds to connect, and for each answer
 MINIMUM = 7
 PINGS = 20
 SLOW = 5  # milliseconds; a request that is limited waits for one answer, a frame to another instance for one more
@@ -44,8 +44,8 @@ def examination(core: Core) -> Examination:
             raise StopExamination("Redis does not run")
         redis = Redis.from_url(
             url,
-            socket_connect_timeout=PATIENCE,
-            socket_timeout=PATIENCE,
+            socket_connect_timeout=REDIS_TIMEOUT,
+            socket_timeout=REDIS_TIMEOUT,
             retry=Retry(NoBackoff(), 0),
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
             decode_responses=True,
@@ -156,9 +156,9 @@ async def _channels(redis: Any) -> AsyncIterator[Finding]:
     try:
         async with redis.pubsub() as heard:
             await heard.subscribe(name)
-            await heard.get_message(timeout=PATIENCE)  # that we are subscribed
+            await heard.get_message(timeout=REDIS_TIMEOUT)  # that we are subscribed
             await redis.publish(name, "here")
-            message = await heard.get_message(ignore_subscribe_messages=True, timeout=PATIENCE)
+            message = await heard.get_message(ignore_subscribe_messages=True, timeout=REDIS_TIMEOUT)
     except NoPermissionError:
         yield wrong("channels", "This user may not use channels.", "Allow them: ACL SETUSER ... &* +@pubsub")
         return

@@ -17,7 +17,7 @@ from config.networks import public
 from plugins.push.providers.resolver import NoAddress, Resolver
 
 MOST = 8192  # bytes of an answer that are read; providers say what is wrong in a few hundred
-PATIENCE = 10.0  # seconds for a whole request; APNs and FCM answer within one
+REQUEST_TIMEOUT = 10.0  # seconds for a whole request; APNs and FCM answer within one
 DIALLED = 4  # addresses of one name that are tried
 CONNECTIONS = httpx.Limits(max_connections=200, max_keepalive_connections=100, keepalive_expiry=60)
 
@@ -112,7 +112,7 @@ class Road:
         fork = _Fork(trust, self._guard)
         none = CookieJar(DefaultCookiePolicy(allowed_domains=[]))  # a jar that anybody can fill would never be emptied
         async with httpx.AsyncClient(
-            transport=fork, trust_env=False, timeout=PATIENCE, cookies=none, headers={"User-Agent": "Mimu"}
+            transport=fork, trust_env=False, timeout=REQUEST_TIMEOUT, cookies=none, headers={"User-Agent": "Mimu"}
         ) as self._client:
             yield
 
@@ -122,7 +122,7 @@ class Road:
         request = self._client.build_request(
             "POST", url, headers=dict(headers), content=content, extensions={"guarded": guarded}
         )
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(REQUEST_TIMEOUT):
             response = await self._client.send(request, stream=True)
             try:
                 body = b""
