@@ -132,7 +132,7 @@ class Sessions:
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("refresh_not_remembered", cause=type(error).__name__)
 
-    async def known(self, token: str) -> bool:
+    async def has_seen(self, token: str) -> bool:
         """Whether Redis has seen this token. A no is no verdict (Redis forgets), only a reason to count the try."""
         try:
             async with asyncio.timeout(REDIS_TIMEOUT):

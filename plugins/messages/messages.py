@@ -85,7 +85,7 @@ class Messages:
         """The frame ``message_send``; acknowledged after the commit. Returns a future where nothing is awaited before
         the journal, so that a phone may send all that it has and needn't wait for each commit."""
         user_id = peer.session.user_id
-        view = self._access.known(request.chat_id)
+        view = self._access.remembered(request.chat_id)
         if view is None or not view.may_post(user_id) or request.reply_to or request.forwarded_from:
             return self._judge_and_store(user_id, request.chat_id, request, _acked, peer.peer_id)
         post = _post(user_id, request.chat_id, request, view.access)
@@ -117,7 +117,7 @@ class Messages:
 
     async def _judge(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> tuple[View, int | None]:
         """The view by which the user may post, and the seq of what the message replies to."""
-        view = self._access.known(chat_id)
+        view = self._access.remembered(chat_id)
         if view is None or not view.may_post(user_id):
             view = await self._access.fresh(chat_id)  # they may have been let in a moment ago
         if view is None or not view.has(user_id):
