@@ -20,7 +20,7 @@ from tornado.websocket import WebSocketClosedError, websocket_connect
 from config.findings import Examination, Finding, StopExamination, clock, good, skipped, weak, wrong
 from config.settings import Core
 from scripts.checks import certificate
-from scripts.checks.asking import Answer, Failed, ask
+from scripts.checks.asking import Failed, HttpResponse, ask
 
 BODY = 300 * 1024  # bytes: more than the 256 KiB that Mimu takes, less than the 1 MiB that proxies do
 UPLOAD = 1 << 30  # bytes that are announced, and not sent
@@ -206,7 +206,7 @@ def _host(netloc: str, scheme: str) -> str:
     return netloc.lower().removesuffix({"https": ":443", "http": ":80"}[scheme])
 
 
-def _ours(answer: Answer) -> bool:
+def _ours(answer: HttpResponse) -> bool:
     """Whether Mimu itself says no: in its one form of an error."""
     return {"error", "message", "request_id"} <= answer.json.keys()
 
@@ -230,7 +230,7 @@ async def _metrics(door: Door) -> AsyncIterator[Finding]:
     yield await _forwarded(door, answer)
 
 
-async def _forwarded(door: Door, refused: Answer) -> Finding:
+async def _forwarded(door: Door, refused: HttpResponse) -> Finding:
     """Whether a stranger who says that he comes from a network of METRICS_ALLOW is believed."""
     core = door.core
     if not _ours(refused):

@@ -18,7 +18,7 @@ from models.storage import Busy, Link, PendingUpload, StorageAway, StorageFull, 
 from models.storage.local import LocalStorage
 from models.storage.s3 import S3Storage
 from models.storage.sigv4 import Signer
-from scripts.checks.asking import Answer, Failed, ask
+from scripts.checks.asking import Failed, HttpResponse, ask
 from scripts.checks.disk import room
 
 SIZE = 100_000  # bytes of the file that is tried
@@ -147,7 +147,7 @@ class _Bucket:
 
     async def _ask(
         self, method: str, key: str, body: bytes = b"", query: Mapping[str, str] | None = None, **headers: str
-    ) -> Answer:
+    ) -> HttpResponse:
         """A request as the server signs it, to the address that it uses itself. Raises one of Failed."""
         return await ask(
             self._signer.sign(method, key, SIGNED_SECONDS, query=query), method, headers=headers, body=body
@@ -281,7 +281,7 @@ def _kind(error: BaseException) -> str:
     return "its certificate" if isinstance(error, ssl.SSLCertVerificationError) else type(error).__name__
 
 
-def _refused(answer: Answer, bucket: str) -> tuple[str, str]:
+def _refused(answer: HttpResponse, bucket: str) -> tuple[str, str]:
     """What S3's error means, by its documented code: the rest of the answer may quote what was signed."""
     found = re.search(rb"<Code>([A-Za-z]{1,64})</Code>", answer.body)
     code = found[1].decode() if found else ""

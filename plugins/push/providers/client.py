@@ -31,7 +31,7 @@ class PrivateAddress(httpcore.ConnectError):
     """A name leads to no public address, or to a port that is not for users of ours to reach."""
 
 
-class Answer(NamedTuple):
+class ProviderResponse(NamedTuple):
     status: int
     headers: Mapping[str, str]
     body: bytes
@@ -116,7 +116,9 @@ class Road:
         ) as self._client:
             yield
 
-    async def post(self, url: str, headers: Mapping[str, str], content: bytes, *, guarded: bool = False) -> Answer:
+    async def post(
+        self, url: str, headers: Mapping[str, str], content: bytes, *, guarded: bool = False
+    ) -> ProviderResponse:
         """Post, and read what is answered, up to a bound in size and time. Raises one of Failed."""
         assert self._client is not None, "the road is not open"
         request = self._client.build_request(
@@ -132,4 +134,4 @@ class Road:
                         break
             finally:
                 await response.aclose()
-        return Answer(response.status_code, response.headers, body[:MOST])
+        return ProviderResponse(response.status_code, response.headers, body[:MOST])
