@@ -7,7 +7,7 @@ from uuid import UUID
 
 from models import audit, sessions, users
 from models.chats import messages, participants
-from models.chats.changes import ChatChanges, unheard
+from models.chats.changes import ChatChanges, announce_nothing
 from models.database import Database, Row
 
 
@@ -78,7 +78,7 @@ async def end_sessions(db: Database, user_id: UUID, actor: str) -> Change | None
 
 async def delete(db: Database, user_id: UUID, actor: str) -> Change | None:
     """Erase an account as its owner can; None when it is gone."""
-    ended = await erase(ChatChanges(db, unheard), user_id, actor)
+    ended = await erase(ChatChanges(db, announce_nothing), user_id, actor)
     return None if ended is None else Change(True, ended)
 
 

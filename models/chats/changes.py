@@ -21,11 +21,12 @@ class ChatChanges:
         self.db, self._announce = db, announce
 
     @contextlib.asynccontextmanager
-    async def locked(
+    async def lock(
         self, chat_id: UUID, user_id: UUID, *, concealed: bool = False, charged: bool = True
     ) -> AsyncIterator[Change | None]:
         """Lock a chat and look at it as a user; None when there is no such chat. What the block does commits with it.
-        With ``concealed`` also as a participant who does not see it. Unless ``charged``, the server itself sends."""
+        With ``concealed`` also as a participant from whom the chat is concealed. The user is ``charged`` for the frames
+        that are sent, unless the server itself is the cause."""
         async with self.db.transaction():
             thread = await self.db.row(
                 """SELECT type::text, access, participant_count FROM chat_threads
@@ -59,12 +60,12 @@ class ChatChanges:
             self.db.after_commit(partial(self._announce, change))
             yield change
 
-    def created(self, chat_id: UUID, kind: str, participant_count: int, owner: UUID) -> Change:
-        """The change that a new chat is, in the transaction that inserted its row."""
+    def start(self, chat_id: UUID, kind: str, participant_count: int, owner: UUID) -> Change:
+        """The change by which a chat comes into being, in the transaction that inserted its row."""
         change = Change(self.db, chat_id, kind, 1, participant_count, owner, "owner", 1, payer=owner)
         self.db.after_commit(partial(self._announce, change))
         return change
 
 
-async def unheard(_: Change) -> None:
+async def announce_nothing(_: Change) -> None:
     """Announce nothing, for scripts: they have no sockets. Clients find the events by ``/sync``."""

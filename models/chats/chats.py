@@ -87,7 +87,7 @@ async def create(changes: ChatChanges, owner: UUID, chat: NewChat) -> tuple[UUID
         )
         if others:
             await concealment.conceal(db, [chat_id], chat.others, seen=False)
-        change = changes.created(chat_id, chat.type, len(people), owner)
+        change = changes.start(chat_id, chat.type, len(people), owner)
         await change.append_chat("chat_created")
         for user_id, unseen in invited.items():
             await invitations.invite(change, user_id, "member", unseen=unseen)

@@ -36,6 +36,6 @@ async def expire(changes: ChatChanges, chat_id: UUID, message_ids: Sequence[UUID
     holds the chat for longer than LOCK_MS: the others' time has come as well."""
     async with changes.db.transaction():
         await changes.db.execute(f"SET LOCAL lock_timeout = {LOCK_MS}")
-        async with changes.locked(chat_id, SERVER, charged=False) as change:
+        async with changes.lock(chat_id, SERVER, charged=False) as change:
             erased = await erase(change, message_ids, "expired") if change else []
     return len(erased)

@@ -244,7 +244,7 @@ async def depart(changes: ChatChanges, user_id: UUID) -> None:
             )
         ]
         for chat_id in chat_ids:
-            async with changes.locked(chat_id, user_id, concealed=True, charged=False) as change:
+            async with changes.lock(chat_id, user_id, concealed=True, charged=False) as change:
                 if change is None:  # deleted, and about to be purged
                     await db.execute(
                         "DELETE FROM chat_participants WHERE chat_id = $1 AND user_id = $2", chat_id, user_id

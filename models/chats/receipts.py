@@ -141,7 +141,7 @@ async def _advance_and_erase(
     changes: ChatChanges, chat_id: UUID, user_id: UUID, delivered: int, read: int
 ) -> Advance | None:
     db = changes.db
-    async with changes.locked(chat_id, user_id) as change:
+    async with changes.lock(chat_id, user_id) as change:
         row = await db.row(_ADVANCE, chat_id, user_id, delivered, read, True) if change else None
         if change is None or row is None:
             return None

@@ -73,7 +73,7 @@ class Members:
         gone = NotFound(NOT_VALID)
         if chat_id is None:
             raise gone
-        async with self._changes.locked(chat_id, user_id) as change:
+        async with self._changes.lock(chat_id, user_id) as change:
             if change is None:
                 raise gone
             if change.role is None:

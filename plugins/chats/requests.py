@@ -24,7 +24,7 @@ class Requests:
 
     async def accept(self, user_id: UUID, chat_id: UUID) -> None:
         """Come into a chat by an invitation, or stay in it; again changes nothing. Raises NotFound."""
-        async with self._changes.locked(chat_id, user_id, concealed=True) as change:
+        async with self._changes.lock(chat_id, user_id, concealed=True) as change:
             if change is None:
                 raise NotFound(NO_CHAT)
             taken = await invitations.take(change, user_id)
@@ -53,7 +53,7 @@ class Requests:
             await self._block(user_id, [row["invited_by"] for row in declined])
 
     async def _leave(self, user_id: UUID, chat_id: UUID) -> None:
-        async with self._changes.locked(chat_id, user_id, concealed=True) as change:
+        async with self._changes.lock(chat_id, user_id, concealed=True) as change:
             if change is None or not await participants.is_concealed(change, user_id):
                 return  # the chat has ended, or they said a moment ago that they stay
             await participants.leave_concealed(change)

@@ -18,7 +18,7 @@ NO_CHAT = "There is no such chat."
 @asynccontextmanager
 async def locked(changes: ChatChanges, user_id: UUID, chat_id: UUID) -> AsyncIterator[Change]:
     """The chat, locked, of which the user is a participant. Raises NotFound, also where they have deleted it."""
-    async with changes.locked(chat_id, user_id) as change:
+    async with changes.lock(chat_id, user_id) as change:
         if change is None or change.role is None:
             raise NotFound(NO_CHAT)
         if change.type == "direct" and await views.deleted(changes.db, user_id, chat_id):

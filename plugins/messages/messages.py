@@ -168,12 +168,12 @@ class Messages:
     # Changing ---------------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _locked(self, user_id: UUID, message_id: UUID) -> AsyncIterator[tuple[Change, Row]]:
+    async def _lock_message(self, user_id: UUID, message_id: UUID) -> AsyncIterator[tuple[Change, Row]]:
         """A message that the user sees, with its chat locked. Raises NotFound."""
         seen = await messages.seen_by(self._db, message_id, user_id)
         if seen is None:
             raise NotFound(NO_MESSAGE)
-        async with self._changes.locked(seen["chat_id"], user_id) as change:
+        async with self._changes.lock(seen["chat_id"], user_id) as change:
             if change is None or change.role is None:
                 raise NotFound(NO_MESSAGE)
             row = await messages.get(self._db, message_id, user_id)
@@ -183,7 +183,7 @@ class Messages:
 
     async def edit(self, user_id: UUID, message_id: UUID, request: shapes.Edit) -> dict[str, Any]:
         """Replace the payload of one's own message; the message after it. Raises NotFound, Forbidden."""
-        async with self._locked(user_id, message_id) as (change, row):
+        async with self._lock_message(user_id, message_id) as (change, row):
             if row["sender_id"] != user_id or not change.may_write:
                 raise Forbidden("Only its sender edits a message, while they may post.")
             await messages.edit(change, message_id, request.encrypted_payload, request.message_type, request.metadata)
@@ -197,7 +197,7 @@ class Messages:
 
     async def delete(self, user_id: UUID, message_id: UUID) -> None:
         """Erase one's own message, or as admin of a chat of many anybody's. Raises NotFound, Forbidden."""
-        async with self._locked(user_id, message_id) as (change, row):
+        async with self._lock_message(user_id, message_id) as (change, row):
             governs = change.role in ("owner", "admin") and not change.two
             if row["sender_id"] != user_id and not governs and not self._inbox(change, row):
                 raise Forbidden("Only its sender, or an admin of the chat, deletes a message.")
@@ -210,7 +210,7 @@ class Messages:
 
     async def react(self, user_id: UUID, message_id: UUID, emoji: str) -> None:
         """React; again changes nothing. Raises NotFound, Forbidden, Conflict beyond the kinds that one may have."""
-        async with self._locked(user_id, message_id) as (change, row):
+        async with self._lock_message(user_id, message_id) as (change, row):
             if not change.may_write:
                 raise Forbidden("You may only read here.")
             if await messages.react(change, message_id, row["seq"], emoji, REACTIONS) is None:
@@ -218,7 +218,7 @@ class Messages:
 
     async def unreact(self, user_id: UUID, message_id: UUID, emoji: str) -> None:
         """Take a reaction back; where there is none nothing changes. Raises NotFound."""
-        async with self._locked(user_id, message_id) as (change, row):
+        async with self._lock_message(user_id, message_id) as (change, row):
             await messages.unreact(change, message_id, row["seq"], emoji)
 
     # Disappearing -----------------------------------------------------------------------------------------------------

@@ -208,7 +208,7 @@ async def test_who_made_a_chat_can_go_while_others_change_it(services: Services)
         assert (await alice.put(f"{path}/{bob.user_id}", {"role": "owner"})).status == 200
         assert (await alice.delete(f"{path}/{alice.user_id}")).status == 204
         waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        async with made.servers[0].app.changes.locked(UUID(group["id"]), UUID(bob.user_id)) as change:
+        async with made.servers[0].app.changes.lock(UUID(group["id"]), UUID(bob.user_id)) as change:
             assert change is not None
             await change.append("chat_updated")
             going = asyncio.ensure_future(erased(alice))
