@@ -59,8 +59,8 @@ def check_repetition(post: messages.Post, posted: Posted) -> tuple[Posted, bool]
 def _acked(post: messages.Post, posted: Posted) -> AckFields:
     posted, repeated = check_repetition(post, posted)
     answer: dict[str, object] = {
-        "message_id": posted.id,
-        "chat_id": posted.chat_id,
+        "message_id": str(posted.id),
+        "chat_id": str(posted.chat_id),
         "seq": posted.seq,
         "created_at": posted.created_at,
     }
