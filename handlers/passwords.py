@@ -51,7 +51,7 @@ def _check_new(password: str) -> str:
     return password
 
 
-def _check_current(password: str) -> str:
+def _check_length(password: str) -> str:
     if _length(password) > MAX_LENGTH:
         raise ValueError(f"must have at most {MAX_LENGTH} characters")
     return password
@@ -66,7 +66,7 @@ NewPassword = Annotated[
         json_schema_extra={"minLength": MIN_LENGTH, "maxLength": MAX_LENGTH},
     ),
 ]
-CurrentPassword = Annotated[str, AfterValidator(_check_current), Field(json_schema_extra={"maxLength": MAX_LENGTH})]
+CurrentPassword = Annotated[str, AfterValidator(_check_length), Field(json_schema_extra={"maxLength": MAX_LENGTH})]
 
 
 class Match(Enum):

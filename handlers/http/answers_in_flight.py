@@ -17,7 +17,7 @@ from tornado.iostream import IOStream
 from handlers.wire.errors import Unavailable
 
 MAX_BYTES_EACH = 4 << 20  # bytes in flight of one account or address: four pages, or 32 downloads
-WAIT_SECONDS = 2.5  # that a request may wait for memory; it may take 3 in all (contract section 1)
+MEMORY_TIMEOUT = 2.5  # that a request may wait for memory; it may take 3 in all (contract section 1)
 MAX_WAITING = 1000  # requests that may wait, of all accounts together
 MAX_WAITING_EACH = 32  # of one account or address, so that it cannot fill the line
 GRACE_SECONDS = 5.0  # an answer that has waited longer for its client is dropped when others need the memory
@@ -85,7 +85,7 @@ class AnswerMemory:
         self._count += 1
         self._schedule_check()
         try:
-            return await asyncio.wait_for(coming, WAIT_SECONDS)
+            return await asyncio.wait_for(coming, MEMORY_TIMEOUT)
         except BaseException as error:
             if coming.done() and not coming.cancelled():
                 coming.result().release()  # it was granted in the same turn of the loop

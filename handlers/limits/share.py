@@ -21,7 +21,7 @@ BURST_SECONDS = 0.1  # of work at once: three times what an app requests when it
 MAX_AT_WORK, MAX_AT_WORK_ADDRESS, HELD_SECONDS = 2, 32, 0.25
 # Requests of one account that may wait, and for how long: a request may take 3 seconds in all (contract section 1). A
 # client that sends one request at a time waits less, because of the bounds below.
-MAX_WAITING, MAX_WAIT_SECONDS = 32, 2.0
+MAX_WAITING, WAIT_TIMEOUT = 32, 2.0
 POLL_SECONDS = 0.005  # between two checks for a free place
 
 # The cost of work, in seconds of the loop: estimates for one core of 2.4 GHz that PostgreSQL uses as well. They were
@@ -135,11 +135,11 @@ class Share:
 
     async def begin_in_turn(self) -> float:
         """Wait for the turn of a request, and begin it. Raises RateLimited if the wait is too long or too many wait."""
-        if self._queued >= MAX_WAITING or self.ahead > MAX_WAIT_SECONDS:
+        if self._queued >= MAX_WAITING or self.ahead > WAIT_TIMEOUT:
             raise RateLimited(max(self.ahead, 1.0))
         self._queued += 1
         try:
-            async with asyncio.timeout(MAX_WAIT_SECONDS):
+            async with asyncio.timeout(WAIT_TIMEOUT):
                 return await self.begin_eventually()
         except TimeoutError:
             raise RateLimited(max(self.ahead, 1.0)) from None

@@ -149,45 +149,46 @@ class Delivery:
             self._hub.metrics.sample_delivery("group", began)
             if not others:
                 return  # all members are only here, as for most frames: nothing to publish
-        queued = _GroupFrame(kind, began, access, frame.get("seq", ANY_SEQ), members, payload, skip, without, droppable)
+        group_frame = _GroupFrame(
+            kind, began, access, frame.get("seq", ANY_SEQ), members, payload, skip, without, droppable
+        )
         if waits:
-            self._queue(group, queued)
+            self._queue(group, group_frame)
         else:
-            self._publish(group, queued, others)
+            self._publish(group, group_frame, others)
 
     def _must_queue(self, group: UUID, members: Collection[UUID], payload: bytes) -> bool:
         people = len(members)
         return people > SLICE or people * len(payload) > TURN or group in self._queues
 
-    def _put(self, group: UUID, queued: _GroupFrame) -> None:
-        assert queued.members is not None
-        if self._must_queue(group, queued.members, queued.payload):
-            self._queue(group, queued)
+    def _put(self, group: UUID, group_frame: _GroupFrame) -> None:
+        assert group_frame.members is not None
+        if self._must_queue(group, group_frame.members, group_frame.payload):
+            self._queue(group, group_frame)
             return
-        others, unseeing = self._write(queued.members, queued, text_frame(queued.payload))
-        self._hub.metrics.sample_delivery("group", queued.began)
-        self._publish(group, queued, others, unseeing)
+        others, unseeing = self._write(group_frame.members, group_frame, text_frame(group_frame.payload))
+        self._hub.metrics.sample_delivery("group", group_frame.began)
+        self._publish(group, group_frame, others, unseeing)
 
-    def _write(self, members: Collection[UUID], queued: _GroupFrame, frame: bytes) -> tuple[list[UUID], list[UUID]]:
+    def _write(
+        self, members: Collection[UUID], group_frame: _GroupFrame, frame: bytes
+    ) -> tuple[list[UUID], list[UUID]]:
         """Write a frame, or its hidden form, to some members. Returns the members with sockets elsewhere: those who
         receive the frame, and those who receive the hidden form."""
-        if not queued.scope:
-            return self._hub.write_all(members, queued.kind, frame, queued.skip, queued.droppable), []
-        hiding = {member for member in members if member in queued.unseeing}
+        if not group_frame.scope:
+            return self._hub.write_all(members, group_frame.kind, frame, group_frame.skip, group_frame.droppable), []
+        hiding = {member for member in members if member in group_frame.unseeing}
         seeing = [member for member in members if member not in hiding]
-        hidden = text_frame(queued.hidden)
+        hidden = text_frame(group_frame.hidden)
         return (
-            self._hub.write_all(seeing, queued.kind, frame, queued.skip, queued.droppable),
-            self._hub.write_all(hiding, "hidden", hidden, queued.skip, queued.droppable),
+            self._hub.write_all(seeing, group_frame.kind, frame, group_frame.skip, group_frame.droppable),
+            self._hub.write_all(hiding, "hidden", hidden, group_frame.skip, group_frame.droppable),
         )
 
-    async def announce(
-        self, group: UUID, access: int, frames: Iterable[Frame], *, by: UUID | None = None, also: UUID | None = None
-    ) -> None:
-        """Look up the members since ``access`` at each frame's ``seq``, and send them the frames, and also to the user
-        ``also``, who is no longer a member. The user ``by`` is charged. Members who may not see a frame with an
-        attribute ``scope`` receive it as ``hidden``. Frames that are lost because PostgreSQL is down reach clients
-        through ``/sync``."""
+    async def announce(self, group: UUID, access: int, frames: Iterable[Frame], *, by: UUID | None = None) -> None:
+        """Look up the members since ``access`` at each frame's ``seq``, and send them the frames. The user ``by`` is
+        charged. Members who may not see a frame with an attribute ``scope`` receive it as ``hidden``. Frames that are
+        lost because PostgreSQL is down reach clients through ``/sync``."""
         began = time.monotonic()
         for frame in frames:
             scope, seq = getattr(frame, "scope", ""), frame.get("seq", ANY_SEQ)
@@ -198,37 +199,39 @@ class Delivery:
                 log.warning("group_frame_lost", cause=type(error).__name__)
                 return
             if unseeing:
-                queued = _GroupFrame(frame["type"], began, access, seq, members, encode(frame), "", None, False)
+                group_frame = _GroupFrame(frame["type"], began, access, seq, members, encode(frame), "", None, False)
                 if by is not None:
-                    self._charge(by, len(members), len(queued.payload))
-                self._put(group, queued._replace(scope=scope, unseeing=unseeing, hidden=_hidden(frame)))
+                    self._charge(by, len(members), len(group_frame.payload))
+                self._put(group, group_frame._replace(scope=scope, unseeing=unseeing, hidden=_hidden(frame)))
             else:
                 self.send(group, access, members, frame, by=by, began=began)
-            if also is not None and also not in members:
-                self._hub.send(also, frame)
 
-    def _publish(self, group: UUID, queued: _GroupFrame, others: list[UUID], unseeing: Sequence[UUID] = ()) -> None:
+    def _publish(
+        self, group: UUID, group_frame: _GroupFrame, others: list[UUID], unseeing: Sequence[UUID] = ()
+    ) -> None:
         if len(others) + len(unseeing) <= MAX_DIRECT:
             for user_id in others:
-                self._hub.publish(user_id, queued.payload, queued.skip, queued.droppable)
+                self._hub.publish(user_id, group_frame.payload, group_frame.skip, group_frame.droppable)
             for user_id in unseeing:
-                self._hub.publish(user_id, queued.hidden, queued.skip, queued.droppable)
+                self._hub.publish(user_id, group_frame.hidden, group_frame.skip, group_frame.droppable)
         else:
-            kind = "drop" if queued.droppable else "send"
-            if queued.scope:
-                kind += f":{queued.scope}"
-            without = "" if queued.without is None else queued.without
-            head = f"{self._origin} {kind} {group} {queued.access} {queued.seq} {queued.skip} {without}\n"
-            self._bus.publish(GROUP_CHANNEL, head.encode() + queued.payload)
+            kind = "drop" if group_frame.droppable else "send"
+            if group_frame.scope:
+                kind += f":{group_frame.scope}"
+            without = "" if group_frame.without is None else group_frame.without
+            head = (
+                f"{self._origin} {kind} {group} {group_frame.access} {group_frame.seq} {group_frame.skip} {without}\n"
+            )
+            self._bus.publish(GROUP_CHANNEL, head.encode() + group_frame.payload)
 
-    def _queue(self, group: UUID, queued: _GroupFrame) -> None:
+    def _queue(self, group: UUID, group_frame: _GroupFrame) -> None:
         queue = self._queues.get(group)
         if queue is None:
             queue = self._queues[group] = deque()
             task = asyncio.get_running_loop().create_task(self._work(group, queue))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        queue.append(queued)
+        queue.append(group_frame)
 
     async def _work(self, group: UUID, queue: deque[_GroupFrame]) -> None:
         try:
@@ -254,22 +257,22 @@ class Delivery:
         if here is None and first.scope:
             first = first._replace(unseeing=await self._hidden_from(group, first.access, first.scope))
             batch = [first]  # a frame with a scope is sent alone
-        frames = [text_frame(queued.payload) for queued in batch]
+        frames = [text_frame(group_frame.payload) for group_frame in batch]
         others: list[UUID] = []
         unseeing: list[UUID] = []
         step = max(1, min(SLICE, TURN // sum(map(len, frames))))
         for start in range(0, len(everyone), step):
             part = everyone[start : start + step]
             async with self._turn:
-                for queued, frame in zip(batch, frames, strict=True):
-                    elsewhere, hidden = self._write(part, queued, frame)
+                for group_frame, frame in zip(batch, frames, strict=True):
+                    elsewhere, hidden = self._write(part, group_frame, frame)
                 others += elsewhere  # the same for every frame
                 unseeing += hidden
                 await asyncio.sleep(0)
         self._hub.metrics.sample_delivery("large_group", first.began)
         if here is not None:
-            for queued in batch:
-                self._publish(group, queued, others, unseeing)
+            for group_frame in batch:
+                self._publish(group, group_frame, others, unseeing)
 
     def _receive(self, _: str, message: bytes) -> None:
         head, _newline, payload = message.partition(b"\n")
@@ -282,9 +285,9 @@ class Delivery:
             return
         left_out, began = UUID(without) if without else None, time.monotonic()
         kind, _colon, scope = kind.partition(":")
-        queued = _GroupFrame(
+        group_frame = _GroupFrame(
             type_of(payload), began, int(access), int(seq), None, payload, skip, left_out, kind == "drop"
         )
         if scope:
-            queued = queued._replace(scope=scope, hidden=_hidden(orjson.loads(payload)))
-        self._queue(group_id, queued)
+            group_frame = group_frame._replace(scope=scope, hidden=_hidden(orjson.loads(payload)))
+        self._queue(group_id, group_frame)

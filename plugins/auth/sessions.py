@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 NOTED = 60.0  # seconds between two notes of how long this server's tokens live
 OVERLAP = 30.0  # seconds; rows stamped before the last look but committed after it
-REDIS_PATIENCE = 0.25  # seconds; the look-up only saves PostgreSQL work, so it may not cost time
+REDIS_TIMEOUT = 0.25  # seconds; the look-up only saves PostgreSQL work, so it may not cost time
 
 
 class Sessions:
@@ -122,7 +122,7 @@ class Sessions:
     async def remember(self, session_id: UUID, token: str, spent: bytes | None = None) -> None:
         """Let ``known`` find the token; a spent one is still found while it may be repeated."""
         try:
-            async with asyncio.timeout(REDIS_PATIENCE):
+            async with asyncio.timeout(REDIS_TIMEOUT):
                 pipeline = self._redis.pipeline(transaction=False)
                 key = f"refresh:{_digest(token).hex()}"
                 pipeline.set(key, str(session_id), ex=sessions.IDLE_DAYS * 86400)
@@ -132,10 +132,10 @@ class Sessions:
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("refresh_not_remembered", cause=type(error).__name__)
 
-    async def known(self, token: str) -> bool:
+    async def has_seen(self, token: str) -> bool:
         """Whether Redis has seen this token. A no is no verdict (Redis forgets), only a reason to count the try."""
         try:
-            async with asyncio.timeout(REDIS_PATIENCE):
+            async with asyncio.timeout(REDIS_TIMEOUT):
                 return bool(await self._redis.exists(f"refresh:{_digest(token).hex()}"))
         except (RedisError, OSError, TimeoutError):
             return False

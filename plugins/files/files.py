@@ -59,7 +59,7 @@ class Files:
             resumable=False,
         )
         row = await self._reserve(session, new)
-        link = self._storage.put_link(files.place(row)) or self._links.upload(base, row["id"], row["size"])
+        link = self._storage.put_link(files.pending_upload(row)) or self._links.upload(base, row["id"], row["size"])
         expires = datetime.now(UTC) + timedelta(seconds=link.seconds)
         upload: shapes.Destination
         upload = {"method": link.method, "url": link.url, "headers": dict(link.headers), "expires_at": expires}

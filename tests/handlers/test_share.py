@@ -21,10 +21,10 @@ from handlers.limits.share import (
     HELD_SECONDS,
     MAX_AT_WORK,
     MAX_REQUEST_SECONDS,
-    MAX_WAIT_SECONDS,
     MAX_WAITING,
     SECONDS_PER_BYTE,
     SECONDS_PER_SOCKET,
+    WAIT_TIMEOUT,
     Share,
     WaitTotals,
 )
@@ -118,15 +118,15 @@ async def test_what_would_wait_for_too_long_is_refused_at_once() -> None:
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    share.add_work(BURST_SECONDS + MAX_WAIT_SECONDS)
+    share.add_work(BURST_SECONDS + WAIT_TIMEOUT)
     with pytest.raises(RateLimited) as refused:
         await share.begin_in_turn()
-    assert int(refused.value.headers["Retry-After"]) >= MAX_WAIT_SECONDS
+    assert int(refused.value.headers["Retry-After"]) >= WAIT_TIMEOUT
 
 
 @pytest.mark.gen_test
 async def test_what_waits_for_a_place_is_refused_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(share_module, "MAX_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(share_module, "WAIT_TIMEOUT", 0.05)
     share = Share(RATE, 1, time.monotonic)
     assert share.begin()
     with pytest.raises(RateLimited):
@@ -213,7 +213,7 @@ def test_an_honest_client_waits_little(client: object, seconds: float) -> None:
         if ahead > 0:
             waited += ahead
             clock.now += ahead
-        assert ahead < MAX_WAIT_SECONDS, "a client that waits for each answer is not refused"
+        assert ahead < WAIT_TIMEOUT, "a client that waits for each answer is not refused"
     assert waited <= seconds
 
 
@@ -298,7 +298,7 @@ async def test_requests_of_an_account_that_is_ahead_wait_and_are_answered(servic
         assert not late.done()
         assert (await late).status == 200
         assert time.monotonic() - began > 0.3
-        share.add_work(BURST_SECONDS + (MAX_WAIT_SECONDS + 5) * RATE)
+        share.add_work(BURST_SECONDS + (WAIT_TIMEOUT + 5) * RATE)
         answer = await alice.get("/users/me")
         assert (answer.status, answer.json["error"]) == (429, "rate_limited")
         assert int(answer.headers["Retry-After"]) >= 5
