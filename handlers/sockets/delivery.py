@@ -21,9 +21,8 @@ from handlers.wire.shapes import encode
 log = structlog.get_logger(__name__)
 
 GROUP_CHANNEL = "ws:groups"  # every instance subscribes to it
-MAX_DIRECT = (
-    16  # users with sockets elsewhere to whom a frame is published one by one; for more it goes to GROUP_CHANNEL
-)
+# Users with sockets elsewhere to whom a frame is published one by one; for more it is published once on GROUP_CHANNEL.
+MAX_DIRECT = 16
 SLICE = 256  # users written to in one turn of the loop: some 2 ms
 BATCH = 16  # queued frames that a socket of a large group receives at once, in one system call
 TURN = 4 << 20  # bytes written in one turn of the loop: some 4 ms
