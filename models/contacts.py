@@ -85,7 +85,7 @@ async def unverify(db: Database, verifier_id: UUID, verified_id: UUID) -> bool:
     query = UserVerification.delete().where(
         (UserVerification.verifier == verifier_id) & (UserVerification.verified_user == verified_id)
     )
-    return bool(await db.run(query))
+    return bool(await db.do(query))
 
 
 async def verifications(db: Database, verifier_id: UUID, limit: int, before: tuple[datetime, UUID] | None) -> list[Row]:
@@ -140,7 +140,7 @@ async def unblock(db: Database, blocker_id: UUID, blocked_id: UUID) -> bool:
     query = UserBlock.delete().where((UserBlock.blocker == blocker_id) & (UserBlock.blocked == blocked_id))
     async with db.transaction():
         await concealment.lock_pair(db, blocker_id, blocked_id)
-        removed = bool(await db.run(query))
+        removed = bool(await db.do(query))
         if removed:
             await concealment.reveal_pair(db, blocker_id, blocked_id)
         return removed

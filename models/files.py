@@ -11,7 +11,7 @@ import asyncpg
 import peewee
 
 from models.chats.tables import ChatThread
-from models.database import Database, Enum, Row, Table
+from models.database import Database, Enum, Row, Special, Table
 from models.storage import Place, Progress
 from models.sweeps import Due
 from models.users import User
@@ -35,7 +35,7 @@ class File(Table):
     upload_metadata = peewee.TextField(null=True)
     part_size = peewee.BigIntegerField(default=0)
     upload_id = peewee.TextField(null=True)
-    part_etags = Enum("text[]")  # not an enum, but likewise a type that peewee has no field for
+    part_etags = Special("text[]")
 
     class Meta:
         table_name = "files"

@@ -133,7 +133,7 @@ async def update(change: Change, columns: Mapping[str, Any]) -> None:
     if change.two and change.user_id in await masked(change):
         columns = {"title": None, "avatar_url": None, "settings": {}, **columns}
         await change.db.execute("UPDATE chat_participants SET masked = false WHERE chat_id = $1", change.chat_id)
-    await change.db.run(ChatThread.update(columns).where(ChatThread.id == change.chat_id))
+    await change.db.do(ChatThread.update(columns).where(ChatThread.id == change.chat_id))
 
 
 async def end(change: Change) -> None:
