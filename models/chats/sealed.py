@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from uuid import UUID
 
+from peewee import fn
+
 from models.chats.chats import NewChat, create
 from models.chats.events import Event
 from models.database import Database, Row
+from models.users import User
 
 
 def key_hash(key: bytes) -> bytes:
@@ -32,12 +35,8 @@ async def set_key(db: Database, user_id: UUID, key: bytes | None) -> tuple[int, 
             new = await create(db, user_id, NewChat("secret", None, None, {}, ()))
             assert new is not None and new[1] is not None  # without others it is always a new one
             chat_id, made = new[0], (new[1].access, new[1].events[0])
-        await db.execute(
-            "UPDATE users SET sealed_access_key = $2, sealed_chat_id = $3, updated_at = now() WHERE id = $1",
-            user_id,
-            key and key_hash(key),
-            chat_id,
-        )
+        opened = {"sealed_access_key": key and key_hash(key), "sealed_chat_id": chat_id}
+        await db.do(User.update(**opened, updated_at=fn.now()).where(User.id == user_id))
     return made
 
 
