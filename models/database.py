@@ -74,6 +74,16 @@ class Table(AioModel):
     """A table. It is bound to no database: a query is run by the Database it is given to."""
 
 
+def returned(*fields: peewee.Field) -> list[peewee.Node]:
+    """The columns that a query returns, those of enums as text."""
+    return [field.label if isinstance(field, Enum) else field for field in fields]
+
+
+def in_sql(fields: Iterable[peewee.Field], alias: str) -> str:
+    """The same columns for SQL: ``f.id, f.state::text``."""
+    return ", ".join(f"{alias}.{field.column_name}" + "::text" * isinstance(field, Enum) for field in fields)
+
+
 def any_of(field: peewee.Node, values: Iterable[object]) -> peewee.Expression:
     """``field = ANY (values)``: one statement for all lengths, where ``IN`` would be another one for each."""
     return field == fn.ANY(peewee.Value(list(values), converter=False, unpack=False))

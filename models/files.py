@@ -12,7 +12,7 @@ import peewee
 from peewee import Tuple, fn
 
 from models.chats.tables import ChatThread
-from models.database import Database, Enum, Row, Special, Table, any_of
+from models.database import Database, Enum, Row, Special, Table, any_of, in_sql, returned
 from models.storage import Place, Progress
 from models.sweeps import Due
 from models.users import User
@@ -84,9 +84,9 @@ class Removal(NamedTuple):
     noted: str = ""  # the key, as the sweep's notes have it
 
 
-# What is read of a file: all of it. For SQL the same, of ``files AS f``.
-_COLUMNS = [field.label if isinstance(field, Enum) else field for field in File._meta.sorted_fields]
-_ALL = ", ".join(f"f.{name}" + "::text" * isinstance(field, Enum) for name, field in File._meta.columns.items())
+# What is read of a file: all of it.
+_COLUMNS = returned(*File._meta.sorted_fields)
+_ALL = in_sql(File._meta.sorted_fields, "f")
 
 _RESERVE = f"""
 WITH room AS (

@@ -11,7 +11,7 @@ from uuid import UUID
 import peewee
 
 from models.chats.visibility import VISIBLE
-from models.database import JSONB, Database, Enum, Row, Table
+from models.database import JSONB, Database, Enum, Row, Table, in_sql, returned
 from models.sessions import IDLE_DAYS, Session, refreshable
 from models.users import User
 
@@ -57,7 +57,15 @@ class NewToken(NamedTuple):
 
 # A session that can still be refreshed; one that can't has no device behind it.
 _LIVE = f"""s.revoked_at IS NULL AND s.expires_at > now() AND s.last_used_at > now() - interval '{IDLE_DAYS} days'"""
-_SHOWN = "t.id, t.provider::text, t.session_id, t.sandbox, t.quiet, t.registered_at"
+_FIELDS = (
+    PushToken.id,
+    PushToken.provider,
+    PushToken.session,
+    PushToken.sandbox,
+    PushToken.quiet,
+    PushToken.registered_at,
+)
+_SHOWN = in_sql(_FIELDS, "t")
 
 
 async def register(db: Database, user_id: UUID, session_id: UUID, token: NewToken, at_most: int) -> Row | None:
@@ -94,14 +102,7 @@ async def register(db: Database, user_id: UUID, session_id: UUID, token: NewToke
 async def tokens(db: Database, user_id: UUID) -> list[Row]:
     """A user's tokens, the one registered last first; not what they are."""
     return await db.rows(
-        PushToken.select(
-            PushToken.id,
-            PushToken.provider.label,
-            PushToken.session,
-            PushToken.sandbox,
-            PushToken.quiet,
-            PushToken.registered_at,
-        )
+        PushToken.select(*returned(*_FIELDS))
         .join(Session)
         .where(PushToken.user == user_id, *refreshable())
         .order_by(PushToken.registered_at.desc(), PushToken.id)

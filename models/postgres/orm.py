@@ -1,4 +1,4 @@
-"""peewee-async on our connections: a query of peewee's runs on the connection that SQL would run on.
+"""Queries of peewee, which peewee-async runs on the connections that SQL runs on.
 
 peewee writes the statement, peewee-async runs it, and all else is ours: the connection of the transaction around it or
 one of the pool's, its timeouts, what counts as an outage, who watches. So a peewee query and SQL differ in how they are
