@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import asyncpg
 import peewee
@@ -33,6 +33,7 @@ _STEADY = {
     "enable_mergejoin": "off",
 }
 
+_BACK_TO_SAVEPOINT = "ROLLBACK TO SAVEPOINT nested; RELEASE SAVEPOINT nested"
 _LABEL = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -94,9 +95,12 @@ def interval(text: str) -> SQL:
     return SQL(f"interval '{text}'")
 
 
-class _Transaction(NamedTuple):
-    pool: Pool
-    raw: Raw
+class _Transaction:
+    """The transaction that is open, its connection, and what is done after its commit."""
+
+    def __init__(self, pool: Pool, raw: Raw) -> None:
+        self.pool, self.raw = pool, raw
+        self.after: list[Callable[[], Awaitable[None]]] = []
 
 
 _transaction: ContextVar[_Transaction | None] = ContextVar("transaction", default=None)
@@ -156,24 +160,47 @@ class Database:
     async def transaction(self) -> AsyncIterator[None]:
         """Everything in the block commits together, or not at all. Start no task inside: it would share the
         connection."""
-        begin, commit, roll_back = "BEGIN", "COMMIT", "ROLLBACK"
-        if self._joined() is not None:
-            begin, commit = "SAVEPOINT nested", "RELEASE SAVEPOINT nested"
-            roll_back = f"ROLLBACK TO SAVEPOINT nested; {commit}"
-        async with self.connection() as raw:
-            token = _transaction.set(_Transaction(self._pool, raw))
+        outer = self._current()
+        if outer is not None:
+            earlier = len(outer.after)
             try:
-                await self.execute(begin)
-                yield
-                await self.execute(commit)
-            except Unavailable:
-                raise  # the connection is given up with its transaction; asking it again would only take longer
+                async with self._between("SAVEPOINT nested", "RELEASE SAVEPOINT nested", _BACK_TO_SAVEPOINT):
+                    yield
             except BaseException:
-                with contextlib.suppress(Unavailable):
-                    await self.execute(roll_back)
+                del outer.after[earlier:]
                 raise
+            return
+        async with self.connection() as raw:
+            current = _Transaction(self._pool, raw)
+            token = _transaction.set(current)
+            try:
+                async with self._between("BEGIN", "COMMIT", "ROLLBACK"):
+                    yield
             finally:
                 _transaction.reset(token)
+        for work in current.after:
+            await work()
+
+    @contextlib.asynccontextmanager
+    async def _between(self, begin: str, commit: str, roll_back: str) -> AsyncIterator[None]:
+        try:
+            await self.execute(begin)
+            yield
+            await self.execute(commit)
+        except Unavailable:
+            raise  # the connection is given up with its transaction; asking it again would only take longer
+        except BaseException:
+            with contextlib.suppress(Unavailable):
+                await self.execute(roll_back)
+            raise
+
+    def after_commit(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Await ``work`` when the outermost transaction has committed and given its connection back; not at all when
+        the transaction or savepoint that is open now is rolled back. What it raises reaches who opened the
+        transaction."""
+        current = self._current()
+        assert current is not None, "no transaction is open"
+        current.after.append(work)
 
     # peewee's queries -------------------------------------------------------------------------------------------------
 
@@ -242,5 +269,10 @@ class Database:
 
     def _joined(self) -> Raw | None:
         """The connection of the transaction around us."""
+        current = self._current()
+        return None if current is None else current.raw
+
+    def _current(self) -> _Transaction | None:
+        """The transaction of this database around us."""
         current = _transaction.get()
-        return current.raw if current is not None and current.pool is self._pool else None
+        return current if current is not None and current.pool is self._pool else None
