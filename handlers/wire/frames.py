@@ -18,7 +18,7 @@ AckFields = Mapping[str, object] | None  # what the ack of a client's frame has 
 
 
 class Ready(TypedDict):
-    """The first frame on a socket. ``heartbeat_seconds`` is the interval of `call_heartbeat`. Another `epoch` than
+    """The first frame on a socket. ``heartbeat_seconds`` is the interval of `call_heartbeat`. Another ``epoch`` than
     before means that the server went back in time."""
 
     type: Literal["ready"]
@@ -30,7 +30,7 @@ class Ready(TypedDict):
 
 
 class Ack(TypedDict):
-    """The answer to a frame with that ``id``, with the fields that the frame's entry names."""
+    """The answer to a frame with that ``id``. Which fields it has beside that depends on the frame (`x-replies`)."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
@@ -39,14 +39,15 @@ class Ack(TypedDict):
 
 
 class TokenExpiring(TypedDict):
-    """The token ends in ``seconds``. Send `auth`, or the socket is closed with 4401."""
+    """The token ends in ``seconds``, 60 when this is sent. Send `auth`, or the socket is closed with 4401."""
 
     type: Literal["token_expiring"]
     seconds: int
 
 
 class ErrorFrame(TypedDict):
-    """The refusal of a frame. ``id`` is that of the frame, if it had one; ``retry_after`` is in seconds."""
+    """The refusal of a frame. ``id`` is that of the frame, if it had one; ``retry_after`` is in seconds, for
+    `rate_limited` and `unavailable`."""
 
     type: Literal["error"]
     id: NotRequired[str]
@@ -56,6 +57,9 @@ class ErrorFrame(TypedDict):
     retry_after: NotRequired[int]
     call_id: NotRequired[str]
     status: NotRequired[str]
+
+
+BORNE = frozenset(("call_id", "status"))  # what only some refusals of frames have; each says so by its ``bears``
 
 
 class AccountChanged(TypedDict):

@@ -10,7 +10,6 @@ from uuid import UUID
 from handlers.limits.rates import Limits
 from handlers.sockets.hub import Hub, Peer
 from handlers.wire.errors import RateLimited
-from handlers.wire.frames import AckFields
 from models import calls
 from models.calls import ANSWER_SECONDS, RING_SECONDS, Call
 from models.database import Database
@@ -88,7 +87,7 @@ class Candidates:
         for call_id in [call_id for call_id, known in self._known.items() if known.checked < horizon]:
             del self._known[call_id]
 
-    def take(self, peer: Peer, candidate: shapes.Candidate) -> AckFields | Awaitable[AckFields]:
+    def take(self, peer: Peer, candidate: shapes.Candidate) -> Awaitable[None] | None:
         """Pass a candidate on to the other participant."""
         known = self._known.get(candidate.call_id)
         if known is None or known.checked < time.monotonic() - FRESH:
@@ -98,7 +97,7 @@ class Candidates:
         self._pass(peer, candidate, known)
         return None
 
-    async def _after_asking(self, peer: Peer, candidate: shapes.Candidate) -> AckFields:
+    async def _after_asking(self, peer: Peer, candidate: shapes.Candidate) -> None:
         call = await calls.get(self._db, candidate.call_id)
         if call is None or not call.live:
             self.forget(candidate.call_id)
@@ -106,18 +105,17 @@ class Candidates:
         self.learn(call)
         known = self._known[call.id]
         if self._limits.on and known.left == 0:
-            return await self._after_reserving(peer, candidate, known)
-        self._pass(peer, candidate, known)
-        return None
+            await self._after_reserving(peer, candidate, known)
+        else:
+            self._pass(peer, candidate, known)
 
-    async def _after_reserving(self, peer: Peer, candidate: shapes.Candidate, known: _Known) -> AckFields:
+    async def _after_reserving(self, peer: Peer, candidate: shapes.Candidate, known: _Known) -> None:
         self._other(peer, known)  # a stranger uses nothing up
         granted = await calls.reserve_candidates(self._db, candidate.call_id)
         if not granted:
             raise RateLimited(RING_SECONDS)
         known.left += granted
         self._pass(peer, candidate, known)
-        return None
 
     def _other(self, peer: Peer, known: _Known) -> UUID:
         sender = peer.session.user_id

@@ -1,15 +1,16 @@
-"""The frames of a call that the server sends (seed; contract section 6)."""
+"""The frames of a call that the server sends, and what it acknowledges those of clients with (seed; contract
+section 6)."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NotRequired
 from uuid import UUID
 
 from typing_extensions import TypedDict
 
 from models.calls import Call
-from plugins.calls.shapes import CallType
+from plugins.calls.shapes import CallStatus, CallType
 
 
 class CallFields(TypedDict):
@@ -21,6 +22,41 @@ class CallFields(TypedDict):
     to_user_id: UUID | None
     call_type: CallType
     encrypted_payload: str
+
+
+class Rings(TypedDict):
+    """``delivered`` says whether the callee has a socket anywhere, and is null when their presence is hidden from the
+    caller. An offer that was taken before has ``repeated`` instead, and is not sent again."""
+
+    call_id: UUID
+    status: CallStatus
+    expires_at: datetime
+    delivered: NotRequired[bool | None]
+    repeated: NotRequired[Literal[True]]
+
+
+class Answered(TypedDict):
+    """``delivered`` says whether the caller has a socket anywhere, and is null when their presence is hidden from the
+    callee. ``repeated`` is true for the answer that was taken before, and is not sent again."""
+
+    call_id: UUID
+    status: CallStatus
+    delivered: bool | None
+    repeated: NotRequired[Literal[True]]
+
+
+class HungUp(TypedDict):
+    """How the call ended. Of one that was over already the same, and nothing changes."""
+
+    call_id: UUID
+    status: CallStatus
+    end_reason: str | None
+
+
+class Beaten(TypedDict):
+    """The call is alive."""
+
+    call_id: UUID
 
 
 class CallOffer(CallFields):
@@ -37,12 +73,18 @@ class CallAnswer(CallFields):
 
 
 class IceCandidate(CallFields):
+    """An ICE candidate of the other side."""
+
     type: Literal["ice_candidate"]
 
 
 class CallHangup(CallFields):
-    """The call is over, or, for ``answered_elsewhere``, goes on at another device of the same user. ``from_user_id`` is
-    who ended it, or the other side when the server did."""
+    """The call is over, or, for ``answered_elsewhere``, goes on at another device of the same user. To every socket of
+    both, but the one that did it.
+
+    ``from_user_id`` is who ended it, or the other side when the server did; null when that account is gone. ``reason``
+    is the call's ``end_reason``, but ``answered_elsewhere`` and ``declined_elsewhere`` to the callee's other sockets
+    when one of them has answered or declined, and ``connection_lost`` instead of ``heartbeat_lost``."""
 
     type: Literal["call_hangup"]
     reason: str

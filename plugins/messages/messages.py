@@ -12,7 +12,6 @@ from asyncpg import LockNotAvailableError
 from handlers.sockets.delivery import Delivery
 from handlers.sockets.hub import Peer
 from handlers.wire.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
-from handlers.wire.frames import AckFields
 from models.chats import chat_list as listing
 from models.chats import expiry, messages
 from models.chats.access import Access, View
@@ -57,9 +56,9 @@ def known(post: messages.Post, posted: Posted) -> tuple[Posted, bool]:
     return posted, True
 
 
-def _acked(post: messages.Post, posted: Posted) -> AckFields:
+def _acked(post: messages.Post, posted: Posted) -> shapes.Sent:
     posted, repeated = known(post, posted)
-    answer: dict[str, object] = {
+    answer: shapes.Sent = {
         "message_id": posted.id,
         "chat_id": posted.chat_id,
         "seq": posted.seq,
@@ -79,7 +78,7 @@ class Messages:
 
     # Posting ----------------------------------------------------------------------------------------------------------
 
-    def send(self, peer: Peer, request: shapes.Send) -> Awaitable[AckFields]:
+    def send(self, peer: Peer, request: shapes.Send) -> Awaitable[shapes.Sent]:
         """The frame ``message_send``; acked after the commit. What can be judged by what is known is under way at once,
         so that a phone may send all that it has and needn't wait for each commit."""
         user_id = peer.session.user_id
@@ -89,7 +88,7 @@ class Messages:
         post = _post(user_id, request.chat_id, request, view.access)
         return self._journal.put(post, view, _acked, peer.peer_id)
 
-    async def _send(self, peer: Peer, request: shapes.Send) -> AckFields:
+    async def _send(self, peer: Peer, request: shapes.Send) -> shapes.Sent:
         return await self._put(peer.session.user_id, request.chat_id, request, _acked, peer.peer_id)
 
     async def post(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> tuple[Posted, bool]:

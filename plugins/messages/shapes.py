@@ -18,9 +18,11 @@ MAX_METADATA = 4 * 1024  # bytes of JSON: what a client needs before it decrypts
 YEAR = 366 * 86_400
 MAX_SEQ = 2**62
 
-Payload = Annotated[Base64, Field(min_length=1, max_length=MAX_PAYLOAD)]
+Payload = Annotated[Base64, Field(min_length=1, max_length=MAX_PAYLOAD, description="1 byte to 64 KiB.")]
 MessageType = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]{1,64}$"), Field(description="The apps' own.")
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]{1,64}$"),
+    Field(description="The apps' own, and known to the server."),
 ]
 Metadata = Annotated[
     dict[str, Any], bounded(MAX_METADATA), Field(description="The apps' own, and known to the server; 4 KiB of JSON.")
@@ -45,7 +47,10 @@ class Post(Shape):
 
 
 class Send(Post):
-    """The frame ``message_send``."""
+    """Post a message, as `POST /chats/{chat_id}/messages` does; acknowledged once it is on the disk.
+
+    The socket that sent it gets no `message_new` of it. A refusal with `unavailable` may be of a message that was
+    stored: send it again under the same `client_id`."""
 
     chat_id: Id
 
@@ -94,6 +99,17 @@ class Posted(TypedDict):
     chat_id: UUID
     seq: int
     created_at: datetime
+
+
+class Sent(TypedDict):
+    """Where a message stands in its chat. ``repeated`` is true for one that was posted before, under the same
+    ``client_id``."""
+
+    message_id: UUID
+    chat_id: UUID
+    seq: int
+    created_at: datetime
+    repeated: NotRequired[Literal[True]]
 
 
 class Delivered(TypedDict):
@@ -151,8 +167,9 @@ class DeletedChat(TypedDict):
 
 
 class SyncPage(TypedDict):
-    """``cursor`` is for the next time; with ``has_more``, at once. ``marks`` moved since the cursor: the newest of each
-    participant, which may come again. ``deleted`` is left out when it is empty."""
+    """``cursor`` is for the next time; with ``has_more``, at once. No app looks inside. ``marks`` moved since the
+    cursor: the newest of each participant, at most ``limit`` and 500 a page, which may come again. ``deleted`` is left
+    out when it is empty."""
 
     events: list[ChatEvent]
     marks: list[ChatMark]

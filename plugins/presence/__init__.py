@@ -33,7 +33,11 @@ def setup(app: App, settings: Settings) -> Plugin:
 
     return Plugin(
         name="presence",
-        events={"presence_subscribe": Event(Subscribe, watching.subscribe, cost=READS)},
+        events={
+            "presence_subscribe": Event(
+                Subscribe, watching.subscribe, cost=READS, limits={"rate_limit_presence": "user"}
+            )
+        },
         sends=(PresenceFrame,),
         periodic=(Every(10, presence.beat, "presence"), Every(30, watching.forget_closed, "presence_watchers")),
         lifespan=lifespan,
