@@ -179,7 +179,9 @@ class Health(ApiHandler):
     async def get(self) -> None:
         """Ask whether all is well.
 
-        `/health/ready` asks only for what nothing works without. Both answer within 2 seconds.
+        PostgreSQL and Redis are `ok` when they take a write, which is made at most every 2 seconds. `/health/ready`
+        asks only for what nothing works without: 200 while PostgreSQL answers and takes that write, also when Redis or
+        the storage of files is away. Both answer within 2 seconds.
         """
         found = await self._examiner.examine()
         well = all(answer == "ok" for answer in found.values())
@@ -213,7 +215,10 @@ class MetricsPage(ApiHandler):
 
     @operation({200: Answer(words="Prometheus's text.", media="text/plain")}, refuses=(errors.NotFound,), cost=MONITORS)
     def get(self) -> None:
-        """Get the metrics, from the networks of `METRICS_ALLOW`; others get 404."""
+        """Get the metrics, in Prometheus's text.
+
+        For the networks of `METRICS_ALLOW` (loopback and private ones unless set); 404 for others.
+        """
         if not within(self.address, self.application.core.metrics_allow):
             raise errors.NotFound
         self.set_header("Content-Type", CONTENT_TYPE)

@@ -19,17 +19,26 @@ class _Event(TypedDict):
 
 
 class MessageNew(_Event):
+    """A message was posted, or edited; ``message`` is as it is now."""
+
     type: Literal["message_new", "message_edited"]
     message: Message
 
 
 class MessageDeleted(_Event):
+    """A message is gone."""
+
     type: Literal["message_deleted"]
     message_id: UUID
-    reason: Literal["deleted", "expired", "delivered"]
+    reason: Annotated[
+        Literal["deleted", "expired", "delivered"],
+        Field(description="`expired`: its time had come; `delivered`: it was, in a secret chat."),
+    ]
 
 
 class ReactionEvent(_Event):
+    """A user reacted to a message, or took a reaction back."""
+
     type: Literal["reaction_added", "reaction_removed"]
     message_id: UUID
     user_id: UUID
@@ -47,13 +56,15 @@ class ReceiptEvent(_Event):
 
 
 class ParticipantEvent(_Event):
+    """A user came into the chat, or has another role; ``role`` is what it is now."""
+
     type: Literal["participant_added", "participant_role"]
     user_id: UUID
     role: Role
 
 
 class ParticipantInvited(_Event):
-    """A user was invited by another one; they come in by ``participant_added``."""
+    """A user was invited by another one, and receives this, too. They come in by ``participant_added``."""
 
     type: Literal["participant_invited"]
     user_id: UUID
@@ -61,7 +72,8 @@ class ParticipantInvited(_Event):
 
 
 class ParticipantRemoved(_Event):
-    """Also when an invitation was withdrawn. ``role`` is the one that they had; events of older servers lack it."""
+    """A user was removed, left, or is gone with their account; or an invitation was withdrawn. To them it is the last
+    event of the chat. ``role`` is the one that they had; events of older servers lack it."""
 
     type: Literal["participant_removed"]
     user_id: UUID
@@ -69,12 +81,14 @@ class ParticipantRemoved(_Event):
 
 
 class ChatChanged(_Event):
+    """A chat was made, changed, or ended; ``chat`` is as it is now. ``chat_deleted`` is its last event."""
+
     type: Literal["chat_created", "chat_updated", "chat_deleted"]
     chat: Thread
 
 
 class Hidden(_Event):
-    """An event that one may not see; with ``to_seq`` all events from ``seq`` to that one."""
+    """An event that one may not see, without anything else; in ``/sync`` consecutive ones are one, up to ``to_seq``."""
 
     type: Literal["hidden"]
     to_seq: NotRequired[int]

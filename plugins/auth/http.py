@@ -61,8 +61,14 @@ class RegisterHandler(ApiHandler):
         A signature is Ed25519 by `signing_public_key`, or XEdDSA by `identity_key` (what libsignal makes); over the
         prekey's 32 bytes or its 33, over a Kyber key's bytes as they were sent. All is stored, or nothing.
 
-        The public id of an account that was deleted is taken for 180 days, and its identity key unless the signed
-        prekey is signed with XEdDSA by it.
+        A server with `SIGNAL_PROFILE=libsignal` takes only the form that libsignal's clients can use: XEdDSA over the
+        33 bytes, `last_resort_kyber_prekey` required, Kyber keys of 1569 bytes signed with XEdDSA. Anything else is
+        400, and says so.
+
+        For 180 days after an account was deleted, its public id is `public_id_taken` for everybody. Its identity key is
+        `identity_key_taken` unless the signed prekey is new and signed with XEdDSA by that key: the public key alone
+        proves nothing. Subscriptions go to who proves the identity key so, or signs with the key that signed the
+        purchase.
         """
         async with self._counted():
             self._accounts.judge(body)  # after the limits: 100 keys that are no good cost the loop 12 ms
@@ -123,8 +129,8 @@ class LoginHandler(ApiHandler):
     async def post(self, body: Login) -> None:
         """Log in: a new session.
 
-        A wrong password and an unknown user are one answer, in the same time. Wrong passwords make further tries for
-        that account wait; none is locked.
+        A wrong password and an unknown user are one answer, in the same time. After 10 wrong passwords in 15 minutes
+        each further try for that account waits for 2 seconds; none is refused.
         """
         await self.limit("login", self._rate)
         self.count_client()
@@ -149,8 +155,11 @@ class RefreshHandler(ApiHandler):
     async def post(self, body: Refresh) -> None:
         """Spend a refresh token for its successor.
 
-        The token spent last may be sent again for some seconds while its successor is unused, and gets the same
-        successor. Any other spent one ends its session.
+        A refresh token is good once, for 30 days; a session for 180. The token spent last may be sent again for 30
+        seconds (`REFRESH_GRACE_SECONDS`) while its successor is unused, and gets the same successor: an answer that was
+        lost logs no one out. Any other spent token ends the session, and its sockets are closed with 4401.
+
+        Send no `Authorization`: an access token that is sent and has expired is 401 here, too.
         """
         token = body.refresh_token
         if await self._sessions.known(token):
@@ -183,7 +192,8 @@ class ResetPasswordHandler(ApiHandler):
         Without `challenge` and `signature` nothing changes, and 428 gives a challenge, for any key, known or not. The
         signature is by the signing key (Ed25519) or the identity key (XEdDSA), over the text
         `mimu-reset-v1|{identity_key}|{challenge}|{sha256}`, where `identity_key` is the standard padded base64 of its
-        32 bytes and `sha256` the hex digest of `new_password`. Every other session ends.
+        32 bytes and `sha256` the hex digest of `new_password`. A challenge is good once, for `expires_in` seconds. The
+        answer is one new session; every other session ends.
         """
         if body.challenge is None or body.signature is None:
             await self.limit("reset-challenge", self._challenge_rate)
@@ -198,7 +208,7 @@ class LogoutHandler(ApiHandler):
 
     @operation({204: None}, refuses=(NotFound,), cost=DEFENDS)
     async def post(self, body: Logout | None = None) -> None:
-        """End this session; with `all` every one of the user's."""
+        """End this session, or all sessions of the user."""
         if body is not None and body.all:
             await self._sessions.end_all(self.session.user_id)
         else:
@@ -225,9 +235,10 @@ class SessionHandler(ApiHandler):
 
     @operation({204: None}, refuses=(NotFound,), cost=DEFENDS)
     async def delete(self, session_id: UUID) -> None:
-        """End a session of one's own.
+        """End a session of one's own; another user's is 404.
 
-        Its tokens are refused on every instance within a second, and its sockets are closed with 4401.
+        Its tokens are refused on every instance within a second (15 while Redis is away), and its sockets are closed
+        with 4401.
         """
         await self._sessions.end(self.session.user_id, session_id)
         self.reply_nothing()

@@ -42,6 +42,8 @@ class ChatsHandler(ApiHandler):
 
         Posting makes a chat active, and so does a change of the chat or of who takes part. Hidden chats are left out
         until somebody posts; `hidden` lists them, and only them. A page has at most `limit` chats and at most 1 MiB.
+        `participants` are at most 8: oneself, the owner, admins, then others. Readers of a channel see the owner,
+        admins and themselves.
         """
         await self.reserve()
         entries, more = await self._chats.entries(self.session.user_id, query.limit, query.place, hidden=query.hidden)
@@ -60,8 +62,10 @@ class ChatsHandler(ApiHandler):
     async def post(self, body: shapes.NewChat) -> None:
         """Make a chat.
 
-        `direct` and `secret` are of two, and want exactly one participant; the others may do without. The server reads
-        titles, avatars and settings: what it should not know goes into messages.
+        `direct` and `secret` are of two, and want exactly one participant; the others may do without. A `public_id` of
+        no one is 400; a chat of two with a user that one has blocked is `forbidden`. In a chat of many some of those
+        named are invited instead of added. An avatar that is a file becomes one of the chat, for its participants to
+        read. The server reads titles, avatars and settings: what it should not know goes into messages.
         """
         user = str(self.session.user_id)
         await self.limit("chats", self._rate, user)
@@ -81,7 +85,9 @@ class ChatHandler(ApiHandler):
     async def get(self, chat_id: UUID) -> None:
         """Look at a chat in which one takes part.
 
-        Participants whose profiles take more than 1 MiB are not all there: `Link` leads to the others.
+        `participants` are null in a channel. Where the profiles of all take more than 1 MiB there are fewer than
+        `participant_count`, and `Link` leads to the others. So it is wherever a chat is answered. A chat in which one
+        takes no part is 404, as if it did not exist.
         """
         await self.reserve()
         reply_chat(self, await self._chats.get(self.session.user_id, chat_id))
@@ -95,7 +101,8 @@ class ChatHandler(ApiHandler):
     async def put(self, chat_id: UUID, body: shapes.ChangeChat) -> None:
         """Change a chat: only the fields that are sent; null clears.
 
-        By its owner and admins; in a chat of two by either.
+        By its owner and admins; in a chat of two by either. An `avatar_url` whose host is not allowed, or that names no
+        complete file of one's own, is 400.
         """
         await self.limit("chat-changes", self._rate, str(self.session.user_id))
         await self.reserve()
@@ -105,7 +112,9 @@ class ChatHandler(ApiHandler):
     async def delete(self, chat_id: UUID) -> None:
         """End a chat for everybody, by its owner; all that was in it is erased. A direct chat goes for oneself only.
 
-        A direct chat comes back with the next message, without what was in it; the other one keeps everything.
+        A direct chat goes for either of the two by themselves: until the next message it is 404 and in no list, and
+        then it is back without what was in it. The other one keeps everything and is not notified. One's own sockets
+        get `account_changed`, and `GET /sync` lists it under `deleted`. `POST /chats` opens it again, empty.
         """
         await self._chats.delete(self.session.user_id, chat_id)
         self.reply_nothing()
@@ -149,7 +158,11 @@ class ParticipantsHandler(ApiHandler):
     async def post(self, chat_id: UUID, body: shapes.NewParticipant) -> None:
         """Bring somebody into a chat of many, by its owner and admins.
 
-        Users who want to be asked are invited instead (`invited`), and come in when they accept.
+        Users who want to be asked are invited instead (`invited`), and come in when they accept. Only the owner gives
+        `admin`. Who was `restricted` before is so again, unless added as `admin`: `role` of the answer says it.
+
+        A `public_id` of no one is 400. `conflict` when they are in, invited or banned, when the chat is full
+        (invitations count) or has 1,024 invitations, and in a chat of two.
         """
         await self.limit("participants", self._rate, str(self.session.user_id))
         self.reply(await self._members.add(self.session.user_id, chat_id, body), 201)
@@ -168,7 +181,8 @@ class ParticipantHandler(ApiHandler):
     async def put(self, chat_id: UUID, user_id: UUID, body: shapes.ChangeRole) -> None:
         """Give a participant another role, by the owner and admins, of who is below them.
 
-        Only the owner makes admins. `owner` hands the chat over, and the giver becomes admin.
+        Only the owner makes admins. `owner` hands the chat over, and the giver becomes admin. The invites of who is
+        neither owner nor admin any more end. `conflict` in a chat of two.
         """
         await self.limit("chat-changes", self._rate, str(self.session.user_id))
         self.reply(await self._members.set_role(self.session.user_id, chat_id, user_id, body.role))
@@ -177,8 +191,11 @@ class ParticipantHandler(ApiHandler):
     async def delete(self, chat_id: UUID, user_id: UUID, query: shapes.RemoveQuery) -> None:
         """Remove a participant, by the owner and admins, of who is below them; or leave, of oneself.
 
-        The owner gives the chat away first, or deletes it. Of an invited user the invitation is withdrawn. With `ban`
-        nothing lets the user in again, and also who is not in the chat can be banned.
+        The owner gives the chat away first, or deletes it; else it is `conflict`, as in a chat of two. No invite that
+        was made before lets in again who was removed. Of an invited user the invitation is withdrawn.
+
+        With `ban` nothing lets the user in again, not even being added. Also who is not in the chat can be banned;
+        again changes nothing. `conflict` of oneself, and for more than 10,000 bans.
         """
         own = self.session.user_id
         if user_id == own and not query.ban:
@@ -198,7 +215,7 @@ class BansHandler(ApiHandler):
     async def get(self, chat_id: UUID, query: shapes.BansQuery) -> None:
         """List who is banned from a chat of many, the latest first, by its owner and admins.
 
-        A page has at most `limit` of them and at most 1 MiB.
+        `conflict` in a chat of two. A page has at most `limit` of them and at most 1 MiB.
         """
         await self.reserve()
         banned, more = await self._members.bans(self.session.user_id, chat_id, query.limit, query.place)
@@ -213,7 +230,7 @@ class BanHandler(ApiHandler):
     async def delete(self, chat_id: UUID, user_id: UUID) -> None:
         """Lift a ban, by the owner and admins.
 
-        The user can be added again, or join by an invite that was made after the ban.
+        The user can be added again, or join by an invite that was made after the ban. `conflict` in a chat of two.
         """
         await self._members.unban(self.session.user_id, chat_id, user_id)
         self.reply_nothing()
@@ -225,13 +242,19 @@ class InvitesHandler(ApiHandler):
 
     @operation({200: list[shapes.Invite]}, refuses=(Forbidden, NotFound, Conflict), cost=READS)
     async def get(self, chat_id: UUID) -> None:
-        """List the invites of a chat of many, the latest first, by its owner and admins."""
+        """List the invites of a chat of many, the latest first, by its owner and admins.
+
+        `conflict` in a chat of two.
+        """
         await self.reserve()
         self.reply(await self._invites.entries(self.session.user_id, chat_id))
 
     @operation({201: shapes.InviteWithToken}, refuses=(Forbidden, NotFound, Conflict), cost=WRITES)
     async def post(self, chat_id: UUID, body: shapes.NewInvite) -> None:
-        """Make an invite into a chat of many, by its owner and admins. Its token is shown this once."""
+        """Make an invite into a chat of many, by its owner and admins. Its token is shown this once.
+
+        `conflict` for more than 100 invites, and in a chat of two.
+        """
         self.reply(await self._invites.create(self.session.user_id, chat_id, body), 201)
 
 
@@ -241,7 +264,7 @@ class InviteHandler(ApiHandler):
 
     @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), cost=UPDATES)
     async def delete(self, chat_id: UUID, invite_id: UUID) -> None:
-        """Withdraw an invite, by the owner and admins."""
+        """Withdraw an invite, by the owner and admins; `conflict` in a chat of two."""
         await self._invites.withdraw(self.session.user_id, chat_id, invite_id)
         self.reply_nothing()
 
@@ -252,7 +275,10 @@ class AcceptHandler(ApiHandler):
 
     @operation({200: IN_FULL}, refuses=(NotFound,), limits={"rate_limit_chat_views": "user"}, cost=JOINS)
     async def post(self, chat_id: UUID) -> None:
-        """Accept an invitation into a chat, or accept a direct chat without writing; again changes nothing."""
+        """Accept an invitation into a chat; again changes nothing.
+
+        Or accept a direct or secret chat that somebody else made, without writing in it.
+        """
         user_id = self.session.user_id
         await self.limit("chat-views", self._rate, str(user_id))
         await self._requests.accept(user_id, chat_id)
@@ -268,7 +294,8 @@ class DeclineHandler(ApiHandler):
     async def post(self, body: shapes.Decline) -> None:
         """Decline invitations, those into these chats or all, and block their makers if wanted.
 
-        Other users are not notified: to them the invitations stay unanswered.
+        What is no invitation changes nothing. Other users are not notified: to them the invitations stay unanswered.
+        `conflict` when `block` would make more than 10,000 blocks.
         """
         await self.limit("chat-views", self._rate, str(self.session.user_id))
         await self._requests.decline(self.session.user_id, None if body.all else body.chat_ids, block=body.block)
@@ -283,8 +310,8 @@ class JoinHandler(ApiHandler):
     async def post(self, body: shapes.Join) -> None:
         """Join a chat by an invite. Who is in already uses nothing up.
 
-        Who was restricted comes back restricted. Who was removed needs an invite that was made after that; who was
-        banned is refused.
+        Who was restricted comes back restricted. An invite that is used up, over or gone is 404, and so is one that
+        doesn't let this user in: banned, or removed after it was made. `conflict` when the chat is full.
         """
         user_id = self.session.user_id
         await self.limit("join", self._rate, str(user_id))
@@ -300,6 +327,6 @@ class JoinPreviewHandler(ApiHandler):
         {200: shapes.Preview}, refuses=(NotFound,), limits={"rate_limit_join": "user, joins counted"}, cost=READS
     )
     async def post(self, body: shapes.Join) -> None:
-        """Look at what an invite leads to, before joining. It is refused where joining would be."""
+        """Look at what an invite leads to, before joining; uses nothing up. It is refused where joining would be."""
         await self.limit("join", self._rate, str(self.session.user_id))
         self.reply(await self._invites.preview(self.session.user_id, body.token))

@@ -20,12 +20,12 @@ class _Contacts(ApiHandler):
 class Verify(_Contacts):
     @operation({200: Verified}, refuses=(NotFound, FingerprintMismatch), cost=WRITES)
     async def post(self, public_id: UserRef, body: Verification) -> None:
-        """Note that one has compared another's fingerprint; again replaces."""
+        """Mark a user as verified, after comparing fingerprints; again replaces. Oneself is 400."""
         self.reply(await self._contacts.verify(self.session.user_id, public_id, body))
 
     @operation({204: None}, refuses=(NotFound,), cost=UPDATES)
     async def delete(self, public_id: UserRef) -> None:
-        """Take a verification back."""
+        """Take a verification back; 404 also when there is none."""
         await self._contacts.unverify(self.session.user_id, public_id)
         self.reply_nothing()
 
@@ -44,9 +44,13 @@ class Block(_Contacts):
     async def put(self, public_id: UserRef) -> None:
         """Block a user, who is not notified; again changes nothing.
 
-        Their calls ring into the void, and neither sees the other's presence. In direct and secret chats that the
-        blocker has accepted neither may post, edit or react. Other chats with them, present and future, are not shown
-        to the blocker, and look to the blocked user like chats that are not answered.
+        A call of the blocked user rings for them and nowhere else, until it is missed, and is not in the history of who
+        blocked them; neither sees the other's presence. In direct and secret chats that the blocker has accepted
+        neither may post, edit or react. All other chats of the two are not shown to the blocker, and work for the
+        blocked user like chats that are not answered. Chats of many go on as before; the blocker is invited into new
+        ones where the blocked user is. Profiles and bundles are not hidden.
+
+        Oneself is 400; more than 10,000 blocks are `conflict`.
         """
         await self._contacts.block(self.session.user_id, public_id)
         self.reply_nothing()

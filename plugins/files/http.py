@@ -53,7 +53,10 @@ class FilesHandler(ApiHandler):
         cost=WRITES,
     )
     async def post(self, body: shapes.NewFile) -> None:
-        """Announce a file, and be told where its bytes go, within the hour."""
+        """Announce a file; the answer says where its bytes go, without the token, within the hour.
+
+        A chat in which one takes no part is 404. `PUT` the bytes there, then complete the file.
+        """
         await self.limit("files", self._rate, str(self.session.user_id))
         self.reply(await self._files.announce(self.session, body, self._address or self.origin), 201)
 
@@ -83,7 +86,7 @@ class FileHandler(ApiHandler):
 
     @operation({204: None}, refuses=(Forbidden, NotFound), cost=UPDATES)
     async def delete(self, file_id: UUID) -> None:
-        """Delete a file of one's own, whatever its state."""
+        """Delete a file of one's own, whatever its state; one that one only reads is `forbidden`."""
         await self._files.delete(self.session.user_id, file_id)
         self.reply_nothing()
 
@@ -131,8 +134,12 @@ class FileContentHandler(DownloadHandler):
     async def get(self, file_id: UUID) -> None:
         """Get the bytes of a file that one may read, as an attachment.
 
-        With `Accept: application/json` the answer is `{url, expires_at}`: for five minutes the bytes are there
-        without a token. A page of another origin needs that with S3, where it can't follow the redirect.
+        With S3 it is a redirect to an address that is good for five minutes. `If-Range` is heeded; several ranges are
+        not.
+
+        With `Accept: application/json` (and no `*/*` beside it) the answer is `{url, expires_at}`, with S3 and without:
+        for five minutes the bytes are there without a token. A page of another origin needs that with S3, where it
+        can't follow the redirect.
         """
         row = await self._files.readable(self.session.user_id, file_id)
         self.add_header("Vary", "Accept")
@@ -171,7 +178,10 @@ class FileDownloadHandler(DownloadHandler):
         cost=TRANSFERS,
     )
     async def get(self, file_id: UUID, query: shapes.SignedReading) -> None:
-        """Download a file from the signed address that `GET /files/{file_id}/content` gave; send no token with it."""
+        """Download a file from the signed address that `GET /files/{file_id}/content` gave; send no token with it.
+
+        404 also when its reader may not read the file any more. With S3 such an address is one of S3.
+        """
         row = await self._files.signed(file_id, query)
         content = await self._files.content(row, self.request.method or "")
         if isinstance(content, Link):  # signed before the server moved to S3
@@ -206,7 +216,10 @@ class FileUploadHandler(UploadHandler):
         cost=TRANSFERS,
     )
     async def put(self, file_id: UUID) -> None:
-        """Upload a file to the signed address that its announcement gave; send no token with it."""
+        """Upload a file to the signed address that its announcement gave; send no token with it.
+
+        The body is the file, of the length announced; a shorter one is 400. With S3 such an address is one of S3.
+        """
         await self.received()
         if self.incoming.offset < self.incoming.size:
             await self.incoming.abandon()

@@ -94,7 +94,9 @@ class TusUploadsHandler(TusHandler):
         """Announce a file that comes by [tus 1.0.0](https://tus.io/protocols/resumable-upload).
 
         A body is its first piece. Clients that can send nothing but GET and POST name other methods in
-        `X-HTTP-Method-Override`.
+        `X-HTTP-Method-Override`. `OPTIONS` has the version, the extensions (`creation`, `creation-with-upload`,
+        `checksum`, `termination`, `expiration`), the checksum algorithms, and the largest tier's `Tus-Max-Size`. A chat
+        in which one takes no part is 404.
         """
         await self.received()
         if self.incoming is not None:

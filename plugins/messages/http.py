@@ -57,7 +57,11 @@ class ChatMessages(ApiHandler):
     async def post(self, chat_id: UUID, body: shapes.Post) -> None:
         """Post a message; answered once it is on the disk.
 
-        The same `client_id` of the same sender again is the same message, never two; with another payload it is 409.
+        The same `client_id` of the same sender again is the same message, never two, also when the sender may not post
+        any more, or the message or chat is gone; with another payload, or in another chat, it is `conflict`.
+
+        `forbidden` for who is `restricted`, in a channel neither owner nor admin, or in a direct or secret chat of two
+        of whom one has blocked the other. The frame `message_send` does the same.
         """
         await self.limit("messages", self._rate, str(self.session.user_id))
         posted, repeated = await self._messages.post(self.session.user_id, chat_id, body)
@@ -78,7 +82,7 @@ class OneMessage(ApiHandler):
 
     @operation({200: Message}, refuses=(Forbidden, NotFound), limits=BY_USER, cost=POSTS)
     async def put(self, message_id: UUID, body: shapes.Edit) -> None:
-        """Edit a message of one's own. What is not sent stays, but for the payload."""
+        """Edit a message of one's own; `message_type` and `metadata` stay when they are left out."""
         await self.limit("messages", self._rate, str(self.session.user_id))
         await self.reserve(LONGEST)
         self.reply(await self._messages.edit(self.session.user_id, message_id, body))
@@ -87,7 +91,8 @@ class OneMessage(ApiHandler):
     async def delete(self, message_id: UUID) -> None:
         """Erase a message for everybody.
 
-        By its sender; in a chat of many by its owner and admins, too; by whose sealed inbox it is in.
+        By its sender; in a group, cloud or channel by its owner and admins, too; by whose sealed inbox it is in. The
+        payload is erased.
         """
         await self.limit("messages", self._rate, str(self.session.user_id))
         await self._messages.delete(self.session.user_id, message_id)
@@ -102,7 +107,9 @@ class Reaction(ApiHandler):
     async def put(self, message_id: UUID, emoji: shapes.Emoji) -> None:
         """React to a message; again changes nothing.
 
-        An emoji with U+FE0F and without it is the same reaction. It is stored and shown in its fully-qualified form.
+        `emoji` is one emoji by the grammar of [UTS 51](https://unicode.org/reports/tr51/). With U+FE0F and without it
+        is the same reaction; it is stored and shown in its fully-qualified form. `forbidden` for who is `restricted`,
+        `conflict` for more than 20 kinds of one user on one message.
         """
         await self.limit("messages", self._rate, str(self.session.user_id))
         await self._messages.react(self.session.user_id, message_id, _emoji(emoji))
@@ -161,7 +168,9 @@ class Receipt(ApiHandler):
     async def post(self, chat_id: UUID, body: shapes.Receipt) -> None:
         """Say how far you have received and read a chat.
 
-        Watermarks only grow, and what is read was delivered. In a secret chat what was delivered is erased.
+        Everything up to that seq has arrived, or was read. Watermarks only grow, and what is read was delivered. In a
+        secret chat what was delivered is erased. A receipt is a mark, not an event: it takes no `seq`, and other
+        participants get it by `receipts`.
         """
         await self.limit("receipts", self._rate, str(self.session.user_id))
         self.reply(await self._receipts.advance(self.session.user_id, chat_id, body))
@@ -175,8 +184,8 @@ class Reads(ApiHandler):
     async def get(self, message_id: UUID, query: PageQuery) -> None:
         """List who has read a message of yours, the last one first.
 
-        Participants who have left are not listed, nor any in a channel. A receipt that passes more than 1,000 messages
-        enters only the newest ones here.
+        Participants who have left are not listed, nor those across a block, nor any in a channel. A receipt that passes
+        more than 1,000 messages enters only the newest 1,000 here; use the marks for those before them.
         """
         reads = await self._receipts.reads(self.session.user_id, message_id, query)
         reply_page(self, query, reads, "read_at", "user_id")
@@ -202,7 +211,9 @@ class SealedMessages(ApiHandler):
     async def post(self, body: shapes.Sealed) -> None:
         """Put a message into somebody's sealed inbox; send no token, for the server is not to know who sends.
 
-        A wrong key, an unknown user and one without an inbox are one answer.
+        A wrong key, an unknown user and one without an inbox are one answer, `unauthorized`; an inbox whose chat was
+        deleted is 404. The message comes into a `secret` chat in which the receiver is alone (`peer` is null), with
+        `sender_id` null.
         """
         key = self.request.headers.get(self.KEY.name)
         if key is None:

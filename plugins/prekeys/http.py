@@ -27,8 +27,8 @@ class Bundle(ApiHandler):
     async def get(self, public_id: UserRef, query: shapes.BundleQuery) -> None:
         """Fetch what opens a Signal session with somebody.
 
-        A one-time prekey is handed out once, ever. When few are left, its owner is told. The bundle of one's own shows
-        none and spends none.
+        A one-time prekey is handed out once, ever. When fewer than 10 are left, the owner's sockets get `prekeys_low`,
+        or their devices a push. The bundle of one's own shows no one-time prekey and spends none.
         """
         signal_form = query.format == "signal"
         self.reply(await self._prekeys.bundle(self.session.user_id, public_id, signal_form=signal_form))
@@ -49,9 +49,13 @@ class Supply(ApiHandler):
     async def post(self, body: shapes.Upload) -> None:
         """Upload prekeys: all are taken, or none.
 
-        A new signed prekey, or last-resort key, takes the place of the present one. A `key_id` that was sent before
-        with another key is 409, and so is a signed key that was superseded. What is there already stays as it is, so
-        that an upload can be repeated.
+        A new signed prekey, or last-resort key, takes the place of the present one. More than 1,000 unused ones of a
+        kind are 400.
+
+        An upload whose answer was lost can be sent again: a key that is there under the same `key_id` stays as it is,
+        whether it was handed out meanwhile or not, for as long as it is kept (30 days after its use). A `key_id` that
+        was sent before with another key is `conflict`. So is a signed prekey or a Kyber key that was superseded or sent
+        before, under whatever `key_id`: its signature doesn't say when it was made.
         """
         await self.limit("prekey-upload", self._rate, str(self.session.user_id))
         self.reply(await self._prekeys.upload(self.session.user_id, body))

@@ -31,7 +31,8 @@ class PushTokens(ApiHandler):
     async def put(self, body: Registration) -> None:
         """Register a push token, which goes with its session.
 
-        An eleventh takes the place of the one that was registered longest ago.
+        An eleventh of an account takes the place of the one that was registered longest ago. The same token of another
+        account is left alone.
         """
         await self.limit("push", self._rate, str(self.session.user_id))
         token, new = await self._tokens.register(self.session, body)

@@ -45,6 +45,10 @@ class Purchases(ApiHandler):
 
         `signature` is Ed25519 by the owner's signing key over `mimu-sub-v1|{prid_hash}|{tier}`. Time begins now, or
         when what the owner has of that tier ends.
+
+        Judged in this order: the signature (403); what can be no proof (402); the PRID or the payment belongs to
+        another purchase (409); the server doesn't sell that tier that way (422); what was not paid (402). While the
+        provider is away it is 503, and nothing is stored.
         """
         await self.limit("purchase", self._rate)
         bought = await self._subscriptions.purchase(body)
@@ -74,7 +78,7 @@ class Validations(ApiHandler):
 
         `signature` is by the owner's signing key over `mimu-sub-validate-v1|{prid}`, where `prid` is text with
         hyphens, in small letters or as it is sent, or over what the purchase was signed over. Every kind of no is the
-        same answer.
+        same answer, `false`, null and null, also a wrong signature.
         """
         await self.limit("validate", self._rate)
         self.reply(await self._subscriptions.validate(body.prid, body.signature))
@@ -95,7 +99,11 @@ class StripeWebhook(ApiHandler):
         cost=UPDATES,
     )
     async def post(self) -> None:
-        """Hear of a refund or a dispute from Stripe, and cancel what that payment bought. 422 without Stripe."""
+        """Hear of a refund or a dispute from Stripe, and cancel what that payment bought.
+
+        It takes `charge.refunded` (of the whole amount), `charge.dispute.created` and `charge.dispute.funds_withdrawn`,
+        and ignores all other events. 422 without Stripe.
+        """
         if self._stripe is None:
             raise PaymentMethodUnavailable
         proof = self._stripe.taken_back(self.raw_body, self.request.headers.get(self.KEY.name, ""))

@@ -28,7 +28,7 @@ class Purchase(Shape):
     payment_proof: Annotated[
         str,
         StringConstraints(min_length=1, max_length=256),
-        Field(description="A voucher's code; the id of a PaymentIntent; the id of a BTCPay invoice."),
+        Field(description="A voucher's code; the id of a PaymentIntent (`pi_…`); the id of a BTCPay invoice."),
     ]
     payment_method: Method
 

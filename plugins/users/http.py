@@ -35,7 +35,11 @@ class Profile(ApiHandler):
     async def get(self, public_id: UserRef) -> None:
         """Look at a user's profile.
 
-        Presence is `false` and `null` where it is hidden: by that user's `settings.privacy.last_seen`, or by a block.
+        Here and in the other routes below `/users`, `{public_id}` may also be a `user_id` in its form of 36 characters.
+        Anything else is a public id.
+
+        Presence is `false` and `null` where it is hidden: by that user's `settings.privacy.last_seen`, or by a block
+        between the two.
         """
         self.reply(await self._users.profile(self.session.user_id, public_id))
 
@@ -53,16 +57,21 @@ class Me(ApiHandler):
     async def put(self, body: ChangeMe) -> None:
         """Change one's own profile: only the fields that are sent; null clears.
 
-        `settings` are merged into what is there, and so is `privacy` in them: a key that is not sent stays, one that is
-        sent as null goes. What comes of it may have 16 KiB of JSON.
+        An empty string in `display_name`, `bio`, `avatar_url` or `language` counts as null.
+
+        `settings` are merged into what is there, so that two devices, or an older app, lose nothing of what others
+        wrote: a key that is not sent stays, one that is null is removed. The same holds for the keys of `privacy`; all
+        other values are replaced. `settings: null` removes all. What comes of it has at most 16 KiB of JSON.
         """
         self.reply(await self._users.change(self.session.user_id, body))
 
     @operation({204: None}, refuses=(InvalidCredentials,), limits={"rate_limit_delete": "address"}, cost=DEFENDS)
     async def delete(self, body: DeleteMe) -> None:
-        """Erase one's account, with its keys, sessions, files and reactions.
+        """Erase one's account, with its keys, sessions, verifications, blocks, reactions, receipts and files.
 
-        Messages in chats of many stay, without a sender.
+        It leaves its chats: a chat that it owned goes to the admin who joined first, and has no owner when there is
+        none; a chat in which no one is left is deleted. Its messages stay with the others, with `sender_id` null;
+        calls stay in their history, without its name.
         """
         await self.limit("delete-me", self._rate)
         await self._users.delete(self.session, body.password)

@@ -40,8 +40,10 @@ def _obeyed(value: dict[str, Any]) -> dict[str, Any]:
 
 KNOWN = Field(
     description="The app's own, at most 16 KiB of JSON. The server itself obeys two of `privacy`: `last_seen`, who sees"
-    " one's presence, and `add`, who adds one to chats of many without asking. Merged:"
-    " a key that is sent as null is removed, one that is not sent stays; the same for the keys of `privacy`.",
+    " one's presence, `everyone` (unless set), `contacts` (people whom one has verified, written to in a chat of two,"
+    " called, or answered, or whose chat one accepted; what they did makes them no contacts) or `nobody`; and `add`,"
+    " who adds one to chats of many instead of inviting: `everyone` (unless set), `requests` or `contacts`. Merged: a"
+    " key that is sent as null is removed, one that is not sent stays; the same for the keys of `privacy`.",
     json_schema_extra={
         "properties": {
             "privacy": {
@@ -73,7 +75,10 @@ class ChangeMe(Shape):
     language: Annotated[Language | None, EMPTY_IS_NULL] = None
     settings: Annotated[dict[str, Any], bounded(MAX_SETTINGS), AfterValidator(_obeyed), KNOWN] | None = None
     # Contract section 7: who knows it may write to the user's sealed inbox. Signal's is 16 bytes.
-    sealed_access_key: Annotated[Base64, Field(min_length=16, max_length=32)] | None = None
+    sealed_access_key: Annotated[
+        Annotated[Base64, Field(min_length=16, max_length=32)] | None,
+        Field(description="16 to 32 bytes: opens a sealed inbox for who knows the key. Null closes it. Never shown."),
+    ] = None
 
 
 # What they get ------------------------------------------------------------------------------------------------------
@@ -95,8 +100,8 @@ class UserProfile(Person):
 
 
 class OwnProfile(UserProfile):
-    """A profile as its owner sees it. ``sealed_chat_id`` is the chat of one's sealed inbox, ``limits`` are what one's
-    ``tier`` allows."""
+    """A profile as its owner sees it. ``sealed_chat_id`` is the chat of one's sealed inbox, null without one; ``tier``
+    is what is paid for just now, and ``limits`` are what it allows."""
 
     identity_key: Coded
     settings: dict[str, Any]
