@@ -13,6 +13,8 @@ from uuid import UUID
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
+from handlers.wire.shapes import IdText
+
 Frame = Mapping[str, Any]  # what goes out: a server frame, or an event of a chat
 AckFields = Mapping[str, object] | None  # what the ack of a client's frame has beside its id
 
@@ -22,8 +24,8 @@ class Ready(TypedDict):
     before means that the server went back in time."""
 
     type: Literal["ready"]
-    user_id: str
-    session_id: str
+    user_id: IdText
+    session_id: IdText
     server_time: str
     heartbeat_seconds: int
     epoch: str

@@ -59,8 +59,8 @@ def known(post: messages.Post, posted: Posted) -> tuple[Posted, bool]:
 def _acked(post: messages.Post, posted: Posted) -> shapes.Sent:
     posted, repeated = known(post, posted)
     answer: shapes.Sent = {
-        "message_id": posted.id,
-        "chat_id": posted.chat_id,
+        "message_id": str(posted.id),
+        "chat_id": str(posted.chat_id),
         "seq": posted.seq,
         "created_at": posted.created_at,
     }

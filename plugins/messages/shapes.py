@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from handlers.http.pages import CURSOR
 from handlers.wire.chat_events import ChatEvent
-from handlers.wire.shapes import Base64, Id, PublicId, Shape, bounded
+from handlers.wire.shapes import Base64, Id, IdText, PublicId, Shape, bounded
 
 MAX_PAYLOAD = 64 * 1024  # bytes, contract section 7
 MAX_METADATA = 4 * 1024  # bytes of JSON: what a client needs before it decrypts, not a second payload
@@ -105,8 +105,8 @@ class Sent(TypedDict):
     """Where a message stands in its chat. ``repeated`` is true for one that was posted before, under the same
     ``client_id``."""
 
-    message_id: UUID
-    chat_id: UUID
+    message_id: IdText
+    chat_id: IdText
     seq: int
     created_at: datetime
     repeated: NotRequired[Literal[True]]
