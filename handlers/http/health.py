@@ -177,11 +177,11 @@ class Health(ApiHandler):
 
     @operation({200: HealthReport, 503: Answer(HealthReport, "Something is not well.")}, cost=MONITORS)
     async def get(self) -> None:
-        """Ask whether all is well.
+        """Check whether the server is well.
 
-        PostgreSQL and Redis are `ok` when they take a write, which is made at most every 2 seconds. `/health/ready`
-        asks only for what nothing works without: 200 while PostgreSQL answers and takes that write, also when Redis or
-        the storage of files is away. Both answer within 2 seconds.
+        PostgreSQL and Redis are `ok` if they take a write, which the server makes at most every 2 seconds.
+        `/health/ready` checks only what nothing works without: it is 200 while PostgreSQL answers and takes that write,
+        also when Redis or the storage of files is away. Both answer within 2 seconds.
         """
         found = await self._examiner.examine()
         well = all(answer == "ok" for answer in found.values())
@@ -204,7 +204,7 @@ class Live(ApiHandler):
 
     @operation({200: Liveness}, cost=MONITORS)
     def get(self) -> None:
-        """Ask whether the process answers."""
+        """Check whether the process answers."""
         self.reply({"status": "live"})
 
 

@@ -91,8 +91,8 @@ class OpenApi(_PublishedHandler):
     async def get(self) -> None:
         """Get the OpenAPI 3.1 document of this server.
 
-        It has the features that are enabled, and is made of the shapes by which this very server judges requests. It
-        may be kept for five minutes, and be asked for again with `If-None-Match`.
+        It has the features that are enabled, and is made of the shapes that check requests. Clients may keep it for
+        five minutes, and ask again with `If-None-Match`.
         """
         await self.publish(self._document)
 
@@ -105,7 +105,7 @@ class DocsPage(_PublishedHandler):
         {200: Answer(words="The page.", headers=CACHED, media="text/html"), 304: SAME}, headers=ASKED, cost=READS
     )
     async def get(self) -> None:
-        """Get a page that renders the document; its policy lets nothing in from other hosts."""
+        """Get a page that shows the document. It loads nothing from other hosts."""
         self.set_header("Content-Security-Policy", SCRIPTED)
         self.set_header("Referrer-Policy", "no-referrer")
         await self.publish(self._assets[PAGE])
@@ -122,7 +122,7 @@ class DocsAsset(_PublishedHandler):
         cost=READS,
     )
     async def get(self, name: str) -> None:
-        """Get what that page is made of."""
+        """Get a part of that page."""
         found = self._assets.get(name)
         if found is None or name == PAGE:
             raise NotFound

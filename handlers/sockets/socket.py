@@ -158,7 +158,7 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
         The token comes as elsewhere, or from a browser in the subprotocols `mimu.v1, bearer.<token>`. An `Origin` that
         is neither our own host nor in `CORS_ALLOW_ORIGINS` is 403. Frames are JSON texts of at most 128 KiB, 60 a
-        second; `x-frames` has those that clients send, `x-replies` what each of these is answered with, and
+        second. `x-frames` has those that clients send, `x-replies` the ack and the errors that each of these gets, and
         `x-server-frames` those that the server sends.
         """
         await self.limit("sockets", self.application.core.rate_limit_sockets, str(self.session.user_id))

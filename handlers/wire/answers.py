@@ -16,7 +16,7 @@ Role = Literal["owner", "admin", "member", "restricted"]
 
 
 class Person(TypedDict):
-    """Somebody, as lists show them."""
+    """A user, as lists show them."""
 
     user_id: UUID
     public_id: str
@@ -35,8 +35,8 @@ class ReactionCount(TypedDict):
 
 
 class Message(TypedDict):
-    """A message as it is now. What was there before one joined, or happened after one left, is not shown, and
-    404."""
+    """A message as it is now. You don't see those from before you joined, nor what happened after you left; asking for
+    them is 404."""
 
     id: UUID
     chat_id: UUID
@@ -49,7 +49,7 @@ class Message(TypedDict):
     reply_to: UUID | None
     reply_to_seq: Annotated[int | None, Field(description="The `seq` of that message.")]
     forwarded_from: UUID | None
-    reactions: Annotated[list[Reaction], Field(description="The first 200; in a channel one's own.")]
+    reactions: Annotated[list[Reaction], Field(description="The first 200; in a channel your own.")]
     reaction_counts: NotRequired[
         Annotated[
             list[ReactionCount],
@@ -62,7 +62,7 @@ class Message(TypedDict):
 
 
 class Thread(TypedDict):
-    """A chat, the same for all who take part: what events have of it."""
+    """A chat, the same for all its participants."""
 
     id: UUID
     type: ChatType

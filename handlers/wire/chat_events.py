@@ -19,7 +19,7 @@ class _Event(TypedDict):
 
 
 class MessageNew(_Event):
-    """A message was posted, or edited; ``message`` is as it is now."""
+    """A message was posted or edited; ``message`` shows it as it is now."""
 
     type: Literal["message_new", "message_edited"]
     message: Message
@@ -46,8 +46,8 @@ class ReactionEvent(_Event):
 
 
 class ReceiptEvent(_Event):
-    """Of servers before receipts were marks: it holds its seq in ``/sync`` until it is too old to be kept. Nothing
-    makes new ones."""
+    """From servers before receipts were marks. It holds its ``seq`` in ``/sync`` until it is too old to be kept; the
+    server makes no new ones."""
 
     type: Literal["receipt"]
     user_id: UUID
@@ -56,7 +56,7 @@ class ReceiptEvent(_Event):
 
 
 class ParticipantEvent(_Event):
-    """A user came into the chat, or has another role; ``role`` is what it is now."""
+    """A user joined the chat, or got another role; ``role`` is the present one."""
 
     type: Literal["participant_added", "participant_role"]
     user_id: UUID
@@ -64,7 +64,7 @@ class ParticipantEvent(_Event):
 
 
 class ParticipantInvited(_Event):
-    """A user was invited by another one, and receives this, too. They come in by ``participant_added``."""
+    """A user was invited by another one, and gets this event, too. They join by ``participant_added``."""
 
     type: Literal["participant_invited"]
     user_id: UUID
@@ -72,7 +72,7 @@ class ParticipantInvited(_Event):
 
 
 class ParticipantRemoved(_Event):
-    """A user was removed, left, or is gone with their account; or an invitation was withdrawn. To them it is the last
+    """A user was removed, left, or deleted their account; or an invitation was withdrawn. For that user it is the last
     event of the chat. ``role`` is the one that they had; events of older servers lack it."""
 
     type: Literal["participant_removed"]
@@ -81,14 +81,16 @@ class ParticipantRemoved(_Event):
 
 
 class ChatChanged(_Event):
-    """A chat was made, changed, or ended; ``chat`` is as it is now. ``chat_deleted`` is its last event."""
+    """A chat was created, changed or deleted; ``chat`` shows it as it is now. ``chat_deleted`` is the last event of a
+    chat."""
 
     type: Literal["chat_created", "chat_updated", "chat_deleted"]
     chat: Thread
 
 
 class Hidden(_Event):
-    """An event that one may not see, without anything else; in ``/sync`` consecutive ones are one, up to ``to_seq``."""
+    """An event that you may not see, without its content. In ``/sync`` one stands for consecutive ones, up to
+    ``to_seq``."""
 
     type: Literal["hidden"]
     to_seq: NotRequired[int]

@@ -25,8 +25,8 @@ class CallFields(TypedDict):
 
 
 class Rings(TypedDict):
-    """``delivered`` says whether the callee has a socket anywhere, and is null when their presence is hidden from the
-    caller. An offer that was taken before has ``repeated`` instead, and is not sent again."""
+    """``delivered`` tells whether the callee has a socket anywhere; it is null when their presence is hidden from you.
+    For an offer that the server has taken before, ``repeated`` stands instead, and the offer is not sent again."""
 
     call_id: UUID
     status: CallStatus
@@ -36,8 +36,8 @@ class Rings(TypedDict):
 
 
 class Answered(TypedDict):
-    """``delivered`` says whether the caller has a socket anywhere, and is null when their presence is hidden from the
-    callee. ``repeated`` is true for the answer that was taken before, and is not sent again."""
+    """``delivered`` tells whether the caller has a socket anywhere; it is null when their presence is hidden from you.
+    For the same answer again ``repeated`` is true, and the answer is not sent again."""
 
     call_id: UUID
     status: CallStatus
@@ -46,7 +46,7 @@ class Answered(TypedDict):
 
 
 class HungUp(TypedDict):
-    """How the call ended. Of one that was over already the same, and nothing changes."""
+    """How the call ended. If it was over already, nothing changes."""
 
     call_id: UUID
     status: CallStatus
@@ -67,7 +67,7 @@ class CallOffer(CallFields):
 
 
 class CallAnswer(CallFields):
-    """The callee has answered. To the caller."""
+    """The callee has answered. The caller gets it."""
 
     type: Literal["call_answer"]
 
@@ -79,12 +79,12 @@ class IceCandidate(CallFields):
 
 
 class CallHangup(CallFields):
-    """The call is over, or, for ``answered_elsewhere``, goes on at another device of the same user. To every socket of
-    both, but the one that did it.
+    """The call is over, or, for ``answered_elsewhere``, goes on at another device of the same user. Every socket of
+    both users gets it, but the one that ended the call.
 
-    ``from_user_id`` is who ended it, or the other side when the server did; null when that account is gone. ``reason``
-    is the call's ``end_reason``, but ``answered_elsewhere`` and ``declined_elsewhere`` to the callee's other sockets
-    when one of them has answered or declined, and ``connection_lost`` instead of ``heartbeat_lost``."""
+    ``from_user_id`` is the user who ended it, or the other side if the server did; null if that account is deleted.
+    ``reason`` is the call's ``end_reason``, but ``answered_elsewhere`` and ``declined_elsewhere`` for the callee's
+    other sockets after one of them answered or declined, and ``connection_lost`` instead of ``heartbeat_lost``."""
 
     type: Literal["call_hangup"]
     reason: str

@@ -42,7 +42,7 @@ class UserNotFound(NotFound):
 
 
 class CannotCallSelf(InvalidRequest):
-    """An offer to oneself."""
+    """An offer to yourself."""
 
     code, message = "cannot_call_self", "One can't call oneself."
 

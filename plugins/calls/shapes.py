@@ -60,13 +60,13 @@ def _known_reason(value: object) -> object:
 
 
 class Offer(Shape):
-    """Ring somebody: all sockets of the callee ring, for 60 seconds.
+    """Call a user: all their sockets ring, for 60 seconds.
 
-    The offer and the caller's candidates wait for the rest of the ring: a socket that the callee opens in time gets the
-    offer, then the candidates in order, each once. An offer with a new id ends what the caller had with the same callee
-    before, and an answered call between the two, with `superseded`: a phone that crashed must be able to call again.
+    The offer and your candidates wait for the rest of the ring: a socket that the callee opens in time gets the offer,
+    then the candidates in order, each once. An offer with a new id ends your earlier ring with the same callee, and an
+    answered call between the two of you, with `superseded`: a phone that crashed must be able to call again.
 
-    `user_not_found` also means a deleted account; `glare` that the other side is calling you already, by `call_id`."""
+    With `glare` the other side is calling you already: `call_id` names their call."""
 
     call_id: Annotated[Id, Field(description="A new one for each call.")]
     to_user_id: Id
@@ -75,29 +75,29 @@ class Offer(Shape):
 
 
 class Answer(Shape):
-    """Answer a call while it rings, by the callee; the first of their devices wins.
+    """Answer a call while it rings, as the callee; the first of your devices wins.
 
-    The answer and the callee's candidates wait for sockets that the caller opens, for 60 seconds or until the caller's
-    first `call_heartbeat`."""
+    The answer and your candidates wait for sockets that the caller opens, for 60 seconds or until the caller's first
+    `call_heartbeat`."""
 
     call_id: Id
     encrypted_payload: Payload
 
 
 class Candidate(Shape):
-    """Pass an ICE candidate on to the other side, by either, while the call lives.
+    """Send an ICE candidate to the other side, while the call lives. Either side may.
 
-    While it rings, the payloads of the offer and of the caller's candidates have 256 KiB in all."""
+    While it rings, the payloads of the offer and of the caller's candidates have at most 256 KiB in all."""
 
     call_id: Id
     encrypted_payload: CandidatePayload
 
 
 class Hangup(Shape):
-    """End a call, by either.
+    """End a call. Either side may.
 
-    Refused for nothing but its ``call_id``: any other reason counts as ``hangup``, and a payload that is no base64 of
-    at most 32 KiB as none."""
+    Only a bad ``call_id`` is refused: any other reason counts as ``hangup``, and a payload that is no base64 of at most
+    32 KiB as none."""
 
     call_id: Id
     reason: Annotated[Reason, BeforeValidator(_known_reason)] = "hangup"
@@ -105,7 +105,7 @@ class Hangup(Shape):
 
 
 class Heartbeat(Shape):
-    """Keep an answered call alive, by either, every `heartbeat_seconds`."""
+    """Keep an answered call alive, every `heartbeat_seconds`. Both sides do."""
 
     call_id: Id
 

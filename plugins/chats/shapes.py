@@ -96,9 +96,9 @@ class Join(Shape):
 
 
 class Typing(Shape):
-    """Show the other participants of a chat that one is writing.
+    """Show the other participants that you are writing.
 
-    They receive it at most once in 3 seconds, and in a channel not at all. `forbidden` for who may not post."""
+    They receive it at most once in 3 seconds, and in a channel not at all. It is `forbidden` where you may not post."""
 
     chat_id: Id
 
@@ -139,23 +139,23 @@ class _OwnChat(Thread):
             ),
         ]
     ]
-    invited_by: NotRequired[Annotated[Person | None, Field(description="Null when that account is gone.")]]
-    role: Annotated[Role, Field(description="One's own; of an invitation the one to come.")]
+    invited_by: NotRequired[Annotated[Person | None, Field(description="Null if that account is deleted.")]]
+    role: Annotated[Role, Field(description="Your own; of an invitation the one to come.")]
     last_seq: Annotated[int, Field(description="Of the newest event; of an invitation its own.")]
-    read_seq: Annotated[int, Field(description="One's own watermark.")]
-    delivered_seq: Annotated[int, Field(description="One's own watermark.")]
+    read_seq: Annotated[int, Field(description="Your mark.")]
+    delivered_seq: Annotated[int, Field(description="Your mark.")]
     unread_count: Annotated[int, Field(description="Messages of others behind `read_seq`.")]
-    hidden: Annotated[bool, Field(description="Set for oneself, as the next three.")]
+    hidden: Annotated[bool, Field(description="Your own view of it, as the next three.")]
     archived: bool
     muted_until: datetime | None
     marked_unread: bool
-    peer: Annotated[Person | None, Field(description="The other one of a direct or secret chat, else null.")]
+    peer: Annotated[Person | None, Field(description="The other user of a direct or secret chat, else null.")]
     last_message: Message | None
 
 
 class Chat(_OwnChat):
-    """A chat as its participant sees it, with at most 8 of its ``participants``: oneself, the owner and admins first.
-    Readers of a channel see no other readers."""
+    """A chat as you see it, with at most 8 of its ``participants``: you, the owner and admins first. Readers of a
+    channel see no other readers."""
 
     participants: list[Member]
 
@@ -168,8 +168,8 @@ class Invited(Person):
 
 
 class ChatInFull(_OwnChat):
-    """A chat as its participant sees it, with all its ``participants``, which are null in a channel, and those who are
-    ``invited``, if there are any. Of a channel its owner and admins see them."""
+    """A chat as you see it, with all its ``participants``, or null in a channel, and the users who are ``invited``, if
+    any. In a channel its owner and admins see these."""
 
     participants: list[Participant] | None
     invited: NotRequired[list[Invited]]
@@ -180,7 +180,7 @@ class BannedUser(Person):
 
 
 class Preview(TypedDict):
-    """What an invite leads to. ``chat_id`` is null unless one has joined already."""
+    """The chat of an invite. ``chat_id`` is null unless you have joined."""
 
     chat_id: UUID | None
     type: ChatType
@@ -191,7 +191,7 @@ class Preview(TypedDict):
 
 
 class Place(TypedDict):
-    """Somebody's place in a chat."""
+    """A user's role in a chat."""
 
     chat_id: UUID
     user_id: UUID
@@ -199,7 +199,7 @@ class Place(TypedDict):
 
 
 class Added(Place):
-    """Somebody's place in a chat, or the one that they are ``invited`` to."""
+    """A user's role in a chat, or the one of the invitation if they were ``invited``."""
 
     invited: bool
 

@@ -41,7 +41,7 @@ class NewFile(Shape):
     sha256: Sha256
     media_type: Annotated[MediaType | None, Field(description="`type/subtype`.")] = None
     chat_id: Annotated[
-        Id | None, Field(description="A chat in which one takes part; its participants may read it.")
+        Id | None, Field(description="A chat in which you take part; its participants may read the file.")
     ] = None
 
 

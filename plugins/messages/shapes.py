@@ -41,16 +41,16 @@ class Post(Shape):
     encrypted_payload: Payload
     message_type: MessageType
     metadata: Metadata | None = None
-    reply_to: Annotated[Id | None, Field(description="A message of this chat that one sees.")] = None
-    forwarded_from: Annotated[Id | None, Field(description="A message of any chat that one sees.")] = None
+    reply_to: Annotated[Id | None, Field(description="A message of this chat that you see.")] = None
+    forwarded_from: Annotated[Id | None, Field(description="A message of any chat that you see.")] = None
     expires_in: Lifetime | None = None
 
 
 class Send(Post):
-    """Post a message, as `POST /chats/{chat_id}/messages` does; acknowledged once it is on the disk.
+    """Post a message, as `POST /chats/{chat_id}/messages` does; the ack comes once it is on disk.
 
-    The socket that sent it gets no `message_new` of it. A refusal with `unavailable` may be of a message that was
-    stored: send it again under the same `client_id`."""
+    This socket gets no `message_new` for it. After `unavailable` the message may be stored or not: send it again with
+    the same `client_id`."""
 
     chat_id: Id
 
@@ -102,7 +102,7 @@ class Posted(TypedDict):
 
 
 class Sent(TypedDict):
-    """Where a message stands in its chat. ``repeated`` is true for one that was posted before, under the same
+    """Where the message stands in its chat. ``repeated`` is true if you have posted it before, under the same
     ``client_id``."""
 
     message_id: IdText
@@ -120,7 +120,7 @@ class Delivered(TypedDict):
 
 
 class Watermarks(TypedDict):
-    """How far one is; ``unread_count`` is of messages by others."""
+    """Your marks, and how many messages of others you have not read."""
 
     delivered_seq: int
     read_seq: int
@@ -160,15 +160,15 @@ class Read(TypedDict):
 
 
 class DeletedChat(TypedDict):
-    """A direct chat that the user has deleted for themselves: nothing up to ``seq`` is theirs any more."""
+    """A direct chat that you have deleted for yourself: you no longer see anything up to ``seq``."""
 
     chat_id: UUID
     seq: int
 
 
 class SyncPage(TypedDict):
-    """``cursor`` is for the next time; with ``has_more``, at once. No app looks inside. ``marks`` moved since the
-    cursor: the newest of each participant, at most ``limit`` and 500 a page, which may come again. ``deleted`` is left
+    """``cursor`` is opaque, and for the next request: at once if ``has_more``. ``marks`` are those that moved since the
+    cursor, the newest of each participant, at most ``limit`` and 500 a page; they may come again. ``deleted`` is left
     out when it is empty."""
 
     events: list[ChatEvent]

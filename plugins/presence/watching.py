@@ -38,19 +38,19 @@ HIDDEN: Shown = (False, None)  # as profiles show it, too
 
 
 class Subscribe(Shape):
-    """Watch the presence of these users instead of those before; an empty list ends it.
+    """Watch the presence of these users instead of the earlier ones; an empty list ends it.
 
-    A `presence` of each who lets one see it comes at once, then the ack; and one at each of their comings and goings,
-    and when it is hidden or shown."""
+    For each user who lets you see it a `presence` comes at once, before the ack; and another one whenever they come or
+    go, or hide or show it."""
 
     user_ids: Annotated[list[Id], Field(max_length=MOST)]
 
 
 class PresenceFrame(TypedDict):
-    """Whether a watched user is online. Only to sockets that asked by `presence_subscribe`.
+    """Whether a watched user is online. Only sockets that sent `presence_subscribe` get it.
 
-    It is `false` and `null` when the user's settings or a block hide it, which is looked up each time. When one of them
-    comes to hide it, what was shown is taken back at once, and nothing more follows."""
+    It is `false` and `null` when the user's settings or a block hide it, which the server checks each time. When one of
+    them starts to hide it, the server takes back at once what it has shown, and sends nothing more."""
 
     type: Literal["presence"]
     user_id: UUID

@@ -53,7 +53,7 @@ class Validation(Shape):
 
 
 class Subscription(TypedDict):
-    """As it is at this moment: one that has ended is ``expired``."""
+    """A subscription at this moment: once it has ended it is ``expired``."""
 
     subscription_id: UUID
     tier: Sold
