@@ -46,9 +46,9 @@ class Block(_Contacts):
 
         A call of the blocked user rings for them and nowhere else until it is missed, and is not in your history.
         Neither of you sees the other's presence. In direct and secret chats that you have accepted, neither of you can
-        post, edit or react. You do not see any other chat of the two, and for the blocked user it works like a chat
-        that is not answered. Chats of many go on as before; into new ones with the blocked user you are invited.
-        Profiles and bundles are not hidden.
+        post, edit or react. You do not see any other chat of the two of you, and for the blocked user it works like a
+        chat that is not answered. Chats of many go on as before, but you are only invited into new ones in which the
+        blocked user is. Profiles and bundles are not hidden.
 
         Yourself is 400; more than 10,000 blocks are `conflict`.
         """
