@@ -44,8 +44,8 @@ class SchemaWords:
         return self._of_type(kinds, schema)
 
     def _of_type(self, kind: str, schema: Json) -> str:
-        if kind == "null":
-            return "`null`"
+        if kind in ("null", "anything"):
+            return "`null`" if kind == "null" else kind
         if kind == "array":
             most = _span(schema.get("minItems"), schema.get("maxItems"))
             of = self.kind(schema.get("items", {}))

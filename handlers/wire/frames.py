@@ -47,6 +47,13 @@ class TokenExpiring(TypedDict):
     seconds: int
 
 
+class BadField(TypedDict):
+    """A field of a frame, by its path (``user_ids[3]``), and what is wrong with it."""
+
+    field: str
+    issue: str
+
+
 class ErrorFrame(TypedDict):
     """The refusal of a frame. ``id`` is that of the frame, if it had one; ``retry_after`` is in seconds, for
     `rate_limited` and `unavailable`."""
@@ -55,7 +62,7 @@ class ErrorFrame(TypedDict):
     id: NotRequired[str]
     code: str
     message: str
-    details: NotRequired[list[Any]]
+    details: NotRequired[list[BadField]]
     retry_after: NotRequired[int]
     call_id: NotRequired[str]
     status: NotRequired[str]
