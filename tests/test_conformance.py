@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.client import Account, ask
-from tests.conformance import Contract, known
+from tests.conformance import Contract, contract_of
 from tests.running import Services, place, serving
 
 HEADERS = {"X-Request-ID": "x", "Content-Type": "application/json"}
@@ -20,7 +20,7 @@ REFUSAL = {"error": "not_found", "message": "There is no such user.", "request_i
 @pytest.mark.gen_test
 async def test_answers_that_differ_from_the_document_are_found(services: Services) -> None:
     async with place(services) as home, serving(home) as server:
-        contract = known(server.url)
+        contract = contract_of(server.url)
         assert contract is not None
         alice = await Account().register(server.url)
         profile = (await alice.get(f"/users/{alice.public_id}")).json
@@ -59,7 +59,7 @@ def said(contract: Contract, path: str, status: int, body: Any, headers: dict[st
 @pytest.mark.gen_test
 async def test_answers_to_frames_are_judged_by_the_frame_that_they_answer(services: Services) -> None:
     async with place(services) as home, serving(home) as server:
-        contract = known(server.url)
+        contract = contract_of(server.url)
         assert contract is not None
     stored = {"message_id": CALL, "chat_id": CALL, "seq": 1, "created_at": "2026-01-01T12:00:00Z"}
     refusal = {"type": "error", "id": "f1", "code": "glare", "message": "Calling already.", "call_id": CALL}

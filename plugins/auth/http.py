@@ -163,7 +163,7 @@ class RefreshHandler(ApiHandler):
         Send no `Authorization` header: an expired access token is 401 here, too.
         """
         token = body.refresh_token
-        if await self._sessions.known(token):
+        if await self._sessions.has_seen(token):
             # Each leaves a row for as long as the session may last. Who doesn't have the token can't use this up.
             await self.limit("refresh", self._rate, str(family(token)))
         else:

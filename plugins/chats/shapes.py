@@ -190,16 +190,16 @@ class Preview(TypedDict):
     joined: bool
 
 
-class Place(TypedDict):
-    """A user's role in a chat."""
+class ParticipantRole(TypedDict):
+    """The role of a user in a chat."""
 
     chat_id: UUID
     user_id: UUID
     role: Role
 
 
-class Added(Place):
-    """A user's role in a chat, or the one of the invitation if they were ``invited``."""
+class AddedParticipant(ParticipantRole):
+    """The role of a user in a chat, or the one of the invitation if they were ``invited``."""
 
     invited: bool
 

@@ -19,7 +19,7 @@ from nacl.signing import SigningKey
 from server import Server
 from tests.client import Account, Answer, ask, b64
 from tests.conformance import UUID as ANY_UUID
-from tests.conformance import Contract, known
+from tests.conformance import Contract, contract_of
 
 Json = dict[str, Any]
 
@@ -71,7 +71,7 @@ class Recorder:
     the last look. What a scenario asks of other features is not kept."""
 
     def __init__(self, server: Server, feature: str) -> None:
-        contract = known(server.url)
+        contract = contract_of(server.url)
         assert contract is not None
         self.server, self.url, self.feature = server, server.url, feature
         self.examples: dict[str, Json] = {}
