@@ -129,6 +129,15 @@ class Fence:
             return mark.timeline > self.mark.timeline
         return mark != self.mark and (mark.settled or not self.mark.settled)
 
+    def sees(self, seen: Identity) -> bool:
+        """Put the fence before a database that was promoted, in this process and at once. True if it moved; then
+        ``load`` shares it. The life is not settled yet, and whichever is settled first takes its place."""
+        mark = Mark.of(seen)
+        if self.mark is None or mark.system != self.mark.system or mark.timeline <= self.mark.timeline:
+            return False
+        self._move(mark)
+        return True
+
     def judge(self, seen: Identity, follows: UUID | None = None) -> Reason | None:
         """Why a connection may not be used; None when it may."""
         return "standby" if seen.standby else behind(Mark.of(seen), self.mark, follows)

@@ -6,18 +6,22 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import asyncpg
 import orjson
+import structlog
 from peewee_async.pool import PoolBackend
 
 from models.postgres.cluster import Cluster
-from models.postgres.hosts import HostRefused, describe
+from models.postgres.hosts import HostAway, HostRefused, describe
 from models.postgres.identity import Raw
 from models.postgres.outages import AWAY, Unavailable, cause, outages
 from models.postgres.statements import Watch, Watched
+
+log = structlog.get_logger(__name__)
 
 # A request may wait 3 s in all (contract section 1): this long for a connection, then this long for its answer.
 ACQUIRE_SECONDS, COMMAND_SECONDS = 1.2, 1.5
@@ -30,6 +34,10 @@ _SESSION = {
     # half a millisecond took 660, each time, because _STEADY makes what it avoids look expensive.
     "jit": "off",
 }
+
+# The life of the database that this task (or request) had its last connection to: a cluster and a timeline, None when
+# that has ended since, and empty before the first one.
+last_life: ContextVar[tuple[int, ...] | None] = ContextVar("last_life", default=())
 
 CANCEL_SECONDS = 0.5  # for PostgreSQL to cancel a statement that we gave up; then the connection is given up, too
 
@@ -121,6 +129,19 @@ async def _keep(_: asyncpg.Connection) -> None:
     no LISTEN, SET or session advisory lock on a pooled connection."""
 
 
+@contextlib.contextmanager
+def _connecting() -> Iterator[None]:
+    """Raise HostAway for whatever kept a connection from being made: a wrong password, a deadlock with another instance
+    that begins the same epoch. To who waits for a connection each of them is an outage; what is none is logged."""
+    try:
+        yield
+    except AWAY:
+        raise
+    except Exception as error:
+        log.error("postgres_connection_failed", exc_info=error)
+        raise HostAway(describe(error)) from error
+
+
 class Pool(PoolBackend):
     """peewee-async's pool, made of asyncpg's."""
 
@@ -159,13 +180,15 @@ class Pool(PoolBackend):
         began = time.perf_counter()
         self.waiting += 1
         try:
-            with outages():
+            with outages(), _connecting():
                 if self.pool is None:
                     raise OSError("the pool is closed")
                 if self.cluster.held:
                     raise HostRefused("a new epoch begins")
-                connection: Raw = await self.pool.acquire(timeout=ACQUIRE_SECONDS)
-                return connection
+                connection: Any = await self.pool.acquire(timeout=ACQUIRE_SECONDS)
+                last_life.set(self.cluster.life(connection._con))
+                raw: Raw = connection
+                return raw
         except Unavailable as error:
             self.watch.failed(cause(error))
             raise
