@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from handlers.sockets.bus import connected
 from models.database import Database, Unavailable
 from models.postgres.cluster import Cluster, fenced
 from models.postgres.epochs import Epoch
 from tests.nemesis.databases import databases
 from tests.replication import Machine, machines
+from tests.running import Services, place
 from tests.test_failover import eventually, folder, pair_of_machines
 
 __all__ = ["folder"]
@@ -118,6 +120,41 @@ async def test_what_was_found_on_a_former_primary_is_not_replicated_by_the_prese
                 await db.replicated()
             assert await moved()
             await db.replicated()
+
+
+@pytest.mark.gen_test(timeout=90)
+async def test_no_server_shows_the_former_state_once_another_one_shows_the_new_one(
+    services: Services, folder: Path
+) -> None:
+    """The former primary is alive, as one that has thawed, and so are the connections to it."""
+    async with (
+        pair_of_machines(folder) as (made, first, second),
+        place(services) as shared,
+        connected(shared.redis) as redis,
+    ):
+        one, other = [Database(await fenced(made.dsn(), folder / name, redis), 4) for name in ("one", "other")]
+        Epoch(one), Epoch(other)
+
+        async def shown(db: Database) -> int:
+            return int(await db.value("SELECT current_setting('port')::int"))
+
+        async with one.open():
+            assert await shown(one) == first.port
+            await second.promote()
+            asking = asyncio.create_task(_asks_on(one))
+            async with other.open():
+                assert await shown(other) == second.port
+                with contextlib.suppress(Unavailable):
+                    assert await shown(one) == second.port
+                asking.cancel()
+
+
+async def _asks_on(db: Database) -> None:
+    """Ask now and then, so that what Redis said is never asked for at just the right moment."""
+    while True:
+        with contextlib.suppress(Unavailable):
+            await db.value("SELECT 1")
+        await asyncio.sleep(0.05)
 
 
 @pytest.mark.gen_test(timeout=60)

@@ -23,7 +23,7 @@ import structlog
 from redis.asyncio import Redis
 
 from models.postgres.fence import REASONS, Fence, Mark, Reason, behind
-from models.postgres.hosts import Host, HostAway, HostRefused, describe, dial, hosts, named
+from models.postgres.hosts import Host, HostAway, HostRefused, describe, dial, hosts, named, no_host
 from models.postgres.identity import Identity, identify
 
 log = structlog.get_logger(__name__)
@@ -189,10 +189,15 @@ class Cluster:
     async def begin(self, host: Host | None = None) -> None:
         """Begin the epoch that is due on a host; who comes meanwhile waits for the same. Raises what that raises."""
         if self._settling is None:
-            assert self.settle is not None
-            self._settling = asyncio.create_task(self.settle(self, host or self.current or self.hosts[0]))
+            self._settling = asyncio.create_task(self._settle_on(host or self.current or self.hosts[0]))
             self._settling.add_done_callback(self._begun)
         await asyncio.shield(self._settling)
+
+    async def _settle_on(self, host: Host) -> None:
+        assert self.settle is not None
+        if len(self.hosts) > 1:
+            await self.fence.shared()  # first all leave the former primary: what it shows is of the former epoch
+        await self.settle(self, host)
 
     def _begun(self, task: asyncio.Task[None]) -> None:
         self._settling = None
@@ -250,7 +255,7 @@ class Cluster:
         found = [one for one in found if not self._behind(*one, errors)]
         said = sorted(errors.items(), key=lambda error: self.hosts.index(error[0]))
         if not found:
-            raise _none(said)
+            raise no_host(said)
         host, seen = max(found, key=lambda one: self._rank(*one))
         if self.fence.sees(seen):  # from now on, and not only once its epoch has begun
             self._advance = asyncio.create_task(self.fence.load())
@@ -368,15 +373,6 @@ _WORDS: dict[Reason, str] = {
     "foreign": "is another database than the one that was in use (if that is right: scripts.restore --settle)",
     "diverged": "is a second primary beside the one in use, with other data since they parted",
 }
-
-
-def _none(errors: Sequence[tuple[Host, Exception]]) -> Exception:
-    """What is raised when no host is the database."""
-    if len(errors) == 1 or not any(isinstance(error, OSError) for _, error in errors):
-        return errors[0][1]
-    kind = HostRefused if all(isinstance(error, HostRefused) for _, error in errors) else HostAway
-    said = [text if (text := describe(error)).startswith(str(host)) else f"{host}: {text}" for host, error in errors]
-    return kind("; ".join(said))
 
 
 def name_of(dsn: str) -> str:

@@ -188,13 +188,23 @@ class Pool(PoolBackend):
                 connection: Any = await self.pool.acquire(timeout=ACQUIRE_SECONDS)
                 last_life.set(self.cluster.life(connection._con))
                 raw: Raw = connection
-                return raw
+            if len(self.cluster.hosts) > 1:
+                await self._confirmed(raw)
+            return raw
         except Unavailable as error:
             self.watch.failed(cause(error))
             raise
         finally:
             self.waiting -= 1
             self.watch.acquired(time.perf_counter() - began)
+
+    async def _confirmed(self, raw: Raw) -> None:
+        """Wait until no other server is known to use another host. If one does, the connection has ended."""
+        try:
+            await self.cluster.fence.fresh()
+        except BaseException:
+            self.give_back_later(raw)
+            raise
 
     async def give_back(self, raw: Raw, seconds: float | None = None) -> None:
         """Return a connection to the pool. One whose statement is being cancelled ends after ``seconds``."""
