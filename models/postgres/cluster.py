@@ -66,10 +66,6 @@ class _Vouched(NamedTuple):
         return cls(host, seen.started, seen.timeline)
 
 
-class _Restarted(HostRefused):
-    """A host has started since all hosts were asked."""
-
-
 class Cluster:
     def __init__(self, dsn: str, fence: Fence | None = None, *, quiet: bool = False) -> None:
         """``quiet`` logs nothing of hosts: what a script prints is its own."""
@@ -104,8 +100,6 @@ class Cluster:
             with contextlib.suppress(*_ERRORS):
                 async with asyncio.timeout(HOST_SECONDS) as limit:
                     return await self._admitted(self.current, options, limit)
-        with contextlib.suppress(_Restarted):  # since an election that was under way had asked it
-            return await self._admitted(await self.elect(), options)
         return await self._admitted(await self.elect(), options)
 
     async def pooled(self, *_: object, **options: Any) -> asyncpg.Connection:
@@ -146,7 +140,11 @@ class Cluster:
         is due: what is stored before would be counted by the former."""
         seen = await identify(connection)
         if len(self.hosts) > 1 and not seen.standby and self._vouched != _Vouched.of(host, seen):
-            raise _Restarted(f"{host}: has started or was promoted since all hosts were asked")
+            if limit is not None and not limit.expired():
+                limit.reschedule(None)
+            await self.elect()
+            if self._vouched != _Vouched.of(host, seen):  # another one, or an election that was under way before
+                raise HostRefused(f"{host}: has started or was promoted since all hosts were asked")
         due = not seen.settled and not seen.standby and self.settle is not None
         if due or self.fence.judge(seen) == "diverged":
             await self.fence.load()  # another instance may have begun the epoch, here or on a second primary
