@@ -57,7 +57,7 @@ log = structlog.get_logger(__name__)
 
 REFUSED = (asyncpg.PostgresError, asyncpg.InterfaceError, RedisError, ValueError)  # an address or a password is wrong
 WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
-OUTAGES = (Unavailable, RedisError)  # what a client is told as 503
+OUTAGES = (Unavailable, RedisError, ConnectionError, TimeoutError, asyncpg.TransactionRollbackError)  # are 503
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from models.postgres.orm import Row as Row
 from models.postgres.outages import Unavailable as Unavailable
 from models.postgres.outages import outages
 from models.postgres.pool import COMMAND_SECONDS as COMMAND_SECONDS
-from models.postgres.pool import Held, Pool, Usage
+from models.postgres.pool import Held, Pool, Usage, last_life
 from models.postgres.statements import Watch, Watched
 
 # For statements that run thousands of times a second: they are planned once, not for each set of parameters, and by
@@ -260,8 +260,14 @@ class Database:
     async def replicated(self) -> None:
         """Wait until everything that was committed before is where commits have to be: with
         ``synchronous_standby_names`` on a standby, too. A statement that was given up while it waited for that is
-        committed here all the same, and who finds its rows must not take them for safe."""
-        await self.execute("SELECT pg_logical_emit_message(true, 'mimu', '')")
+        committed here all the same, and who finds its rows must not take them for safe. Raises Unavailable also when
+        another host has become the database since the statement before, which found them: it need not have them."""
+        before, sql = last_life.get(), "SELECT pg_logical_emit_message(true, 'mimu', '')"
+        async with self.connection() as connection:
+            if before not in ((), last_life.get()):
+                raise Unavailable("the database was replaced meanwhile")
+            with Watched(self._watch, sql):
+                await connection.execute(sql)
 
     def connection(self) -> Held:
         """The connection of the transaction we are in, else one of the pool's while the block lasts."""

@@ -14,7 +14,7 @@ class Unavailable(Exception):
     """PostgreSQL is away, or too busy to answer in time. Nothing was half done: a transaction rolls back."""
 
 
-# What asyncpg raises when the server is gone, going, starting or full.
+# What asyncpg raises when the server is gone, going, starting or full, or can't read or write its files.
 AWAY = (
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
@@ -22,7 +22,10 @@ AWAY = (
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
     asyncpg.QueryCanceledError,
+    asyncpg.DatabaseDroppedError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.TransactionTimeoutError,
+    asyncpg.PostgresSystemError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.DiskFullError,
     asyncpg.OutOfMemoryError,
