@@ -281,8 +281,8 @@ async def test_an_instance_that_was_swept_in_part_announces_all_its_users_again(
 
 @pytest.mark.gen_test(timeout=60)
 async def test_a_server_reads_all_ended_sessions_page_by_page(services: Services) -> None:
-    async with place(services) as shared, Database(shared.dsn, 2).open() as db:
-        await db.execute(
+    async with place(services) as shared, connected(shared) as filling, Database(shared.dsn, 2).open() as db:
+        await filling.execute(
             """INSERT INTO ended_sessions (session_id, user_id, ended_at)
                SELECT gen_random_uuid(), gen_random_uuid(), now() - n / 3000 * interval '1 s'
                FROM generate_series(1, 12000) AS n"""
