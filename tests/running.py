@@ -25,6 +25,7 @@ from handlers.reference.page import OpenApi
 from models.postgres import migrations
 from server import Server
 from tests import canaries, conformance, connections
+from tests.waiting import WAIT
 
 ROOT = Path(__file__).resolve().parent.parent
 _names = count()
@@ -124,7 +125,7 @@ async def serving(place: Place, **settings: str) -> AsyncIterator[Server]:
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(_forget_fence, place, settings)
         running = await stack.enter_async_context(server.running(configuration))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             while not running.app.bus.up:
                 await asyncio.sleep(0.01)
         async with connections.kept(running.url):

@@ -16,6 +16,7 @@ import pytest
 
 from tests.client import Account, ask
 from tests.running import ROOT, Services, json_lines, place, program, serving
+from tests.waiting import WAIT
 
 
 def children(folder: Path) -> list[psutil.Process]:
@@ -94,7 +95,7 @@ async def test_sigterm_lets_requests_in_flight_finish(services: Services, tmp_pa
             running.process.send_signal(signal.SIGTERM)
             assert {answer.status for answer in await asyncio.gather(*logins)} == {200}
             assert (await socket.expect("closed"))["code"] == 1012
-        assert await asyncio.wait_for(running.process.wait(), 10) == 0
+        assert await asyncio.wait_for(running.process.wait(), WAIT) == 0
 
 
 def check_config(**settings: str) -> subprocess.CompletedProcess[str]:

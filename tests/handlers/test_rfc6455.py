@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from handlers.sockets.rfc6455 import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Parser, Protocol, Violation
 from tests.client import Account
 from tests.running import Services, place, serving
+from tests.waiting import WAIT
 
 LIMIT = 1000
 
@@ -110,7 +111,7 @@ async def line(services: Services, **settings: str) -> AsyncIterator[tuple[async
 
 
 async def received(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT):
         first, size = await reader.readexactly(2)
         if size == 126:
             size = int.from_bytes(await reader.readexactly(2))

@@ -17,6 +17,7 @@ from plugins import Timer
 from tests.planted import plant
 from tests.plugins.chatting import Town, chat, town
 from tests.running import Services, connected, periodic, place
+from tests.waiting import WAIT
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,7 @@ async def test_messages_expire_beside_bad_ones_and_beside_a_chat_that_is_held(se
         left = "SELECT count(*) FROM messages WHERE chat_id = $1::text::uuid AND deleted_at IS NULL"
         async with other.transaction():
             await other.execute("SELECT 1 FROM chat_threads WHERE id = $1 FOR UPDATE", UUID(held["id"]))
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(WAIT):
                 await expire()
         assert (await made.sql(left, here["id"]))[0][0] == 12
         assert metric(made, "mimu_sweep_bad_rows_total", "message_expiry") == 12, "one that is held is not bad"

@@ -17,6 +17,7 @@ from scripts import turnserver_conf
 from server import Server
 from tests.client import Account, ask
 from tests.running import ROOT, Services, place, serving
+from tests.waiting import WAIT
 
 
 def script(name: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +54,7 @@ async def test_a_rotation_logs_nobody_out(services: Services, tmp_path: Path) ->
             reload(one)
             assert kid((await _login(one, alice))["access_token"]) == told[1]["kid"]
             reload(two)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WAIT):
                 while kid((fresh := await _login(one, alice))["access_token"]) != told[0]["kid"]:
                     await asyncio.sleep(0.2)
             for url in (one.url, two.url):
