@@ -62,6 +62,11 @@ class Place:
         }
 
 
+def inherited(*names: str) -> dict[str, str]:
+    """These variables of our environment, for a program of ours, and the one by which ``make coverage`` measures it."""
+    return {name: os.environ[name] for name in (*names, "COVERAGE_PROCESS_CONFIG") if name in os.environ}
+
+
 def _database(dsn: str, name: str) -> str:
     return urlunsplit(urlsplit(dsn)._replace(path="/" + name))
 
@@ -172,8 +177,7 @@ async def program(
     place: Place | None, folder: Path, *, started: Sequence[str] = (str(ROOT / "server.py"),), **settings: str
 ) -> AsyncIterator[Program]:
     """The real program, or what is ``started`` in its place, with nothing of our environment that could change it."""
-    environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
-    environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
+    environment = inherited("PATH", "HOME", "LANG", "TMPDIR") | {"PYTHONDONTWRITEBYTECODE": "1"}
     environment |= place.environment if place else {"HOST": "127.0.0.1", "PORT": "0", "SHUTDOWN_SECONDS": "0"}
     environment |= settings
     if place:

@@ -19,7 +19,7 @@ import pytest
 
 from config import supervisor
 from tests.deploy.relay import ipv6_loopback
-from tests.running import ROOT, Services, json_lines, place, program, serving
+from tests.running import ROOT, Services, inherited, json_lines, place, program, serving
 from tests.waiting import WAIT
 
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -144,7 +144,7 @@ async def test_a_server_that_still_starts_is_stopped_too(services: Services, tmp
         await db.execute("UPDATE sync_epoch SET place = 'elsewhere'")
         await db.execute("BEGIN")
         await db.execute("LOCK TABLE sync_epoch IN EXCLUSIVE MODE")  # as another server does that settles the database
-        settings = {"PATH": os.environ["PATH"], **shared.environment, "MIMU_DATA_DIR": str(tmp_path)}
+        settings = {**inherited("PATH"), **shared.environment, "MIMU_DATA_DIR": str(tmp_path)}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "server.py", "--env-file", os.devnull),
             cwd=ROOT,

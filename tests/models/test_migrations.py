@@ -21,7 +21,7 @@ from models.postgres import migrations
 from tests.models import migration_locks
 from tests.models.migration_rules import faults, statements
 from tests.models.test_schema import empty
-from tests.running import ROOT, Place, Services, connected, place
+from tests.running import ROOT, Place, Services, connected, inherited, place
 from tests.waiting import WAIT
 
 BOUND = "0006"  # the last one made before there were rules
@@ -395,7 +395,7 @@ async def test_what_a_killed_runner_began_is_not_taken_for_done(services: Servic
 
 async def run(command: list[str], **settings: str) -> tuple[int, str, str]:
     """A program of ours, as a process: its exit code, and what it said."""
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    environment = inherited("PATH", "HOME")
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *command, "--env-file", os.devnull),

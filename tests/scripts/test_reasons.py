@@ -32,14 +32,14 @@ from tests.deploy.nginx import folder
 from tests.deploy.relay import free_port
 from tests.deploy.test_turn_files import NOBODY
 from tests.providers.certificates import certified
-from tests.running import ROOT, Place, Services, place
+from tests.running import ROOT, Place, Services, inherited, place
 from tests.scripts.examining import examine
 from tests.waiting import WAIT
 
 
 async def started(*words: str, **settings: str) -> tuple[int, str]:
     """``python server.py`` with these settings: its exit code, and what it said."""
-    given = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **settings}
+    given = {**inherited("PATH"), "PYTHONDONTWRITEBYTECODE": "1", **settings}
     command = (sys.executable, "server.py", "--env-file", os.devnull, *words)
     process = await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, env=given, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +15,14 @@ from config.keyring import Key, Keyring, KeyringFile
 from scripts import turnserver_conf
 from server import Server
 from tests.client import Account, ask
-from tests.running import ROOT, Services, place, serving
+from tests.running import ROOT, Services, inherited, place, serving
 from tests.waiting import WAIT
 
 
 def script(name: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", f"scripts.{name}", *arguments],
-        env={"PATH": os.environ["PATH"], **settings},
+        env={**inherited("PATH"), **settings},
         capture_output=True,
         text=True,
         cwd=ROOT,
