@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from handlers.metrics import Metrics
 from handlers.sockets.bus import Bus
 from tests.running import Place, Services, place
-from tests.waiting import WAIT
+from tests.waiting import WAIT, until
 
 CHANNELS = [f"ws:user:{number}" for number in range(40_000)]  # enough to keep a loop busy for longer than its patience
 
@@ -21,9 +21,8 @@ CHANNELS = [f"ws:user:{number}" for number in range(40_000)]  # enough to keep a
 async def on(where: Place) -> AsyncIterator[tuple[Bus, Redis]]:
     async with Redis.from_url(where.redis) as redis, Redis.from_url(where.redis) as asking:
         bus = Bus(redis, uuid4(), Metrics())
-        async with bus.running(), asyncio.timeout(30):
-            while not bus.up:
-                await asyncio.sleep(0.01)
+        async with bus.running():
+            await until(lambda: bus.up)
             yield bus, asking
 
 

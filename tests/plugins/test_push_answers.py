@@ -256,13 +256,13 @@ async def test_what_was_seen_meanwhile_is_not_pushed_after_an_outage(services: S
         await world.apple.silent(4)
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=120)
 async def test_a_slow_provider_keeps_no_call_waiting(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path, people=3) as (made, world):
         alice, bob, carol = made.people
         await registered(bob, "apns")
         await registered(carol, "apns_voip")
-        world.apple.always = Reply(after=10)
+        world.apple.always = Reply(after=7)
         for _ in range(70):  # more than are on their way at a time
             group = await chat(alice, bob)
             assert (await alice.post(f"/chats/{group['id']}/messages", message())).status == 201
