@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-PATIENCE = 0.2  # seconds until a task that is still there is told once more
+CANCEL_INTERVAL = 0.2  # seconds until a task that is still there is told once more
 
 
 async def ended(*tasks: asyncio.Task[Any]) -> None:
@@ -14,5 +14,5 @@ async def ended(*tasks: asyncio.Task[Any]) -> None:
     while left := [task for task in tasks if not task.done()]:
         for task in left:
             task.cancel()
-        await asyncio.wait(left, timeout=PATIENCE)
+        await asyncio.wait(left, timeout=CANCEL_INTERVAL)
     await asyncio.gather(*tasks, return_exceptions=True)

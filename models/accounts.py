@@ -5,20 +5,31 @@ from __future__ import annotations
 from typing import NamedTuple
 from uuid import UUID
 
+from peewee import fn
+
 from models import audit, sessions, users
-from models.chats import events as changes
 from models.chats import messages, participants
+from models.chats.changes import ChatChanges, announce_nothing
+from models.chats.tables import ChatParticipant
 from models.database import Database, Row
+from models.sessions import Session
+from models.users import User
 
 
 async def find(db: Database, public_id: str) -> Row | None:
     """``id, public_id, created_at, is_online, last_seen, suspended_at``, and ``endable``: how many sessions ending all
     of them would end."""
-    return await db.row(
-        """SELECT id, public_id, created_at, is_online, last_seen, suspended_at,
-                  (SELECT count(*) FROM sessions WHERE user_id = users.id AND revoked_at IS NULL) AS endable
-           FROM users WHERE lower(public_id) = lower($1)""",
-        public_id,
+    live = Session.select(fn.count(Session.id)).where(Session.user == User.id, Session.revoked_at.is_null())
+    return await db.one(
+        User.select(
+            User.id,
+            User.public_id,
+            User.created_at,
+            User.is_online,
+            User.last_seen,
+            User.suspended_at,
+            live.alias("endable"),
+        ).where(users.named(public_id))
     )
 
 
@@ -41,8 +52,8 @@ async def suspend(db: Database, user_id: UUID, actor: str) -> Change | None:
         account = await _lock(db, user_id)
         if account is None:
             return None
-        suspended = await db.execute(
-            "UPDATE users SET suspended_at = now() WHERE id = $1 AND suspended_at IS NULL", user_id
+        suspended = await db.do(
+            User.update(suspended_at=fn.now()).where(User.id == user_id, User.suspended_at.is_null())
         )
         ended = await sessions.end_all(db, user_id)
         if suspended or ended:
@@ -56,8 +67,8 @@ async def unsuspend(db: Database, user_id: UUID, actor: str) -> Change | None:
         account = await _lock(db, user_id)
         if account is None:
             return None
-        changed = await db.execute(
-            "UPDATE users SET suspended_at = NULL WHERE id = $1 AND suspended_at IS NOT NULL", user_id
+        changed = await db.do(
+            User.update(suspended_at=None).where(User.id == user_id, User.suspended_at.is_null(False))
         )
         if changed:
             await audit.note(db, actor, "unsuspend", user_id, account["public_id"])
@@ -76,39 +87,32 @@ async def end_sessions(db: Database, user_id: UUID, actor: str) -> Change | None
         return Change(bool(ended), ended)
 
 
-class Erased(NamedTuple):
-    """What an erasure did: the sessions that ended, and what happened in the account's chats."""
-
-    ended: list[sessions.Ended]
-    departed: list[tuple[changes.Change, list[changes.Event]]]
-
-
 async def delete(db: Database, user_id: UUID, actor: str) -> Change | None:
     """Erase an account as its owner can; None when it is gone."""
-    erased = await erase(db, user_id, actor)
-    return None if erased is None else Change(True, erased.ended)
+    ended = await erase(ChatChanges(db, announce_nothing), user_id, actor)
+    return None if ended is None else Change(True, ended)
 
 
-async def erase(db: Database, user_id: UUID, actor: str | None = None) -> Erased | None:
-    """Erase an account with all that is its own (contract section 10); None when it is gone. With an ``actor`` it is
-    noted in the audit log.
+async def erase(changes: ChatChanges, user_id: UUID, actor: str | None = None) -> list[sessions.Ended] | None:
+    """Erase an account with all that is its own (contract section 10): the sessions that ended; None when it is gone.
+    With an ``actor`` it is noted in the audit log.
 
     It leaves its chats first, each by itself, for chats are locked before accounts everywhere; then its name is taken
     off its messages, many at a time. What a crash in between leaves is an account that can be erased. At the end its
     row is locked: a session that is opened meanwhile is ended with the others, or is not opened at all.
     """
-    departed = []
+    db = changes.db
     while True:
-        departed += await participants.depart(db, user_id)
+        await participants.depart(changes, user_id)
         await messages.forget_sender(db, user_id)
         async with db.transaction():
             account = await _lock(db, user_id)
             if account is None:
                 return None
-            if await db.value("SELECT EXISTS (SELECT 1 FROM chat_participants WHERE user_id = $1)", user_id):
+            if await db.exists(ChatParticipant.select().where(ChatParticipant.user == user_id)):
                 continue  # let into a chat a moment ago; with the row locked nobody can do that any more
             ended = await sessions.end_all(db, user_id)
             if actor is not None:
                 await audit.note(db, actor, "delete", user_id, account["public_id"])
             await users.delete(db, user_id)
-            return Erased(ended, departed)
+            return ended

@@ -9,8 +9,9 @@ from uuid import UUID
 
 import asyncpg
 import peewee
+from peewee import fn
 
-from models.database import Database, Enum, Table
+from models.database import Database, Enum, Table, interval
 from models.presence import is_contact, sees_presence
 from models.sweeps import Due, Sweep
 from models.users import User
@@ -51,7 +52,7 @@ class Call(NamedTuple):
     caller_id: UUID | None
     callee_id: UUID | None
     call_type: Literal["audio", "video"]
-    status: str
+    status: Literal["ringing", "accepted", "rejected", "missed", "ended", "failed"]
     end_reason: str | None
     started_at: datetime
     silent: bool
@@ -180,7 +181,7 @@ async def reserve_candidates(db: Database, call_id: UUID) -> int:
 
 async def hang_up(db: Database, call_id: UUID, user_id: UUID, reason: str) -> Call | None:
     """End a live call of the user's. What it becomes depends on who hangs up, and when (contract section 6)."""
-    return await _change(
+    return await _one_call(
         db,
         f"""UPDATE call_sessions SET ended_at = now(),
                 status = (CASE WHEN $3 = 'failed' THEN 'failed' WHEN status = 'accepted' THEN 'ended'
@@ -209,7 +210,7 @@ async def beat(db: Database, call_id: UUID, user_id: UUID) -> bool:
 
 async def expire(db: Database, call_id: UUID) -> Call | None:
     """ringing → missed, when the call has rung long enough; by whichever instance comes first."""
-    return await _change(
+    return await _one_call(
         db,
         f"""UPDATE call_sessions SET status = 'missed', ended_at = now(), end_reason = 'timeout'
             WHERE id = $1 AND status = 'ringing' AND started_at <= now() - interval '{RING_SECONDS} seconds'
@@ -262,7 +263,7 @@ def overdue(db: Database, ended: Callable[[Call], None]) -> list[Sweep]:
 
 
 async def get(db: Database, call_id: UUID) -> Call | None:
-    return await _change(db, f"SELECT {_CALL} FROM call_sessions WHERE id = $1", call_id)
+    return await _one_call(db, f"SELECT {_CALL} FROM call_sessions WHERE id = $1", call_id)
 
 
 class WaitingFor(NamedTuple):
@@ -293,16 +294,20 @@ async def waiting_for(db: Database, user_id: UUID, at_most: int) -> list[Waiting
 
 async def rings_until(db: Database, callee_id: UUID) -> list[tuple[UUID, datetime]]:
     """The calls that ring for a user just now, each with the end of its ring."""
-    rows = await db.fetch(
-        f"""SELECT id, started_at + interval '{RING_SECONDS} seconds' AS over FROM call_sessions
-            WHERE callee_id = $1 AND status = 'ringing' AND NOT silent
-              AND started_at > now() - interval '{RING_SECONDS} seconds'""",
-        callee_id,
+    over = CallSession.started_at + interval(f"{RING_SECONDS} seconds")
+    rows = await db.rows(
+        CallSession.select(CallSession.id, over.alias("over")).where(
+            CallSession.callee == callee_id,
+            CallSession.status == "ringing",
+            ~CallSession.silent,
+            CallSession.started_at > fn.now() - interval(f"{RING_SECONDS} seconds"),
+        )
     )
     return [(row["id"], row["over"]) for row in rows]
 
 
-async def _change(db: Database, sql: str, *args: object) -> Call | None:
+async def _one_call(db: Database, sql: str, *args: object) -> Call | None:
+    """Run a statement that returns one call, or none."""
     row = await db.row(sql, *args)
     return Call(*row) if row else None
 

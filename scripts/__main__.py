@@ -17,7 +17,7 @@ from typing import NoReturn
 FOLDER = Path(__file__).resolve().parent
 CALLED = "MIMU_COMMAND"  # what the user typed, for the command's usage (scripts/command.py)
 INSTALLED = Path("/etc/mimu/mimu.env")  # docs/deploy.md
-FOR_DEVELOPERS = {"configuration_page"}
+FOR_DEVELOPERS = {"api_page", "configuration_page"}
 USAGE = "usage: ./mimu COMMAND [options], ./mimu COMMAND --help"
 WRONG_USAGE, WRONG_SETTINGS = 2, 78  # as every script ends (scripts/command.py)
 

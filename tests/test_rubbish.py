@@ -132,7 +132,7 @@ class Running:
         [events] = [rule.target_kwargs["events"] for rule in self.rules if rule.target is SocketHandler]
         return {"auth": Auth, **{kind: event.shape for kind, event in events.items()}}
 
-    def known(self) -> list[str]:
+    def meaningful_texts(self) -> list[str]:
         """Texts that mean something to this server, as a part of a path or elsewhere."""
         alice, bob = self.alice, self.bob
         people = [bob.public_id, alice.session_id, bob.user_id, alice.public_id, alice.user_id]
@@ -510,7 +510,7 @@ def messages(
     """A method, and a whole HTTP message for one endpoint: well-formed as HTTP, with something else wrong."""
     fault = draw(st.sampled_from(["header", "header", "path", "token", "method", "body"]))
     there = {} if fault == "path" else running.there()
-    path = quote(filled(draw, pattern, running.known() + ODD_IDS, there), safe="/")
+    path = quote(filled(draw, pattern, running.meaningful_texts() + ODD_IDS, there), safe="/")
     if fault == "path" and draw(st.booleans()):
         path += draw(st.sampled_from(ODD_ENDS))
     if fault == "method":

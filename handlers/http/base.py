@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import structlog
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
-from config.logs import known
+from config.logs import error_fields
 from config.traces import Ended
 from handlers.http.accounting import AccountingHandler
 from handlers.http.answering import MAX_BODY as MAX_BODY
@@ -39,7 +39,7 @@ ID = "([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # What any request may bear. None of them is ever needed.
 HEADERS = (
-    Header("X-PrID", "One's own public id. When it is not the token's, 403 `prid_mismatch`."),
+    Header("X-PrID", "Your own public id. When it is not the token's, 403 `prid_mismatch`."),
     Header("X-Client-Version", "Of the app. Older than the server's `MIN_CLIENT_VERSION`: 426."),
     Header("X-Platform", "`android`, `ios`, …; kept with the session, counted in the metrics."),
     Header("X-Request-ID", "At most 64 of `A-Za-z0-9._-` are taken over; anything else is replaced."),
@@ -308,7 +308,7 @@ class ApiHandler(AccountingHandler):
             log.error("request_failed", handler=type(self).__qualname__, exc_info=value)
         elif refusal.status in (500, 503):
             handler, cause = type(self).__qualname__, type(value).__name__
-            log.warning("request_unavailable", handler=handler, cause=cause, **known(value))
+            log.warning("request_unavailable", handler=handler, cause=cause, **error_fields(value))
 
     def _not_active(self, status: int) -> None:
         self._charge(status)

@@ -32,7 +32,7 @@ AGAIN = (408, 429, 500, 502, 503, 504)
 _RANDOM = random.SystemRandom()  # peers see these delays: Python's own generator would give its state away
 
 
-class Told(NamedTuple):
+class S3Response(NamedTuple):
     """What S3 answered."""
 
     status: int
@@ -112,8 +112,8 @@ class Multipart:
         *,
         patience: float = TIMEOUT,
         tries: int = TRIES,
-    ) -> Told:
-        def send() -> Told:
+    ) -> S3Response:
+        def send() -> S3Response:
             rest, last = FIRST_REST, time.monotonic() + LAST_TRY
             for left in reversed(range(tries)):
                 try:
@@ -134,7 +134,7 @@ class Multipart:
 
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, send))
 
-    def _once(self, method: str, url: str, body: bytes | Part, patience: float) -> Told:
+    def _once(self, method: str, url: str, body: bytes | Part, patience: float) -> S3Response:
         parts = urlsplit(url)
         if self._secure is not None:
             connection: http.client.HTTPConnection = http.client.HTTPSConnection(
@@ -159,6 +159,8 @@ class Multipart:
             elif body:
                 connection.send(body)
             answer = connection.getresponse()
-            return Told(answer.status, answer.headers.get("ETag", ""), answer.read(1 << 20).decode("utf-8", "replace"))
+            return S3Response(
+                answer.status, answer.headers.get("ETag", ""), answer.read(1 << 20).decode("utf-8", "replace")
+            )
         finally:
             connection.close()

@@ -17,8 +17,9 @@ from plugins.calls import frames, http, shapes
 from plugins.calls.calls import NEWS, Calls
 from plugins.calls.candidates import Candidates
 from plugins.calls.history import History
+from plugins.calls.refusals import OF_A_CALL, CallIdConflict, CannotCallSelf, Glare, UserNotFound
 from plugins.calls.tally import Tally
-from plugins.calls.waiting import Waiting
+from plugins.calls.waiting import PendingOffers
 
 SECONDS = 10.0  # a run of the sweep; the next one goes on
 
@@ -33,14 +34,14 @@ class Settings(Section):
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    waiting = Waiting(app.db, app.redis, app.hub, settings.call_waiting_bytes)
-    candidates = Candidates(app.db, app.hub, waiting, app.limits)
+    pending = PendingOffers(app.db, app.redis, app.hub, settings.call_waiting_bytes)
+    candidates = Candidates(app.db, app.hub, pending, app.limits)
     calls = Calls(
         app.db,
         app.hub,
         app.bus,
         app.alerts,
-        waiting,
+        pending,
         candidates,
         app.limits,
         settings.rate_limit_offers,
@@ -58,7 +59,7 @@ def setup(app: App, settings: Settings) -> Plugin:
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await app.bus.subscribe(NEWS, calls.hear)
-        async with waiting.running():
+        async with pending.running():
             try:
                 yield
             finally:
@@ -71,15 +72,21 @@ def setup(app: App, settings: Settings) -> Plugin:
             ("/calls/([0-9a-fA-F-]{36})", http.Call, {"history": history}),
         ),
         events={
-            "call_offer": Event(shapes.Offer, calls.offer, cost=WRITES),
-            "call_answer": Event(shapes.Answer, calls.answer, cost=UPDATES),
-            "ice_candidate": Event(shapes.Candidate, candidates.take, cost=READS),
-            "call_hangup": Event(shapes.Hangup, calls.hangup, cost=UPDATES),
-            "call_heartbeat": Event(shapes.Heartbeat, calls.heartbeat, cost=UPDATES),
+            "call_offer": Event(
+                shapes.Offer,
+                calls.offer,
+                cost=WRITES,
+                refuses=(UserNotFound, CannotCallSelf, Glare, CallIdConflict),
+                limits={"rate_limit_offers": "user"},
+            ),
+            "call_answer": Event(shapes.Answer, calls.answer, cost=UPDATES, refuses=OF_A_CALL),
+            "ice_candidate": Event(shapes.Candidate, candidates.take, cost=READS, refuses=OF_A_CALL),
+            "call_hangup": Event(shapes.Hangup, calls.hangup, cost=UPDATES, refuses=OF_A_CALL),
+            "call_heartbeat": Event(shapes.Heartbeat, calls.heartbeat, cost=UPDATES, refuses=OF_A_CALL),
         },
         sends=frames.SENT,
         # The seed's task. Rings are timed by the instance that took the offer; this is for those whose instance died.
         periodic=(Every(30, sweep, "call_timeouts"),),
         lifespan=lifespan,
-        welcome=waiting.greet,
+        welcome=pending.greet,
     )

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from handlers.alerts import Alerts
-from handlers.http.pages import Place
+from handlers.http.pages import PageCursor
 from handlers.sockets.hub import Hub
 from handlers.wire.errors import Conflict, InvalidRequest, NotFound
 from handlers.wire.frames import chat_changed
@@ -19,6 +19,8 @@ TRUST = {"manual": "verified", "qr_code": "trusted", "voice": "trusted"}
 
 
 class FingerprintMismatch(Conflict):
+    """That is not the user's fingerprint."""
+
     code, message = "fingerprint_mismatch", "That is not this user's fingerprint."
 
 
@@ -53,7 +55,7 @@ class Contacts:
             raise NotFound("You have not verified this user.")
         self._alerts.visibility(user_id, other.id)
 
-    async def verifications(self, user_id: UUID, limit: int, before: Place | None) -> list[dict[str, Any]]:
+    async def verifications(self, user_id: UUID, limit: int, before: PageCursor | None) -> list[dict[str, Any]]:
         """The user's verifications, the latest first."""
         return [dict(row) for row in await contacts.verifications(self._db, user_id, limit, before)]
 
@@ -78,6 +80,6 @@ class Contacts:
         self._alerts.visibility(user_id, other_id)
         self._alerts.visibility(other_id, user_id)
 
-    async def blocks(self, user_id: UUID, limit: int, before: Place | None) -> list[dict[str, Any]]:
+    async def blocks(self, user_id: UUID, limit: int, before: PageCursor | None) -> list[dict[str, Any]]:
         """Whom the user has blocked, the latest first."""
         return [dict(row) for row in await contacts.blocks(self._db, user_id, limit, before)]

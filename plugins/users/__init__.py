@@ -1,4 +1,4 @@
-"""Users: search, profiles and one's own (contract section 3)."""
+"""Users: search, profiles, and your own account (contract section 3)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def setup(app: App, settings: Settings) -> Plugin:
         app.db,
         app.passwords,
         app.revocations,
-        app.delivery,
+        app.changes,
         app.alerts,
         settings.avatar_allowed_hosts,
         settings.tiers,

@@ -19,7 +19,7 @@ from dotenv import dotenv_values
 from pydantic import SecretStr
 
 from config import secrets
-from config.findings import Examination, Finding, Over, good, skipped, weak, wrong
+from config.findings import Examination, Finding, StopExamination, good, skipped, weak, wrong
 from config.settings import PRIVATE_NETWORKS, Network
 
 PASSWORD = 16  # characters of a password between machines of one's own: who can reach them can try as fast as they like
@@ -67,7 +67,7 @@ def unusable(faults: tuple[str, ...]) -> Examination:
     async def look() -> AsyncIterator[Finding]:
         for fault in faults:
             yield wrong("values", fault, "Correct it; python server.py --check-config looks at the settings alone.")
-        raise Over("the settings can't be used")
+        raise StopExamination("the settings can't be used")
 
     return Examination("settings", "Settings", PARTS, look)
 

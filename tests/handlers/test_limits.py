@@ -110,7 +110,7 @@ async def test_asking_costs_nothing(services: Services) -> None:
 async def test_a_hundred_at_once_on_two_instances_let_five_through(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handlers.limits.rates.REDIS_PATIENCE", WAIT)  # without Redis each would let five through
+    monkeypatch.setattr("handlers.limits.rates.REDIS_TIMEOUT", WAIT)  # without Redis each would let five through
     async with place(services) as shared, Redis.from_url(shared.redis) as one, Redis.from_url(shared.redis) as two:
         limits = [Limits(one), Limits(two)]
         rate = Rate(5, 900)
