@@ -23,6 +23,7 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 from xeddsa import ed25519_priv_sign, priv_force_sign
 
 from tests import canaries, conformance, connections
+from tests.waiting import WAIT
 
 
 def b64(value: bytes) -> str:
@@ -83,7 +84,7 @@ async def ask(
         allow_nonstandard_methods=True,
         follow_redirects=False,
         decompress_response=False,  # what comes is looked at as it came
-        request_timeout=15,
+        request_timeout=WAIT,
     )
     kept = connections.pool(url)
     if kept is not None:
@@ -234,7 +235,7 @@ class Socket:
         asked = self._asked.get(frame.get("id", "")) if frame["type"] in ("ack", "error") else None
         return asked.popleft() if asked else None
 
-    async def expect(self, kind: str, seconds: float = 5, **fields: Any) -> dict[str, Any]:
+    async def expect(self, kind: str, seconds: float = WAIT, **fields: Any) -> dict[str, Any]:
         """The next frame of that type with those fields; earlier frames of other types stay."""
 
         def place() -> int | None:
@@ -262,7 +263,7 @@ class Socket:
         frame_id = f"f{next(self._ids)}"
         canaries.plant(*(value for name, value in fields.items() if name in ("encrypted_payload", "access_token")))
         await self.raw(json.dumps({"type": kind, "id": frame_id, **fields}))
-        async with asyncio.timeout(5), self._arrived:
+        async with asyncio.timeout(WAIT), self._arrived:
             while True:
                 for number, frame in enumerate(self.frames):
                     if frame.get("id") == frame_id:

@@ -31,7 +31,7 @@ async def test_they_find_the_services_of_the_server_that_runs_here(folder: Path)
                 assert (ended.code, ended.err) == (0, ""), words
                 assert ended.out
             # The server is told by its own Valkey: without it, it would notice within ten seconds.
-            await socket.expect("closed", 3, code=4401)
+            await socket.expect("closed", code=4401)
 
 
 @pytest.mark.gen_test

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from scripts.__main__ import arguments, commands, env_file
-from tests.running import ROOT
+from tests.running import ROOT, inherited
 from tests.scripts.test_starting import NAMES
 
 
 def mimu(*words: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    environment |= {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {**inherited("PATH"), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
         [ROOT / "mimu", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )

@@ -32,13 +32,14 @@ from tests.deploy.nginx import folder
 from tests.deploy.relay import free_port
 from tests.deploy.test_turn_files import NOBODY
 from tests.providers.certificates import certified
-from tests.running import ROOT, Place, Services, place
+from tests.running import ROOT, Place, Services, inherited, place
 from tests.scripts.examining import examine
+from tests.waiting import WAIT
 
 
 async def started(*words: str, **settings: str) -> tuple[int, str]:
     """``python server.py`` with these settings: its exit code, and what it said."""
-    given = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **settings}
+    given = {**inherited("PATH"), "PYTHONDONTWRITEBYTECODE": "1", **settings}
     command = (sys.executable, "server.py", "--env-file", os.devnull, *words)
     process = await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, env=given, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
@@ -128,7 +129,7 @@ async def pgbouncer(shared: Place) -> AsyncIterator[str]:
         become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if os.geteuid() == 0 else []
         process = subprocess.Popen([*become, program, "-q", str(ini)], stderr=subprocess.DEVNULL)
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WAIT):
                 while True:
                     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                         break
@@ -204,7 +205,7 @@ async def test_a_synchronous_standby_that_is_away_is_named() -> None:
                 file.write("synchronous_standby_names = 'missing'\n")
             os.kill(int((data / "postmaster.pid").read_text().split()[0]), signal.SIGHUP)
             await asyncio.sleep(0.5)
-            async with Database(dsn, 3).open() as db, asyncio.timeout(2):
+            async with Database(dsn, 3).open() as db, asyncio.timeout(WAIT):
                 with pytest.raises(Unavailable, match="synchronous standby") as caught:
                     await takes_writes(db, uuid4())
                 assert reasons.fault("database", caught.value) == "standby_away"
