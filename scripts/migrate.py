@@ -17,7 +17,8 @@ from pydantic import Field
 if not __package__:  # python scripts/migrate.py, from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config.settings import DatabaseUrl, Section, SettingsError, load
+from config.settings import Section, SettingsError, load
+from config.values import DatabaseUrl
 from models.postgres import migrations
 from models.postgres.hosts import describe
 from scripts import command

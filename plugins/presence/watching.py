@@ -14,7 +14,7 @@ import structlog
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.limits.rates import Limits
 from handlers.metrics import Metrics
 from handlers.sockets.bus import Bus

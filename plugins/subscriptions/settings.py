@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
 
-from config.settings import Rate, RateLimit
 from config.tiers import TierSettings
+from config.values import Rate, RateLimit
 from plugins.subscriptions.prices import Price, PriceTag
 
 
@@ -26,30 +26,52 @@ BaseUrl = Annotated[str, AfterValidator(_base)]
 class Settings(TierSettings):
     stripe_secret_key: SecretStr | None = Field(
         None,
-        description="Stripe's secret or restricted key that may read PaymentIntents and charges; unset: no Stripe.",
+        description="Secret key of Stripe; better a restricted one that may read PaymentIntents and charges. "
+        "Unset: no Stripe.",
     )
     stripe_webhook_key: SecretStr | None = Field(
-        None, validate_default=True, description="Signing secret (whsec_…) of the webhook that tells of refunds."
+        None,
+        validate_default=True,
+        description="Signing secret (whsec_...) of the webhook to /subscriptions/webhooks/stripe, which reports "
+        "refunds and disputes. Required with STRIPE_SECRET_KEY.",
     )
-    stripe_base_url: BaseUrl | None = Field(None, description="Another address than Stripe's own, for tests.")
-    btcpay_base_url: BaseUrl | None = Field(None, description="A BTCPay Server; unset: no cryptocurrencies.")
+    stripe_base_url: BaseUrl | None = Field(
+        None, description="Another address in place of Stripe's own, for tests. Unset: Stripe's."
+    )
+    btcpay_base_url: BaseUrl | None = Field(
+        None, description="BTCPay Server: https://btcpay.example.org. Unset: no cryptocurrencies."
+    )
     btcpay_store_id: str | None = Field(
-        None, validate_default=True, pattern=r"^[A-Za-z0-9]{1,64}$", description="Its store whose invoices count."
+        None,
+        validate_default=True,
+        pattern=r"^[A-Za-z0-9]{1,64}$",
+        description="Store of BTCPay whose invoices count. Required with BTCPAY_BASE_URL.",
     )
     btcpay_api_key: SecretStr | None = Field(
-        None, validate_default=True, description="Its API key, with btcpay.store.canviewinvoices for that store."
+        None,
+        validate_default=True,
+        description="API key of BTCPay with btcpay.store.canviewinvoices for that store only. Required with "
+        "BTCPAY_BASE_URL.",
     )
     payment_timeout_seconds: float = Field(
-        2.5, gt=0, le=30, description="How long a payment provider is asked, with a second try; then 503."
+        2.5,
+        gt=0,
+        le=30,
+        description="Seconds that a payment provider has to answer, with a second attempt; then the client gets "
+        "503. Raise it if yours is slow.",
     )
     tier_premium_price: PriceTag | None = Field(
-        None, description="What premium costs by Stripe or BTCPay, as 4.99 EUR/30 days; unset: only vouchers buy it."
+        None,
+        description="Price of premium through Stripe or BTCPay, such as 4.99 EUR/30 days. Unset: only vouchers buy it.",
     )
     tier_ultra_price: PriceTag | None = Field(
-        None, validate_default=True, description="What ultra costs; not what premium does."
+        None,
+        validate_default=True,
+        description="Price of ultra, another amount than that of premium: the amount tells them apart. Unset: "
+        "only vouchers buy it.",
     )
-    rate_limit_purchase: RateLimit = Field(Rate(20, 3600), description="Purchases tried, an address.")
-    rate_limit_validate: RateLimit = Field(Rate(60, 60), description="Subscriptions validated, an address.")
+    rate_limit_purchase: RateLimit = Field(Rate(20, 3600), description="Attempts per IP address to buy a subscription.")
+    rate_limit_validate: RateLimit = Field(Rate(60, 60), description="Subscriptions validated per IP address.")
 
     @field_validator("stripe_webhook_key")
     @classmethod
