@@ -167,16 +167,12 @@ def _say(told: dict[str, Any]) -> None:
         print(f"removed {path}")
 
 
-def _number(text: str) -> int:
-    if not (text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError("expected a number of at least 1")
-    return int(text)
-
-
 def main() -> int:
     parser = command.parser("backup", __doc__, EPILOG)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder that it is made into")
-    parser.add_argument("--keep", type=_number, metavar="N", help="remove all but the newest N from there at the end")
+    parser.add_argument(
+        "--keep", type=command.number(), metavar="N", help="remove all but the newest N from there at the end"
+    )
     parser.add_argument(
         "--files", choices=("copy", "none"), default="copy", help="none: leave them out, they are backed up elsewhere"
     )
