@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -67,18 +67,32 @@ class SupersededPrekey(Table):
         primary_key = peewee.CompositeKey("user", "key_hash")
 
 
-class Unsigned(NamedTuple):
-    key_id: int
-    public_key: bytes
+class Unsigned(Protocol):
+    @property
+    def key_id(self) -> int: ...
+    @property
+    def public_key(self) -> bytes: ...
 
 
-class Signed(NamedTuple):
-    key_id: int
-    public_key: bytes
-    signature: bytes
+class Signed(Unsigned, Protocol):
+    @property
+    def signature(self) -> bytes: ...
 
 
-K = TypeVar("K", Unsigned, Signed)
+class Upload(Protocol):
+    """The keys that a client sends, as it names them."""
+
+    @property
+    def signed_prekey(self) -> Signed | None: ...
+    @property
+    def one_time_prekeys(self) -> Sequence[Unsigned]: ...
+    @property
+    def kyber_prekeys(self) -> Sequence[Signed]: ...
+    @property
+    def last_resort_kyber_prekey(self) -> Signed | None: ...
+
+
+K = TypeVar("K", bound=Unsigned)
 
 
 class Reused(Exception):
@@ -97,17 +111,8 @@ class TooMany(Exception):
         self.kind, self.left = kind, left
 
 
-async def add(
-    db: Database,
-    user_id: UUID,
-    *,
-    signed: Signed | None = None,
-    one_time: Sequence[Unsigned] = (),
-    kyber: Sequence[Signed] = (),
-    last_resort: Signed | None = None,
-    at_most: int,
-) -> None:
-    """Store keys, in the caller's transaction or one of its own. Raises Reused, TooMany.
+async def add(db: Database, user_id: UUID, upload: Upload, *, at_most: int) -> None:
+    """Store keys, in the caller's transaction or its own. Raises Reused, TooMany.
 
     A key that is there under the same id stays as it is, also when it was handed out meanwhile: an upload whose answer
     was lost can be repeated.
@@ -115,14 +120,14 @@ async def add(
     async with db.transaction():
         # Two uploads at once: the second waits, so that one of two new signed prekeys is superseded by the other.
         await db.execute("SELECT 1 FROM users WHERE id = $1 FOR NO KEY UPDATE", user_id)
-        if signed:
-            await _replace_signed(db, user_id, signed)
-        if one_time:
-            await _add_one_time(db, user_id, one_time, at_most)
-        if kyber:
-            await _add_kyber(db, user_id, kyber, at_most)
-        if last_resort:
-            await _replace_last_resort(db, user_id, last_resort)
+        if upload.signed_prekey:
+            await _replace_signed(db, user_id, upload.signed_prekey)
+        if upload.one_time_prekeys:
+            await _add_one_time(db, user_id, upload.one_time_prekeys, at_most)
+        if upload.kyber_prekeys:
+            await _add_kyber(db, user_id, upload.kyber_prekeys, at_most)
+        if upload.last_resort_kyber_prekey:
+            await _replace_last_resort(db, user_id, upload.last_resort_kyber_prekey)
 
 
 # What is found here may only go meanwhile: the user's row is locked against other uploads. A key that the cleanup
@@ -148,7 +153,7 @@ async def _replace_signed(db: Database, user_id: UUID, key: Signed) -> None:
         db,
         "signed_prekey",
         "INSERT INTO signed_prekeys (user_id, key_id, public_key, signature) VALUES ($1, $2, $3, $4)",
-        [(user_id, *key)],
+        [_row(user_id, key)],
     )
 
 
@@ -168,7 +173,7 @@ async def _add_one_time(db: Database, user_id: UUID, keys: Sequence[Unsigned], a
         db,
         "one_time_prekeys",
         "INSERT INTO one_time_prekeys (user_id, key_id, public_key) VALUES ($1, $2, $3)",
-        [(user_id, *key) for key in fresh],
+        [(user_id, key.key_id, key.public_key) for key in fresh],
     )
 
 
@@ -192,7 +197,7 @@ async def _add_kyber(db: Database, user_id: UUID, keys: Sequence[Signed], at_mos
         db,
         "kyber_prekeys",
         "INSERT INTO kyber_prekeys (user_id, key_id, public_key, signature) VALUES ($1, $2, $3, $4)",
-        [(user_id, *key) for key in fresh],
+        [_row(user_id, key) for key in fresh],
     )
 
 
@@ -215,8 +220,12 @@ async def _replace_last_resort(db: Database, user_id: UUID, key: Signed) -> None
         db,
         "last_resort_kyber_prekey",
         "INSERT INTO kyber_prekeys (user_id, key_id, public_key, signature, last_resort) VALUES ($1, $2, $3, $4, true)",
-        [(user_id, *key)],
+        [_row(user_id, key)],
     )
+
+
+def _row(user_id: UUID, key: Signed) -> tuple[UUID, int, bytes, bytes]:
+    return user_id, key.key_id, key.public_key, key.signature
 
 
 def _is_current(known: Sequence[asyncpg.Record], key: Signed) -> bool:
