@@ -129,6 +129,17 @@ async def chosen(core: Core) -> str:
     return address(found.dsn, found.current or found.hosts[0])
 
 
+@contextlib.asynccontextmanager
+async def database(core: Core) -> AsyncIterator[str]:
+    """The address of the database for a script that needs no server: of the settings, else the embedded one, started
+    unless a server runs it. Raises SettingsError."""
+    if core.database_url is not None:
+        yield await chosen(core)
+        return
+    async with embedded.postgres_beside(core.mimu_data_dir) as dsn:
+        yield dsn
+
+
 async def move_fence(core: Core, seen: Identity) -> None:
     """Have servers take a database that was put back, whatever they have seen before."""
     if core.database_url is not None:
@@ -214,6 +225,14 @@ def beside_files(env_file: Path | None) -> tuple[Core, dict[str, str], Storage]:
     core, stored = load(wanted, values).values()
     assert isinstance(core, Core) and isinstance(stored, StorageSettings)
     return core, values, opened.storage(stored, core.mimu_data_dir)
+
+
+async def confirmed(question: str, word: str = "yes") -> bool:
+    """True if the operator types ``word``, or a name that the question asks for."""
+    # On standard error: standard output may be read by a program.
+    print(f"{question} Type {word} to go on: ", end="", file=sys.stderr, flush=True)
+    answer: str = await asyncio.to_thread(sys.stdin.readline)
+    return answer.strip() == word
 
 
 def outcome(
