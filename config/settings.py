@@ -19,7 +19,6 @@ from pydantic import (
 )
 
 from config.values import (
-    Collector,
     DatabaseUrl,
     Hosts,
     Items,
@@ -28,6 +27,7 @@ from config.values import (
     Rate,
     RateLimit,
     RedisUrl,
+    WebAddress,
     comma_list,
 )
 
@@ -221,7 +221,7 @@ class Core(Budgets):
     plugins_disabled: Items = Field(
         (), description="Features to switch off, separated by commas: turn,presence. Unset: all are on."
     )
-    otel_exporter_otlp_endpoint: Collector | None = Field(
+    otel_exporter_otlp_endpoint: WebAddress | None = Field(
         None,
         description="OpenTelemetry collector that receives traces over HTTP: http://localhost:4318. Unset: no "
         "traces, and OpenTelemetry is not loaded. The other variables of OpenTelemetry "

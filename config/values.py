@@ -5,12 +5,14 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, SecretStr, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ByteSize, SecretStr, TypeAdapter, ValidationError, ValidationInfo
 
 from config import urls
+
+T = TypeVar("T")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -94,15 +96,28 @@ def _hosts(value: str) -> str:
     return ",".join(hosts)
 
 
-def _collector(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("expected http://host:4318")
+def web_address(value: str) -> str:
+    """An http or https URL of a service, without the slash at its end. Raises ValueError for one with a user, a query
+    or a fragment, and for what is no such URL."""
+    if urls.split_web(value, "http", "https") is None or any(mark in value for mark in "@?#"):
+        raise ValueError("expected https://host:port")
     return value.rstrip("/")
+
+
+def needs(other: str, why: str = "") -> AfterValidator:
+    """A setting that is required where ``other``, a field before it, is set. The field has no default but None, and
+    ``validate_default``."""
+
+    def check(value: T, info: ValidationInfo) -> T:
+        if value is None and info.data.get(other):
+            raise ValueError(f"missing; with {other.upper()} it is needed{why and f', {why}'}")
+        return value
+
+    return AfterValidator(check)
 
 
 Hosts = Annotated[str, AfterValidator(_hosts)]
 LogLevel = Annotated[str, AfterValidator(_level)]
-Collector = Annotated[str, AfterValidator(_collector)]
+WebAddress = Annotated[str, AfterValidator(web_address)]
 DatabaseUrl = Annotated[SecretStr, _url(urls.database_fault, "postgresql", "postgres")]
 RedisUrl = Annotated[SecretStr, _url(urls.redis_fault, "redis", "rediss", "unix")]

@@ -26,6 +26,7 @@ from config.findings import Examination, Finding, Over, wrong
 from config.keyring import KeyringFile
 from config.settings import ENV_FILE, Core, SettingsError
 from config.storage import StorageSettings
+from config.values import web_address
 from handlers.sockets.hub import PING_EVERY
 from handlers.tokens import Tokens
 from scripts import command
@@ -65,10 +66,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in text:
-        raise argparse.ArgumentTypeError("expected https://host")
-    return text.rstrip("/")
+    try:
+        return web_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _token(text: str) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import structlog
-from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo
+from pydantic import Field, StringConstraints
 
 from config.findings import Examination
 from config.settings import Core, Section
-from config.values import Rate, RateLimit
+from config.values import Rate, RateLimit, WebAddress, needs
 from handlers.http.base import ID
 from plugins import App, Every, Plugin
 from plugins.push import examination, http
@@ -22,7 +22,7 @@ from plugins.push.providers.apns import Apns, Identity
 from plugins.push.providers.client import Road
 from plugins.push.providers.fcm import GOOGLE, Fcm
 from plugins.push.providers.outcomes import Provider
-from plugins.push.providers.vapid import AccountFile, P256File, Url
+from plugins.push.providers.vapid import AccountFile, P256File
 from plugins.push.providers.webpush import WebPush, public_key
 from plugins.push.queue.gathering import Gathering
 from plugins.push.queue.judge import Judge
@@ -39,17 +39,6 @@ AT_ONCE = 64  # pushes on their way to one provider; at 50 ms each that is 1,280
 RINGING = 32  # the same of calls, which have lanes of their own so that nothing is before them
 
 
-def _beside(name: str) -> AfterValidator:
-    """A setting that is needed where another one is given."""
-
-    def check(value: str | None, info: ValidationInfo) -> str | None:
-        if value is None and info.data.get(name) is not None:
-            raise ValueError(f"missing; {name.upper()} needs it")
-        return value
-
-    return AfterValidator(check)
-
-
 LABEL = "[A-Za-z0-9-]+"
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]{1,255}$")]
 # RFC 8292 section 2.1; what py_vapid takes.
@@ -62,18 +51,18 @@ class Settings(Section):
         repr=False,
         description="Key file (.p8) of the Apple developer team of the app. Unset: no push through APNs.",
     )
-    apns_key_id: Annotated[Word | None, _beside("apns_key_file")] = Field(
+    apns_key_id: Annotated[Word | None, needs("apns_key_file")] = Field(
         None, validate_default=True, description="Id of that key, ten characters. Required with APNS_KEY_FILE."
     )
-    apns_team_id: Annotated[Word | None, _beside("apns_key_file")] = Field(
+    apns_team_id: Annotated[Word | None, needs("apns_key_file")] = Field(
         None,
         validate_default=True,
         description="Id of the Apple developer team, ten characters. Required with APNS_KEY_FILE.",
     )
-    apns_topic: Annotated[Word | None, _beside("apns_key_file")] = Field(
+    apns_topic: Annotated[Word | None, needs("apns_key_file")] = Field(
         None, validate_default=True, description="Bundle id of the app. Required with APNS_KEY_FILE."
     )
-    apns_base_url: Url | None = Field(
+    apns_base_url: WebAddress | None = Field(
         None,
         description="Another address in place of Apple's, for both environments: for tests, or your own proxy. "
         "Unset: Apple's, by the environment of the token.",
@@ -83,7 +72,7 @@ class Settings(Section):
         repr=False,
         description="Service account of Google, a JSON file; its token_uri is used. Unset: no push through FCM.",
     )
-    fcm_base_url: Url | None = Field(
+    fcm_base_url: WebAddress | None = Field(
         None, description="Another address in place of Google's: for tests, or your own proxy. Unset: Google's."
     )
     vapid_private_key_file: P256File = Field(
@@ -91,7 +80,7 @@ class Settings(Section):
         repr=False,
         description="Key file that signs Web Push; ./mimu vapid-keys FILE makes one. Unset: no Web Push.",
     )
-    vapid_subject: Annotated[Subject | None, _beside("vapid_private_key_file")] = Field(
+    vapid_subject: Annotated[Subject | None, needs("vapid_private_key_file")] = Field(
         None,
         validate_default=True,
         description="How push services reach you: mailto:ops@example.org, or an https URL. Required with "

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, StringConstraints, ValidationInfo, field_validator
 
 from config.tiers import TierSettings
-from config.values import Rate, RateLimit
+from config.values import Rate, RateLimit, WebAddress, needs
 from plugins.subscriptions.prices import Price, PriceTag
 
-
-def _base(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in value:
-        raise ValueError("expected https://host:port")
-    return value.rstrip("/")
-
-
-BaseUrl = Annotated[str, AfterValidator(_base)]
+StoreId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]{1,64}$")]
 
 
 class Settings(TierSettings):
@@ -29,25 +20,26 @@ class Settings(TierSettings):
         description="Secret key of Stripe; better a restricted one that may read PaymentIntents and charges. "
         "Unset: no Stripe.",
     )
-    stripe_webhook_key: SecretStr | None = Field(
-        None,
-        validate_default=True,
-        description="Signing secret (whsec_...) of the webhook to /subscriptions/webhooks/stripe, which reports "
-        "refunds and disputes. Required with STRIPE_SECRET_KEY.",
+    stripe_webhook_key: Annotated[SecretStr | None, needs("stripe_secret_key", "for else refunds go unnoticed")] = (
+        Field(
+            None,
+            validate_default=True,
+            description="Signing secret (whsec_...) of the webhook to /subscriptions/webhooks/stripe, which reports "
+            "refunds and disputes. Required with STRIPE_SECRET_KEY.",
+        )
     )
-    stripe_base_url: BaseUrl | None = Field(
+    stripe_base_url: WebAddress | None = Field(
         None, description="Another address in place of Stripe's own, for tests. Unset: Stripe's."
     )
-    btcpay_base_url: BaseUrl | None = Field(
+    btcpay_base_url: WebAddress | None = Field(
         None, description="BTCPay Server: https://btcpay.example.org. Unset: no cryptocurrencies."
     )
-    btcpay_store_id: str | None = Field(
+    btcpay_store_id: Annotated[StoreId | None, needs("btcpay_base_url")] = Field(
         None,
         validate_default=True,
-        pattern=r"^[A-Za-z0-9]{1,64}$",
         description="Store of BTCPay whose invoices count. Required with BTCPAY_BASE_URL.",
     )
-    btcpay_api_key: SecretStr | None = Field(
+    btcpay_api_key: Annotated[SecretStr | None, needs("btcpay_base_url")] = Field(
         None,
         validate_default=True,
         description="API key of BTCPay with btcpay.store.canviewinvoices for that store only. Required with "
@@ -72,20 +64,6 @@ class Settings(TierSettings):
     )
     rate_limit_purchase: RateLimit = Field(Rate(20, 3600), description="Attempts per IP address to buy a subscription.")
     rate_limit_validate: RateLimit = Field(Rate(60, 60), description="Subscriptions validated per IP address.")
-
-    @field_validator("stripe_webhook_key")
-    @classmethod
-    def _told_of_refunds(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        if value is None and info.data.get("stripe_secret_key"):
-            raise ValueError("missing; with STRIPE_SECRET_KEY it is needed, for else refunds go unnoticed")
-        return value
-
-    @field_validator("btcpay_store_id", "btcpay_api_key")
-    @classmethod
-    def _whole(cls, value: str | SecretStr | None, info: ValidationInfo) -> str | SecretStr | None:
-        if value is None and info.data.get("btcpay_base_url"):
-            raise ValueError("missing; with BTCPAY_BASE_URL it is needed")
-        return value
 
     @field_validator("tier_ultra_price")
     @classmethod

@@ -11,9 +11,8 @@ from pydantic.fields import FieldInfo
 
 import plugins
 from config.settings import Core, Section
-from config.storage import Endpoint
 from config.tiers import TierSettings
-from config.values import Items, Networks, RateLimit
+from config.values import Items, Networks, RateLimit, WebAddress
 from plugins.subscriptions.prices import PriceTag
 from scripts import configuration_page
 from scripts.configuration_page import KINDS, PAGE, bounds, kind, page, readers
@@ -52,7 +51,7 @@ def test_examples_of_each_kind_are_taken() -> None:
         "networks": Networks,
         "list": Items,
         "price": PriceTag,
-        "address": Endpoint,
+        "address": WebAddress,
         "yes or no": bool,
         "number": float,
         "path": Path,
