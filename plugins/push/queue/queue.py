@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from config import channels
+from config.reasons import redis_code
 from handlers.tasks import Worker, ended
 from plugins.push.queue import scripts
 from plugins.push.queue.jobs import Job
@@ -222,7 +223,7 @@ class Queue:
         try:
             await self._redis.xgroup_create(name, GROUP, id="0", mkstream=True)
         except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
+            if redis_code(error) != "BUSYGROUP":
                 raise
 
     async def read(self, name: str, most: int) -> list[Entry]:
