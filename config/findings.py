@@ -39,14 +39,14 @@ def skipped(part: str, because: str) -> Finding:
     return Finding(part, "skipped", because)
 
 
-class Over(Exception):
-    """Nothing more of an examination can be told; the text says why, after the word "because"."""
+class StopExamination(Exception):
+    """Raised where an examination can find no more; the text says why, after the word "because"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """One thing that is looked at. ``look`` yields findings as they come, any number for a part, and may raise Over:
-    then the parts that it has said nothing of are told as skipped."""
+    """One thing that is looked at. ``look`` yields findings as they come, any number for a part. It may raise
+    StopExamination: then the parts without a finding are shown as skipped."""
 
     name: str
     title: str

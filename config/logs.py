@@ -35,11 +35,11 @@ def _without_values(_: Any, __: str, event: structlog.typing.EventDict) -> struc
             trace = trace.tb_next
         event["error"] = type(error).__name__
         event["at"] = places[-6:]  # the innermost calls tell the story; the rest is the event loop
-        event.update(known(error))
+        event.update(error_fields(error))
     return event
 
 
-def known(error: BaseException) -> dict[str, str]:
+def error_fields(error: BaseException) -> dict[str, str]:
     """What is known of an error, or of one that it came of: of a failed SQL statement its SQLSTATE and the function of
     ours that ran it, and the trace that tells more."""
     found: dict[str, str] = {}

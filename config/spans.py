@@ -38,7 +38,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from config.logs import TRACE
-from config.traces import Ended, H, Told, Traces
+from config.traces import Ended, H, ReportOutcome, Traces
 from config.version import VERSION
 
 log = structlog.get_logger(__name__)
@@ -155,7 +155,7 @@ class Spans(Traces):
         span.end()
 
     @contextlib.contextmanager
-    def push(self, provider: str, kind: str) -> Iterator[Told]:
+    def push(self, provider: str, kind: str) -> Iterator[ReportOutcome]:
         attributes = {"mimu.push.provider": provider, "mimu.push.kind": kind}
         span = self._tracer.start_span(f"push {provider}", Around(), SpanKind.CLIENT, attributes)
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 H = TypeVar("H", bound=Callable[..., Any])
 Ended = Callable[[int], None]  # gets the status of an answer; 0 when nobody was left to take it
-Told = Callable[[str, int], None]  # gets the outcome of a push, and the provider's status
+ReportOutcome = Callable[[str, int], None]  # gets the outcome of a push, and the provider's status
 
 
 def _nobody(*_: object) -> None:
@@ -40,6 +40,6 @@ class Traces:
         """A commit for all that was put in these contexts."""
         return contextlib.nullcontext()
 
-    def push(self, provider: str, kind: str) -> AbstractContextManager[Told]:
+    def push(self, provider: str, kind: str) -> AbstractContextManager[ReportOutcome]:
         """A push on its way to a provider, which is told its outcome."""
         return contextlib.nullcontext(_nobody)

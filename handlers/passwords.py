@@ -51,7 +51,7 @@ def _new(password: str) -> str:
     return password
 
 
-def _known(password: str) -> str:
+def _check_length(password: str) -> str:
     if _length(password) > LONGEST:
         raise ValueError(f"must have at most {LONGEST} characters")
     return password
@@ -66,7 +66,7 @@ NewPassword = Annotated[
         json_schema_extra={"minLength": SHORTEST, "maxLength": LONGEST},
     ),
 ]
-KnownPassword = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"maxLength": LONGEST})]
+KnownPassword = Annotated[str, AfterValidator(_check_length), Field(json_schema_extra={"maxLength": LONGEST})]
 
 
 class Match(Enum):

@@ -11,7 +11,7 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-PATIENCE = 0.2  # seconds until a task that is still there is cancelled once more
+CANCEL_INTERVAL = 0.2  # seconds until a task that is still there is cancelled once more
 PAUSE = 1.0  # seconds after work that failed for a reason that it did not expect
 
 
@@ -21,7 +21,7 @@ async def ended(*tasks: asyncio.Task[Any]) -> None:
     while left := [task for task in tasks if not task.done()]:
         for task in left:
             task.cancel()
-        await asyncio.wait(left, timeout=PATIENCE)
+        await asyncio.wait(left, timeout=CANCEL_INTERVAL)
     await asyncio.gather(*tasks, return_exceptions=True)
 
 

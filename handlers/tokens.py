@@ -12,6 +12,7 @@ import jwt
 
 from config.keyring import Keyring
 from handlers.wire.errors import TokenExpired, Unauthorized
+from handlers.wire.shapes import read_uuid
 
 ISSUER = "mimu"
 LEEWAY = 60.0  # seconds that the clock of the instance which issued a token may be ahead of ours
@@ -94,8 +95,8 @@ class Tokens:
             if float(claims["iat"]) > time.time() + LEEWAY:
                 raise Unauthorized
             return Session(
-                UUID(claims["user_id"]),
-                UUID(claims["sid"]),
+                read_uuid(claims["user_id"]),
+                read_uuid(claims["sid"]),
                 str(claims["public_id"]),
                 str(claims["fingerprint"]),
                 float(claims["exp"]),

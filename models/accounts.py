@@ -6,8 +6,8 @@ from typing import NamedTuple
 from uuid import UUID
 
 from models import audit, sessions, users
-from models.chats import events as changes
 from models.chats import messages, participants
+from models.chats.changes import ChatChanges, announce_nothing
 from models.database import Database, Row
 
 
@@ -76,30 +76,23 @@ async def end_sessions(db: Database, user_id: UUID, actor: str) -> Change | None
         return Change(bool(ended), ended)
 
 
-class Erased(NamedTuple):
-    """What an erasure did: the sessions that ended, and what happened in the account's chats."""
-
-    ended: list[sessions.Ended]
-    departed: list[tuple[changes.Change, list[changes.Event]]]
-
-
 async def delete(db: Database, user_id: UUID, actor: str) -> Change | None:
     """Erase an account as its owner can; None when it is gone."""
-    erased = await erase(db, user_id, actor)
-    return None if erased is None else Change(True, erased.ended)
+    ended = await erase(ChatChanges(db, announce_nothing), user_id, actor)
+    return None if ended is None else Change(True, ended)
 
 
-async def erase(db: Database, user_id: UUID, actor: str | None = None) -> Erased | None:
-    """Erase an account with all that is its own (contract section 10); None when it is gone. With an ``actor`` it is
-    noted in the audit log.
+async def erase(changes: ChatChanges, user_id: UUID, actor: str | None = None) -> list[sessions.Ended] | None:
+    """Erase an account with all that is its own (contract section 10): the sessions that ended; None when it is gone.
+    With an ``actor`` it is noted in the audit log.
 
     It leaves its chats first, each by itself, for chats are locked before accounts everywhere; then its name is taken
     off its messages, many at a time. What a crash in between leaves is an account that can be erased. At the end its
     row is locked: a session that is opened meanwhile is ended with the others, or is not opened at all.
     """
-    departed = []
+    db = changes.db
     while True:
-        departed += await participants.depart(db, user_id)
+        await participants.depart(changes, user_id)
         await messages.forget_sender(db, user_id)
         async with db.transaction():
             account = await _lock(db, user_id)
@@ -111,4 +104,4 @@ async def erase(db: Database, user_id: UUID, actor: str | None = None) -> Erased
             if actor is not None:
                 await audit.note(db, actor, "delete", user_id, account["public_id"])
             await users.delete(db, user_id)
-            return Erased(ended, departed)
+            return ended

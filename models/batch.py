@@ -9,27 +9,27 @@ from contextvars import Context
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key")
-Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 
 MOST = 128  # keys of one statement: enough to share its cost, few enough not to keep the last one waiting
 
 
-class Batch(Generic[Key, Answer]):
+class Batch(Generic[Key, Value]):
     """Answers keys by ``load``, which gets several at once and answers in their order.
 
     There is no lingering: a key that comes alone is asked for at once, and those that come while a statement is on its
     way go together in the next. A busy server thus shares what a statement costs, an idle one waits for nobody.
     """
 
-    def __init__(self, load: Callable[[Sequence[Key]], Awaitable[Sequence[Answer]]]) -> None:
+    def __init__(self, load: Callable[[Sequence[Key]], Awaitable[Sequence[Value]]]) -> None:
         self._load = load
-        self._asked: deque[tuple[Key, asyncio.Future[Answer]]] = deque()
+        self._asked: deque[tuple[Key, asyncio.Future[Value]]] = deque()
         self._running: asyncio.Task[None] | None = None
 
-    async def get(self, key: Key) -> Answer:
+    async def get(self, key: Key) -> Value:
         """The answer to one key. Raises what ``load`` raised."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Answer] = loop.create_future()
+        answer: asyncio.Future[Value] = loop.create_future()
         self._asked.append((key, answer))
         if self._running is None:
             # In a context of its own: the first one's may hold a transaction.

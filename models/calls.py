@@ -180,7 +180,7 @@ async def reserve_candidates(db: Database, call_id: UUID) -> int:
 
 async def hang_up(db: Database, call_id: UUID, user_id: UUID, reason: str) -> Call | None:
     """End a live call of the user's. What it becomes depends on who hangs up, and when (contract section 6)."""
-    return await _change(
+    return await _one_call(
         db,
         f"""UPDATE call_sessions SET ended_at = now(),
                 status = (CASE WHEN $3 = 'failed' THEN 'failed' WHEN status = 'accepted' THEN 'ended'
@@ -209,7 +209,7 @@ async def beat(db: Database, call_id: UUID, user_id: UUID) -> bool:
 
 async def expire(db: Database, call_id: UUID) -> Call | None:
     """ringing → missed, when the call has rung long enough; by whichever instance comes first."""
-    return await _change(
+    return await _one_call(
         db,
         f"""UPDATE call_sessions SET status = 'missed', ended_at = now(), end_reason = 'timeout'
             WHERE id = $1 AND status = 'ringing' AND started_at <= now() - interval '{RING_SECONDS} seconds'
@@ -262,7 +262,7 @@ def overdue(db: Database, ended: Callable[[Call], None]) -> list[Sweep]:
 
 
 async def get(db: Database, call_id: UUID) -> Call | None:
-    return await _change(db, f"SELECT {_CALL} FROM call_sessions WHERE id = $1", call_id)
+    return await _one_call(db, f"SELECT {_CALL} FROM call_sessions WHERE id = $1", call_id)
 
 
 class WaitingFor(NamedTuple):
@@ -302,7 +302,8 @@ async def rings_until(db: Database, callee_id: UUID) -> list[tuple[UUID, datetim
     return [(row["id"], row["over"]) for row in rows]
 
 
-async def _change(db: Database, sql: str, *args: object) -> Call | None:
+async def _one_call(db: Database, sql: str, *args: object) -> Call | None:
+    """Run a statement that returns one call, or none."""
     row = await db.row(sql, *args)
     return Call(*row) if row else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +54,15 @@ class _Peewee(AioPostgresDatabase, peewee.PostgresqlDatabase):
     """What peewee-async needs to run queries on our pool."""
 
     pool_backend_cls = Pool
+
+
+class _Transaction(ConnectionContext):
+    """What peewee-async keeps of the transaction that is open, and what is done after its commit."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self.transaction_is_opened = True
+        self.after: list[Callable[[], Awaitable[None]]] = []
 
 
 class Database:
@@ -117,13 +126,18 @@ class Database:
     async def transaction(self) -> AsyncIterator[None]:
         """Everything in the block commits together, or not at all. Start no task inside: it would share the
         connection."""
-        if connection_context.get() is not None:
-            async with self._peewee.aio_atomic():  # a savepoint
-                yield
+        outer = connection_context.get()
+        if isinstance(outer, _Transaction):
+            earlier = len(outer.after)
+            try:
+                async with self._peewee.aio_atomic():  # a savepoint
+                    yield
+            except BaseException:
+                del outer.after[earlier:]
+                raise
             return
         async with self.connection() as raw:
-            context = ConnectionContext(Connection(raw, self.cluster, self._watch))
-            context.transaction_is_opened = True
+            context = _Transaction(Connection(raw, self.cluster, self._watch))
             token = connection_context.set(context)
             try:
                 await self.execute("BEGIN")
@@ -137,6 +151,16 @@ class Database:
                 raise
             finally:
                 connection_context.reset(token)
+        for work in context.after:
+            await work()
+
+    def after_commit(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Await ``work`` when the outermost transaction has committed and given its connection back; not at all when
+        the transaction or savepoint that is open now is rolled back. What it raises reaches who opened the
+        transaction."""
+        context = connection_context.get()
+        assert isinstance(context, _Transaction), "no transaction is open"
+        context.after.append(work)
 
     async def fetch(self, sql: str, *args: Any) -> list[asyncpg.Record]:
         async with self.connection() as connection:

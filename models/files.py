@@ -12,7 +12,7 @@ import peewee
 
 from models.chats.tables import ChatThread
 from models.database import Database, Enum, Row, Table
-from models.storage import Place, Progress
+from models.storage import PendingUpload, Progress
 from models.sweeps import Due
 from models.users import User
 
@@ -176,9 +176,9 @@ async def give_to_chat(db: Database, file_id: UUID, owner: UUID, chat_id: UUID) 
     )
 
 
-def place(row: Row) -> Place:
+def pending_upload(row: Row) -> PendingUpload:
     """Where in the storage an upload is, and how far it has come."""
-    return Place(
+    return PendingUpload(
         row["storage_key"],
         row["size"],
         row["resumable"],

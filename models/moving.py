@@ -91,7 +91,7 @@ def journal(folder: Path, name: str) -> Iterator[Journal]:
             shutil.rmtree(way, ignore_errors=True)
 
 
-async def _known(connection: asyncpg.Connection) -> int:
+async def _count_complete(connection: asyncpg.Connection) -> int:
     """How many complete files the database has."""
     count: int = await connection.fetchval("SELECT count(*) FROM files WHERE state = 'complete'")
     return count
@@ -128,7 +128,7 @@ async def move(
     """Copy what the target lacks; with ``verify`` what is there is read, too. Raises StorageAway, StorageFull, OSError.
 
     Again is the same: what broke off goes on where it was."""
-    moved, total = Moved(), await _known(connection)
+    moved, total = Moved(), await _count_complete(connection)
     moved.removed = await _forget(connection, target, notes, tell)
     files, turn = complete(connection), asyncio.Lock()
 

@@ -31,6 +31,7 @@ from handlers.limits.rates import Limits
 from handlers.metrics import Metrics
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
+from handlers.sockets.announcing import Announcer
 from handlers.sockets.bus import Bus
 from handlers.sockets.delivery import Delivery
 from handlers.sockets.hub import Hub, Peer
@@ -39,6 +40,7 @@ from handlers.tokens import Tokens
 from handlers.vitals import Runs
 from handlers.wire.frames import by_kind
 from models.chats.access import Access
+from models.chats.changes import ChatChanges
 from models.database import Database
 from models.postgres.epochs import Epoch
 from models.sweeps import Watch as SweepWatch
@@ -69,6 +71,11 @@ class App:
     sweeps: SweepWatch
     traces: Traces
     instance_id: UUID
+
+    @property
+    def changes(self) -> ChatChanges:
+        """Opens chats for a change, and announces what happened in it after the commit."""
+        return ChatChanges(self.db, Announcer(self.delivery, self.hub).announce)
 
 
 Route = tuple[str, type[ApiHandler], dict[str, Any]]

@@ -71,7 +71,7 @@ async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Stor
                     last = before[0] if before else None
                     copied = await stored.take(storage, listing, count, work, last, tell, sure=asked.verify)
                 listing.unlink()
-                lost = copied.damaged + copied.unreadable + await _known(dsn, copied.without)
+                lost = copied.damaged + copied.unreadable + await _lost(dsn, copied.without)
             parts = [part(work, path) for path in sorted((work / DATABASE).iterdir())]
             if copied:
                 parts.append(part(work, work / FILE_SUMS))
@@ -131,7 +131,7 @@ async def _dump(dsn: str, work: Path, listing: Path | None, tell: Tell) -> tuple
     return said, count
 
 
-async def _known(dsn: str, absent: list[str]) -> list[str]:
+async def _lost(dsn: str, absent: list[str]) -> list[str]:
     """Of files that were not in the storage those that the database has still: they are lost. The others were deleted
     meanwhile."""
     if not absent:

@@ -22,7 +22,7 @@ if not __package__:  # python scripts/doctor.py, from any folder
 
 import server
 from config import logs
-from config.findings import Examination, Finding, Over, wrong
+from config.findings import Examination, Finding, StopExamination, wrong
 from config.keyring import KeyringFile
 from config.settings import ENV_FILE, Core, SettingsError
 from config.storage import StorageSettings
@@ -155,7 +155,7 @@ def _unreadable(path: Path, error: Exception) -> Examination:
     async def look() -> AsyncIterator[Finding]:
         says = f"{path} can't be read ({type(error).__name__}), so neither TURN nor the public address was looked at."
         yield wrong("keyring", says, "Run the doctor as the server's user.")
-        raise Over("the secrets are not known")
+        raise StopExamination("the secrets are not known")
 
     return Examination("keyring", "Keyring", ("keyring",), look)
 

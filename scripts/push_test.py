@@ -27,7 +27,7 @@ from models import accounts, push
 from models.database import Database, Row
 from scripts import command
 
-PATIENCE = 20  # seconds; a server gives a provider 12
+REPLY_TIMEOUT = 20  # seconds; a server gives a provider 12
 
 # By the provider's word, else by its status.
 EXPLAINED = {
@@ -88,11 +88,11 @@ async def run(asked: argparse.Namespace, core: Core) -> int:
     chosen = next((row for row in rows if asked.token in (None, row["id"])), None)
     if chosen is None:
         return command.fail("they have no such token" if asked.token else "they have no device registered")
-    async with Redis.from_url(redis_url, socket_connect_timeout=2, socket_timeout=PATIENCE + 5) as redis:
+    async with Redis.from_url(redis_url, socket_connect_timeout=2, socket_timeout=REPLY_TIMEOUT + 5) as redis:
         verdict = await _sent(redis, found["id"], chosen["id"])
     if verdict is None:
         return command.fail(
-            f"nobody sent it within {PATIENCE} s: no server runs, or none has a key for {chosen['provider']}"
+            f"nobody sent it within {REPLY_TIMEOUT} s: no server runs, or none has a key for {chosen['provider']}"
         )
     if asked.json:
         print(json.dumps({"token_id": str(chosen["id"]), **verdict, "explanation": explained(verdict)}))
@@ -107,11 +107,11 @@ async def _sent(redis: Redis, user_id: UUID, token_id: UUID) -> dict[str, Any] |
     """The verdict on a push; None when no server has taken it."""
     seconds, micros = await redis.time()
     reply = f"push:test:{uuid4()}"
-    job = channels.push_test(user_id, token_id, seconds * 1000 + micros // 1000, PATIENCE, reply)
+    job = channels.push_test(user_id, token_id, seconds * 1000 + micros // 1000, REPLY_TIMEOUT, reply)
     # Where no server has made the stream there is none to read it.
     if await redis.xadd(channels.PUSH_NOW, {"job": job}, nomkstream=True) is None:
         return None
-    answer: Any = await redis.blpop([reply], timeout=PATIENCE)
+    answer: Any = await redis.blpop([reply], timeout=REPLY_TIMEOUT)
     return json.loads(answer[1]) if answer else None
 
 

@@ -166,7 +166,7 @@ async def fetched(url: str) -> bytes:
         client.close()
 
 
-def known(url: str) -> Contract | None:
+def contract_of(url: str) -> Contract | None:
     """The contract of a server that runs just now."""
     parts = urlsplit(url)
     return _servers.get(f"{parts.scheme}://{parts.netloc}")
@@ -174,7 +174,7 @@ def known(url: str) -> Contract | None:
 
 def judge_frame(url: str, frame: dict[str, Any]) -> None:
     """Check a frame from a socket that was opened at this address. Faults are kept, since its reader has no caller."""
-    found = known(url.replace("ws", "http", 1))
+    found = contract_of(url.replace("ws", "http", 1))
     if found is not None:
         try:
             found.judge_frame(frame)
@@ -185,7 +185,7 @@ def judge_frame(url: str, frame: dict[str, Any]) -> None:
 def judge(response: HTTPResponse) -> None:
     """Hold an answer against the document of who gave it, if that is one of our servers."""
     request = response.request
-    parts, found = urlsplit(request.url), known(request.url)
+    parts, found = urlsplit(request.url), contract_of(request.url)
     if found is not None and response.headers.get("Server") == "Mimu":
         method = request.headers.get("X-HTTP-Method-Override", request.method)
         body = response.body or b""

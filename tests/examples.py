@@ -28,7 +28,7 @@ from handlers.reference.openapi import HOUSE
 from server import Server
 from tests.client import Account, Answer, ask, b64
 from tests.conformance import UUID as ANY_UUID
-from tests.conformance import Contract, known
+from tests.conformance import Contract, contract_of
 from tests.files.transfer import send
 from tests.plugins.paying import purchase, voucher
 from tests.running import ROOT, Services, place, serving
@@ -88,7 +88,7 @@ class Recorder:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        contract = known(url)
+        contract = contract_of(url)
         assert contract is not None
         self._contract: Contract = contract
         self.examples: dict[str, dict[str, Json]] = {}

@@ -226,6 +226,93 @@ def test_each_frame_to_a_group_says_who_is_charged_for_it() -> None:
     assert silent == []
 
 
+# A change of a chat is announced ------------------------------------------------------------------------------------
+
+# What may be called where: everywhere else it is a way to change a chat without announcing it, or to announce twice.
+RESERVED = {
+    "Change": {"models.chats.changes"},
+    "ChatChanges": {"plugins", "models.accounts"},  # for features; and for scripts, which have no sockets
+    "announce_nothing": {"models.accounts"},
+    "delivery.announce": {"handlers.sockets.announcing"},
+    # Change.append and its kin; and erasing messages, which append_for announces.
+    "INSERT INTO chat_events": {"models.chats.events", "models.chats.messages"},
+}
+_INSERT = "INSERT INTO chat_events"
+# Which names of a module they are; others have a Change of their own.
+_ORIGINS = {
+    "Change": "models.chats.events",
+    "ChatChanges": "models.chats.changes",
+    "announce_nothing": "models.chats.changes",
+}
+
+
+def unannounced(source: str, module: str) -> list[str]:
+    """Where a module uses what only ``ChatChanges`` and what stands behind it may use."""
+    tree = ast.parse(source)
+    names = {
+        alias.asname or alias.name: alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if _ORIGINS.get(alias.name) == node.module
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and names.get(node.id) == "announce_nothing":
+            used = "announce_nothing"
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _INSERT in node.value:
+            used = _INSERT
+        elif not isinstance(node, ast.Call):
+            continue
+        elif isinstance(node.func, ast.Name):
+            used = names.get(node.func.id, "")
+        elif isinstance(node.func, ast.Attribute) and node.func.attr == "announce":
+            owner = ast.unparse(node.func.value).rpartition(".")[2].removeprefix("_")
+            used = f"{owner}.announce"
+        elif isinstance(node.func, ast.Attribute) and node.func.attr in ("Change", "ChatChanges"):
+            used = node.func.attr
+        else:
+            continue
+        if module not in RESERVED.get(used, {module}):
+            found.append(f"{module}:{node.lineno} uses {used}")  # type: ignore[attr-defined]
+    return found
+
+
+def test_each_change_of_a_chat_is_announced() -> None:
+    """``ChatChanges`` is the only way to make one, and nothing but ``Announcer`` sends its events."""
+    assert faults(lambda path, text: unannounced(text, name_of(path))) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from models.chats.events import Change\nChange(db, chat_id, 'group', 1, 2, user_id, 'owner', 1)",
+        "from models.chats.events import Change as Own\nOwn(db, chat_id, 'group', 1, 2, user_id, 'owner', 1)",
+        "from models.chats import events\nevents.Change(db, chat_id, 'group', 1, 2, user_id, 'owner', 1)",
+        "from models.chats.changes import ChatChanges\nChatChanges(db, nothing)",
+        "from models.chats.changes import announce_nothing\nwork(announce_nothing)",
+        "async def f(self):\n    await self._delivery.announce(group, access, frames, by=None)",
+        "await app.delivery.announce(group, access, frames, by=None)",
+        "await db.execute(f'INSERT INTO chat_events {columns}')",
+    ],
+)
+def test_the_guard_sees_a_change_that_is_not_announced(line: str) -> None:
+    assert unannounced(line, "plugins.chats.members")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from models.chats.events import Change\ndef f(change: Change) -> None:\n    change.append('chat_updated')",
+        "from models.chats.changes import ChatChanges\ndef f(changes: ChatChanges): return changes.lock(chat, user)",
+        "class Change: ...\nChange()",
+        "self._revocations.announce(ended)",
+    ],
+)
+def test_the_guard_lets_other_changes_through(line: str) -> None:
+    assert unannounced(line, "plugins.chats.members") == []
+
+
 # Nothing is global ------------------------------------------------------------------------------------------------
 
 

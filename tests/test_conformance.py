@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.client import Account, ask
-from tests.conformance import Contract, known
+from tests.conformance import Contract, contract_of
 from tests.running import Services, place, serving
 
 HEADERS = {"X-Request-ID": "x", "Content-Type": "application/json"}
@@ -18,7 +18,7 @@ REFUSAL = {"error": "not_found", "message": "There is no such user.", "request_i
 @pytest.mark.gen_test
 async def test_answers_that_differ_from_the_document_are_found(services: Services) -> None:
     async with place(services) as home, serving(home) as server:
-        contract = known(server.url)
+        contract = contract_of(server.url)
         assert contract is not None
         alice = await Account().register(server.url)
         profile = (await alice.get(f"/users/{alice.public_id}")).json

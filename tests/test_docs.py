@@ -326,7 +326,7 @@ async def test_the_first_call_is_heard_as_the_readme_says(services: Services) ->
         said, failed = await asyncio.wait_for(process.communicate(), 30)
         assert (process.returncode, failed.decode()) == (0, "")
         *frames, last = said.decode().splitlines()
-        heard = [re.fullmatch(r'(alice|bob) hears +\{"type":"(\w+)".*\}', line) for line in frames]
+        heard = [re.fullmatch(r'(alice|bob) reads +\{"type":"(\w+)".*\}', line) for line in frames]
         assert [found and found.groups() for found in heard] == [
             ("alice", "ready"),
             ("bob", "ready"),

@@ -9,7 +9,7 @@ import jsonschema_rs
 import pytest
 
 from tests import examples
-from tests.conformance import closed, known
+from tests.conformance import closed, contract_of
 from tests.running import ROOT, Services, place, serving
 
 FILES = sorted([*(ROOT / "plugins").glob("*/examples.json"), ROOT / "handlers/examples.json"])
@@ -29,7 +29,7 @@ async def test_the_examples_are_what_a_server_answers(services: Services) -> Non
 @pytest.mark.gen_test
 async def test_the_document_shows_them_and_they_fit_its_schemas(services: Services) -> None:
     async with place(services) as shared, serving(shared) as running:
-        contract = known(running.url)
+        contract = contract_of(running.url)
         assert contract is not None
         document = contract.document
     shown = 0

@@ -144,7 +144,7 @@ class Running:
         [events] = [rule.target_kwargs["events"] for rule in self.rules if rule.target is SocketHandler]
         return {"auth": Auth, **{kind: event.shape for kind, event in events.items()}}
 
-    def known(self) -> list[str]:
+    def meaningful_texts(self) -> list[str]:
         """Texts that mean something to this server, as a part of a path or elsewhere."""
         alice, bob = self.alice, self.bob
         people = [bob.public_id, alice.session_id, bob.user_id, alice.public_id, alice.user_id]
@@ -572,7 +572,7 @@ def messages(
     draw: st.DrawFn, running: Running, pattern: str, handler: type[ApiHandler], method: str
 ) -> tuple[str, bytes]:
     """A method, and a whole HTTP message for one endpoint: well-formed as HTTP, with something else wrong."""
-    good, known = running.good(), running.known()
+    good, known = running.good(), running.meaningful_texts()
     shapes = shapes_of(handler, "body", method)
     faults = [
         "nothing",

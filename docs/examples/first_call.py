@@ -1,4 +1,4 @@
-"""Registers two users and lets one ring the other: ``first_call.py [URL of the server]``."""
+"""Register two users and let one call the other: ``first_call.py [URL of the server]``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def b64(value: bytes) -> str:
 
 
 async def register(name: str) -> dict[str, Any]:
-    """A new user with new keys; an app keeps their private halves, this example forgets them."""
+    """Register a user with new keys. An app stores the private keys; this example drops them."""
     identity, signing = bytes(PrivateKey.generate().public_key), SigningKey.generate()
     prekeys = [bytes(PrivateKey.generate().public_key) for _ in range(11)]
     body = {
@@ -49,7 +49,7 @@ async def register(name: str) -> dict[str, Any]:
     except OSError:
         sys.exit(f"There is no server at {SERVER}. Start one in another terminal: make run")
     if answer.code != 201:
-        sys.exit(f"The server refused: {answer.code} {answer.body.decode()}")
+        sys.exit(f"The server answered {answer.code}: {answer.body.decode()}")
     signed_in: dict[str, Any] = json.loads(answer.body)
     return signed_in
 
@@ -62,16 +62,16 @@ async def connect(user: dict[str, Any]) -> WebSocketClientConnection:
 async def main() -> None:
     alice, bob = await register("alice"), await register("bob")
     from_alice, from_bob = await connect(alice), await connect(bob)
-    print("alice hears", await from_alice.read_message())  # ready
-    print("bob hears  ", await from_bob.read_message())  # ready
+    print("alice reads", await from_alice.read_message())  # ready
+    print("bob reads  ", await from_bob.read_message())  # ready
     call = {"call_id": str(uuid4()), "encrypted_payload": b64(b"what only the two of them can read")}
     await from_alice.write_message(json.dumps({"type": "call_offer", "id": "1", "to_user_id": bob["user_id"], **call}))
-    print("bob hears  ", await from_bob.read_message())  # call_offer: it rings
-    print("alice hears", await from_alice.read_message())  # ack
+    print("bob reads  ", await from_bob.read_message())  # call_offer: it rings
+    print("alice reads", await from_alice.read_message())  # ack
     await from_bob.write_message(json.dumps({"type": "call_answer", **call}))
-    print("alice hears", await from_alice.read_message())  # call_answer
+    print("alice reads", await from_alice.read_message())  # call_answer
     await from_alice.write_message(json.dumps({"type": "call_hangup", "call_id": call["call_id"]}))
-    print("bob hears  ", await from_bob.read_message())  # call_hangup
+    print("bob reads  ", await from_bob.read_message())  # call_hangup
     print(f"Look back: curl -s -H 'Authorization: Bearer {alice['access_token']}' {SERVER}/calls")
 
 

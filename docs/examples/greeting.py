@@ -1,4 +1,4 @@
-"""Greeting: a feature of one route, as a file to put into plugins/."""
+"""Greeting: a feature with one route. Copy this file into plugins/."""
 
 from typing_extensions import TypedDict
 
@@ -22,7 +22,7 @@ class Greeting(ApiHandler):
 
     @operation({200: Greeted})
     def get(self) -> None:
-        """Greet whoever sends a token."""
+        """Greet the caller."""
         self.reply({"greeting": f"{self._word}, {self.session.public_id}!"})
 
 

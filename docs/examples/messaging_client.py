@@ -1,4 +1,4 @@
-"""Three people write to each other: ``messaging_client.py [URL of the server]``. docs/messaging.md tells the rules."""
+"""Three people write to each other: ``messaging_client.py [URL of the server]``. The rules are in docs/messaging.md."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SERVER = sys.argv[1] if len(sys.argv) > 1 else "http://localhost:8080"
 
 
 class Client:
-    """A person with one device. An app keeps the fields on its disk, and opens another socket when one breaks."""
+    """A person with one device. An app stores these fields on disk, and reconnects when its socket breaks."""
 
     def __init__(self, name: str) -> None:
         self.name, self.public_id, self.device, self.token = name, f"{name}_{secrets.token_hex(4)}", Device(), ""
-        self.cursor, self.seen = "", dict[str, int]()  # how far all chats were seen, and how far each of them
-        self.epoch, self.sent = "", list[dict[str, Any]]()  # the server's life, and what was acked in it
-        self.known: set[tuple[str, str]] = set()  # messages that came, by sender and client_id
-        self.held: dict[tuple[str, int], dict[str, Any]] = {}  # events that came before their turn, by chat and seq
+        self.cursor, self.seen = "", dict[str, int]()  # the cursor of all chats, and the seq of each
+        self.epoch, self.sent = "", list[dict[str, Any]]()  # the server's epoch, and the messages acknowledged in it
+        self.known: set[tuple[str, str]] = set()  # received messages, by sender and client_id
+        self.held: dict[tuple[str, int], dict[str, Any]] = {}  # events that arrived too early, by chat and seq
         self.sender_keys: dict[tuple[str, str, bytes], SenderKey] = {}  # by chat, sender, and the key's public half
         self.locked: dict[tuple[str, str, bytes], list[bytes]] = {}  # messages whose sender key is still on its way
         self.answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
@@ -38,7 +38,7 @@ class Client:
         request = HTTPRequest(SERVER + path, method=method, headers=headers, body=text)
         answer = await AsyncHTTPClient().fetch(request, raise_error=False)
         if answer.code >= 400:
-            raise RuntimeError(f"The server refused: {answer.code} {answer.body.decode()}")
+            raise RuntimeError(f"The server answered {answer.code}: {answer.body.decode()}")
         return json.loads(answer.body)
 
     async def register(self) -> None:
@@ -48,30 +48,30 @@ class Client:
         await self.begin()
 
     async def begin(self) -> None:
-        """The cursor first: what happens meanwhile comes twice, and is not missed."""
+        """Take the cursor first: what happens between the two requests then comes twice instead of never."""
         self.cursor = (await self.ask("GET", "/sync"))["cursor"]
         self.seen = {chat["id"]: chat["last_seq"] for chat in await self.ask("GET", "/chats")}
 
     # Events: each once, in the order of its chat ----------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Open the socket, then catch up: what came before ``ready`` is in /sync, what comes after it on the socket."""
+        """Open the socket, then sync: /sync has what came before ``ready``, the socket has what comes after it."""
         request = HTTPRequest(f"ws{SERVER[4:]}/ws", headers={"Authorization": f"Bearer {self.token}"})
         self.socket: WebSocketClientConnection = await websocket_connect(request)
         ready = json.loads(await self.socket.read_message() or "")
         back = self.epoch not in ("", ready["epoch"])
-        if back:  # the server was put back to a backup
+        if back:  # the operator has restored a backup
             await self.begin()
         self.listening = asyncio.create_task(self.listen())
         await self.catch_up()
-        for message in self.sent if back else []:  # what it has still it knows by client_id; an app sends the last ones
+        for message in self.sent if back else []:  # the server drops those it has; an app sends only the last ones
             await self.post(message)
         self.epoch = ready["epoch"]
 
     async def listen(self) -> None:
         while text := await self.socket.read_message():
             frame = json.loads(text)
-            if frame["type"] in ("ack", "error"):  # an error need not have an id, nor does anybody wait for ever
+            if frame["type"] in ("ack", "error"):  # an error may have no id, and a wait may have ended
                 waiting = self.answers.pop(frame.get("id", ""), None)
                 if waiting and not waiting.done():
                     waiting.set_result(frame)
@@ -84,11 +84,11 @@ class Client:
             page = await self.ask("GET", f"/sync?cursor={self.cursor}")
             for event in page["events"]:
                 await self.take(event, synced=True)
-            self.cursor, more = page["cursor"], page["has_more"]  # a page ends by its bytes, too: don't count events
+            self.cursor, more = page["cursor"], page["has_more"]  # don't count events: a page also ends by bytes
 
     async def take(self, event: dict[str, Any], synced: bool = False) -> None:
         chat, seq, own = event["chat_id"], event["seq"], event.get("user_id") == self.user_id
-        upto = event.get("to_seq", seq)  # /sync shows several events that one may not see as one
+        upto = event.get("to_seq", seq)  # /sync merges consecutive hidden events
         begins = event["type"] == "chat_created" or (event["type"] == "participant_added" and own)
         async with self.one_at_a_time:
             if seq > self.seen.get(chat, 0) + 1 and not begins and not synced:  # /sync leaves nothing out
@@ -111,7 +111,7 @@ class Client:
         sender, chat = message["sender_id"], event["chat_id"]
         if event["type"] != "message_new" or sender in (None, self.user_id):
             return
-        if (sender, message["client_id"]) in self.known:  # sent again to a server that had lost it: it was read
+        if (sender, message["client_id"]) in self.known:  # a repetition, because the server had lost it
             return
         self.known.add((sender, message["client_id"]))
         payload = unb64(message["encrypted_payload"])
@@ -124,7 +124,7 @@ class Client:
                 self.sender_keys[inside["chat_id"], sender, key.public] = key
             else:
                 self.show(inside["text"])
-        for name in self.locked.keys() & self.sender_keys.keys():  # either of the two may come first
+        for name in self.locked.keys() & self.sender_keys.keys():  # message and key arrive in any order
             for payload in self.locked.pop(name):
                 self.show(self.sender_keys[name].decrypt(payload).decode())
         await self.ask("POST", f"/chats/{chat}/receipts", {"read_seq": event["seq"]})
@@ -139,20 +139,20 @@ class Client:
         self.sent.append(message)
 
     async def post(self, message: dict[str, Any]) -> None:
-        """Send a message until it is acked. The server knows its client_id again, and keeps it once."""
+        """Send a message until the server acknowledges it. The server stores it once for its client_id."""
         while True:
             frame = {"type": "message_send", "id": secrets.token_hex(4), **message}
             answer = self.answers[frame["id"]] = asyncio.get_running_loop().create_future()
             await self.socket.write_message(json.dumps(frame))
             said = await asyncio.wait_for(answer, 10)
-            if said["type"] == "ack":  # this socket gets no message_new of it: the ack tells its place
+            if said["type"] == "ack":  # this socket gets no message_new: the ack has the seq
                 return await self.take({"type": "message_new", "chat_id": message["chat_id"], "seq": said["seq"]})
             if said["code"] not in ("unavailable", "rate_limited"):
-                raise RuntimeError(f"The server refused: {said}")
+                raise RuntimeError(f"The server rejected the message: {said}")
             await asyncio.sleep(said["retry_after"])
 
     async def write(self, other: Client, inside: dict[str, Any]) -> None:
-        """Something for one person, in the direct chat of the two; the first time it begins their session."""
+        """Send something to one person in the direct chat. The first message starts the session."""
         chat = await self.ask("POST", "/chats", {"type": "direct", "participants": [other.public_id]})
         text = json.dumps(inside).encode()
         if self.device.knows(other.user_id):

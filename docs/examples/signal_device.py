@@ -1,7 +1,7 @@
-"""The keys of one device, its sessions with other people, and sender keys for groups, all kept in memory.
+"""The keys of one device, its sessions with other people, and sender keys for groups, all in memory.
 
-The cipher behind ``messaging_client.py``: X3DH and the Double Ratchet by the packages x3dh and doubleratchet. An app
-keeps all this in an encrypted database, and commits it together with the message that it has read or is about to send.
+The cipher of ``messaging_client.py``: X3DH and the Double Ratchet from the packages x3dh and doubleratchet. An app
+stores all this in an encrypted database, and commits it together with the message that it has read or will send.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ RATCHET: dict[str, Any] = {
 
 
 class Device:
-    """One Ed25519 key pair is its identity: ``identity_key`` is its Curve25519 form. Peers are named by user id."""
+    """A device whose identity is one Ed25519 key pair; ``identity_key`` is its Curve25519 form. Peers are user ids."""
 
     def __init__(self) -> None:
         seed = secrets.token_bytes(32)
@@ -91,7 +91,7 @@ class Device:
         self._agreement.generate_pre_keys(20)
         self._prekeys = dict(enumerate(sorted(self._agreement.bundle.pre_keys), start=1))
         self._sessions: dict[str, tuple[Ratchet, bytes]] = {}
-        self._handshakes: dict[str, dict[str, Any]] = {}  # sent with every message until the peer has answered
+        self._handshakes: dict[str, dict[str, Any]] = {}  # sent with every message until the peer has replied
 
     def registration(self) -> dict[str, Any]:
         """The key fields of ``POST /auth/register``."""
@@ -114,11 +114,11 @@ class Device:
         return peer in self._sessions
 
     async def begin(self, bundle: dict[str, Any], peer: str, text: bytes) -> bytes:
-        """The first message to a peer whose bundle was fetched; x3dh checks the signature of the signed prekey."""
+        """Encrypt the first message to a peer by their bundle. x3dh checks the signature of the signed prekey."""
         signing, one_time = unb64(bundle["signing_public_key"]), bundle["one_time_prekey"]
         identity = xeddsa.ed25519_pub_to_curve25519_pub(signing)
         if hashlib.sha256(identity).hexdigest() != bundle["fingerprint"]:
-            raise ValueError("This is not the key that the fingerprint is of.")
+            raise ValueError("The fingerprint belongs to another key.")
         secret, associated, header = await self._agreement.get_shared_secret_active(
             x3dh.Bundle(
                 signing,
@@ -187,11 +187,11 @@ class Device:
 
 
 class SenderKey:
-    """What one sender encrypts with for a whole group: a chain, of which each message takes the next key, and a pair
-    of keys that signs, so that no other member can write in their name. ``about`` names the chat and the sender.
+    """The key with which one sender encrypts for a group: a chain that gives each message its key, and a signing key
+    pair, so that no other member can write in their name. ``about`` names the chat and the sender.
 
-    A message begins with the public half, by which its reader finds the right key: there is a new one whenever somebody
-    leaves the group.
+    A message begins with the public key, by which the reader finds the right sender key. The sender makes a new one
+    whenever somebody leaves the group.
     """
 
     def __init__(self, about: str, chain: bytes, count: int, public: bytes, signing: SigningKey | None = None) -> None:
@@ -208,7 +208,7 @@ class SenderKey:
         return cls(about, unb64(shared["chain"]), shared["count"], unb64(shared["public"]))
 
     def shared(self) -> dict[str, Any]:
-        """What each member gets over the session of the two. It opens what is sent from now on, and nothing older."""
+        """The form for members, sent over their sessions. It decrypts later messages, and none before."""
         return {"chain": b64(self._chain), "count": self._count, "public": b64(self.public)}
 
     def _next(self) -> SecretBox:
@@ -223,8 +223,8 @@ class SenderKey:
         return self.public + self._signing.sign(self._about + signed).signature + signed
 
     def decrypt(self, payload: bytes) -> bytes:
-        """Messages come in the order in which they were sent, for a chat has one order for all; some of them may have
-        been deleted meanwhile, and are stepped over."""
+        """Decrypt the next message. A chat has one order, so messages arrive as they were sent. Skip deleted ones.
+        Raises ValueError for a message that was read before, and BadSignatureError."""
         signature, signed = payload[32:96], payload[96:]
         VerifyKey(self.public).verify(self._about + signed, signature)
         [count] = struct.unpack("!I", signed[:4])

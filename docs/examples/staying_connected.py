@@ -1,4 +1,4 @@
-"""One session's socket, opened again for as long as the session lives: a part of a client, to be copied.
+"""Keep one session connected: reopen its socket as long as the session lives. Copy this into a client.
 
 docs/realtime.md has the rules, docs/clients.md the same loop in Dart.
 """
@@ -25,40 +25,40 @@ TOO_MANY_SOCKETS, TOO_MANY_FRAMES, RESTARTING, TOKEN_ENDED = 4409, 4429, 1012, 4
 
 
 class LoggedOut(Exception):
-    """The session has ended: forget its tokens, show the login."""
+    """The session has ended: delete its tokens, show the login."""
 
 
 class Outdated(Exception):
-    """The server wants a newer app."""
+    """The server requires a newer app."""
 
 
 class TryLater(Exception):
-    """A proxy's 502, a 503, a 429: it says nothing about the session."""
+    """A proxy's 502, a 503, a 429: the session goes on."""
 
 
-# No network, a proxy's answer, no JSON.
+# No network, a proxy's response, invalid JSON.
 BROKEN = (TryLater, WebSocketError, HTTPError, OSError, TimeoutError, ValueError)
 
 
 class Tokens:
-    """A session's tokens, with one refresher. An app keeps the refresh token on its disk."""
+    """The tokens of a session, with one refresher. An app stores the refresh token on disk."""
 
     def __init__(self, signed_in: dict[str, Any]) -> None:
         self._access, self._refresh = signed_in["access_token"], signed_in["refresh_token"]
         self._one_at_a_time = asyncio.Lock()
 
     async def access(self, *, refused: str | None = None) -> str:
-        """The access token; another one if the server has ``refused`` this one. Raises LoggedOut, TryLater."""
+        """Return the access token; a new one if the server has rejected ``refused``. Raises LoggedOut, TryLater."""
         async with self._one_at_a_time:
             if self._access == refused:  # else another task has refreshed it meanwhile
-                # No Authorization header here: with a token that has expired, /auth/refresh is 401 as well.
+                # No Authorization header here: /auth/refresh also returns 401 for an expired token.
                 answer = await ask("POST", "/auth/refresh", {"refresh_token": self._refresh})
                 if answer.code in (401, 403):
                     raise LoggedOut
                 if answer.code != 200:
                     raise TryLater(str(answer.code))
                 session = json.loads(answer.body)
-                self._refresh = session["refresh_token"]  # an app: first on the disk, then used
+                self._refresh = session["refresh_token"]  # an app stores it before it uses the access token
                 self._access = session["access_token"]
             return self._access
 
@@ -72,13 +72,13 @@ async def ask(method: str, path: str, body: Any = None, token: str = "") -> Any:
 
 
 class Connection:
-    """A socket that comes back. ``ready`` and ``frame`` take frames; ``returned`` waits until the user comes back."""
+    """A socket that reconnects. ``ready`` and ``frame`` handle frames; ``returned`` waits until the user is back."""
 
     def __init__(
         self, tokens: Tokens, ready: Callable[[Any], None], frame: Callable[[Any], None], returned: Callable[[], Any]
     ) -> None:
         self._tokens, self._ready, self._frame, self._returned = tokens, ready, frame, returned
-        self._sent = ""  # the token that the socket has
+        self._sent = ""  # the token that the socket uses
         self._prolonging: asyncio.Task[None] | None = None
 
     async def stay(self) -> None:
@@ -86,7 +86,7 @@ class Connection:
         attempt = 0
         while True:
             began, code = time.monotonic(), None
-            with contextlib.suppress(*BROKEN):  # like any other end
+            with contextlib.suppress(*BROKEN):  # back off as usual
                 code = await self._live()
             if code is not None and time.monotonic() - began > STEADY:
                 attempt = 0
@@ -94,8 +94,8 @@ class Connection:
             attempt += 1
 
     async def wait(self, code: int | None, attempt: int) -> None:
-        """Wait as long as the code of the closing asks for; None stands for a socket that never opened."""
-        if code == TOO_MANY_SOCKETS:  # ten others live, and a new one would throw out one of them
+        """Wait as long as the close code requires. None: the socket never opened."""
+        if code == TOO_MANY_SOCKETS:  # ten others are open, and a new one would close one
             await self._returned()
         elif code == TOO_MANY_FRAMES:
             await self.pause(10 + JITTER.uniform(0, 5))
@@ -110,13 +110,13 @@ class Connection:
         await asyncio.sleep(seconds)
 
     async def _live(self) -> int | None:
-        """Open one socket and read it to its end; the code that it was closed with."""
+        """Open one socket and read it until it closes. Returns the close code."""
         self._sent = await self._tokens.access()
         request = HTTPRequest(f"ws{SERVER[4:]}/ws", headers={"Authorization": f"Bearer {self._sent}"})
         async with asyncio.timeout(OPENING) as opening:
             try:
                 socket = await websocket_connect(request, ping_interval=20, ping_timeout=10)
-            except HTTPError:  # no upgrade: a proxy's 502, or a refusal
+            except HTTPError:  # no upgrade: a proxy's 502, or a rejection
                 return await self._refused()
             try:
                 while (text := await socket.read_message()) is not None:
@@ -126,7 +126,7 @@ class Connection:
                         self._ready(frame)
                     elif frame["type"] == "token_expiring":
                         self._prolonging = asyncio.create_task(self._prolong(socket))
-                    else:  # an unknown type, too: the app ignores it
+                    else:  # also unknown types, which the app ignores
                         self._frame(frame)
             finally:
                 socket.close()
@@ -135,7 +135,7 @@ class Connection:
         return socket.close_code
 
     async def _refused(self) -> int | None:
-        """Ask why there was no upgrade. Only the server's own 401 to this token is a reason to refresh it."""
+        """Find out why there was no upgrade. Refresh only if the server itself returns 401 for this token."""
         answer = await ask("GET", "/users/me", token=self._sent)
         if answer.code == 426:
             raise Outdated
@@ -145,7 +145,7 @@ class Connection:
         return TOKEN_ENDED
 
     async def _prolong(self, socket: WebSocketClientConnection) -> None:
-        """Send a fresh token on the socket that has the old one. If that fails, the socket ends with 4401."""
+        """Send a new token on the same socket. If that fails, the server closes the socket with 4401."""
         try:
             self._sent = await self._tokens.access(refused=self._sent)
             await socket.write_message(json.dumps({"type": "auth", "access_token": self._sent}))

@@ -17,7 +17,7 @@ from tornado.iostream import IOStream
 from handlers.wire.errors import Unavailable
 
 EACH = 4 << 20  # bytes in flight of one account or address: four pages, or 32 downloads
-PATIENCE = 2.5  # seconds that a request waits for memory; it may take 3 in all (contract section 1)
+MEMORY_TIMEOUT = 2.5  # seconds that a request waits for memory; it may take 3 in all (contract section 1)
 WAITING = 1000  # requests that may wait, of all accounts together
 WAITING_EACH = 32  # of one account or address: it must not take all places of the line
 GRACE = 5.0  # seconds; an answer that has waited longer for its client goes when others need the memory
@@ -85,7 +85,7 @@ class InFlight:
         self._count += 1
         self._look_again()
         try:
-            return await asyncio.wait_for(coming, PATIENCE)
+            return await asyncio.wait_for(coming, MEMORY_TIMEOUT)
         except BaseException as error:
             if coming.done() and not coming.cancelled():
                 coming.result().release()  # it came in the same turn of the loop

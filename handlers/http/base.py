@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import structlog
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
-from config.logs import known
+from config.logs import error_fields
 from config.traces import Ended
 from handlers.http.accounting import AccountingHandler
 from handlers.http.answering import MAX_BODY as MAX_BODY
@@ -308,7 +308,7 @@ class ApiHandler(AccountingHandler):
             log.error("request_failed", handler=type(self).__qualname__, exc_info=value)
         elif refusal.status in (500, 503):
             handler, cause = type(self).__qualname__, type(value).__name__
-            log.warning("request_unavailable", handler=handler, cause=cause, **known(value))
+            log.warning("request_unavailable", handler=handler, cause=cause, **error_fields(value))
 
     def _not_active(self, status: int) -> None:
         self._charge(status)

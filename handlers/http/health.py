@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 Standing = Callable[[], tuple[str, int, int] | None]
 
-PATIENCE = 2.0  # seconds; a service that needs longer to say that it is well, isn't
+CHECK_TIMEOUT = 2.0  # seconds; a service that needs longer to say that it is well, isn't
 FRESH = 2.0  # seconds for which the outcome of a write counts, however often it is asked for
 REPEAT = 60.0  # seconds between two lines in the log about a check that goes on failing for one reason
 KEPT = 60  # seconds that Redis keeps what was written to try it
@@ -60,7 +60,7 @@ class Remembered:
 
     async def _outcome(self) -> Exception | None:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(CHECK_TIMEOUT):
                 await self._check()
         except Exception as error:
             return error
@@ -85,7 +85,7 @@ class Examiner:
 
     async def _ask(self, name: str, check: Check) -> str:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(CHECK_TIMEOUT):
                 await check()
         except Exception as error:
             self._log(name, error)

@@ -16,7 +16,7 @@ from handlers.wire.errors import Fault, InvalidRequest
 from handlers.wire.operations import Header
 from handlers.wire.shapes import Shape
 
-Place = tuple[datetime, UUID]
+PageCursor = tuple[datetime, UUID]
 # What cursors are made of: signs that an address bears as they are, so that the longest still fits into a first line.
 CURSOR = r"^[A-Za-z0-9_=-]*$"
 PAGED = (Header("Link", 'Where there is more: `<…>; rel="next"` (RFC 8288), a path.'),)
@@ -33,7 +33,7 @@ class PageQuery(Shape):
     before: Before | None = None
 
     @property
-    def place(self) -> Place | None:
+    def place(self) -> PageCursor | None:
         """Raises InvalidRequest for a cursor that isn't ours."""
         if self.before is None:
             return None

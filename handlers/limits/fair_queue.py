@@ -82,11 +82,13 @@ class FairQueue(Generic[K, T]):
         """Remove and return the next items: at most ``most``, and together no heavier than ``most_weight`` unless it is
         a single one. Items of one key with the same ``identity`` are not taken together: the second one, and what is
         behind it under its key, waits for the next time."""
+        room = self.weight if most_weight is None else most_weight
+        if len(self._lines) == self._count <= most and self.weight <= room:
+            return self._take_all()
         taken: list[T] = []
         repeated: list[_Line[K, T]] = []
         seen: set[tuple[K, Hashable]] = set()
         turns, weight, full = self._turns, 0, False
-        room = self.weight if most_weight is None else most_weight
         everything = self._count <= most and self.weight <= room  # then nobody's share is at another's cost
         while turns and not full:
             line = turns[0]
@@ -95,7 +97,6 @@ class FairQueue(Generic[K, T]):
                 line.credit += self._quantum
                 self._begun = True
             again = False
-            lone = everything and len(items) == 1
             while items:
                 size, item = items[0]
                 if size > line.credit and not everything:
@@ -103,7 +104,7 @@ class FairQueue(Generic[K, T]):
                 full = len(taken) >= most or (weight + size > room and bool(taken))
                 if full:
                     break
-                if identity is not None and not lone:
+                if identity is not None:
                     number = len(seen)
                     seen.add((line.key, identity(item)))
                     again = len(seen) == number
@@ -128,4 +129,13 @@ class FairQueue(Generic[K, T]):
         turns.extend(repeated)
         self._count -= len(taken)
         self.weight -= weight
+        return taken
+
+    def _take_all(self) -> list[T]:
+        """Remove and return one item of each key, where no key has more: the usual case, and the hot one."""
+        taken = [line.items[0][1] for line in self._turns]
+        self._lines.clear()
+        self._turns.clear()
+        self._begun = False
+        self._count = self.weight = 0
         return taken

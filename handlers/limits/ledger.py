@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 
 from config.settings import Budgets
 from config.values import Rate
-from handlers.limits.rates import REDIS_PATIENCE, Quota
+from handlers.limits.rates import REDIS_TIMEOUT, Quota
 from handlers.limits.share import AT_ONCE, AT_ONCE_ADDRESS, FANOUT_BYTE, FANOUT_MOST, RECIPIENT, Share, Waits
 from handlers.metrics import Metrics
 from handlers.wire.costs import BYTE_KINDS, BYTES_IN, FANOUT, FRAMES, KINDS, REQUESTS, ROWS, Cost
@@ -302,7 +302,7 @@ class Ledger:
             arguments += wanted
             self._totals = [total + max(amount, 0.0) for total, amount in zip(self._totals, spent, strict=True)]
         try:
-            async with asyncio.timeout(REDIS_PATIENCE):
+            async with asyncio.timeout(REDIS_TIMEOUT):
                 ahead = await self._script(keys=[f"budget:{account.key}" for account in accounts], args=arguments)
         except (RedisError, OSError, TimeoutError) as error:
             # Nothing is lost: the next settlement of each account says how far ahead it is.

@@ -30,7 +30,7 @@ _HOP = re.compile(r'"?(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::[0-9]{1,5})?"?')
 LOCAL_KEYS = 50_000  # buckets kept while Redis is away; the oldest go first
 # Seconds; a Redis that is slower than that counts as away. Less, and a machine that is busy for a moment would count in
 # each process for itself, and let more through than the limit.
-REDIS_PATIENCE = 1.0
+REDIS_TIMEOUT = 1.0
 
 # GCRA keeps one number a bucket, the theoretical arrival time of the next event in microseconds. It is asked of
 # Redis's own clock, so that instances whose clocks differ agree. ARGV: emission interval, burst, cost.
@@ -112,7 +112,7 @@ class Limits:
         interval = rate.seconds / rate.count
         if time.monotonic() >= self._away_until:
             try:
-                async with asyncio.timeout(REDIS_PATIENCE):
+                async with asyncio.timeout(REDIS_TIMEOUT):
                     # A question of cost 0 is whether one more event would fit: asked as one event, not stored.
                     wait, ahead = await self._script(
                         keys=[bucket], args=[int(interval * 1e6), rate.count - (1 if cost == 0 else 0), cost]

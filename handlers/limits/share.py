@@ -22,7 +22,7 @@ BURST = 0.1  # seconds of work at once: what an app asks for when it is opened, 
 AT_ONCE, AT_ONCE_ADDRESS, HELD = 2, 32, 0.25
 # Requests of one account that may wait, and for how many seconds: a request may take 3 in all (contract section 1).
 # A client that waits for each answer before its next request waits less, by the bounds below.
-WAITING, PATIENCE = 32, 2.0
+WAITING, WAIT_TIMEOUT = 32, 2.0
 LOOK = 0.005  # seconds between looks for a place
 
 # What work costs, in seconds of the loop: estimates for one core of 2.4 GHz that PostgreSQL uses as well. They were
@@ -135,11 +135,11 @@ class Share:
 
     async def begin_in_turn(self) -> float:
         """Begin a request when its turn comes. Raises RateLimited if that would be too late, or too many wait."""
-        if self._queued >= WAITING or self.ahead > PATIENCE:
+        if self._queued >= WAITING or self.ahead > WAIT_TIMEOUT:
             raise RateLimited(max(self.ahead, 1.0))
         self._queued += 1
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(WAIT_TIMEOUT):
                 return await self.begin_whenever()
         except TimeoutError:
             raise RateLimited(max(self.ahead, 1.0)) from None

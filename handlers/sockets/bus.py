@@ -28,7 +28,7 @@ Listener = Callable[[str, bytes], None]  # channel, message
 QUEUE = 20_000  # messages waiting for Redis; at 1 KiB each that is 20 MiB, and beyond it the oldest are dropped
 BATCH = 256  # messages in one pipeline
 SUBSCRIPTIONS = 1_000  # channels in one command
-PATIENCE = 1.0  # seconds Redis may take for one answer before it counts as away
+REDIS_TIMEOUT = 1.0  # seconds Redis may take for one answer before it counts as away
 PING = 1.0  # seconds of silence after which the subscription is probed; three of them and it is made anew
 RETRY = 0.5  # seconds between attempts to come back
 ECHO = 5.0  # seconds between messages to ourselves, by which the way over Redis is measured
@@ -112,7 +112,7 @@ class Bus:
     async def _sent(self) -> None:
         """Give what is queued a moment to be sent, unless Redis is away."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(REDIS_TIMEOUT):
                 while self._queue and self.up:
                     await asyncio.sleep(0.01)
 
@@ -129,7 +129,7 @@ class Bus:
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._put(channel, message, answer)
         try:
-            return await asyncio.wait_for(answer, PATIENCE)
+            return await asyncio.wait_for(answer, REDIS_TIMEOUT)
         except TimeoutError:
             return 0
 
@@ -137,7 +137,7 @@ class Bus:
         """How many instances hear each channel. Raises RedisError, OSError or TimeoutError when Redis is away."""
         counts: list[int] = []
         for start in range(0, len(channels), SUBSCRIPTIONS):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(REDIS_TIMEOUT):
                 answer = await self._redis.pubsub_numsub(*channels[start : start + SUBSCRIPTIONS])
             counts += [int(count) for _, count in answer]
         return counts
@@ -161,7 +161,7 @@ class Bus:
                 pipeline = self._redis.pipeline(transaction=False)
                 for channel, message, _ in batch:
                     pipeline.publish(channel, message)
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(REDIS_TIMEOUT):
                     counts = await pipeline.execute()
                 self._publish_seconds.observe(time.monotonic() - began)
                 self._published += len(batch)
@@ -200,7 +200,7 @@ class Bus:
             confirmed = self._unconfirmed[channel] = asyncio.Event()
             self._change(channel)
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(REDIS_TIMEOUT):
                 await confirmed.wait()
         except TimeoutError:
             log.warning("bus_subscribe_failed")
@@ -224,7 +224,7 @@ class Bus:
             wanted = [channel for channel in channels if channel in self._listeners]
             unwanted = [channel for channel in channels if channel not in self._listeners]
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(REDIS_TIMEOUT):
                     if wanted:
                         await self._pubsub.subscribe(*wanted)
                     if unwanted:
@@ -247,10 +247,10 @@ class Bus:
 
     async def _hear(self) -> None:
         async with contextlib.aclosing(self._redis.pubsub()) as pubsub:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(REDIS_TIMEOUT):
                 # The first use of a PubSub makes its connection; a second task doing the same would lose frames.
                 await pubsub.subscribe(self._own)
-            async with asyncio.timeout(10 * PATIENCE):
+            async with asyncio.timeout(10 * REDIS_TIMEOUT):
                 self._changed.clear()  # this connection has no subscriptions yet
                 channels = list(self._listeners)
                 for start in range(0, len(channels), SUBSCRIPTIONS):
@@ -270,7 +270,7 @@ class Bus:
                     silence += 1
                     if silence > 3:
                         raise TimeoutError
-                    async with asyncio.timeout(PATIENCE):
+                    async with asyncio.timeout(REDIS_TIMEOUT):
                         await pubsub.ping()
                     continue
                 silence = 0

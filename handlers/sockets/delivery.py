@@ -1,4 +1,4 @@
-"""Delivery: one frame to all who belong together, on all instances, built once and in the order it was told."""
+"""Delivery: one frame to all who belong together, on all instances, built once and in the order it was sent."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ BEHIND = 64  # frames that may wait for one large group; then nothing more is ta
 Members = Callable[[UUID, int, int], Awaitable[Collection[UUID]]]
 HiddenFrom = Callable[[UUID, int, str], Awaitable[Container[UUID]]]
 Charge = Callable[[UUID, int, int], None]  # who sends, to how many people, and how many bytes to each
-PRESENT = 2**63 - 1  # the seq of what is told to whoever is there now
+PRESENT = 2**63 - 1  # the seq of what is sent to whoever is there now
 
 
-class _Told(NamedTuple):
+class _GroupFrame(NamedTuple):
     """A frame on its way to a group. ``members`` is None when it came from another instance: then they are looked up,
     and only sockets here are written to. ``began`` (monotonic) is when it happened, or was heard of. With a ``scope``
     the members in ``unseeing``, looked up likewise, get the payload ``hidden`` instead."""
@@ -54,7 +54,7 @@ class _Told(NamedTuple):
     hidden: bytes = b""
 
 
-def _alike(one: _Told, other: _Told) -> bool:
+def _alike(one: _GroupFrame, other: _GroupFrame) -> bool:
     """Whether two frames go to the same people in one form: nobody came between them, or their access would differ."""
     if one.scope or other.scope:
         return False
@@ -93,7 +93,7 @@ class Delivery:
         self._hub, self._bus, self._members, self._hidden_from = hub, bus, members, hidden_from
         self._charge = charge
         self._origin = hub.instance_id.hex
-        self._queues: dict[UUID, deque[_Told]] = {}
+        self._queues: dict[UUID, deque[_GroupFrame]] = {}
         self._turn = asyncio.Lock()  # first come, first served
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -112,7 +112,7 @@ class Delivery:
         return sum(map(len, self._queues.values()))
 
     def behind(self, group: UUID) -> bool:
-        """Whether so much waits for this group that nothing more should be told for now."""
+        """Whether so much waits for this group that nothing more should be sent for now."""
         return len(self._queues.get(group, ())) >= BEHIND
 
     def tell(
@@ -144,44 +144,46 @@ class Delivery:
             self._hub.metrics.written("group", began)
             if not others:
                 return  # all are here, as they are for most frames: nothing more is built for those
-        told = _Told(kind, began, access, frame.get("seq", PRESENT), members, payload, skip, but, droppable)
+        group_frame = _GroupFrame(
+            kind, began, access, frame.get("seq", PRESENT), members, payload, skip, but, droppable
+        )
         if waits:
-            self._queue(group, told)
+            self._queue(group, group_frame)
         else:
-            self._publish(group, told, others)
+            self._publish(group, group_frame, others)
 
     def _waits(self, group: UUID, members: Collection[UUID], payload: bytes) -> bool:
         people = len(members)
         return people > SLICE or people * len(payload) > TURN or group in self._queues
 
-    def _put(self, group: UUID, told: _Told) -> None:
-        assert told.members is not None
-        if self._waits(group, told.members, told.payload):
-            self._queue(group, told)
+    def _put(self, group: UUID, group_frame: _GroupFrame) -> None:
+        assert group_frame.members is not None
+        if self._waits(group, group_frame.members, group_frame.payload):
+            self._queue(group, group_frame)
             return
-        others, unseeing = self._write(told.members, told, text_frame(told.payload))
-        self._hub.metrics.written("group", told.began)
-        self._publish(group, told, others, unseeing)
+        others, unseeing = self._write(group_frame.members, group_frame, text_frame(group_frame.payload))
+        self._hub.metrics.written("group", group_frame.began)
+        self._publish(group, group_frame, others, unseeing)
 
-    def _write(self, members: Collection[UUID], told: _Told, frame: bytes) -> tuple[list[UUID], list[UUID]]:
+    def _write(
+        self, members: Collection[UUID], group_frame: _GroupFrame, frame: bytes
+    ) -> tuple[list[UUID], list[UUID]]:
         """Write a frame to some members, or its hidden form. The members who aren't only here: of those who get the one
         and of those who get the other."""
-        if not told.scope:
-            return self._hub.write_all(members, told.kind, frame, told.skip, told.droppable), []
-        hiding = {member for member in members if member in told.unseeing}
+        if not group_frame.scope:
+            return self._hub.write_all(members, group_frame.kind, frame, group_frame.skip, group_frame.droppable), []
+        hiding = {member for member in members if member in group_frame.unseeing}
         seeing = [member for member in members if member not in hiding]
-        hidden = text_frame(told.hidden)
+        hidden = text_frame(group_frame.hidden)
         return (
-            self._hub.write_all(seeing, told.kind, frame, told.skip, told.droppable),
-            self._hub.write_all(hiding, "hidden", hidden, told.skip, told.droppable),
+            self._hub.write_all(seeing, group_frame.kind, frame, group_frame.skip, group_frame.droppable),
+            self._hub.write_all(hiding, "hidden", hidden, group_frame.skip, group_frame.droppable),
         )
 
-    async def announce(
-        self, group: UUID, access: int, frames: Iterable[Frame], *, by: UUID | None = None, also: UUID | None = None
-    ) -> None:
-        """Tell frames to those who are members since ``access`` and were there at the frame's ``seq``, and to one who
-        is a member no more, and charge the user ``by``. A frame with an attribute ``scope`` reaches some of them as
-        ``hidden``. What can't be told, since PostgreSQL is away, clients find by ``/sync``."""
+    async def announce(self, group: UUID, access: int, frames: Iterable[Frame], *, by: UUID | None = None) -> None:
+        """Send frames to those who are members since ``access`` and were there at the frame's ``seq``, and charge the
+        user ``by``. A frame with an attribute ``scope`` reaches some of them as ``hidden``. What can't be sent, since
+        PostgreSQL is away, clients find by ``/sync``."""
         began = time.monotonic()
         for frame in frames:
             scope, seq = getattr(frame, "scope", ""), frame.get("seq", PRESENT)
@@ -192,39 +194,39 @@ class Delivery:
                 log.warning("group_frame_lost", cause=type(error).__name__)
                 return
             if unseeing:
-                told = _Told(frame["type"], began, access, seq, members, encode(frame), "", None, False)
+                group_frame = _GroupFrame(frame["type"], began, access, seq, members, encode(frame), "", None, False)
                 if by is not None:
-                    self._charge(by, len(members), len(told.payload))
-                self._put(group, told._replace(scope=scope, unseeing=unseeing, hidden=_hidden(frame)))
+                    self._charge(by, len(members), len(group_frame.payload))
+                self._put(group, group_frame._replace(scope=scope, unseeing=unseeing, hidden=_hidden(frame)))
             else:
                 self.tell(group, access, members, frame, by=by, began=began)
-            if also is not None and also not in members:
-                self._hub.send(also, frame)
 
-    def _publish(self, group: UUID, told: _Told, others: list[UUID], unseeing: Sequence[UUID] = ()) -> None:
+    def _publish(
+        self, group: UUID, group_frame: _GroupFrame, others: list[UUID], unseeing: Sequence[UUID] = ()
+    ) -> None:
         if len(others) + len(unseeing) <= FEW:
             for user_id in others:
-                self._hub.publish(user_id, told.payload, told.skip, told.droppable)
+                self._hub.publish(user_id, group_frame.payload, group_frame.skip, group_frame.droppable)
             for user_id in unseeing:
-                self._hub.publish(user_id, told.hidden, told.skip, told.droppable)
+                self._hub.publish(user_id, group_frame.hidden, group_frame.skip, group_frame.droppable)
         else:
-            kind = "drop" if told.droppable else "send"
-            if told.scope:
-                kind += f":{told.scope}"
-            but = "" if told.but is None else told.but
-            head = f"{self._origin} {kind} {group} {told.access} {told.seq} {told.skip} {but}\n"
-            self._bus.publish(CHANNEL, head.encode() + told.payload)
+            kind = "drop" if group_frame.droppable else "send"
+            if group_frame.scope:
+                kind += f":{group_frame.scope}"
+            but = "" if group_frame.but is None else group_frame.but
+            head = f"{self._origin} {kind} {group} {group_frame.access} {group_frame.seq} {group_frame.skip} {but}\n"
+            self._bus.publish(CHANNEL, head.encode() + group_frame.payload)
 
-    def _queue(self, group: UUID, told: _Told) -> None:
+    def _queue(self, group: UUID, group_frame: _GroupFrame) -> None:
         queue = self._queues.get(group)
         if queue is None:
             queue = self._queues[group] = deque()
             task = asyncio.get_running_loop().create_task(self._work(group, queue))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        queue.append(told)
+        queue.append(group_frame)
 
-    async def _work(self, group: UUID, queue: deque[_Told]) -> None:
+    async def _work(self, group: UUID, queue: deque[_GroupFrame]) -> None:
         try:
             while queue:
                 first = queue[0]
@@ -239,7 +241,7 @@ class Delivery:
         finally:
             del self._queues[group]
 
-    async def _send(self, group: UUID, together: Sequence[_Told]) -> None:
+    async def _send(self, group: UUID, together: Sequence[_GroupFrame]) -> None:
         first = together[0]
         here = first.members
         everyone = list(await self._members(group, first.access, first.seq) if here is None else here)
@@ -248,22 +250,22 @@ class Delivery:
         if here is None and first.scope:
             first = first._replace(unseeing=await self._hidden_from(group, first.access, first.scope))
             together = [first]  # a frame with a scope goes by itself
-        frames = [text_frame(told.payload) for told in together]
+        frames = [text_frame(group_frame.payload) for group_frame in together]
         others: list[UUID] = []
         unseeing: list[UUID] = []
         step = max(1, min(SLICE, TURN // sum(map(len, frames))))
         for start in range(0, len(everyone), step):
             part = everyone[start : start + step]
             async with self._turn:
-                for told, frame in zip(together, frames, strict=True):
-                    elsewhere, hidden = self._write(part, told, frame)
+                for group_frame, frame in zip(together, frames, strict=True):
+                    elsewhere, hidden = self._write(part, group_frame, frame)
                 others += elsewhere  # the same of every frame
                 unseeing += hidden
                 await asyncio.sleep(0)
         self._hub.metrics.written("large_group", first.began)
         if here is not None:
-            for told in together:
-                self._publish(group, told, others, unseeing)
+            for group_frame in together:
+                self._publish(group, group_frame, others, unseeing)
 
     def _hear(self, _: str, message: bytes) -> None:
         head, _newline, payload = message.partition(b"\n")
@@ -276,7 +278,9 @@ class Delivery:
             return
         left_out, began = UUID(but) if but else None, time.monotonic()
         kind, _colon, scope = kind.partition(":")
-        told = _Told(type_of(payload), began, int(access), int(seq), None, payload, skip, left_out, kind == "drop")
+        group_frame = _GroupFrame(
+            type_of(payload), began, int(access), int(seq), None, payload, skip, left_out, kind == "drop"
+        )
         if scope:
-            told = told._replace(scope=scope, hidden=_hidden(orjson.loads(payload)))
-        self._queue(group_id, told)
+            group_frame = group_frame._replace(scope=scope, hidden=_hidden(orjson.loads(payload)))
+        self._queue(group_id, group_frame)

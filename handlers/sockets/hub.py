@@ -24,7 +24,7 @@ SOCKETS_PER_USER = 10  # contract section 5
 PING_EVERY = 25  # seconds; also the number of slots of the wheel
 PONG_WITHIN = 20  # seconds
 FORGET_AFTER = 60  # seconds; an instance that missed three announcements counts as gone
-PATIENCE = 1.0  # seconds a socket may wait for the other instances to know of it
+INTRODUCTION_TIMEOUT = 1.0  # seconds a socket may wait for the other instances to know of it
 
 GOING_AWAY, SESSION_ENDED, SLOW, REPLACED, FLOOD, RESTART = 1001, 4401, 4408, 4409, 4429, 1012
 
@@ -154,7 +154,7 @@ class Hub:
         channel = self._channel(user_id)
         news = self._news[user_id] = asyncio.Event()
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(INTRODUCTION_TIMEOUT):
                 await self._bus.subscribe(channel, self._hear)
                 here = self._envelope("here", payload=self._own(user_id))
                 others = await self._bus.publish_counted(channel, here) - 1

@@ -51,7 +51,7 @@ class Access:
         self._views: OrderedDict[UUID, View] = OrderedDict()
         self._count = 0
 
-    def known(self, chat_id: UUID) -> View | None:
+    def remembered(self, chat_id: UUID) -> View | None:
         """What is remembered of a chat."""
         view = self._views.get(chat_id)
         if view is not None:
@@ -70,14 +70,14 @@ class Access:
 
     async def view(self, chat_id: UUID, access: int = 0) -> View | None:
         """A chat as it is since ``access`` at least; None when there is no such chat."""
-        view = self.known(chat_id)
+        view = self.remembered(chat_id)
         if view is None or view.access < access:
             view = await self.fresh(chat_id)
         return view
 
     async def present(self, chat_id: UUID) -> View | None:
         """A chat as it is now; where nothing has changed since it was remembered, for the price of one row."""
-        view = self.known(chat_id)
+        view = self.remembered(chat_id)
         if view is not None:
             access = await self._db.value("SELECT access FROM chat_threads WHERE id = $1", chat_id)
             if access == view.access:

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from models.chats import concealment, invitations
+from models.chats.changes import ChatChanges
 from models.chats.events import Change
 from models.chats.tables import ChatThread
+from models.chats.visibility import EVERYBODY
 from models.database import Database
 
 
@@ -28,14 +30,14 @@ def _pair(one: UUID, other: UUID) -> bytes:
     return hashlib.sha256(low + high).digest()
 
 
-async def create(db: Database, owner: UUID, chat: NewChat) -> tuple[UUID, Change | None] | None:
-    """Make a chat: its id, and the change that it is. No change when it is a direct chat that the two have already.
+async def create(changes: ChatChanges, owner: UUID, chat: NewChat) -> tuple[UUID, bool] | None:
+    """Make a chat: its id, and whether it is new, not a direct chat that the two have already.
     None when the owner has blocked the other one of a chat of two that they don't have.
 
     The chat of two is concealed from who has blocked its maker. In chats of many some of the others are invited instead
     of being added (models/chats/invitations.py).
     """
-    two = chat.type in ("direct", "secret") and len(chat.others) == 1
+    db, two = changes.db, chat.type in ("direct", "secret") and len(chat.others) == 1
     pair = _pair(owner, chat.others[0]) if chat.type == "direct" else None
     async with db.transaction():
         own = others = False
@@ -44,7 +46,7 @@ async def create(db: Database, owner: UUID, chat: NewChat) -> tuple[UUID, Change
             own, others = await concealment.blocks_between(db, owner, chat.others[0])
         if own:
             known = None if pair is None else await _shown(db, owner, pair)
-            return None if known is None else (known, None)
+            return None if known is None else (known, False)
         invited: dict[UUID, bool] = {}
         if chat.others and not two:
             among = () if chat.type == "channel" else chat.others
@@ -72,7 +74,7 @@ async def create(db: Database, owner: UUID, chat: NewChat) -> tuple[UUID, Change
                 break
             known = await db.value("SELECT id FROM chat_threads WHERE pair = $1 AND deleted_at IS NULL", pair)
             if known is not None:
-                return known, None
+                return known, False
         assert chat_id is not None, "direct chats of one pair keep coming and going"
         await db.execute(
             """INSERT INTO chat_participants (chat_id, user_id, role, accepted)
@@ -85,12 +87,11 @@ async def create(db: Database, owner: UUID, chat: NewChat) -> tuple[UUID, Change
         )
         if others:
             await concealment.conceal(db, [chat_id], chat.others, seen=False)
-        change = Change(db, chat_id, chat.type, 1, len(people), owner, "owner", 1)
-        event = await change.append("chat_created", user_id=owner, fields={})
-        change.events[0] = event._replace(fields={"chat": await thread(db, chat_id)})
+        change = changes.start(chat_id, chat.type, len(people), owner)
+        await change.append_chat("chat_created")
         for user_id, unseen in invited.items():
             await invitations.invite(change, user_id, "member", unseen=unseen)
-        return chat_id, change
+        return chat_id, True
 
 
 async def _shown(db: Database, user_id: UUID, pair: bytes) -> UUID | None:
@@ -104,20 +105,6 @@ async def _shown(db: Database, user_id: UUID, pair: bytes) -> UUID | None:
     return chat_id
 
 
-def thread_columns(masked: str = "false") -> str:
-    """The columns of a chat ``t`` as events bear it, without what describes it where ``masked`` is true."""
-    return f"""t.id, t.type::text, CASE WHEN NOT {masked} THEN t.title END AS title,
-        CASE WHEN NOT {masked} THEN t.avatar_url END AS avatar_url, t.created_by,
-        CASE WHEN {masked} THEN '{{}}' ELSE t.settings END AS settings, t.created_at, t.updated_at,
-        t.participant_count"""
-
-
-async def thread(db: Database, chat_id: UUID, *, masked: bool = False) -> dict[str, Any]:
-    """A chat as events bear it: the same for all participants."""
-    row = await db.row(f"SELECT {thread_columns('$2::boolean')} FROM chat_threads t WHERE t.id = $1", chat_id, masked)
-    return dict(row or {})
-
-
 async def masked(change: Change) -> list[UUID]:
     """The participants who don't see how a locked chat of two is described."""
     rows = await change.db.fetch(
@@ -127,21 +114,22 @@ async def masked(change: Change) -> list[UUID]:
 
 
 async def update(change: Change, columns: Mapping[str, Any]) -> None:
-    """Set title, avatar_url or settings of a locked chat. A participant who did not see how it was described describes
-    it from the beginning."""
+    """Set title, avatar_url or settings of a locked chat, with the event. A participant who did not see how it was
+    described describes it from the beginning."""
     columns = dict(columns)
     if change.two and change.user_id in await masked(change):
         columns = {"title": None, "avatar_url": None, "settings": {}, **columns}
         await change.db.execute("UPDATE chat_participants SET masked = false WHERE chat_id = $1", change.chat_id)
     await change.db.run(ChatThread.update(columns).where(ChatThread.id == change.chat_id))
+    # What describes a chat of two is not shown to who had blocked the one who gave it.
+    scope = f"u{change.user_id}" if change.two and await masked(change) else EVERYBODY
+    await change.append_chat("chat_updated", scope=scope)
 
 
 async def end(change: Change) -> None:
     """End a locked chat, and append the event: nobody may read or write in it from now on. What was in it is erased by
     models/chats/purge.py."""
-    event = await change.append("chat_deleted", user_id=change.user_id, fields={})
-    described = await thread(change.db, change.chat_id, masked=change.two and bool(await masked(change)))
-    change.events[-1] = event._replace(fields={"chat": described})
+    await change.append_chat("chat_deleted", masked=change.two and bool(await masked(change)))
     await change.db.execute(
         "UPDATE chat_threads SET deleted_at = now(), access = access + 1 WHERE id = $1", change.chat_id
     )

@@ -1,9 +1,8 @@
-"""Changes: the lock under which anything in a chat changes, and the events that tell of it, in one order for all."""
+"""Events: what changes in a chat, each with its row and its place in one order for all."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -11,8 +10,8 @@ from uuid import UUID
 
 import peewee
 
-from models.chats.tables import ChatThread
-from models.chats.visibility import scope_of, seen_from
+from models.chats.tables import ChatThread, thread_columns
+from models.chats.visibility import EVERYBODY, scope_of, seen_from
 from models.database import JSONB, Database, Enum, Table
 
 
@@ -63,6 +62,9 @@ INTERNAL = ("was", "chat")
 # What brings a chat to the top of the list, as new messages do. A receipt, or a change of what was said, does not.
 ACTIVE = ("chat_created", "chat_updated", "participant_added", "participant_removed", "participant_role")
 
+# A chat as events have it, the same for all participants; $2 is true for a chat without what describes it.
+_CHAT = f"SELECT {thread_columns('$2::boolean')} FROM chat_threads t WHERE t.id = $1"
+
 
 class ScopedFrame(dict[str, Any]):
     """The frame of an event, with who may see it: ``scope`` (models/chats/visibility.py), which is not sent."""
@@ -97,9 +99,10 @@ class Change:
     """A chat whose row is locked until the transaction ends, as one of its participants sees it.
 
     ``role`` is None for a user who takes no part, or does not see the chat; ``severed``: one of the two has
-    blocked the other after accepting the chat. ``events`` are what was appended; they may be sent after the commit, to
-    the participants that the chat has under ``access``. ``asked`` are users who must be notified though they take no
-    part: by this event, or, where it is None, that the chat has changed for them.
+    blocked the other after accepting the chat. It is opened by ``ChatChanges`` (models/chats/changes.py), which
+    announces ``events`` after the commit, to the participants that the chat has under ``access``. ``notices`` are users
+    who are notified though they take no part: by this event, or, where it is None, that the chat has changed for them.
+    The user ``payer`` is charged for the frames; it is None where the server itself sends.
     """
 
     db: Database
@@ -112,7 +115,8 @@ class Change:
     joined_seq: int
     severed: bool = False
     events: list[Event] = field(default_factory=list)
-    asked: dict[UUID, Event | None] = field(default_factory=dict)
+    notices: dict[UUID, Event | None] = field(default_factory=dict)
+    payer: UUID | None = None
 
     @property
     def two(self) -> bool:
@@ -140,8 +144,26 @@ class Change:
         about: int | None = None,
     ) -> Event:
         """Add an event: its row, and what it is sent with (``fields``; when None, the row's own columns). ``about`` is
-        the seq of the message that it changes. An event of the chat itself keeps how the chat was then, for those who
-        leave before it changes again."""
+        the seq of the message that it changes."""
+        seq, created_at = await self._insert(kind, message_id, user_id, data or {})
+        sent = event_fields(kind, message_id, user_id, data or {}) if fields is None else fields
+        return self._add(kind, seq, created_at, sent, scope_of(self.type, kind, about, user_id, data or {}))
+
+    async def append_chat(self, kind: str, *, scope: str = EVERYBODY, masked: bool = False) -> Event:
+        """Add an event of the chat itself, by the participant, sent with the chat as it is then; ``masked``: without
+        what describes it. The row keeps how the chat was then, for those who leave before it changes again."""
+        seq, created_at = await self._insert(kind, None, self.user_id, {})
+        chat = await self.db.row(_CHAT, self.chat_id, masked)
+        return self._add(kind, seq, created_at, {"chat": dict(chat or {})}, scope)
+
+    def _add(self, kind: str, seq: int, created_at: datetime, fields: Mapping[str, Any], scope: str) -> Event:
+        event = Event(kind, self.chat_id, seq, created_at, fields, scope)
+        self.events.append(event)
+        return event
+
+    async def _insert(
+        self, kind: str, message_id: UUID | None, user_id: UUID | None, data: Mapping[str, Any]
+    ) -> tuple[int, datetime]:
         row = await self.db.row(
             f"""WITH moved AS (
                     UPDATE chat_threads SET last_seq = last_seq + 1,
@@ -161,15 +183,11 @@ class Change:
             kind,
             message_id,
             user_id,
-            dict(data or {}),
+            dict(data),
             kind in ACTIVE,
         )
         assert row is not None  # the chat is locked, so it is there
-        told = event_fields(kind, message_id, user_id, data or {}) if fields is None else fields
-        scope = scope_of(self.type, kind, about, user_id, data or {})
-        event = Event(kind, self.chat_id, row["seq"], row["created_at"], told, scope)
-        self.events.append(event)
-        return event
+        return row["seq"], row["created_at"]
 
     async def append_for(self, kind: str, messages: Mapping[UUID, int], data: Mapping[str, Any]) -> None:
         """Add the same event for each of these messages, in their order; they are given with their seqs."""
@@ -189,9 +207,9 @@ class Change:
             dict(data),
         )
         for row in sorted(rows, key=lambda row: row["seq"]):
-            told = event_fields(kind, row["message_id"], None, data)
+            sent = event_fields(kind, row["message_id"], None, data)
             scope = scope_of(self.type, kind, messages[row["message_id"]], None, data)
-            self.events.append(Event(kind, self.chat_id, row["seq"], row["created_at"], told, scope))
+            self._add(kind, row["seq"], row["created_at"], sent, scope)
 
     async def renew_access(self) -> None:
         """Who may do what is another thing from now on: what instances remember of it is out of date."""
@@ -208,40 +226,3 @@ def event_fields(kind: str, message_id: UUID | None, user_id: UUID | None, data:
     if user_id is not None:
         fields["user_id"] = user_id
     return {**fields, **{name: value for name, value in data.items() if name not in INTERNAL}}
-
-
-@contextlib.asynccontextmanager
-async def changing(
-    db: Database, chat_id: UUID, user_id: UUID, *, concealed: bool = False
-) -> AsyncIterator[Change | None]:
-    """Lock a chat and look at it as a user; None when there is no such chat. What the block does commits with it. With
-    ``concealed`` also as a participant who does not see it."""
-    async with db.transaction():
-        thread = await db.row(
-            """SELECT type::text, access, participant_count FROM chat_threads
-               WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE""",
-            chat_id,
-        )
-        if thread is None:
-            yield None
-            return
-        # After the lock, in a statement of its own: what it sees can't change any more.
-        own = await db.row(
-            f"""SELECT p.role::text, p.joined_seq, {SEVERED} AS severed
-                FROM chat_threads t JOIN chat_participants p ON p.chat_id = t.id
-                WHERE t.id = $1 AND p.user_id = $2 AND ($3 OR NOT p.concealed)""",
-            chat_id,
-            user_id,
-            concealed,
-        )
-        yield Change(
-            db,
-            chat_id,
-            thread["type"],
-            thread["access"],
-            thread["participant_count"],
-            user_id,
-            own["role"] if own else None,
-            own["joined_seq"] if own else 0,
-            own["severed"] if own else False,
-        )

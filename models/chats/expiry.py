@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from models.chats.events import Change, changing
+from models.chats.changes import ChatChanges
 from models.chats.messages import erase
 from models.database import Database
 from models.sweeps import Due
 
+SERVER = UUID(int=0)  # in place of a user: the server erases what has expired
 LOCK_MS = 250  # a chat that somebody holds for longer waits for the next run
 
 EXPIRED = Due(
@@ -30,11 +31,11 @@ async def expired(db: Database, limit: int) -> list[tuple[UUID, list[UUID]]]:
     return [(row["chat_id"], row["ids"]) for row in rows]
 
 
-async def expire(db: Database, chat_id: UUID, message_ids: Sequence[UUID], user_id: UUID) -> tuple[Change | None, int]:
-    """Erase messages of a chat whose time has come; the change, and how many they were. Raises LockNotAvailableError
-    when somebody else holds the chat for longer than LOCK_MS: the others' time has come as well."""
-    async with db.transaction():
-        await db.execute(f"SET LOCAL lock_timeout = {LOCK_MS}")
-        async with changing(db, chat_id, user_id) as change:
+async def expire(changes: ChatChanges, chat_id: UUID, message_ids: Sequence[UUID]) -> int:
+    """Erase messages of a chat whose time has come; how many they were. Raises LockNotAvailableError when somebody else
+    holds the chat for longer than LOCK_MS: the others' time has come as well."""
+    async with changes.db.transaction():
+        await changes.db.execute(f"SET LOCAL lock_timeout = {LOCK_MS}")
+        async with changes.lock(chat_id, SERVER, charged=False) as change:
             erased = await erase(change, message_ids, "expired") if change else []
-    return change, len(erased)
+    return len(erased)

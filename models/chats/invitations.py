@@ -109,7 +109,7 @@ async def invite(change: Change, user_id: UUID, role: str, *, unseen: bool) -> b
         return False
     event = await change.append("participant_invited", user_id=user_id, data={"by": str(change.user_id)})
     if state == "waiting":
-        change.asked[user_id] = event
+        change.notices[user_id] = event
         await _waits(change, user_id, event.seq)
     return True
 
@@ -173,7 +173,7 @@ async def ask_to_stay(change: Change, newcomer: UUID) -> None:
         people,
         None if change.user_id == newcomer else change.user_id,
     )
-    change.asked.update(dict.fromkeys(people))
+    change.notices.update(dict.fromkeys(people))
 
 
 async def withdraw(change: Change, user_id: UUID) -> bool:
@@ -192,7 +192,7 @@ async def withdraw(change: Change, user_id: UUID) -> bool:
     if row["state"] == "waiting":
         await end(change, user_id)
         await _show_event(change, user_id, event.seq)
-        change.asked[user_id] = event
+        change.notices[user_id] = event
     else:
         await change.db.execute(
             "UPDATE chat_invitations SET state = 'withdrawn' WHERE chat_id = $1 AND user_id = $2",

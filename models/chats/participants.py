@@ -9,8 +9,9 @@ from uuid import UUID
 
 from config.pages import MAX_PAGE
 from models.chats import invitations, invites, sanctions, views
+from models.chats.changes import ChatChanges
 from models.chats.chats import end
-from models.chats.events import Change, Event, changing
+from models.chats.events import Change, Event
 from models.database import Database
 from models.paging import cut, taken, text_size
 
@@ -73,14 +74,14 @@ async def add(change: Change, user_id: UUID, role: str, *, accepted: bool) -> bo
     return True
 
 
-async def remove(change: Change, user_id: UUID) -> bool:
-    """Take a user out of a locked chat; False when they are not in. The removal is the last event that they may see.
+async def remove(change: Change, user_id: UUID) -> Event | None:
+    """Take a user out of a locked chat: the event, which is the last one that they may see; None when they are not in.
 
     Their invites end with it. A restriction is remembered, and so is when they were removed by somebody else.
     """
     role = await role_of(change, user_id)
     if role is None:
-        return False
+        return None
     event = await change.append("participant_removed", user_id=user_id, data={"role": role})
     if role in GOVERNING:
         await invites.withdraw_all_of(change, user_id)
@@ -97,7 +98,7 @@ async def remove(change: Change, user_id: UUID) -> bool:
     await views.forget(change, user_id)
     await invitations.end(change, user_id)
     await _counted(change, -1)
-    return True
+    return event
 
 
 async def _counted(change: Change, more: int) -> None:
@@ -230,11 +231,11 @@ async def shown(db: Database, viewer: UUID, chat_ids: Sequence[UUID]) -> dict[UU
 # An account that is erased ------------------------------------------------------------------------------------------
 
 
-async def depart(db: Database, user_id: UUID) -> list[tuple[Change, list[Event]]]:
-    """Take a user out of all their chats, one transaction each; what happened. A chat that they owned goes to the admin
-    who joined first, and a chat of two to the other; one without admins has no owner from then on, and one in which
-    nobody is left ends."""
-    happened = []
+async def depart(changes: ChatChanges, user_id: UUID) -> None:
+    """Take a user out of all their chats, one transaction each. A chat that they owned goes to the admin who joined
+    first, and a chat of two to the other; one without admins has no owner from then on, and one in which nobody is left
+    ends."""
+    db = changes.db
     while True:
         chat_ids = [
             row["chat_id"]
@@ -243,14 +244,13 @@ async def depart(db: Database, user_id: UUID) -> list[tuple[Change, list[Event]]
             )
         ]
         for chat_id in chat_ids:
-            async with changing(db, chat_id, user_id, concealed=True) as change:
+            async with changes.lock(chat_id, user_id, concealed=True, charged=False) as change:
                 if change is None:  # deleted, and about to be purged
                     await db.execute(
                         "DELETE FROM chat_participants WHERE chat_id = $1 AND user_id = $2", chat_id, user_id
                     )
                 elif change.role is not None:
                     await _depart(change)
-                    happened.append((change, change.events))
         if len(chat_ids) < 500:
             break
     # Their name as the maker of chats, which is looked at whenever a transaction changes such a chat twice.
@@ -260,7 +260,6 @@ async def depart(db: Database, user_id: UUID) -> list[tuple[Change, list[Event]]
         user_id,
     ):
         continue
-    return happened
 
 
 async def leave_concealed(change: Change) -> None:

@@ -12,8 +12,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from models.chats.changes import ChatChanges
 from models.chats.chat_list import UNREAD, due
-from models.chats.events import POSITION, Change, changing
+from models.chats.events import POSITION, Change
 from models.chats.messages import erase
 from models.chats.visibility import SEEN_FROM, UNEXPIRED, VISIBLE, blocked
 from models.database import Database, Row
@@ -109,20 +110,17 @@ FROM target t JOIN p ON true
 """
 
 
-async def advance(
-    db: Database, user_id: UUID, chat_id: UUID, delivered: int, read: int
-) -> tuple[Advance, Change | None] | None:
+async def advance(changes: ChatChanges, user_id: UUID, chat_id: UUID, delivered: int, read: int) -> Advance | None:
     """Move a participant's watermarks forward, as far as the chat goes; what is read was delivered. Returns None if the
     user is not in the chat.
 
-    In a channel no message notes who has read it. In a secret chat what was delivered is erased, with the chat locked:
-    then the change is returned, whose events may be sent.
+    In a channel no message notes who has read it. In a secret chat what was delivered is erased, with the chat locked.
     """
-    given = chat_id, user_id, delivered, read
+    db, given = changes.db, (chat_id, user_id, delivered, read)
     row = await db.row(_ADVANCE, *given, False)
     if row is not None and row["outdated"]:
         if row["type"] == "secret":
-            return await _advance_and_erase(db, *given)
+            return await _advance_and_erase(changes, *given)
         async with db.transaction():
             await db.execute(
                 "SELECT 1 FROM chat_participants WHERE chat_id = $1 AND user_id = $2 FOR NO KEY UPDATE", *given[:2]
@@ -132,7 +130,7 @@ async def advance(
         return None
     if not row["moved"]:  # it may be a repetition of one that was given up while it waited for the standby
         await db.replicated()
-    return _advance(row), None
+    return _advance(row)
 
 
 def _advance(row: Row) -> Advance:
@@ -140,9 +138,10 @@ def _advance(row: Row) -> Advance:
 
 
 async def _advance_and_erase(
-    db: Database, chat_id: UUID, user_id: UUID, delivered: int, read: int
-) -> tuple[Advance, Change] | None:
-    async with changing(db, chat_id, user_id) as change:
+    changes: ChatChanges, chat_id: UUID, user_id: UUID, delivered: int, read: int
+) -> Advance | None:
+    db = changes.db
+    async with changes.lock(chat_id, user_id) as change:
         row = await db.row(_ADVANCE, chat_id, user_id, delivered, read, True) if change else None
         if change is None or row is None:
             return None
@@ -150,7 +149,7 @@ async def _advance_and_erase(
             await erase(change, reached, "delivered")
         after = await db.row(_ADVANCE, chat_id, user_id, 0, 0, True)  # what is unread now
         assert after is not None
-    return _advance(row)._replace(unread_count=after["unread_count"]), change
+    return _advance(row)._replace(unread_count=after["unread_count"])
 
 
 async def _delivered(change: Change, delivered: int) -> list[UUID]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from uuid import UUID
 
+from models.chats.changes import ChatChanges
 from models.chats.chats import NewChat, create
-from models.chats.events import Event
 from models.database import Database, Row
 
 
@@ -15,10 +15,9 @@ def key_hash(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-async def set_key(db: Database, user_id: UUID, key: bytes | None) -> tuple[int, Event] | None:
-    """Open a user's inbox under a key, or close it (None); what is in it stays. The access and the first event of the
-    chat, where that had to be made."""
-    made = None
+async def set_key(changes: ChatChanges, user_id: UUID, key: bytes | None) -> None:
+    """Open a user's inbox under a key, or close it (None); what is in it stays."""
+    db = changes.db
     async with db.transaction():
         row = await db.row(
             """SELECT (SELECT id FROM chat_threads WHERE id = sealed_chat_id AND deleted_at IS NULL) AS chat_id
@@ -26,19 +25,18 @@ async def set_key(db: Database, user_id: UUID, key: bytes | None) -> tuple[int, 
             user_id,
         )
         if row is None:
-            return None
+            return
         chat_id = row["chat_id"]  # None also when its owner has deleted it
         if chat_id is None and key is not None:
-            new = await create(db, user_id, NewChat("secret", None, None, {}, ()))
-            assert new is not None and new[1] is not None  # without others it is always a new one
-            chat_id, made = new[0], (new[1].access, new[1].events[0])
+            new = await create(changes, user_id, NewChat("secret", None, None, {}, ()))
+            assert new is not None  # it has no other who could be blocked
+            chat_id, _ = new
         await db.execute(
             "UPDATE users SET sealed_access_key = $2, sealed_chat_id = $3, updated_at = now() WHERE id = $1",
             user_id,
             key and key_hash(key),
             chat_id,
         )
-    return made
 
 
 async def inbox(db: Database, public_id: str) -> Row | None:

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from config.pages import MAX_PAGE
-from models.chats.chats import thread_columns
 from models.chats.events import event_fields
 from models.chats.message_row import MESSAGE_SIZE, NOW, THEN, message_columns
+from models.chats.tables import thread_columns
 from models.chats.visibility import UNEXPIRED, Membership, scope_of
 from models.database import Database, Row
 from models.paging import json_size, text_size

@@ -75,3 +75,11 @@ class ChatDeparture(Table):
     class Meta:
         table_name = "chat_departures"
         primary_key = peewee.CompositeKey("chat", "user", "left_seq")
+
+
+def thread_columns(masked: str = "false") -> str:
+    """The columns of a chat ``t`` as events bear it, without what describes it where ``masked`` is true."""
+    return f"""t.id, t.type::text, CASE WHEN NOT {masked} THEN t.title END AS title,
+        CASE WHEN NOT {masked} THEN t.avatar_url END AS avatar_url, t.created_by,
+        CASE WHEN {masked} THEN '{{}}' ELSE t.settings END AS settings, t.created_at, t.updated_at,
+        t.participant_count"""

@@ -18,14 +18,14 @@ SELECT count(line) FROM (SELECT set_config('work_mem', '64kB', true) AS memory O
     SELECT repeat(md5(n::text), 32) || left(small.memory, 0) AS line FROM generate_series(1, 200) AS n
     ORDER BY 1 OFFSET 0) AS sorted
 """
-PATIENCE = 1.2  # seconds; then a commit hangs, and the rest of two seconds is for finding out why
+COMMIT_TIMEOUT = 1.2  # seconds; then a commit hangs, and the rest of two seconds is for finding out why
 
 
 async def takes_writes(db: Database, instance_id: UUID) -> None:
     """Write this instance's own row as it is, or a line of the log while it has none, and wait for the commit; then see
     that the disk has room for more. Raises Unavailable, TimeoutError."""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(COMMIT_TIMEOUT):
             written = await db.value("UPDATE instances SET beat_at = beat_at WHERE id = $1 RETURNING true", instance_id)
             if not written:
                 await _log_line(db)
@@ -46,7 +46,7 @@ async def _log_line(db: Database) -> None:
 
 async def _waits_for_standby(db: Database) -> bool:
     try:
-        async with asyncio.timeout(PATIENCE / 2):
+        async with asyncio.timeout(COMMIT_TIMEOUT / 2):
             return bool(await db.value("SHOW synchronous_standby_names"))
     except (TimeoutError, Unavailable):
         return False

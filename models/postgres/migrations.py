@@ -31,7 +31,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "migrations"
 LOCK = 0x6D696D75  # "mimu", of PostgreSQL's advisory locks
 # Milliseconds a statement waits for a lock: requests that queue up behind it are late then, and not given up.
 LOCK_TIMEOUT = int(COMMAND_SECONDS * 1000 * 2 / 3)
-PATIENCE = 600.0  # seconds for one migration to find its moment; a backup of a large database takes as long
+MIGRATION_TIMEOUT = 600.0  # seconds for one migration to find its moment; a backup of a large database takes as long
 PAUSE = 1.0  # seconds between two tries: as long as others were kept waiting they go on undisturbed
 POLL = 0.1  # seconds between two looks whether another process has finished
 # dbmate's own mark for what can't be in a transaction.
@@ -124,7 +124,7 @@ def _quiet(_: str) -> None:
 
 
 async def migrate(
-    where: str | Cluster, *, tell: Callable[[str], None] = _quiet, patience: float = PATIENCE
+    where: str | Cluster, *, tell: Callable[[str], None] = _quiet, patience: float = MIGRATION_TIMEOUT
 ) -> list[str]:
     """Bring a database up to date; the versions that were applied. ``tell`` hears what is waited for. Of several hosts
     dbmate gets the one that is the database.

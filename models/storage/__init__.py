@@ -64,7 +64,7 @@ class Progress(NamedTuple):
     etags: tuple[str, ...] = ()
 
 
-class Place(NamedTuple):
+class PendingUpload(NamedTuple):
     """An unfinished file: how large it will be, and how far it has come."""
 
     key: str
@@ -117,23 +117,23 @@ class Storage(Protocol):
     def part_size(self, size: int) -> int:
         """Of the parts that a resumable upload of ``size`` bytes is stored in; 0 when it is in one piece."""
 
-    def put_link(self, place: Place) -> Link | None:
+    def put_link(self, place: PendingUpload) -> Link | None:
         """Where a client puts the whole file itself; None when only this server can."""
 
     def content(self, key: str, method: str) -> Link | AbstractAsyncContextManager[Reader]:
         """A settled file: where a client gets it itself by ``method``, or the file to be opened here, which raises
         FileNotFoundError when it is lost."""
 
-    async def begin(self, place: Place) -> str | None:
+    async def begin(self, place: PendingUpload) -> str | None:
         """What the storage calls a new resumable upload, if it wants to be told with every later call."""
 
-    async def abort(self, place: Place, upload_id: str) -> None:
+    async def abort(self, place: PendingUpload, upload_id: str) -> None:
         """Take back a ``begin``."""
 
-    async def writer(self, place: Place) -> Writer:
+    async def writer(self, place: PendingUpload) -> Writer:
         """Go on at ``place.received``. Raises Busy."""
 
-    async def settle(self, place: Place) -> int | None:
+    async def settle(self, place: PendingUpload) -> int | None:
         """Put a file that was received together, durably; its size, or None when it is not all there. Again is the
         same."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from config.threads import lean_back, processors
-from models.storage import Busy, Hashes, Link, Place, Progress, StorageAway, StorageFull, proven
+from models.storage import Busy, Hashes, Link, PendingUpload, Progress, StorageAway, StorageFull, proven
 
 T = TypeVar("T")
 
@@ -99,23 +99,23 @@ class LocalStorage:
     def part(self, key: str) -> Path:
         return self.path(key).with_suffix(".part")
 
-    def put_link(self, _: Place) -> Link | None:
+    def put_link(self, _: PendingUpload) -> Link | None:
         return None
 
     def part_size(self, _: int) -> int:
         return 0
 
-    async def begin(self, _: Place) -> str | None:
+    async def begin(self, _: PendingUpload) -> str | None:
         return None
 
-    async def abort(self, _: Place, __: str) -> None:
+    async def abort(self, _: PendingUpload, __: str) -> None:
         """There is nothing to take back."""
 
-    async def writer(self, place: Place) -> LocalWriter:
+    async def writer(self, place: PendingUpload) -> LocalWriter:
         descriptor = await self.run(lambda: self._open(place))
         return LocalWriter(self, place, descriptor)
 
-    def _open(self, place: Place) -> int:
+    def _open(self, place: PendingUpload) -> int:
         path = self.part(place.key)
         if not path.parent.exists():
             path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -134,7 +134,7 @@ class LocalStorage:
             raise
         return descriptor
 
-    async def settle(self, place: Place) -> int | None:
+    async def settle(self, place: PendingUpload) -> int | None:
         if place.received < place.size:
             return None
 
@@ -239,7 +239,7 @@ class LocalReader:
 class LocalWriter:
     """Writes behind ``place.received``. The disk is told to keep it every SYNC_BYTES, while more is being written."""
 
-    def __init__(self, storage: LocalStorage, place: Place, descriptor: int) -> None:
+    def __init__(self, storage: LocalStorage, place: PendingUpload, descriptor: int) -> None:
         self._storage, self._key, self._descriptor = storage, place.key, descriptor
         self._hash = storage.hashes.take(place.key, place.received)
         self.offset = place.received

@@ -31,7 +31,7 @@ AGAIN = (408, 429, 500, 502, 503, 504)
 _RANDOM = random.SystemRandom()  # peers see these delays: Python's own generator would give its state away
 
 
-class S3Answer(NamedTuple):
+class S3Response(NamedTuple):
     status: int
     headers: http.client.HTTPMessage
     body: bytes
@@ -75,11 +75,11 @@ class Requests:
         bulk: bool = False,
         patience: float = TIMEOUT,
         tries: int = TRIES,
-    ) -> S3Answer:
+    ) -> S3Response:
         """The answer to a request for an object, or for the bucket if ``key`` is empty; ``bulk`` is for large bodies
         and answers. Raises StorageAway."""
 
-        def send() -> S3Answer:
+        def send() -> S3Response:
             rest, last = FIRST_REST, time.monotonic() + LAST_TRY
             for left in reversed(range(tries)):
                 try:
@@ -100,7 +100,9 @@ class Requests:
         threads = self._bulk if bulk else self._threads
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(threads, send))
 
-    def _once(self, method: str, url: str, headers: Mapping[str, str], body: bytes | Part, patience: float) -> S3Answer:
+    def _once(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | Part, patience: float
+    ) -> S3Response:
         parts = urlsplit(url)
         connection = self._connection(parts.netloc, min(CONNECT, patience))
         try:
@@ -117,7 +119,7 @@ class Requests:
             elif body:
                 connection.send(body)
             answer = connection.getresponse()
-            return S3Answer(answer.status, answer.headers, _read(answer))
+            return S3Response(answer.status, answer.headers, _read(answer))
         finally:
             connection.close()
 

@@ -21,7 +21,7 @@ from typing import IO, TypeVar
 import structlog
 
 from config.storage import StorageSettings
-from models.storage import Hashes, Link, Place, Progress, StorageAway, proven
+from models.storage import Hashes, Link, PendingUpload, Progress, StorageAway, proven
 from models.storage.local import private, troubles
 from models.storage.multipart import Multipart
 from models.storage.objects import Objects
@@ -84,7 +84,7 @@ class S3Storage:
     async def room(self) -> int | None:
         return None  # a bucket has no end that could be asked for
 
-    def put_link(self, place: Place) -> Link | None:
+    def put_link(self, place: PendingUpload) -> Link | None:
         # All of these are signed: another length or type is refused, and so is a second try once the object is there,
         # which nobody may change after it was checked.
         headers = {"Content-Type": "application/octet-stream", "If-None-Match": "*"}
@@ -98,14 +98,14 @@ class S3Storage:
     def content(self, key: str, method: str) -> Link:
         return Link(method, self._public.sign(method, proven(key), GET_SECONDS, query=_OPAQUE), {}, GET_SECONDS)
 
-    async def begin(self, place: Place) -> str | None:
+    async def begin(self, place: PendingUpload) -> str | None:
         await self.check()
         return await self.multipart.begin(proven(place.key)) if place.size > place.part_size else None
 
-    async def abort(self, place: Place, upload_id: str) -> None:
+    async def abort(self, place: PendingUpload, upload_id: str) -> None:
         await self.multipart.abort(proven(place.key), upload_id)
 
-    async def writer(self, place: Place) -> S3Writer:
+    async def writer(self, place: PendingUpload) -> S3Writer:
         await self.check()
         spool = await self.run(lambda: tempfile.TemporaryFile(dir=self._spools))  # noqa: SIM115  # the writer closes it
         writer = S3Writer(self, place, spool)
@@ -125,7 +125,7 @@ class S3Storage:
 
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, translated))
 
-    async def settle(self, place: Place) -> int | None:
+    async def settle(self, place: PendingUpload) -> int | None:
         key = proven(place.key)
         if place.resumable and place.received < place.size:
             return None
@@ -206,7 +206,7 @@ class S3Storage:
 class S3Writer:
     """Collects a part in a file without a name, and puts it when it is full."""
 
-    def __init__(self, storage: S3Storage, place: Place, spool: IO[bytes]) -> None:
+    def __init__(self, storage: S3Storage, place: PendingUpload, spool: IO[bytes]) -> None:
         self._storage, self._place, self._spool = storage, place, spool
         self._hash = storage.hashes.take(place.key, place.received)
         self._etags = place.etags

@@ -153,7 +153,7 @@ class RefreshHandler(ApiHandler):
         successor. Any other spent one ends its session.
         """
         token = body.refresh_token
-        if await self._sessions.known(token):
+        if await self._sessions.has_seen(token):
             # Each leaves a row for as long as the session may last. Who doesn't have the token can't use this up.
             await self.limit("refresh", self._rate, str(family(token)))
         else:

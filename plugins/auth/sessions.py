@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from handlers.http.base import Client
-from handlers.http.pages import Place
+from handlers.http.pages import PageCursor
 from handlers.revocations import Revocations
 from handlers.tokens import MARGIN, Tokens
 from handlers.wire.errors import AccountSuspended, InvalidCredentials, NotFound, Unauthorized
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 NOTED = 60.0  # seconds between two notes of how long this server's tokens live
 OVERLAP = 30.0  # seconds; rows stamped before the last look but committed after it
-REDIS_PATIENCE = 0.25  # seconds; the look-up only saves PostgreSQL work, so it may not cost time
+REDIS_TIMEOUT = 0.25  # seconds; the look-up only saves PostgreSQL work, so it may not cost time
 
 
 class Sessions:
@@ -99,7 +99,9 @@ class Sessions:
         derived = self._tokens.keyring.derivations("refresh", token.encode())
         return [(session_id.bytes + secret).hex() for secret in derived]
 
-    async def listed(self, user_id: UUID, current: UUID, limit: int, before: Place | None) -> list[dict[str, object]]:
+    async def listed(
+        self, user_id: UUID, current: UUID, limit: int, before: PageCursor | None
+    ) -> list[dict[str, object]]:
         """The user's live sessions, the one used last first."""
         rows = await sessions.live(self._db, user_id, limit, before)
         return [{**row, "current": row["id"] == current} for row in rows]
@@ -120,7 +122,7 @@ class Sessions:
     async def remember(self, session_id: UUID, token: str, spent: bytes | None = None) -> None:
         """Let ``known`` find the token; a spent one is still found while it may be repeated."""
         try:
-            async with asyncio.timeout(REDIS_PATIENCE):
+            async with asyncio.timeout(REDIS_TIMEOUT):
                 pipeline = self._redis.pipeline(transaction=False)
                 key = f"refresh:{_digest(token).hex()}"
                 pipeline.set(key, str(session_id), ex=sessions.IDLE_DAYS * 86400)
@@ -130,10 +132,10 @@ class Sessions:
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("refresh_not_remembered", cause=type(error).__name__)
 
-    async def known(self, token: str) -> bool:
+    async def has_seen(self, token: str) -> bool:
         """Whether Redis has seen this token. A no is no verdict (Redis forgets), only a reason to count the try."""
         try:
-            async with asyncio.timeout(REDIS_PATIENCE):
+            async with asyncio.timeout(REDIS_TIMEOUT):
                 return bool(await self._redis.exists(f"refresh:{_digest(token).hex()}"))
         except (RedisError, OSError, TimeoutError):
             return False

@@ -19,7 +19,7 @@ from plugins.calls.calls import NEWS, Calls
 from plugins.calls.candidates import Candidates
 from plugins.calls.history import History
 from plugins.calls.tally import Tally
-from plugins.calls.waiting import Waiting
+from plugins.calls.waiting import PendingOffers
 
 SECONDS = 10.0  # a run of the sweep; the next one goes on
 
@@ -38,14 +38,14 @@ class Settings(Section):
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    waiting = Waiting(app.db, app.redis, app.hub, settings.call_waiting_bytes)
-    candidates = Candidates(app.db, app.hub, waiting, app.limits)
+    pending = PendingOffers(app.db, app.redis, app.hub, settings.call_waiting_bytes)
+    candidates = Candidates(app.db, app.hub, pending, app.limits)
     calls = Calls(
         app.db,
         app.hub,
         app.bus,
         app.alerts,
-        waiting,
+        pending,
         candidates,
         app.limits,
         settings.rate_limit_offers,
@@ -63,7 +63,7 @@ def setup(app: App, settings: Settings) -> Plugin:
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await app.bus.subscribe(NEWS, calls.hear)
-        async with waiting.running():
+        async with pending.running():
             try:
                 yield
             finally:
@@ -86,5 +86,5 @@ def setup(app: App, settings: Settings) -> Plugin:
         # The seed's task. Rings are timed by the instance that took the offer; this is for those whose instance died.
         periodic=(Every(30, sweep, "call_timeouts"),),
         lifespan=lifespan,
-        welcome=waiting.greet,
+        welcome=pending.greet,
     )

@@ -23,7 +23,7 @@ from plugins.calls import frames, shapes
 from plugins.calls.candidates import Candidates
 from plugins.calls.refusals import CallIdConflict, CannotCallSelf, Glare, UserNotFound, why_not
 from plugins.calls.tally import Tally
-from plugins.calls.waiting import Waiting, answer_key
+from plugins.calls.waiting import PendingOffers, answer_key
 
 log = structlog.get_logger(__name__)
 
@@ -41,13 +41,13 @@ class Calls:
         hub: Hub,
         bus: Bus,
         alerts: Alerts,
-        waiting: Waiting,
+        pending: PendingOffers,
         candidates: Candidates,
         limits: Limits,
         offers: Rate,
         tally: Tally,
     ) -> None:
-        self._db, self._hub, self._bus, self._waiting, self._candidates = db, hub, bus, waiting, candidates
+        self._db, self._hub, self._bus, self._pending, self._candidates = db, hub, bus, pending, candidates
         self._alerts, self._limits, self._offers, self._tally = alerts, limits, offers, tally
         self._rings: dict[UUID, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -87,7 +87,7 @@ class Calls:
             callee = offer.to_user_id
             own = frames.fields(call, caller, callee, offer.encrypted_payload)
             ring: frames.CallOffer = {"type": "call_offer", **own, "expires_at": expires}
-            self._waiting.begin(call.id, callee, ring, known=rung.contact)
+            self._pending.begin(call.id, callee, ring, known=rung.contact)
             delivered = await self._hub.deliver(callee, ring, key=str(call.id))
             if not delivered:
                 self._alerts.ring(call.id, callee, expires)
@@ -120,7 +120,7 @@ class Calls:
             if caller is not None:
                 own = frames.fields(call, callee, caller, answer.encrypted_payload)
                 frame: frames.CallAnswer = {"type": "call_answer", **own}
-                self._waiting.begin_answer(call.id, caller, frame)
+                self._pending.begin_answer(call.id, caller, frame)
                 delivered = await self._hub.deliver(caller, frame, key=answer_key(call.id))
         elif caller is not None:
             delivered = await self._online(caller)
@@ -158,7 +158,7 @@ class Calls:
         if not await calls.beat(self._db, heartbeat.call_id, peer.session.user_id):
             raise await why_not(self._db, heartbeat.call_id, peer.session.user_id)
         if self._candidates.arrived(peer, heartbeat.call_id):
-            self._waiting.end_answer(heartbeat.call_id)
+            self._pending.end_answer(heartbeat.call_id)
         return {"call_id": heartbeat.call_id}
 
     # The end of a ring, and of a call -------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class Calls:
         ring = self._rings.pop(call_id, None)
         if ring is not None:
             ring.cancel()
-        self._waiting.end_ring(call_id)
+        self._pending.end_ring(call_id)
         self._alerts.ring_over(call_id, by.session.session_id if by else None)
 
     def _end(self, call: Call, reason: str, by: Peer | None = None, payload: str | None = None) -> None:
@@ -176,7 +176,7 @@ class Calls:
         self._tally.ended(call.status, call.end_reason)
         self._candidates.forget(call.id)
         self._settled(call.id, by)
-        self._waiting.end_answer(call.id)
+        self._pending.end_answer(call.id)
         self._bus.publish(NEWS, f"{call.id} ended".encode())
         sender = by.session.user_id if by else None
         for user_id, other in ((call.caller_id, call.callee_id), (call.callee_id, call.caller_id)):
@@ -201,7 +201,7 @@ class Calls:
         ring = self._rings.pop(call_id, None)
         if ring is not None:
             ring.cancel()
-        self._waiting.ended_elsewhere(call_id, answered=news != "ended")
+        self._pending.ended_elsewhere(call_id, answered=news != "ended")
 
     def _ring_over(self, call_id: UUID) -> None:
         self._rings.pop(call_id, None)
@@ -225,4 +225,4 @@ class Calls:
     def forget_silent(self) -> None:
         """Forget what no client asked about."""
         self._candidates.forget_silent()
-        self._waiting.forget_silent()
+        self._pending.forget_silent()

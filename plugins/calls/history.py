@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from handlers.http.pages import Place
+from handlers.http.pages import PageCursor
 from models import calls
 from models.database import Database, Row
 
@@ -14,7 +14,7 @@ class History:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def calls(self, user_id: UUID, limit: int, before: Place | None) -> list[dict[str, Any]]:
+    async def calls(self, user_id: UUID, limit: int, before: PageCursor | None) -> list[dict[str, Any]]:
         """Up to ``limit`` calls, newest first."""
         return [_entry(user_id, row) for row in await calls.history(self._db, user_id, limit, before)]
 

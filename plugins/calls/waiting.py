@@ -25,7 +25,7 @@ from models.database import Database
 
 log = structlog.get_logger(__name__)
 
-PATIENCE = 1.0  # seconds; a Redis that needs longer counts as away, and then nothing waits
+REDIS_TIMEOUT = 1.0  # seconds; a Redis that needs longer counts as away, and then nothing waits
 QUEUE, QUEUE_BYTES = 5_000, 16 << 20  # changes not written yet, and their bytes; beyond it the oldest are dropped
 BATCH, BATCH_BYTES = 256, 1 << 20  # changes in one pipeline
 _AWAY = (RedisError, OSError, TimeoutError)
@@ -77,7 +77,7 @@ class _Change(NamedTuple):
     size: int = 0
 
 
-class Waiting:
+class PendingOffers:
     """Two lists of frames for each call: what rings for its callee, and the answer for its caller.
 
     Nothing waits for Redis here: what is to be kept is queued, and one task writes it in order. Each frame has a key,
@@ -155,7 +155,7 @@ class Waiting:
         for call_id, offer in await calls.waiting_for(self._db, peer.session.user_id, RINGS):
             name = _offer(call_id) if offer else _answer(call_id)
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(REDIS_TIMEOUT):
                     kept: list[bytes] = await self._redis.lrange(name, 0, -1)  # type: ignore[assignment]
             except _AWAY as error:
                 log.warning("waiting_not_read", cause=type(error).__name__)
@@ -190,7 +190,7 @@ class Waiting:
             batch.append(self._next())
             size += batch[-1].size
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(REDIS_TIMEOUT):
                 answers = await self._keep(batch)
         except Exception as error:  # whatever it is, the next batch must go
             log.warning("waiting_not_kept", changes=len(batch), cause=type(error).__name__)

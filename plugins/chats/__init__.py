@@ -15,7 +15,6 @@ from models.chats import purge
 from models.sweeps import Sweeper
 from plugins import App, Every, Plugin
 from plugins.chats import http, shapes
-from plugins.chats.announcing import Announcer
 from plugins.chats.chats import Chats
 from plugins.chats.invites import Invites
 from plugins.chats.members import Members
@@ -46,11 +45,10 @@ PURGING = 10.0  # seconds; the next run goes on
 
 def setup(app: App, settings: Settings) -> Plugin:
     purging = Sweeper(app.db, app.sweeps, purge.sweep(app.db))
-    announcer = Announcer(app.delivery, app.hub)
-    chats = Chats(app.db, announcer, AvatarHosts(settings.avatar_allowed_hosts))
-    members = Members(app.db, announcer)
-    requests = Requests(app.db, announcer, app.alerts)
-    invites = Invites(app.db)
+    chats = Chats(app.db, app.hub, app.changes, AvatarHosts(settings.avatar_allowed_hosts))
+    members = Members(app.db, app.changes)
+    requests = Requests(app.db, app.hub, app.changes, app.alerts)
+    invites = Invites(app.db, app.changes)
     typing = Typing(app.access, app.delivery)
     by_user = {"members": members, "rate": settings.rate_limit_participants}
     made = {"chats": chats, "rate": settings.rate_limit_chats, "people": settings.rate_limit_participants}

@@ -6,17 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from handlers.http.pages import Place
+from handlers.http.pages import PageCursor
+from handlers.sockets.hub import Hub
 from handlers.wire.avatars import AvatarHosts, refused
 from handlers.wire.errors import Fault, Forbidden, InvalidRequest, NotFound
+from handlers.wire.frames import chat_changed
 from handlers.wire.shapes import encode
 from models import files
 from models.chats import chat_list as listing
 from models.chats import chats, invitations, participants, views
+from models.chats.changes import ChatChanges
 from models.database import Database
 from models.paging import Page
 from plugins.chats import shapes
-from plugins.chats.announcing import Announcer
 from plugins.chats.rights import NO_CHAT, at_least, locked
 
 Entries = tuple[list[dict[str, Any]], bool]  # a page, and whether there are more
@@ -28,12 +30,12 @@ MOST = {"direct": 2, "secret": 2, "group": 1024, "cloud": 1024, "channel": 100_0
 class Chats:
     """What users do with chats. Whoever takes no part in one is told that it does not exist."""
 
-    def __init__(self, db: Database, announcer: Announcer, avatars: AvatarHosts) -> None:
-        self._db, self._announcer, self._avatars = db, announcer, avatars
+    def __init__(self, db: Database, hub: Hub, changes: ChatChanges, avatars: AvatarHosts) -> None:
+        self._db, self._hub, self._changes, self._avatars = db, hub, changes, avatars
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
-    async def entries(self, user_id: UUID, limit: int, before: Place | None, *, hidden: bool) -> Entries:
+    async def entries(self, user_id: UUID, limit: int, before: PageCursor | None, *, hidden: bool) -> Entries:
         """A page of the user's chats, or of those that they have hidden, the last active first, each with at most 8
         participants; and whether there are more. Among them are the invitations that they have not answered."""
         rows, more = await listing.entries(self._db, user_id, limit, before, hidden=hidden)
@@ -90,17 +92,15 @@ class Chats:
         file_id = request.avatar_url and self._avatars.judge(request.avatar_url)
         new = chats.NewChat(request.type, request.title, request.avatar_url, request.settings or {}, others)
         async with self._db.transaction():
-            made = await chats.create(self._db, user_id, new)
-            if made is None:
+            found = await chats.create(self._changes, user_id, new)
+            if found is None:
                 raise Forbidden("You have blocked this user. Unblock them first.")
-            chat_id, change = made
-            if change is not None and file_id:
+            chat_id, is_new = found
+            if is_new and file_id:
                 await self._give(file_id, user_id, chat_id)
-        if change is not None:
-            await self._announcer.send(change)
-        elif await views.reopen(self._db, user_id, chat_id):
-            self._announcer.changed(user_id, chat_id)
-        return await self.get(user_id, chat_id), change is not None
+        if not is_new and await views.reopen(self._db, user_id, chat_id):
+            self._hub.send(user_id, chat_changed(chat_id))
+        return await self.get(user_id, chat_id), is_new
 
     async def _give(self, file_id: UUID, user_id: UUID, chat_id: UUID) -> None:
         """Let a file be the avatar of a chat, for its participants to read. Raises InvalidRequest."""
@@ -129,7 +129,7 @@ class Chats:
             changes["settings"] = changes["settings"] or {}
         avatar = changes.get("avatar_url")
         file_id = avatar and self._avatars.judge(avatar)
-        async with locked(self._db, user_id, chat_id) as change:
+        async with locked(self._changes, user_id, chat_id) as change:
             if not change.two:
                 at_least(change, "admin")
             elif not change.may_write:
@@ -138,12 +138,6 @@ class Chats:
                 await self._give(file_id, user_id, chat_id)
             if changes:
                 await chats.update(change, changes)
-                event = await change.append("chat_updated", user_id=user_id, fields={})
-                fields = {"chat": await chats.thread(self._db, chat_id)}
-                # What describes a chat of two is not shown to who had blocked the one who gave it.
-                scope = f"u{user_id}" if change.two and await chats.masked(change) else event.scope
-                change.events[-1] = event._replace(fields=fields, scope=scope)
-        await self._announcer.send(change)
         return await self.get(user_id, chat_id)
 
     async def view(self, user_id: UUID, chat_id: UUID, request: shapes.ChangeView) -> dict[str, Any]:
@@ -152,13 +146,13 @@ class Chats:
         if fields:
             if not await views.change(self._db, user_id, chat_id, fields):
                 raise NotFound(NO_CHAT)
-            self._announcer.changed(user_id, chat_id)
+            self._hub.send(user_id, chat_changed(chat_id))
         return await self.get(user_id, chat_id)
 
     async def delete(self, user_id: UUID, chat_id: UUID) -> None:
         """End the chat for everybody, by its owner, and erase its messages; a direct chat goes for the user alone.
         Raises NotFound, Forbidden."""
-        async with locked(self._db, user_id, chat_id) as change:
+        async with locked(self._changes, user_id, chat_id) as change:
             if change.type != "direct":
                 at_least(change, "owner")
                 await chats.end(change)
@@ -166,9 +160,8 @@ class Chats:
                 await views.delete(change)
                 if change.participant_count == 1:  # the other one has deleted their account
                     await participants.end_if_empty(change)
-        await self._announcer.send(change)
         if change.type == "direct":
-            self._announcer.changed(user_id, chat_id)
+            self._hub.send(user_id, chat_changed(chat_id))
 
 
 def entry(row: Mapping[str, Any], user_id: UUID, people: Sequence[dict[str, Any]]) -> dict[str, Any]:

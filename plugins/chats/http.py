@@ -141,7 +141,7 @@ class ParticipantsHandler(ApiHandler):
         reply_page(self, query, people, "joined_at", "user_id", more=more)
 
     @operation(
-        {201: shapes.Added},
+        {201: shapes.AddedParticipant},
         refuses=(Forbidden, NotFound, Conflict),
         limits={"rate_limit_participants": "user"},
         cost=JOINS,
@@ -160,7 +160,7 @@ class ParticipantHandler(ApiHandler):
         self._members, self._rate = members, rate
 
     @operation(
-        {200: shapes.Place},
+        {200: shapes.ParticipantRole},
         refuses=(Forbidden, NotFound, Conflict),
         limits={"rate_limit_chat_changes": "user"},
         cost=CHANGES,

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from handlers.wire.errors import Conflict, NotFound
 from models.chats import invites
+from models.chats.changes import ChatChanges
 from models.database import Database
 from plugins.chats import shapes
 from plugins.chats.rights import governing
@@ -20,13 +21,13 @@ TOKEN_BYTES = 18  # 144 bits, which nobody guesses, in 24 characters
 class Invites:
     """What owners and admins do with invites. The token is shown once; its hash is all that is kept."""
 
-    def __init__(self, db: Database) -> None:
-        self._db = db
+    def __init__(self, db: Database, changes: ChatChanges) -> None:
+        self._db, self._changes = db, changes
 
     async def create(self, user_id: UUID, chat_id: UUID, request: shapes.NewInvite) -> dict[str, Any]:
         """A new invite with its token. Raises NotFound, Forbidden, Conflict."""
         token = secrets.token_urlsafe(TOKEN_BYTES)
-        async with governing(self._db, user_id, chat_id) as change:
+        async with governing(self._changes, user_id, chat_id) as change:
             row = await invites.create(change, token, request.max_uses, request.expires_in, MOST)
             if row is None:
                 raise Conflict(f"A chat has at most {MOST} invites.")
@@ -34,12 +35,12 @@ class Invites:
 
     async def entries(self, user_id: UUID, chat_id: UUID) -> list[dict[str, Any]]:
         """The chat's invites, the latest first, without their tokens. Raises NotFound, Forbidden, Conflict."""
-        async with governing(self._db, user_id, chat_id):
+        async with governing(self._changes, user_id, chat_id):
             return [{**dict(row), "chat_id": chat_id} for row in await invites.entries(self._db, chat_id)]
 
     async def withdraw(self, user_id: UUID, chat_id: UUID, invite_id: UUID) -> None:
         """Close an invite. Raises NotFound, Forbidden, Conflict."""
-        async with governing(self._db, user_id, chat_id) as change:
+        async with governing(self._changes, user_id, chat_id) as change:
             if not await invites.withdraw(change, invite_id):
                 raise NotFound("There is no such invite.")
 

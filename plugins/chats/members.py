@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from handlers.http.pages import Place
+from handlers.http.pages import PageCursor
 from handlers.wire.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
 from models.chats import chat_list as listing
 from models.chats import invitations, invites, participants, sanctions
-from models.chats.events import Change, changing
+from models.chats.changes import ChatChanges
+from models.chats.events import Change
 from models.database import Database, Row
 from plugins.chats import shapes
-from plugins.chats.announcing import Announcer
 from plugins.chats.chats import MOST, Entries
 from plugins.chats.invites import NOT_VALID
 from plugins.chats.rights import NO_CHAT, RANK, above, at_least, governing, locked, of_many
@@ -23,10 +23,10 @@ MAX_BANS = 10_000  # of a chat: about 1 MB
 class Members:
     """Who is in a chat of many, and in which role. To who is not in a chat it does not exist."""
 
-    def __init__(self, db: Database, announcer: Announcer) -> None:
-        self._db, self._announcer = db, announcer
+    def __init__(self, db: Database, changes: ChatChanges) -> None:
+        self._db, self._changes = db, changes
 
-    async def entries(self, user_id: UUID, chat_id: UUID, limit: int, before: Place | None) -> Entries:
+    async def entries(self, user_id: UUID, chat_id: UUID, limit: int, before: PageCursor | None) -> Entries:
         """A page of the participants, the last to join first, and whether there are more. In a channel only its owner
         and admins see its readers."""
         place = await listing.place_of(self._db, user_id, chat_id)
@@ -40,7 +40,7 @@ class Members:
         """Let somebody in, or invite them. Raises NotFound, Forbidden, Conflict (in already, invited already, banned,
         full, a chat of two), InvalidRequest."""
         other = (await participants.named(self._db, [request.public_id])).get(request.public_id.lower())
-        async with governing(self._db, user_id, chat_id) as change:
+        async with governing(self._changes, user_id, chat_id) as change:
             if request.role == "admin":
                 at_least(change, "owner")
             if other is None:
@@ -55,7 +55,6 @@ class Members:
                 role = await self._invite(change, other, request.role, sanction, unseen=invite[other])
             else:
                 role = await self._let_in(change, other, request.role, sanction, accepted=False)
-        await self._announcer.send(change)
         return {"chat_id": chat_id, "user_id": other, "role": role, "invited": bool(invite)}
 
     async def _invite(self, change: Change, user_id: UUID, role: str, sanction: Row | None, *, unseen: bool) -> str:
@@ -74,7 +73,7 @@ class Members:
         gone = NotFound(NOT_VALID)
         if chat_id is None:
             raise gone
-        async with changing(self._db, chat_id, user_id) as change:
+        async with self._changes.lock(chat_id, user_id) as change:
             if change is None:
                 raise gone
             if change.role is None:
@@ -83,7 +82,6 @@ class Members:
                 sanction = await sanctions.against(change, user_id)
                 if not await self._stay(change, user_id):
                     await self._let_in(change, user_id, "member", sanction, accepted=True)
-        await self._announcer.send(change)
         return chat_id
 
     async def _stay(self, change: Change, user_id: UUID) -> bool:
@@ -92,7 +90,7 @@ class Members:
             return False
         await invitations.end(change, user_id)
         await invitations.stay(change, user_id)
-        change.asked[user_id] = None
+        change.notices[user_id] = None
         return True
 
     async def _room(self, change: Change, user_id: UUID) -> None:
@@ -112,7 +110,7 @@ class Members:
     async def set_role(self, user_id: UUID, chat_id: UUID, other: UUID, role: str) -> dict[str, Any]:
         """Change a role. Only the owner makes admins and owners; nobody changes who is not below them. Raises NotFound,
         Forbidden, Conflict."""
-        async with governing(self._db, user_id, chat_id) as change:
+        async with governing(self._changes, user_id, chat_id) as change:
             present = await participants.role_of(change, other)
             if present is None:
                 raise NotFound("This user is not in the chat.")
@@ -121,30 +119,27 @@ class Members:
                 if RANK[role] >= RANK["admin"]:
                     at_least(change, "owner")
                 await participants.set_role(change, other, role)
-        await self._announcer.send(change)
         return {"chat_id": chat_id, "user_id": other, "role": role}
 
     async def leave(self, user_id: UUID, chat_id: UUID) -> None:
         """Leave a chat; the last one ends it. Raises NotFound, Conflict."""
-        async with locked(self._db, user_id, chat_id) as change:
+        async with locked(self._changes, user_id, chat_id) as change:
             of_many(change)
             if change.role == "owner":
                 raise Conflict("The owner can't leave; give the chat to somebody first, or delete it.")
-            await participants.remove(change, user_id)
-            if await participants.end_if_empty(change):
-                del change.events[1:]  # the end of the chat: the removal is the last that they hear
-        await self._announcer.send(change, also=user_id)
+            change.notices[user_id] = await participants.remove(change, user_id)
+            await participants.end_if_empty(change)
 
     async def remove(self, user_id: UUID, chat_id: UUID, other: UUID, *, ban: bool) -> None:
         """Remove a participant whose role is below the user's, or withdraw an invitation. With ``ban`` nothing lets the
         other in again, and also users who are not in the chat can be banned. Raises NotFound, Forbidden, Conflict."""
-        async with governing(self._db, user_id, chat_id) as change:
+        async with governing(self._changes, user_id, chat_id) as change:
             if other == user_id:
                 raise Conflict("You can't ban yourself.")
             present = await participants.role_of(change, other)
             if present is not None:
                 above(change, present)
-                await participants.remove(change, other)
+                change.notices[other] = await participants.remove(change, other)
             elif not await invitations.withdraw(change, other):
                 if not ban:
                     raise NotFound("This user is not in the chat.")
@@ -152,16 +147,15 @@ class Members:
                     raise NotFound("There is no such user.")
             if ban and not await sanctions.ban(change, other, MAX_BANS):
                 raise Conflict(f"A chat has at most {MAX_BANS:,} bans.")
-        await self._announcer.send(change, also=other if present is not None else None)
 
-    async def bans(self, user_id: UUID, chat_id: UUID, limit: int, before: Place | None) -> Entries:
+    async def bans(self, user_id: UUID, chat_id: UUID, limit: int, before: PageCursor | None) -> Entries:
         """A page of who is banned, the latest first, and whether there are more. Raises NotFound, Forbidden,
         Conflict."""
-        async with governing(self._db, user_id, chat_id):
+        async with governing(self._changes, user_id, chat_id):
             return await sanctions.bans(self._db, chat_id, limit, before)
 
     async def unban(self, user_id: UUID, chat_id: UUID, other: UUID) -> None:
         """Lift a ban. Raises NotFound, Forbidden, Conflict."""
-        async with governing(self._db, user_id, chat_id) as change:
+        async with governing(self._changes, user_id, chat_id) as change:
             if not await sanctions.unban(change, other):
                 raise NotFound("This user is not banned.")

@@ -6,30 +6,31 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from handlers.alerts import Alerts
+from handlers.sockets.hub import Hub
 from handlers.wire.errors import Conflict, NotFound
+from handlers.wire.frames import chat_changed
 from models import contacts
 from models.chats import invitations, messages, participants, sanctions
-from models.chats.events import changing
+from models.chats.changes import ChatChanges
 from models.database import Database
-from plugins.chats.announcing import Announcer
 from plugins.chats.rights import NO_CHAT
 
 
 class Requests:
     """Accepts and declines invitations. Other users don't notice that an invitation was declined."""
 
-    def __init__(self, db: Database, announcer: Announcer, alerts: Alerts) -> None:
-        self._db, self._announcer, self._alerts = db, announcer, alerts
+    def __init__(self, db: Database, hub: Hub, changes: ChatChanges, alerts: Alerts) -> None:
+        self._db, self._hub, self._changes, self._alerts = db, hub, changes, alerts
 
     async def accept(self, user_id: UUID, chat_id: UUID) -> None:
         """Come into a chat by an invitation, or stay in it; again changes nothing. Raises NotFound."""
-        async with changing(self._db, chat_id, user_id, concealed=True) as change:
+        async with self._changes.lock(chat_id, user_id, concealed=True) as change:
             if change is None:
                 raise NotFound(NO_CHAT)
             taken = await invitations.take(change, user_id)
             if taken is not None and change.role is not None:
                 await invitations.stay(change, user_id)
-                change.asked[user_id] = None
+                change.notices[user_id] = None
             elif taken is not None:
                 role = sanctions.remaining(await sanctions.against(change, user_id), taken["role"])
                 await participants.add(change, user_id, role, accepted=True)
@@ -39,7 +40,6 @@ class Requests:
                 await messages.accept(change)
                 if change.two:
                     await contacts.note_partner(change)
-        await self._announcer.send(change)
 
     async def decline(self, user_id: UUID, chat_ids: Sequence[UUID] | None, *, block: bool) -> None:
         """Decline the invitations into these chats, or all, and perhaps block who made them. What is no invitation of
@@ -48,16 +48,15 @@ class Requests:
         for row in declined:
             if row["state"] == "inside":
                 await self._leave(user_id, row["chat_id"])
-            self._announcer.changed(user_id, row["chat_id"])
+            self._hub.send(user_id, chat_changed(row["chat_id"]))
         if block:
             await self._block(user_id, [row["invited_by"] for row in declined])
 
     async def _leave(self, user_id: UUID, chat_id: UUID) -> None:
-        async with changing(self._db, chat_id, user_id, concealed=True) as change:
+        async with self._changes.lock(chat_id, user_id, concealed=True) as change:
             if change is None or not await participants.is_concealed(change, user_id):
                 return  # the chat has ended, or they said a moment ago that they stay
             await participants.leave_concealed(change)
-        await self._announcer.send(change)
 
     async def _block(self, user_id: UUID, inviters: Sequence[UUID | None]) -> None:
         for inviter in sorted({inviter for inviter in inviters if inviter not in (None, user_id)}, key=str):
@@ -65,6 +64,6 @@ class Requests:
             if gone is None:
                 raise Conflict(f"You can block at most {contacts.MAX_BLOCKS:,} users.")
             for chat_id in gone:
-                self._announcer.changed(user_id, chat_id)
+                self._hub.send(user_id, chat_changed(chat_id))
             self._alerts.visibility(user_id, inviter)
             self._alerts.visibility(inviter, user_id)

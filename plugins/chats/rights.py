@@ -8,28 +8,28 @@ from uuid import UUID
 
 from handlers.wire.errors import Conflict, Forbidden, NotFound
 from models.chats import views
-from models.chats.events import Change, changing
-from models.database import Database
+from models.chats.changes import ChatChanges
+from models.chats.events import Change
 
 RANK = {"owner": 3, "admin": 2, "member": 1, "restricted": 0}
 NO_CHAT = "There is no such chat."
 
 
 @asynccontextmanager
-async def locked(db: Database, user_id: UUID, chat_id: UUID) -> AsyncIterator[Change]:
+async def locked(changes: ChatChanges, user_id: UUID, chat_id: UUID) -> AsyncIterator[Change]:
     """The chat, locked, of which the user is a participant. Raises NotFound, also where they have deleted it."""
-    async with changing(db, chat_id, user_id) as change:
+    async with changes.lock(chat_id, user_id) as change:
         if change is None or change.role is None:
             raise NotFound(NO_CHAT)
-        if change.type == "direct" and await views.deleted(db, user_id, chat_id):
+        if change.type == "direct" and await views.deleted(changes.db, user_id, chat_id):
             raise NotFound(NO_CHAT)
         yield change
 
 
 @asynccontextmanager
-async def governing(db: Database, user_id: UUID, chat_id: UUID) -> AsyncIterator[Change]:
+async def governing(changes: ChatChanges, user_id: UUID, chat_id: UUID) -> AsyncIterator[Change]:
     """The chat of many, locked, of which the user is owner or admin. Raises NotFound, Conflict, Forbidden."""
-    async with locked(db, user_id, chat_id) as change:
+    async with locked(changes, user_id, chat_id) as change:
         of_many(change)
         at_least(change, "admin")
         yield change

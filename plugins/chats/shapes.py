@@ -183,16 +183,16 @@ class Preview(TypedDict):
     joined: bool
 
 
-class Place(TypedDict):
-    """Somebody's place in a chat."""
+class ParticipantRole(TypedDict):
+    """The role of a user in a chat."""
 
     chat_id: UUID
     user_id: UUID
     role: Role
 
 
-class Added(Place):
-    """Somebody's place in a chat, or the one that they are ``invited`` to."""
+class AddedParticipant(ParticipantRole):
+    """The role of a user in a chat, or the one that they are ``invited`` to."""
 
     invited: bool
 

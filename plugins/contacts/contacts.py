@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from handlers.alerts import Alerts
-from handlers.http.pages import Place
+from handlers.http.pages import PageCursor
 from handlers.sockets.hub import Hub
 from handlers.wire.errors import Conflict, InvalidRequest, NotFound
 from handlers.wire.frames import chat_changed
@@ -53,7 +53,7 @@ class Contacts:
             raise NotFound("You have not verified this user.")
         self._alerts.visibility(user_id, other.id)
 
-    async def verifications(self, user_id: UUID, limit: int, before: Place | None) -> list[dict[str, Any]]:
+    async def verifications(self, user_id: UUID, limit: int, before: PageCursor | None) -> list[dict[str, Any]]:
         """The user's verifications, the latest first."""
         return [dict(row) for row in await contacts.verifications(self._db, user_id, limit, before)]
 
@@ -78,6 +78,6 @@ class Contacts:
         self._alerts.visibility(user_id, other_id)
         self._alerts.visibility(other_id, user_id)
 
-    async def blocks(self, user_id: UUID, limit: int, before: Place | None) -> list[dict[str, Any]]:
+    async def blocks(self, user_id: UUID, limit: int, before: PageCursor | None) -> list[dict[str, Any]]:
         """Whom the user has blocked, the latest first."""
         return [dict(row) for row in await contacts.blocks(self._db, user_id, limit, before)]

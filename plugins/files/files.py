@@ -11,7 +11,7 @@ from uuid import UUID
 import structlog
 
 from config.tiers import FREE, Tier, TierName
-from handlers.http.pages import Place
+from handlers.http.pages import PageCursor
 from handlers.tokens import Session
 from handlers.wire.errors import Forbidden, NotFound
 from models import files, orphans, subscriptions
@@ -59,7 +59,7 @@ class Files:
             resumable=False,
         )
         row = await self._reserve(session, new)
-        link = self._storage.put_link(files.place(row)) or self._links.upload(base, row["id"], row["size"])
+        link = self._storage.put_link(files.pending_upload(row)) or self._links.upload(base, row["id"], row["size"])
         expires = datetime.now(UTC) + timedelta(seconds=link.seconds)
         upload: shapes.Destination
         upload = {"method": link.method, "url": link.url, "headers": dict(link.headers), "expires_at": expires}
@@ -104,7 +104,7 @@ class Files:
         used, number = await files.usage(self._db, session.user_id)
         return {"tier": name, "files": number, "used_bytes": used, **tier.shown()}
 
-    async def entries(self, user_id: UUID, limit: int, before: Place | None) -> list[shapes.File]:
+    async def entries(self, user_id: UUID, limit: int, before: PageCursor | None) -> list[shapes.File]:
         """A user's own files, the newest first."""
         return [shapes.file(row) for row in await files.entries(self._db, user_id, limit, before)]
 

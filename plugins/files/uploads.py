@@ -76,7 +76,7 @@ class Uploads:
         return incoming
 
     async def _open(self, row: Row, checksum: Checksum | None) -> Incoming:
-        place = files.place(row)
+        place = files.pending_upload(row)
         with refusing():
             if place.resumable and place.upload_id is None:
                 name = await self._storage.begin(place)
@@ -128,7 +128,7 @@ class Uploads:
 
     async def _complete(self, row: Row) -> Row:
         with refusing():
-            size = await self._storage.settle(files.place(row))
+            size = await self._storage.settle(files.pending_upload(row))
             if size is None:
                 raise NotUploaded
             digest = row["received_sha256"]

@@ -38,9 +38,9 @@ class Settings(Retention):
 
 def setup(app: App, settings: Settings) -> Plugin:
     journal = Journal(app.db, app.access, app.delivery, app.alerts, app.metrics, app.traces)
-    messages = Messages(app.db, app.access, app.delivery, journal, app.sweeps)
+    messages = Messages(app.db, app.access, app.changes, journal, app.sweeps)
     marks = Marks(app.db, app.hub, app.bus)
-    receipts = Receipts(app.db, app.hub, app.delivery, marks)
+    receipts = Receipts(app.db, app.hub, app.changes, marks)
     inboxes = Inboxes(app.db, app.access, journal, app.limits, settings.rate_limit_sealed_inbox)
     sync = Sync(app.db, app.alerts, settings.sync_retention_days)
     by_user = {"messages": messages, "rate": settings.rate_limit_messages}

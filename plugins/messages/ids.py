@@ -8,7 +8,10 @@ import time
 from collections.abc import Iterator
 from uuid import UUID
 
-_VERSION, _VARIANT = 0x7 << 76, 0x2 << 62
+from asyncpg.pgproto.pgproto import UUID as NativeUUID
+
+_FIXED = 0x7 << 76 | 0x2 << 62  # the version and the variant
+_RANDOM = (1 << 80) - 1 & ~(0xF << 76 | 0x3 << 62)
 _BYTES, _AHEAD = 10, 400  # of an id's random part; ids whose parts are fetched in one system call: it costs 4 % of one
 
 
@@ -16,7 +19,7 @@ def _random_parts() -> Iterator[int]:
     while True:
         block = os.urandom(_BYTES * _AHEAD)
         for at in range(0, len(block), _BYTES):
-            yield int.from_bytes(block[at : at + _BYTES])
+            yield int.from_bytes(block[at : at + _BYTES]) & _RANDOM | _FIXED
 
 
 _parts = _random_parts()
@@ -28,9 +31,7 @@ def new_id() -> UUID:
     Its 74 random bits come from the system. Python's generator would be one for all users: 430 ids of one's own give
     its state, and with it how many messages all others send.
     """
-    bits = next(_parts)
-    high, low = bits >> 68, bits & (1 << 62) - 1
-    return UUID(int=(time.time_ns() // 1_000_000 << 80) | _VERSION | (high << 64) | _VARIANT | low)
+    return NativeUUID((time.time_ns() // 1_000_000 << 80 | next(_parts)).to_bytes(16))
 
 
 def payload_hash(payload: bytes) -> int:

@@ -254,11 +254,11 @@ class Journal:
     def _tell(self, entry: _Entry[Any], posted: Posted, committed: float) -> None:
         post, view = entry.post, entry.view
         message: dict[str, Any] = {
-            "id": post.id,
-            "chat_id": post.chat_id,
+            "id": str(post.id),  # as text, for orjson calls Python for each NativeUUID
+            "chat_id": str(post.chat_id),
             "seq": posted.seq,
-            "sender_id": post.sender_id,
-            "client_id": post.client_id,
+            "sender_id": None if post.sender_id is None else str(post.sender_id),
+            "client_id": str(post.client_id),
             "encrypted_payload": b64(post.payload),
             "message_type": post.message_type,
             "metadata": post.metadata or {},
@@ -278,7 +278,7 @@ class Journal:
             message["reaction_counts"] = ()
         frame = {
             "type": "message_new",
-            "chat_id": post.chat_id,
+            "chat_id": message["chat_id"],
             "seq": message["seq"],
             "created_at": message["created_at"],
             "message": message,

@@ -9,14 +9,14 @@ from uuid import UUID
 
 from asyncpg import LockNotAvailableError
 
-from handlers.sockets.delivery import Delivery
 from handlers.sockets.hub import Peer
 from handlers.wire.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
 from handlers.wire.frames import AckFields
 from models.chats import chat_list as listing
 from models.chats import expiry, messages
 from models.chats.access import Access, View
-from models.chats.events import Change, changing
+from models.chats.changes import ChatChanges
+from models.chats.events import Change
 from models.chats.messages import Posted
 from models.database import Database, Row, Unavailable
 from models.sweeps import UNWATCHED, RowsFailed, Sweep, Sweeper, Watch
@@ -25,7 +25,6 @@ from plugins.messages.ids import new_id, payload_hash
 from plugins.messages.journal import Journal
 
 REACTIONS = 20  # kinds a user and message, contract section 7
-NOBODY = UUID(int=0)
 EXPIRED_AT_ONCE, EXPIRING = 500, 10.0  # messages of a batch, seconds of a run
 A = TypeVar("A")
 NO_CHAT, NO_MESSAGE = "There is no such chat.", "There is no such message."
@@ -48,7 +47,7 @@ def _post(user_id: UUID, chat_id: UUID, request: shapes.Post, access: int) -> me
     )
 
 
-def known(post: messages.Post, posted: Posted) -> tuple[Posted, bool]:
+def check_repetition(post: messages.Post, posted: Posted) -> tuple[Posted, bool]:
     """Where a message stands, and whether it stood there before. Raises Conflict when that is another message."""
     if posted.payload_hash is None:
         return posted, False
@@ -58,10 +57,10 @@ def known(post: messages.Post, posted: Posted) -> tuple[Posted, bool]:
 
 
 def _acked(post: messages.Post, posted: Posted) -> AckFields:
-    posted, repeated = known(post, posted)
+    posted, repeated = check_repetition(post, posted)
     answer: dict[str, object] = {
-        "message_id": posted.id,
-        "chat_id": posted.chat_id,
+        "message_id": str(posted.id),
+        "chat_id": str(posted.chat_id),
         "seq": posted.seq,
         "created_at": posted.created_at,
     }
@@ -72,32 +71,32 @@ class Messages:
     """What users do with messages. Of what they may not see they are told that it does not exist."""
 
     def __init__(
-        self, db: Database, access: Access, delivery: Delivery, journal: Journal, sweeps: Watch = UNWATCHED
+        self, db: Database, access: Access, changes: ChatChanges, journal: Journal, sweeps: Watch = UNWATCHED
     ) -> None:
-        self._db, self._access, self._delivery, self._journal = db, access, delivery, journal
+        self._db, self._access, self._changes, self._journal = db, access, changes, journal
         self._expiry = Sweeper(db, sweeps, Sweep(expiry.EXPIRED, self._expire, EXPIRED_AT_ONCE))
 
     # Posting ----------------------------------------------------------------------------------------------------------
 
+    # Two ways lead to the journal: ``send`` puts there at once what a remembered view lets in, and everything else goes
+    # through ``_judge_and_store``.
+
     def send(self, peer: Peer, request: shapes.Send) -> Awaitable[AckFields]:
-        """The frame ``message_send``; acked after the commit. What can be judged by what is known is under way at once,
-        so that a phone may send all that it has and needn't wait for each commit."""
+        """The frame ``message_send``; acknowledged after the commit. Returns a future where nothing is awaited before
+        the journal, so that a phone may send all that it has and needn't wait for each commit."""
         user_id = peer.session.user_id
-        view = self._access.known(request.chat_id)
+        view = self._access.remembered(request.chat_id)
         if view is None or not view.may_post(user_id) or request.reply_to or request.forwarded_from:
-            return self._send(peer, request)
+            return self._judge_and_store(user_id, request.chat_id, request, _acked, peer.peer_id)
         post = _post(user_id, request.chat_id, request, view.access)
         return self._journal.put(post, view, _acked, peer.peer_id)
 
-    async def _send(self, peer: Peer, request: shapes.Send) -> AckFields:
-        return await self._put(peer.session.user_id, request.chat_id, request, _acked, peer.peer_id)
-
     async def post(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> tuple[Posted, bool]:
-        """Store a message; where it stands, and whether it stood there before. Raises NotFound, Forbidden,
+        """Store a message of a request: where it stands, and whether it stood there before. Raises NotFound, Forbidden,
         InvalidRequest, Conflict (the client_id names another message), Unavailable."""
-        return await self._put(user_id, chat_id, request, known)
+        return await self._judge_and_store(user_id, chat_id, request, check_repetition)
 
-    async def _put(
+    async def _judge_and_store(
         self,
         user_id: UUID,
         chat_id: UUID,
@@ -108,7 +107,7 @@ class Messages:
         """Store a message. One that was stored before gets its answer again, whatever became of the sender's rights, of
         the chat or of what it replies to."""
         try:
-            view, reply_to_seq = await self._judged(user_id, chat_id, request)
+            view, reply_to_seq = await self._judge(user_id, chat_id, request)
         except (NotFound, Forbidden, InvalidRequest):
             stored = await messages.stored(self._db, user_id, request.client_id)
             if stored is None:
@@ -116,9 +115,9 @@ class Messages:
             return answer(_post(user_id, chat_id, request, 0), stored)
         return await self._journal.put(_post(user_id, chat_id, request, view.access), view, answer, skip, reply_to_seq)
 
-    async def _judged(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> tuple[View, int | None]:
+    async def _judge(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> tuple[View, int | None]:
         """The view by which the user may post, and the seq of what the message replies to."""
-        view = self._access.known(chat_id)
+        view = self._access.remembered(chat_id)
         if view is None or not view.may_post(user_id):
             view = await self._access.fresh(chat_id)  # they may have been let in a moment ago
         if view is None or not view.has(user_id):
@@ -169,23 +168,22 @@ class Messages:
     # Changing ---------------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _changing(self, user_id: UUID, message_id: UUID) -> AsyncIterator[tuple[Change, Row]]:
-        """A message that the user sees, with its chat locked; what happened is told when the block ends well."""
+    async def _lock_message(self, user_id: UUID, message_id: UUID) -> AsyncIterator[tuple[Change, Row]]:
+        """A message that the user sees, with its chat locked. Raises NotFound."""
         seen = await messages.seen_by(self._db, message_id, user_id)
         if seen is None:
             raise NotFound(NO_MESSAGE)
-        async with changing(self._db, seen["chat_id"], user_id) as change:
+        async with self._changes.lock(seen["chat_id"], user_id) as change:
             if change is None or change.role is None:
                 raise NotFound(NO_MESSAGE)
             row = await messages.get(self._db, message_id, user_id)
             if row is None or row["seq"] < change.seen_from:
                 raise NotFound(NO_MESSAGE)
             yield change, row
-        await self.tell(change)
 
     async def edit(self, user_id: UUID, message_id: UUID, request: shapes.Edit) -> dict[str, Any]:
         """Replace the payload of one's own message; the message after it. Raises NotFound, Forbidden."""
-        async with self._changing(user_id, message_id) as (change, row):
+        async with self._lock_message(user_id, message_id) as (change, row):
             if row["sender_id"] != user_id or not change.may_write:
                 raise Forbidden("Only its sender edits a message, while they may post.")
             await messages.edit(change, message_id, request.encrypted_payload, request.message_type, request.metadata)
@@ -199,7 +197,7 @@ class Messages:
 
     async def delete(self, user_id: UUID, message_id: UUID) -> None:
         """Erase one's own message, or as admin of a chat of many anybody's. Raises NotFound, Forbidden."""
-        async with self._changing(user_id, message_id) as (change, row):
+        async with self._lock_message(user_id, message_id) as (change, row):
             governs = change.role in ("owner", "admin") and not change.two
             if row["sender_id"] != user_id and not governs and not self._inbox(change, row):
                 raise Forbidden("Only its sender, or an admin of the chat, deletes a message.")
@@ -212,7 +210,7 @@ class Messages:
 
     async def react(self, user_id: UUID, message_id: UUID, emoji: str) -> None:
         """React; again changes nothing. Raises NotFound, Forbidden, Conflict beyond the kinds that one may have."""
-        async with self._changing(user_id, message_id) as (change, row):
+        async with self._lock_message(user_id, message_id) as (change, row):
             if not change.may_write:
                 raise Forbidden("You may only read here.")
             if await messages.react(change, message_id, row["seq"], emoji, REACTIONS) is None:
@@ -220,17 +218,8 @@ class Messages:
 
     async def unreact(self, user_id: UUID, message_id: UUID, emoji: str) -> None:
         """Take a reaction back; where there is none nothing changes. Raises NotFound."""
-        async with self._changing(user_id, message_id) as (change, row):
+        async with self._lock_message(user_id, message_id) as (change, row):
             await messages.unreact(change, message_id, row["seq"], emoji)
-
-    async def tell(self, change: Change) -> None:
-        """Tell the events of a change that is committed to all who take part."""
-        await self._delivery.announce(
-            change.chat_id,
-            change.access,
-            [event.frame for event in change.events],
-            by=None if change.user_id == NOBODY else change.user_id,  # what expires is the server's own doing
-        )
 
     # Disappearing -----------------------------------------------------------------------------------------------------
 
@@ -245,7 +234,7 @@ class Messages:
         failed: Exception | None = None
         for chat_id, message_ids in await expiry.expired(self._db, limit):
             try:
-                change, number = await expiry.expire(self._db, chat_id, message_ids, NOBODY)
+                erased += await expiry.expire(self._changes, chat_id, message_ids)
             except LockNotAvailableError as error:
                 held += [(f"({chat_id},{message_id})", error) for message_id in message_ids]
                 continue
@@ -254,9 +243,6 @@ class Messages:
             except Exception as error:
                 failed = error
                 continue
-            if change is not None:
-                await self.tell(change)
-            erased += number
         if held:
             raise RowsFailed([key for key, _ in held], held[0][1])
         if failed is not None:

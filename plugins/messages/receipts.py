@@ -6,11 +6,11 @@ from typing import Any
 from uuid import UUID
 
 from handlers.http.pages import PageQuery
-from handlers.sockets.delivery import Delivery
 from handlers.sockets.hub import Hub
 from handlers.wire.errors import NotFound
 from handlers.wire.frames import chat_changed
 from models.chats import receipts, views
+from models.chats.changes import ChatChanges
 from models.database import Database
 from plugins.messages.marks import Marks
 from plugins.messages.shapes import Receipt
@@ -19,18 +19,14 @@ _NO_CHAT = NotFound("There is no such chat.")
 
 
 class Receipts:
-    def __init__(self, db: Database, hub: Hub, delivery: Delivery, marks: Marks) -> None:
-        self._db, self._hub, self._delivery, self._marks = db, hub, delivery, marks
+    def __init__(self, db: Database, hub: Hub, changes: ChatChanges, marks: Marks) -> None:
+        self._db, self._hub, self._changes, self._marks = db, hub, changes, marks
 
     async def advance(self, user_id: UUID, chat_id: UUID, request: Receipt) -> dict[str, Any]:
         """Move the user's watermarks forward. Returns where they are now, and what is unread. Raises NotFound."""
-        done = await receipts.advance(self._db, user_id, chat_id, request.delivered_seq, request.read_seq)
-        if done is None:
+        after = await receipts.advance(self._changes, user_id, chat_id, request.delivered_seq, request.read_seq)
+        if after is None:
             raise _NO_CHAT
-        after, change = done
-        if change is not None:
-            frames = [event.frame for event in change.events]
-            await self._delivery.announce(chat_id, change.access, frames, by=user_id)
         if after.moved:
             self._marks.moved(chat_id, user_id, after.viewers)
         # Also by a receipt that moves nothing: the user has looked at the chat.

@@ -14,7 +14,7 @@ from models.chats.access import Access
 from models.database import Database
 from plugins.messages.ids import new_id, payload_hash
 from plugins.messages.journal import Journal
-from plugins.messages.messages import known
+from plugins.messages.messages import check_repetition
 from plugins.messages.shapes import Sealed
 
 
@@ -55,5 +55,5 @@ class Inboxes:
             view.access,
             sealed=True,
         )
-        posted, repeated = await self._journal.put(post, view, known)
+        posted, repeated = await self._journal.put(post, view, check_repetition)
         return {"id": posted.id, "created_at": posted.created_at}, not repeated

@@ -13,7 +13,7 @@ from handlers.sockets.socket import Event
 from handlers.wire.costs import READS
 from plugins import App, Every, Plugin
 from plugins.presence.presence import Presence
-from plugins.presence.watching import CHANNEL, VIEWS, PresenceFrame, Subscribe, Watching
+from plugins.presence.watching import CHANNEL, VIEWS, PresenceFrame, PresenceSubscriptions, Subscribe
 
 
 class Settings(Section):
@@ -23,21 +23,23 @@ class Settings(Section):
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    watching = Watching(app.db, app.bus, app.limits, settings.rate_limit_presence, app.metrics, app.instance_id)
-    presence = Presence(app.db, app.hub, app.alerts, watching.announce, app.sweeps)
-    app.alerts.on_visibility.append(watching.look_again)
+    subscriptions = PresenceSubscriptions(
+        app.db, app.bus, app.limits, settings.rate_limit_presence, app.metrics, app.instance_id
+    )
+    presence = Presence(app.db, app.hub, app.alerts, subscriptions.announce, app.sweeps)
+    app.alerts.visibility = subscriptions.look_again
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        await app.bus.subscribe(CHANNEL, watching.hear)
-        await app.bus.subscribe(VIEWS, watching.hear_views)
-        async with presence.lifespan(), watching.running():
+        await app.bus.subscribe(CHANNEL, subscriptions.hear)
+        await app.bus.subscribe(VIEWS, subscriptions.hear_views)
+        async with presence.lifespan(), subscriptions.running():
             yield
 
     return Plugin(
         name="presence",
-        events={"presence_subscribe": Event(Subscribe, watching.subscribe, cost=READS)},
+        events={"presence_subscribe": Event(Subscribe, subscriptions.subscribe, cost=READS)},
         sends=(PresenceFrame,),
-        periodic=(Every(10, presence.beat, "presence"), Every(30, watching.forget_closed, "presence_watchers")),
+        periodic=(Every(10, presence.beat, "presence"), Every(30, subscriptions.forget_closed, "presence_watchers")),
         lifespan=lifespan,
     )

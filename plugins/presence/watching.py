@@ -1,4 +1,4 @@
-"""Watching: sockets that follow the presence of certain users (contract section 7)."""
+"""PresenceSubscriptions: sockets that follow the presence of certain users (contract section 7)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class PresenceFrame(TypedDict):
     last_seen: Moment | None
 
 
-class Watching:
+class PresenceSubscriptions:
     """Shows sockets the comings and goings of users who let them see it. Whether they do is asked each time, and what a
     socket was shown is remembered, so that it can be taken back when a block or a setting hides it."""
 

@@ -31,7 +31,7 @@ from plugins.push.queue.tally import Tally
 
 log = structlog.get_logger(__name__)
 
-PATIENCE = 12.0  # seconds for one push with all that it takes, a new access token of Google's too
+PUSH_TIMEOUT = 12.0  # seconds for one push with all that it takes, a new access token of Google's too
 FIRST, LONGEST = 1.0, 600.0  # seconds until a push is tried again; twice as many each time, up to ten minutes
 WOKEN_EVERY = 20 * 60  # seconds between two wakings in the background, of which Apple lets an app have a few an hour
 SHARE, SHARE_OF_CALL = 1.0, 0.3  # seconds until a push is tried again whose user, or host, has its share on the way
@@ -141,7 +141,7 @@ class Sender:
 
     async def _asked(self, provider: Provider, device: Row, pushed: Push) -> Verdict:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(PUSH_TIMEOUT):
                 return await provider.send(device, pushed)
         except Failed as error:
             if isinstance(error.__cause__, PrivateAddress):

@@ -18,7 +18,7 @@ Transport = Literal["udp", "tcp", "tls"]
 # Seconds until each next try by UDP, of which packets get lost (RFC 8489 section 6.2.1 waits for half a minute), and
 # for an answer over a stream.
 TRIES = (0.5, 1.0, 1.5)
-PATIENCE = sum(TRIES)
+ANSWER_TIMEOUT = sum(TRIES)
 
 UDP, TCP = 17, 6  # IANA's protocol numbers, for what is relayed
 PORT = 9  # of a peer: discard. A permission is for an address whatever the port, and nothing is sent there.
@@ -101,7 +101,7 @@ class _Stream:
         self._reader, self._writer = reader, writer
 
     async def exchange(self, request: bytes, transaction: bytes) -> Message:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(ANSWER_TIMEOUT):
             self._writer.write(request)
             await self._writer.drain()
             while (message := await self._message()).transaction != transaction:
@@ -134,7 +134,7 @@ async def connected(
         loop = asyncio.get_running_loop()
         _, line = await loop.create_datagram_endpoint(_Datagrams, remote_addr=(address, port))
     else:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(ANSWER_TIMEOUT):
             if transport == "tls":
                 opening = asyncio.open_connection(address, port, ssl=trust, server_hostname=name)
             else:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from config.findings import Examination, Finding, Over, good, skipped, weak, wrong
+from config.findings import Examination, Finding, StopExamination, good, skipped, weak, wrong
 from config.threads import aside
 from plugins.turn import stun
 from plugins.turn.client import TCP, Client, Forged, Line, Refused, Transport, bound, connected
@@ -82,7 +82,7 @@ async def _look(relay: Relay) -> AsyncIterator[Finding]:
         found = await asyncio.get_running_loop().getaddrinfo(relay.host, relay.port, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError):
         yield wrong("address", f"{relay.host} has no address.", "See its A and AAAA records, and TURN_HOST.")
-        raise Over("TURN_HOST has no address") from None
+        raise StopExamination("TURN_HOST has no address") from None
     addresses = list(dict.fromkeys(str(where[0]) for *_, where in found))[:ADDRESSES]
     yield good("address", f"{relay.host} is {', '.join(addresses)}.")
     answering = []
@@ -98,7 +98,7 @@ async def _look(relay: Relay) -> AsyncIterator[Finding]:
             yield good("answers", f"It answers at {address} by UDP.")
     if not answering and not relay.missed:
         yield skipped("answers", "No coturn runs here; without one calls connect where no NAT is in the way.")
-        raise Over("coturn does not run")
+        raise StopExamination("coturn does not run")
     address = (answering or addresses)[0]
     ways: list[Transport] = []
     for transport in ("udp", "tcp"):
@@ -114,7 +114,7 @@ async def _look(relay: Relay) -> AsyncIterator[Finding]:
     async for finding in _tls(relay, address):
         yield finding
     if not ways:
-        raise Over("it does not answer")
+        raise StopExamination("it does not answer")
     way = Way(relay, address, ways[0])
     yield await _relays(way)
     yield await _kept_out(way, "strangers", "somebody with a made-up password", relay.credentials(CALL), made_up=True)

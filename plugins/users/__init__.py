@@ -23,7 +23,7 @@ def setup(app: App, settings: Settings) -> Plugin:
         app.db,
         app.passwords,
         app.revocations,
-        app.delivery,
+        app.changes,
         app.alerts,
         settings.avatar_allowed_hosts,
         settings.tiers,

@@ -11,7 +11,6 @@ from config.tiers import FREE, Tier
 from handlers.alerts import Alerts
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
-from handlers.sockets.delivery import Delivery
 from handlers.tokens import Session
 from handlers.wire.avatars import AvatarHosts, refused
 from handlers.wire.errors import Fault, InvalidCredentials, InvalidRequest, NotFound
@@ -19,6 +18,7 @@ from handlers.wire.shapes import b64
 from models import accounts, files, profiles, subscriptions, users
 from models.batch import Batch
 from models.chats import sealed
+from models.chats.changes import ChatChanges
 from models.database import Database, Row
 from plugins.users.shapes import MAX_SETTINGS, ChangeMe, OwnProfile, UserProfile
 
@@ -32,12 +32,12 @@ class Users:
         db: Database,
         passwords: Passwords,
         revocations: Revocations,
-        delivery: Delivery,
+        changes: ChatChanges,
         alerts: Alerts,
         avatar_hosts: Collection[str],
         tiers: Mapping[str, Tier],
     ) -> None:
-        self._db, self._passwords, self._revocations, self._delivery = db, passwords, revocations, delivery
+        self._db, self._passwords, self._revocations, self._changes = db, passwords, revocations, changes
         self._alerts = alerts
         self._profiles: Batch[tuple[UUID | str, UUID], Row | None] = Batch(partial(profiles.profiles, db))
         self._tiers = tiers
@@ -82,12 +82,9 @@ class Users:
                 "Some fields are not valid.", details=[Fault("settings", f"larger than {MAX_SETTINGS} bytes, merged")]
             )
         if merge:
-            self._alerts.visibility(user_id)
+            self._alerts.visibility(user_id, None)
         if "sealed_access_key" in request.model_fields_set:
-            made = await sealed.set_key(self._db, user_id, request.sealed_access_key)
-            if made is not None:
-                access, event = made
-                await self._delivery.announce(event.chat_id, access, [event.frame], by=user_id)
+            await sealed.set_key(self._changes, user_id, request.sealed_access_key)
         return await self.me(user_id)
 
     async def _judge(self, user_id: UUID, avatar: str) -> None:
@@ -99,17 +96,15 @@ class Users:
                 raise refused("names no complete file of yours")
 
     async def delete(self, session: Session, password: str) -> None:
-        """Erase the account (contract section 10), in one transaction. Raises InvalidCredentials."""
+        """Erase the account (contract section 10). Raises InvalidCredentials."""
         account = await users.credentials_of(self._db, session.user_id)
         if account is None or not await self._passwords.check(
             account.public_id.lower(), account.password_hash, password
         ):
             raise InvalidCredentials
-        erased = await accounts.erase(self._db, account.id)
-        if erased is not None:
-            self._revocations.announce(erased.ended)
-            for change, events in erased.departed:
-                await self._delivery.announce(change.chat_id, change.access, [event.frame for event in events], by=None)
+        ended = await accounts.erase(self._changes, account.id)
+        if ended is not None:
+            self._revocations.announce(ended)
 
 
 def _merged(sent: dict[str, Any] | None) -> users.SettingsChange:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from config.findings import Examination, Finding, Over, skipped, wrong
+from config.findings import Examination, Finding, StopExamination, skipped, wrong
 
 
 async def examined(examination: Examination, seconds: float) -> list[Finding]:
@@ -16,8 +16,8 @@ async def examined(examination: Examination, seconds: float) -> list[Finding]:
         async with asyncio.timeout(seconds), contextlib.aclosing(examination.look()) as looking:  # type: ignore[type-var]
             async for finding in looking:
                 found.append(finding)  # noqa: PERF401  # one by one: what was found before it broke off counts
-    except Over as over:
-        why = f"because {over}"
+    except StopExamination as stop:
+        why = f"because {stop}"
     except TimeoutError:
         part = _following(examination, found)
         found.append(

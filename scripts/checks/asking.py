@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 
 from config.threads import aside
 
-PATIENCE = 5.0  # seconds for a connection, and for each answer
+HTTP_TIMEOUT = 5.0  # seconds for a connection, and for each answer
 MOST = 1 << 20  # bytes of an answer that are read
 
 Failed = (OSError, http.client.HTTPException, ValueError)  # no answer came, or none that is HTTP
 
 
-class Answer(NamedTuple):
+class HttpResponse(NamedTuple):
     """What was answered; ``ahead`` are the seconds by which the Date of it is ahead of our clock, ``own`` is the
     address from which we asked."""
 
@@ -51,15 +51,17 @@ async def ask(
     headers: Mapping[str, str] | None = None,
     body: bytes = b"",
     declared: int | None = None,
-    patience: float = PATIENCE,
-) -> Answer:
+    patience: float = HTTP_TIMEOUT,
+) -> HttpResponse:
     """Ask without following redirects. ``declared`` is a length to announce of which nothing but ``body`` is sent.
     Raises one of Failed. Proxies of the environment are not used; SSL_CERT_FILE names further authorities."""
     async with asyncio.timeout(3 * patience):  # to connect, to send and to answer, however small the pieces are
         return await aside(lambda: _ask(url, method, dict(headers or {}), body, declared, patience))
 
 
-def _ask(url: str, method: str, headers: dict[str, str], body: bytes, declared: int | None, patience: float) -> Answer:
+def _ask(
+    url: str, method: str, headers: dict[str, str], body: bytes, declared: int | None, patience: float
+) -> HttpResponse:
     parts = urlsplit(url)
     connection: http.client.HTTPConnection
     if parts.scheme == "https":
@@ -82,7 +84,7 @@ def _ask(url: str, method: str, headers: dict[str, str], body: bytes, declared: 
         answer = connection.getresponse()
         ahead = _ahead(answer.headers.get("Date"), moment, time.time())
         read = b"" if answer.status == 101 else answer.read(MOST)
-        return Answer(answer.status, answer.headers, read, time.monotonic() - begun, ahead, own)
+        return HttpResponse(answer.status, answer.headers, read, time.monotonic() - begun, ahead, own)
 
 
 def _ahead(date: str | None, before: float, after: float) -> float | None:

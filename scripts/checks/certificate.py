@@ -11,7 +11,7 @@ import time
 from config.findings import Finding, good, skipped, weak, wrong
 from config.threads import aside
 
-PATIENCE = 5.0  # seconds to connect and shake hands
+HANDSHAKE_TIMEOUT = 5.0  # seconds to connect and shake hands
 SOON = 21  # days: automatic renewal happens 30 before the end, so this one has failed for nine
 
 
@@ -45,7 +45,7 @@ async def judged(part: str, host: str, port: int, address: str) -> Finding:
 def _shake_hands(host: str, port: int, address: str) -> tuple[float, str]:
     """Days until the certificate ends, and the version of TLS."""
     with (
-        socket.create_connection((address, port), PATIENCE) as plain,
+        socket.create_connection((address, port), HANDSHAKE_TIMEOUT) as plain,
         ssl.create_default_context().wrap_socket(plain, server_hostname=host) as secure,
     ):
         certificate = secure.getpeercert() or {}

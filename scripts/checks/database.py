@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 
 from config import embedded, reasons
-from config.findings import Examination, Finding, Over, clock, good, skipped, weak, wrong
+from config.findings import Examination, Finding, StopExamination, clock, good, skipped, weak, wrong
 from config.settings import Core
 from models.database import Database, Unavailable
 from models.postgres import migrations
@@ -26,7 +26,7 @@ from scripts import command
 from scripts.checks import replication
 from scripts.checks.disk import room
 
-PATIENCE = 5  # seconds to connect, and for each answer
+DATABASE_TIMEOUT = 5  # seconds to connect, and for each answer
 MINIMUM = 160_000  # server_version_num
 COMMITS = 15
 # Milliseconds. A message is acked after its commit: 1 on an SSD of one's own, 5 on a cloud's disk, 10 on a turning one.
@@ -68,7 +68,7 @@ def examination(core: Core, instances: int | None = None) -> Examination:
         dsn = core.database_url.get_secret_value() if core.database_url else embedded.postgres_of(core.mimu_data_dir)
         if dsn is None:
             yield skipped("reachable", "There is no DATABASE_URL, and the embedded one runs only with its server.")
-            raise Over("PostgreSQL does not run")
+            raise StopExamination("PostgreSQL does not run")
         begun = time.monotonic()
         try:
             settings = {"application_name": "mimu-doctor", "timezone": "UTC"}
@@ -78,10 +78,12 @@ def examination(core: Core, instances: int | None = None) -> Examination:
                     yield finding
             # A single host that is a standby is a finding, and not a reason not to look any further.
             connect = cluster.connect if len(cluster.hosts) > 1 else partial(dial, cluster.dsn, cluster.hosts[0])
-            connection = await connect(timeout=PATIENCE, command_timeout=PATIENCE, server_settings=settings)
+            connection = await connect(
+                timeout=DATABASE_TIMEOUT, command_timeout=DATABASE_TIMEOUT, server_settings=settings
+            )
         except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             yield wrong("reachable", *_refused(error))
-            raise Over("PostgreSQL can't be reached") from None
+            raise StopExamination("PostgreSQL can't be reached") from None
         took = (time.monotonic() - begun) * 1e3
         try:
             yield good("reachable", f"PostgreSQL let us in after {took:.0f} ms.")
@@ -102,9 +104,9 @@ def examination(core: Core, instances: int | None = None) -> Examination:
                 yield finding
         except asyncpg.DiskFullError as error:
             yield wrong("room", *_refused(error))
-            raise Over("its disk is full") from None
+            raise StopExamination("its disk is full") from None
         except (asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError, OSError):
-            raise Over("PostgreSQL closed the connection") from None
+            raise StopExamination("PostgreSQL closed the connection") from None
         finally:
             connection.terminate()
 
@@ -114,7 +116,9 @@ def examination(core: Core, instances: int | None = None) -> Examination:
 
 async def _hosts(cluster: Cluster) -> AsyncIterator[Finding]:
     """Who answers at the hosts, and whether more than one of them would take writes."""
-    asked = await asyncio.gather(*(cluster.ask(host, PATIENCE) for host in cluster.hosts), return_exceptions=True)
+    asked = await asyncio.gather(
+        *(cluster.ask(host, DATABASE_TIMEOUT) for host in cluster.hosts), return_exceptions=True
+    )
     answers = list(zip(cluster.hosts, asked, strict=True))
     primaries = [(host, seen) for host, seen in answers if isinstance(seen, Identity) and not seen.standby]
     silent = [str(host) for host, seen in answers if isinstance(seen, BaseException)]
@@ -180,7 +184,7 @@ async def _version(connection: Any) -> AsyncIterator[Finding]:
 async def _primary(connection: Any) -> AsyncIterator[Finding]:
     if await connection.fetchval("SELECT pg_is_in_recovery()"):
         yield wrong("primary", "This is a standby, which takes no writes.", "Let DATABASE_URL name the primary.")
-        raise Over("it is a standby")
+        raise StopExamination("it is a standby")
     if await connection.fetchval("SHOW default_transaction_read_only") == "on":
         yield wrong("primary", "Transactions are read-only.", "Switch default_transaction_read_only off.")
     else:
@@ -347,7 +351,10 @@ async def _commits(connection: Any) -> AsyncIterator[Finding]:
         yield skipped("commits", "This role may not write a line of its own into the log.")
         return
     except TimeoutError:
-        says, do = f"A commit did not end within {PATIENCE} s, and no message is stored.", "See whether its disk hangs."
+        says, do = (
+            f"A commit did not end within {DATABASE_TIMEOUT} s, and no message is stored.",
+            "See whether its disk hangs.",
+        )
         if await connection.fetchval("SHOW synchronous_standby_names"):
             says, do = f"{says} It waits for a synchronous standby that is away.", reasons.STANDBY_AWAY.do
         yield wrong("commits", says, do)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from config.findings import Examination, Finding, Over, good, skipped, weak, wrong
+from config.findings import Examination, Finding, StopExamination, good, skipped, weak, wrong
 from scripts.checks import nginx_conf
 from scripts.checks.access import open_to_others
 from scripts.checks.asking import Failed, ask
@@ -15,7 +15,7 @@ from scripts.checks.nginx_conf import Directive, Malformed
 
 FILE = Path("/etc/nginx/nginx.conf")
 COPY = Path("/etc/mimu/tls/privkey.pem")  # coturn's, by config/deploy/certbot/deploy-hook.sh
-PATIENCE = 2.0  # seconds for a server to say that it lives
+LIVE_TIMEOUT = 2.0  # seconds for a server to say that it lives
 CONNECTIONS = 512  # nginx's own default
 READ_TIMEOUT = 60.0  # likewise
 SPARE = 5.0  # seconds by which a ping may come late: the loop, the network
@@ -86,18 +86,18 @@ def examination(file: Path | None, host: str | None, ping: float) -> Examination
     async def look() -> AsyncIterator[Finding]:
         if file is None:
             yield skipped("file", "Development needs no nginx.")
-            raise Over("no nginx was named")
+            raise StopExamination("no nginx was named")
         try:
             found = site(file, host) or site(file)
         except FileNotFoundError:
             yield skipped("file", f"{file} is not here: --nginx FILE names another.")
-            raise Over("there is no nginx here") from None
+            raise StopExamination("there is no nginx here") from None
         except (OSError, Malformed) as error:
             yield skipped("file", f"{file} can't be read ({type(error).__name__}).")
-            raise Over("its configuration can't be read") from None
+            raise StopExamination("its configuration can't be read") from None
         if found is None:
             yield skipped("file", f"{file} passes nothing on to Mimu's /ws by TLS.")
-            raise Over("it does not serve Mimu") from None
+            raise StopExamination("it does not serve Mimu") from None
         yield good("file", f"{file} serves {found.name or 'Mimu'}.")
         async for finding in _servers(found):
             yield finding
@@ -139,7 +139,7 @@ def _addresses(found: Site) -> Iterator[str]:
 
 async def _lives(address: str) -> bool:
     try:
-        answer = await ask(f"http://{address}/health/live", patience=PATIENCE)
+        answer = await ask(f"http://{address}/health/live", patience=LIVE_TIMEOUT)
     except Failed:
         return False
     return answer.status == 200 and answer.json.get("status") == "live"

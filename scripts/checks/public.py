@@ -17,18 +17,18 @@ from uuid import uuid4
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClosedError, websocket_connect
 
-from config.findings import Examination, Finding, Over, clock, good, skipped, weak, wrong
+from config.findings import Examination, Finding, StopExamination, clock, good, skipped, weak, wrong
 from config.settings import Core
 from scripts.checks import certificate
-from scripts.checks.asking import Answer, Failed, ask
+from scripts.checks.asking import Failed, HttpResponse, ask
 
 BODY = 300 * 1024  # bytes: more than the 256 KiB that Mimu takes, less than the 1 MiB that proxies do
 UPLOAD = 1 << 30  # bytes that are announced, and not sent
-UPLOAD_PATIENCE = 4.0  # seconds for the no that needs no body
+UPLOAD_TIMEOUT = 4.0  # seconds for the no that needs no body
 ANSWER = 1.0  # seconds; a stranger's phone waits for several of these before it shows anything
 STRANGE = "https://doctor.invalid"  # RFC 6761: no site can have this origin
 ADDRESSES = 4  # of one name that are tried
-SOCKET_PATIENCE = 5.0
+SOCKET_TIMEOUT = 5.0
 
 PARTS = (
     "address",
@@ -65,7 +65,7 @@ def examination(door: Door | None) -> Examination:
     async def look() -> AsyncIterator[Finding]:
         if door is None:
             yield skipped("address", "No public address was named: --url https://chat.example.org")
-            raise Over("no address was named")
+            raise StopExamination("no address was named")
         parts = urlsplit(door.url)
         host, secure = parts.hostname or "", parts.scheme == "https"
         port = parts.port or (443 if secure else 80)
@@ -89,7 +89,7 @@ async def _address(host: str, port: int, addresses: list[str], door: Door) -> As
         addresses += await certificate.resolved(host, port)
     except (OSError, UnicodeError):
         yield wrong("address", f"{host} has no address.", "See its A and AAAA records.")
-        raise Over("the name has no address") from None
+        raise StopExamination("the name has no address") from None
     private = [address for address in addresses if not ipaddress.ip_address(address.partition("%")[0]).is_global]
     says = f"{host} is {', '.join(addresses[:ADDRESSES])}."
     if not door.public:
@@ -139,19 +139,19 @@ async def _health(door: Door, secure: bool) -> AsyncIterator[Finding]:
     try:
         answer = await ask(f"{door.url}/health", headers={"X-Request-ID": name})
     except ssl.SSLCertVerificationError:
-        raise Over("the certificate is not trusted") from None
+        raise StopExamination("the certificate is not trusted") from None
     except Failed as error:
         kind = type(error).__name__
         if door.public:
             yield wrong("health", f"There is no answer ({kind}).", "See that the proxy and the server run.")
         else:
             yield skipped("health", f"No server answers there ({kind}).")
-        raise Over("there is no answer") from None
+        raise StopExamination("there is no answer") from None
     told = answer.json
     if "status" not in told or "uptime_seconds" not in told:
         says = f"What answers there ({answer.status}) is not Mimu."
         yield wrong("health", says, "See where the proxy passes requests on to.")
-        raise Over("Mimu does not answer there")
+        raise StopExamination("Mimu does not answer there")
     ill = [part for part, word in told.items() if word == "error"]
     if ill:
         says = f"Mimu says that it is not well: {', '.join(sorted(map(str, ill)))}."
@@ -206,7 +206,7 @@ def _host(netloc: str, scheme: str) -> str:
     return netloc.lower().removesuffix({"https": ":443", "http": ":80"}[scheme])
 
 
-def _ours(answer: Answer) -> bool:
+def _ours(answer: HttpResponse) -> bool:
     """Whether Mimu itself says no: in its one form of an error."""
     return {"error", "message", "request_id"} <= answer.json.keys()
 
@@ -230,7 +230,7 @@ async def _metrics(door: Door) -> AsyncIterator[Finding]:
     yield await _forwarded(door, answer)
 
 
-async def _forwarded(door: Door, refused: Answer) -> Finding:
+async def _forwarded(door: Door, refused: HttpResponse) -> Finding:
     """Whether a stranger who says that he comes from a network of METRICS_ALLOW is believed."""
     core = door.core
     if not _ours(refused):
@@ -278,7 +278,7 @@ async def _uploads(door: Door) -> AsyncIterator[Finding]:
     headers = {"Content-Type": "application/octet-stream"}
     address = f"{door.url}/uploads/{uuid4()}"
     try:
-        answer = await ask(address, "PUT", headers=headers, declared=UPLOAD, patience=UPLOAD_PATIENCE)
+        answer = await ask(address, "PUT", headers=headers, declared=UPLOAD, patience=UPLOAD_TIMEOUT)
     except TimeoutError:
         yield weak("uploads", "Uploads are collected by the proxy before Mimu sees them.", do)
         return
@@ -327,12 +327,12 @@ async def _socket(door: Door) -> AsyncIterator[Finding]:
     request = HTTPRequest(
         "ws" + door.url.removeprefix("http") + "/ws",
         headers={"Authorization": f"Bearer {door.account}"},
-        connect_timeout=SOCKET_PATIENCE,
+        connect_timeout=SOCKET_TIMEOUT,
         ssl_options=ssl.create_default_context() if door.url.startswith("https:") else None,
     )
     do = "See the proxy's log, and that it keeps sockets open for a minute and more."
     try:
-        async with asyncio.timeout(SOCKET_PATIENCE):
+        async with asyncio.timeout(SOCKET_TIMEOUT):
             socket = await websocket_connect(request)
             ready = await socket.read_message()
             begun = time.monotonic()

@@ -24,10 +24,10 @@ from redis.exceptions import (
 from redis.maint_notifications import MaintNotificationsConfig
 
 from config import embedded, reasons
-from config.findings import Examination, Finding, Over, good, skipped, weak, wrong
+from config.findings import Examination, Finding, StopExamination, good, skipped, weak, wrong
 from config.settings import Core
 
-PATIENCE = 3  # seconds to connect, and for each answer
+REDIS_TIMEOUT = 3  # seconds to connect, and for each answer
 MINIMUM = 7
 PINGS = 20
 SLOW = 5  # milliseconds; a request that is limited waits for one answer, a frame to another instance for one more
@@ -41,11 +41,11 @@ def examination(core: Core) -> Examination:
         url = core.redis_url.get_secret_value() if core.redis_url else embedded.valkey_of(core.mimu_data_dir)
         if url is None:
             yield skipped("reachable", "There is no REDIS_URL, and the embedded one runs only with its server.")
-            raise Over("Redis does not run")
+            raise StopExamination("Redis does not run")
         redis = Redis.from_url(
             url,
-            socket_connect_timeout=PATIENCE,
-            socket_timeout=PATIENCE,
+            socket_connect_timeout=REDIS_TIMEOUT,
+            socket_timeout=REDIS_TIMEOUT,
             retry=Retry(NoBackoff(), 0),
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
             decode_responses=True,
@@ -56,7 +56,7 @@ def examination(core: Core) -> Examination:
                 await redis.ping()
             except (RedisError, OSError, TimeoutError, ValueError) as error:
                 yield wrong("reachable", *_refused(error))
-                raise Over("Redis can't be reached") from None
+                raise StopExamination("Redis can't be reached") from None
             yield good("reachable", f"Redis let us in after {(time.monotonic() - begun) * 1e3:.0f} ms.")
             told: dict[str, Any] | None
             try:
@@ -69,7 +69,7 @@ def examination(core: Core) -> Examination:
             else:
                 yield _version(told)
                 if _mode(told) == "sentinel":
-                    raise Over("this is a Sentinel")
+                    raise StopExamination("this is a Sentinel")
             async for finding in _writes(redis, told or {}):
                 yield finding
             async for finding in _channels(redis):
@@ -80,7 +80,7 @@ def examination(core: Core) -> Examination:
                 yield _memory(told)
             yield await _latency(redis)
         except (RedisError, OSError, TimeoutError) as error:
-            raise Over(f"Redis did not answer ({type(error).__name__})") from None
+            raise StopExamination(f"Redis did not answer ({type(error).__name__})") from None
         finally:
             await redis.aclose()
 
@@ -156,9 +156,9 @@ async def _channels(redis: Any) -> AsyncIterator[Finding]:
     try:
         async with redis.pubsub() as heard:
             await heard.subscribe(name)
-            await heard.get_message(timeout=PATIENCE)  # that we are subscribed
+            await heard.get_message(timeout=REDIS_TIMEOUT)  # that we are subscribed
             await redis.publish(name, "here")
-            message = await heard.get_message(ignore_subscribe_messages=True, timeout=PATIENCE)
+            message = await heard.get_message(ignore_subscribe_messages=True, timeout=REDIS_TIMEOUT)
     except NoPermissionError:
         yield wrong("channels", "This user may not use channels.", "Allow them: ACL SETUSER ... &* +@pubsub")
         return

@@ -19,7 +19,7 @@ from dotenv import dotenv_values
 from pydantic import SecretStr
 
 from config import secrets
-from config.findings import Examination, Finding, Over, good, skipped, weak, wrong
+from config.findings import Examination, Finding, StopExamination, good, skipped, weak, wrong
 from config.settings import PRIVATE_NETWORKS
 from config.values import Network
 
@@ -68,7 +68,7 @@ def unusable(faults: tuple[str, ...]) -> Examination:
     async def look() -> AsyncIterator[Finding]:
         for fault in faults:
             yield wrong("values", fault, "Correct it; python server.py --check-config looks at the settings alone.")
-        raise Over("the settings can't be used")
+        raise StopExamination("the settings can't be used")
 
     return Examination("settings", "Settings", PARTS, look)
 

@@ -11,14 +11,14 @@ import stat
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
-from config.findings import Examination, Finding, Over, clock, good, skipped, weak, wrong
+from config.findings import Examination, Finding, StopExamination, clock, good, skipped, weak, wrong
 from config.settings import Core
 from config.storage import StorageSettings
-from models.storage import Busy, Link, Place, StorageAway, StorageFull, new_key
+from models.storage import Busy, Link, PendingUpload, StorageAway, StorageFull, new_key
 from models.storage.local import LocalStorage
 from models.storage.s3 import S3Storage
 from models.storage.sigv4 import Signer
-from scripts.checks.asking import Answer, Failed, ask
+from scripts.checks.asking import Failed, HttpResponse, ask
 from scripts.checks.disk import room
 
 SIZE = 100_000  # bytes of the file that is tried
@@ -52,7 +52,7 @@ async def _disk(folder: Path) -> AsyncIterator[Finding]:
     for finding in found:
         yield finding
     if not there:
-        raise Over("the folder is not there, or not ours")
+        raise StopExamination("the folder is not there, or not ours")
     yield await _round_trip(folder)
     yield room("room", folder)
 
@@ -84,7 +84,7 @@ def _folder(folder: Path) -> tuple[list[Finding], bool]:
 
 async def _round_trip(folder: Path) -> Finding:
     storage, key, content = LocalStorage(folder), new_key(), secrets.token_bytes(SIZE)
-    place = Place(key, SIZE, resumable=True)
+    place = PendingUpload(key, SIZE, resumable=True)
     beside = storage.path(key).parent
     made = not beside.exists()
     try:
@@ -147,7 +147,7 @@ class _Bucket:
 
     async def _ask(
         self, method: str, key: str, body: bytes = b"", query: Mapping[str, str] | None = None, **headers: str
-    ) -> Answer:
+    ) -> HttpResponse:
         """A request as the server signs it, to the address that it uses itself. Raises one of Failed."""
         return await ask(
             self._signer.sign(method, key, SIGNED_SECONDS, query=query), method, headers=headers, body=body
@@ -160,17 +160,17 @@ class _Bucket:
         except Failed as error:
             says = f"S3_ENDPOINT can't be reached ({type(error).__name__})."
             yield wrong("reachable", says, "See that it runs, and that firewalls let us in.")
-            raise Over("S3 can't be reached") from None
+            raise StopExamination("S3 can't be reached") from None
         bucket = self._settings.s3_bucket
         if answer.status == 404 and self._settings.s3_create_bucket:
             yield good("reachable", f"There is no bucket {bucket} yet; the server makes it at its start.")
-            raise Over("the bucket is not there")
+            raise StopExamination("the bucket is not there")
         skew = [] if answer.ahead is None else [clock("clock", answer.ahead, "S3")]
         if answer.status != 200:
             yield wrong("reachable", *_refused(answer, bucket))
             for finding in skew:  # it may be why
                 yield finding
-            raise Over("S3 lets us do nothing")
+            raise StopExamination("S3 lets us do nothing")
         yield good("reachable", f"The bucket {bucket} is there.")
         for finding in skew or [skipped("clock", "S3 sends no Date.")]:
             yield finding
@@ -215,7 +215,7 @@ class _Bucket:
 
     async def _public(self, key: str, content: bytes) -> AsyncIterator[Finding]:
         """What clients do, by the addresses that they are given."""
-        link = self._storage.put_link(Place(key, len(content), resumable=False))
+        link = self._storage.put_link(PendingUpload(key, len(content), resumable=False))
         assert link is not None
         try:
             async for finding in self._upload(link, content):
@@ -226,7 +226,7 @@ class _Bucket:
         except Failed as error:
             says = f"S3_PUBLIC_ENDPOINT can't be reached from here ({_kind(error)})."
             yield wrong("public upload", says, "See that clients reach it; here it may need an entry in DNS.")
-            raise Over("the public endpoint can't be reached") from None
+            raise StopExamination("the public endpoint can't be reached") from None
         finally:
             await self._ask("DELETE", key)
 
@@ -235,7 +235,7 @@ class _Bucket:
         if put.status != 200:
             says, do = _refused(put, self._settings.s3_bucket)
             yield wrong("public upload", f"Clients can't upload: {says}", do)
-            raise Over("clients can't upload")
+            raise StopExamination("clients can't upload")
         again = await ask(link.url, link.method, headers=link.headers, body=bytes(len(content)))
         if again.status == 200:
             do = "Use an S3 that knows If-None-Match (AWS, MinIO, Ceph, SeaweedFS of this year)."
@@ -281,7 +281,7 @@ def _kind(error: BaseException) -> str:
     return "its certificate" if isinstance(error, ssl.SSLCertVerificationError) else type(error).__name__
 
 
-def _refused(answer: Answer, bucket: str) -> tuple[str, str]:
+def _refused(answer: HttpResponse, bucket: str) -> tuple[str, str]:
     """What S3's error means, by its documented code: the rest of the answer may quote what was signed."""
     found = re.search(rb"<Code>([A-Za-z]{1,64})</Code>", answer.body)
     code = found[1].decode() if found else ""

@@ -1,4 +1,4 @@
-"""Alerts: what features announce to whoever listens, and who has a socket nowhere."""
+"""Alerts: what features announce to their listener, and who has a socket nowhere."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ async def reserved(answers: InFlight, key: str, stream: Stream, size: int = MIB)
 
 @pytest.mark.gen_test
 async def test_one_account_has_no_more_than_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inflight, "PATIENCE", 0.1)
+    monkeypatch.setattr(inflight, "MEMORY_TIMEOUT", 0.1)
     async with shared(8 * MIB, 2 * MIB) as (answers, stream):
         first, second = [await reserved(answers, "a", stream) for _ in range(2)]
         with pytest.raises(Unavailable):
@@ -121,7 +121,7 @@ async def test_what_is_not_taken_makes_room_for_others(monkeypatch: pytest.Monke
             room = await reserved(answers, "greedy", each)
             room.hold(MIB, asyncio.get_running_loop().create_future())
         # Another one of the same account drops nothing: it has to read what it has.
-        monkeypatch.setattr(inflight, "PATIENCE", 0.3)
+        monkeypatch.setattr(inflight, "MEMORY_TIMEOUT", 0.3)
         with pytest.raises(Unavailable):
             await reserved(answers, "greedy", stream)
         assert not any(each.closed() for each in streams)
@@ -242,7 +242,7 @@ async def test_refusals_and_head_hold_nothing(services: Services) -> None:
 
 @pytest.mark.gen_test
 async def test_documents_that_nobody_reads_are_bounded(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inflight, "PATIENCE", 0.3)
+    monkeypatch.setattr(inflight, "MEMORY_TIMEOUT", 0.3)
     async with town(services, people=1) as made:
         answers = made.servers[0].site.answers
         whole = answers.free
@@ -257,7 +257,7 @@ async def test_documents_that_nobody_reads_are_bounded(services: Services, monke
 
 @pytest.mark.gen_test
 async def test_downloads_that_nobody_reads_are_bounded(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inflight, "PATIENCE", 0.3)
+    monkeypatch.setattr(inflight, "MEMORY_TIMEOUT", 0.3)
     async with town(services, people=1) as made:
         [alice] = made.people
         file_id = await uploaded(alice, os.urandom(3 * MIB))

@@ -371,6 +371,6 @@ async def test_settling_gives_way_to_others() -> None:
     books, _ = alone()
     account = books.account(uuid4())
     account.admit(READS)
-    async with asyncio.timeout(ledger.REDIS_PATIENCE + 1):
+    async with asyncio.timeout(ledger.REDIS_TIMEOUT + 1):
         await books.settle(all_=True)
     assert not books._unsettled

@@ -16,7 +16,7 @@ from config.settings import Budgets
 from handlers.limits import ledger
 from handlers.limits import share as share_module
 from handlers.limits.ledger import Account as Spender
-from handlers.limits.share import AT_ONCE, BURST, BYTE, HELD, OPENING, PATIENCE, REQUEST_MOST, WAITING, Share, Waits
+from handlers.limits.share import AT_ONCE, BURST, BYTE, HELD, OPENING, REQUEST_MOST, WAIT_TIMEOUT, WAITING, Share, Waits
 from handlers.sockets.rfc6455 import FRAME_COST, TURN
 from handlers.wire.costs import READS
 from handlers.wire.errors import RateLimited
@@ -105,15 +105,15 @@ async def test_what_would_wait_for_too_long_is_refused_at_once() -> None:
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    share.work(BURST + PATIENCE)
+    share.work(BURST + WAIT_TIMEOUT)
     with pytest.raises(RateLimited) as refused:
         await share.begin_in_turn()
-    assert int(refused.value.headers["Retry-After"]) >= PATIENCE
+    assert int(refused.value.headers["Retry-After"]) >= WAIT_TIMEOUT
 
 
 @pytest.mark.gen_test
 async def test_what_waits_for_a_place_is_refused_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(share_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(share_module, "WAIT_TIMEOUT", 0.05)
     share = Share(RATE, 1, time.monotonic)
     assert share.begin()
     with pytest.raises(RateLimited):
@@ -200,7 +200,7 @@ def test_an_honest_client_waits_little(client: object, seconds: float) -> None:
         if ahead > 0:
             waited += ahead
             clock.now += ahead
-        assert ahead < PATIENCE, "a client that waits for each answer is not refused"
+        assert ahead < WAIT_TIMEOUT, "a client that waits for each answer is not refused"
     assert waited <= seconds
 
 
@@ -283,7 +283,7 @@ async def test_requests_of_an_account_that_is_ahead_wait_and_are_answered(servic
         assert not late.done()
         assert (await late).status == 200
         assert time.monotonic() - began > 0.3
-        share.work(BURST + (PATIENCE + 5) * RATE)
+        share.work(BURST + (WAIT_TIMEOUT + 5) * RATE)
         answer = await alice.get("/users/me")
         assert (answer.status, answer.json["error"]) == (429, "rate_limited")
         assert int(answer.headers["Retry-After"]) >= 5

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import io
+from functools import partial
 
 import asyncpg
 import pytest
 
 from models.database import Database, Unavailable
 from tests.running import Services, json_lines, place
+
+ID = "SELECT pg_current_xact_id_if_assigned()"  # of the transaction, if it has written
 
 
 @pytest.mark.gen_test
@@ -42,3 +45,40 @@ async def test_a_connection_that_was_ended_meanwhile_is_given_back_in_silence(
             await asyncio.sleep(0.2)
             assert await database.value("SELECT 1") == 1
     assert not [line for line in json_lines(log.getvalue()) if line["level"] in ("warning", "error")]
+
+
+@pytest.mark.gen_test
+async def test_what_is_for_after_the_commit_finds_it_done(services: Services) -> None:
+    """Also what a transaction inside another one asks for; and what was rolled back is not followed by anything."""
+    async with place(services) as where:
+        database = Database(where.dsn, 1)
+        done = []
+
+        async def look(name: str) -> None:
+            # A connection of its own, of which there is only one: the transaction has given it back.
+            done.append((name, await database.value("SELECT count(*) FROM made"), await database.value(ID) is None))
+
+        async def fail() -> None:
+            async with database.transaction():
+                database.after_commit(partial(look, "rolled back"))
+                raise LookupError
+
+        async with database.open():
+            await database.execute("CREATE TABLE made (id int)")
+            async with database.transaction():
+                await database.execute("INSERT INTO made VALUES (1)")
+                async with database.transaction():
+                    database.after_commit(partial(look, "inner"))
+                    await database.execute("INSERT INTO made VALUES (2)")
+                with pytest.raises(LookupError):
+                    await fail()  # back to the savepoint
+                database.after_commit(partial(look, "outer"))
+                assert done == []
+                assert await database.value(ID) is not None
+            assert done == [("inner", 2, True), ("outer", 2, True)]
+
+            with pytest.raises(LookupError):
+                await fail()
+            assert len(done) == 2
+            with pytest.raises(AssertionError):
+                database.after_commit(partial(look, "in no transaction"))

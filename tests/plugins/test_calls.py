@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from plugins.calls import calls as calls_module
-from plugins.calls.waiting import Waiting
+from plugins.calls.waiting import PendingOffers
 from tests.client import Account, Socket, ask
 from tests.running import Services, periodic, place, program, serving
 
@@ -470,13 +470,13 @@ async def test_a_socket_that_opens_while_an_offer_is_being_kept_rings_once(
     async with place(services) as shared, serving(shared) as server:
         alice, bob = await Account().register(server.url), await Account().register(server.url)
         call_id, kept = str(uuid4()), asyncio.Event()
-        flush = Waiting._flush
+        flush = PendingOffers._flush
 
-        async def slow(waiting: Waiting) -> None:
+        async def slow(waiting: PendingOffers) -> None:
             await kept.wait()
             await flush(waiting)
 
-        monkeypatch.setattr(Waiting, "_flush", slow)
+        monkeypatch.setattr(PendingOffers, "_flush", slow)
         async with alice.socket() as a:
             assert (await a.send("call_offer", **offer(bob, call_id)))["delivered"] is False
             await a.send("ice_candidate", call_id=call_id, encrypted_payload=PAYLOAD)
@@ -520,14 +520,14 @@ async def test_what_was_not_kept_yet_vanishes_too_when_another_instance_ends_the
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice, bob = await Account().register(one.url), await Account().register(two.url)
         call_id, kept = str(uuid4()), asyncio.Event()
-        flush = Waiting._flush
+        flush = PendingOffers._flush
 
-        async def slow(waiting: Waiting) -> None:
+        async def slow(waiting: PendingOffers) -> None:
             if waiting._hub is one.app.hub:
                 await kept.wait()
             await flush(waiting)
 
-        monkeypatch.setattr(Waiting, "_flush", slow)
+        monkeypatch.setattr(PendingOffers, "_flush", slow)
         async with alice.socket() as phone, alice.socket(two.url) as desk:
             await phone.send("call_offer", **offer(bob, call_id))
             await _send_all(phone, call_id, [PAYLOAD] * 3)

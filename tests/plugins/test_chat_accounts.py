@@ -8,7 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from models.chats.events import changing
+from models import accounts
+from models.database import Unavailable
 from tests.client import Account, Socket, ask
 from tests.plugins.chatting import SECONDS, chat, history, message, patiently, read, roles, say, seen, town
 from tests.running import Services
@@ -207,7 +208,7 @@ async def test_who_made_a_chat_can_go_while_others_change_it(services: Services)
         assert (await alice.put(f"{path}/{bob.user_id}", {"role": "owner"})).status == 200
         assert (await alice.delete(f"{path}/{alice.user_id}")).status == 204
         waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        async with changing(made.servers[0].app.db, UUID(group["id"]), UUID(bob.user_id)) as change:
+        async with made.servers[0].app.changes.lock(UUID(group["id"]), UUID(bob.user_id)) as change:
             assert change is not None
             await change.append("chat_updated")
             going = asyncio.ensure_future(erased(alice))
@@ -216,3 +217,26 @@ async def test_who_made_a_chat_can_go_while_others_change_it(services: Services)
             await change.append("chat_updated")
         await going
         assert (await seen(bob, group))["created_by"] is None
+
+
+@pytest.mark.gen_test
+async def test_others_hear_of_a_departure_though_the_erasure_fails_later(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each chat is left by a commit of its own, and the frame follows that commit."""
+
+    async def fail(*_: object) -> None:
+        raise Unavailable
+
+    async with town(services, people=2) as made:
+        alice, bob = made.people
+        group = await chat(alice, bob)
+        socket = await made.socket(alice)
+        monkeypatch.setattr(accounts.messages, "forget_sender", fail)
+        body = {"password": bob.password}
+        assert (await ask(bob.url, "DELETE", "/users/me", body, bob.token)).status == 503
+        removed = await socket.expect("participant_removed")
+        assert (removed["chat_id"], removed["user_id"]) == (group["id"], bob.user_id)
+        monkeypatch.undo()
+        await erased(bob)
+        await socket.silent(0.2)

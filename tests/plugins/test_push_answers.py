@@ -71,7 +71,7 @@ async def test_what_fails_is_tried_again_ever_more_seldom(services: Services, tm
 async def test_an_answer_that_breaks_off_is_asked_for_again(
     services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str, broken: str
 ) -> None:
-    monkeypatch.setattr(road, "PATIENCE", 1.0)
+    monkeypatch.setattr(road, "REQUEST_TIMEOUT", 1.0)
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
         mailbox = await device(bob, world, provider)

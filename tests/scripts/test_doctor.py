@@ -17,7 +17,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from config.findings import CLOCK_WEAK, CLOCK_WRONG, Examination, Finding, Over, clock, good
+from config.findings import CLOCK_WEAK, CLOCK_WRONG, Examination, Finding, StopExamination, clock, good
 from config.settings import environment
 from models.postgres import migrations
 from scripts import doctor
@@ -228,7 +228,7 @@ async def _given_up(services: Services, tmp_path: Path, port: int) -> None:
 async def test_an_examination_ends_well_whatever_happens_in_it() -> None:
     async def half() -> doctor.AsyncIterator[Finding]:
         yield good("one", "It is.")
-        raise Over("two is away")
+        raise StopExamination("two is away")
 
     async def broken() -> doctor.AsyncIterator[Finding]:
         yield good("one", "It is.")

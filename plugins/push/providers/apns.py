@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from models.database import Row
 from plugins.push.payload import Push, padded
 from plugins.push.providers.client import Road
-from plugins.push.providers.outcomes import Verdict, known, retry_after
+from plugins.push.providers.outcomes import Verdict, documented_word, retry_after
 
 PRODUCTION, SANDBOX = "https://api.push.apple.com", "https://api.sandbox.push.apple.com"
 RENEWED = 40 * 60  # seconds: Apple refuses tokens older than an hour, and new ones more often than every 20 minutes
@@ -108,7 +108,7 @@ def _verdict(status: int, after: float | None, body: bytes) -> Verdict:
     except orjson.JSONDecodeError:
         said = None
     told = said if isinstance(said, dict) else {}
-    reason = known(told.get("reason"), WORDS)
+    reason = documented_word(told.get("reason"), WORDS)
     if status == 410:
         stamp = told.get("timestamp")
         since = None

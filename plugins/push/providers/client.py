@@ -17,7 +17,7 @@ from config.networks import public
 from plugins.push.providers.resolver import NoAddress, Resolver
 
 MOST = 8192  # bytes of an answer that are read; providers say what is wrong in a few hundred
-PATIENCE = 10.0  # seconds for a whole request; APNs and FCM answer within one
+REQUEST_TIMEOUT = 10.0  # seconds for a whole request; APNs and FCM answer within one
 DIALLED = 4  # addresses of one name that are tried
 CONNECTIONS = httpx.Limits(max_connections=200, max_keepalive_connections=100, keepalive_expiry=60)
 
@@ -31,7 +31,7 @@ class PrivateAddress(httpcore.ConnectError):
     """A name leads to no public address, or to a port that is not for users of ours to reach."""
 
 
-class Answer(NamedTuple):
+class ProviderResponse(NamedTuple):
     status: int
     headers: Mapping[str, str]
     body: bytes
@@ -112,17 +112,19 @@ class Road:
         fork = _Fork(trust, self._guard)
         none = CookieJar(DefaultCookiePolicy(allowed_domains=[]))  # a jar that anybody can fill would never be emptied
         async with httpx.AsyncClient(
-            transport=fork, trust_env=False, timeout=PATIENCE, cookies=none, headers={"User-Agent": "Mimu"}
+            transport=fork, trust_env=False, timeout=REQUEST_TIMEOUT, cookies=none, headers={"User-Agent": "Mimu"}
         ) as self._client:
             yield
 
-    async def post(self, url: str, headers: Mapping[str, str], content: bytes, *, guarded: bool = False) -> Answer:
+    async def post(
+        self, url: str, headers: Mapping[str, str], content: bytes, *, guarded: bool = False
+    ) -> ProviderResponse:
         """Post, and read what is answered, up to a bound in size and time. Raises one of Failed."""
         assert self._client is not None, "the road is not open"
         request = self._client.build_request(
             "POST", url, headers=dict(headers), content=content, extensions={"guarded": guarded}
         )
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(REQUEST_TIMEOUT):
             response = await self._client.send(request, stream=True)
             try:
                 body = b""
@@ -132,4 +134,4 @@ class Road:
                         break
             finally:
                 await response.aclose()
-        return Answer(response.status_code, response.headers, body[:MOST])
+        return ProviderResponse(response.status_code, response.headers, body[:MOST])

@@ -14,7 +14,7 @@ import orjson
 from models.database import Row
 from plugins.push.payload import Push, padded
 from plugins.push.providers.client import Failed, Road
-from plugins.push.providers.outcomes import Verdict, known, retry_after
+from plugins.push.providers.outcomes import Verdict, documented_word, retry_after
 from plugins.push.providers.vapid import Account
 
 GOOGLE = "https://fcm.googleapis.com"
@@ -121,7 +121,7 @@ def _verdict(status: int, after: float | None, body: bytes) -> Verdict:
     told = error if isinstance(error, dict) else {}
     details = told.get("details")
     codes = [detail.get("errorCode") for detail in details if isinstance(detail, dict)] if details else []
-    reason = known(next((code for code in codes if code), told.get("status")), WORDS)
+    reason = documented_word(next((code for code in codes if code), told.get("status")), WORDS)
     # A 404 of something that stands in between, or of a wrong address, says nothing of the token.
     if status == 404 and reason in ("UNREGISTERED", "NOT_FOUND"):
         return Verdict("gone", status, reason)

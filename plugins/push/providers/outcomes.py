@@ -52,6 +52,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return min(max(seconds, 0.0), 86_400.0)
 
 
-def known(reason: object, words: frozenset[str]) -> str:
+def documented_word(reason: object, words: frozenset[str]) -> str:
     """A provider's word, if it is one of those that it documents: what else it says may be anything."""
     return reason if isinstance(reason, str) and reason in words else "other"

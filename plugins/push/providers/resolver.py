@@ -24,7 +24,7 @@ import dns.exception
 import dns.name
 import dns.resolver
 
-PATIENCE = 2.0  # seconds for a look-up, however many servers are asked
+LOOKUP_TIMEOUT = 2.0  # seconds for a look-up, however many servers are asked
 ONE_SERVER = 0.9  # seconds for an answer of one of them, so that a second one is asked in time
 REMEMBERED = 1_000  # names whose addresses, and names whose lack of them, are remembered
 FAILED_FOR = 30.0  # seconds for which a name without an answer is not looked up again
@@ -83,9 +83,9 @@ class Resolver:
 
     async def _records(self, name: dns.name.Name, kind: str) -> list[str]:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(LOOKUP_TIMEOUT):
                 answer = await self._configured().resolve(
-                    name, kind, search=False, lifetime=PATIENCE, backend=self._backend
+                    name, kind, search=False, lifetime=LOOKUP_TIMEOUT, backend=self._backend
                 )
         except (dns.exception.DNSException, OSError, TimeoutError, ValueError):
             return []

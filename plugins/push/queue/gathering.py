@@ -12,6 +12,7 @@ from uuid import UUID
 
 import structlog
 
+from handlers.alerts import Listener
 from handlers.sockets.hub import Hub, Peer
 from handlers.tasks import Worker, ended
 from models import calls, push
@@ -39,8 +40,8 @@ class _Chat:
         self.members, self.senders, self.moment = members, {sender_id}, moment
 
 
-class Gathering:
-    """Listens (handlers/alerts.py). A message costs a look into a dictionary; the rest is done a few times a second,
+class Gathering(Listener):
+    """Listens to alerts. A message costs a look into a dictionary; the rest is done a few times a second,
     by a task, for all messages of a chat at once."""
 
     def __init__(self, db: Database, hub: Hub, queue: Queue) -> None:

@@ -26,7 +26,7 @@ SLACK = 60_000  # ms before a user's last look from which a message may have com
 CALL_AGAIN = 500  # the same of a call, which has a minute in all
 
 
-class _Known(NamedTuple):
+class _Facts(NamedTuple):
     """What must be known of a batch of jobs to judge them."""
 
     absent: Collection[UUID]
@@ -64,10 +64,10 @@ class Judge:
     async def _judged(self, jobs: Sequence[tuple[Entry, Job]]) -> list[Settled]:
         of_chats = [(job.user_id, job.subject if job.kind == "message_new" else None) for _, job in jobs]
         wanted = await push.wanted(self._db, of_chats)
-        known = await self._known([job for _, job in jobs], wanted)
-        return [self._settled(entry, job, rows, known) for (entry, job), rows in zip(jobs, wanted, strict=True)]
+        facts = await self._look_up([job for _, job in jobs], wanted)
+        return [self._settled(entry, job, rows, facts) for (entry, job), rows in zip(jobs, wanted, strict=True)]
 
-    async def _known(self, jobs: Sequence[Job], wanted: Sequence[Sequence[Row]]) -> _Known:
+    async def _look_up(self, jobs: Sequence[Job], wanted: Sequence[Sequence[Row]]) -> _Facts:
         users = list({job.user_id for job in jobs})
         calls = list({job.subject for job in jobs if job.kind == "call_offer" and job.subject})
         hangups = [
@@ -85,10 +85,10 @@ class Judge:
         owners = list({job.user_id for job in jobs if job.kind == "prekeys_low"})
         low = await push.low_on_prekeys(self._db, owners, prekeys.LOW) if owners else ()
         opened = dict(zip(hangups, await self._queue.opened_at(hangups), strict=True)) if hangups else {}
-        return _Known(set(await self._hub.absent(users)), seen, upto, over, ringing, low, opened)
+        return _Facts(set(await self._hub.absent(users)), seen, upto, over, ringing, low, opened)
 
-    def _settled(self, entry: Entry, job: Job, rows: Sequence[Row], known: _Known) -> Settled:
-        dropped = self._dropped(job, rows, known)
+    def _settled(self, entry: Entry, job: Job, rows: Sequence[Row], facts: _Facts) -> Settled:
+        dropped = self._dropped(job, rows, facts)
         if dropped:
             self._tally.dropped(dropped)
             return Settled(entry, decided=self._decided(job, rows, False) if dropped in ("muted", "unwanted") else ())
@@ -107,7 +107,7 @@ class Judge:
         first = job.token_id is None  # a job for one device is a retry: its push was counted before
         return [Decision(job.user_id, job.subject, rows[0]["unread_seq"], pushed and first)]
 
-    def _dropped(self, job: Job, rows: Sequence[Row], known: _Known) -> str:
+    def _dropped(self, job: Job, rows: Sequence[Row], facts: _Facts) -> str:
         """Why a job is not pushed; empty when it is."""
         if job.expires <= self._queue.now():
             return "expired"
@@ -118,16 +118,16 @@ class Judge:
         if job.kind == "call_hangup":
             # Whose socket opened meanwhile hears it there.
             session = next(row["session_id"] for row in rows if row["id"] == job.token_id)
-            return "seen" if known.opened.get(session, 0) >= job.raised else ""
-        if job.user_id not in known.absent:
+            return "seen" if facts.opened.get(session, 0) >= job.raised else ""
+        if job.user_id not in facts.absent:
             return "online"
-        if known.seen.get(job.user_id, 0) >= job.raised:
+        if facts.seen.get(job.user_id, 0) >= job.raised:
             return "seen"
-        if job.kind == "call_offer" and (job.subject in known.over or job.subject not in known.ringing):
+        if job.kind == "call_offer" and (job.subject in facts.over or job.subject not in facts.ringing):
             return "over"
-        if job.kind == "message_new" and not self._unread(job, rows[0], known):
+        if job.kind == "message_new" and not self._unread(job, rows[0], facts):
             return "read"
-        if job.kind == "prekeys_low" and job.user_id not in known.low:
+        if job.kind == "prekeys_low" and job.user_id not in facts.low:
             return "topped_up"
         if rows[0]["kinds"] is not None and job.kind not in rows[0]["kinds"]:
             return "unwanted"
@@ -136,17 +136,17 @@ class Judge:
             return "unwanted"
         return "muted" if rows[0]["muted"] else ""
 
-    def _unread(self, job: Job, row: Row, known: _Known) -> bool:
+    def _unread(self, job: Job, row: Row, facts: _Facts) -> bool:
         """True if a message is left to be read of which nothing was decided yet. A job for one device is a push that
         was decided on, and is tried again."""
         if row["unread_seq"] is None or job.subject is None:
             return False
         if job.token_id is not None:
             return True
-        upto = known.upto.get((job.user_id, job.subject), 0)
+        upto = facts.upto.get((job.user_id, job.subject), 0)
         if upto:
             return bool(row["unread_seq"] > upto)
-        return self._queue.at(row["unread_at"]) > known.seen.get(job.user_id, 0) - SLACK
+        return self._queue.at(row["unread_at"]) > facts.seen.get(job.user_id, 0) - SLACK
 
     def _suits(self, job: Job, row: Row, rows: Sequence[Row]) -> bool:
         """Whether a job is for this device."""

@@ -40,7 +40,7 @@ RING = 180  # seconds that is remembered of a ring; it lasts for 60, and may be 
 DUE = 500  # jobs that come due in one step
 BATCH = 64  # entries that are ended in one step
 BLOCK = 1_000  # ms that a read waits for an entry; less than the client's timeout
-PATIENCE = 1.0  # seconds after which Redis counts as away
+REDIS_TIMEOUT = 1.0  # seconds after which Redis counts as away
 
 Away = (RedisError, OSError, TimeoutError)
 
@@ -133,7 +133,7 @@ class Queue:
 
     async def put(self, job: Job) -> None:
         """Have a job judged at once. Raises one of Away."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(REDIS_TIMEOUT):
             await self._redis.xadd(JUDGE_NOW, {"job": job.encode()})
 
     async def wait(self, raised: Sequence[Raised]) -> None:
@@ -143,13 +143,13 @@ class Queue:
             arguments: list[Any] = [MOST, DELAY, CALM, LONGEST, OF_USER, LIFE]
             for job, chat_id in raised[start : start + DUE]:
                 arguments += [job.key, job.encode(), job.raised, pace(job.user_id), str(chat_id or job.kind)]
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(REDIS_TIMEOUT):
                 self.refused += await self._raise([LATER, JOBS], arguments)
         self._sooner.set()
 
     async def seen(self, users: Sequence[tuple[UUID, int]], sessions: Sequence[tuple[UUID, int]]) -> None:
         """Users have looked, on these sessions' sockets or elsewhere, at these ms. Raises one of Away."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(REDIS_TIMEOUT):
             if users:
                 marks: list[Any] = [LIFE]
                 for user_id, moment in users:
@@ -165,12 +165,12 @@ class Queue:
         """A device was told of a ring; ``hangup`` is what it will be told at its end. Raises one of Away."""
         assert hangup.subject is not None
         keys = [_over(hangup.subject), _told(hangup.subject), JUDGE_NOW]
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(REDIS_TIMEOUT):
             await self._rang(keys, [hangup.encode(), RING])
 
     async def ring_over(self, call_id: UUID) -> None:
         """A ring is over: who was told of it is told so. Raises one of Away."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(REDIS_TIMEOUT):
             await self._ring_over([_over(call_id), _told(call_id), JUDGE_NOW], [RING])
 
     # What is known --------------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ class Queue:
         return {call_id for call_id, over in zip(calls, await self._numbers(pipeline), strict=True) if over}
 
     async def _numbers(self, pipeline: Any) -> list[int]:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(REDIS_TIMEOUT):
             return [int(found or 0) for found in await pipeline.execute()]
 
     async def depth(self, streams: Sequence[str]) -> dict[str, int]:
@@ -277,7 +277,7 @@ class Queue:
             for settled, _ in batch:
                 arguments = self._arguments(settled)
                 await self._settle([settled.entry.stream, LATER, JOBS], arguments, client=pipeline)
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(REDIS_TIMEOUT):
                 refused = await pipeline.execute()
         except BaseException as error:
             for _, done in batch:
@@ -320,7 +320,7 @@ class Queue:
     async def _turn(self) -> float:
         """Let come due what is, and measure Redis's clock; the seconds until there is more to do."""
         asked = time.time()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(REDIS_TIMEOUT):
             now, moved, following = await self._due([LATER, JOBS, JUDGE, JUDGE_NOW], [DUE])
         self._ahead = now - (asked + time.time()) / 2 * 1000
         if moved == DUE:
