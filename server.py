@@ -315,8 +315,8 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
     # Without Redis this server still serves its own users, and without a storage all but files; a load balancer that
     # took it out would serve nobody.
     ready["database"] = wells["database"]
-    shapes = {kind: event.shape for kind, event in events.items()}
-    reference["document"] = docs.published(routes, shapes, sends, rates)
+    taken = {kind: event.declared() for kind, event in claimed_events.items()}
+    reference["document"] = docs.published(routes, taken, sends, rates)
     return Site(
         list(routes),
         unknown=UnknownRoute,

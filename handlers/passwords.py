@@ -62,7 +62,7 @@ NewPassword = Annotated[
     str,
     AfterValidator(_new),
     Field(
-        description="Characters are counted in NFC, the form that is hashed.",
+        description="Counted in NFC, the form that is hashed: composed and decomposed letters are the same password.",
         json_schema_extra={"minLength": SHORTEST, "maxLength": LONGEST},
     ),
 ]

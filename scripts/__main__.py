@@ -24,7 +24,7 @@ GROUPS = {
     "Set up": ("migrate", "doctor", "turnserver-conf", "vapid-keys"),
     "Accounts": ("users", "vouchers", "push-test"),
     "Data and secrets": ("backup", "restore", "move-files", "cleanup", "rotate-keys"),
-    "For contributors": ("configuration-page",),
+    "For contributors": ("configuration-page", "api-page"),
 }
 WITHOUT_SETTINGS = GROUPS["For contributors"]
 

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import secrets
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -210,6 +211,9 @@ class Socket:
         self.frames: list[dict[str, Any]] = []
         self._arrived = asyncio.Condition()
         self._ids = itertools.count(1)
+        self._asked: dict[str, deque[str]] = defaultdict(
+            deque
+        )  # the types of frames by their id, until each is answered
         self._reader = asyncio.ensure_future(self._read())
 
     async def _read(self) -> None:
@@ -221,9 +225,14 @@ class Socket:
                     self._arrived.notify_all()
                     return
                 frame = json.loads(message)
-                conformance.judge_frame(self.connection.request.url, frame)
+                conformance.judge_frame(self.connection.request.url, frame, self._answered(frame))
                 self.frames.append(frame)
                 self._arrived.notify_all()
+
+    def _answered(self, frame: dict[str, Any]) -> str | None:
+        """The type of the frame that this one answers, if it answers one."""
+        asked = self._asked.get(frame.get("id", "")) if frame["type"] in ("ack", "error") else None
+        return asked.popleft() if asked else None
 
     async def expect(self, kind: str, seconds: float = 5, **fields: Any) -> dict[str, Any]:
         """The next frame of that type with those fields; earlier frames of other types stay."""
@@ -262,6 +271,10 @@ class Socket:
                 await self._arrived.wait()
 
     async def raw(self, message: str | bytes, binary: bool = False) -> None:
+        with contextlib.suppress(ValueError, TypeError, AttributeError):  # what is no frame is answered without an id
+            frame = json.loads(message)
+            if isinstance(frame.get("id"), str) and isinstance(frame.get("type"), str):
+                self._asked[frame["id"]].append(frame["type"])
         await self.connection.write_message(message, binary=binary)
 
     async def close(self) -> None:

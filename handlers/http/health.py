@@ -182,9 +182,11 @@ class Health(ApiHandler):
 
     @operation({200: HealthReport, 503: Answer(HealthReport, "Something is not well.")}, cost=MONITORS)
     async def get(self) -> None:
-        """Ask whether all is well.
+        """Check whether the server is well.
 
-        `/health/ready` asks only for what nothing works without. Both answer within 2 seconds.
+        PostgreSQL and Redis are `ok` if they take a write, which the server makes at most every 2 seconds.
+        `/health/ready` checks only what nothing works without: it is 200 while PostgreSQL answers and takes that write,
+        also when Redis or the storage of files is away. Both answer within 2 seconds.
         """
         found = await self._examiner.examine()
         well = all(answer == "ok" for answer in found.values())
@@ -207,7 +209,7 @@ class Live(ApiHandler):
 
     @operation({200: Liveness}, cost=MONITORS)
     def get(self) -> None:
-        """Ask whether the process answers."""
+        """Check whether the process answers."""
         self.reply({"status": "live"})
 
 
@@ -218,7 +220,10 @@ class MetricsPage(ApiHandler):
 
     @operation({200: Answer(words="Prometheus's text.", media="text/plain")}, refuses=(errors.NotFound,), cost=MONITORS)
     def get(self) -> None:
-        """Get the metrics, from the networks of `METRICS_ALLOW`; others get 404."""
+        """Get the metrics, in Prometheus's text.
+
+        For the networks of `METRICS_ALLOW` (loopback and private ones unless set); 404 for others.
+        """
         if not within(self.address, self.application.core.metrics_allow):
             raise errors.NotFound
         self.set_header("Content-Type", CONTENT_TYPE)

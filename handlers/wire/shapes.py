@@ -214,6 +214,7 @@ Id = Annotated[
     PlainSerializer(str, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "format": "uuid"}),
 ]
+IdText = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]  # what was made text before it is sent
 Moment = Annotated[
     datetime,
     PlainSerializer(timestamp, return_type=str),

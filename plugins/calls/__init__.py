@@ -18,6 +18,7 @@ from plugins.calls import frames, http, shapes
 from plugins.calls.calls import NEWS, Calls
 from plugins.calls.candidates import Candidates
 from plugins.calls.history import History
+from plugins.calls.refusals import OF_A_CALL, CallIdConflict, CannotCallSelf, Glare, UserNotFound
 from plugins.calls.tally import Tally
 from plugins.calls.waiting import PendingOffers
 
@@ -76,11 +77,17 @@ def setup(app: App, settings: Settings) -> Plugin:
             ("/calls/([0-9a-fA-F-]{36})", http.Call, {"history": history}),
         ),
         events={
-            "call_offer": Event(shapes.Offer, calls.offer, cost=WRITES),
-            "call_answer": Event(shapes.Answer, calls.answer, cost=UPDATES),
-            "ice_candidate": Event(shapes.Candidate, candidates.take, cost=READS),
-            "call_hangup": Event(shapes.Hangup, calls.hangup, cost=UPDATES),
-            "call_heartbeat": Event(shapes.Heartbeat, calls.heartbeat, cost=UPDATES),
+            "call_offer": Event(
+                shapes.Offer,
+                calls.offer,
+                cost=WRITES,
+                refuses=(UserNotFound, CannotCallSelf, Glare, CallIdConflict),
+                limits={"rate_limit_offers": "user"},
+            ),
+            "call_answer": Event(shapes.Answer, calls.answer, cost=UPDATES, refuses=OF_A_CALL),
+            "ice_candidate": Event(shapes.Candidate, candidates.take, cost=READS, refuses=OF_A_CALL),
+            "call_hangup": Event(shapes.Hangup, calls.hangup, cost=UPDATES, refuses=OF_A_CALL),
+            "call_heartbeat": Event(shapes.Heartbeat, calls.heartbeat, cost=UPDATES, refuses=OF_A_CALL),
         },
         sends=frames.SENT,
         # The seed's task. Rings are timed by the instance that took the offer; this is for those whose instance died.

@@ -11,6 +11,7 @@ from handlers.sockets.socket import Event
 from handlers.wire import chat_events
 from handlers.wire.avatars import AvatarHosts
 from handlers.wire.costs import POSTS
+from handlers.wire.errors import Forbidden, NotFound
 from models.chats import purge
 from models.sweeps import Sweeper
 from plugins import App, Every, Plugin
@@ -77,6 +78,6 @@ def setup(app: App, settings: Settings) -> Plugin:
             (f"/chats/{ID}/invites/{ID}", http.InviteHandler, {"invites": invites}),
         ),
         periodic=(Every(30, lambda: purging.run(PURGING), "deleted_chats"),),
-        events={"typing": Event(shapes.Typing, typing.typing, cost=POSTS)},
+        events={"typing": Event(shapes.Typing, typing.typing, cost=POSTS, refuses=(Forbidden, NotFound))},
         sends=(shapes.TypingFrame, *chat_events.OF_CHATS),
     )

@@ -1,4 +1,4 @@
-"""Messages: posted once, in one order for all, told after the commit, caught up by ``/sync`` (contract section 7)."""
+"""Messages: posted once, in one order for all, sent after the commit, caught up by ``/sync`` (contract section 7)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from handlers.http.base import ID
 from handlers.sockets.socket import Event
 from handlers.wire import chat_events
 from handlers.wire.costs import POSTS
+from handlers.wire.errors import Conflict, Forbidden, NotFound
 from plugins import App, Every, Plugin
 from plugins.messages import http, shapes
 from plugins.messages.journal import Journal
@@ -61,7 +62,7 @@ def setup(app: App, settings: Settings) -> Plugin:
             (f"/messages/{ID}/reactions/([^/]+)", http.Reaction, by_user),
             ("/sync", http.SyncPage, {"sync": sync, "rate": settings.rate_limit_sync}),
         ),
-        events={"message_send": Event(shapes.Send, messages.send, cost=POSTS)},
+        events={"message_send": Event(shapes.Send, messages.send, cost=POSTS, refuses=(Forbidden, NotFound, Conflict))},
         sends=(shapes.Receipts, *chat_events.OF_MESSAGES),
         # Contract section 7: erased within 15 s of the time.
         periodic=(Every(5, messages.expire, "message_expiry"),),

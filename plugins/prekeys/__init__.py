@@ -1,4 +1,4 @@
-"""Prekeys: bundles handed to who wants to write, and their owner's supply (contract section 3)."""
+"""Prekeys: bundles to start a Signal session with, and their owner's supply (contract section 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Presence: who is online, kept true over all instances, and told to who asks for it (contract sections 3 and 7)."""
+"""Presence: who is online, kept true over all instances (contract sections 3 and 7)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,11 @@ def setup(app: App, settings: Settings) -> Plugin:
 
     return Plugin(
         name="presence",
-        events={"presence_subscribe": Event(Subscribe, subscriptions.subscribe, cost=READS)},
+        events={
+            "presence_subscribe": Event(
+                Subscribe, subscriptions.subscribe, cost=READS, limits={"rate_limit_presence": "user"}
+            )
+        },
         sends=(PresenceFrame,),
         periodic=(Every(10, presence.beat, "presence"), Every(30, subscriptions.forget_closed, "presence_watchers")),
         lifespan=lifespan,

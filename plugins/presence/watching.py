@@ -20,7 +20,6 @@ from handlers.metrics import Metrics
 from handlers.sockets.bus import Bus
 from handlers.sockets.hub import Peer, text_frame
 from handlers.tasks import Worker
-from handlers.wire.frames import AckFields
 from handlers.wire.shapes import Id, Moment, Shape, encode
 from models import presence
 from models.database import Database
@@ -39,12 +38,19 @@ HIDDEN: Shown = (False, None)  # as profiles show it, too
 
 
 class Subscribe(Shape):
+    """Watch the presence of these users instead of the earlier ones; an empty list ends it.
+
+    For each user who lets you see it a `presence` comes at once, before the ack; and another one whenever they come or
+    go, or hide or show it."""
+
     user_ids: Annotated[list[Id], Field(max_length=MOST)]
 
 
 class PresenceFrame(TypedDict):
-    """Whether a watched user is online. Only to sockets that asked by `presence_subscribe`; `false` and `null` also
-    when the user's settings or a block hide it."""
+    """Whether a watched user is online. Only sockets that sent `presence_subscribe` get it.
+
+    It is `false` and `null` when the user's settings or a block hide it, which the server checks each time. When one of
+    them starts to hide it, the server takes back at once what it has shown, and sends nothing more."""
 
     type: Literal["presence"]
     user_id: UUID
@@ -75,7 +81,7 @@ class PresenceSubscriptions:
             finally:
                 self._bus.on_return.remove(self._look_at_all)
 
-    async def subscribe(self, peer: Peer, request: Subscribe) -> AckFields:
+    async def subscribe(self, peer: Peer, request: Subscribe) -> None:
         """Watch these users instead of those before; how they are is shown at once. Raises RateLimited."""
         await self._limits.spend("presence", str(peer.session.user_id), self._rate)
         self._forget(peer)
@@ -93,7 +99,6 @@ class PresenceSubscriptions:
             shown[row["user_id"]] = row["is_online"], row["last_seen"]
             peer.send(_frame(row["user_id"], shown[row["user_id"]]))
         self._note((user_id, viewer) for user_id in changed)  # what was read may be older than the change
-        return None
 
     def _forget(self, peer: Peer) -> None:
         for user_id in self._watched.pop(peer, ()):

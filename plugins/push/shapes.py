@@ -53,7 +53,12 @@ class BrowserKeys(Shape):
 class BrowserSubscription(Shape):
     """As browsers and UnifiedPush distributors give it."""
 
-    endpoint: Annotated[str, StringConstraints(max_length=2048), AfterValidator(_endpoint)]
+    endpoint: Annotated[
+        str,
+        StringConstraints(max_length=2048),
+        AfterValidator(_endpoint),
+        Field(description="https, port 443 or above 1023."),
+    ]
     keys: BrowserKeys
 
 
@@ -61,16 +66,18 @@ class Registration(Shape):
     provider: Provider
     token: Annotated[
         Annotated[str, StringConstraints(pattern=r"^[!-~]{1,4096}$")] | None,
-        Field(description="For all but webpush; hexadecimal for APNs."),
+        Field(description="For all but `webpush`; hexadecimal for `apns` and `apns_voip`."),
     ] = None
-    subscription: Annotated[BrowserSubscription | None, Field(description="For webpush.")] = None
-    environment: Environment = "production"
-    style: Style = "alert"
+    subscription: Annotated[BrowserSubscription | None, Field(description="For `webpush`.")] = None
+    environment: Annotated[Environment, Field(description="Of APNs; `sandbox` for builds of developers.")] = (
+        "production"
+    )
+    style: Annotated[Style, Field(description="Of `apns`; `background` for pushes that show nothing.")] = "alert"
 
 
 class Token(Shape):
-    """A token as its owner sees it: not what it is, but where it is from. ``available`` says whether this server sends
-    by that provider."""
+    """A token as its owner sees it: not what it is, but where it is from. ``current`` says whether it is the asking
+    session's, ``available`` whether this server sends by that provider."""
 
     id: UUID
     provider: Provider
@@ -83,8 +90,8 @@ class Token(Shape):
 
 
 class ApplicationServerKey(TypedDict):
-    """``application_server_key`` is the same as ``public_key``, as browsers and UnifiedPush want it: URL-safe, not
-    padded."""
+    """``public_key`` has 65 bytes. ``application_server_key`` is the same, as browsers and UnifiedPush want it:
+    URL-safe, not padded."""
 
     public_key: Coded
     application_server_key: str
@@ -110,13 +117,13 @@ class QuietHours(Shape):
 
     start: Clock
     end: Clock
-    time_zone: Annotated[Zone, AfterValidator(_zone)] = "UTC"
-    calls: bool = True  # whether calls ring all the same
+    time_zone: Annotated[Zone, AfterValidator(_zone), Field(description="By its IANA name.")] = "UTC"
+    calls: Annotated[bool, Field(description="Whether calls ring all the same.")] = True
 
 
 class Muted(Shape):
     chat_id: Id
-    until: Until | None = None  # for ever
+    until: Annotated[Until | None, Field(description="Null: for good.")] = None
 
 
 class Preferences(Shape):

@@ -90,7 +90,7 @@ class Credentials(ApiHandler):
 
     @operation({200: TurnCredentials}, limits={"rate_limit_turn": "user"}, cost=READS)
     async def get(self) -> None:
-        """Get credentials for the relay."""
+        """Get credentials for the TURN relay."""
         await self.limit("turn", self._rate, str(self.session.user_id))
         self.reply(self._turn.credentials(self.session.user_id))
 

@@ -55,7 +55,7 @@ def test_all_scripts_share_the_parser_and_the_exit_codes() -> None:
         if "def main()" in text and path.stem != "__main__":
             assert f'command.parser("{path.stem}"' in text, path
             assert not re.search(r'ArgumentParser\(|"--env-file"|"--json"|\b78\b(?! wrong| the settings)', text), path
-            if path.stem != "configuration_page":  # it reads no settings
+            if path.stem not in ("configuration_page", "api_page"):  # these read no settings
                 assert "command.common(" in text, path
                 assert "command.outcome(" in text, path
 
