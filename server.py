@@ -23,7 +23,8 @@ from redis.exceptions import RedisError
 import plugins
 from config import embedded, logs, reasons, secrets, supervisor, tracing
 from config.keyring import KeyringFile
-from config.settings import Core, Rate, Section, SettingsError, environment, load
+from config.settings import Core, Section, SettingsError, environment, load
+from config.values import Rate
 from config.version import VERSION
 from handlers import vitals
 from handlers.alerts import Alerts

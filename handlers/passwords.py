@@ -15,8 +15,8 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from pydantic import AfterValidator, Field
 
-from config.settings import Rate
 from config.threads import processors, step_back
+from config.values import Rate
 from handlers.limits.fair_queue import FairQueue
 from handlers.limits.rates import CLIENT_KEY, Limits
 from handlers.wire.errors import RateLimited, Unavailable

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from config.settings import Rate
+from config.values import Rate
 from scripts.schema_words import Json, SchemaWords, literal, name_of, paragraph, row, table
 
 METHODS = ("get", "put", "post", "delete", "head", "patch")

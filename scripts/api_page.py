@@ -6,7 +6,6 @@ beside their code, and nothing else. Rules that all routes share stand in docs/p
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import textwrap
@@ -29,6 +28,7 @@ from handlers.wire.client_frames import REFUSED
 from handlers.wire.errors import ApiError
 from handlers.wire.frames import SENT, by_kind
 from plugins import App, Plugin
+from scripts import command
 from scripts.api_chapters import Chapters, Common, Feature, codes, link
 from scripts.schema_words import paragraph, row, table
 
@@ -159,7 +159,7 @@ def _below(kind: type[ApiError]) -> Iterator[type[ApiError]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts.api_page", description=__doc__)
+    parser = command.parser("api_page", __doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when the page is out of date")
     asked = parser.parse_args()
     text = page()

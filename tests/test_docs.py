@@ -18,7 +18,8 @@ from nacl.exceptions import BadSignatureError
 
 import plugins
 import server
-from config.settings import Core, Rate
+from config.settings import Core
+from config.values import Rate
 from handlers.wire import frames
 from handlers.wire.costs import KINDS
 from handlers.wire.errors import ApiError

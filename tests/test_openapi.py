@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import plugins
-from config.settings import Budgets, Core, Rate
+from config.settings import Budgets, Core
+from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.reference import openapi
 from handlers.reference.page import RENDERER

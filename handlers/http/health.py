@@ -15,6 +15,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 from typing_extensions import TypedDict
 
 from config import reasons
+from config.reasons import Reason
 from handlers.http.base import ApiHandler
 from handlers.http.site import Check
 from handlers.limits.rates import within
@@ -34,7 +35,11 @@ KEPT = 60  # seconds that Redis keeps what was written to try it
 
 
 class Unfit(Exception):
-    """A service answers, and can't be used; the text says why."""
+    """A service answers, and can't be used; the text says why, and ``reason`` what is known of it."""
+
+    def __init__(self, why: str | Reason) -> None:
+        super().__init__(why if isinstance(why, str) else " ".join(why))
+        self.reason = None if isinstance(why, str) else why
 
 
 class Remembered:
@@ -132,9 +137,9 @@ async def redis_takes_writes(redis: Redis, instance_id: UUID) -> None:
         return  # it may not be asked, and took the write
     said = greeting if isinstance(greeting, dict) else dict(zip(greeting[::2], greeting[1::2], strict=False))
     if said.get(b"mode") == b"cluster":
-        raise Unfit(" ".join(reasons.CLUSTER))
+        raise Unfit(reasons.CLUSTER)
     if said.get(b"role") in (b"slave", b"replica"):
-        raise Unfit(" ".join(reasons.LOSING_REPLICA))
+        raise Unfit(reasons.LOSING_REPLICA)
 
 
 class DatabaseHost(TypedDict):

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from config.settings import Rate
+from config.values import Rate
 from config.version import VERSION
 from handlers.http.base import HEADERS, ApiHandler
 from handlers.sockets.socket import SocketHandler

@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.http.compression import takes_gzip
 from handlers.http.downloads import names

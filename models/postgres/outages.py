@@ -7,11 +7,17 @@ from collections.abc import Iterator
 
 import asyncpg
 
+from config.reasons import Reason
 from models.postgres.hosts import describe
 
 
 class Unavailable(Exception):
-    """PostgreSQL is away, or too busy to answer in time. Nothing was half done: a transaction rolls back."""
+    """PostgreSQL is away, or too busy to answer in time. Nothing was half done: a transaction rolls back. ``reason`` is
+    there where more is known than that."""
+
+    def __init__(self, why: str = "", reason: Reason | None = None) -> None:
+        super().__init__(why)
+        self.reason = reason
 
 
 # What asyncpg raises when the server is gone, going, starting or full, or can't read or write its files.

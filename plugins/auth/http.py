@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from uuid import UUID
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.http.pages import PAGED, reply_page
 from handlers.limits.rates import limit_key

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 from pydantic import ByteSize, Field
 
-from config.settings import Rate, RateLimit, Section
+from config.settings import Section
+from config.values import Rate, RateLimit
 from handlers.sockets.socket import Event
 from handlers.wire.costs import READS, UPDATES, WRITES
 from models.calls import overdue
@@ -25,11 +26,15 @@ SECONDS = 10.0  # a run of the sweep; the next one goes on
 
 
 class Settings(Section):
-    rate_limit_offers: RateLimit = Field(Rate(60, 600), description="Calls a user may start; each leaves a row.")
+    rate_limit_offers: RateLimit = Field(
+        Rate(60, 600), description="Calls that a user may start. Each one leaves a row."
+    )
     call_waiting_bytes: ByteSize = Field(
         ByteSize(32 << 20),
         ge=1 << 20,
-        description="Frames of calls that may begin to wait in Redis in a minute.",
+        description="Bytes of call frames that may begin to wait in Redis in a minute, for all users together; "
+        "Redis holds at most twice as much. A call needs about 30 KiB. Above it calls still ring, but "
+        "not on devices that come online later. Raise it if you have the memory and many calls.",
     )
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 import structlog
 from redis.exceptions import RedisError
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.alerts import Alerts
 from handlers.limits.rates import Limits
 from handlers.sockets.bus import Bus

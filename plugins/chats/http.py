@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.http.pages import PAGED, place_of, reply_page
 from handlers.wire.costs import CHANGES, JOINS, READS, UPDATES, WRITES

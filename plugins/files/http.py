@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from uuid import UUID
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.http.downloads import BYTES, NAMED, PART, TAKES, DownloadHandler, RangeNotSatisfiable
 from handlers.http.pages import PAGED, PageQuery, reply_page

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.uploads import UploadHandler
 from handlers.wire.costs import READS, TRANSFERS, UPDATES, Cost
 from handlers.wire.errors import InvalidRequest, NotFound, UnsupportedMediaType

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pydantic import Field
 
 from config.retention import Retention
-from config.settings import Rate, RateLimit
+from config.values import Rate, RateLimit
 from handlers.http.base import ID
 from handlers.sockets.socket import Event
 from handlers.wire import chat_events
@@ -25,11 +25,16 @@ from plugins.messages.sync import Sync
 
 
 class Settings(Retention):
-    rate_limit_messages: RateLimit = Field(Rate(1200, 60), description="Messages and their changes a user, over HTTP.")
-    rate_limit_receipts: RateLimit = Field(Rate(1200, 60), description="Receipts a user.")
-    rate_limit_sync: RateLimit = Field(Rate(600, 60), description="Pages of /sync a user.")
-    rate_limit_sealed: RateLimit = Field(Rate(120, 60), description="Sealed messages an address.")
-    rate_limit_sealed_inbox: RateLimit = Field(Rate(600, 60), description="Sealed messages to a user.")
+    rate_limit_messages: RateLimit = Field(
+        Rate(1200, 60),
+        description="Messages, edits, deletions and reactions per user over HTTP. On a socket they count as frames.",
+    )
+    rate_limit_receipts: RateLimit = Field(Rate(1200, 60), description="Receipts per user.")
+    rate_limit_sync: RateLimit = Field(Rate(600, 60), description="Pages of /sync per user.")
+    rate_limit_sealed: RateLimit = Field(
+        Rate(120, 60), description="Sealed messages per IP address; their senders are unknown."
+    )
+    rate_limit_sealed_inbox: RateLimit = Field(Rate(600, 60), description="Sealed messages to the inbox of one user.")
 
 
 def setup(app: App, settings: Settings) -> Plugin:

@@ -6,7 +6,7 @@ import unicodedata
 from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.http.pages import PAGED, PageQuery, reply_page
 from handlers.wire.answers import Message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.wire.costs import READS, WRITES
 from handlers.wire.errors import Conflict, NotFound

@@ -14,12 +14,12 @@ import structlog
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.limits.rates import Limits
 from handlers.metrics import Metrics
 from handlers.sockets.bus import Bus
 from handlers.sockets.hub import Peer, text_frame
-from handlers.tasks import ended
+from handlers.tasks import Worker
 from handlers.wire.shapes import Id, Moment, Shape, encode
 from models import presence
 from models.database import Database
@@ -69,18 +69,17 @@ class PresenceSubscriptions:
         self._watched: dict[Peer, dict[UUID, Shown]] = {}
         self._asking: dict[Peer, set[UUID]] = {}  # sockets whose list is being read, and who has changed meanwhile
         self._changed: dict[Pair, None] = {}
-        self._wake = asyncio.Event()
+        self._worker = Worker("presence_watching", self._work)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Show until the block ends."""
-        worker = asyncio.create_task(self._work())
         self._bus.on_return.append(self._look_at_all)
-        try:
-            yield
-        finally:
-            self._bus.on_return.remove(self._look_at_all)
-            await ended(worker)
+        async with self._worker.running():
+            try:
+                yield
+            finally:
+                self._bus.on_return.remove(self._look_at_all)
 
     async def subscribe(self, peer: Peer, request: Subscribe) -> None:
         """Watch these users instead of those before; how they are is shown at once. Raises RateLimited."""
@@ -150,33 +149,30 @@ class PresenceSubscriptions:
             self._changed[user_id, viewer] = None
             for peer in self._asking.keys() & watchers if self._asking else ():
                 self._asking[peer].add(user_id)
-            self._wake.set()
+            self._worker.wake()
 
     async def _work(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            changed, self._changed = self._changed, {}
-            pairs = {
-                (user_id, peer.session.user_id): None
-                for user_id, viewer in changed
-                for peer in self._watchers.get(user_id, ())
-                if viewer in (None, peer.session.user_id) and not peer.closing
-            }
-            asked = list(pairs)
-            for start in range(0, len(asked), BATCH):
-                batch = asked[start : start + BATCH]
-                try:
-                    rows = await presence.seen(self._db, batch)
-                except Exception as error:  # whatever it is: a presence that must be taken back would stay
-                    log.warning("presence_not_shown", pairs=len(asked) - start, cause=type(error).__name__)
-                    self._changed = {**dict.fromkeys(asked[start:]), **self._changed}
-                    self._wake.set()
-                    await asyncio.sleep(RETRY)
-                    break
-                found = {(row["user_id"], row["viewer"]): (row["is_online"], row["last_seen"]) for row in rows}
-                for user_id, viewer in batch:
-                    self._show(user_id, viewer, found.get((user_id, viewer), HIDDEN))
+        changed, self._changed = self._changed, {}
+        pairs = {
+            (user_id, peer.session.user_id): None
+            for user_id, viewer in changed
+            for peer in self._watchers.get(user_id, ())
+            if viewer in (None, peer.session.user_id) and not peer.closing
+        }
+        asked = list(pairs)
+        for start in range(0, len(asked), BATCH):
+            batch = asked[start : start + BATCH]
+            try:
+                rows = await presence.seen(self._db, batch)
+            except Exception as error:  # whatever it is: a presence that must be taken back would stay
+                log.warning("presence_not_shown", pairs=len(asked) - start, cause=type(error).__name__)
+                self._changed = {**dict.fromkeys(asked[start:]), **self._changed}
+                self._worker.wake()
+                await asyncio.sleep(RETRY)
+                break
+            found = {(row["user_id"], row["viewer"]): (row["is_online"], row["last_seen"]) for row in rows}
+            for user_id, viewer in batch:
+                self._show(user_id, viewer, found.get((user_id, viewer), HIDDEN))
 
     def _show(self, user_id: UUID, viewer: UUID, state: Shown) -> None:
         """Bring the viewer's sockets to a state. What hides somebody is never dropped because a client is slow."""

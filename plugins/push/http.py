@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.wire.costs import READS, UPDATES
 from handlers.wire.errors import NotFound

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -12,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import AfterValidator, Field, StringConstraints
 from typing_extensions import TypedDict
 
-from handlers.wire.shapes import Base64, Coded, Id, Moment, Shape, Until, described
+from handlers.wire.shapes import Base64, Coded, Id, Moment, Shape, Until, described, https_parts
 from plugins.push.providers.client import HTTPS, allowed
 
 MUTED = 500  # chats; a longer list is somebody filling our disk
@@ -26,14 +24,8 @@ KINDS: tuple[Kind, ...] = ("message_new", "call_offer", "prekeys_low")  # to be 
 
 def _endpoint(value: str) -> str:
     """An address that may be posted to; where it leads is judged when it is dialled."""
-    try:
-        parts = urlsplit(value)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        raise ValueError("not an address") from None
-    if parts.scheme != "https" or not host or not re.fullmatch("[!-~]+", value):
-        raise ValueError("must be an https address")
-    if not allowed(HTTPS if port is None else port):
+    parts = https_parts(value)
+    if not allowed(HTTPS if parts.port is None else parts.port):
         raise ValueError("the port must be 443 or above 1023")
     if "@" in parts.netloc or parts.fragment:
         raise ValueError("must bear neither user information nor a fragment")

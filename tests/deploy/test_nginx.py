@@ -118,7 +118,7 @@ def test_its_limits_are_the_servers() -> None:
 def test_the_shipped_shutdown_outlasts_its_idle_connections() -> None:
     """It is nginx that closes an idle connection to a server that stops, never the server."""
     example = (ROOT / "config" / "env.example").read_text()
-    shutdown = re.search(r"(?m)^SHUTDOWN_SECONDS=(\d+)$", example)
+    shutdown = re.search(r"(?m)^#SHUTDOWN_SECONDS=(\d+)$", example)
     assert shutdown
     assert int(value("keepalive_timeout").removesuffix("s")) < int(shutdown[1])
 

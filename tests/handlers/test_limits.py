@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.limits.rates import Limits, client_address, limit_key
 from handlers.wire.errors import RateLimited
 from tests.running import Services, place
