@@ -39,10 +39,10 @@ ID = "([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Optional headers of every request.
 HEADERS = (
-    Header("X-PrID", "Your public id. If it is not the public id of the token, the answer is 403 `prid_mismatch`."),
-    Header("X-Client-Version", "The version of the app. Older than the server's `MIN_CLIENT_VERSION`: 426."),
-    Header("X-Platform", "`android`, `ios`, …; stored with the session and counted in the metrics."),
-    Header("X-Request-ID", "At most 64 characters of `A-Za-z0-9._-`; the server replaces anything else."),
+    Header("X-PrID", "Your own public id. When it is not the token's, 403 `prid_mismatch`."),
+    Header("X-Client-Version", "Of the app. Older than the server's `MIN_CLIENT_VERSION`: 426."),
+    Header("X-Platform", "`android`, `ios`, …; kept with the session, counted in the metrics."),
+    Header("X-Request-ID", "At most 64 of `A-Za-z0-9._-` are taken over; anything else is replaced."),
 )
 _CORS_HEADERS = ("Authorization", "Content-Type", *(header.name for header in HEADERS))
 _CORS_EXPOSED = ("Link", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID")

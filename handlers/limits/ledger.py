@@ -19,7 +19,8 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from config.settings import Budgets, Rate
+from config.settings import Budgets
+from config.values import Rate
 from handlers.limits.rates import REDIS_TIMEOUT, Quota
 from handlers.limits.share import (
     MAX_AT_WORK,

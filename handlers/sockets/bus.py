@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from handlers.metrics import SECONDS, Metrics
-from handlers.tasks import ended
+from handlers.tasks import Worker, ended
 
 log = structlog.get_logger(__name__)
 
@@ -66,10 +66,10 @@ class Bus:
         # Subscriptions that Redis has not confirmed yet. A permanent Event for each would take 700 bytes a user.
         self._unconfirmed: dict[str, asyncio.Event] = {}
         self._queue: deque[tuple[str, bytes, asyncio.Future[int] | None]] = deque()
-        self._wake = asyncio.Event()
+        self._sender = Worker("bus", self._send)
         self._pubsub: PubSub | None = None
         self._changed: dict[str, None] = {}  # channels to subscribe or unsubscribe at Redis
-        self._subscriptions_changed = asyncio.Event()
+        self._subscriber = Worker("bus_subscriptions", self._update_subscriptions)
         self.up = False
         self._connections = self._published = self._dropped = 0
         self.on_return: list[Callable[[], None]] = []  # called when the subscriptions are restored after an outage
@@ -101,18 +101,22 @@ class Bus:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Send and receive until the block ends; queued messages are sent before."""
-        tasks = [
-            asyncio.create_task(work)
-            for work in (self._listen(), self._update_subscriptions(), self._send(), self._echo())
-        ]
+        tasks = [asyncio.create_task(work) for work in (self._listen(), self._echo())]
         try:
-            yield
+            async with self._subscriber.running(), self._sender.running():
+                try:
+                    yield
+                finally:
+                    await self._sent()
         finally:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REDIS_TIMEOUT):
-                    while self._queue and self.up:
-                        await asyncio.sleep(0.01)
             await ended(*tasks)
+
+    async def _sent(self) -> None:
+        """Give what is queued a moment to be sent, unless Redis is away."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REDIS_TIMEOUT):
+                while self._queue and self.up:
+                    await asyncio.sleep(0.01)
 
     # Out ----------------------------------------------------------------------------------------------------------
 
@@ -144,7 +148,7 @@ class Bus:
         if len(self._queue) >= MAX_QUEUED:
             self._drop(*self._queue.popleft())
         self._queue.append((channel, message, answer))
-        self._wake.set()
+        self._sender.wake()
 
     def _drop(self, _: str, __: bytes, answer: asyncio.Future[int] | None) -> None:
         self._dropped += 1
@@ -152,27 +156,24 @@ class Bus:
             answer.set_result(0)
 
     async def _send(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._queue:
-                batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-                try:
-                    began = time.monotonic()
-                    pipeline = self._redis.pipeline(transaction=False)
-                    for channel, message, _ in batch:
-                        pipeline.publish(channel, message)
-                    async with asyncio.timeout(REDIS_TIMEOUT):
-                        counts = await pipeline.execute()
-                    self._publish_seconds.observe(time.monotonic() - began)
-                    self._published += len(batch)
-                    for (_, _, answer), count in zip(batch, counts, strict=True):
-                        if answer is not None and not answer.done():
-                            answer.set_result(int(count))
-                except Exception as error:  # whatever the error, the next batch must be sent
-                    log.warning("bus_publish_failed", messages=len(batch), cause=type(error).__name__)
-                    for entry in batch:
-                        self._drop(*entry)
+        while self._queue:
+            batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+            try:
+                began = time.monotonic()
+                pipeline = self._redis.pipeline(transaction=False)
+                for channel, message, _ in batch:
+                    pipeline.publish(channel, message)
+                async with asyncio.timeout(REDIS_TIMEOUT):
+                    counts = await pipeline.execute()
+                self._publish_seconds.observe(time.monotonic() - began)
+                self._published += len(batch)
+                for (_, _, answer), count in zip(batch, counts, strict=True):
+                    if answer is not None and not answer.done():
+                        answer.set_result(int(count))
+            except Exception as error:  # whatever the error, the next batch must be sent
+                log.warning("bus_publish_failed", messages=len(batch), cause=type(error).__name__)
+                for entry in batch:
+                    self._drop(*entry)
 
     async def _echo(self) -> None:
         """Publish a timestamp to ourselves every ECHO_SECONDS. It takes the path of a frame to another instance, and
@@ -215,28 +216,25 @@ class Bus:
 
     def _mark_changed(self, channel: str) -> None:
         self._changed[channel] = None
-        self._subscriptions_changed.set()
+        self._subscriber.wake()
 
     async def _update_subscriptions(self) -> None:
         """Subscribe and unsubscribe at Redis, many channels at a time: thousands of sockets may open or close at once,
         and a subscription that is left over would count as an instance that does not answer."""
-        while True:
-            await self._subscriptions_changed.wait()
-            self._subscriptions_changed.clear()
-            while self._changed and self._pubsub is not None:
-                channels = [self._changed.popitem()[0] for _ in range(min(CHANNELS_PER_COMMAND, len(self._changed)))]
-                wanted = [channel for channel in channels if channel in self._listeners]
-                unwanted = [channel for channel in channels if channel not in self._listeners]
-                try:
-                    async with asyncio.timeout(REDIS_TIMEOUT):
-                        if wanted:
-                            await self._pubsub.subscribe(*wanted)
-                        if unwanted:
-                            await self._pubsub.unsubscribe(*unwanted)
-                except Exception as error:  # whatever the error, retry
-                    log.warning("bus_subscriptions_failed", channels=len(channels), cause=type(error).__name__)
-                    self._changed.update(dict.fromkeys(channels))
-                    await asyncio.sleep(RETRY_SECONDS)
+        while self._changed and self._pubsub is not None:
+            channels = [self._changed.popitem()[0] for _ in range(min(CHANNELS_PER_COMMAND, len(self._changed)))]
+            wanted = [channel for channel in channels if channel in self._listeners]
+            unwanted = [channel for channel in channels if channel not in self._listeners]
+            try:
+                async with asyncio.timeout(REDIS_TIMEOUT):
+                    if wanted:
+                        await self._pubsub.subscribe(*wanted)
+                    if unwanted:
+                        await self._pubsub.unsubscribe(*unwanted)
+            except Exception as error:  # whatever the error, retry
+                log.warning("bus_subscriptions_failed", channels=len(channels), cause=type(error).__name__)
+                self._changed.update(dict.fromkeys(channels))
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _listen(self) -> None:
         while True:
