@@ -70,6 +70,15 @@ MESSAGE_SIZE = f"""(764 + {base64_size("encrypted_payload")}
     + {json_size("metadata", "reactions", "reaction_counts")})"""
 
 
+# Tables with rows about messages, each with a ``message_id``. Whatever erases messages deletes these rows.
+_ATTACHED = ("message_reads", "message_reactions")
+
+
+def detached(messages: str) -> str:
+    """The parts of a WITH that delete the rows about messages; ``messages`` selects their ids."""
+    return ", ".join(f"{table}_gone AS (DELETE FROM {table} WHERE message_id IN ({messages}))" for table in _ATTACHED)
+
+
 def erased(reason: str) -> str:
     """The assignments that leave of message ``m`` only that its sender has posted it, under which ``client_id``."""
     return f"""encrypted_payload = '', metadata = jsonb_build_object('reason', {reason}), message_type = '',

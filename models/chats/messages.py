@@ -10,7 +10,7 @@ from uuid import UUID
 import peewee
 
 from models.chats.events import POSITION, Change
-from models.chats.message_row import MESSAGE_SIZE, erased, message_columns
+from models.chats.message_row import MESSAGE_SIZE, detached, erased, message_columns
 from models.chats.tables import ChatThread
 from models.chats.visibility import UNEXPIRED, VISIBLE
 from models.database import JSONB, Database, Row, Table
@@ -260,11 +260,7 @@ WITH doomed AS (
 ), placed AS (
     INSERT INTO chat_events (chat_id, seq, position, type, message_id, data, created_at)
     SELECT chat_id, seq, position, 'message_deleted', id, jsonb_build_object('reason', $3::text), created_at FROM doomed
-), reads AS (
-    DELETE FROM message_reads WHERE message_id IN (SELECT id FROM doomed)
-), reactions AS (
-    DELETE FROM message_reactions WHERE message_id IN (SELECT id FROM doomed)
-), own AS (
+), {detached("SELECT id FROM doomed")}, own AS (
     UPDATE chat_participants p SET own_after = own_after - many
     FROM (SELECT doomed.sender_id, count(*) AS many FROM doomed
           JOIN chat_participants author ON author.chat_id = $1 AND author.user_id = doomed.sender_id
