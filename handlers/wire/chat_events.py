@@ -36,6 +36,12 @@ class ReactionEvent(_Event):
     emoji: str
 
 
+class PinEvent(_Event):
+    type: Literal["message_pinned", "message_unpinned"]
+    message_id: UUID
+    user_id: UUID
+
+
 class ReceiptEvent(_Event):
     """Of servers before receipts were marks: it holds its seq in ``/sync`` until it is too old to be kept. Nothing
     makes new ones."""
@@ -87,6 +93,7 @@ ChatEvent = Annotated[
     MessageNew
     | MessageDeleted
     | ReactionEvent
+    | PinEvent
     | ReceiptEvent
     | ParticipantEvent
     | ParticipantInvited

@@ -71,7 +71,7 @@ MESSAGE_SIZE = f"""(764 + {base64_size("encrypted_payload")}
 
 
 # Tables with rows about messages, each with a ``message_id``. Whatever erases messages deletes these rows.
-_ATTACHED = ("message_reads", "message_reactions")
+_ATTACHED = ("message_reads", "message_reactions", "pinned_messages")
 
 
 def detached(messages: str) -> str:

@@ -1,0 +1,25 @@
+"""Pins: messages that the owner and admins of a chat keep at hand for everybody in it."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from config.settings import Rate, RateLimit, Section
+from handlers.http.base import ID
+from handlers.wire.chat_events import PinEvent
+from plugins import App, Plugin
+from plugins.pins import http
+from plugins.pins.pins import Pins
+
+
+class Settings(Section):
+    rate_limit_pins: RateLimit = Field(Rate(120, 60), description="Messages a user may pin and unpin.")
+
+
+def setup(app: App, settings: Settings) -> Plugin:
+    by_user = {"pins": Pins(app.db, app.changes), "rate": settings.rate_limit_pins}
+    return Plugin(
+        name="pins",
+        routes=((f"/chats/{ID}/pins", http.PinsHandler, by_user), (f"/messages/{ID}/pin", http.PinHandler, by_user)),
+        sends=(PinEvent,),
+    )
