@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from models.chats.events import POSITION
-from models.database import Database
+from models.chats.tables import ChatDeparture, ChatParticipant
+from models.database import Database, any_of
 
 # The seq and the number of what never happens: a membership that begins there shows nothing.
 NEVER = 2**62
@@ -78,12 +79,10 @@ async def conceal(db: Database, chat_ids: Sequence[UUID], user_ids: Sequence[UUI
     ``/sync``, as of a chat that was deleted, if they have ``seen`` it. Watermarks stay as the others see them."""
     if not chat_ids or not user_ids:
         return
-    await db.execute(
-        """UPDATE chat_participants SET concealed = true, joined_seq = $3
-           WHERE chat_id = ANY ($1::uuid[]) AND user_id = ANY ($2::uuid[])""",
-        chat_ids,
-        user_ids,
-        NEVER,
+    await db.do(
+        ChatParticipant.update(concealed=True, joined_seq=NEVER).where(
+            any_of(ChatParticipant.chat, chat_ids), any_of(ChatParticipant.user, user_ids)
+        )
     )
     await db.execute(
         """INSERT INTO chat_views AS v (chat_id, user_id, deleted_number)
@@ -100,11 +99,12 @@ async def conceal(db: Database, chat_ids: Sequence[UUID], user_ids: Sequence[UUI
 
 async def note_gone(db: Database, chat_ids: Sequence[UUID], user_ids: Sequence[UUID]) -> None:
     """Let ``/sync`` say to these users that nothing in these chats up to now is theirs any more."""
-    await db.execute(
-        """DELETE FROM chat_departures
-           WHERE chat_id = ANY ($1::uuid[]) AND user_id = ANY ($2::uuid[]) AND joined_seq > left_seq""",
-        chat_ids,
-        user_ids,
+    await db.do(
+        ChatDeparture.delete().where(
+            any_of(ChatDeparture.chat, chat_ids),
+            any_of(ChatDeparture.user, user_ids),
+            ChatDeparture.joined_seq > ChatDeparture.left_seq,
+        )
     )
     await db.execute(
         f"""INSERT INTO chat_departures (chat_id, user_id, joined_seq, left_seq, position)

@@ -1,10 +1,11 @@
-"""Pins: messages that the owner and admins of a chat keep at hand for everybody in it."""
+"""Pins: messages that a chat keeps at hand for everybody in it."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from config.settings import Rate, RateLimit, Section
+from config.settings import Section
+from config.values import Rate, RateLimit
 from handlers.http.base import ID
 from handlers.wire.chat_events import PinEvent
 from plugins import App, Plugin
@@ -13,7 +14,7 @@ from plugins.pins.pins import Pins
 
 
 class Settings(Section):
-    rate_limit_pins: RateLimit = Field(Rate(120, 60), description="Messages a user may pin and unpin.")
+    rate_limit_pins: RateLimit = Field(Rate(120, 60), description="Messages pinned and unpinned per user.")
 
 
 def setup(app: App, settings: Settings) -> Plugin:
