@@ -50,19 +50,19 @@ _LIVE = f"pinned_messages pin JOIN messages m ON m.id = pin.message_id AND m.seq
 
 async def pin(change: Change, message_id: UUID, seq: int, at_most: int) -> bool | None:
     """Pin the message at a seq. False if it was pinned; None if the chat has ``at_most`` pins already."""
-    if await change.db.value("SELECT EXISTS (SELECT 1 FROM pinned_messages WHERE message_id = $1)", message_id):
+    if await change.db.exists(PinnedMessage.select().where(PinnedMessage.message == message_id)):
         return False
     if await change.db.value(f"SELECT count(*) FROM {_LIVE} WHERE pin.chat_id = $1", change.chat_id) >= at_most:
         return None
     event = await change.append("message_pinned", message_id=message_id, user_id=change.user_id, about=seq)
-    await change.db.execute(
-        """INSERT INTO pinned_messages (message_id, chat_id, seq, pinned_by, pinned_at)
-           VALUES ($1, $2, $3, $4, $5)""",
-        message_id,
-        change.chat_id,
-        event.seq,
-        change.user_id,
-        event.created_at,
+    await change.db.do(
+        PinnedMessage.insert(
+            message=message_id,
+            chat_id=change.chat_id,
+            seq=event.seq,
+            pinned_by=change.user_id,
+            pinned_at=event.created_at,
+        )
     )
     await accept(change)
     return True
@@ -70,7 +70,7 @@ async def pin(change: Change, message_id: UUID, seq: int, at_most: int) -> bool 
 
 async def unpin(change: Change, message_id: UUID, seq: int) -> bool:
     """Unpin the message at a seq. False if it was not pinned."""
-    if not await change.db.execute("DELETE FROM pinned_messages WHERE message_id = $1", message_id):
+    if not await change.db.do(PinnedMessage.delete().where(PinnedMessage.message == message_id)):
         return False
     await change.append("message_unpinned", message_id=message_id, user_id=change.user_id, about=seq)
     return True
