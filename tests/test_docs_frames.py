@@ -44,6 +44,7 @@ from plugins.chats import typing as typing_
 from plugins.chats.shapes import NewChat
 from plugins.messages import messages
 from plugins.messages import shapes as message_shapes
+from plugins.pins import shapes as pin_shapes
 from plugins.presence import watching
 from server import Server
 from tests import canaries
@@ -424,13 +425,20 @@ async def test_the_frames_of_a_message(services: Services) -> None:
             for _ in range(2):
                 await on.asks(on.bob, "DELETE", reaction)
             await on.hears(a, "server reaction_removed")
+            for _ in range(2):
+                await on.asks(on.bob, "PUT", f"/messages/{MESSAGE}/pin")
+            await on.hears(a, "server message_pinned")
+            await on.asks(on.alice, "GET", f"/chats/{DIRECT}/pins", answer="http pins")
+            for _ in range(2):
+                await on.asks(on.bob, "DELETE", f"/messages/{MESSAGE}/pin")
+            await on.hears(a, "server message_unpinned")
             await on.asks(on.alice, "DELETE", f"/messages/{MESSAGE}")
             await on.hears(b, "server message_deleted")
             await on.says(a, "client message_send")
             await on.hears(a, "server ack of message_send, repeated")
             events = (await on.bob.get(since)).json["events"]
-            assert [event["seq"] for event in events] == [2, 3, 4, 5, 6]
-            assert [event["seq"] for event in events if event["type"] == "message_deleted"] == [2, 3, 6]
+            assert [event["seq"] for event in events] == [2, 3, 4, 5, 6, 7, 8]
+            assert [event["seq"] for event in events if event["type"] == "message_deleted"] == [2, 3, 8]
             await on.says(a, "client typing")
             await on.hears(a, "server ack of typing")
             await on.hears(b, "server typing")
@@ -625,6 +633,11 @@ async def test_roles_may_do_what_the_table_says(services: Services) -> None:
                 ],
                 "post, type": [await post(who, chat)],
                 "react": [await who.put(f"{posted}/reactions/%F0%9F%91%8D", {})],
+                "pin, unpin a message": [
+                    await who.put(f"{posted}/pin", {}),
+                    await who.delete(f"{posted}/pin"),
+                    await who.delete(f"{chat}/pins"),
+                ],
                 "edit one's own message": [await who.put(await own(who, role, chat), edit)],
                 "delete one's own message": [await who.delete(await own(who, role, chat))],
                 "delete another's message": [await who.delete(posted)],
@@ -669,6 +682,7 @@ def test_limits_of_messages_are_those_of_the_code() -> None:
         f"{most:,} others",
         f"{invites.MOST} invites",
         f"{messages.REACTIONS} reactions",
+        f"{pin_shapes.MAX_PINS} pinned messages",
         f"{watching.MOST} people",
         "1,000 events, 200 messages",
     ):

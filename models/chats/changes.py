@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from uuid import UUID
 
+from models.chats import messages
 from models.chats.events import SEVERED, Change
-from models.database import Database
+from models.database import Database, Row
 
 Announce = Callable[[Change], Awaitable[None]]
 
@@ -59,6 +60,20 @@ class ChatChanges:
             )
             self.db.after_commit(partial(self._announce, change))
             yield change
+
+    @contextlib.asynccontextmanager
+    async def lock_message(self, user_id: UUID, message_id: UUID) -> AsyncIterator[tuple[Change, Row] | None]:
+        """Lock the chat of a message, and look at both as a user; None when there is no such message that they see."""
+        seen = await messages.seen_by(self.db, message_id, user_id)
+        if seen is None:
+            yield None
+            return
+        async with self.lock(seen["chat_id"], user_id) as change:
+            if change is None or change.role is None:
+                yield None
+                return
+            row = await messages.get(self.db, message_id, user_id)
+            yield (change, row) if row is not None and row["seq"] >= change.seen_from else None
 
     def start(self, chat_id: UUID, kind: str, participant_count: int, owner: UUID) -> Change:
         """The change by which a chat comes into being, in the transaction that inserted its row."""

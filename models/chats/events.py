@@ -144,7 +144,8 @@ class Change:
         about: int | None = None,
     ) -> Event:
         """Add an event: its row, and what it is sent with (``fields``; when None, the row's own columns). ``about`` is
-        the seq of the message that it changes."""
+        the seq of the message that it names."""
+        assert (message_id is None) == (about is None)  # else it would be shown to those who don't see the message
         seq, created_at = await self._insert(kind, message_id, user_id, data or {})
         sent = event_fields(kind, message_id, user_id, data or {}) if fields is None else fields
         return self._add(kind, seq, created_at, sent, scope_of(self.type, kind, about, user_id, data or {}))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from models.database import Row
 from models.paging import base64_size, json_size
 
 # Who has reacted to message ``m`` by now.
@@ -49,9 +53,30 @@ def message_columns(viewer: str, source: str = NOW) -> str:
         {reaction_counts(source)} AS reaction_counts, m.created_at, m.edited_at, m.expires_at"""
 
 
+_FIELDS = (
+    *("id", "chat_id", "seq", "sender_id", "client_id", "encrypted_payload", "message_type", "metadata", "reply_to"),
+    *("reply_to_seq", "forwarded_from", "reactions", "reaction_counts", "created_at", "edited_at", "expires_at"),
+)
+
+
+def shown(row: Row | Mapping[str, Any]) -> dict[str, Any]:
+    """The message of a row with these columns, without the other columns of the row. ``reaction_counts`` are of
+    channels only."""
+    return {name: row[name] for name in _FIELDS if name != "reaction_counts" or row[name] is not None}
+
+
 # The JSON of a row with these columns: ids, times and names take 700 bytes at most.
 MESSAGE_SIZE = f"""(764 + {base64_size("encrypted_payload")}
     + {json_size("metadata", "reactions", "reaction_counts")})"""
+
+
+# Tables with rows about messages, each with a ``message_id``. Whatever erases messages deletes these rows.
+_ATTACHED = ("message_reads", "message_reactions", "pinned_messages")
+
+
+def detached(messages: str) -> str:
+    """The parts of a WITH that delete the rows about messages; ``messages`` selects their ids."""
+    return ", ".join(f"{table}_gone AS (DELETE FROM {table} WHERE message_id IN ({messages}))" for table in _ATTACHED)
 
 
 def erased(reason: str) -> str:

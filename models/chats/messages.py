@@ -10,7 +10,7 @@ from uuid import UUID
 import peewee
 
 from models.chats.events import POSITION, Change
-from models.chats.message_row import MESSAGE_SIZE, erased, message_columns
+from models.chats.message_row import MESSAGE_SIZE, detached, erased, message_columns
 from models.chats.tables import ChatThread
 from models.chats.visibility import UNEXPIRED, VISIBLE
 from models.database import JSONB, Database, Row, Table
@@ -185,7 +185,7 @@ async def stored(db: Database, sender_id: UUID, client_id: UUID) -> Posted | Non
 # Reading ------------------------------------------------------------------------------------------------------------
 
 # A message ``m`` in its chat ``t`` with the participant ``p`` who asks, $1.
-_FOR_PARTICIPANT = """messages m
+FOR_PARTICIPANT = """messages m
     JOIN chat_threads t ON t.id = m.chat_id AND t.deleted_at IS NULL
     JOIN chat_participants p ON p.chat_id = m.chat_id AND p.user_id = $1 AND NOT p.concealed"""
 
@@ -193,18 +193,18 @@ _FOR_PARTICIPANT = """messages m
 async def seen_by(db: Database, message_id: UUID, user_id: UUID) -> Row | None:
     """``chat_id, seq`` of a message that is there and that a user may see, else None."""
     return await db.row(
-        f"SELECT m.chat_id, m.seq FROM {_FOR_PARTICIPANT} WHERE m.id = $2 AND {VISIBLE}", user_id, message_id
+        f"SELECT m.chat_id, m.seq FROM {FOR_PARTICIPANT} WHERE m.id = $2 AND {VISIBLE}", user_id, message_id
     )
 
 
 async def visible(db: Database, user_id: UUID, message_id: UUID) -> Row | None:
     """A message as a user sees it, else None."""
     return await db.row(
-        f"SELECT {message_columns('$1')} FROM {_FOR_PARTICIPANT} WHERE m.id = $2 AND {VISIBLE}", user_id, message_id
+        f"SELECT {message_columns('$1')} FROM {FOR_PARTICIPANT} WHERE m.id = $2 AND {VISIBLE}", user_id, message_id
     )
 
 
-_HISTORY = f"""SELECT {message_columns("$1")} FROM {_FOR_PARTICIPANT}
+_HISTORY = f"""SELECT {message_columns("$1")} FROM {FOR_PARTICIPANT}
     WHERE m.chat_id = $2 AND m.seq > $3 AND m.seq < $4 AND {VISIBLE}"""
 _NEWEST_FIRST = cut(_HISTORY, MESSAGE_SIZE, "seq DESC", "$5")
 _OLDEST_FIRST = cut(_HISTORY, MESSAGE_SIZE, "seq", "$5")
@@ -260,11 +260,7 @@ WITH doomed AS (
 ), placed AS (
     INSERT INTO chat_events (chat_id, seq, position, type, message_id, data, created_at)
     SELECT chat_id, seq, position, 'message_deleted', id, jsonb_build_object('reason', $3::text), created_at FROM doomed
-), reads AS (
-    DELETE FROM message_reads WHERE message_id IN (SELECT id FROM doomed)
-), reactions AS (
-    DELETE FROM message_reactions WHERE message_id IN (SELECT id FROM doomed)
-), own AS (
+), {detached("SELECT id FROM doomed")}, own AS (
     UPDATE chat_participants p SET own_after = own_after - many
     FROM (SELECT doomed.sender_id, count(*) AS many FROM doomed
           JOIN chat_participants author ON author.chat_id = $1 AND author.user_id = doomed.sender_id
@@ -357,14 +353,16 @@ async def unreact(change: Change, message_id: UUID, seq: int, emoji: str) -> boo
 
 
 async def forget_sender(db: Database, user_id: UUID) -> None:
-    """Take an account's name off its messages, and its reads and reactions away, a batch a statement: an erasure that
-    did all at once would hold up everybody."""
+    """Take an account's name off its messages and pins, and its reads and reactions away, a batch a statement: an
+    erasure that did all at once would hold up everybody."""
     for statement in (
         "UPDATE messages SET sender_id = NULL WHERE id IN (SELECT id FROM messages WHERE sender_id = $1 LIMIT 2000)",
         """DELETE FROM message_reads WHERE user_id = $1 AND message_id IN
                (SELECT message_id FROM message_reads WHERE user_id = $1 LIMIT 2000)""",
         """DELETE FROM message_reactions WHERE user_id = $1 AND message_id IN
                (SELECT message_id FROM message_reactions WHERE user_id = $1 LIMIT 2000)""",
+        """UPDATE pinned_messages SET pinned_by = NULL WHERE message_id IN
+               (SELECT message_id FROM pinned_messages WHERE pinned_by = $1 LIMIT 2000)""",
     ):
         while await db.execute(statement, user_id):
             continue

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import peewee
 
-from models.chats.message_row import erased
+from models.chats.message_row import detached, erased
 from models.database import Database, Table
 from models.sweeps import Due, Sweep
 
@@ -76,11 +76,7 @@ FROM due""",
 # that failed, and are passed over, waits in it until it is worth another look.
 _PURGE = f"""{_DOOMED}, gone AS (
     UPDATE messages m SET {erased("'deleted'")} WHERE m.id IN (SELECT id FROM messages_) RETURNING 1
-), reads AS (
-    DELETE FROM message_reads WHERE message_id IN (SELECT id FROM messages_)
-), reactions AS (
-    DELETE FROM message_reactions WHERE message_id IN (SELECT id FROM messages_)
-), untold AS (
+), {detached("SELECT id FROM messages_")}, untold AS (
     DELETE FROM chat_events WHERE (chat_id, seq) IN (SELECT chat_id, seq FROM events_) RETURNING 1
 ), parted AS (
     UPDATE files SET chat_id = NULL WHERE id IN (SELECT id FROM files_) RETURNING 1

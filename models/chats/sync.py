@@ -123,9 +123,9 @@ async def spans(
 
 
 # A message that has expired, and is about to be erased, is shown as what it will be. ``about`` is the seq of the
-# message that an event changes, and is looked up only where a membership began later than the chat; of a message whose
-# row is gone it is 1, which such a membership does not see. The events are cut to a page: ``more`` is true of the last
-# one if others did not fit.
+# message that an event names, and is looked up only where a membership began later than the chat: others see them all.
+# Of a message whose row is gone it is 1, which such a membership does not see. The events are cut to a page: ``more``
+# is true of the last one if others did not fit.
 _EVENTS = f"""
 SELECT * FROM (
 SELECT range.place, e.*, {json_size("e.data")} AS size, sum({json_size("e.data")}) OVER so_far AS total,
@@ -140,7 +140,7 @@ LATERAL (
     UNION ALL
     SELECT seq, type::text, created_at, message_id, user_id, data,
            CASE WHEN late AND message_id IS NOT NULL
-                THEN coalesce((SELECT abs(m.seq) FROM messages m WHERE m.id = message_id), 1) ELSE 1 END
+                THEN coalesce((SELECT abs(m.seq) FROM messages m WHERE m.id = message_id), 1) END
     FROM chat_events c WHERE c.chat_id = range.chat_id AND c.seq BETWEEN range.first AND range.last
 ) AS e WINDOW so_far AS (ORDER BY range.place, e.seq ROWS UNBOUNDED PRECEDING)
 ) AS page WHERE total <= {MAX_PAGE} OR number = 1 ORDER BY place, seq

@@ -32,7 +32,6 @@ def blocked(one: str, other: str) -> str:
 # The scope of an event says who sees it, of those who took part when it happened: everybody (``""``), those who may see
 # the message at a seq (``m17``), or the owner, the admins and one user (``u`` with the user's id).
 EVERYBODY = ""
-_ABOUT_MESSAGES = ("message_edited", "message_deleted", "reaction_added", "reaction_removed")
 _ABOUT_READERS = ("participant_invited", "participant_added", "participant_removed", "participant_role")
 
 
@@ -42,13 +41,14 @@ def seen_from(kind: str, joined_seq: int) -> int:
 
 
 def scope_of(chat_type: str, event: str, about: int | None, user_id: UUID | None, data: Mapping[str, Any]) -> str:
-    """The scope of an event. ``about`` is the seq of the message that it changes, ``user_id`` is who reacted, came or
-    went, ``data`` is what is stored with it: a ``role``, and for a change of it the one before, ``was``."""
+    """The scope of an event. ``about`` is the seq of the message that it names, None if it names none; ``user_id`` is
+    who reacted, came or went, ``data`` is what is stored with it: a ``role``, and for a change of it the one before,
+    ``was``. Users see an event of any type only if they see the message that it names."""
     if chat_type == "channel":
         governs = data.get("role") in GOVERNING or data.get("was") in GOVERNING
         if event in ("reaction_added", "reaction_removed") or (event in _ABOUT_READERS and not governs):
             return f"u{user_id}"
-    elif chat_type != "cloud" and event in _ABOUT_MESSAGES and about is not None:
+    elif chat_type != "cloud" and about is not None:
         return f"m{about}"
     return EVERYBODY
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from uuid import UUID
@@ -16,6 +16,7 @@ from models.chats import expiry, messages
 from models.chats.access import Access, View
 from models.chats.changes import ChatChanges
 from models.chats.events import Change
+from models.chats.message_row import shown
 from models.chats.messages import Posted
 from models.database import Database, Row, Unavailable
 from models.sweeps import UNWATCHED, RowsFailed, Sweep, Sweeper, Watch
@@ -155,30 +156,24 @@ class Messages:
         rows, more = await messages.history(
             self._db, user_id, chat_id, before=query.before_seq, after=query.after_seq, limit=query.limit
         )
-        return [_shown(row) for row in rows], more
+        return [shown(row) for row in rows], more
 
     async def get(self, user_id: UUID, message_id: UUID) -> dict[str, Any]:
         """One message that the user may see. Raises NotFound."""
         row = await messages.visible(self._db, user_id, message_id)
         if row is None:
             raise NotFound(NO_MESSAGE)
-        return shown(dict(row))
+        return shown(row)
 
     # Changing ---------------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def _lock_message(self, user_id: UUID, message_id: UUID) -> AsyncIterator[tuple[Change, Row]]:
         """A message that the user sees, with its chat locked. Raises NotFound."""
-        seen = await messages.seen_by(self._db, message_id, user_id)
-        if seen is None:
-            raise NotFound(NO_MESSAGE)
-        async with self._changes.lock(seen["chat_id"], user_id) as change:
-            if change is None or change.role is None:
+        async with self._changes.lock_message(user_id, message_id) as found:
+            if found is None:
                 raise NotFound(NO_MESSAGE)
-            row = await messages.get(self._db, message_id, user_id)
-            if row is None or row["seq"] < change.seen_from:
-                raise NotFound(NO_MESSAGE)
-            yield change, row
+            yield found
 
     async def edit(self, user_id: UUID, message_id: UUID, request: shapes.Edit) -> dict[str, Any]:
         """Replace the payload of one's own message; the message after it. Raises NotFound, Forbidden."""
@@ -186,7 +181,9 @@ class Messages:
             if row["sender_id"] != user_id or not change.may_write:
                 raise Forbidden("Only its sender edits a message, while they may post.")
             await messages.edit(change, message_id, request.encrypted_payload, request.message_type, request.metadata)
-            after = shown(dict(await messages.get(self._db, message_id, user_id) or {}))
+            edited = await messages.get(self._db, message_id, user_id)
+            assert edited is not None  # the time of a transaction stands still, so it has not expired meanwhile
+            after = shown(edited)
             # In a channel reactions are each reader's own, and the frame is one for all: an edit leaves them alone.
             sent = {**after, "reactions": []} if change.type == "channel" else after
             await change.append(
@@ -247,18 +244,3 @@ class Messages:
         if failed is not None:
             raise failed
         return erased
-
-
-def shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as clients get it."""
-    return _shown(row)
-
-
-def _shown(row: Any) -> dict[str, Any]:
-    message = {name: value for name, value in row.items() if name not in _NOT_SHOWN}
-    if message["reaction_counts"] is None:
-        del message["reaction_counts"]  # they are of channels
-    return message
-
-
-_NOT_SHOWN = frozenset(("number", "until", "hidden", "gone", "reason", "size", "total", "more", "place", "wanted"))

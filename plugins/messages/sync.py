@@ -12,12 +12,12 @@ from handlers.alerts import Alerts
 from handlers.wire.errors import ApiError, Fault, InvalidRequest
 from models.chats import receipts, sync
 from models.chats.events import Event
+from models.chats.message_row import shown
 from models.chats.sync import Range, Span
 from models.chats.visibility import Membership
 from models.database import Database, Row
 from models.paging import Page
 from plugins.messages.cursor import Cursor
-from plugins.messages.messages import shown
 
 MARKS = 500  # in one page: some 80 KB
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from models import accounts, calls, contacts, files, prekeys, push, sessions, tombstones, users
-from models.chats import chats, invites, sanctions, views
+from models.chats import chats, invites, pins, sanctions, views
 from models.database import Database
 from models.postgres.orm import numbered
 from tests.running import Services, place
@@ -88,6 +88,7 @@ async def test_each_finds_its_rows_by_an_index(services: Services) -> None:
             sanctions.unban(change, one),
             views.forget(change, one),
             views.read(asked, one, other),
+            pins.unpin(change, one, 1),
         ):
             before = len(explaining.plans)
             await query
