@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
@@ -201,7 +201,7 @@ class Journal:
         committed = time.monotonic()
         self._sizes.observe(len(batch))
         self._seconds.observe(committed - began)
-        stale = []
+        stale, sent = [], []
         for entry, posted in zip(batch, found, strict=True):
             if posted is None:
                 stale.append(entry)
@@ -209,12 +209,13 @@ class Journal:
             if posted.payload_hash is None:
                 try:
                     self._tell(entry, posted, committed)
-                    self._note_sent(posted.id)
+                    sent.append(posted.id)
                 except Exception as error:  # it is stored, and so are the others: they are told and acked
                     entry.context.run(_not_told, error)
             entry.stored(posted)
             if posted.payload_hash is not None:
                 self._repeat(entry, posted)
+        self._note_sent(sent)
         for entry in stale:
             await self._look_again(entry)
 
@@ -227,7 +228,7 @@ class Journal:
         sent = posted.id in self._sent or posted.id in self._sent_before
         if not same or sent or not LATE <= age < YOUNG:
             return
-        self._note_sent(posted.id)
+        self._note_sent([posted.id])
         task = asyncio.create_task(self._announce(entry, posted))
         self._announcing.add(task)
         task.add_done_callback(self._announcing.discard)
@@ -246,9 +247,9 @@ class Journal:
             self._sent_before.discard(posted.id)
             entry.context.run(_not_told, error)
 
-    def _note_sent(self, message_id: UUID) -> None:
-        self._sent.add(message_id)
-        if len(self._sent) == SENT // 2:
+    def _note_sent(self, message_ids: Iterable[UUID]) -> None:
+        self._sent.update(message_ids)
+        if len(self._sent) >= SENT // 2:
             self._sent_before, self._sent = self._sent, set()
 
     def _tell(self, entry: _Entry[Any], posted: Posted, committed: float) -> None:
