@@ -17,9 +17,9 @@ from models.users import User
 
 RING_SECONDS = 60  # seed: a call that nobody answers is missed
 ANSWER_SECONDS = 60  # an answer waits as long for a caller who is away as the ring may have lasted
-CANDIDATES = 300  # a call, contract section 6; a phone with many networks gathers a few dozen
-RESERVED = 20  # candidates that an instance sets aside at once: one statement for each phone of a usual call
-SWEPT = 500  # calls that one statement of a sweep ends
+MAX_CANDIDATES = 300  # a call, contract section 6; a phone with many networks gathers a few dozen
+CANDIDATES_RESERVED = 20  # candidates that an instance sets aside at once: one statement for each phone of a usual call
+SWEEP_BATCH = 500  # calls that one statement of a sweep ends
 HEARTBEAT_HOURS = 1  # seed: an answered call without a heartbeat for this long has ended
 
 
@@ -94,7 +94,7 @@ UNION ALL SELECT superseded.*, false, false FROM superseded
 """
 
 
-class Rung(NamedTuple):
+class RingOutcome(NamedTuple):
     """What an offer met: the call now ringing (or already there), whether it is new, and the calls it ended. Of a new
     one also whether the caller may see the callee's presence, and is a contact of theirs."""
 
@@ -105,7 +105,7 @@ class Rung(NamedTuple):
     contact: bool = False
 
 
-async def ring(db: Database, call_id: UUID, caller_id: UUID, callee_id: UUID, call_type: str) -> Rung | None:
+async def ring(db: Database, call_id: UUID, caller_id: UUID, callee_id: UUID, call_type: str) -> RingOutcome | None:
     """Start a call between two users, ending the caller's earlier one or an answered one between them.
 
     ``new`` is False when ``call.id`` is another call that already rings between them (glare), or when this very id
@@ -118,7 +118,7 @@ async def ring(db: Database, call_id: UUID, caller_id: UUID, callee_id: UUID, ca
             return None
         rows = [Call(*row[:-2]) for row in found]
         if rows and rows[0].id == call_id:
-            return Rung(rows[0], True, rows[1:], found[0]["visible"], found[0]["contact"])
+            return RingOutcome(rows[0], True, rows[1:], found[0]["visible"], found[0]["contact"])
         met = await db.row(
             f"""SELECT {_CALL} FROM call_sessions
                 WHERE id = $1 OR ({_PAIR.format("$2::uuid", "$3::uuid")} AND {_LIVE} AND NOT silent)
@@ -128,11 +128,11 @@ async def ring(db: Database, call_id: UUID, caller_id: UUID, callee_id: UUID, ca
             callee_id,
         )
         if met is not None and (met["id"] == call_id or met["caller_id"] != caller_id):
-            return Rung(Call(*met), False, rows)
+            return RingOutcome(Call(*met), False, rows)
     raise asyncpg.SerializationError("offers of one pair keep colliding")
 
 
-class Answered(NamedTuple):
+class AnswerOutcome(NamedTuple):
     """A call that was answered: whether by this answer (the same one may come again), and whether the callee may see
     the caller's presence."""
 
@@ -141,7 +141,7 @@ class Answered(NamedTuple):
     visible: bool
 
 
-async def answer(db: Database, call_id: UUID, callee_id: UUID, answer_hash: bytes) -> Answered | None:
+async def answer(db: Database, call_id: UUID, callee_id: UUID, answer_hash: bytes) -> AnswerOutcome | None:
     """ringing → accepted, by the callee, while it rings. None when this answer is not the one that answered it."""
     row = await db.row(
         f"""WITH answered AS (
@@ -165,17 +165,17 @@ async def answer(db: Database, call_id: UUID, callee_id: UUID, answer_hash: byte
         callee_id,
         answer_hash,
     )
-    return None if row is None else Answered(Call(*row[:-2]), row["new"], row["visible"])
+    return None if row is None else AnswerOutcome(Call(*row[:-2]), row["new"], row["visible"])
 
 
 async def reserve_candidates(db: Database, call_id: UUID) -> int:
     """Set some of a live call's candidates aside for the asking instance; how many, 0 when all are used up."""
     taken = await db.execute(
-        f"""UPDATE call_sessions SET candidates = candidates + {RESERVED}
-            WHERE id = $1 AND {_LIVE} AND candidates <= {CANDIDATES - RESERVED}""",
+        f"""UPDATE call_sessions SET candidates = candidates + {CANDIDATES_RESERVED}
+            WHERE id = $1 AND {_LIVE} AND candidates <= {MAX_CANDIDATES - CANDIDATES_RESERVED}""",
         call_id,
     )
-    return RESERVED * taken
+    return CANDIDATES_RESERVED * taken
 
 
 async def hang_up(db: Database, call_id: UUID, user_id: UUID, reason: str) -> Call | None:
@@ -195,7 +195,7 @@ async def hang_up(db: Database, call_id: UUID, user_id: UUID, reason: str) -> Ca
     )
 
 
-async def beat(db: Database, call_id: UUID, user_id: UUID) -> bool:
+async def record_heartbeat(db: Database, call_id: UUID, user_id: UUID) -> bool:
     """Note that an answered call is still alive."""
     return (
         await db.execute(
@@ -218,25 +218,25 @@ async def expire(db: Database, call_id: UUID) -> Call | None:
     )
 
 
-def _overdue(name: str, rows: str, order: str, outcome: str) -> tuple[Due, str]:
+def _sweep_statement(name: str, rows: str, order: str, outcome: str) -> tuple[Due, str]:
     due = Due(name, "id", f"call_sessions WHERE {rows}", order)
     return due, f"UPDATE call_sessions SET ended_at = now(), {outcome} WHERE id IN ({due.batch}) RETURNING {_CALL}"
 
 
-_OVERDUE = (
-    _overdue(
+_SWEEPS = (
+    _sweep_statement(
         "calls_ringing",
         f"status = 'ringing' AND started_at <= now() - interval '{RING_SECONDS} seconds'",
         "started_at",
         "status = 'missed', end_reason = 'timeout'",
     ),
-    _overdue(
+    _sweep_statement(
         "calls_silent",
         f"status = 'accepted' AND last_heartbeat <= now() - interval '{HEARTBEAT_HOURS} hours'",
         "last_heartbeat",
         "status = 'ended', end_reason = 'heartbeat_lost'",
     ),
-    _overdue(
+    _sweep_statement(
         "calls_deserted",
         f"{_LIVE} AND (caller_id IS NULL OR callee_id IS NULL)",
         "id",
@@ -245,7 +245,7 @@ _OVERDUE = (
 )
 
 
-def overdue(db: Database, ended: Callable[[Call], None]) -> list[Sweep]:
+def sweeps(db: Database, ended: Callable[[Call], None]) -> list[Sweep]:
     """End every call that rang or was silent too long, or whose other account was erased. Run on every instance, each
     call is ended by one, which calls ``ended`` with it."""
 
@@ -256,23 +256,23 @@ def overdue(db: Database, ended: Callable[[Call], None]) -> list[Sweep]:
                 ended(Call(*row))
             return len(rows)
 
-        return Sweep(due, work, SWEPT)
+        return Sweep(due, work, SWEEP_BATCH)
 
-    return [sweep(due, statement) for due, statement in _OVERDUE]
+    return [sweep(due, statement) for due, statement in _SWEEPS]
 
 
 async def get(db: Database, call_id: UUID) -> Call | None:
     return await _one_call(db, f"SELECT {_CALL} FROM call_sessions WHERE id = $1", call_id)
 
 
-class WaitingFor(NamedTuple):
+class PendingFrames(NamedTuple):
     """A call of which something may wait for a user: the ``offer`` and its candidates, else the answer."""
 
     call_id: UUID
     offer: bool
 
 
-async def waiting_for(db: Database, user_id: UUID, at_most: int) -> list[WaitingFor]:
+async def list_pending(db: Database, user_id: UUID, at_most: int) -> list[PendingFrames]:
     """The calls of which something may wait for a user just now: their own that were answered a moment ago; then those
     that ring for them, contacts' first, the oldest first. Not of who is blocked meanwhile."""
     rows = await db.fetch(
@@ -288,10 +288,10 @@ async def waiting_for(db: Database, user_id: UUID, at_most: int) -> list[Waiting
         user_id,
         at_most,
     )
-    return [WaitingFor(*row) for row in rows]
+    return [PendingFrames(*row) for row in rows]
 
 
-async def rings_until(db: Database, callee_id: UUID) -> list[tuple[UUID, datetime]]:
+async def list_ringing(db: Database, callee_id: UUID) -> list[tuple[UUID, datetime]]:
     """The calls that ring for a user just now, each with the end of its ring."""
     rows = await db.fetch(
         f"""SELECT id, started_at + interval '{RING_SECONDS} seconds' AS over FROM call_sessions
@@ -309,7 +309,9 @@ async def _one_call(db: Database, sql: str, *args: object) -> Call | None:
 
 
 # What the history shows of a call: the seed's columns.
-SHOWN = tuple(name for name in CallSession._meta.columns if name not in ("silent", "candidates", "answer_hash"))
+HISTORY_COLUMNS = tuple(
+    name for name in CallSession._meta.columns if name not in ("silent", "candidates", "answer_hash")
+)
 
 _HISTORY = """
 SELECT c.id, c.caller_id, c.callee_id, c.call_type::text, c.status::text, c.started_at, c.accepted_at, c.ended_at,

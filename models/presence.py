@@ -64,7 +64,7 @@ def sees_presence(viewer: str) -> str:
                 ELSE true END))"""
 
 
-async def seen(db: Database, asked: Sequence[tuple[UUID, UUID]]) -> list[Row]:
+async def list_visible(db: Database, asked: Sequence[tuple[UUID, UUID]]) -> list[Row]:
     """For each (user, viewer) who may see that user's presence: ``user_id, viewer, is_online, last_seen``."""
     return await db.fetch(
         f"""SELECT users.id AS user_id, asked.viewer, is_online, last_seen
@@ -75,7 +75,7 @@ async def seen(db: Database, asked: Sequence[tuple[UUID, UUID]]) -> list[Row]:
     )
 
 
-async def beat(db: Database, instance_id: UUID) -> bool:
+async def record_heartbeat(db: Database, instance_id: UUID) -> bool:
     """Say that the instance lives; True when it was not known, or was silent for so long that a sweep may have taken
     some of its users, so that it must announce its users again."""
     return bool(
@@ -116,10 +116,10 @@ async def leave(db: Database, instance_id: UUID, users: Sequence[UUID]) -> list[
     """The users' last sockets on the instance closed; those who have none anywhere, and are offline."""
     async with db.transaction():
         await db.execute(_LOCK, list(users))
-        return await _take_away(db, [instance_id], users)
+        return await _remove_connections(db, [instance_id], users)
 
 
-async def _take_away(db: Database, instances: Sequence[UUID], users: Sequence[UUID]) -> list[UUID]:
+async def _remove_connections(db: Database, instances: Sequence[UUID], users: Sequence[UUID]) -> list[UUID]:
     """Forget the users' connections to the instances; those who are offline now. The rows of the users are locked, so
     that what the second statement sees stays true."""
     await db.execute(
@@ -139,14 +139,14 @@ async def _take_away(db: Database, instances: Sequence[UUID], users: Sequence[UU
 
 _DEAD = f"i.beat_at < now() - interval '{STALE_SECONDS} seconds'"
 # The instance is locked: it can't come back, or take another user on, while its users are taken away.
-_LEFT = Due(
+_DEAD_CONNECTIONS = Due(
     "dead_connections",
     "c.instance_id, c.user_id",
     f"connections c JOIN instances i ON i.id = c.instance_id WHERE {_DEAD}",
     "i.beat_at",
     lock="FOR UPDATE OF i SKIP LOCKED",
 )
-_EMPTY = Due(
+_DEAD_INSTANCES = Due(
     "dead_instances",
     "i.id",
     f"instances i WHERE {_DEAD} AND NOT EXISTS (SELECT 1 FROM connections WHERE instance_id = i.id)",
@@ -159,18 +159,18 @@ def sweeper(db: Database, watch: Watch, offline: Callable[[Sequence[UUID]], None
 
     async def leave_all(limit: int) -> int:
         async with db.transaction():
-            rows = await db.fetch(_LEFT.batch, limit)
+            rows = await db.fetch(_DEAD_CONNECTIONS.batch, limit)
             users, instances = [row["user_id"] for row in rows], {row["instance_id"] for row in rows}
             await db.execute(_LOCK, users)
-            gone = await _take_away(db, list(instances), users)
+            gone = await _remove_connections(db, list(instances), users)
         if gone:
             offline(gone)
         return len(rows)
 
     async def forget(limit: int) -> int:
-        return await db.execute(f"DELETE FROM instances WHERE id IN ({_EMPTY.batch})", limit)
+        return await db.execute(f"DELETE FROM instances WHERE id IN ({_DEAD_INSTANCES.batch})", limit)
 
-    return Sweeper(db, watch, Sweep(_LEFT, leave_all, BATCH), Sweep(_EMPTY, forget, BATCH))
+    return Sweeper(db, watch, Sweep(_DEAD_CONNECTIONS, leave_all, BATCH), Sweep(_DEAD_INSTANCES, forget, BATCH))
 
 
 async def sweep(db: Database) -> list[UUID]:
@@ -180,7 +180,7 @@ async def sweep(db: Database) -> list[UUID]:
     return gone
 
 
-async def end(db: Database, instance_id: UUID) -> list[UUID]:
+async def stop(db: Database, instance_id: UUID) -> list[UUID]:
     """The instance stops in order, and counts as dead at once; who is offline now."""
     await db.execute("UPDATE instances SET beat_at = '-infinity' WHERE id = $1", instance_id)
     return await sweep(db)

@@ -14,7 +14,7 @@ from models.database import Database
 
 # Participants remembered, of all chats together: an id and its place in dictionaries are some 200 bytes, so this is
 # 60 MB at the most. The chats that were not used for longest go first.
-REMEMBERED = 300_000
+MAX_PARTICIPANTS = 300_000
 
 
 class View(NamedTuple):
@@ -51,7 +51,7 @@ class Access:
         self._views: OrderedDict[UUID, View] = OrderedDict()
         self._count = 0
 
-    def remembered(self, chat_id: UUID) -> View | None:
+    def cached(self, chat_id: UUID) -> View | None:
         """What is remembered of a chat."""
         view = self._views.get(chat_id)
         if view is not None:
@@ -70,19 +70,19 @@ class Access:
 
     async def view(self, chat_id: UUID, access: int = 0) -> View | None:
         """A chat as it is since ``access`` at least; None when there is no such chat."""
-        view = self.remembered(chat_id)
+        view = self.cached(chat_id)
         if view is None or view.access < access:
-            view = await self.fresh(chat_id)
+            view = await self.load(chat_id)
         return view
 
-    async def present(self, chat_id: UUID) -> View | None:
+    async def current(self, chat_id: UUID) -> View | None:
         """A chat as it is now; where nothing has changed since it was remembered, for the price of one row."""
-        view = self.remembered(chat_id)
+        view = self.cached(chat_id)
         if view is not None:
             access = await self._db.value("SELECT access FROM chat_threads WHERE id = $1", chat_id)
             if access == view.access:
                 return view
-        return await self.fresh(chat_id)
+        return await self.load(chat_id)
 
     async def members(self, chat_id: UUID, access: int, seq: int) -> Collection[UUID]:
         """The participants who see a chat since ``access`` at least, and were there when ``seq`` happened."""
@@ -98,7 +98,7 @@ class Access:
         view = await self.view(chat_id, access)
         return () if view is None else HiddenFrom(view.type, view.roles, view.joined, scope)
 
-    async def fresh(self, chat_id: UUID) -> View | None:
+    async def load(self, chat_id: UUID) -> View | None:
         """A chat as it is now."""
         row = await self._db.row(
             f"""SELECT t.access, t.type::text,
@@ -126,6 +126,6 @@ class Access:
         view = View(row["access"], row["type"], roles, row["severed"], row["live"], joined, concealed, audience)
         self._views[chat_id] = view
         self._count += len(view.roles)
-        while self._count > REMEMBERED and len(self._views) > 1:
+        while self._count > MAX_PARTICIPANTS and len(self._views) > 1:
             self.forget(next(iter(self._views)))
         return view

@@ -78,7 +78,7 @@ async def entry(db: Database, user_id: UUID, chat_id: UUID) -> Row | None:
     return await db.row(_ONE, user_id, chat_id)
 
 
-async def place_of(db: Database, user_id: UUID, chat_id: UUID) -> Row | None:
+async def membership_of(db: Database, user_id: UUID, chat_id: UUID) -> Row | None:
     """``type, role, joined_seq`` of a participant; None for others, and where the chat was deleted, be it for them
     alone."""
     return await db.row(

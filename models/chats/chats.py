@@ -25,7 +25,7 @@ class NewChat(NamedTuple):
     others: Sequence[UUID]
 
 
-def _pair(one: UUID, other: UUID) -> bytes:
+def _pair_hash(one: UUID, other: UUID) -> bytes:
     low, high = sorted((one.bytes, other.bytes))
     return hashlib.sha256(low + high).digest()
 
@@ -38,19 +38,19 @@ async def create(changes: ChatChanges, owner: UUID, chat: NewChat) -> tuple[UUID
     of being added (models/chats/invitations.py).
     """
     db, two = changes.db, chat.type in ("direct", "secret") and len(chat.others) == 1
-    pair = _pair(owner, chat.others[0]) if chat.type == "direct" else None
+    pair = _pair_hash(owner, chat.others[0]) if chat.type == "direct" else None
     async with db.transaction():
         own = others = False
         if two:
             await concealment.lock_pair(db, owner, chat.others[0])
             own, others = await concealment.blocks_between(db, owner, chat.others[0])
         if own:
-            known = None if pair is None else await _shown(db, owner, pair)
+            known = None if pair is None else await _visible_direct_chat(db, owner, pair)
             return None if known is None else (known, False)
         invited: dict[UUID, bool] = {}
         if chat.others and not two:
             among = () if chat.type == "channel" else chat.others
-            invited = await invitations.required(db, owner, chat.others, among)
+            invited = await invitations.find_invite_only(db, owner, chat.others, among)
         people = [owner, *(other for other in chat.others if other not in invited)]
         # All of them before the chat refers to one, and in the order of their ids, as an erasure locks them.
         await db.execute(
@@ -94,7 +94,7 @@ async def create(changes: ChatChanges, owner: UUID, chat: NewChat) -> tuple[UUID
         return chat_id, True
 
 
-async def _shown(db: Database, user_id: UUID, pair: bytes) -> UUID | None:
+async def _visible_direct_chat(db: Database, user_id: UUID, pair: bytes) -> UUID | None:
     """The direct chat of a pair, if the user may see it."""
     chat_id: UUID | None = await db.value(
         """SELECT t.id FROM chat_threads t JOIN chat_participants p ON p.chat_id = t.id
@@ -105,7 +105,7 @@ async def _shown(db: Database, user_id: UUID, pair: bytes) -> UUID | None:
     return chat_id
 
 
-async def masked(change: Change) -> list[UUID]:
+async def find_masked(change: Change) -> list[UUID]:
     """The participants who don't see how a locked chat of two is described."""
     rows = await change.db.fetch(
         "SELECT user_id FROM chat_participants WHERE chat_id = $1 AND masked ORDER BY user_id", change.chat_id
@@ -117,21 +117,21 @@ async def update(change: Change, columns: Mapping[str, Any]) -> None:
     """Set title, avatar_url or settings of a locked chat, with the event. A participant who did not see how it was
     described describes it from the beginning."""
     columns = dict(columns)
-    if change.two and change.user_id in await masked(change):
+    if change.is_pair and change.user_id in await find_masked(change):
         columns = {"title": None, "avatar_url": None, "settings": {}, **columns}
         await change.db.execute("UPDATE chat_participants SET masked = false WHERE chat_id = $1", change.chat_id)
     await change.db.run(ChatThread.update(columns).where(ChatThread.id == change.chat_id))
     # What describes a chat of two is not shown to who had blocked the one who gave it.
-    scope = f"u{change.user_id}" if change.two and await masked(change) else EVERYBODY
+    scope = f"u{change.user_id}" if change.is_pair and await find_masked(change) else EVERYBODY
     await change.append_chat("chat_updated", scope=scope)
 
 
 async def end(change: Change) -> None:
     """End a locked chat, and append the event: nobody may read or write in it from now on. What was in it is erased by
     models/chats/purge.py."""
-    await change.append_chat("chat_deleted", masked=change.two and bool(await masked(change)))
+    await change.append_chat("chat_deleted", masked=change.is_pair and bool(await find_masked(change)))
     await change.db.execute(
         "UPDATE chat_threads SET deleted_at = now(), access = access + 1 WHERE id = $1", change.chat_id
     )
     await change.db.execute("DELETE FROM chat_invites WHERE chat_id = $1", change.chat_id)
-    await invitations.end_all(change)
+    await invitations.delete_all(change)

@@ -18,7 +18,7 @@ NEVER = 2**62
 
 # Messages from each end of a chat that are searched for one of the blocker's, some 20 ms: the other one may have
 # written a million, and the chat is locked.
-SEARCHED = 10_000
+MAX_SEARCHED = 10_000
 
 # Whether the participant ``p`` has accepted their chat of two. A server of the version before does not note it: then
 # their messages say it. The database notes in user_contacts who has written to a user, so that few chats are searched.
@@ -27,8 +27,8 @@ ACCEPTED = f"""(p.accepted IS TRUE OR ((p.accepted IS NULL OR EXISTS (
         JOIN user_contacts c ON c.user_id = p.user_id AND c.contact_id = other.user_id
         WHERE other.chat_id = p.chat_id AND other.user_id <> p.user_id))
     AND EXISTS (SELECT 1 FROM (
-        (SELECT sender_id FROM messages WHERE chat_id = p.chat_id ORDER BY seq LIMIT {SEARCHED}) UNION ALL
-        (SELECT sender_id FROM messages WHERE chat_id = p.chat_id ORDER BY seq DESC LIMIT {SEARCHED})
+        (SELECT sender_id FROM messages WHERE chat_id = p.chat_id ORDER BY seq LIMIT {MAX_SEARCHED}) UNION ALL
+        (SELECT sender_id FROM messages WHERE chat_id = p.chat_id ORDER BY seq DESC LIMIT {MAX_SEARCHED})
     ) AS m WHERE m.sender_id = p.user_id)))"""
 
 _LOCK_PAIR = """SELECT pg_advisory_xact_lock(hashtextextended(
@@ -40,7 +40,7 @@ async def lock_pair(db: Database, one: UUID, other: UUID) -> None:
     await db.execute(_LOCK_PAIR, str(one), str(other))
 
 
-async def _chats_of(db: Database, one: UUID, other: UUID) -> list[UUID]:
+async def _lock_shared_chats(db: Database, one: UUID, other: UUID) -> list[UUID]:
     """The chats of these two, locked, under a new access number: who may write there has changed."""
     rows = await db.fetch(
         """WITH shared AS (
@@ -58,7 +58,7 @@ async def _chats_of(db: Database, one: UUID, other: UUID) -> list[UUID]:
 async def conceal_pair(db: Database, blocker: UUID, blocked: UUID) -> list[UUID]:
     """Conceal the chats of two that the blocker never accepted. Returns those that they saw until now: not chats that
     they had deleted, or that never came to them."""
-    chat_ids = await _chats_of(db, blocker, blocked)
+    chat_ids = await _lock_shared_chats(db, blocker, blocked)
     rows = await db.fetch(
         f"""SELECT p.chat_id, coalesce(v.deleted_number >= t.last_number, false) AS gone
             FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
@@ -95,10 +95,10 @@ async def conceal(db: Database, chat_ids: Sequence[UUID], user_ids: Sequence[UUI
         NEVER,
     )
     if seen:
-        await note_gone(db, chat_ids, user_ids)
+        await report_deleted(db, chat_ids, user_ids)
 
 
-async def note_gone(db: Database, chat_ids: Sequence[UUID], user_ids: Sequence[UUID]) -> None:
+async def report_deleted(db: Database, chat_ids: Sequence[UUID], user_ids: Sequence[UUID]) -> None:
     """Let ``/sync`` say to these users that nothing in these chats up to now is theirs any more."""
     await db.execute(
         """DELETE FROM chat_departures
@@ -121,7 +121,7 @@ async def reveal_pair(db: Database, blocker: UUID, blocked: UUID) -> None:
     """Give the blocker the chats of two back as if they had deleted them for themselves: they come with the next
     message, or when the blocker makes the chat, and begin there. Title, avatar and settings that the other one gave
     while they were blocked stay masked."""
-    chat_ids = await _chats_of(db, blocker, blocked)
+    chat_ids = await _lock_shared_chats(db, blocker, blocked)
     await db.execute(
         """WITH revealed AS (
                UPDATE chat_participants p SET concealed = false, joined_seq = t.last_seq + 1,

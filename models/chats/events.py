@@ -119,7 +119,7 @@ class Change:
     payer: UUID | None = None
 
     @property
-    def two(self) -> bool:
+    def is_pair(self) -> bool:
         """Whether it is a chat of two, whose participants never change."""
         return self.type in ("direct", "secret")
 

@@ -23,7 +23,7 @@ EXPIRED = Due(
 )
 
 
-async def expired(db: Database, limit: int) -> list[tuple[UUID, list[UUID]]]:
+async def find_expired(db: Database, limit: int) -> list[tuple[UUID, list[UUID]]]:
     """Messages whose time has come, by chat."""
     rows = await db.fetch(
         f"SELECT chat_id, array_agg(id) AS ids FROM ({EXPIRED.batch}) AS due GROUP BY chat_id ORDER BY chat_id", limit

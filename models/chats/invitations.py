@@ -20,9 +20,9 @@ from models.database import Database, Enum, Row, Table
 from models.presence import is_contact
 from models.users import User
 
-WAITING = 500  # invitations of a user; beyond it the oldest are declined
-OF_CHAT = 1024  # invitations of a chat that are not answered
-SHOWN = 100  # of them that a chat shows: their profiles are part of an answer that ends by bytes
+MAX_PER_USER = 500  # invitations of a user; beyond it the oldest are declined
+MAX_PER_CHAT = 1024  # invitations of a chat that are not answered
+MAX_SHOWN = 100  # of them that a chat shows: their profiles are part of an answer that ends by bytes
 
 
 class ChatInvitation(Table):
@@ -45,7 +45,7 @@ class ChatInvitation(Table):
 # Who is asked -------------------------------------------------------------------------------------------------------
 
 
-async def required(
+async def find_invite_only(
     db: Database, adder: UUID, user_ids: Sequence[UUID], among: Sequence[UUID], chat_id: UUID | None = None
 ) -> dict[UUID, bool]:
     """The users that this adder may only invite; True where the invitation must not be shown to the user either.
@@ -76,7 +76,7 @@ async def required(
     return {row["id"]: row["unseen"] for row in rows}
 
 
-async def count(change: Change, but: UUID | None = None) -> int:
+async def count_open(change: Change, but: UUID | None = None) -> int:
     """How many are invited into a locked chat, and not in it; they count against its size."""
     number: int = await change.db.value(
         """SELECT count(*) FROM chat_invitations
@@ -110,22 +110,22 @@ async def invite(change: Change, user_id: UUID, role: str, *, unseen: bool) -> b
     event = await change.append("participant_invited", user_id=user_id, data={"by": str(change.user_id)})
     if state == "waiting":
         change.notices[user_id] = event
-        await _waits(change, user_id, event.seq)
+        await _make_visible(change, user_id, event.seq)
     return True
 
 
-async def _waits(change: Change, user_id: UUID, seq: int) -> None:
+async def _make_visible(change: Change, user_id: UUID, seq: int) -> None:
     """Let the user's devices find the event in ``/sync``, and nothing else of the chat; the oldest invitations make
     room."""
     await change.db.execute(
         "UPDATE chat_invitations SET seq = $3 WHERE chat_id = $1 AND user_id = $2", change.chat_id, user_id, seq
     )
-    await _show_event(change, user_id, seq)
+    await _show_in_sync(change, user_id, seq)
     await change.db.execute(
         # Materialized: else the list may be sorted again for each of its rows.
         f"""WITH oldest AS MATERIALIZED (
                 SELECT chat_id FROM chat_invitations WHERE user_id = $1 AND state = 'waiting' AND chat_id <> $2
-                ORDER BY created_at DESC, chat_id DESC OFFSET {WAITING - 1}
+                ORDER BY created_at DESC, chat_id DESC OFFSET {MAX_PER_USER - 1}
             ), locked AS MATERIALIZED (
                 SELECT i.chat_id FROM oldest JOIN chat_invitations i ON i.chat_id = oldest.chat_id
                 WHERE i.user_id = $1 AND i.state = 'waiting' FOR UPDATE OF i SKIP LOCKED
@@ -137,7 +137,7 @@ async def _waits(change: Change, user_id: UUID, seq: int) -> None:
     )
 
 
-async def _show_event(change: Change, user_id: UUID, seq: int) -> None:
+async def _show_in_sync(change: Change, user_id: UUID, seq: int) -> None:
     await change.db.execute(
         """INSERT INTO chat_departures (chat_id, user_id, joined_seq, left_seq, position)
            SELECT id, $2, $3, $3, last_position FROM chat_threads WHERE id = $1
@@ -190,8 +190,8 @@ async def withdraw(change: Change, user_id: UUID) -> bool:
         return False
     event = await change.append("participant_removed", user_id=user_id, data={"role": row["role"]})
     if row["state"] == "waiting":
-        await end(change, user_id)
-        await _show_event(change, user_id, event.seq)
+        await delete(change, user_id)
+        await _show_in_sync(change, user_id, event.seq)
         change.notices[user_id] = event
     else:
         await change.db.execute(
@@ -202,25 +202,25 @@ async def withdraw(change: Change, user_id: UUID) -> bool:
     return True
 
 
-async def end(change: Change, user_id: UUID) -> None:
+async def delete(change: Change, user_id: UUID) -> None:
     """Forget the invitation of a user who comes into a locked chat or leaves it."""
     await change.db.execute("DELETE FROM chat_invitations WHERE chat_id = $1 AND user_id = $2", change.chat_id, user_id)
 
 
-async def end_all(change: Change) -> None:
+async def delete_all(change: Change) -> None:
     """Forget the invitations into a locked chat that ends; those who saw one find in ``/sync`` that it is gone."""
     waiting = await change.db.fetch(
         "SELECT user_id FROM chat_invitations WHERE chat_id = $1 AND state = 'waiting'", change.chat_id
     )
     if waiting:
-        await concealment.note_gone(change.db, [change.chat_id], [row["user_id"] for row in waiting])
+        await concealment.report_deleted(change.db, [change.chat_id], [row["user_id"] for row in waiting])
     await change.db.execute("DELETE FROM chat_invitations WHERE chat_id = $1", change.chat_id)
 
 
 # What the invited user does -----------------------------------------------------------------------------------------
 
 
-async def take(change: Change, user_id: UUID) -> Row | None:
+async def consume(change: Change, user_id: UUID) -> Row | None:
     """End the invitation that a user accepts: ``state``, and the ``role`` in which they come in; None when they see
     none. Only the owner makes admins, so an admin's invitation is worth what its maker still is."""
     return await change.db.row(
@@ -234,7 +234,7 @@ async def take(change: Change, user_id: UUID) -> Row | None:
     )
 
 
-async def stay(change: Change, user_id: UUID) -> None:
+async def reveal(change: Change, user_id: UUID) -> None:
     """Show a locked chat of many again to a participant who was asked; for them it begins now."""
     await change.db.execute(
         """UPDATE chat_participants p SET concealed = false, accepted = true, joined_seq = t.last_seq + 1,
@@ -271,7 +271,7 @@ async def decline(db: Database, user_id: UUID, chat_ids: Sequence[UUID] | None) 
             user_id,
             waiting,
         )
-        await concealment.note_gone(db, waiting, [user_id])
+        await concealment.report_deleted(db, waiting, [user_id])
     return rows
 
 
@@ -288,15 +288,15 @@ async def decline_from(db: Database, user_id: UUID, inviter: UUID) -> list[UUID]
     )
     chat_ids = [row["chat_id"] for row in rows]
     if chat_ids:
-        await concealment.note_gone(db, chat_ids, [user_id])
+        await concealment.report_deleted(db, chat_ids, [user_id])
     return chat_ids
 
 
 # Looking ------------------------------------------------------------------------------------------------------------
 
 # What an invited user sees of the chat: what it is, and who invited them. Not what happens in it, nor when.
-_SEEN = """SELECT t.id, t.type::text, t.title, t.avatar_url, t.created_by, t.created_at, i.created_at AS updated_at,
-        i.role::text, i.seq AS last_seq, t.participant_count,
+_INVITATION = """SELECT t.id, t.type::text, t.title, t.avatar_url, t.created_by, t.created_at,
+        i.created_at AS updated_at, i.role::text, i.seq AS last_seq, t.participant_count,
         u.id AS inviter_id, u.public_id, u.display_name, u.avatar_url AS inviter_avatar
     FROM chat_invitations i JOIN chat_threads t ON t.id = i.chat_id AND t.deleted_at IS NULL
     LEFT JOIN users u ON u.id = i.invited_by
@@ -307,22 +307,22 @@ async def entries(db: Database, user_id: UUID, limit: int, before: tuple[datetim
     """The invitations that a user has to answer, the latest first."""
     earlier = "AND (i.created_at, i.chat_id) < ($3, $4)" if before else ""
     return await db.fetch(
-        f"{_SEEN} {earlier} ORDER BY i.created_at DESC, i.chat_id DESC LIMIT $2", user_id, limit, *(before or ())
+        f"{_INVITATION} {earlier} ORDER BY i.created_at DESC, i.chat_id DESC LIMIT $2", user_id, limit, *(before or ())
     )
 
 
 async def entry(db: Database, user_id: UUID, chat_id: UUID) -> Row | None:
     """The invitation of a user into one chat; None when there is none to answer."""
-    return await db.row(f"{_SEEN} AND i.chat_id = $2", user_id, chat_id)
+    return await db.row(f"{_INVITATION} AND i.chat_id = $2", user_id, chat_id)
 
 
-async def invited(db: Database, chat_id: UUID) -> list[Row]:
+async def list_invited(db: Database, chat_id: UUID) -> list[Row]:
     """Who was invited into a chat and has not come in, for those who are in it; the latest first, at most SHOWN."""
     return await db.fetch(
         f"""SELECT u.id AS user_id, u.public_id, u.display_name, u.avatar_url, i.invited_by AS by,
                   i.created_at AS invited_at
            FROM chat_invitations i JOIN users u ON u.id = i.user_id
            WHERE i.chat_id = $1 AND i.state IN ('waiting', 'declined')
-           ORDER BY i.created_at DESC, i.user_id DESC LIMIT {SHOWN}""",
+           ORDER BY i.created_at DESC, i.user_id DESC LIMIT {MAX_SHOWN}""",
         chat_id,
     )

@@ -30,7 +30,7 @@ class ChatInvite(Table):
 _SHOWN = "id, created_by, max_uses, uses, expires_at, created_at"
 
 
-def _opens(user: str) -> str:
+def _admits(user: str) -> str:
     """SQL: whether the invite ``i`` lets the user in, a parameter such as ``$2``.
 
     Not when it has expired or is used up, nor when its maker may not invite any more; not who was banned, and who was
@@ -71,7 +71,7 @@ async def entries(db: Database, chat_id: UUID) -> list[Row]:
     return await db.fetch(f"SELECT {_SHOWN} FROM chat_invites WHERE chat_id = $1 ORDER BY created_at DESC, id", chat_id)
 
 
-async def withdraw(change: Change, invite_id: UUID) -> bool:
+async def revoke(change: Change, invite_id: UUID) -> bool:
     """Delete an invite of a locked chat; False when it has no such invite."""
     return (
         await change.db.execute("DELETE FROM chat_invites WHERE id = $1 AND chat_id = $2", invite_id, change.chat_id)
@@ -79,7 +79,7 @@ async def withdraw(change: Change, invite_id: UUID) -> bool:
     )
 
 
-async def withdraw_all_of(change: Change, user_id: UUID) -> None:
+async def revoke_all_by(change: Change, user_id: UUID) -> None:
     """Delete the invites that a user has made for a locked chat."""
     await change.db.execute("DELETE FROM chat_invites WHERE chat_id = $1 AND created_by = $2", change.chat_id, user_id)
 
@@ -95,7 +95,7 @@ async def use(change: Change, token: str) -> bool:
     return (
         await change.db.execute(
             f"""UPDATE chat_invites i SET uses = uses + 1
-                WHERE i.token_hash = $1 AND i.chat_id = $2 AND {_opens("$3")}""",
+                WHERE i.token_hash = $1 AND i.chat_id = $2 AND {_admits("$3")}""",
             _hash(token),
             change.chat_id,
             change.user_id,
@@ -113,7 +113,7 @@ async def preview(db: Database, token: str, user_id: UUID) -> Row | None:
                 LATERAL (SELECT EXISTS (SELECT 1 FROM chat_participants p
                                         WHERE p.chat_id = t.id AND p.user_id = $2 AND NOT p.concealed)
                          AS joined) AS mine
-            WHERE i.token_hash = $1 AND (mine.joined OR {_opens("$2")})""",
+            WHERE i.token_hash = $1 AND (mine.joined OR {_admits("$2")})""",
         _hash(token),
         user_id,
     )

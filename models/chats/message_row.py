@@ -5,11 +5,11 @@ from __future__ import annotations
 from models.paging import base64_size, json_size
 
 # Who has reacted to message ``m`` by now.
-NOW = "SELECT user_id, emoji, created_at FROM message_reactions WHERE message_id = m.id"
+CURRENT_REACTIONS = "SELECT user_id, emoji, created_at FROM message_reactions WHERE message_id = m.id"
 
 # Who had reacted to message ``m`` after the event at seq ``w.until``: the present reactions without those that came
 # later, and those that were taken back later. Of several changes of one reaction the first one tells how it was.
-THEN = """
+PAST_REACTIONS = """
 WITH later AS MATERIALIZED (
     SELECT DISTINCT ON (user_id, data ->> 'emoji') user_id, data ->> 'emoji' AS emoji, type FROM chat_events
     WHERE message_id = m.id AND seq > w.until AND type IN ('reaction_added', 'reaction_removed')
@@ -21,7 +21,7 @@ UNION ALL
 SELECT user_id, emoji, NULL FROM later WHERE type = 'reaction_removed'"""
 
 
-def reactions(viewer: str, source: str = NOW) -> str:
+def reactions(viewer: str, source: str = CURRENT_REACTIONS) -> str:
     """The reactions to message ``m`` of chat ``t`` as the user ``viewer`` sees them: in a channel only their own. 200
     are more than a screen has room for, and bound what an answer may grow to."""
     some = """(SELECT coalesce(jsonb_agg(jsonb_build_object('user_id', r.user_id, 'emoji', r.emoji)), '[]')
@@ -31,7 +31,7 @@ def reactions(viewer: str, source: str = NOW) -> str:
     return f"CASE WHEN t.type = 'channel' THEN {own} ELSE {some.format(source=source, which='')} END"
 
 
-def reaction_counts(source: str = NOW) -> str:
+def reaction_counts(source: str = CURRENT_REACTIONS) -> str:
     """How often each emoji was given to message ``m`` of chat ``t``, in a channel; NULL in other chats."""
     return f"""CASE WHEN t.type = 'channel' THEN (
         SELECT coalesce(jsonb_agg(jsonb_build_object('emoji', r.emoji, 'count', r.count)), '[]')
@@ -42,7 +42,7 @@ def reaction_counts(source: str = NOW) -> str:
 REPLY_TO_SEQ = "(SELECT abs(target.seq) FROM messages target WHERE target.id = m.reply_to)"
 
 
-def message_columns(viewer: str, source: str = NOW) -> str:
+def message_columns(viewer: str, source: str = CURRENT_REACTIONS) -> str:
     """The columns of message ``m`` in chat ``t`` as the user ``viewer`` (a parameter or column) sees it."""
     return f"""m.id, m.chat_id, m.seq, m.sender_id, m.client_id, m.encrypted_payload, m.message_type, m.metadata,
         m.reply_to, {REPLY_TO_SEQ} AS reply_to_seq, m.forwarded_from, {reactions(viewer, source)} AS reactions,

@@ -167,7 +167,7 @@ async def post(db: Database, posts: Sequence[Post]) -> list[Posted | None]:
     return [found.get(post.id) for post in posts]
 
 
-async def stored(db: Database, sender_id: UUID, client_id: UUID) -> Posted | None:
+async def find_stored(db: Database, sender_id: UUID, client_id: UUID) -> Posted | None:
     """What a sender has stored under this client_id, whatever became of it or of the sender's rights; on the standby,
     too, when this returns."""
     row = await db.row(
@@ -190,14 +190,14 @@ _FOR_PARTICIPANT = """messages m
     JOIN chat_participants p ON p.chat_id = m.chat_id AND p.user_id = $1 AND NOT p.concealed"""
 
 
-async def seen_by(db: Database, message_id: UUID, user_id: UUID) -> Row | None:
+async def locate_visible(db: Database, message_id: UUID, user_id: UUID) -> Row | None:
     """``chat_id, seq`` of a message that is there and that a user may see, else None."""
     return await db.row(
         f"SELECT m.chat_id, m.seq FROM {_FOR_PARTICIPANT} WHERE m.id = $2 AND {VISIBLE}", user_id, message_id
     )
 
 
-async def visible(db: Database, user_id: UUID, message_id: UUID) -> Row | None:
+async def get_visible(db: Database, user_id: UUID, message_id: UUID) -> Row | None:
     """A message as a user sees it, else None."""
     return await db.row(
         f"SELECT {message_columns('$1')} FROM {_FOR_PARTICIPANT} WHERE m.id = $2 AND {VISIBLE}", user_id, message_id
@@ -302,7 +302,7 @@ async def erase(change: Change, message_ids: Sequence[UUID], reason: str) -> lis
     return list(gone)
 
 
-async def accept(change: Change) -> None:
+async def note_accepted(change: Change) -> None:
     """Note that the participant has accepted a locked chat, by what they did in it."""
     await change.db.execute(
         """UPDATE chat_participants SET accepted = true
@@ -332,7 +332,7 @@ async def react(change: Change, message_id: UUID, seq: int, emoji: str, at_most:
         change.user_id,
         emoji,
     )
-    await accept(change)
+    await note_accepted(change)
     await change.append(
         "reaction_added", message_id=message_id, user_id=change.user_id, data={"emoji": emoji}, about=seq
     )

@@ -19,7 +19,7 @@ ROLES = ("owner", "admin", "member", "restricted")  # the highest first
 GOVERNING = ROLES[:2]  # who may invite
 
 
-async def named(db: Database, public_ids: Sequence[str]) -> dict[str, UUID]:
+async def find_by_public_id(db: Database, public_ids: Sequence[str]) -> dict[str, UUID]:
     """Users by their public ids, in lower case."""
     rows = await db.fetch(
         "SELECT lower(public_id) AS name, id FROM users WHERE lower(public_id) = ANY ($1::text[])",
@@ -56,7 +56,7 @@ async def add(change: Change, user_id: UUID, role: str, *, accepted: bool) -> bo
     if await role_of(change, user_id) is not None:
         return False
     await sanctions.lift(change, user_id)
-    await invitations.end(change, user_id)
+    await invitations.delete(change, user_id)
     await views.forget(change, user_id)
     event = await change.append("participant_added", user_id=user_id, data={"role": role})
     await change.db.execute(
@@ -70,7 +70,7 @@ async def add(change: Change, user_id: UUID, role: str, *, accepted: bool) -> bo
         accepted,
     )
     await invitations.ask_to_stay(change, user_id)
-    await _counted(change, 1)
+    await _add_to_count(change, 1)
     return True
 
 
@@ -84,9 +84,9 @@ async def remove(change: Change, user_id: UUID) -> Event | None:
         return None
     event = await change.append("participant_removed", user_id=user_id, data={"role": role})
     if role in GOVERNING:
-        await invites.withdraw_all_of(change, user_id)
+        await invites.revoke_all_by(change, user_id)
     removed = user_id != change.user_id
-    await sanctions.note_departure(change, user_id, restricted=role == "restricted", removed=removed)
+    await sanctions.record_departure(change, user_id, restricted=role == "restricted", removed=removed)
     await change.db.execute(
         """WITH gone AS (DELETE FROM chat_participants WHERE chat_id = $1 AND user_id = $2 RETURNING joined_seq)
            INSERT INTO chat_departures (chat_id, user_id, joined_seq, left_seq, position)
@@ -96,12 +96,12 @@ async def remove(change: Change, user_id: UUID) -> Event | None:
         event.seq,
     )
     await views.forget(change, user_id)
-    await invitations.end(change, user_id)
-    await _counted(change, -1)
+    await invitations.delete(change, user_id)
+    await _add_to_count(change, -1)
     return event
 
 
-async def _counted(change: Change, more: int) -> None:
+async def _add_to_count(change: Change, more: int) -> None:
     change.participant_count += more
     await change.db.execute(
         "UPDATE chat_threads SET participant_count = participant_count + $2 WHERE id = $1", change.chat_id, more
@@ -115,14 +115,14 @@ async def set_role(change: Change, user_id: UUID, role: str) -> None:
     The invites of a participant who may not invite any more end.
     """
     if role == "owner":
-        await _set(change, change.user_id, "admin")
-    await _set(change, user_id, role)
+        await _set_role(change, change.user_id, "admin")
+    await _set_role(change, user_id, role)
     if role not in GOVERNING:
-        await invites.withdraw_all_of(change, user_id)
+        await invites.revoke_all_by(change, user_id)
     await change.renew_access()
 
 
-async def _set(change: Change, user_id: UUID, role: str) -> None:
+async def _set_role(change: Change, user_id: UUID, role: str) -> None:
     was = await role_of(change, user_id)
     await change.db.execute(
         "UPDATE chat_participants SET role = $3::text::participant_role WHERE chat_id = $1 AND user_id = $2",
@@ -153,7 +153,7 @@ def _person(row: Mapping[str, Any]) -> dict[str, Any]:
     return person
 
 
-async def listed(
+async def list_page(
     db: Database, viewer: UUID, chat_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None
 ) -> tuple[list[dict[str, Any]], bool]:
     """A page of a chat's participants with their profiles, who joined last first; and whether there are more."""
@@ -170,7 +170,7 @@ _LATEST = cut(_LISTED, _PERSON_SIZE, _ORDER, "$3")
 _EARLIER = cut(f"{_LISTED} AND (p.joined_at, p.user_id) < ($4, $5)", _PERSON_SIZE, _ORDER, "$3")
 
 
-SHOWN = 8  # participants that a list shows of each chat (contract section 7)
+MAX_FIRST = 8  # participants that a list shows of each chat (contract section 7)
 
 # The viewer first, then the owner, admins, and the others, whom readers of a channel don't see. Each part reads no more
 # than it shows, from an index of its own.
@@ -187,13 +187,13 @@ LATERAL (
     UNION ALL
     (SELECT user_id, role, delivered_seq, read_seq, concealed FROM chat_participants
      WHERE chat_id = t.id AND role IN ('owner', 'admin') AND role = 'admin' AND user_id <> $1
-     ORDER BY user_id LIMIT {SHOWN})
+     ORDER BY user_id LIMIT {MAX_FIRST})
     UNION ALL
     (SELECT user_id, role, delivered_seq, read_seq, concealed FROM chat_participants
      WHERE chat_id = t.id AND role NOT IN ('owner', 'admin') AND user_id <> $1
        AND (t.type <> 'channel' OR mine.role IN ('owner', 'admin'))
-     ORDER BY user_id LIMIT {SHOWN})
-    LIMIT {SHOWN}
+     ORDER BY user_id LIMIT {MAX_FIRST})
+    LIMIT {MAX_FIRST}
 ) AS p JOIN users ON users.id = p.user_id
 """
 # As many chats as fit, in their order, each with all that are shown of it: those of one chat have one total.
@@ -204,14 +204,14 @@ SELECT * FROM (
 """
 
 
-class Shown(NamedTuple):
+class FirstParticipants(NamedTuple):
     """Some participants of a chat, and how many bytes of JSON they take."""
 
     people: list[dict[str, Any]]
     size: int
 
 
-async def shown(db: Database, viewer: UUID, chat_ids: Sequence[UUID]) -> dict[UUID, Shown]:
+async def first_participants(db: Database, viewer: UUID, chat_ids: Sequence[UUID]) -> dict[UUID, FirstParticipants]:
     """Some participants of each of the viewer's chats: at most 8, the viewer among them. Of the chats, in their order,
     as many as one page has room for."""
     found: dict[UUID, list[dict[str, Any]]] = {}
@@ -225,13 +225,13 @@ async def shown(db: Database, viewer: UUID, chat_ids: Sequence[UUID]) -> dict[UU
         people.sort(
             key=lambda person: (person["user_id"] != viewer, ROLES.index(person["role"]), person["public_id"].lower())
         )
-    return {chat_id: Shown(people, sizes[chat_id]) for chat_id, people in found.items()}
+    return {chat_id: FirstParticipants(people, sizes[chat_id]) for chat_id, people in found.items()}
 
 
 # An account that is erased ------------------------------------------------------------------------------------------
 
 
-async def depart(changes: ChatChanges, user_id: UUID) -> None:
+async def remove_from_all(changes: ChatChanges, user_id: UUID) -> None:
     """Take a user out of all their chats, one transaction each. A chat that they owned goes to the admin who joined
     first, and a chat of two to the other; one without admins has no owner from then on, and one in which nobody is left
     ends."""
@@ -250,7 +250,7 @@ async def depart(changes: ChatChanges, user_id: UUID) -> None:
                         "DELETE FROM chat_participants WHERE chat_id = $1 AND user_id = $2", chat_id, user_id
                     )
                 elif change.role is not None:
-                    await _depart(change)
+                    await _leave(change)
         if len(chat_ids) < 500:
             break
     # Their name as the maker of chats, which is looked at whenever a transaction changes such a chat twice.
@@ -264,10 +264,10 @@ async def depart(changes: ChatChanges, user_id: UUID) -> None:
 
 async def leave_concealed(change: Change) -> None:
     """Take a user, who was asked whether to stay, out of a locked chat; to the others they leave."""
-    await _depart(change)
+    await _leave(change)
 
 
-async def _depart(change: Change) -> None:
+async def _leave(change: Change) -> None:
     owner = change.role == "owner"
     await remove(change, change.user_id)
     if await end_if_empty(change) or not owner:
@@ -277,16 +277,16 @@ async def _depart(change: Change) -> None:
         """SELECT user_id FROM chat_participants WHERE chat_id = $1 AND ($2 OR (role = 'admin' AND NOT concealed))
            ORDER BY role, joined_at, user_id LIMIT 1""",
         change.chat_id,
-        change.two,
+        change.is_pair,
     )
     if heir is not None:
-        await _set(change, heir, "owner")
+        await _set_role(change, heir, "owner")
         await change.renew_access()
 
 
 async def end_if_empty(change: Change) -> bool:
     """End a locked chat in which nobody is left, or which all who are left have deleted; whether it was so."""
-    if change.participant_count > 0 and not (change.two and await views.left_to_nobody(change)):
+    if change.participant_count > 0 and not (change.is_pair and await views.all_have_deleted(change)):
         return False
     await end(change)
     return True

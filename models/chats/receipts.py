@@ -20,10 +20,12 @@ from models.chats.visibility import SEEN_FROM, UNEXPIRED, VISIBLE, blocked
 from models.database import Database, Row
 
 # Messages that one receipt notes one by one, the newest ones; of those before them the watermark says enough.
-NOTED = 1000
-ERASED = 500  # messages that one statement of a receipt in a secret chat erases
-ABOVE = 1000  # marks of a page that ends above the horizon: more do not move while one transaction is at work
-SMALL = 64  # participants of a chat in which everybody sees all marks (contract section 7)
+MAX_RECORDED = 1000
+ERASE_BATCH = 500  # messages that one statement of a receipt in a secret chat erases
+MAX_ABOVE_HORIZON = (
+    1000  # marks of a page that ends above the horizon: more do not move while one transaction is at work
+)
+SMALL_CHAT = 64  # participants of a chat in which everybody sees all marks (contract section 7)
 
 
 class Advance(NamedTuple):
@@ -80,7 +82,7 @@ WITH {due("$2")}, place AS MATERIALIZED (
     SELECT m.id, m.seq, m.sender_id FROM moved, LATERAL (
         SELECT id, seq, sender_id FROM messages
         WHERE chat_id = $1 AND seq > moved.read_after AND seq <= moved.new_read AND sender_id IS DISTINCT FROM $2
-        ORDER BY seq DESC LIMIT {NOTED} FOR KEY SHARE SKIP LOCKED) AS m
+        ORDER BY seq DESC LIMIT {MAX_RECORDED} FOR KEY SHARE SKIP LOCKED) AS m
     WHERE moved.type <> 'channel'
 ), reads AS (
     INSERT INTO message_reads (message_id, user_id) SELECT id, $2 FROM noted ON CONFLICT DO NOTHING
@@ -89,7 +91,8 @@ WITH {due("$2")}, place AS MATERIALIZED (
         SELECT m.id FROM moved, LATERAL (
             SELECT id FROM messages WHERE NOT delivered AND id IN (
                 SELECT id FROM messages WHERE chat_id = $1 AND seq > moved.delivered_after
-                    AND seq <= moved.new_delivered AND sender_id IS DISTINCT FROM $2 ORDER BY seq DESC LIMIT {NOTED})
+                    AND seq <= moved.new_delivered AND sender_id IS DISTINCT FROM $2 ORDER BY seq DESC
+                LIMIT {MAX_RECORDED})
                 AND (SELECT count(*) FROM noted) >= 0
             FOR NO KEY UPDATE SKIP LOCKED) AS m
         WHERE moved.type <> 'channel')
@@ -101,7 +104,8 @@ WITH {due("$2")}, place AS MATERIALIZED (
 SELECT t.type, EXISTS (SELECT 1 FROM moved) AS moved, t.marked_unread, new_delivered AS delivered_seq,
        new_read AS read_seq, {UNREAD} AS unread_count,
        CASE WHEN t.type = 'channel' THEN ARRAY[$2]
-            WHEN t.participant_count <= {SMALL} THEN ARRAY(SELECT user_id FROM chat_participants WHERE chat_id = $1)
+            WHEN t.participant_count <= {SMALL_CHAT}
+                THEN ARRAY(SELECT user_id FROM chat_participants WHERE chat_id = $1)
             ELSE ARRAY[$2] || ARRAY(
                 SELECT DISTINCT sender_id FROM noted JOIN chat_participants p
                     ON p.chat_id = $1 AND p.user_id = sender_id AND noted.seq >= {SEEN_FROM}) END AS viewers,
@@ -145,18 +149,18 @@ async def _advance_and_erase(
         row = await db.row(_ADVANCE, chat_id, user_id, delivered, read, True) if change else None
         if change is None or row is None:
             return None
-        while reached := await _delivered(change, row["delivered_seq"]):
+        while reached := await _find_delivered(change, row["delivered_seq"]):
             await erase(change, reached, "delivered")
         after = await db.row(_ADVANCE, chat_id, user_id, 0, 0, True)  # what is unread now
         assert after is not None
     return _advance(row)._replace(unread_count=after["unread_count"])
 
 
-async def _delivered(change: Change, delivered: int) -> list[UUID]:
+async def _find_delivered(change: Change, delivered: int) -> list[UUID]:
     """The messages to a participant that have reached them."""
     rows = await change.db.fetch(
         f"""SELECT id FROM messages WHERE chat_id = $1 AND seq > 0 AND seq <= $3 AND sender_id IS DISTINCT FROM $2
-            ORDER BY seq LIMIT {ERASED}""",
+            ORDER BY seq LIMIT {ERASE_BATCH}""",
         change.chat_id,
         change.user_id,
         delivered,
@@ -174,7 +178,7 @@ _SILENT = "(p.concealed AND t.type IN ('direct', 'secret'))"
 # who may have read a message that they posted: ``posted_first`` and ``posted_last`` bound these messages.
 _SEES = f"""(p.user_id = mine.user_id OR (t.type <> 'channel'
     AND (NOT {blocked("p.user_id", "mine.user_id")} OR {_SILENT})
-    AND (t.participant_count <= {SMALL} OR (mine.posted_first > 0 AND p.read_seq >= mine.posted_first
+    AND (t.participant_count <= {SMALL_CHAT} OR (mine.posted_first > 0 AND p.read_seq >= mine.posted_first
         AND (p.concealed OR mine.posted_last >= {SEEN_FROM})))))"""
 
 # True if participant ``mine`` sees their chat ``t``: no block conceals it, and they have not deleted it for themselves.
@@ -229,7 +233,7 @@ async def reads(
 Mark = dict[str, Any]  # ``chat_id, user_id, delivered_seq, read_seq``
 
 
-class Moved(NamedTuple):
+class MarksPage(NamedTuple):
     """A page of marks that moved since a position, and the position from which the next page goes on."""
 
     marks: list[Mark]
@@ -263,7 +267,7 @@ SELECT horizon, n.position, n.chat_id, n.user_id, n.delivered_seq, n.read_seq, n
 _MARK = ("chat_id", "user_id", "delivered_seq", "read_seq")
 
 
-async def moved(db: Database, user_id: UUID, since: int, limit: int) -> Moved:
+async def moved_marks(db: Database, user_id: UUID, since: int, limit: int) -> MarksPage:
     """The marks of a user's chats that moved at or after a position, in its order: of the next ``limit`` those that the
     user may see.
 
@@ -273,17 +277,17 @@ async def moved(db: Database, user_id: UUID, since: int, limit: int) -> Moved:
     """
     rows = await db.fetch(_MOVED, user_id, since, limit + 1)
     if len(rows) > limit and rows[limit - 1]["position"] >= rows[0]["horizon"]:
-        limit = ABOVE
+        limit = MAX_ABOVE_HORIZON
         rows = await db.fetch(_MOVED, user_id, since, limit + 1)
     page = [row for row in rows if row["position"] is not None][:limit]
     if not page:
-        return Moved([], since, False)
+        return MarksPage([], since, False)
     last, horizon = page[-1]["position"], rows[0]["horizon"]
     shown = [{name: row[name] for name in _MARK} for row in page if row["seen"]]
-    return Moved(shown, max(since, min(last + 1, horizon)), len(rows) > limit and last < horizon)
+    return MarksPage(shown, max(since, min(last + 1, horizon)), len(rows) > limit and last < horizon)
 
 
-class Standing(NamedTuple):
+class CurrentMarks(NamedTuple):
     """How participants of some chats stand: their marks by (chat, user), which of these have the chat no more because
     they deleted it for themselves, and pairs of users with a block between them, either way round."""
 
@@ -292,7 +296,7 @@ class Standing(NamedTuple):
     severed: set[tuple[UUID, UUID]]
 
 
-async def standing(db: Database, places: Collection[tuple[UUID, UUID]]) -> Standing:
+async def current_marks(db: Database, places: Collection[tuple[UUID, UUID]]) -> CurrentMarks:
     """The present marks of participants, given as (chat, user). Those who have left are missing."""
     users = list({user_id for _, user_id in places})
     rows = await db.fetch(
@@ -308,14 +312,14 @@ async def standing(db: Database, places: Collection[tuple[UUID, UUID]]) -> Stand
         users,
     )
     pairs = [(row["blocker_id"], row["blocked_id"]) for row in blocks]
-    return Standing(
+    return CurrentMarks(
         {(row["chat_id"], row["user_id"]): (row["delivered_seq"], row["read_seq"]) for row in rows},
         {(row["chat_id"], row["user_id"]) for row in rows if not row["there"]},
         {*pairs, *((other, one) for one, other in pairs)},
     )
 
 
-async def severed_from(db: Database, user_id: UUID, others: Collection[UUID]) -> set[UUID]:
+async def find_across_block(db: Database, user_id: UUID, others: Collection[UUID]) -> set[UUID]:
     """Those of the others who have blocked the user, or whom the user has blocked."""
     rows = await db.fetch(
         f"""SELECT other FROM unnest($2::uuid[]) AS other WHERE {blocked("other", "$1")}""", user_id, list(others)

@@ -34,7 +34,7 @@ class ChatSanction(Table):
 # transaction's begin, which may be earlier than what another transaction did before this one got the lock.
 
 
-async def note_departure(change: Change, user_id: UUID, *, restricted: bool, removed: bool) -> None:
+async def record_departure(change: Change, user_id: UUID, *, restricted: bool, removed: bool) -> None:
     """Remember of a user who goes what must outlast it; nothing of who leaves without having been restricted."""
     if not restricted and not removed:
         return
@@ -50,14 +50,14 @@ async def note_departure(change: Change, user_id: UUID, *, restricted: bool, rem
     )
 
 
-async def against(change: Change, user_id: UUID) -> Row | None:
+async def get(change: Change, user_id: UUID) -> Row | None:
     """``restricted, banned_at`` of a user who is not in the chat; None when nothing stands against them."""
     return await change.db.row(
         "SELECT restricted, banned_at FROM chat_sanctions WHERE chat_id = $1 AND user_id = $2", change.chat_id, user_id
     )
 
 
-def remaining(sanction: Row | None, role: str) -> str:
+def role_on_return(sanction: Row | None, role: str) -> str:
     """The role in which a user comes back: a restriction lasts until an admin changes the role, or the owner makes them
     admin."""
     return "restricted" if sanction is not None and sanction["restricted"] and role == "member" else role

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from config.pages import MAX_PAGE
 from models.chats.events import event_fields
-from models.chats.message_row import MESSAGE_SIZE, NOW, THEN, message_columns
+from models.chats.message_row import CURRENT_REACTIONS, MESSAGE_SIZE, PAST_REACTIONS, message_columns
 from models.chats.tables import thread_columns
 from models.chats.visibility import UNEXPIRED, Membership, scope_of
 from models.database import Database, Row
@@ -63,7 +63,7 @@ FROM sync_epoch
 """
 
 
-async def now(db: Database, user_id: UUID) -> tuple[Moment, dict[UUID, int]]:
+async def current_moment(db: Database, user_id: UUID) -> tuple[Moment, dict[UUID, int]]:
     """The present moment, and the newest seq of those of the user's chats that have events not below its horizon."""
     rows = await db.fetch(
         f"""WITH moment AS MATERIALIZED ({_NOW}), mine AS (
@@ -107,7 +107,7 @@ FROM moment LEFT JOIN next ON true ORDER BY next.chat_id, last
 """
 
 
-async def spans(
+async def next_spans(
     db: Database, user_id: UUID, since: int, behind: tuple[UUID, int], limit: int
 ) -> tuple[Moment, list[Span]]:
     """The moment, and the next spans of the user's that have events at or after the position ``since``, in the order of
@@ -185,8 +185,8 @@ FROM unnest($2::uuid[], $3::bigint[], $4::bigint[]) WITH ORDINALITY AS w (id, un
 LEFT JOIN messages m ON m.id = w.id LEFT JOIN chat_threads t ON t.id = m.chat_id
 OFFSET 0) AS message) AS page WHERE total <= {MAX_PAGE} OR place = 1
 """
-_PRESENT = _MESSAGES.format(columns=message_columns("$1", NOW))
-_PAST = _MESSAGES.format(columns=message_columns("$1", THEN))
+_PRESENT = _MESSAGES.format(columns=message_columns("$1", CURRENT_REACTIONS))
+_PAST = _MESSAGES.format(columns=message_columns("$1", PAST_REACTIONS))
 
 
 async def messages(

@@ -37,7 +37,7 @@ _DELETED = """SELECT 1 FROM chat_views gone JOIN chat_threads now ON now.id = go
     WHERE gone.chat_id = $2 AND gone.user_id = $1 AND gone.deleted_number >= now.last_number"""
 
 
-async def change(db: Database, user_id: UUID, chat_id: UUID, fields: Mapping[str, Any]) -> bool:
+async def update(db: Database, user_id: UUID, chat_id: UUID, fields: Mapping[str, Any]) -> bool:
     """Set some of ``hidden, archived, muted_until, marked_unread`` for a participant. False when the user is not in the
     chat, or has deleted it.
 
@@ -73,7 +73,7 @@ async def forget(change: Change, user_id: UUID) -> None:
     await change.db.execute("DELETE FROM chat_views WHERE chat_id = $1 AND user_id = $2", change.chat_id, user_id)
 
 
-async def read(db: Database, user_id: UUID, chat_id: UUID) -> bool:
+async def clear_unread_mark(db: Database, user_id: UUID, chat_id: UUID) -> bool:
     """Clear ``marked_unread``, because the participant has read the chat. Returns True if it was set."""
     return (
         await db.execute(
@@ -88,7 +88,7 @@ async def read(db: Database, user_id: UUID, chat_id: UUID) -> bool:
 # A direct chat that goes for one ------------------------------------------------------------------------------------
 
 
-async def deleted(db: Database, user_id: UUID, chat_id: UUID) -> bool:
+async def is_deleted(db: Database, user_id: UUID, chat_id: UUID) -> bool:
     """Whether the user has deleted this chat for themselves, and no message came since."""
     return bool(await db.value(_DELETED, user_id, chat_id))
 
@@ -139,7 +139,7 @@ async def reopen(db: Database, user_id: UUID, chat_id: UUID) -> bool:
     )
 
 
-async def left_to_nobody(change: Change) -> bool:
+async def all_have_deleted(change: Change) -> bool:
     """Whether all who are left in a locked chat have deleted it for themselves, and no message came since."""
     return not await change.db.value(
         """SELECT EXISTS (

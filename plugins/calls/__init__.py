@@ -10,15 +10,15 @@ from pydantic import ByteSize, Field
 from config.settings import Rate, RateLimit, Section
 from handlers.sockets.socket import Event
 from handlers.wire.costs import READS, UPDATES, WRITES
-from models.calls import overdue
+from models.calls import sweeps
 from models.sweeps import Sweeper
 from plugins import App, Every, Plugin
 from plugins.calls import frames, http, shapes
-from plugins.calls.calls import NEWS, Calls
+from plugins.calls.calls import CHANNEL, Calls
 from plugins.calls.candidates import Candidates
 from plugins.calls.history import History
+from plugins.calls.pending import PendingOffers
 from plugins.calls.tally import Tally
-from plugins.calls.waiting import PendingOffers
 
 SECONDS = 10.0  # a run of the sweep; the next one goes on
 
@@ -47,17 +47,17 @@ def setup(app: App, settings: Settings) -> Plugin:
         Tally(app.metrics),
     )
     history = History(app.db)
-    ending = Sweeper(app.db, app.sweeps, *overdue(app.db, calls.overdue))
+    ending = Sweeper(app.db, app.sweeps, *sweeps(app.db, calls.end_overdue))
 
     async def sweep() -> None:
         try:
             await ending.run(SECONDS)
         finally:
-            calls.forget_silent()
+            calls.forget_stale()
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        await app.bus.subscribe(NEWS, calls.hear)
+        await app.bus.subscribe(CHANNEL, calls.receive)
         async with pending.running():
             try:
                 yield

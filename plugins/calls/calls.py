@@ -21,14 +21,14 @@ from models.calls import RING_SECONDS, Call
 from models.database import Database, Unavailable
 from plugins.calls import frames, shapes
 from plugins.calls.candidates import Candidates
-from plugins.calls.refusals import CallIdConflict, CannotCallSelf, Glare, UserNotFound, why_not
+from plugins.calls.pending import PendingOffers, answer_key
+from plugins.calls.refusals import CallIdConflict, CannotCallSelf, Glare, UserNotFound, explain_refusal
 from plugins.calls.tally import Tally
-from plugins.calls.waiting import PendingOffers, answer_key
 
 log = structlog.get_logger(__name__)
 
-NEWS = "calls:news"  # the Redis channel on which instances tell each other which calls were answered or are over
-OUTAGES = (RedisError, OSError, TimeoutError)
+CHANNEL = "calls:news"  # the Redis channel on which instances tell each other which calls were answered or are over
+REDIS_ERRORS = (RedisError, OSError, TimeoutError)
 SLACK = 0.1  # seconds after the ring's end: the row's clock is PostgreSQL's
 
 
@@ -79,9 +79,9 @@ class Calls:
         self._tally.started(call.call_type)
         for old in rung.superseded:
             self._end(old, "superseded", by=peer)
-        self._candidates.learn(call, len(offer.encrypted_payload))
+        self._candidates.remember(call, len(offer.encrypted_payload))
         loop = asyncio.get_running_loop()
-        self._rings[call.id] = loop.call_later(RING_SECONDS + SLACK, self._ring_over, call.id)
+        self._rings[call.id] = loop.call_later(RING_SECONDS + SLACK, self._expire_soon, call.id)
         delivered = False
         if not call.silent:
             callee = offer.to_user_id
@@ -106,14 +106,14 @@ class Calls:
         answer_hash = hashlib.sha256(answer.encrypted_payload.encode()).digest()
         answered = await calls.answer(self._db, answer.call_id, callee, answer_hash)
         if answered is None:
-            raise await why_not(self._db, answer.call_id, callee)
+            raise await explain_refusal(self._db, answer.call_id, callee)
         call, caller = answered.call, answered.call.caller_id
         delivered = False
         if answered.new:
             self._tally.answered(call.call_type)
-            self._settled(call.id, peer)
-            self._candidates.learn(call)
-            self._bus.publish(NEWS, f"{call.id} answered".encode())
+            self._stop_ringing(call.id, peer)
+            self._candidates.remember(call)
+            self._bus.publish(CHANNEL, f"{call.id} answered".encode())
             own = frames.fields(call, caller, callee)
             elsewhere: frames.CallHangup = {"type": "call_hangup", **own, "reason": "answered_elsewhere"}
             self._hub.send(callee, elsewhere, skip=peer.peer_id, key=ends(str(call.id)))
@@ -123,7 +123,7 @@ class Calls:
                 self._pending.begin_answer(call.id, caller, frame)
                 delivered = await self._hub.deliver(caller, frame, key=answer_key(call.id))
         elif caller is not None:
-            delivered = await self._online(caller)
+            delivered = await self._is_online(caller)
         ack: dict[str, object] = {
             "call_id": call.id,
             "status": call.status,
@@ -131,11 +131,11 @@ class Calls:
         }
         return ack if answered.new else {**ack, "repeated": True}
 
-    async def _online(self, user_id: UUID) -> bool:
+    async def _is_online(self, user_id: UUID) -> bool:
         """Whether a socket of the user's is open; False while Redis is away, for those of other instances."""
         try:
             return not await self._hub.absent([user_id])
-        except OUTAGES:
+        except REDIS_ERRORS:
             return False
 
     async def hangup(self, peer: Peer, hangup: shapes.Hangup) -> AckFields:
@@ -150,20 +150,20 @@ class Calls:
             if call is None or not call.concerns(user_id) or not call.live:
                 break
         if call is None or call.live or not call.concerns(user_id):
-            raise await why_not(self._db, hangup.call_id, user_id)
+            raise await explain_refusal(self._db, hangup.call_id, user_id)
         return {"call_id": call.id, "status": call.status, "end_reason": call.end_reason}
 
     async def heartbeat(self, peer: Peer, heartbeat: shapes.Heartbeat) -> AckFields:
         """Keep an answered call alive."""
-        if not await calls.beat(self._db, heartbeat.call_id, peer.session.user_id):
-            raise await why_not(self._db, heartbeat.call_id, peer.session.user_id)
-        if self._candidates.arrived(peer, heartbeat.call_id):
+        if not await calls.record_heartbeat(self._db, heartbeat.call_id, peer.session.user_id):
+            raise await explain_refusal(self._db, heartbeat.call_id, peer.session.user_id)
+        if self._candidates.confirm_answer(peer, heartbeat.call_id):
             self._pending.end_answer(heartbeat.call_id)
         return {"call_id": heartbeat.call_id}
 
     # The end of a ring, and of a call -------------------------------------------------------------------------------
 
-    def _settled(self, call_id: UUID, by: Peer | None) -> None:
+    def _stop_ringing(self, call_id: UUID, by: Peer | None) -> None:
         """The call rings no more, on whichever instance it was answered or ended."""
         ring = self._rings.pop(call_id, None)
         if ring is not None:
@@ -175,9 +175,9 @@ class Calls:
         """Count the end of a call, and notify every socket of both, but the one that did it, that it is over."""
         self._tally.ended(call.status, call.end_reason)
         self._candidates.forget(call.id)
-        self._settled(call.id, by)
+        self._stop_ringing(call.id, by)
         self._pending.end_answer(call.id)
-        self._bus.publish(NEWS, f"{call.id} ended".encode())
+        self._bus.publish(CHANNEL, f"{call.id} ended".encode())
         sender = by.session.user_id if by else None
         for user_id, other in ((call.caller_id, call.callee_id), (call.callee_id, call.caller_id)):
             if user_id is None or not call.concerns(user_id):
@@ -190,20 +190,20 @@ class Calls:
             # An offer that another instance is just passing on must not ring after this.
             self._hub.send(user_id, frame, skip=by.peer_id if own and by else "", key=ends(str(call.id)))
 
-    def hear(self, _: str, message: bytes) -> None:
+    def receive(self, _: str, message: bytes) -> None:
         """Another instance tells what became of a call. (One's own news come back as well, and change nothing.)"""
         call, _, news = message.decode().partition(" ")
         call_id = UUID(call)
         if news == "ended":
             self._candidates.forget(call_id)
         else:
-            self._candidates.answered(call_id)
+            self._candidates.note_answered(call_id)
         ring = self._rings.pop(call_id, None)
         if ring is not None:
             ring.cancel()
         self._pending.ended_elsewhere(call_id, answered=news != "ended")
 
-    def _ring_over(self, call_id: UUID) -> None:
+    def _expire_soon(self, call_id: UUID) -> None:
         self._rings.pop(call_id, None)
         task = asyncio.get_running_loop().create_task(self._expire(call_id))
         self._tasks.add(task)
@@ -218,11 +218,11 @@ class Calls:
         if call is not None:
             self._end(call, "timeout")
 
-    def overdue(self, call: Call) -> None:
+    def end_overdue(self, call: Call) -> None:
         """A sweep has ended a call that rang or was silent too long."""
         self._end(call, "timeout" if call.end_reason == "timeout" else "connection_lost")
 
-    def forget_silent(self) -> None:
+    def forget_stale(self) -> None:
         """Forget what no client asked about."""
-        self._candidates.forget_silent()
-        self._pending.forget_silent()
+        self._candidates.forget_stale()
+        self._pending.forget_stale()

@@ -15,11 +15,11 @@ from models import calls
 from models.calls import ANSWER_SECONDS, RING_SECONDS, Call
 from models.database import Database
 from plugins.calls import frames, shapes
-from plugins.calls.refusals import CallNotFound, InvalidState, NotParticipant, why_not
-from plugins.calls.waiting import RING_BYTES, PendingOffers, answer_key
+from plugins.calls.pending import RING_BYTES, PendingOffers, answer_key
+from plugins.calls.refusals import CallNotFound, InvalidState, NotParticipant, explain_refusal
 
-FRESH = 10.0  # seconds a call is believed to be live without asking; the news of its end come much sooner
-FORGET = 600.0  # seconds after which a call that nobody sent a candidate of is not remembered
+RECHECK_SECONDS = 10.0  # seconds a call is believed to be live without asking; the news of its end come much sooner
+FORGET_SECONDS = 600.0  # seconds after which a call that nobody sent a candidate of is not remembered
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class Candidates:
         self._db, self._hub, self._pending, self._limits = db, hub, pending, limits
         self._live: dict[UUID, _LiveCall] = {}
 
-    def learn(self, call: Call, offer_bytes: int = 0) -> None:
+    def remember(self, call: Call, offer_bytes: int = 0) -> None:
         """Remember a live call. Raises InvalidState when the account of one of the two is gone."""
         if call.caller_id is None or call.callee_id is None:
             raise InvalidState(fields={"call_id": str(call.id), "status": call.status})
@@ -58,18 +58,18 @@ class Candidates:
         elif rings:
             live.rings_until = now + RING_SECONDS
         else:
-            self.answered(call.id)
+            self.note_answered(call.id)
         live.checked = now
         live.ring_bytes += offer_bytes
 
-    def answered(self, call_id: UUID) -> None:
+    def note_answered(self, call_id: UUID) -> None:
         """The call rings no more: the caller's candidates need not be kept for sockets that open later, the callee's
         follow their answer."""
         live = self._live.get(call_id)
         if live is not None and live.rings_until:
             live.rings_until, live.answer_until = 0.0, time.monotonic() + ANSWER_SECONDS
 
-    def arrived(self, peer: Peer, call_id: UUID) -> bool:
+    def confirm_answer(self, peer: Peer, call_id: UUID) -> bool:
         """A participant beats: a caller whose socket was sent the answer has it. True if it may still wait for them."""
         live = self._live.get(call_id)
         if live is None or peer.session.user_id != live.caller or live.answer_until < time.monotonic():
@@ -82,44 +82,44 @@ class Candidates:
     def forget(self, call_id: UUID) -> None:
         self._live.pop(call_id, None)
 
-    def forget_silent(self) -> None:
+    def forget_stale(self) -> None:
         """Forget the calls that nobody asked about for long."""
-        horizon = time.monotonic() - FORGET
+        horizon = time.monotonic() - FORGET_SECONDS
         for call_id in [call_id for call_id, live in self._live.items() if live.checked < horizon]:
             del self._live[call_id]
 
     def take(self, peer: Peer, candidate: shapes.Candidate) -> AckFields | Awaitable[AckFields]:
         """Pass a candidate on to the other participant."""
         live = self._live.get(candidate.call_id)
-        if live is None or live.checked < time.monotonic() - FRESH:
-            return self._after_asking(peer, candidate)
+        if live is None or live.checked < time.monotonic() - RECHECK_SECONDS:
+            return self._load_and_forward(peer, candidate)
         if self._limits.on and live.left == 0:
-            return self._after_reserving(peer, candidate, live)
-        self._pass(peer, candidate, live)
+            return self._reserve_and_forward(peer, candidate, live)
+        self._forward(peer, candidate, live)
         return None
 
-    async def _after_asking(self, peer: Peer, candidate: shapes.Candidate) -> AckFields:
+    async def _load_and_forward(self, peer: Peer, candidate: shapes.Candidate) -> AckFields:
         call = await calls.get(self._db, candidate.call_id)
         if call is None or not call.live:
             self.forget(candidate.call_id)
-            raise await why_not(self._db, candidate.call_id, peer.session.user_id)
-        self.learn(call)
+            raise await explain_refusal(self._db, candidate.call_id, peer.session.user_id)
+        self.remember(call)
         live = self._live[call.id]
         if self._limits.on and live.left == 0:
-            return await self._after_reserving(peer, candidate, live)
-        self._pass(peer, candidate, live)
+            return await self._reserve_and_forward(peer, candidate, live)
+        self._forward(peer, candidate, live)
         return None
 
-    async def _after_reserving(self, peer: Peer, candidate: shapes.Candidate, live: _LiveCall) -> AckFields:
-        self._other(peer, live)  # a stranger uses nothing up
+    async def _reserve_and_forward(self, peer: Peer, candidate: shapes.Candidate, live: _LiveCall) -> AckFields:
+        self._receiver(peer, live)  # a stranger uses nothing up
         granted = await calls.reserve_candidates(self._db, candidate.call_id)
         if not granted:
             raise RateLimited(RING_SECONDS)
         live.left += granted
-        self._pass(peer, candidate, live)
+        self._forward(peer, candidate, live)
         return None
 
-    def _other(self, peer: Peer, live: _LiveCall) -> UUID:
+    def _receiver(self, peer: Peer, live: _LiveCall) -> UUID:
         sender = peer.session.user_id
         if sender == live.caller:
             return live.callee
@@ -129,8 +129,8 @@ class Candidates:
             raise CallNotFound
         return live.caller
 
-    def _pass(self, peer: Peer, candidate: shapes.Candidate, live: _LiveCall) -> None:
-        other, now = self._other(peer, live), time.monotonic()
+    def _forward(self, peer: Peer, candidate: shapes.Candidate, live: _LiveCall) -> None:
+        other, now = self._receiver(peer, live), time.monotonic()
         rings = other == live.callee and live.rings_until > now
         if rings:
             # Also of a silent call, and whether the callee is online or not: the caller must not learn which.

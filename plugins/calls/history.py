@@ -29,7 +29,7 @@ def _entry(user_id: UUID, row: Row) -> dict[str, Any]:
     ``duration_seconds`` (null for a call that was not answered or has not ended)."""
     answered, ended = row["accepted_at"], row["ended_at"]
     return {
-        **{column: row[column] for column in calls.SHOWN},
+        **{column: row[column] for column in calls.HISTORY_COLUMNS},
         "direction": "outgoing" if row["caller_id"] == user_id else "incoming",
         "peer": row["peer_id"]
         and {

@@ -37,7 +37,7 @@ class Glare(Conflict):
     code, message = "glare", "The other side is calling you already."
 
 
-async def why_not(db: Database, call_id: UUID, user_id: UUID) -> ApiError:
+async def explain_refusal(db: Database, call_id: UUID, user_id: UUID) -> ApiError:
     """Why the database did not let a user do something to a call."""
     call = await calls.get(db, call_id)
     if call is None:

@@ -30,7 +30,7 @@ class Settings(AvatarSettings):
     rate_limit_join: RateLimit = Field(Rate(60, 3600), description="Tries of a user to join by an invite, or to look.")
 
 
-PURGING = 10.0  # seconds; the next run goes on
+PURGE_SECONDS = 10.0  # seconds; the next run goes on
 
 
 def setup(app: App, settings: Settings) -> Plugin:
@@ -66,7 +66,7 @@ def setup(app: App, settings: Settings) -> Plugin:
             (f"/chats/{ID}/invites", http.InvitesHandler, {"invites": invites}),
             (f"/chats/{ID}/invites/{ID}", http.InviteHandler, {"invites": invites}),
         ),
-        periodic=(Every(30, lambda: purging.run(PURGING), "deleted_chats"),),
-        events={"typing": Event(shapes.Typing, typing.typing, cost=POSTS)},
+        periodic=(Every(30, lambda: purging.run(PURGE_SECONDS), "deleted_chats"),),
+        events={"typing": Event(shapes.Typing, typing.forward, cost=POSTS)},
         sends=(shapes.TypingFrame, *chat_events.OF_CHATS),
     )

@@ -13,18 +13,17 @@ from handlers.wire.errors import Fault, Forbidden, InvalidRequest, NotFound
 from handlers.wire.frames import chat_changed
 from handlers.wire.shapes import encode
 from models import files
-from models.chats import chat_list as listing
-from models.chats import chats, invitations, participants, views
+from models.chats import chat_list, chats, invitations, participants, views
 from models.chats.changes import ChatChanges
 from models.database import Database
 from models.paging import Page
 from plugins.chats import shapes
-from plugins.chats.rights import NO_CHAT, at_least, locked
+from plugins.chats.rights import NO_CHAT, lock_as_participant, require_role
 
-Entries = tuple[list[dict[str, Any]], bool]  # a page, and whether there are more
+EntriesPage = tuple[list[dict[str, Any]], bool]  # a page, and whether there are more
 
 # Contract section 7: how many may take part, the owner included.
-MOST = {"direct": 2, "secret": 2, "group": 1024, "cloud": 1024, "channel": 100_000}
+MAX_PARTICIPANTS = {"direct": 2, "secret": 2, "group": 1024, "cloud": 1024, "channel": 100_000}
 
 
 class Chats:
@@ -35,11 +34,11 @@ class Chats:
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
-    async def entries(self, user_id: UUID, limit: int, before: PageCursor | None, *, hidden: bool) -> Entries:
+    async def entries(self, user_id: UUID, limit: int, before: PageCursor | None, *, hidden: bool) -> EntriesPage:
         """A page of the user's chats, or of those that they have hidden, the last active first, each with at most 8
         participants; and whether there are more. Among them are the invitations that they have not answered."""
-        rows, more = await listing.entries(self._db, user_id, limit, before, hidden=hidden)
-        people = await participants.shown(self._db, user_id, [row["id"] for row in rows])
+        rows, more = await chat_list.entries(self._db, user_id, limit, before, hidden=hidden)
+        people = await participants.first_participants(self._db, user_id, [row["id"] for row in rows])
         asked = [] if hidden else await invitations.entries(self._db, user_id, limit + 1, before)
         found = sorted([*rows, *map(dict, asked)], key=lambda row: (row["updated_at"], row["id"]), reverse=True)
         page, shown = Page(), list[dict[str, Any]]()
@@ -67,7 +66,7 @@ class Chats:
         """One of the user's chats, as in the list, with all its participants, or as many as one page has room for,
         which are null in a channel, and those who are ``invited``, if any. Or an invitation that the user has not
         answered."""
-        row = await listing.entry(self._db, user_id, chat_id)
+        row = await chat_list.entry(self._db, user_id, chat_id)
         if row is None:
             asked = await invitations.entry(self._db, user_id, chat_id)
             if asked is None:
@@ -77,10 +76,10 @@ class Chats:
         if row["type"] == "channel":
             shown = {**entry(dict(row), user_id, ()), "participants": None}
         else:
-            people, _ = await participants.listed(self._db, user_id, chat_id, MOST["group"])
+            people, _ = await participants.list_page(self._db, user_id, chat_id, MAX_PARTICIPANTS["group"])
             shown = entry(dict(row), user_id, people)
         if row["type"] in ("group", "cloud") or (row["type"] == "channel" and governs):
-            invited = await invitations.invited(self._db, chat_id)
+            invited = await invitations.list_invited(self._db, chat_id)
             return {**shown, "invited": [dict(person) for person in invited]} if invited else shown
         return shown
 
@@ -88,7 +87,7 @@ class Chats:
 
     async def create(self, user_id: UUID, request: shapes.NewChat) -> tuple[dict[str, Any], bool]:
         """A new chat, and True; or the direct chat that the two have already. Raises InvalidRequest, Forbidden."""
-        others = await self._others(user_id, request)
+        others = await self._resolve_participants(user_id, request)
         file_id = request.avatar_url and self._avatars.judge(request.avatar_url)
         new = chats.NewChat(request.type, request.title, request.avatar_url, request.settings or {}, others)
         async with self._db.transaction():
@@ -97,20 +96,20 @@ class Chats:
                 raise Forbidden("You have blocked this user. Unblock them first.")
             chat_id, is_new = found
             if is_new and file_id:
-                await self._give(file_id, user_id, chat_id)
+                await self._share_avatar(file_id, user_id, chat_id)
         if not is_new and await views.reopen(self._db, user_id, chat_id):
             self._hub.send(user_id, chat_changed(chat_id))
         return await self.get(user_id, chat_id), is_new
 
-    async def _give(self, file_id: UUID, user_id: UUID, chat_id: UUID) -> None:
+    async def _share_avatar(self, file_id: UUID, user_id: UUID, chat_id: UUID) -> None:
         """Let a file be the avatar of a chat, for its participants to read. Raises InvalidRequest."""
         if not await files.give_to_chat(self._db, file_id, user_id, chat_id):
             raise refused("names no complete file of yours, or one of another chat")
 
-    async def _others(self, user_id: UUID, request: shapes.NewChat) -> Sequence[UUID]:
+    async def _resolve_participants(self, user_id: UUID, request: shapes.NewChat) -> Sequence[UUID]:
         """The participants that a new chat names, without its owner."""
         names = [name.lower() for name in request.participants]
-        found = await participants.named(self._db, names)
+        found = await participants.find_by_public_id(self._db, names)
         faults = [Fault(f"participants[{n}]", "no such user") for n, name in enumerate(names) if name not in found]
         others = list(dict.fromkeys(found[name] for name in names if name in found))
         if request.type in ("direct", "secret"):
@@ -129,13 +128,13 @@ class Chats:
             changes["settings"] = changes["settings"] or {}
         avatar = changes.get("avatar_url")
         file_id = avatar and self._avatars.judge(avatar)
-        async with locked(self._changes, user_id, chat_id) as change:
-            if not change.two:
-                at_least(change, "admin")
+        async with lock_as_participant(self._changes, user_id, chat_id) as change:
+            if not change.is_pair:
+                require_role(change, "admin")
             elif not change.may_write:
                 raise Forbidden("You may only read here.")
             if file_id:
-                await self._give(file_id, user_id, chat_id)
+                await self._share_avatar(file_id, user_id, chat_id)
             if changes:
                 await chats.update(change, changes)
         return await self.get(user_id, chat_id)
@@ -144,7 +143,7 @@ class Chats:
         """Set how the user sees a chat: the fields that were sent. Raises NotFound."""
         fields = {name: getattr(request, name) for name in request.model_fields_set & request.columns}
         if fields:
-            if not await views.change(self._db, user_id, chat_id, fields):
+            if not await views.update(self._db, user_id, chat_id, fields):
                 raise NotFound(NO_CHAT)
             self._hub.send(user_id, chat_changed(chat_id))
         return await self.get(user_id, chat_id)
@@ -152,9 +151,9 @@ class Chats:
     async def delete(self, user_id: UUID, chat_id: UUID) -> None:
         """End the chat for everybody, by its owner, and erase its messages; a direct chat goes for the user alone.
         Raises NotFound, Forbidden."""
-        async with locked(self._changes, user_id, chat_id) as change:
+        async with lock_as_participant(self._changes, user_id, chat_id) as change:
             if change.type != "direct":
-                at_least(change, "owner")
+                require_role(change, "owner")
                 await chats.end(change)
             else:
                 await views.delete(change)
@@ -179,7 +178,7 @@ def entry(row: Mapping[str, Any], user_id: UUID, people: Sequence[dict[str, Any]
         },
         "participants": people,
         "peer": peer and {name: peer[name] for name in ("user_id", "public_id", "display_name", "avatar_url")},
-        "last_message": row["message_id"] and _newest(row),
+        "last_message": row["message_id"] and _last_message(row),
     }
 
 
@@ -202,7 +201,7 @@ def request(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _newest(row: Mapping[str, Any]) -> dict[str, Any]:
+def _last_message(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": row["message_id"],
         "chat_id": row["id"],

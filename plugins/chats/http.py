@@ -242,7 +242,7 @@ class InviteHandler(ApiHandler):
     @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), cost=UPDATES)
     async def delete(self, chat_id: UUID, invite_id: UUID) -> None:
         """Withdraw an invite, by the owner and admins."""
-        await self._invites.withdraw(self.session.user_id, chat_id, invite_id)
+        await self._invites.revoke(self.session.user_id, chat_id, invite_id)
         self.reply_nothing()
 
 

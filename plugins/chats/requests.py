@@ -27,18 +27,18 @@ class Requests:
         async with self._changes.lock(chat_id, user_id, concealed=True) as change:
             if change is None:
                 raise NotFound(NO_CHAT)
-            taken = await invitations.take(change, user_id)
+            taken = await invitations.consume(change, user_id)
             if taken is not None and change.role is not None:
-                await invitations.stay(change, user_id)
+                await invitations.reveal(change, user_id)
                 change.notices[user_id] = None
             elif taken is not None:
-                role = sanctions.remaining(await sanctions.against(change, user_id), taken["role"])
+                role = sanctions.role_on_return(await sanctions.get(change, user_id), taken["role"])
                 await participants.add(change, user_id, role, accepted=True)
             elif change.role is None or await participants.is_concealed(change, user_id):
                 raise NotFound(NO_CHAT)
             else:
-                await messages.accept(change)
-                if change.two:
+                await messages.note_accepted(change)
+                if change.is_pair:
                     await contacts.note_partner(change)
 
     async def decline(self, user_id: UUID, chat_ids: Sequence[UUID] | None, *, block: bool) -> None:

@@ -12,7 +12,7 @@ from uuid import UUID
 VERSION = 1
 # Chats whose place each of a cursor's two lists bears; of those beyond it some events may be shown twice, and none is
 # missed. With both the text has 11,638 characters, which a request's first line and the shape have room for.
-SEEN = 180
+MAX_SEEN = 180
 _HEAD = struct.Struct(">B16sIQB")  # version, epoch, when it was made (seconds since 1970), since, what follows
 _PAGE = struct.Struct(">Q16sQH")  # target, chat and seq of the last event shown, number of entries for the target
 _ENTRY = struct.Struct(">16sQ")  # chat, seq
@@ -41,12 +41,12 @@ class Cursor:
 
     def text(self) -> str:
         parts = [_HEAD.pack(VERSION, self.epoch.bytes, self.made, self.since, self.target is not None)]
-        reached = list(self.reached.items())[:SEEN]
+        reached = list(self.reached.items())[:MAX_SEEN]
         if self.target is not None:
             parts.append(_PAGE.pack(self.target, self.at[0].bytes, self.at[1], len(reached)))
             parts += [_ENTRY.pack(chat.bytes, seq) for chat, seq in reached]
         parts.append(_ENTRY.pack(_MARKS.bytes, self.marks))
-        parts += [_ENTRY.pack(chat.bytes, seq) for chat, seq in list(self.seen.items())[:SEEN]]
+        parts += [_ENTRY.pack(chat.bytes, seq) for chat, seq in list(self.seen.items())[:MAX_SEEN]]
         return base64.urlsafe_b64encode(b"".join(parts)).decode().rstrip("=")
 
     @classmethod

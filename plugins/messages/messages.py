@@ -12,8 +12,7 @@ from asyncpg import LockNotAvailableError
 from handlers.sockets.hub import Peer
 from handlers.wire.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
 from handlers.wire.frames import AckFields
-from models.chats import chat_list as listing
-from models.chats import expiry, messages
+from models.chats import chat_list, expiry, messages
 from models.chats.access import Access, View
 from models.chats.changes import ChatChanges
 from models.chats.events import Change
@@ -24,8 +23,8 @@ from plugins.messages import shapes
 from plugins.messages.ids import new_id, payload_hash
 from plugins.messages.journal import Journal
 
-REACTIONS = 20  # kinds a user and message, contract section 7
-EXPIRED_AT_ONCE, EXPIRING = 500, 10.0  # messages of a batch, seconds of a run
+MAX_REACTIONS = 20  # kinds a user and message, contract section 7
+EXPIRY_BATCH, EXPIRY_SECONDS = 500, 10.0  # messages of a batch, seconds of a run
 A = TypeVar("A")
 NO_CHAT, NO_MESSAGE = "There is no such chat.", "There is no such message."
 
@@ -56,7 +55,7 @@ def check_repetition(post: messages.Post, posted: Posted) -> tuple[Posted, bool]
     return posted, True
 
 
-def _acked(post: messages.Post, posted: Posted) -> AckFields:
+def _ack(post: messages.Post, posted: Posted) -> AckFields:
     posted, repeated = check_repetition(post, posted)
     answer: dict[str, object] = {
         "message_id": str(posted.id),
@@ -74,7 +73,7 @@ class Messages:
         self, db: Database, access: Access, changes: ChatChanges, journal: Journal, sweeps: Watch = UNWATCHED
     ) -> None:
         self._db, self._access, self._changes, self._journal = db, access, changes, journal
-        self._expiry = Sweeper(db, sweeps, Sweep(expiry.EXPIRED, self._expire, EXPIRED_AT_ONCE))
+        self._expiry = Sweeper(db, sweeps, Sweep(expiry.EXPIRED, self._expire, EXPIRY_BATCH))
 
     # Posting ----------------------------------------------------------------------------------------------------------
 
@@ -85,11 +84,11 @@ class Messages:
         """The frame ``message_send``; acknowledged after the commit. Returns a future where nothing is awaited before
         the journal, so that a phone may send all that it has and needn't wait for each commit."""
         user_id = peer.session.user_id
-        view = self._access.remembered(request.chat_id)
+        view = self._access.cached(request.chat_id)
         if view is None or not view.may_post(user_id) or request.reply_to or request.forwarded_from:
-            return self._judge_and_store(user_id, request.chat_id, request, _acked, peer.peer_id)
+            return self._judge_and_store(user_id, request.chat_id, request, _ack, peer.peer_id)
         post = _post(user_id, request.chat_id, request, view.access)
-        return self._journal.put(post, view, _acked, peer.peer_id)
+        return self._journal.put(post, view, _ack, peer.peer_id)
 
     async def post(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> tuple[Posted, bool]:
         """Store a message of a request: where it stands, and whether it stood there before. Raises NotFound, Forbidden,
@@ -109,7 +108,7 @@ class Messages:
         try:
             view, reply_to_seq = await self._judge(user_id, chat_id, request)
         except (NotFound, Forbidden, InvalidRequest):
-            stored = await messages.stored(self._db, user_id, request.client_id)
+            stored = await messages.find_stored(self._db, user_id, request.client_id)
             if stored is None:
                 raise
             return answer(_post(user_id, chat_id, request, 0), stored)
@@ -117,28 +116,28 @@ class Messages:
 
     async def _judge(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> tuple[View, int | None]:
         """The view by which the user may post, and the seq of what the message replies to."""
-        view = self._access.remembered(chat_id)
+        view = self._access.cached(chat_id)
         if view is None or not view.may_post(user_id):
-            view = await self._access.fresh(chat_id)  # they may have been let in a moment ago
+            view = await self._access.load(chat_id)  # they may have been let in a moment ago
         if view is None or not view.has(user_id):
             raise NotFound(NO_CHAT)
         if not view.may_post(user_id):
             raise Forbidden("You may not post here.")
         if request.reply_to is None and request.forwarded_from is None:
             return view, None
-        return view, await self._judge_references(user_id, chat_id, request)
+        return view, await self._check_references(user_id, chat_id, request)
 
-    async def _judge_references(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> int | None:
+    async def _check_references(self, user_id: UUID, chat_id: UUID, request: shapes.Post) -> int | None:
         """A reply stays in its chat; what is forwarded is a message that the sender sees. The seq replied to."""
         faults, seq = [], None
         if request.reply_to is not None:
-            seen = await messages.seen_by(self._db, request.reply_to, user_id)
+            seen = await messages.locate_visible(self._db, request.reply_to, user_id)
             if seen is None or seen["chat_id"] != chat_id:
                 faults.append(Fault("reply_to", "no such message in this chat"))
             else:
                 seq = seen["seq"]
         forwarded = request.forwarded_from
-        if forwarded is not None and await messages.seen_by(self._db, forwarded, user_id) is None:
+        if forwarded is not None and await messages.locate_visible(self._db, forwarded, user_id) is None:
             faults.append(Fault("forwarded_from", "no such message"))
         if faults:
             raise InvalidRequest("Some fields are not valid.", details=faults)
@@ -151,7 +150,7 @@ class Messages:
     ) -> tuple[list[dict[str, Any]], bool]:
         """A page of messages, and whether there are more: the oldest first behind ``after_seq``, else the newest first.
         Raises NotFound."""
-        if await listing.place_of(self._db, user_id, chat_id) is None:
+        if await chat_list.membership_of(self._db, user_id, chat_id) is None:
             raise NotFound(NO_CHAT)
         rows, more = await messages.history(
             self._db, user_id, chat_id, before=query.before_seq, after=query.after_seq, limit=query.limit
@@ -160,7 +159,7 @@ class Messages:
 
     async def get(self, user_id: UUID, message_id: UUID) -> dict[str, Any]:
         """One message that the user may see. Raises NotFound."""
-        row = await messages.visible(self._db, user_id, message_id)
+        row = await messages.get_visible(self._db, user_id, message_id)
         if row is None:
             raise NotFound(NO_MESSAGE)
         return shown(dict(row))
@@ -170,7 +169,7 @@ class Messages:
     @asynccontextmanager
     async def _lock_message(self, user_id: UUID, message_id: UUID) -> AsyncIterator[tuple[Change, Row]]:
         """A message that the user sees, with its chat locked. Raises NotFound."""
-        seen = await messages.seen_by(self._db, message_id, user_id)
+        seen = await messages.locate_visible(self._db, message_id, user_id)
         if seen is None:
             raise NotFound(NO_MESSAGE)
         async with self._changes.lock(seen["chat_id"], user_id) as change:
@@ -198,13 +197,13 @@ class Messages:
     async def delete(self, user_id: UUID, message_id: UUID) -> None:
         """Erase one's own message, or as admin of a chat of many anybody's. Raises NotFound, Forbidden."""
         async with self._lock_message(user_id, message_id) as (change, row):
-            governs = change.role in ("owner", "admin") and not change.two
-            if row["sender_id"] != user_id and not governs and not self._inbox(change, row):
+            governs = change.role in ("owner", "admin") and not change.is_pair
+            if row["sender_id"] != user_id and not governs and not self._is_in_own_inbox(change, row):
                 raise Forbidden("Only its sender, or an admin of the chat, deletes a message.")
             await messages.erase(change, [message_id], "deleted")
 
     @staticmethod
-    def _inbox(change: Change, row: Row) -> bool:
+    def _is_in_own_inbox(change: Change, row: Row) -> bool:
         """Whether it is a message in one's own sealed inbox."""
         return row["sender_id"] is None and change.participant_count == 1
 
@@ -213,8 +212,8 @@ class Messages:
         async with self._lock_message(user_id, message_id) as (change, row):
             if not change.may_write:
                 raise Forbidden("You may only read here.")
-            if await messages.react(change, message_id, row["seq"], emoji, REACTIONS) is None:
-                raise Conflict(f"One has at most {REACTIONS} reactions to a message.")
+            if await messages.react(change, message_id, row["seq"], emoji, MAX_REACTIONS) is None:
+                raise Conflict(f"One has at most {MAX_REACTIONS} reactions to a message.")
 
     async def unreact(self, user_id: UUID, message_id: UUID, emoji: str) -> None:
         """Take a reaction back; where there is none nothing changes. Raises NotFound."""
@@ -225,14 +224,14 @@ class Messages:
 
     async def expire(self) -> None:
         """Erase what has had its time; on whichever instance comes first."""
-        await self._expiry.run(EXPIRING)
+        await self._expiry.run(EXPIRY_SECONDS)
 
     async def _expire(self, limit: int) -> int:
         """Erase what has had its time, at most so many messages; how many that were. Raises, after the other chats,
         RowsFailed for the messages of those that somebody else holds, or what another one failed with."""
         erased, held = 0, []
         failed: Exception | None = None
-        for chat_id, message_ids in await expiry.expired(self._db, limit):
+        for chat_id, message_ids in await expiry.find_expired(self._db, limit):
             try:
                 erased += await expiry.expire(self._changes, chat_id, message_ids)
             except LockNotAvailableError as error:

@@ -30,7 +30,7 @@ class Receipts:
         if after.moved:
             self._marks.moved(chat_id, user_id, after.viewers)
         # Also by a receipt that moves nothing: the user has looked at the chat.
-        if request.read_seq > 0 and after.marked_unread and await views.read(self._db, user_id, chat_id):
+        if request.read_seq > 0 and after.marked_unread and await views.clear_unread_mark(self._db, user_id, chat_id):
             self._hub.send(user_id, chat_changed(chat_id))
         return {name: getattr(after, name) for name in ("delivered_seq", "read_seq", "unread_count")}
 

@@ -19,7 +19,7 @@ from models.paging import Page
 from plugins.messages.cursor import Cursor
 from plugins.messages.messages import shown
 
-MARKS = 500  # in one page: some 80 KB
+MAX_MARKS = 500  # in one page: some 80 KB
 
 
 class CursorExpired(ApiError):
@@ -37,7 +37,7 @@ class Sync:
         if seen:
             self._alerts.seen(user_id)  # before it reads: what is committed from now on may not be in the answer
         if text is None:
-            moment, reached_now = await sync.now(self._db, user_id)
+            moment, reached_now = await sync.current_moment(self._db, user_id)
             cursor = Cursor(moment.epoch, int(time.time()), moment.horizon, reached_now, marks=moment.horizon)
             return _answer([], cursor, False)
         try:
@@ -48,14 +48,14 @@ class Sync:
             raise CursorExpired
         # Each span has an event to show, but for those that were seen already; one more tells whether there are others.
         most = limit + len(cursor.seen) + 2
-        moment, spans = await sync.spans(self._db, user_id, cursor.since, cursor.at, most)
+        moment, spans = await sync.next_spans(self._db, user_id, cursor.since, cursor.at, most)
         if cursor.epoch != moment.epoch or cursor.since > moment.end:
             raise CursorExpired  # of a database that was put back to an earlier time
         target = moment.horizon if cursor.target is None else cursor.target
         parts, all_spans = _parts(cursor, spans, limit)
         # Marks walk for themselves, by the same pages.
-        moved = await receipts.moved(self._db, user_id, cursor.marks, min(limit, MARKS))
-        events, end = await self._shown(user_id, parts, _MARK * len(moved.marks))
+        moved = await receipts.moved_marks(self._db, user_id, cursor.marks, min(limit, MAX_MARKS))
+        events, end = await self._events_to_show(user_id, parts, _MARK * len(moved.marks))
         if end is not None:  # the page has no room for what is behind it
             number = next(n for n, part in enumerate(parts) if part.range is end[0])
             parts = [*parts[:number], parts[number].until(end[1])]
@@ -74,7 +74,7 @@ class Sync:
         following = Cursor(moment.epoch, made, target, reached, marks=moved.since)
         return _answer(events, following, cursor.target is not None or moved.has_more, deleted, moved.marks)
 
-    async def _shown(
+    async def _events_to_show(
         self, user_id: UUID, parts: Sequence[_Part], taken: int
     ) -> tuple[list[dict[str, Any]], tuple[Range, int] | None]:
         """Events as the user gets them: messages and chats as they are now, to who has left as they were. Of a message
@@ -96,7 +96,7 @@ class Sync:
         page, answer = Page(), list[dict[str, Any]]()
         page.add(taken + _DELETION * sum(part.span.deletion for part in parts))
         readers = {row["user_id"] for _, row in events if row["type"] == "receipt"}
-        severed = await receipts.severed_from(self._db, user_id, readers) if readers else set()
+        severed = await receipts.find_across_block(self._db, user_id, readers) if readers else set()
         end: tuple[Range, int] | None = None
         for where, row in events:
             stay = where.membership
@@ -145,7 +145,7 @@ def _parts(cursor: Cursor, spans: Sequence[Span], limit: int) -> tuple[list[_Par
     """The next ``limit`` events and deletions, and whether they are all that the spans have."""
     parts, left = list[_Part](), limit
     for number, span in enumerate(spans):
-        first = max(span.first, _seen(cursor, span.chat_id) + 1)
+        first = max(span.first, _seen_seq(cursor, span.chat_id) + 1)
         last = min(span.last, first + left - 1)
         if first <= last:
             parts.append(_Part(span, Range(span.chat_id, first, last, span.membership), last))
@@ -195,7 +195,7 @@ def _continues(before: dict[str, Any], chat_id: UUID, seq: int) -> bool:
     return bool(before.get("to_seq", before["seq"]) == seq - 1)
 
 
-def _seen(cursor: Cursor, chat_id: UUID) -> int:
+def _seen_seq(cursor: Cursor, chat_id: UUID) -> int:
     """Up to which seq a chat was seen; in the middle of a walk also by its last page."""
     seen = cursor.seen.get(chat_id, 0)
     return max(seen, cursor.at[1]) if chat_id == cursor.at[0] else seen

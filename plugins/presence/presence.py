@@ -17,9 +17,9 @@ from models.sweeps import UNWATCHED, Watch
 
 log = structlog.get_logger(__name__)
 
-GATHER = 0.05  # seconds in which comings and goings are gathered into one statement
+GATHER_SECONDS = 0.05  # seconds in which comings and goings are gathered into one statement
 SWEPT_WITHIN = presence.STALE_SECONDS + 20.0  # seconds since the death of an instance when it is swept, at the most
-SWEEPING = 10.0  # seconds of a run; the next one goes on
+SWEEP_SECONDS = 10.0  # seconds of a run; the next one goes on
 BATCH = 500  # users a statement
 
 
@@ -35,7 +35,7 @@ class Presence:
         tell: Callable[[Sequence[UUID]], None],
         sweeps: Watch = UNWATCHED,
     ) -> None:
-        self._db, self._hub, self._alerts, self._id, self._tell = db, hub, alerts, hub.instance_id, tell
+        self._db, self._hub, self._alerts, self._id, self._announce = db, hub, alerts, hub.instance_id, tell
         self._sweeper = presence.sweeper(db, sweeps, self._swept)
         self._changed: dict[UUID, bool] = {}
         self._wake = asyncio.Event()
@@ -48,7 +48,7 @@ class Presence:
     @contextlib.asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
         self._hub.watchers.append(self.watch)
-        await presence.beat(self._db, self._id)
+        await presence.record_heartbeat(self._db, self._id)
         writer = asyncio.create_task(self._write())
         try:
             yield
@@ -56,14 +56,14 @@ class Presence:
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
             try:
-                self._tell(await presence.end(self._db, self._id))
+                self._announce(await presence.stop(self._db, self._id))
             except Unavailable:
                 log.warning("presence_left_to_others")  # their sweep ends it within a minute
 
     async def _write(self) -> None:
         while True:
             await self._wake.wait()
-            await asyncio.sleep(GATHER)
+            await asyncio.sleep(GATHER_SECONDS)
             self._wake.clear()
             changed, self._changed = self._changed, {}
             for online, record in ((True, presence.arrive), (False, presence.leave)):
@@ -71,7 +71,7 @@ class Presence:
                 for start in range(0, len(users), BATCH):
                     batch = users[start : start + BATCH]
                     try:
-                        self._tell(await record(self._db, self._id, batch))
+                        self._announce(await record(self._db, self._id, batch))
                     except Exception as error:
                         # PostgreSQL is away, or another instance took us for dead and removed our row; the next beat
                         # brings it back. What happened since counts more than what is put back.
@@ -82,15 +82,15 @@ class Presence:
 
     async def beat(self) -> None:
         """Say that this instance lives, and sweep those that don't."""
-        if await presence.beat(self._db, self._id):
+        if await presence.record_heartbeat(self._db, self._id):
             # Somebody took us for dead and swept our users away: they are all here still.
             for user_id in self._hub.users():
                 self.watch(user_id, True)
-        await self._sweeper.run(SWEEPING)
+        await self._sweeper.run(SWEEP_SECONDS)
 
     def _swept(self, offline: Sequence[UUID]) -> None:
         """Users of an instance that died, who are offline now."""
         log.info("dead_instances_swept", users=len(offline))
-        self._tell(offline)
+        self._announce(offline)
         for user_id in offline:
             self._alerts.lost(user_id, SWEPT_WITHIN)

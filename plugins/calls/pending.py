@@ -28,16 +28,16 @@ log = structlog.get_logger(__name__)
 REDIS_TIMEOUT = 1.0  # seconds; a Redis that needs longer counts as away, and then nothing waits
 QUEUE, QUEUE_BYTES = 5_000, 16 << 20  # changes not written yet, and their bytes; beyond it the oldest are dropped
 BATCH, BATCH_BYTES = 256, 1 << 20  # changes in one pipeline
-_AWAY = (RedisError, OSError, TimeoutError)
+REDIS_ERRORS = (RedisError, OSError, TimeoutError)
 
 # What one ring, one user and all users together may let wait. What a frame needs besides its payload is some 400 bytes.
 RING_BYTES = 256 * 1024  # payloads of a ring; an offer of 10 KiB and 100 candidates of 600 bytes are 70 KiB
-_LIST_BYTES = RING_BYTES + calls.CANDIDATES * 400
+MAX_LIST_BYTES = RING_BYTES + calls.MAX_CANDIDATES * 400
 SENDER_BYTES = 1 << 20  # of one user's frames, in a minute: a dozen usual rings, or three that are full
 STRANGER_BYTES = 1 << 20  # for one user, in a minute: what strangers let wait ...
 RECEIVER_BYTES = 2 << 20  # ... and with contacts, who find room when strangers have used up theirs
-WINDOW = 60  # seconds; no list lives longer, so that never more waits than what two windows let in
-RINGS = 32  # that greet a socket; contacts' come first
+WINDOW_SECONDS = 60  # seconds; no list lives longer, so that never more waits than what two windows let in
+MAX_RINGS = 32  # that greet a socket; contacts' come first
 GREETING_BYTES = 1 << 20  # that greet a socket; as much as it may have queued
 
 # KEYS: the list, then counters of bytes. ARGV: the frame, the list's time to live (0: only behind what waits already),
@@ -59,14 +59,14 @@ return 1
 _KEEP_SHA = hashlib.sha1(_KEEP.encode(), usedforsecurity=False).hexdigest()  # by which Redis knows a script
 
 
-class _Ring(NamedTuple):
+class _OpenList(NamedTuple):
     """A list that began here."""
 
     receiver_bytes: int  # that may wait for its user, this list's among them
     until: float  # monotonic; it is over then at the latest
 
 
-class _Change(NamedTuple):
+class _ListChange(NamedTuple):
     """The begin of a list (``ends`` is its time to live), one more frame of it, or its end (no frame)."""
 
     name: str
@@ -87,10 +87,10 @@ class PendingOffers:
 
     def __init__(self, db: Database, redis: Redis, hub: Hub, all_bytes: int) -> None:
         self._db, self._redis, self._hub, self._all_bytes = db, redis, hub, all_bytes
-        self._changes: deque[_Change] = deque()
+        self._changes: deque[_ListChange] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
-        self._rings: dict[str, _Ring] = {}  # lists that began here, and may be there still
+        self._rings: dict[str, _OpenList] = {}  # lists that began here, and may be there still
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -114,16 +114,16 @@ class PendingOffers:
         self._begin(_answer(call_id), caller_id, RECEIVER_BYTES, calls.ANSWER_SECONDS, answer_key(call_id), answer)
 
     def _begin(self, name: str, user_id: UUID, bound: int, seconds: int, key: str, frame: Mapping[str, Any]) -> None:
-        self._rings[name] = _Ring(bound, time.monotonic() + seconds)
-        self._put(_Change(name, user_id, key, frame, seconds, _size(frame)))
+        self._rings[name] = _OpenList(bound, time.monotonic() + seconds)
+        self._put(_ListChange(name, user_id, key, frame, seconds, _size(frame)))
 
     def add(self, call_id: UUID, callee_id: UUID, key: str, candidate: Mapping[str, Any]) -> None:
         """Keep a candidate behind its offer; where no offer waits (any more) nothing is kept."""
-        self._put(_Change(_offer(call_id), callee_id, key, candidate, size=_size(candidate)))
+        self._put(_ListChange(_offer(call_id), callee_id, key, candidate, size=_size(candidate)))
 
     def add_to_answer(self, call_id: UUID, caller_id: UUID, key: str, candidate: Mapping[str, Any]) -> None:
         """Keep a candidate behind the answer."""
-        self._put(_Change(_answer(call_id), caller_id, key, candidate, size=_size(candidate)))
+        self._put(_ListChange(_answer(call_id), caller_id, key, candidate, size=_size(candidate)))
 
     def end_ring(self, call_id: UUID) -> None:
         """Drop what rings: the call was answered, or is over."""
@@ -142,9 +142,9 @@ class PendingOffers:
 
     def _end(self, name: str) -> None:
         self._rings.pop(name, None)
-        self._put(_Change(name))
+        self._put(_ListChange(name))
 
-    def forget_silent(self) -> None:
+    def forget_stale(self) -> None:
         """Forget lists whose end nobody told us."""
         now = time.monotonic()
         for name in [name for name, ring in self._rings.items() if ring.until < now]:
@@ -154,12 +154,12 @@ class PendingOffers:
         """Send a socket that has opened in time what waits for its user: answers to their own calls, then the offers,
         each with its candidates in order; no faster than the client reads."""
         room = GREETING_BYTES
-        for call_id, offer in await calls.waiting_for(self._db, peer.session.user_id, RINGS):
+        for call_id, offer in await calls.list_pending(self._db, peer.session.user_id, MAX_RINGS):
             name = _offer(call_id) if offer else _answer(call_id)
             try:
                 async with asyncio.timeout(REDIS_TIMEOUT):
                     kept: list[bytes] = await self._redis.lrange(name, 0, -1)  # type: ignore[assignment]
-            except _AWAY as error:
+            except REDIS_ERRORS as error:
                 log.warning("waiting_not_read", cause=type(error).__name__)
                 return
             for entry in kept:
@@ -169,7 +169,7 @@ class PendingOffers:
                 key, _, frame = entry.partition(b"\n")
                 peer.send(orjson.loads(frame), key.decode())
 
-    def _put(self, change: _Change) -> None:
+    def _put(self, change: _ListChange) -> None:
         self._changes.append(change)
         self._bytes += change.size
         while len(self._changes) > QUEUE or self._bytes > QUEUE_BYTES:
@@ -177,7 +177,7 @@ class PendingOffers:
             log.warning("waiting_dropped")
         self._wake.set()
 
-    def _next(self) -> _Change:
+    def _next(self) -> _ListChange:
         change = self._changes.popleft()
         self._bytes -= change.size
         return change
@@ -210,7 +210,7 @@ class PendingOffers:
         if refused:
             log.warning("waiting_not_kept", changes=refused, cause="refused")
 
-    async def _keep(self, batch: Sequence[_Change]) -> list[Any]:
+    async def _keep(self, batch: Sequence[_ListChange]) -> list[Any]:
         """Have Redis make the changes; its answer to each, 1 for a frame that it keeps."""
         for _ in range(2):
             pipeline = self._redis.pipeline(transaction=False)
@@ -221,20 +221,20 @@ class PendingOffers:
                 entry: Any = change.key.encode() + b"\n" + encode(change.frame)  # redis-py's stubs know only str
                 counters = self._counters(change)
                 names, bounds = [change.name, *counters], counters.values()
-                pipeline.evalsha(_KEEP_SHA, len(names), *names, entry, change.ends, WINDOW, *bounds)
+                pipeline.evalsha(_KEEP_SHA, len(names), *names, entry, change.ends, WINDOW_SECONDS, *bounds)
             answers: list[Any] = await pipeline.execute(raise_on_error=False)
             if not any(isinstance(answer, NoScriptError) for answer in answers):
                 break
             await self._redis.script_load(_KEEP)  # Redis has started anew; nothing was kept
         return answers
 
-    def _counters(self, change: _Change) -> dict[str, int]:
+    def _counters(self, change: _ListChange) -> dict[str, int]:
         """The counters that a frame goes into, with the bound of each. Who is a contact is known where the ring began;
         a candidate that came to another instance counts as a stranger's."""
         assert change.frame is not None
         ring = self._rings.get(change.name)
         return {
-            f"call:bytes:{change.name}": _LIST_BYTES,
+            f"call:bytes:{change.name}": MAX_LIST_BYTES,
             f"call:bytes:from:{change.frame['from_user_id']}": SENDER_BYTES,
             f"call:bytes:for:{change.user_id}": ring.receiver_bytes if ring else STRANGER_BYTES,
             "call:bytes": self._all_bytes,

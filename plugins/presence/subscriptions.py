@@ -27,19 +27,19 @@ from models.database import Database
 
 log = structlog.get_logger(__name__)
 
-CHANNEL = "presence:news"  # heard by every instance: users who have come or gone
-VIEWS = "presence:views"  # heard by every instance: who may see whom has changed
-MOST = 200  # users that a socket may watch, contract section 7
+NEWS_CHANNEL = "presence:news"  # heard by every instance: users who have come or gone
+VISIBILITY_CHANNEL = "presence:views"  # heard by every instance: who may see whom has changed
+MAX_WATCHED = 200  # users that a socket may watch, contract section 7
 BATCH = 500  # pairs of user and viewer asked for in one statement
-RETRY = 1.0  # seconds after PostgreSQL did not answer
+RETRY_SECONDS = 1.0  # seconds after PostgreSQL did not answer
 
-Shown = tuple[bool, datetime | None]  # is_online, last_seen
+State = tuple[bool, datetime | None]  # is_online, last_seen
 Pair = tuple[UUID, UUID | None]  # a user, and one viewer of theirs; all of them where it is None
-HIDDEN: Shown = (False, None)  # as profiles show it, too
+HIDDEN: State = (False, None)  # as profiles show it, too
 
 
 class Subscribe(Shape):
-    user_ids: Annotated[list[Id], Field(max_length=MOST)]
+    user_ids: Annotated[list[Id], Field(max_length=MAX_WATCHED)]
 
 
 class PresenceFrame(TypedDict):
@@ -60,20 +60,20 @@ class PresenceSubscriptions:
         self._db, self._bus, self._limits, self._rate, self._origin = db, bus, limits, rate, instance_id.hex
         self._metrics = metrics
         self._watchers: dict[UUID, set[Peer]] = {}
-        self._watched: dict[Peer, dict[UUID, Shown]] = {}
-        self._asking: dict[Peer, set[UUID]] = {}  # sockets whose list is being read, and who has changed meanwhile
+        self._watched: dict[Peer, dict[UUID, State]] = {}
+        self._loading: dict[Peer, set[UUID]] = {}  # sockets whose list is being read, and who has changed meanwhile
         self._changed: dict[Pair, None] = {}
         self._wake = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Show until the block ends."""
-        worker = asyncio.create_task(self._work())
-        self._bus.on_return.append(self._look_at_all)
+        worker = asyncio.create_task(self._send_changes())
+        self._bus.on_return.append(self._refresh_all)
         try:
             yield
         finally:
-            self._bus.on_return.remove(self._look_at_all)
+            self._bus.on_return.remove(self._refresh_all)
             await ended(worker)
 
     async def subscribe(self, peer: Peer, request: Subscribe) -> AckFields:
@@ -85,15 +85,15 @@ class PresenceSubscriptions:
         for user_id in users:
             self._watchers.setdefault(user_id, set()).add(peer)
         viewer = peer.session.user_id
-        changed = self._asking[peer] = set()
+        changed = self._loading[peer] = set()
         try:
-            rows = await presence.seen(self._db, [(user_id, viewer) for user_id in users])
+            rows = await presence.list_visible(self._db, [(user_id, viewer) for user_id in users])
         finally:
-            del self._asking[peer]
+            del self._loading[peer]
         for row in rows:
             shown[row["user_id"]] = row["is_online"], row["last_seen"]
             peer.send(_frame(row["user_id"], shown[row["user_id"]]))
-        self._note((user_id, viewer) for user_id in changed)  # what was read may be older than the change
+        self._mark_changed((user_id, viewer) for user_id in changed)  # what was read may be older than the change
         return None
 
     def _forget(self, peer: Peer) -> None:
@@ -113,41 +113,43 @@ class PresenceSubscriptions:
     def announce(self, users: Sequence[UUID]) -> None:
         """These users have come or gone: show it to who watches them, on all instances."""
         if users:
-            self._note((user_id, None) for user_id in users)
-            self._bus.publish(CHANNEL, orjson.dumps([self._origin, *map(str, users)]))
+            self._mark_changed((user_id, None) for user_id in users)
+            self._bus.publish(NEWS_CHANNEL, orjson.dumps([self._origin, *map(str, users)]))
 
-    def look_again(self, user_id: UUID, viewer: UUID | None) -> None:
+    def refresh(self, user_id: UUID, viewer: UUID | None) -> None:
         """What a viewer (or anybody) may see of a user may have changed: show it or take it back, on all instances."""
-        self._note([(user_id, viewer)])
-        self._bus.publish(VIEWS, orjson.dumps([self._origin, str(user_id), str(viewer) if viewer else None]))
+        self._mark_changed([(user_id, viewer)])
+        self._bus.publish(
+            VISIBILITY_CHANNEL, orjson.dumps([self._origin, str(user_id), str(viewer) if viewer else None])
+        )
 
-    def hear(self, _: str, message: bytes) -> None:
+    def receive(self, _: str, message: bytes) -> None:
         """Another instance announces users who have come or gone."""
         origin, *users = orjson.loads(message)
         if origin != self._origin:
-            self._note((UUID(user_id), None) for user_id in users)
+            self._mark_changed((UUID(user_id), None) for user_id in users)
 
-    def hear_views(self, _: str, message: bytes) -> None:
+    def receive_views(self, _: str, message: bytes) -> None:
         """Another instance says that what a viewer may see of a user has changed."""
         origin, user_id, viewer = orjson.loads(message)
         if origin != self._origin:
-            self._note([(UUID(user_id), UUID(viewer) if viewer else None)])
+            self._mark_changed([(UUID(user_id), UUID(viewer) if viewer else None)])
 
-    def _look_at_all(self) -> None:
+    def _refresh_all(self) -> None:
         """Redis was away, and news with it."""
-        self._note((user_id, None) for user_id in list(self._watchers))
+        self._mark_changed((user_id, None) for user_id in list(self._watchers))
 
-    def _note(self, pairs: Iterable[Pair]) -> None:
+    def _mark_changed(self, pairs: Iterable[Pair]) -> None:
         for user_id, viewer in pairs:
             watchers = self._watchers.get(user_id)
             if watchers is None:
                 continue
             self._changed[user_id, viewer] = None
-            for peer in self._asking.keys() & watchers if self._asking else ():
-                self._asking[peer].add(user_id)
+            for peer in self._loading.keys() & watchers if self._loading else ():
+                self._loading[peer].add(user_id)
             self._wake.set()
 
-    async def _work(self) -> None:
+    async def _send_changes(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -162,18 +164,18 @@ class PresenceSubscriptions:
             for start in range(0, len(asked), BATCH):
                 batch = asked[start : start + BATCH]
                 try:
-                    rows = await presence.seen(self._db, batch)
+                    rows = await presence.list_visible(self._db, batch)
                 except Exception as error:  # whatever it is: a presence that must be taken back would stay
                     log.warning("presence_not_shown", pairs=len(asked) - start, cause=type(error).__name__)
                     self._changed = {**dict.fromkeys(asked[start:]), **self._changed}
                     self._wake.set()
-                    await asyncio.sleep(RETRY)
+                    await asyncio.sleep(RETRY_SECONDS)
                     break
                 found = {(row["user_id"], row["viewer"]): (row["is_online"], row["last_seen"]) for row in rows}
                 for user_id, viewer in batch:
                     self._show(user_id, viewer, found.get((user_id, viewer), HIDDEN))
 
-    def _show(self, user_id: UUID, viewer: UUID, state: Shown) -> None:
+    def _show(self, user_id: UUID, viewer: UUID, state: State) -> None:
         """Bring the viewer's sockets to a state. What hides somebody is never dropped because a client is slow."""
         frame = None
         for peer in self._watchers.get(user_id, ()):
@@ -185,6 +187,6 @@ class PresenceSubscriptions:
                 self._metrics.sent("presence", 1)
 
 
-def _frame(user_id: UUID, state: Shown) -> PresenceFrame:
+def _frame(user_id: UUID, state: State) -> PresenceFrame:
     is_online, last_seen = state
     return {"type": "presence", "user_id": user_id, "is_online": is_online, "last_seen": last_seen}
