@@ -1,4 +1,4 @@
-"""Calls: one row a call; every transition is one statement that carries its own condition."""
+"""Calls: one row for each call. Each transition is one statement that includes its condition."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from models.presence import is_contact, sees_presence
 from models.sweeps import Due, Sweep
 from models.users import User
 
-RING_SECONDS = 60  # seed: a call that nobody answers is missed
-ANSWER_SECONDS = 60  # an answer waits as long for a caller who is away as the ring may have lasted
-MAX_CANDIDATES = 300  # a call, contract section 6; a phone with many networks gathers a few dozen
-CANDIDATES_RESERVED = 20  # candidates that an instance sets aside at once: one statement for each phone of a usual call
+RING_SECONDS = 60  # seed: a call that is not answered by then is missed
+ANSWER_SECONDS = 60  # an answer waits for a disconnected caller as long as the ring may have lasted
+MAX_CANDIDATES = 300  # candidates of a call, contract section 6; a phone with many networks gathers a few dozen
+CANDIDATES_RESERVED = 20  # candidates that an instance reserves at once: one statement for each phone of a usual call
 SWEEP_BATCH = 500  # calls that one statement of a sweep ends
 HEARTBEAT_HOURS = 1  # seed: an answered call without a heartbeat for this long has ended
 
@@ -44,8 +44,8 @@ class CallSession(Table):
 
 
 class Call(NamedTuple):
-    """The part of a call that its participants are told of. Of a ``silent`` one the callee is told nothing: they had
-    blocked the caller."""
+    """The part of a call that its participants may see. A callee who has blocked the caller does not see the call at
+    all: it is ``silent``."""
 
     id: UUID
     caller_id: UUID | None
@@ -61,7 +61,7 @@ class Call(NamedTuple):
         return self.status in ("ringing", "accepted")
 
     def concerns(self, user_id: UUID) -> bool:
-        """Whether the user takes part and may know of it."""
+        """True if the user is a participant and may see the call."""
         return user_id == self.caller_id or (user_id == self.callee_id and not self.silent)
 
 
@@ -95,8 +95,9 @@ UNION ALL SELECT superseded.*, false, false FROM superseded
 
 
 class RingOutcome(NamedTuple):
-    """What an offer met: the call now ringing (or already there), whether it is new, and the calls it ended. Of a new
-    one also whether the caller may see the callee's presence, and is a contact of theirs."""
+    """The outcome of an offer: the call that rings now or already existed, ``new`` if it rings now, and the calls that
+    the offer ended. For a new call ``visible`` is true if the caller may see the callee's presence, and ``contact`` if
+    the caller is a contact of the callee."""
 
     call: Call
     new: bool
@@ -106,10 +107,11 @@ class RingOutcome(NamedTuple):
 
 
 async def ring(db: Database, call_id: UUID, caller_id: UUID, callee_id: UUID, call_type: str) -> RingOutcome | None:
-    """Start a call between two users, ending the caller's earlier one or an answered one between them.
+    """Start a call between two users. Ends an earlier call from the caller to the callee, and an answered one between
+    the two.
 
-    ``new`` is False when ``call.id`` is another call that already rings between them (glare), or when this very id
-    was offered before. None when there is no such callee.
+    ``new`` is False if another call already rings between them (glare), or if this id was offered before. Returns None
+    if there is no such callee.
     """
     for _ in range(5):  # a concurrent offer of the same pair may come between our two statements; rarely twice
         try:
@@ -133,8 +135,8 @@ async def ring(db: Database, call_id: UUID, caller_id: UUID, callee_id: UUID, ca
 
 
 class AnswerOutcome(NamedTuple):
-    """A call that was answered: whether by this answer (the same one may come again), and whether the callee may see
-    the caller's presence."""
+    """An answered call. ``new`` is False if the same answer was received before; ``visible`` is true if the callee may
+    see the caller's presence."""
 
     call: Call
     new: bool
@@ -142,7 +144,7 @@ class AnswerOutcome(NamedTuple):
 
 
 async def answer(db: Database, call_id: UUID, callee_id: UUID, answer_hash: bytes) -> AnswerOutcome | None:
-    """ringing → accepted, by the callee, while it rings. None when this answer is not the one that answered it."""
+    """ringing → accepted, by the callee, while it rings. Returns None if the call was not answered by this answer."""
     row = await db.row(
         f"""WITH answered AS (
                 UPDATE call_sessions
@@ -169,7 +171,7 @@ async def answer(db: Database, call_id: UUID, callee_id: UUID, answer_hash: byte
 
 
 async def reserve_candidates(db: Database, call_id: UUID) -> int:
-    """Set some of a live call's candidates aside for the asking instance; how many, 0 when all are used up."""
+    """Reserve some of a live call's candidates for this instance. Returns their number, 0 if all are used up."""
     taken = await db.execute(
         f"""UPDATE call_sessions SET candidates = candidates + {CANDIDATES_RESERVED}
             WHERE id = $1 AND {_LIVE} AND candidates <= {MAX_CANDIDATES - CANDIDATES_RESERVED}""",
@@ -179,7 +181,7 @@ async def reserve_candidates(db: Database, call_id: UUID) -> int:
 
 
 async def hang_up(db: Database, call_id: UUID, user_id: UUID, reason: str) -> Call | None:
-    """End a live call of the user's. What it becomes depends on who hangs up, and when (contract section 6)."""
+    """End a live call of the user. The new status depends on who hangs up, and when (contract section 6)."""
     return await _one_call(
         db,
         f"""UPDATE call_sessions SET ended_at = now(),
@@ -196,7 +198,7 @@ async def hang_up(db: Database, call_id: UUID, user_id: UUID, reason: str) -> Ca
 
 
 async def record_heartbeat(db: Database, call_id: UUID, user_id: UUID) -> bool:
-    """Note that an answered call is still alive."""
+    """Record that an answered call is still alive. Returns False if the user has no such call."""
     return (
         await db.execute(
             f"UPDATE call_sessions SET last_heartbeat = now() WHERE id = $1 AND {_CONCERNS} AND status = 'accepted'",
@@ -208,7 +210,7 @@ async def record_heartbeat(db: Database, call_id: UUID, user_id: UUID) -> bool:
 
 
 async def expire(db: Database, call_id: UUID) -> Call | None:
-    """ringing → missed, when the call has rung long enough; by whichever instance comes first."""
+    """ringing → missed, if the call has rung long enough and no other instance was first."""
     return await _one_call(
         db,
         f"""UPDATE call_sessions SET status = 'missed', ended_at = now(), end_reason = 'timeout'
@@ -246,8 +248,8 @@ _SWEEPS = (
 
 
 def sweeps(db: Database, ended: Callable[[Call], None]) -> list[Sweep]:
-    """End every call that rang or was silent too long, or whose other account was erased. Run on every instance, each
-    call is ended by one, which calls ``ended`` with it."""
+    """Sweeps that end calls that rang or lacked heartbeats for too long, or of which an account was erased. They run on
+    every instance; the one that ends a call passes it to ``ended``."""
 
     def sweep(due: Due, statement: str) -> Sweep:
         async def work(limit: int) -> int:
@@ -266,15 +268,15 @@ async def get(db: Database, call_id: UUID) -> Call | None:
 
 
 class PendingFrames(NamedTuple):
-    """A call of which something may wait for a user: the ``offer`` and its candidates, else the answer."""
+    """A call whose frames may wait for a user: if ``offer``, the offer and its candidates, else the answer."""
 
     call_id: UUID
     offer: bool
 
 
 async def list_pending(db: Database, user_id: UUID, at_most: int) -> list[PendingFrames]:
-    """The calls of which something may wait for a user just now: their own that were answered a moment ago; then those
-    that ring for them, contacts' first, the oldest first. Not of who is blocked meanwhile."""
+    """List the calls whose frames may wait for a user now: the user's own that were just answered; then calls that ring
+    for them, from contacts first, the oldest first. Leaves out callers whom the user has blocked meanwhile."""
     rows = await db.fetch(
         f"""SELECT id, false AS offer FROM call_sessions
             WHERE caller_id = $1 AND status = 'accepted' AND accepted_at > now() - interval '{ANSWER_SECONDS} seconds'
@@ -292,7 +294,7 @@ async def list_pending(db: Database, user_id: UUID, at_most: int) -> list[Pendin
 
 
 async def list_ringing(db: Database, callee_id: UUID) -> list[tuple[UUID, datetime]]:
-    """The calls that ring for a user just now, each with the end of its ring."""
+    """List the calls that ring for a user now, each with the end of its ring."""
     rows = await db.fetch(
         f"""SELECT id, started_at + interval '{RING_SECONDS} seconds' AS over FROM call_sessions
             WHERE callee_id = $1 AND status = 'ringing' AND NOT silent
@@ -308,7 +310,7 @@ async def _one_call(db: Database, sql: str, *args: object) -> Call | None:
     return Call(*row) if row else None
 
 
-# What the history shows of a call: the seed's columns.
+# The columns of a call in the history: those of the seed.
 HISTORY_COLUMNS = tuple(
     name for name in CallSession._meta.columns if name not in ("silent", "candidates", "answer_hash")
 )
@@ -326,7 +328,7 @@ ORDER BY c.created_at DESC, c.id DESC LIMIT {limit}
 async def history(
     db: Database, user_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None
 ) -> list[asyncpg.Record]:
-    """A user's calls with their peers, newest first; ``before`` is the place (created_at, id) of the last one seen."""
+    """A user's calls with their peers, newest first. ``before`` is (created_at, id) of the last one seen."""
     earlier = "AND (created_at, id) < ($3, $4)" if before else ""
     page = f"{earlier} ORDER BY created_at DESC, id DESC LIMIT $2"
     calls = (
@@ -337,6 +339,6 @@ async def history(
 
 
 async def detail(db: Database, user_id: UUID, call_id: UUID) -> asyncpg.Record | None:
-    """One call of the user's, as in the history."""
+    """One call of the user, as in the history."""
     calls = "SELECT * FROM call_sessions WHERE id = $2 AND (caller_id = $1 OR (callee_id = $1 AND NOT silent))"
     return await db.row(_HISTORY.format(calls=calls, limit="1"), user_id, call_id)

@@ -1,4 +1,4 @@
-"""Invites: tokens that let people into a chat of many, and whom they don't let in."""
+"""Invites: tokens with which users join a chat of many."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _SHOWN = "id, created_by, max_uses, uses, expires_at, created_at"
 
 
 def _admits(user: str) -> str:
-    """SQL: whether the invite ``i`` lets the user in, a parameter such as ``$2``.
+    """SQL: true if the invite ``i`` admits the user, a parameter such as ``$2``.
 
-    Not when it has expired or is used up, nor when its maker may not invite any more; not who was banned, and who was
-    removed only when the invite was made after that.
+    It does not if it has expired or is used up, if its creator can no longer invite, if the user is banned, or if they
+    were removed after it was created.
     """
     return f"""
         (i.max_uses IS NULL OR i.uses < i.max_uses) AND (i.expires_at IS NULL OR i.expires_at > now())
@@ -49,9 +49,9 @@ def _hash(token: str) -> bytes:
 
 
 async def create(change: Change, token: str, max_uses: int | None, expires_in: int | None, at_most: int) -> Row | None:
-    """Store an invite, of which only the token's hash is kept; None when the chat has ``at_most`` of them.
+    """Store an invite with the hash of its token. Returns None if the chat already has ``at_most`` invites.
 
-    Its time is taken under the chat's lock, as that of a removal is, so the two are in the order of what happened.
+    Its time is read under the chat's lock, as that of a removal is, so the times of the two are in order.
     """
     return await change.db.row(
         f"""INSERT INTO chat_invites (chat_id, created_by, token_hash, max_uses, expires_at, created_at)
@@ -72,7 +72,7 @@ async def entries(db: Database, chat_id: UUID) -> list[Row]:
 
 
 async def revoke(change: Change, invite_id: UUID) -> bool:
-    """Delete an invite of a locked chat; False when it has no such invite."""
+    """Delete an invite of a locked chat. Returns False if there is no such invite."""
     return (
         await change.db.execute("DELETE FROM chat_invites WHERE id = $1 AND chat_id = $2", invite_id, change.chat_id)
         == 1
@@ -80,18 +80,18 @@ async def revoke(change: Change, invite_id: UUID) -> bool:
 
 
 async def revoke_all_by(change: Change, user_id: UUID) -> None:
-    """Delete the invites that a user has made for a locked chat."""
+    """Delete the invites into a locked chat that a user has created."""
     await change.db.execute("DELETE FROM chat_invites WHERE chat_id = $1 AND created_by = $2", change.chat_id, user_id)
 
 
 async def chat_of(db: Database, token: str) -> UUID | None:
-    """The chat that an invite is for, also when it lets nobody in any more."""
+    """The chat of an invite, also if the invite is no longer valid."""
     chat_id: UUID | None = await db.value("SELECT chat_id FROM chat_invites WHERE token_hash = $1", _hash(token))
     return chat_id
 
 
 async def use(change: Change, token: str) -> bool:
-    """Use an invite to a locked chat once; False when it does not let this user in."""
+    """Use an invite into a locked chat once. Returns False if it does not admit this user."""
     return (
         await change.db.execute(
             f"""UPDATE chat_invites i SET uses = uses + 1
@@ -105,8 +105,8 @@ async def use(change: Change, token: str) -> bool:
 
 
 async def preview(db: Database, token: str, user_id: UUID) -> Row | None:
-    """``chat_id, type, title, avatar_url, participant_count, joined`` of the chat that an invite lets the user into, or
-    is for and the user is in; None for any other."""
+    """``chat_id, type, title, avatar_url, participant_count, joined`` of the chat of an invite; None if it does not
+    admit the user, unless they are already in the chat."""
     return await db.row(
         f"""SELECT t.id AS chat_id, t.type::text, t.title, t.avatar_url, t.participant_count, mine.joined
             FROM chat_invites i JOIN chat_threads t ON t.id = i.chat_id AND t.deleted_at IS NULL,

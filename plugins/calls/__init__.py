@@ -20,7 +20,7 @@ from plugins.calls.history import History
 from plugins.calls.pending import PendingOffers
 from plugins.calls.tally import Tally
 
-SECONDS = 10.0  # a run of the sweep; the next one goes on
+SWEEP_SECONDS = 10.0  # of a run; the next one continues
 
 
 class Settings(Section):
@@ -51,7 +51,7 @@ def setup(app: App, settings: Settings) -> Plugin:
 
     async def sweep() -> None:
         try:
-            await ending.run(SECONDS)
+            await ending.run(SWEEP_SECONDS)
         finally:
             calls.forget_stale()
 
@@ -73,12 +73,12 @@ def setup(app: App, settings: Settings) -> Plugin:
         events={
             "call_offer": Event(shapes.Offer, calls.offer, cost=WRITES),
             "call_answer": Event(shapes.Answer, calls.answer, cost=UPDATES),
-            "ice_candidate": Event(shapes.Candidate, candidates.take, cost=READS),
+            "ice_candidate": Event(shapes.Candidate, candidates.forward, cost=READS),
             "call_hangup": Event(shapes.Hangup, calls.hangup, cost=UPDATES),
             "call_heartbeat": Event(shapes.Heartbeat, calls.heartbeat, cost=UPDATES),
         },
         sends=frames.SENT,
-        # The seed's task. Rings are timed by the instance that took the offer; this is for those whose instance died.
+        # From the seed. The instance that received an offer times its ring; the sweep is for instances that died.
         periodic=(Every(30, sweep, "call_timeouts"),),
         lifespan=lifespan,
         welcome=pending.greet,

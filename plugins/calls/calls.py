@@ -1,4 +1,4 @@
-"""Signalling: who may do what to a call, and who hears of it. The row decides; frames follow the commit."""
+"""Signalling: who may do what with a call, and who is notified. The row decides; frames follow the commit."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from plugins.calls.tally import Tally
 
 log = structlog.get_logger(__name__)
 
-CHANNEL = "calls:news"  # the Redis channel on which instances tell each other which calls were answered or are over
+CHANNEL = "calls:news"  # every instance subscribes: calls that were answered or have ended
 REDIS_ERRORS = (RedisError, OSError, TimeoutError)
-SLACK = 0.1  # seconds after the ring's end: the row's clock is PostgreSQL's
+SLACK = 0.1  # seconds after the ring's end, because PostgreSQL's clock decides
 
 
 class Calls:
-    """What happens to calls, and the frames about it to every socket of the two."""
+    """Handles the frames of calls, and sends frames to every socket of both participants."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Calls:
     # Frames from clients ------------------------------------------------------------------------------------------
 
     async def offer(self, peer: Peer, offer: shapes.Offer) -> AckFields:
-        """Ring the callee. The ack says whether any of their sockets took it, and when the ring ends."""
+        """Ring the callee. The ack says if any of their sockets received the offer, and when the ring ends."""
         caller = peer.session.user_id
         if offer.to_user_id == caller:
             raise CannotCallSelf
@@ -87,7 +87,7 @@ class Calls:
             callee = offer.to_user_id
             own = frames.fields(call, caller, callee, offer.encrypted_payload)
             ring: frames.CallOffer = {"type": "call_offer", **own, "expires_at": expires}
-            self._pending.begin(call.id, callee, ring, known=rung.contact)
+            self._pending.begin(call.id, callee, ring, contact=rung.contact)
             delivered = await self._hub.deliver(callee, ring, key=str(call.id))
             if not delivered:
                 self._alerts.ring(call.id, callee, expires)
@@ -95,13 +95,13 @@ class Calls:
             "call_id": call.id,
             "status": call.status,
             "expires_at": expires,
-            # Whether a socket is open is presence, and hidden from those from whom that is.
+            # This is presence, so hide it from callers who may not see the callee's.
             "delivered": delivered if rung.visible else None,
         }
 
     async def answer(self, peer: Peer, answer: shapes.Answer) -> AckFields:
-        """Accept a ringing call; the first of the callee's devices wins, and the others stop ringing. The ack says
-        whether any socket of the caller's took the answer; it waits for those that open within a minute."""
+        """Accept a ringing call. The first of the callee's devices wins, and the others stop ringing. The ack says if
+        any socket of the caller received the answer, which also waits for sockets that open within a minute."""
         callee = peer.session.user_id
         answer_hash = hashlib.sha256(answer.encrypted_payload.encode()).digest()
         answered = await calls.answer(self._db, answer.call_id, callee, answer_hash)
@@ -132,16 +132,16 @@ class Calls:
         return ack if answered.new else {**ack, "repeated": True}
 
     async def _is_online(self, user_id: UUID) -> bool:
-        """Whether a socket of the user's is open; False while Redis is away, for those of other instances."""
+        """True if the user has an open socket; while Redis is away, on this instance."""
         try:
             return not await self._hub.absent([user_id])
         except REDIS_ERRORS:
             return False
 
     async def hangup(self, peer: Peer, hangup: shapes.Hangup) -> AckFields:
-        """End a call. Of a finished one it is acked and changes nothing."""
+        """End a call. A hangup of an ended call is acknowledged and changes nothing."""
         user_id = peer.session.user_id
-        for _ in range(3):  # the offer may be committed between the two statements
+        for _ in range(3):  # the offer may commit between the two statements
             call = await calls.hang_up(self._db, hangup.call_id, user_id, hangup.reason)
             if call is not None:
                 self._end(call, call.end_reason or "hangup", by=peer, payload=hangup.encrypted_payload)
@@ -164,7 +164,7 @@ class Calls:
     # The end of a ring, and of a call -------------------------------------------------------------------------------
 
     def _stop_ringing(self, call_id: UUID, by: Peer | None) -> None:
-        """The call rings no more, on whichever instance it was answered or ended."""
+        """Stop the ring of a call that was answered or has ended, on any instance."""
         ring = self._rings.pop(call_id, None)
         if ring is not None:
             ring.cancel()
@@ -172,7 +172,7 @@ class Calls:
         self._alerts.ring_over(call_id, by.session.session_id if by else None)
 
     def _end(self, call: Call, reason: str, by: Peer | None = None, payload: str | None = None) -> None:
-        """Count the end of a call, and notify every socket of both, but the one that did it, that it is over."""
+        """Count the end of a call, and notify every socket of both participants except the one that ended it."""
         self._tally.ended(call.status, call.end_reason)
         self._candidates.forget(call.id)
         self._stop_ringing(call.id, by)
@@ -187,21 +187,21 @@ class Calls:
             from_user_id = other if sender is None else sender
             fields = frames.fields(call, from_user_id, user_id, None if own else payload)
             frame: frames.CallHangup = {"type": "call_hangup", **fields, "reason": shown}
-            # An offer that another instance is just passing on must not ring after this.
+            # An offer that another instance is just sending must not ring after this.
             self._hub.send(user_id, frame, skip=by.peer_id if own and by else "", key=ends(str(call.id)))
 
     def receive(self, _: str, message: bytes) -> None:
-        """Another instance tells what became of a call. (One's own news come back as well, and change nothing.)"""
-        call, _, news = message.decode().partition(" ")
+        """Receive the end or answer of a call from an instance. Its own messages come back, too, and change nothing."""
+        call, _, state = message.decode().partition(" ")
         call_id = UUID(call)
-        if news == "ended":
+        if state == "ended":
             self._candidates.forget(call_id)
         else:
             self._candidates.note_answered(call_id)
         ring = self._rings.pop(call_id, None)
         if ring is not None:
             ring.cancel()
-        self._pending.ended_elsewhere(call_id, answered=news != "ended")
+        self._pending.ended_elsewhere(call_id, answered=state != "ended")
 
     def _expire_soon(self, call_id: UUID) -> None:
         self._rings.pop(call_id, None)
@@ -219,10 +219,10 @@ class Calls:
             self._end(call, "timeout")
 
     def end_overdue(self, call: Call) -> None:
-        """A sweep has ended a call that rang or was silent too long."""
+        """Notify the participants that a sweep has ended their call."""
         self._end(call, "timeout" if call.end_reason == "timeout" else "connection_lost")
 
     def forget_stale(self) -> None:
-        """Forget what no client asked about."""
+        """Forget calls of which no frame came for long."""
         self._candidates.forget_stale()
         self._pending.forget_stale()

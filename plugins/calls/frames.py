@@ -13,8 +13,8 @@ from plugins.calls.shapes import CallType
 
 
 class CallFields(TypedDict):
-    """The seed's fields of every frame of a call. An account that is gone is null; a missing payload is an empty text,
-    since older clients expect one."""
+    """The seed's fields of every frame of a call. The id of an erased account is null; a missing payload is an empty
+    string, which older clients expect."""
 
     call_id: UUID
     from_user_id: UUID | None
@@ -31,7 +31,7 @@ class CallOffer(CallFields):
 
 
 class CallAnswer(CallFields):
-    """The callee has answered. To the caller."""
+    """The callee has answered. Sent to the caller."""
 
     type: Literal["call_answer"]
 
@@ -41,8 +41,8 @@ class IceCandidate(CallFields):
 
 
 class CallHangup(CallFields):
-    """The call is over, or, for ``answered_elsewhere``, goes on at another device of the same user. ``from_user_id`` is
-    who ended it, or the other side when the server did."""
+    """The call has ended, or, for ``answered_elsewhere``, goes on at another device of the same user. ``from_user_id``
+    is the user who ended it, or the other participant if the server did."""
 
     type: Literal["call_hangup"]
     reason: str
@@ -54,7 +54,7 @@ SENT = (CallOffer, CallAnswer, IceCandidate, CallHangup)
 def fields(
     call: Call, from_user_id: UUID | None, to_user_id: UUID | None, encrypted_payload: str | None = None
 ) -> CallFields:
-    """The fields of every frame of a call, for the frame that ``to_user_id`` receives."""
+    """The fields of every frame of a call, for a frame to ``to_user_id``."""
     return {
         "call_id": call.id,
         "from_user_id": from_user_id,

@@ -1,5 +1,5 @@
-"""The frames of a call (seed; contract section 6), and what is told of it afterwards. ``from_user_id`` is the server's
-to set, so no shape takes it."""
+"""The frames of a call that clients send (seed; contract section 6), and calls in the history. Only the server sets
+``from_user_id``, so no shape accepts it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from handlers.wire.shapes import Id, Shape
 
 
 def _standard(value: str) -> str:
-    """Standard, padded base64: what answers bear (contract section 1). The bytes stay opaque."""
+    """Convert base64 to the standard, padded form of responses (contract section 1). The bytes stay opaque."""
     if "-" in value or "_" in value:
         value = value.replace("-", "+").replace("_", "/")
     value = value.rstrip("=")
@@ -42,7 +42,7 @@ CandidatePayload = Annotated[
 
 
 def _or_none(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """A payload that can't be passed on is left out: a hangup must hang up, whatever is in it."""
+    """Drop a payload that is not valid: a hangup must always hang up."""
     try:
         return check(value)
     except ValidationError:
@@ -75,7 +75,7 @@ class Candidate(Shape):
 
 
 class Hangup(Shape):
-    """Refused for nothing but its ``call_id``: any other reason counts as ``hangup``, any other payload as none."""
+    """Rejected only for its ``call_id``: an unknown reason counts as ``hangup``, an invalid payload as none."""
 
     call_id: Id
     reason: Annotated[Reason, BeforeValidator(_known_reason)] = "hangup"
@@ -87,7 +87,7 @@ class Heartbeat(Shape):
 
 
 class CallSession(TypedDict):
-    """``peer`` is null when that account is gone, ``duration_seconds`` unless the call was answered and has ended."""
+    """``peer`` is null if that account is gone, ``duration_seconds`` unless the call was answered and has ended."""
 
     id: UUID
     caller_id: UUID | None

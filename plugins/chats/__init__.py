@@ -1,4 +1,4 @@
-"""Chats of all five types: participants, roles, invites, bans, views, and who is typing (contract section 7)."""
+"""Chats of all five types: participants, roles, invites, bans, views and typing (contract section 7)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Settings(AvatarSettings):
     rate_limit_join: RateLimit = Field(Rate(60, 3600), description="Tries of a user to join by an invite, or to look.")
 
 
-PURGE_SECONDS = 10.0  # seconds; the next run goes on
+PURGE_SECONDS = 10.0  # of a run; the next one continues
 
 
 def setup(app: App, settings: Settings) -> Plugin:

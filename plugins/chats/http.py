@@ -1,4 +1,4 @@
-"""The endpoints of ``/chats``, but for messages."""
+"""The endpoints of ``/chats``, without messages."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from plugins.chats.invites import Invites
 from plugins.chats.members import Members
 from plugins.chats.requests import Requests
 
-PEOPLE = (Header("Link", 'Where there are more participants: `<…>; rel="next"` (RFC 8288), a path.'),)
+PEOPLE = (Header("Link", 'If there are more participants: `<…>; rel="next"` (RFC 8288), a path.'),)
 IN_FULL = Answer(shapes.ChatInFull, headers=PEOPLE)
-OTHERS = 1024  # participants on the page that this leads to
+NEXT_LIMIT = 1024  # participants on the next page
 
 
 def reply_chat(handler: ApiHandler, chat: Mapping[str, Any], status: int = 200) -> None:
-    """Answer with a chat; where not all its participants are shown, point to the others."""
+    """Reply with a chat, and with a link to the other participants if not all are shown."""
     people = chat["participants"]
     if people and len(people) < chat["participant_count"]:
         rest = place_of(people[-1], "joined_at", "user_id")
-        handler.link_next(f"/chats/{chat['id']}/participants", limit=OTHERS, before=rest)
+        handler.link_next(f"/chats/{chat['id']}/participants", limit=NEXT_LIMIT, before=rest)
     handler.reply(chat, status)
 
 
@@ -38,10 +38,11 @@ class ChatsHandler(ApiHandler):
 
     @operation({200: Answer(list[shapes.Chat], headers=PAGED)}, cost=READS)
     async def get(self, query: shapes.ListQuery) -> None:
-        """List one's chats, the last active first.
+        """List your chats, the last active first.
 
-        Posting makes a chat active, and so does a change of the chat or of who takes part. Hidden chats are left out
-        until somebody posts; `hidden` lists them, and only them. A page has at most `limit` chats and at most 1 MiB.
+        A new message makes a chat active, and so does a change of the chat or of its participants. Hidden chats are
+        left out until there is a new message; `hidden` lists only them. A page has at most `limit` chats and at most
+        1 MiB.
         """
         await self.reserve()
         entries, more = await self._chats.entries(self.session.user_id, query.limit, query.place, hidden=query.hidden)
@@ -51,17 +52,17 @@ class ChatsHandler(ApiHandler):
     @operation(
         {
             201: IN_FULL,
-            200: Answer(shapes.ChatInFull, "The direct chat that the two have already."),
+            200: Answer(shapes.ChatInFull, "The direct chat that you two already have."),
         },
         refuses=(Forbidden, NotFound),
-        limits={"rate_limit_chats": "user", "rate_limit_participants": "user, of all whom they bring into chats"},
+        limits={"rate_limit_chats": "user", "rate_limit_participants": "user, for each participant"},
         cost=CHANGES,
     )
     async def post(self, body: shapes.NewChat) -> None:
-        """Make a chat.
+        """Create a chat.
 
-        `direct` and `secret` are of two, and want exactly one participant; the others may do without. The server reads
-        titles, avatars and settings: what it should not know goes into messages.
+        `direct` and `secret` chats are of two, and need exactly one participant; other chats need none. The server can
+        read titles, avatars and settings: put what it should not read into messages.
         """
         user = str(self.session.user_id)
         await self.limit("chats", self._rate, user)
@@ -69,8 +70,8 @@ class ChatsHandler(ApiHandler):
         if body.participants:
             await self.limit("participants", self._people, user, len(body.participants))
             self.spend_rows(len(body.participants))
-        chat, new = await self._chats.create(self.session.user_id, body)
-        reply_chat(self, chat, 201 if new else 200)
+        chat, is_new = await self._chats.create(self.session.user_id, body)
+        reply_chat(self, chat, 201 if is_new else 200)
 
 
 class ChatHandler(ApiHandler):
@@ -79,9 +80,9 @@ class ChatHandler(ApiHandler):
 
     @operation({200: IN_FULL}, refuses=(NotFound,), cost=READS)
     async def get(self, chat_id: UUID) -> None:
-        """Look at a chat in which one takes part.
+        """Get one of your chats.
 
-        Participants whose profiles take more than 1 MiB are not all there: `Link` leads to the others.
+        The profiles of participants take at most 1 MiB: `Link` leads to the others.
         """
         await self.reserve()
         reply_chat(self, await self._chats.get(self.session.user_id, chat_id))
@@ -95,7 +96,7 @@ class ChatHandler(ApiHandler):
     async def put(self, chat_id: UUID, body: shapes.ChangeChat) -> None:
         """Change a chat: only the fields that are sent; null clears.
 
-        By its owner and admins; in a chat of two by either.
+        For its owner and admins; in a chat of two for both.
         """
         await self.limit("chat-changes", self._rate, str(self.session.user_id))
         await self.reserve()
@@ -103,9 +104,9 @@ class ChatHandler(ApiHandler):
 
     @operation({204: None}, refuses=(Forbidden, NotFound), cost=CHANGES)
     async def delete(self, chat_id: UUID) -> None:
-        """End a chat for everybody, by its owner; all that was in it is erased. A direct chat goes for oneself only.
+        """Delete a chat for everybody and erase its content, as its owner. A direct chat is deleted only for you.
 
-        A direct chat comes back with the next message, without what was in it; the other one keeps everything.
+        A direct chat comes back with the next message, without its earlier content; the other user keeps everything.
         """
         await self._chats.delete(self.session.user_id, chat_id)
         self.reply_nothing()
@@ -117,9 +118,9 @@ class ChatViewHandler(ApiHandler):
 
     @operation({200: IN_FULL}, refuses=(NotFound,), limits={"rate_limit_chat_views": "user"}, cost=UPDATES)
     async def put(self, chat_id: UUID, body: shapes.ChangeView) -> None:
-        """Change how one sees a chat, for oneself: only the fields that are sent.
+        """Change your own settings of a chat: only the fields that are sent.
 
-        One's own sockets are notified by `account_changed`.
+        Your sockets are notified by `account_changed`.
         """
         await self.limit("chat-views", self._rate, str(self.session.user_id))
         await self.reserve()
@@ -132,9 +133,9 @@ class ParticipantsHandler(ApiHandler):
 
     @operation({200: Answer(list[shapes.Participant], headers=PAGED)}, refuses=(Forbidden, NotFound), cost=READS)
     async def get(self, chat_id: UUID, query: shapes.ParticipantsQuery) -> None:
-        """List who takes part, who joined last first.
+        """List the participants, the last to join first.
 
-        In a channel by its owner and admins only. A page has at most `limit` of them and at most 1 MiB.
+        In a channel for its owner and admins only. A page has at most `limit` participants and at most 1 MiB.
         """
         await self.reserve()
         people, more = await self._members.entries(self.session.user_id, chat_id, query.limit, query.place)
@@ -147,9 +148,9 @@ class ParticipantsHandler(ApiHandler):
         cost=JOINS,
     )
     async def post(self, chat_id: UUID, body: shapes.NewParticipant) -> None:
-        """Bring somebody into a chat of many, by its owner and admins.
+        """Add a user to a chat of many, as its owner or admin.
 
-        Users who want to be asked are invited instead (`invited`), and come in when they accept.
+        Users whose settings require it are invited instead (`invited`), and join when they accept.
         """
         await self.limit("participants", self._rate, str(self.session.user_id))
         self.reply(await self._members.add(self.session.user_id, chat_id, body), 201)
@@ -166,19 +167,19 @@ class ParticipantHandler(ApiHandler):
         cost=CHANGES,
     )
     async def put(self, chat_id: UUID, user_id: UUID, body: shapes.ChangeRole) -> None:
-        """Give a participant another role, by the owner and admins, of who is below them.
+        """Change the role of a participant whose role is below yours, as owner or admin.
 
-        Only the owner makes admins. `owner` hands the chat over, and the giver becomes admin.
+        Only the owner makes admins. `owner` hands the chat over, and the old owner becomes admin.
         """
         await self.limit("chat-changes", self._rate, str(self.session.user_id))
         self.reply(await self._members.set_role(self.session.user_id, chat_id, user_id, body.role))
 
     @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), cost=CHANGES)
     async def delete(self, chat_id: UUID, user_id: UUID, query: shapes.RemoveQuery) -> None:
-        """Remove a participant, by the owner and admins, of who is below them; or leave, of oneself.
+        """Remove a participant whose role is below yours, as owner or admin; or leave, with your own id.
 
-        The owner gives the chat away first, or deletes it. Of an invited user the invitation is withdrawn. With `ban`
-        nothing lets the user in again, and also who is not in the chat can be banned.
+        The owner can't leave before handing the chat over. The invitation of an invited user is withdrawn. With `ban`
+        the user can't come back until the ban is lifted; users who are not in the chat can be banned, too.
         """
         own = self.session.user_id
         if user_id == own and not query.ban:
@@ -196,9 +197,9 @@ class BansHandler(ApiHandler):
         {200: Answer(list[shapes.BannedUser], headers=PAGED)}, refuses=(Forbidden, NotFound, Conflict), cost=READS
     )
     async def get(self, chat_id: UUID, query: shapes.BansQuery) -> None:
-        """List who is banned from a chat of many, the latest first, by its owner and admins.
+        """List the users who are banned from a chat of many, the latest ban first, as its owner or admin.
 
-        A page has at most `limit` of them and at most 1 MiB.
+        A page has at most `limit` users and at most 1 MiB.
         """
         await self.reserve()
         banned, more = await self._members.bans(self.session.user_id, chat_id, query.limit, query.place)
@@ -211,9 +212,9 @@ class BanHandler(ApiHandler):
 
     @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), cost=UPDATES)
     async def delete(self, chat_id: UUID, user_id: UUID) -> None:
-        """Lift a ban, by the owner and admins.
+        """Lift a ban, as owner or admin.
 
-        The user can be added again, or join by an invite that was made after the ban.
+        The user can be added again, or join with an invite that was created after the ban.
         """
         await self._members.unban(self.session.user_id, chat_id, user_id)
         self.reply_nothing()
@@ -225,13 +226,13 @@ class InvitesHandler(ApiHandler):
 
     @operation({200: list[shapes.Invite]}, refuses=(Forbidden, NotFound, Conflict), cost=READS)
     async def get(self, chat_id: UUID) -> None:
-        """List the invites of a chat of many, the latest first, by its owner and admins."""
+        """List the invites of a chat of many, the latest first, as its owner or admin."""
         await self.reserve()
         self.reply(await self._invites.entries(self.session.user_id, chat_id))
 
     @operation({201: shapes.InviteWithToken}, refuses=(Forbidden, NotFound, Conflict), cost=WRITES)
     async def post(self, chat_id: UUID, body: shapes.NewInvite) -> None:
-        """Make an invite into a chat of many, by its owner and admins. Its token is shown this once."""
+        """Create an invite into a chat of many, as its owner or admin. Its token is shown only now."""
         self.reply(await self._invites.create(self.session.user_id, chat_id, body), 201)
 
 
@@ -241,7 +242,7 @@ class InviteHandler(ApiHandler):
 
     @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), cost=UPDATES)
     async def delete(self, chat_id: UUID, invite_id: UUID) -> None:
-        """Withdraw an invite, by the owner and admins."""
+        """Revoke an invite, as owner or admin."""
         await self._invites.revoke(self.session.user_id, chat_id, invite_id)
         self.reply_nothing()
 
@@ -252,7 +253,7 @@ class AcceptHandler(ApiHandler):
 
     @operation({200: IN_FULL}, refuses=(NotFound,), limits={"rate_limit_chat_views": "user"}, cost=JOINS)
     async def post(self, chat_id: UUID) -> None:
-        """Accept an invitation into a chat, or accept a direct chat without writing; again changes nothing."""
+        """Accept an invitation, or a direct chat without writing. Accepting again changes nothing."""
         user_id = self.session.user_id
         await self.limit("chat-views", self._rate, str(user_id))
         await self._requests.accept(user_id, chat_id)
@@ -266,9 +267,9 @@ class DeclineHandler(ApiHandler):
 
     @operation({204: None}, refuses=(Conflict,), limits={"rate_limit_chat_views": "user"}, cost=UPDATES)
     async def post(self, body: shapes.Decline) -> None:
-        """Decline invitations, those into these chats or all, and block their makers if wanted.
+        """Decline invitations into these chats, or all, and block the inviters if you want.
 
-        Other users are not notified: to them the invitations stay unanswered.
+        Other users are not notified: for them the invitations stay open.
         """
         await self.limit("chat-views", self._rate, str(self.session.user_id))
         await self._requests.decline(self.session.user_id, None if body.all else body.chat_ids, block=body.block)
@@ -281,10 +282,10 @@ class JoinHandler(ApiHandler):
 
     @operation({200: IN_FULL}, refuses=(NotFound, Conflict), limits={"rate_limit_join": "user"}, cost=JOINS)
     async def post(self, body: shapes.Join) -> None:
-        """Join a chat by an invite. Who is in already uses nothing up.
+        """Join a chat with an invite. Joining again does not use it up.
 
-        Who was restricted comes back restricted. Who was removed needs an invite that was made after that; who was
-        banned is refused.
+        Restricted users come back restricted. Removed users need an invite that was created after their removal. Banned
+        users can't join.
         """
         user_id = self.session.user_id
         await self.limit("join", self._rate, str(user_id))
@@ -297,9 +298,9 @@ class JoinPreviewHandler(ApiHandler):
         self._invites, self._rate = invites, rate
 
     @operation(
-        {200: shapes.Preview}, refuses=(NotFound,), limits={"rate_limit_join": "user, joins counted"}, cost=READS
+        {200: shapes.Preview}, refuses=(NotFound,), limits={"rate_limit_join": "user, including joins"}, cost=READS
     )
     async def post(self, body: shapes.Join) -> None:
-        """Look at what an invite leads to, before joining. It is refused where joining would be."""
+        """Preview the chat of an invite before joining. Fails if joining would."""
         await self.limit("join", self._rate, str(self.session.user_id))
         self.reply(await self._invites.preview(self.session.user_id, body.token))

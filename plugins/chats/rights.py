@@ -1,4 +1,4 @@
-"""Rights: which role may do what in a chat, judged with the chat locked."""
+"""Rights: check what a role may do in a chat, with the chat locked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_CHAT = "There is no such chat."
 
 @asynccontextmanager
 async def lock_as_participant(changes: ChatChanges, user_id: UUID, chat_id: UUID) -> AsyncIterator[Change]:
-    """The chat, locked, of which the user is a participant. Raises NotFound, also where they have deleted it."""
+    """Lock a chat as one of its participants. Raises NotFound, also if the user has deleted the chat."""
     async with changes.lock(chat_id, user_id) as change:
         if change is None or change.role is None:
             raise NotFound(NO_CHAT)
@@ -28,7 +28,7 @@ async def lock_as_participant(changes: ChatChanges, user_id: UUID, chat_id: UUID
 
 @asynccontextmanager
 async def lock_as_admin(changes: ChatChanges, user_id: UUID, chat_id: UUID) -> AsyncIterator[Change]:
-    """The chat of many, locked, of which the user is owner or admin. Raises NotFound, Conflict, Forbidden."""
+    """Lock a chat of many as its owner or an admin. Raises NotFound, Conflict, Forbidden."""
     async with lock_as_participant(changes, user_id, chat_id) as change:
         reject_pair(change)
         require_role(change, "admin")
@@ -36,20 +36,20 @@ async def lock_as_admin(changes: ChatChanges, user_id: UUID, chat_id: UUID) -> A
 
 
 def require_role(change: Change, role: str) -> None:
-    """Raises Forbidden for who has a lower role."""
+    """Raises Forbidden if the user's role is lower."""
     assert change.role is not None
     if RANK[change.role] < RANK[role]:
-        raise Forbidden(f"Only {'the owner' if role == 'owner' else 'the owner and admins'} may do this.")
+        raise Forbidden(f"Only {'the owner' if role == 'owner' else 'the owner and admins'} can do this.")
 
 
 def require_higher_role(change: Change, other: str) -> None:
-    """Raises Forbidden when the other's role is not lower."""
+    """Raises Forbidden unless the user's role is higher than the other one."""
     assert change.role is not None
     if RANK[change.role] <= RANK[other]:
         raise Forbidden("This participant's role is not below yours.")
 
 
 def reject_pair(change: Change) -> None:
-    """Raises Conflict in a chat of two."""
+    """Raises Conflict for a chat of two."""
     if change.is_pair:
-        raise Conflict(f"The participants of a {change.type} chat don't change.")
+        raise Conflict(f"The participants of a {change.type} chat can't change.")

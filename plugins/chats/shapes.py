@@ -1,4 +1,4 @@
-"""What clients send to ``/chats`` (contract section 7), and what they get."""
+"""Requests and responses of ``/chats`` (contract section 7)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from handlers.wire.avatars import AvatarUrl
 from handlers.wire.shapes import Id, PublicId, Shape, Until, bounded
 from handlers.wire.text import Title
 
-MAX_SETTINGS = 16 * 1024  # bytes of JSON, as a user's own
+MAX_SETTINGS = 16 * 1024  # bytes of JSON, as for the settings of a user
 YEAR = 366 * 86_400
 
 Settings = Annotated[dict[str, Any], bounded(MAX_SETTINGS), Field(description="The apps' own; at most 16 KiB of JSON.")]
@@ -31,7 +31,7 @@ class ParticipantsQuery(PageQuery):
 
 
 class RemoveQuery(Shape):
-    ban: Annotated[bool, Field(description="Nothing lets the user in again.")] = False
+    ban: Annotated[bool, Field(description="The user can't come back until the ban is lifted.")] = False
 
 
 class BansQuery(PageQuery):
@@ -107,11 +107,11 @@ class TypingFrame(TypedDict):
     user_id: UUID
 
 
-# What they get ------------------------------------------------------------------------------------------------------
+# Responses -----------------------------------------------------------------------------------------------------
 
 
 class Member(Person):
-    """A participant. The watermarks are null but in direct chats, and for who has blocked or was blocked."""
+    """A participant. The watermarks are null except in a direct chat without a block between the two."""
 
     fingerprint: str
     role: Role
@@ -124,12 +124,12 @@ class Participant(Member):
 
 
 class _OwnChat(Thread):
-    """A chat as its participant sees it. ``role`` and the watermarks are one's own, ``unread_count`` is of messages of
-    others behind ``read_seq``; ``peer`` is the other one of a direct or secret chat, else null. ``hidden``,
-    ``archived``, ``muted_until`` and ``marked_unread`` are what one has set for oneself.
+    """A chat as its participant sees it. ``role`` and the watermarks are your own. ``unread_count`` counts messages by
+    others after ``read_seq``. ``peer`` is the other user of a direct or secret chat, else null. ``hidden``,
+    ``archived``, ``muted_until`` and ``marked_unread`` are your own settings.
 
-    With ``request`` it is an invitation that waits for an answer: ``role`` is the one to come, ``invited_by`` who made
-    it, ``updated_at`` when; participants, messages and settings are not shown."""
+    With ``request`` it is an open invitation: ``role`` is the role that you would have, ``invited_by`` the inviter, and
+    ``updated_at`` its time; participants, messages and settings are not shown."""
 
     request: NotRequired[bool]
     invited_by: NotRequired[Person | None]
@@ -147,22 +147,22 @@ class _OwnChat(Thread):
 
 
 class Chat(_OwnChat):
-    """With at most 8 of its ``participants``: oneself, the owner and admins first. Readers of a channel see no other
+    """A chat with at most 8 of its ``participants``: you, the owner and admins first. Readers of a channel see no other
     readers."""
 
     participants: list[Member]
 
 
 class Invited(Person):
-    """A user who is invited and has not come in. ``by`` is null when that account is gone."""
+    """An invited user who is not in the chat. ``by`` is null if that account is gone."""
 
     by: UUID | None
     invited_at: datetime
 
 
 class ChatInFull(_OwnChat):
-    """With all its ``participants``, which are null in a channel, and those who are ``invited``, if there are any. Of a
-    channel its owner and admins see them."""
+    """A chat with all its ``participants``, which are null in a channel, and ``invited`` users, if there are any. In a
+    channel only the owner and admins see these."""
 
     participants: list[Participant] | None
     invited: NotRequired[list[Invited]]
@@ -173,7 +173,7 @@ class BannedUser(Person):
 
 
 class Preview(TypedDict):
-    """What an invite leads to. ``chat_id`` is null unless one has joined already."""
+    """The chat that an invite leads to. ``chat_id`` is null unless you have already joined."""
 
     chat_id: UUID | None
     type: ChatType
@@ -192,7 +192,7 @@ class ParticipantRole(TypedDict):
 
 
 class AddedParticipant(ParticipantRole):
-    """The role of a user in a chat, or the one that they are ``invited`` to."""
+    """The role of a user in a chat; if ``invited``, the role that they would have."""
 
     invited: bool
 

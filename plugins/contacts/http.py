@@ -20,12 +20,12 @@ class _Contacts(ApiHandler):
 class Verify(_Contacts):
     @operation({200: Verified}, refuses=(NotFound, FingerprintMismatch), cost=WRITES)
     async def post(self, public_id: UserRef, body: Verification) -> None:
-        """Note that one has compared another's fingerprint; again replaces."""
+        """Mark a user as verified, after comparing fingerprints. Replaces an earlier verification."""
         self.reply(await self._contacts.verify(self.session.user_id, public_id, body))
 
     @operation({204: None}, refuses=(NotFound,), cost=UPDATES)
     async def delete(self, public_id: UserRef) -> None:
-        """Take a verification back."""
+        """Delete a verification."""
         await self._contacts.unverify(self.session.user_id, public_id)
         self.reply_nothing()
 
@@ -33,7 +33,7 @@ class Verify(_Contacts):
 class Verifications(_Contacts):
     @operation({200: Answer(list[Verified], headers=PAGED)}, cost=READS)
     async def get(self, query: PageQuery) -> None:
-        """List one's verifications, the latest first."""
+        """List your verifications, the latest first."""
         await self.reserve()
         entries = await self._contacts.verifications(self.session.user_id, query.limit + 1, query.place)
         reply_page(self, query, entries, "verified_at", "id")
@@ -42,18 +42,18 @@ class Verifications(_Contacts):
 class Block(_Contacts):
     @operation({204: None}, refuses=(NotFound, Conflict), cost=WRITES)
     async def put(self, public_id: UserRef) -> None:
-        """Block a user, who is not notified; again changes nothing.
+        """Block a user without notifying them. Blocking again changes nothing.
 
-        Their calls ring into the void, and neither sees the other's presence. In direct and secret chats that the
-        blocker has accepted neither may post, edit or react. Other chats with them, present and future, are not shown
-        to the blocker, and look to the blocked user like chats that are not answered.
+        You don't receive their calls, and neither of you sees the other's presence. In direct and secret chats that you
+        have accepted, neither of you can post, edit or react. Other chats of you two, present and future, are hidden
+        from you. To the blocked user their calls and these chats look as if you don't answer.
         """
         await self._contacts.block(self.session.user_id, public_id)
         self.reply_nothing()
 
     @operation({204: None}, refuses=(NotFound,), cost=UPDATES)
     async def delete(self, public_id: UserRef) -> None:
-        """Take a block back, also where there was none."""
+        """Unblock a user. Does nothing if they are not blocked."""
         await self._contacts.unblock(self.session.user_id, public_id)
         self.reply_nothing()
 
@@ -61,7 +61,7 @@ class Block(_Contacts):
 class Blocks(_Contacts):
     @operation({200: Answer(list[Blocked], headers=PAGED)}, cost=READS)
     async def get(self, query: PageQuery) -> None:
-        """List whom one has blocked, the latest first."""
+        """List the users that you have blocked, the latest first."""
         await self.reserve()
         entries = await self._contacts.blocks(self.session.user_id, query.limit + 1, query.place)
         reply_page(self, query, entries, "blocked_at", "user_id")

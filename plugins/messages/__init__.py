@@ -1,4 +1,4 @@
-"""Messages: posted once, in one order for all, told after the commit, caught up by ``/sync`` (contract section 7)."""
+"""Messages: stored once, in one order for everybody, sent after the commit, and synced by ``/sync`` (contract 7)."""
 
 from __future__ import annotations
 

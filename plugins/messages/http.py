@@ -21,7 +21,7 @@ from plugins.messages.sealed import Inboxes
 from plugins.messages.sync import CursorExpired, Sync
 
 _NO_EMOJI = InvalidRequest("Some fields are not valid.", details=[Fault("emoji", "not one emoji of at most 64 bytes")])
-MAX_MESSAGE_BYTES = 256 * 1024  # bytes of JSON that one message may have, with 200 reactions
+MAX_MESSAGE_BYTES = 256 * 1024  # of JSON of one message with 200 reactions
 BY_USER = {"rate_limit_messages": "user"}
 
 
@@ -33,8 +33,8 @@ class ChatMessages(ApiHandler):
     async def get(self, chat_id: UUID, query: shapes.HistoryQuery) -> None:
         """List the messages of a chat.
 
-        Those before `before_seq`, or all, the newest first; those behind `after_seq` the oldest first. A page has at
-        most `limit` messages and at most 1 MiB, so it may be short while there are more, which `Link` says.
+        Messages before `before_seq`, or all, come newest first; with `after_seq`, messages after it come oldest first.
+        A page has at most `limit` messages and at most 1 MiB, so it may be short: if there are more, `Link` leads on.
         """
         await self.reserve()
         messages, more = await self._messages.history(self.session.user_id, chat_id, query)
@@ -49,15 +49,15 @@ class ChatMessages(ApiHandler):
         self.reply(messages)
 
     @operation(
-        {201: shapes.Posted, 200: Answer(shapes.Posted, "It was posted before, under the same `client_id`.")},
+        {201: shapes.Posted, 200: Answer(shapes.Posted, "It was already posted with the same `client_id`.")},
         refuses=(Forbidden, NotFound, Conflict),
         limits=BY_USER,
         cost=POSTS,
     )
     async def post(self, chat_id: UUID, body: shapes.Post) -> None:
-        """Post a message; answered once it is on the disk.
+        """Post a message. The response confirms that it is on disk.
 
-        The same `client_id` of the same sender again is the same message, never two; with another payload it is 409.
+        A message with the same `client_id` of the same sender is stored only once; with another payload it is a 409.
         """
         await self.limit("messages", self._rate, str(self.session.user_id))
         posted, repeated = await self._messages.post(self.session.user_id, chat_id, body)
@@ -72,13 +72,13 @@ class OneMessage(ApiHandler):
 
     @operation({200: Message}, refuses=(NotFound,), cost=READS)
     async def get(self, message_id: UUID) -> None:
-        """Look at one message, as the history shows it."""
+        """Get one message, as the history shows it."""
         await self.reserve(MAX_MESSAGE_BYTES)
         self.reply(await self._messages.get(self.session.user_id, message_id))
 
     @operation({200: Message}, refuses=(Forbidden, NotFound), limits=BY_USER, cost=POSTS)
     async def put(self, message_id: UUID, body: shapes.Edit) -> None:
-        """Edit a message of one's own. What is not sent stays, but for the payload."""
+        """Edit a message that you sent. Fields that are not sent stay; the payload is required."""
         await self.limit("messages", self._rate, str(self.session.user_id))
         await self.reserve(MAX_MESSAGE_BYTES)
         self.reply(await self._messages.edit(self.session.user_id, message_id, body))
@@ -87,7 +87,7 @@ class OneMessage(ApiHandler):
     async def delete(self, message_id: UUID) -> None:
         """Erase a message for everybody.
 
-        By its sender; in a chat of many by its owner and admins, too; by whose sealed inbox it is in.
+        For its sender; in a chat of many also for its owner and admins; in a sealed inbox for its owner.
         """
         await self.limit("messages", self._rate, str(self.session.user_id))
         await self._messages.delete(self.session.user_id, message_id)
@@ -100,9 +100,9 @@ class Reaction(ApiHandler):
 
     @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), limits=BY_USER, cost=POSTS)
     async def put(self, message_id: UUID, emoji: shapes.Emoji) -> None:
-        """React to a message; again changes nothing.
+        """React to a message. The same reaction again changes nothing.
 
-        An emoji with U+FE0F and without it is the same reaction. It is stored and shown in its fully-qualified form.
+        An emoji with and without U+FE0F is the same reaction. The server stores its fully-qualified form.
         """
         await self.limit("messages", self._rate, str(self.session.user_id))
         await self._messages.react(self.session.user_id, message_id, _emoji(emoji))
@@ -110,14 +110,14 @@ class Reaction(ApiHandler):
 
     @operation({204: None}, refuses=(NotFound,), limits=BY_USER, cost=POSTS)
     async def delete(self, message_id: UUID, emoji: shapes.Emoji) -> None:
-        """Take a reaction back, also where there is none."""
+        """Remove a reaction. Does nothing if there is none."""
         await self.limit("messages", self._rate, str(self.session.user_id))
         await self._messages.unreact(self.session.user_id, message_id, _reaction(emoji))
         self.reply_nothing()
 
 
 def _emoji(text: str) -> str:
-    """One emoji from a part of the path, in the form that is stored. Raises InvalidRequest."""
+    """An emoji from a part of the path, in the form that is stored. Raises InvalidRequest."""
     emoji = canonical(_text(text))
     if emoji is None:
         raise _NO_EMOJI
@@ -125,13 +125,13 @@ def _emoji(text: str) -> str:
 
 
 def _reaction(text: str) -> str:
-    """A reaction to take back: an emoji, or a text that older servers stored as one. Raises InvalidRequest."""
-    given = _text(text)
-    return canonical(given) or given
+    """A reaction to remove: an emoji, or a text that older servers stored as one. Raises InvalidRequest."""
+    decoded = _text(text)
+    return canonical(decoded) or decoded
 
 
 def _text(text: str) -> str:
-    """Text of a part of the path: at most ``MAX_EMOJI`` bytes, no controls or blanks. Raises InvalidRequest."""
+    """Decode a part of the path: at most ``MAX_EMOJI`` bytes, no controls or blanks. Raises InvalidRequest."""
     raw = unquote_to_bytes(text) if "%" in text else text.encode()
     try:
         decoded = raw.decode()
@@ -159,9 +159,9 @@ class Receipt(ApiHandler):
 
     @operation({200: shapes.Watermarks}, refuses=(NotFound,), limits={"rate_limit_receipts": "user"}, cost=POSTS)
     async def post(self, chat_id: UUID, body: shapes.Receipt) -> None:
-        """Say how far you have received and read a chat.
+        """Report how far you have received and read a chat.
 
-        Watermarks only grow, and what is read was delivered. In a secret chat what was delivered is erased.
+        Watermarks only grow, and what is read is also delivered. In a secret chat delivered messages are erased.
         """
         await self.limit("receipts", self._rate, str(self.session.user_id))
         self.reply(await self._receipts.advance(self.session.user_id, chat_id, body))
@@ -173,17 +173,17 @@ class Reads(ApiHandler):
 
     @operation({200: Answer(list[shapes.Read], headers=PAGED)}, refuses=(NotFound,), cost=READS)
     async def get(self, message_id: UUID, query: PageQuery) -> None:
-        """List who has read a message of yours, the last one first.
+        """List the users who have read a message of yours, the last reader first.
 
-        Participants who have left are not listed, nor any in a channel. A receipt that passes more than 1,000 messages
-        enters only the newest ones here.
+        Participants who have left are not listed; in a channel the list is empty. A receipt over more than 1,000
+        messages is recorded only for the newest ones.
         """
         reads = await self._receipts.reads(self.session.user_id, message_id, query)
         reply_page(self, query, reads, "read_at", "user_id")
 
 
 class SealedMessages(ApiHandler):
-    public = True  # the server must not learn who sends
+    public = True  # the server must not learn the sender
     KEY = Header(
         "Unidentified-Access-Key", "The base64 of the receiver's `sealed_access_key`.", required=True, key=True
     )
@@ -196,20 +196,20 @@ class SealedMessages(ApiHandler):
         {201: shapes.Delivered, 200: Answer(shapes.Delivered, "It was posted before, under the same `client_id`.")},
         refuses=(NotFound, Conflict),
         headers=(KEY,),
-        limits={"rate_limit_sealed": "address", "rate_limit_sealed_inbox": "user written to"},
+        limits={"rate_limit_sealed": "address", "rate_limit_sealed_inbox": "receiver"},
         cost=POSTS,
     )
     async def post(self, body: shapes.Sealed) -> None:
-        """Put a message into somebody's sealed inbox; send no token, for the server is not to know who sends.
+        """Send a message to a user's sealed inbox. Send no token, because the server must not learn the sender.
 
-        A wrong key, an unknown user and one without an inbox are one answer.
+        A wrong key, an unknown user and a user without an inbox get the same response.
         """
         key = self.request.headers.get(self.KEY.name)
         if key is None:
-            raise Unauthorized("The header Unidentified-Access-Key is needed.")
+            raise Unauthorized("The header Unidentified-Access-Key is missing.")
         await self.limit("sealed", self._rate)
-        answer, new = await self._inboxes.deliver(key, body)
-        self.reply(answer, 201 if new else 200)
+        delivered, is_new = await self._inboxes.deliver(key, body)
+        self.reply(delivered, 201 if is_new else 200)
 
 
 class SyncPage(ApiHandler):
@@ -218,11 +218,11 @@ class SyncPage(ApiHandler):
 
     @operation({200: shapes.SyncPage}, refuses=(CursorExpired,), limits={"rate_limit_sync": "user"}, cost=READS)
     async def get(self, query: shapes.SyncQuery) -> None:
-        """Walk through all events of one's chats since a cursor, none skipped.
+        """Get all events of your chats since a cursor, none skipped.
 
-        Those of a chat stand together, by `seq`. A page has at most `limit` events and deletions and at most 1 MiB, so
-        it may be short while there are more, which `has_more` says. Without a cursor there are none, but the present
-        cursor: take it first, and list the chats next.
+        Events of a chat come together, by `seq`. A page has at most `limit` events and deletions and at most 1 MiB, so
+        it may be short: `has_more` says if there are more. Without a cursor the response has only the present cursor:
+        get it first, and then list the chats.
         """
         await self.limit("sync", self._rate, str(self.session.user_id))
         await self.reserve()

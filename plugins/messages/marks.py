@@ -1,4 +1,4 @@
-"""Marks on their way to sockets: one frame each two seconds a chat, whichever instances the receipts come to."""
+"""Marks: send receipts to sockets, at most one frame in two seconds for each chat, over all instances."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ log = structlog.get_logger(__name__)
 
 CHANNEL = "ws:receipts"  # subscribed to by every instance
 INTERVAL = 2.0  # seconds between two frames of one chat (contract section 7)
-CHATS_PER_READ = 64  # chats whose marks are read in one statement
-MAX_PAIRS = 8_192  # of a reader and a viewer, that may wait in one chat: some 900 KB of frames
-MAX_ALL_PAIRS = 200_000  # in all chats: some 50 MB
-FRAMES_PER_TURN = 256  # frames written in one turn of the loop
+CHATS_PER_READ = 64  # chats in one statement that reads marks
+MAX_PAIRS = 8_192  # of a reader and a viewer that wait in one chat: some 900 KB of frames
+MAX_ALL_PAIRS = 200_000  # that wait in all chats: some 50 MB
+FRAMES_PER_TURN = 256  # frames in one turn of the event loop
 
 
 class _PendingMarks:
-    """Of each viewer, whose marks have moved since the last frame of a chat."""
+    """For each viewer of a chat, the readers whose marks have moved since the last frame."""
 
     __slots__ = ("pairs", "readers")
 
@@ -41,7 +41,7 @@ class _PendingMarks:
         self.pairs = 0
 
     def add(self, viewer: UUID, reader: UUID, room: int) -> bool:
-        """Returns False if the pair is there already, or there is no room for it."""
+        """Add a pair. Returns False if it is already there, or there is no room for it."""
         readers = self.readers.get(viewer)
         if self.pairs >= MAX_PAIRS or room <= 0 or (readers is not None and reader in readers):
             return False
@@ -53,12 +53,12 @@ class _PendingMarks:
 
 
 class Marks:
-    """Sends ``receipts`` frames. Each instance gathers what its own sockets are to get, so that a socket gets at most
-    one frame each ``EVERY`` seconds a chat; the first one goes at once.
+    """Sends ``receipts`` frames. Each instance gathers the changes for its own sockets, so that a socket receives at
+    most one frame in ``INTERVAL`` seconds for each chat; the first one is sent at once.
 
-    What is gathered is who has moved, not where to: marks are read when the frame is made. So it has the newest ones,
-    and nothing for users who have left meanwhile or across a block. What is dropped, because too much waits or
-    PostgreSQL or Redis is away, clients find by ``/sync``.
+    It gathers the readers that have moved, not their positions: marks are read when the frame is made. So a frame has
+    the newest marks, and none of users who have left meanwhile or across a block. If changes are dropped, because too
+    many wait or PostgreSQL or Redis is away, clients find the marks through ``/sync``.
 
     On ``ws:receipts`` a message is a JSON array: origin, chat, reader, viewers.
     """
@@ -66,11 +66,9 @@ class Marks:
     def __init__(self, db: Database, hub: Hub, bus: Bus) -> None:
         self._db, self._hub, self._bus = db, hub, bus
         self._origin = hub.instance_id.hex
-        self._waiting: dict[
-            UUID, _PendingMarks
-        ] = {}  # by chat, for as long as one frame has to wait for the one before
+        self._waiting: dict[UUID, _PendingMarks] = {}  # by chat, until INTERVAL after its last frame
         self._pairs = 0
-        self._due: dict[UUID, None] = {}  # chats that may send, the first come first
+        self._due: dict[UUID, None] = {}  # chats whose frame may be sent, in order
         self._wake = asyncio.Event()
 
     @contextlib.asynccontextmanager
@@ -84,8 +82,8 @@ class Marks:
             self._bus.unsubscribe(CHANNEL)
             await ended(task)
 
-    def moved(self, chat_id: UUID, reader: UUID, viewers: Collection[UUID]) -> None:
-        """Send the mark of a reader, which has moved, to the sockets of these viewers on all instances."""
+    def announce(self, chat_id: UUID, reader: UUID, viewers: Collection[UUID]) -> None:
+        """Send a reader's mark, which has moved, to the sockets of these viewers on all instances."""
         self._gather(chat_id, reader, viewers)
         elsewhere = self._hub.elsewhere(viewers)
         if elsewhere:
@@ -132,7 +130,7 @@ class Marks:
                     self._pairs -= gathered.pairs
                 try:
                     await self._send(taken)
-                except Exception as error:  # PostgreSQL is away; the next ones must go all the same
+                except Exception as error:  # PostgreSQL is away; the next ones must still be sent
                     log.warning("receipt_frames_lost", chats=len(chats), cause=type(error).__name__)
                 for chat_id in chats:
                     loop.call_later(INTERVAL, self._may_send_again, chat_id)
@@ -157,7 +155,7 @@ class Marks:
 
 
 def _frames(chat_id: UUID, gathered: _PendingMarks, standing: CurrentMarks) -> Iterator[tuple[list[UUID], list[Mark]]]:
-    """The marks of each frame, with the viewers who get this one: in a small chat one for all."""
+    """The marks of each frame, with the viewers who receive it; in a small chat one frame for all."""
     alike: dict[frozenset[UUID], list[UUID]] = defaultdict(list)
     for viewer, readers in gathered.readers.items():
         if (chat_id, viewer) in standing.marks and (chat_id, viewer) not in standing.deleted:

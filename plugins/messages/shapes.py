@@ -1,4 +1,4 @@
-"""What clients send of messages (contract section 7), and what they get."""
+"""Requests and responses of messages, receipts and ``/sync`` (contract section 7)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from handlers.wire.chat_events import ChatEvent
 from handlers.wire.shapes import Base64, Id, PublicId, Shape, bounded
 
 MAX_PAYLOAD = 64 * 1024  # bytes, contract section 7
-MAX_METADATA = 4 * 1024  # bytes of JSON: what a client needs before it decrypts, not a second payload
+MAX_METADATA = 4 * 1024  # bytes of JSON: only what a client needs before decryption, not a second payload
 YEAR = 366 * 86_400
 MAX_SEQ = 2**62
 
@@ -23,11 +23,13 @@ MessageType = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]{1,64}$"), Field(description="The apps' own.")
 ]
 Metadata = Annotated[
-    dict[str, Any], bounded(MAX_METADATA), Field(description="The apps' own, and known to the server; 4 KiB of JSON.")
+    dict[str, Any],
+    bounded(MAX_METADATA),
+    Field(description="The apps' own; the server can read it. At most 4 KiB of JSON."),
 ]
 Seq = Annotated[int, Field(ge=0, le=MAX_SEQ)]
-Lifetime = Annotated[int, Field(ge=5, le=YEAR, description="Seconds after which it is erased.")]
-# Of the path; http.py looks at it more closely.
+Lifetime = Annotated[int, Field(ge=5, le=YEAR, description="Seconds after which the message is erased.")]
+# In the path; http.py checks it further.
 Emoji = Annotated[
     str,
     Field(min_length=1, max_length=64, description="One emoji (UTS 51), percent-encoded; at most 64 bytes of UTF-8."),
@@ -39,8 +41,8 @@ class Post(Shape):
     encrypted_payload: Payload
     message_type: MessageType
     metadata: Metadata | None = None
-    reply_to: Annotated[Id | None, Field(description="A message of this chat that one sees.")] = None
-    forwarded_from: Annotated[Id | None, Field(description="A message of any chat that one sees.")] = None
+    reply_to: Annotated[Id | None, Field(description="A message of this chat that you see.")] = None
+    forwarded_from: Annotated[Id | None, Field(description="A message of any chat that you see.")] = None
     expires_in: Lifetime | None = None
 
 
@@ -71,24 +73,26 @@ class Sealed(Shape):
 
 
 class HistoryQuery(Shape):
-    before_seq: Annotated[int, Field(ge=1, le=MAX_SEQ, description="Only those before it.")] | None = None
-    after_seq: Annotated[int, Field(ge=0, le=MAX_SEQ, description="Only those behind it, the oldest first.")] | None = (
-        None
-    )
+    before_seq: Annotated[int, Field(ge=1, le=MAX_SEQ, description="Only messages before it.")] | None = None
+    after_seq: (
+        Annotated[int, Field(ge=0, le=MAX_SEQ, description="Only messages after it, the oldest first.")] | None
+    ) = None
     limit: Annotated[int, Field(ge=1, le=200)] = 50
 
 
 class SyncQuery(Shape):
-    # A cursor names the chats that were busy at its moment; with 180 of them twice it is as long as it gets.
-    cursor: Annotated[str, Field(max_length=12_000, pattern=CURSOR, description="Of the page before.")] | None = None
+    # A cursor lists up to 180 recently active chats, twice at most.
+    cursor: Annotated[str, Field(max_length=12_000, pattern=CURSOR, description="From the previous page.")] | None = (
+        None
+    )
     limit: Annotated[int, Field(ge=1, le=1000)] = 200
 
 
-# What they get ------------------------------------------------------------------------------------------------------
+# Responses -----------------------------------------------------------------------------------------------------
 
 
 class Posted(TypedDict):
-    """Where a message stands in its chat."""
+    """The place of a message in its chat."""
 
     id: UUID
     chat_id: UUID
@@ -97,14 +101,14 @@ class Posted(TypedDict):
 
 
 class Delivered(TypedDict):
-    """A sealed message, to who must not learn more."""
+    """A sealed message, without what its sender must not learn."""
 
     id: UUID
     created_at: datetime
 
 
 class Watermarks(TypedDict):
-    """How far one is; ``unread_count`` is of messages by others."""
+    """Your own watermarks; ``unread_count`` counts messages by others."""
 
     delivered_seq: int
     read_seq: int
@@ -120,7 +124,7 @@ class Mark(TypedDict):
 
 
 class Receipts(TypedDict):
-    """How far participants have received and read a chat. No event: it has no ``seq`` and is not sent again."""
+    """How far participants have received and read a chat. Not an event: it has no ``seq`` and is not sent again."""
 
     type: Literal["receipts"]
     chat_id: UUID
@@ -128,7 +132,7 @@ class Receipts(TypedDict):
 
 
 class ChatMark(TypedDict):
-    """The same, of one of several chats."""
+    """How far a participant has received and read one of your chats."""
 
     chat_id: UUID
     user_id: UUID
@@ -144,15 +148,15 @@ class Read(TypedDict):
 
 
 class DeletedChat(TypedDict):
-    """A direct chat that the user has deleted for themselves: nothing up to ``seq`` is theirs any more."""
+    """A chat that you have deleted for yourself: drop everything up to ``seq``."""
 
     chat_id: UUID
     seq: int
 
 
 class SyncPage(TypedDict):
-    """``cursor`` is for the next time; with ``has_more``, at once. ``marks`` moved since the cursor: the newest of each
-    participant, which may come again. ``deleted`` is left out when it is empty."""
+    """Send ``cursor`` with the next request, at once if ``has_more``. ``marks`` have moved since the cursor: the newest
+    of each participant, which may be repeated. ``deleted`` is left out if it is empty."""
 
     events: list[ChatEvent]
     marks: list[ChatMark]

@@ -1,4 +1,4 @@
-"""Presence: who is online, kept true over all instances, and told to who asks for it (contract sections 3 and 7)."""
+"""Presence: who is online, over all instances, and frames about it to users who subscribe (contract sections 3, 7)."""
 
 from __future__ import annotations
 

@@ -17,31 +17,31 @@ from models.sweeps import UNWATCHED, Watch
 
 log = structlog.get_logger(__name__)
 
-GATHER_SECONDS = 0.05  # seconds in which comings and goings are gathered into one statement
-SWEPT_WITHIN = presence.STALE_SECONDS + 20.0  # seconds since the death of an instance when it is swept, at the most
-SWEEP_SECONDS = 10.0  # seconds of a run; the next one goes on
-BATCH = 500  # users a statement
+GATHER_SECONDS = 0.05  # seconds of changes that one statement writes
+SWEPT_WITHIN = presence.STALE_SECONDS + 20.0  # seconds after its death in which an instance is swept
+SWEEP_SECONDS = 10.0  # of a run; the next one continues
+BATCH = 500  # users in one statement
 
 
 class Presence:
-    """Writes a user's first and last socket on this instance down, in batches and in order. ``tell`` is called with
-    those for whom that made a difference."""
+    """Records the first and last socket of users on this instance, in batches and in order. Passes the users who came
+    online or went offline to ``announce``."""
 
     def __init__(
         self,
         db: Database,
         hub: Hub,
         alerts: Alerts,
-        tell: Callable[[Sequence[UUID]], None],
+        announce: Callable[[Sequence[UUID]], None],
         sweeps: Watch = UNWATCHED,
     ) -> None:
-        self._db, self._hub, self._alerts, self._id, self._announce = db, hub, alerts, hub.instance_id, tell
+        self._db, self._hub, self._alerts, self._id, self._announce = db, hub, alerts, hub.instance_id, announce
         self._sweeper = presence.sweeper(db, sweeps, self._swept)
         self._changed: dict[UUID, bool] = {}
         self._wake = asyncio.Event()
 
     def watch(self, user_id: UUID, online: bool) -> None:
-        """Note a change; only the last one before the next write counts."""
+        """Queue a change. A later one replaces it if it is not written yet."""
         self._changed[user_id] = online
         self._wake.set()
 
@@ -73,23 +73,23 @@ class Presence:
                     try:
                         self._announce(await record(self._db, self._id, batch))
                     except Exception as error:
-                        # PostgreSQL is away, or another instance took us for dead and removed our row; the next beat
-                        # brings it back. What happened since counts more than what is put back.
+                        # PostgreSQL is away, or another instance considered us dead and removed our row; the next beat
+                        # restores it. Newer changes win over those that are queued again.
                         log.warning("presence_delayed", cause=type(error).__name__)
                         self._changed = {**dict.fromkeys(batch, online), **self._changed}
                         self._wake.set()
                         await asyncio.sleep(1)
 
     async def beat(self) -> None:
-        """Say that this instance lives, and sweep those that don't."""
+        """Record that this instance lives, and sweep dead ones."""
         if await presence.record_heartbeat(self._db, self._id):
-            # Somebody took us for dead and swept our users away: they are all here still.
+            # Another instance considered us dead and removed our users: they are still here.
             for user_id in self._hub.users():
                 self.watch(user_id, True)
         await self._sweeper.run(SWEEP_SECONDS)
 
     def _swept(self, offline: Sequence[UUID]) -> None:
-        """Users of an instance that died, who are offline now."""
+        """Announce users of a dead instance who are now offline."""
         log.info("dead_instances_swept", users=len(offline))
         self._announce(offline)
         for user_id in offline:

@@ -27,14 +27,14 @@ from models.database import Database
 
 log = structlog.get_logger(__name__)
 
-NEWS_CHANNEL = "presence:news"  # heard by every instance: users who have come or gone
-VISIBILITY_CHANNEL = "presence:views"  # heard by every instance: who may see whom has changed
-MAX_WATCHED = 200  # users that a socket may watch, contract section 7
-BATCH = 500  # pairs of user and viewer asked for in one statement
+NEWS_CHANNEL = "presence:news"  # every instance subscribes: users who came online or went offline
+VISIBILITY_CHANNEL = "presence:views"  # every instance subscribes: users whose visibility has changed
+MAX_WATCHED = 200  # users that a socket may subscribe to, contract section 7
+BATCH = 500  # pairs of user and viewer in one statement
 RETRY_SECONDS = 1.0  # seconds after PostgreSQL did not answer
 
 State = tuple[bool, datetime | None]  # is_online, last_seen
-Pair = tuple[UUID, UUID | None]  # a user, and one viewer of theirs; all of them where it is None
+Pair = tuple[UUID, UUID | None]  # a user, and one viewer of theirs; all viewers if it is None
 HIDDEN: State = (False, None)  # as profiles show it, too
 
 
@@ -53,21 +53,23 @@ class PresenceFrame(TypedDict):
 
 
 class PresenceSubscriptions:
-    """Shows sockets the comings and goings of users who let them see it. Whether they do is asked each time, and what a
-    socket was shown is remembered, so that it can be taken back when a block or a setting hides it."""
+    """Sends presence frames to subscribed sockets. Checks each time if the viewer may see the user, and remembers what
+    it has sent, so that it can send "offline" when a block or a setting hides a user."""
 
     def __init__(self, db: Database, bus: Bus, limits: Limits, rate: Rate, metrics: Metrics, instance_id: UUID) -> None:
         self._db, self._bus, self._limits, self._rate, self._origin = db, bus, limits, rate, instance_id.hex
         self._metrics = metrics
         self._watchers: dict[UUID, set[Peer]] = {}
         self._watched: dict[Peer, dict[UUID, State]] = {}
-        self._loading: dict[Peer, set[UUID]] = {}  # sockets whose list is being read, and who has changed meanwhile
+        self._loading: dict[
+            Peer, set[UUID]
+        ] = {}  # sockets whose list is being read, with the users who changed meanwhile
         self._changed: dict[Pair, None] = {}
         self._wake = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Show until the block ends."""
+        """Send changes until the block ends."""
         worker = asyncio.create_task(self._send_changes())
         self._bus.on_return.append(self._refresh_all)
         try:
@@ -77,7 +79,8 @@ class PresenceSubscriptions:
             await ended(worker)
 
     async def subscribe(self, peer: Peer, request: Subscribe) -> AckFields:
-        """Watch these users instead of those before; how they are is shown at once. Raises RateLimited."""
+        """Subscribe a socket to these users instead of the earlier ones, and send their presence. Raises
+        RateLimited."""
         await self._limits.spend("presence", str(peer.session.user_id), self._rate)
         self._forget(peer)
         users = frozenset(request.user_ids)
@@ -108,35 +111,35 @@ class PresenceSubscriptions:
         for peer in [peer for peer in self._watched if peer.closing]:
             self._forget(peer)
 
-    # News -------------------------------------------------------------------------------------------------------------
+    # Changes ----------------------------------------------------------------------------------------------------------
 
     def announce(self, users: Sequence[UUID]) -> None:
-        """These users have come or gone: show it to who watches them, on all instances."""
+        """Send the presence of users who came online or went offline to subscribers on all instances."""
         if users:
             self._mark_changed((user_id, None) for user_id in users)
             self._bus.publish(NEWS_CHANNEL, orjson.dumps([self._origin, *map(str, users)]))
 
     def refresh(self, user_id: UUID, viewer: UUID | None) -> None:
-        """What a viewer (or anybody) may see of a user may have changed: show it or take it back, on all instances."""
+        """Send a user's presence again, on all instances, as far as a viewer may see it; to all viewers if None."""
         self._mark_changed([(user_id, viewer)])
         self._bus.publish(
             VISIBILITY_CHANNEL, orjson.dumps([self._origin, str(user_id), str(viewer) if viewer else None])
         )
 
     def receive(self, _: str, message: bytes) -> None:
-        """Another instance announces users who have come or gone."""
+        """Receive users who came online or went offline from another instance."""
         origin, *users = orjson.loads(message)
         if origin != self._origin:
             self._mark_changed((UUID(user_id), None) for user_id in users)
 
     def receive_views(self, _: str, message: bytes) -> None:
-        """Another instance says that what a viewer may see of a user has changed."""
+        """Receive a user and a viewer whose visibility has changed from another instance."""
         origin, user_id, viewer = orjson.loads(message)
         if origin != self._origin:
             self._mark_changed([(UUID(user_id), UUID(viewer) if viewer else None)])
 
     def _refresh_all(self) -> None:
-        """Redis was away, and news with it."""
+        """Check all users, because Redis was away and its messages are lost."""
         self._mark_changed((user_id, None) for user_id in list(self._watchers))
 
     def _mark_changed(self, pairs: Iterable[Pair]) -> None:
@@ -160,23 +163,23 @@ class PresenceSubscriptions:
                 for peer in self._watchers.get(user_id, ())
                 if viewer in (None, peer.session.user_id) and not peer.closing
             }
-            asked = list(pairs)
-            for start in range(0, len(asked), BATCH):
-                batch = asked[start : start + BATCH]
+            queue = list(pairs)
+            for start in range(0, len(queue), BATCH):
+                batch = queue[start : start + BATCH]
                 try:
                     rows = await presence.list_visible(self._db, batch)
-                except Exception as error:  # whatever it is: a presence that must be taken back would stay
-                    log.warning("presence_not_shown", pairs=len(asked) - start, cause=type(error).__name__)
-                    self._changed = {**dict.fromkeys(asked[start:]), **self._changed}
+                except Exception as error:  # any error: a presence that must be hidden would stay
+                    log.warning("presence_not_shown", pairs=len(queue) - start, cause=type(error).__name__)
+                    self._changed = {**dict.fromkeys(queue[start:]), **self._changed}
                     self._wake.set()
                     await asyncio.sleep(RETRY_SECONDS)
                     break
-                found = {(row["user_id"], row["viewer"]): (row["is_online"], row["last_seen"]) for row in rows}
+                visible = {(row["user_id"], row["viewer"]): (row["is_online"], row["last_seen"]) for row in rows}
                 for user_id, viewer in batch:
-                    self._show(user_id, viewer, found.get((user_id, viewer), HIDDEN))
+                    self._show(user_id, viewer, visible.get((user_id, viewer), HIDDEN))
 
     def _show(self, user_id: UUID, viewer: UUID, state: State) -> None:
-        """Bring the viewer's sockets to a state. What hides somebody is never dropped because a client is slow."""
+        """Send a state to the viewer's sockets. A frame that hides a user is never dropped because a client is slow."""
         frame = None
         for peer in self._watchers.get(user_id, ()):
             if peer.session.user_id != viewer or peer.closing or self._watched[peer].get(user_id) == state:
