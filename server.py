@@ -23,7 +23,8 @@ from redis.exceptions import RedisError
 import plugins
 from config import embedded, logs, reasons, secrets, supervisor, tracing
 from config.keyring import KeyringFile
-from config.settings import Core, Rate, Section, SettingsError, environment, load
+from config.settings import Core, Section, SettingsError, environment, load
+from config.values import Rate
 from config.version import VERSION
 from handlers import vitals
 from handlers.alerts import Alerts
@@ -57,7 +58,7 @@ log = structlog.get_logger(__name__)
 
 REFUSED = (asyncpg.PostgresError, asyncpg.InterfaceError, RedisError, ValueError)  # an address or a password is wrong
 WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
-OUTAGES = (Unavailable, RedisError)  # what a client is told as 503
+OUTAGES = (Unavailable, RedisError, ConnectionError, TimeoutError, asyncpg.TransactionRollbackError)  # are 503
 
 
 @dataclass(frozen=True)
@@ -314,8 +315,8 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
     # Without Redis this server still serves its own users, and without a storage all but files; a load balancer that
     # took it out would serve nobody.
     ready["database"] = wells["database"]
-    shapes = {kind: event.shape for kind, event in events.items()}
-    reference["document"] = docs.published(routes, shapes, sends, rates)
+    taken = {kind: event.declared() for kind, event in claimed_events.items()}
+    reference["document"] = docs.published(routes, taken, sends, rates)
     return Site(
         list(routes),
         unknown=UnknownRoute,

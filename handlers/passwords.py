@@ -15,8 +15,8 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from pydantic import AfterValidator, Field
 
-from config.settings import Rate
 from config.threads import processors, step_back
+from config.values import Rate
 from handlers.limits.fair_queue import FairQueue
 from handlers.limits.rates import CLIENT_KEY, Limits
 from handlers.wire.errors import RateLimited, Unavailable
@@ -62,7 +62,7 @@ NewPassword = Annotated[
     str,
     AfterValidator(_new),
     Field(
-        description="Characters are counted in NFC, the form that is hashed.",
+        description="Counted in NFC, the form that is hashed: composed and decomposed letters are the same password.",
         json_schema_extra={"minLength": SHORTEST, "maxLength": LONGEST},
     ),
 ]

@@ -5,20 +5,31 @@ from __future__ import annotations
 from typing import NamedTuple
 from uuid import UUID
 
+from peewee import fn
+
 from models import audit, sessions, users
 from models.chats import messages, participants
 from models.chats.changes import ChatChanges, announce_nothing
+from models.chats.tables import ChatParticipant
 from models.database import Database, Row
+from models.sessions import Session
+from models.users import User
 
 
 async def find(db: Database, public_id: str) -> Row | None:
     """``id, public_id, created_at, is_online, last_seen, suspended_at``, and ``endable``: how many sessions ending all
     of them would end."""
-    return await db.row(
-        """SELECT id, public_id, created_at, is_online, last_seen, suspended_at,
-                  (SELECT count(*) FROM sessions WHERE user_id = users.id AND revoked_at IS NULL) AS endable
-           FROM users WHERE lower(public_id) = lower($1)""",
-        public_id,
+    live = Session.select(fn.count(Session.id)).where(Session.user == User.id, Session.revoked_at.is_null())
+    return await db.one(
+        User.select(
+            User.id,
+            User.public_id,
+            User.created_at,
+            User.is_online,
+            User.last_seen,
+            User.suspended_at,
+            live.alias("endable"),
+        ).where(users.named(public_id))
     )
 
 
@@ -41,8 +52,8 @@ async def suspend(db: Database, user_id: UUID, actor: str) -> Change | None:
         account = await _lock(db, user_id)
         if account is None:
             return None
-        suspended = await db.execute(
-            "UPDATE users SET suspended_at = now() WHERE id = $1 AND suspended_at IS NULL", user_id
+        suspended = await db.do(
+            User.update(suspended_at=fn.now()).where(User.id == user_id, User.suspended_at.is_null())
         )
         ended = await sessions.end_all(db, user_id)
         if suspended or ended:
@@ -56,8 +67,8 @@ async def unsuspend(db: Database, user_id: UUID, actor: str) -> Change | None:
         account = await _lock(db, user_id)
         if account is None:
             return None
-        changed = await db.execute(
-            "UPDATE users SET suspended_at = NULL WHERE id = $1 AND suspended_at IS NOT NULL", user_id
+        changed = await db.do(
+            User.update(suspended_at=None).where(User.id == user_id, User.suspended_at.is_null(False))
         )
         if changed:
             await audit.note(db, actor, "unsuspend", user_id, account["public_id"])
@@ -98,7 +109,7 @@ async def erase(changes: ChatChanges, user_id: UUID, actor: str | None = None) -
             account = await _lock(db, user_id)
             if account is None:
                 return None
-            if await db.value("SELECT EXISTS (SELECT 1 FROM chat_participants WHERE user_id = $1)", user_id):
+            if await db.exists(ChatParticipant.select().where(ChatParticipant.user == user_id)):
                 continue  # let into a chat a moment ago; with the row locked nobody can do that any more
             ended = await sessions.end_all(db, user_id)
             if actor is not None:

@@ -23,10 +23,4 @@ class AuditEntry(Table):
 
 async def note(db: Database, actor: str, action: str, user_id: UUID, public_id: str) -> None:
     """Write a line, in the caller's transaction. ``actor`` is who did it, ``action`` a verb."""
-    await db.execute(
-        "INSERT INTO audit_log (actor, action, user_id, public_id) VALUES ($1, $2, $3, $4)",
-        actor,
-        action,
-        user_id,
-        public_id,
-    )
+    await db.do(AuditEntry.insert(actor=actor, action=action, user_id=user_id, public_id=public_id))

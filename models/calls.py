@@ -9,8 +9,9 @@ from uuid import UUID
 
 import asyncpg
 import peewee
+from peewee import fn
 
-from models.database import Database, Enum, Table
+from models.database import Database, Enum, Table, interval
 from models.presence import is_contact, sees_presence
 from models.sweeps import Due, Sweep
 from models.users import User
@@ -51,7 +52,7 @@ class Call(NamedTuple):
     caller_id: UUID | None
     callee_id: UUID | None
     call_type: Literal["audio", "video"]
-    status: str
+    status: Literal["ringing", "accepted", "rejected", "missed", "ended", "failed"]
     end_reason: str | None
     started_at: datetime
     silent: bool
@@ -295,11 +296,14 @@ async def list_pending(db: Database, user_id: UUID, at_most: int) -> list[Pendin
 
 async def list_ringing(db: Database, callee_id: UUID) -> list[tuple[UUID, datetime]]:
     """List the calls that ring for a user now, each with the end of its ring."""
-    rows = await db.fetch(
-        f"""SELECT id, started_at + interval '{RING_SECONDS} seconds' AS over FROM call_sessions
-            WHERE callee_id = $1 AND status = 'ringing' AND NOT silent
-              AND started_at > now() - interval '{RING_SECONDS} seconds'""",
-        callee_id,
+    over = CallSession.started_at + interval(f"{RING_SECONDS} seconds")
+    rows = await db.rows(
+        CallSession.select(CallSession.id, over.alias("over")).where(
+            CallSession.callee == callee_id,
+            CallSession.status == "ringing",
+            ~CallSession.silent,
+            CallSession.started_at > fn.now() - interval(f"{RING_SECONDS} seconds"),
+        )
     )
     return [(row["id"], row["over"]) for row in rows]
 

@@ -23,7 +23,7 @@ from datetime import timedelta
 import peewee
 
 from config.retention import Retention
-from models.database import Database, Enum, Table
+from models.database import Database, Enum, Special, Table
 from models.sessions import IDLE_DAYS
 from models.sweeps import UNWATCHED, Due, Sweep, Sweeper
 from models.tombstones import PREKEY_HASH
@@ -45,7 +45,7 @@ class SpentPrekeys(Table):
 
     user = peewee.ForeignKeyField(User, on_delete="CASCADE")
     kind = Enum("prekey_kind")
-    key_ids = Enum("int8multirange")  # not an enum, but likewise a type that peewee has no field for
+    key_ids = Special("int8multirange")
 
     class Meta:
         table_name = "spent_prekeys"

@@ -6,6 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 import peewee
+from peewee import Tuple
 
 from models.chats import concealment, invitations
 from models.chats.events import Change
@@ -82,24 +83,31 @@ async def verify(
 
 
 async def unverify(db: Database, verifier_id: UUID, verified_id: UUID) -> bool:
-    query = UserVerification.delete().where(
-        (UserVerification.verifier == verifier_id) & (UserVerification.verified_user == verified_id)
-    )
-    return bool(await db.run(query))
+    verification = (UserVerification.verifier == verifier_id, UserVerification.verified_user == verified_id)
+    return await db.do(UserVerification.delete().where(*verification)) == 1
 
 
 async def verifications(db: Database, verifier_id: UUID, limit: int, before: tuple[datetime, UUID] | None) -> list[Row]:
     """A user's verifications with the public ids of those verified, the latest first."""
-    earlier = "AND (verified_at, v.id) < ($3, $4)" if before else ""
-    return await db.fetch(
-        f"""SELECT v.id, verified_user_id, public_id, method, verified_fingerprint, trust_level::text, notes,
-                   verified_at
-           FROM user_verifications v JOIN users ON users.id = verified_user_id
-           WHERE verifier_id = $1 {earlier} ORDER BY verified_at DESC, v.id DESC LIMIT $2""",
-        verifier_id,
-        limit,
-        *(before or ()),
+    page = (
+        UserVerification.select(
+            UserVerification.id,
+            UserVerification.verified_user,
+            User.public_id,
+            UserVerification.method,
+            UserVerification.verified_fingerprint,
+            UserVerification.trust_level.label,
+            UserVerification.notes,
+            UserVerification.verified_at,
+        )
+        .join(User, on=(User.id == UserVerification.verified_user))
+        .where(UserVerification.verifier == verifier_id)
+        .order_by(UserVerification.verified_at.desc(), UserVerification.id.desc())
+        .limit(limit)
     )
+    if before:
+        page = page.where(Tuple(UserVerification.verified_at, UserVerification.id) < before)
+    return await db.rows(page)
 
 
 async def note_partner(change: Change) -> None:
@@ -137,10 +145,10 @@ async def block(db: Database, blocker_id: UUID, blocked_id: UUID, at_most: int) 
 
 
 async def unblock(db: Database, blocker_id: UUID, blocked_id: UUID) -> bool:
-    query = UserBlock.delete().where((UserBlock.blocker == blocker_id) & (UserBlock.blocked == blocked_id))
+    block = (UserBlock.blocker == blocker_id, UserBlock.blocked == blocked_id)
     async with db.transaction():
         await concealment.lock_pair(db, blocker_id, blocked_id)
-        removed = bool(await db.run(query))
+        removed = await db.do(UserBlock.delete().where(*block)) == 1
         if removed:
             await concealment.reveal_pair(db, blocker_id, blocked_id)
         return removed
@@ -148,12 +156,15 @@ async def unblock(db: Database, blocker_id: UUID, blocked_id: UUID) -> bool:
 
 async def blocks(db: Database, blocker_id: UUID, limit: int, before: tuple[datetime, UUID] | None) -> list[Row]:
     """Whom a user has blocked, the latest first: ``user_id, public_id, display_name, blocked_at``."""
-    earlier = "AND (b.created_at, blocked_id) < ($3, $4)" if before else ""
-    return await db.fetch(
-        f"""SELECT users.id AS user_id, public_id, display_name, b.created_at AS blocked_at
-           FROM user_blocks b JOIN users ON users.id = blocked_id
-           WHERE blocker_id = $1 {earlier} ORDER BY b.created_at DESC, blocked_id DESC LIMIT $2""",
-        blocker_id,
-        limit,
-        *(before or ()),
+    page = (
+        UserBlock.select(
+            User.id.alias("user_id"), User.public_id, User.display_name, UserBlock.created_at.alias("blocked_at")
+        )
+        .join(User, on=(User.id == UserBlock.blocked))
+        .where(UserBlock.blocker == blocker_id)
+        .order_by(UserBlock.created_at.desc(), UserBlock.blocked.desc())
+        .limit(limit)
     )
+    if before:
+        page = page.where(Tuple(UserBlock.created_at, UserBlock.blocked) < before)
+    return await db.rows(page)

@@ -1,23 +1,27 @@
-"""The database: one asyncpg pool, spoken to by peewee-async models and by plain SQL in the same transactions."""
+"""The database: one asyncpg pool, on which peewee's queries and plain SQL run alike, in the same transactions."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
 import asyncpg
 import peewee
-from peewee_async.aio_model import AioModel
-from peewee_async.connection import ConnectionContext, connection_context
-from peewee_async.databases import AioPostgresDatabase
+from peewee import SQL, fn
+from peewee_async import AioModel
 
-from models.postgres.cluster import Cluster, name_of
+from models.postgres.cluster import Cluster
+from models.postgres.identity import Raw
+from models.postgres.orm import Orm, changed
+from models.postgres.orm import Row as Row
 from models.postgres.outages import Unavailable as Unavailable
 from models.postgres.outages import outages
 from models.postgres.pool import COMMAND_SECONDS as COMMAND_SECONDS
-from models.postgres.pool import Connection, Held, Pool, Usage
+from models.postgres.pool import Held, Pool, Usage, last_life
 from models.postgres.statements import Watch, Watched
 
 # For statements that run thousands of times a second: they are planned once, not for each set of parameters, and by
@@ -29,7 +33,8 @@ _STEADY = {
     "enable_mergejoin": "off",
 }
 
-Row = asyncpg.Record
+_BACK_TO_SAVEPOINT = "ROLLBACK TO SAVEPOINT nested; RELEASE SAVEPOINT nested"
+_LABEL = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class JSONB(peewee.Field):
@@ -38,37 +43,75 @@ class JSONB(peewee.Field):
     field_type = "JSONB"
 
 
-class Enum(peewee.TextField):
-    """A column of a PostgreSQL enum type called ``type_name``."""
+class Special(peewee.Field):
+    """A column of a type that peewee has no field for; the value passes through."""
 
     def __init__(self, type_name: str, **options: Any) -> None:
         super().__init__(**options)
         self.field_type = type_name  # type: ignore[misc]  # peewee's own way to name a column's type
 
 
+class Enum(Special):
+    """A column of a PostgreSQL enum type.
+
+    A label is written into the statement, and read as text (``Call.status.label``): for a parameter or a column of an
+    enum asyncpg would look its type up on each connection, and no index with a condition would serve a parameter.
+    """
+
+    def db_value(self, value: str | None) -> SQL:
+        if value is None:
+            return SQL("NULL")
+        if not _LABEL.fullmatch(value):
+            raise ValueError(f"no label of {self.field_type}: {value!r}")
+        return SQL(f"'{value}'")
+
+    @property
+    def label(self) -> peewee.Cast:
+        """The value as text, for what a query returns."""
+        return self.cast("text")
+
+
 class Table(AioModel):
     """A table. It is bound to no database: a query is run by the Database it is given to."""
 
 
-class _Peewee(AioPostgresDatabase, peewee.PostgresqlDatabase):
-    """What peewee-async needs to run queries on our pool."""
+def returned(*fields: peewee.Field) -> list[peewee.Node]:
+    """The columns that a query returns, those of enums as text."""
+    return [field.label if isinstance(field, Enum) else field for field in fields]
 
-    pool_backend_cls = Pool
+
+def in_sql(fields: Iterable[peewee.Field], alias: str) -> str:
+    """The same columns for SQL: ``f.id, f.state::text``."""
+    return ", ".join(f"{alias}.{field.column_name}" + "::text" * isinstance(field, Enum) for field in fields)
 
 
-class _Transaction(ConnectionContext):
-    """What peewee-async keeps of the transaction that is open, and what is done after its commit."""
+def any_of(field: peewee.Node, values: Iterable[object]) -> peewee.Expression:
+    """``field = ANY (values)``: one statement for all lengths, where ``IN`` would be another one for each."""
+    return field == fn.ANY(peewee.Value(list(values), converter=False, unpack=False))
 
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(connection)
-        self.transaction_is_opened = True
+
+def interval(text: str) -> SQL:
+    """A span of time that the code knows, such as ``30 days``."""
+    return SQL(f"interval '{text}'")
+
+
+class _Transaction:
+    """The transaction that is open, its connection, and what is done after its commit."""
+
+    def __init__(self, pool: Pool, raw: Raw) -> None:
+        self.pool, self.raw = pool, raw
         self.after: list[Callable[[], Awaitable[None]]] = []
 
 
-class Database:
-    """One PostgreSQL. ``run`` takes a peewee query; ``fetch``, ``row``, ``value`` and ``execute`` take SQL with ``$1``.
+_transaction: ContextVar[_Transaction | None] = ContextVar("transaction", default=None)
 
-    All of them join the transaction that is open around them, and raise Unavailable when the server is away.
+
+class Database:
+    """One PostgreSQL. ``rows``, ``one``, ``scalar``, ``exists`` and ``do`` take a peewee query; ``fetch``, ``row``,
+    ``value``, ``execute`` and ``many`` take SQL with ``$1`` (docs/decisions/0002 has the line between the two).
+
+    All of them join the transaction that is open around them, return asyncpg's rows, and raise asyncpg's errors, or
+    Unavailable when the server is away.
     """
 
     def __init__(
@@ -84,8 +127,8 @@ class Database:
         self.cluster = where if isinstance(where, Cluster) else Cluster(where)
         self._name, self._watch = name, watch or Watch()
         shown = {"application_name": name, **(settings or {})}
-        pool = {"max_size": max_connections, "settings": shown, "cluster": self.cluster, "watch": self._watch}
-        self._peewee = _Peewee(name_of(self.cluster.dsn), pool_params=pool)
+        self._pool = Pool(self.cluster, self._watch, max_connections, shown)
+        self._orm = Orm(self.connection, self._watch)
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[Database]:
@@ -93,11 +136,11 @@ class Database:
         if self.cluster.current is None and len(self.cluster.hosts) > 1:
             with outages():
                 await self.cluster.elect()  # no request waits yet: all hosts have time to answer
-        await self._peewee.aio_connect()
+        await self._pool.open()
         try:
             yield self
         finally:
-            await self._peewee.aio_close()
+            await self._pool.close()
 
     def steady(self) -> Database:
         """The same database over one connection of its own, for the statements that everybody waits for: it waits for
@@ -106,61 +149,84 @@ class Database:
         return Database(self.cluster, 1, _STEADY, name=self._name, watch=watch)
 
     def usage(self) -> Usage:
-        backend: Pool = self._peewee.pool_backend
-        pool = backend.pool
-        if pool is None:
-            return Usage(0, 0, 0, 0)
-        return Usage(pool.get_max_size(), pool.get_size(), pool.get_idle_size(), backend.waiting)
+        return self._pool.usage()
 
     @property
     def pool(self) -> asyncpg.Pool[asyncpg.Record]:
-        pool: asyncpg.Pool[asyncpg.Record] | None = self._peewee.pool_backend.pool
-        assert pool is not None, "the database is not open"
-        return pool
-
-    async def run(self, query: Any) -> Any:
-        """Execute a peewee query; rows, or the number of rows written."""
-        return await self._peewee.aio_execute(query)
+        assert self._pool.pool is not None, "the database is not open"
+        return self._pool.pool
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
         """Everything in the block commits together, or not at all. Start no task inside: it would share the
         connection."""
-        outer = connection_context.get()
-        if isinstance(outer, _Transaction):
+        outer = self._current()
+        if outer is not None:
             earlier = len(outer.after)
             try:
-                async with self._peewee.aio_atomic():  # a savepoint
+                async with self._between("SAVEPOINT nested", "RELEASE SAVEPOINT nested", _BACK_TO_SAVEPOINT):
                     yield
             except BaseException:
                 del outer.after[earlier:]
                 raise
             return
         async with self.connection() as raw:
-            context = _Transaction(Connection(raw, self.cluster, self._watch))
-            token = connection_context.set(context)
+            current = _Transaction(self._pool, raw)
+            token = _transaction.set(current)
             try:
-                await self.execute("BEGIN")
-                yield
-                await self.execute("COMMIT")
-            except Unavailable:
-                raise  # the connection is given up with its transaction; asking it again would only take longer
-            except BaseException:
-                with contextlib.suppress(Unavailable):
-                    await self.execute("ROLLBACK")
-                raise
+                async with self._between("BEGIN", "COMMIT", "ROLLBACK"):
+                    yield
             finally:
-                connection_context.reset(token)
-        for work in context.after:
+                _transaction.reset(token)
+        for work in current.after:
             await work()
+
+    @contextlib.asynccontextmanager
+    async def _between(self, begin: str, commit: str, roll_back: str) -> AsyncIterator[None]:
+        try:
+            await self.execute(begin)
+            yield
+            await self.execute(commit)
+        except Unavailable:
+            raise  # the connection is given up with its transaction; asking it again would only take longer
+        except BaseException:
+            with contextlib.suppress(Unavailable):
+                await self.execute(roll_back)
+            raise
 
     def after_commit(self, work: Callable[[], Awaitable[None]]) -> None:
         """Await ``work`` when the outermost transaction has committed and given its connection back; not at all when
         the transaction or savepoint that is open now is rolled back. What it raises reaches who opened the
         transaction."""
-        context = connection_context.get()
-        assert isinstance(context, _Transaction), "no transaction is open"
-        context.after.append(work)
+        current = self._current()
+        assert current is not None, "no transaction is open"
+        current.after.append(work)
+
+    # peewee's queries -------------------------------------------------------------------------------------------------
+
+    async def rows(self, query: peewee.Query) -> list[Row]:
+        """All rows that a query returns."""
+        return (await self._orm.cursor_of(query)).rows
+
+    async def one(self, query: peewee.Query) -> Row | None:
+        """The first row that a query returns."""
+        rows = await self.rows(query)
+        return rows[0] if rows else None
+
+    async def scalar(self, query: peewee.Query) -> Any:
+        """The first column of the first row; None when there is no row."""
+        rows = await self.rows(query)
+        return rows[0][0] if rows else None
+
+    async def exists(self, query: Any) -> bool:
+        """True if a SELECT finds a row."""
+        return bool(await self.rows(query.columns(SQL("1")).limit(1)))
+
+    async def do(self, query: peewee.Query) -> int:
+        """Run an INSERT, UPDATE or DELETE; the number of rows it changed."""
+        return (await self._orm.cursor_of(query)).rowcount
+
+    # SQL --------------------------------------------------------------------------------------------------------------
 
     async def fetch(self, sql: str, *args: Any) -> list[asyncpg.Record]:
         async with self.connection() as connection:
@@ -182,8 +248,7 @@ class Database:
         async with self.connection() as connection:
             with Watched(self._watch, sql):
                 status: str = await connection.execute(sql, *args)
-        last = status.rpartition(" ")[2]
-        return int(last) if last.isdecimal() else 0
+        return changed(status)
 
     async def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run a statement once for each row, in one round trip."""
@@ -195,11 +260,25 @@ class Database:
     async def replicated(self) -> None:
         """Wait until everything that was committed before is where commits have to be: with
         ``synchronous_standby_names`` on a standby, too. A statement that was given up while it waited for that is
-        committed here all the same, and who finds its rows must not take them for safe."""
-        await self.execute("SELECT pg_logical_emit_message(true, 'mimu', '')")
+        committed here all the same, and who finds its rows must not take them for safe. Raises Unavailable also when
+        another host has become the database since the statement before, which found them: it need not have them."""
+        before, sql = last_life.get(), "SELECT pg_logical_emit_message(true, 'mimu', '')"
+        async with self.connection() as connection:
+            if before not in ((), last_life.get()):
+                raise Unavailable("the database was replaced meanwhile")
+            with Watched(self._watch, sql):
+                await connection.execute(sql)
 
     def connection(self) -> Held:
         """The connection of the transaction we are in, else one of the pool's while the block lasts."""
-        context = connection_context.get()
-        backend: Pool = self._peewee.pool_backend
-        return Held(backend, None if context is None else context.connection.raw)
+        return Held(self._pool, self._joined())
+
+    def _joined(self) -> Raw | None:
+        """The connection of the transaction around us."""
+        current = self._current()
+        return None if current is None else current.raw
+
+    def _current(self) -> _Transaction | None:
+        """The transaction of this database around us."""
+        current = _transaction.get()
+        return current if current is not None and current.pool is self._pool else None

@@ -9,9 +9,10 @@ from uuid import UUID
 
 import asyncpg
 import peewee
+from peewee import Tuple, fn
 
 from models.chats.tables import ChatThread
-from models.database import Database, Enum, Row, Table
+from models.database import Database, Enum, Row, Special, Table, any_of, in_sql, returned
 from models.storage import PendingUpload, Progress
 from models.sweeps import Due
 from models.users import User
@@ -35,7 +36,7 @@ class File(Table):
     upload_metadata = peewee.TextField(null=True)
     part_size = peewee.BigIntegerField(default=0)
     upload_id = peewee.TextField(null=True)
-    part_etags = Enum("text[]")  # not an enum, but likewise a type that peewee has no field for
+    part_etags = Special("text[]")
 
     class Meta:
         table_name = "files"
@@ -83,9 +84,9 @@ class Removal(NamedTuple):
     noted: str = ""  # the key, as the sweep's notes have it
 
 
-_SHOWN = "f.id, f.owner_id, f.chat_id, f.size, f.sha256, f.media_type, f.state::text, f.created_at, f.completed_at"
-_ALL = f"""{_SHOWN}, f.expires_at, f.storage_key, f.resumable, f.received, f.received_sha256, f.upload_metadata,
-    f.part_size, f.upload_id, f.part_etags"""
+# What is read of a file: all of it.
+_COLUMNS = returned(*File._meta.sorted_fields)
+_ALL = in_sql(File._meta.sorted_fields, "f")
 
 _RESERVE = f"""
 WITH room AS (
@@ -114,7 +115,7 @@ async def reserve(db: Database, file: NewFile, limit: int) -> Row | None:
 
 async def usage(db: Database, user_id: UUID) -> tuple[int, int]:
     """How many bytes a user's files take, and how many they are."""
-    row = await db.row("SELECT bytes, files FROM file_usage WHERE user_id = $1", user_id)
+    row = await db.one(FileUsage.select(FileUsage.bytes, FileUsage.files).where(FileUsage.user == user_id))
     return (row["bytes"], row["files"]) if row else (0, 0)
 
 
@@ -134,46 +135,40 @@ async def readable(db: Database, file_id: UUID, reader: UUID) -> Row | None:
 
 async def entries(db: Database, owner: UUID, limit: int, before: tuple[datetime, UUID] | None = None) -> list[Row]:
     """A user's own files, the newest first."""
-    earlier = "AND (f.created_at, f.id) < ($3, $4)" if before else ""
-    return await db.fetch(
-        f"SELECT {_ALL} FROM files f WHERE f.owner_id = $1 {earlier} ORDER BY f.created_at DESC, f.id DESC LIMIT $2",
-        owner,
-        limit,
-        *(before or ()),
-    )
+    page = File.select(*_COLUMNS).where(File.owner == owner)
+    page = page.order_by(File.created_at.desc(), File.id.desc()).limit(limit)
+    if before:
+        page = page.where(Tuple(File.created_at, File.id) < before)
+    return await db.rows(page)
 
 
 async def unfinished(db: Database, file_id: UUID) -> Row | None:
     """A file that is being uploaded and hasn't run out."""
-    return await db.row(
-        f"SELECT {_ALL} FROM files f WHERE f.id = $1 AND f.state = 'uploading' AND f.expires_at > now()", file_id
+    return await db.one(
+        File.select(*_COLUMNS).where(File.id == file_id, File.state == "uploading", File.expires_at > fn.now())
     )
 
 
 async def owned(db: Database, file_id: UUID, owner: UUID, *, resumable: bool | None = None) -> Row | None:
     """A file of that owner's, complete or not run out."""
-    return await db.row(
-        f"""SELECT {_ALL} FROM files f WHERE f.id = $1 AND f.owner_id = $2
-            AND (f.expires_at IS NULL OR f.expires_at > now()) AND ($3::boolean IS NULL OR f.resumable = $3)""",
-        file_id,
-        owner,
-        resumable,
+    file = File.select(*_COLUMNS).where(
+        File.id == file_id, File.owner == owner, File.expires_at.is_null() | (File.expires_at > fn.now())
     )
+    if resumable is not None:
+        file = file.where(File.resumable == resumable)
+    return await db.one(file)
 
 
 async def give_to_chat(db: Database, file_id: UUID, owner: UUID, chat_id: UUID) -> bool:
     """Let a complete file of that owner's be one of a chat, whose participants may read it then. False when there is no
     such file, or it is one of another chat."""
-    return (
-        await db.execute(
-            """UPDATE files SET chat_id = $3
-               WHERE id = $1 AND owner_id = $2 AND state = 'complete' AND (chat_id IS NULL OR chat_id = $3)""",
-            file_id,
-            owner,
-            chat_id,
-        )
-        == 1
+    given = File.update(chat=chat_id).where(
+        File.id == file_id,
+        File.owner == owner,
+        File.state == "complete",
+        File.chat.is_null() | (File.chat == chat_id),
     )
+    return await db.do(given) == 1
 
 
 def pending_upload(row: Row) -> PendingUpload:
@@ -191,40 +186,35 @@ def pending_upload(row: Row) -> PendingUpload:
 
 async def begin(db: Database, file_id: UUID, upload_id: str) -> bool:
     """Note what the storage calls an upload; not over another."""
-    return (
-        await db.execute(
-            "UPDATE files SET upload_id = $2 WHERE id = $1 AND state = 'uploading' AND upload_id IS NULL",
-            file_id,
-            upload_id,
-        )
-        == 1
+    begun = File.update(upload_id=upload_id).where(
+        File.id == file_id, File.state == "uploading", File.upload_id.is_null()
     )
+    return await db.do(begun) == 1
 
 
 async def note(db: Database, file_id: UUID, since: int, progress: Progress, sha256: bytes | None = None) -> bool:
     """Note how far an upload has come, if it stood at ``since`` until now."""
-    return (
-        await db.execute(
-            """UPDATE files SET received = $3, part_etags = $4, received_sha256 = $5
-               WHERE id = $1 AND received = $2 AND state = 'uploading' AND expires_at > now()""",
-            file_id,
-            since,
-            progress.received,
-            list(progress.etags),
-            sha256,
-        )
-        == 1
+    noted = File.update(received=progress.received, part_etags=list(progress.etags), received_sha256=sha256).where(
+        File.id == file_id, File.received == since, File.state == "uploading", File.expires_at > fn.now()
     )
+    return await db.do(noted) == 1
 
 
 async def complete(db: Database, file_id: UUID, sha256: bytes) -> Row | None:
     """A file is all there, and is what was announced; None when it is gone, or was completed before."""
-    return await db.row(
-        f"""UPDATE files AS f SET state = 'complete', sha256 = $2, received = size, completed_at = now(),
-                expires_at = NULL, upload_metadata = NULL, upload_id = NULL, part_etags = '{{}}'
-            WHERE id = $1 AND state = 'uploading' AND coalesce(sha256, $2) = $2 RETURNING {_ALL}""",
-        file_id,
-        sha256,
+    return await db.one(
+        File.update(
+            state="complete",
+            sha256=sha256,
+            received=File.size,
+            completed_at=fn.now(),
+            expires_at=None,
+            upload_metadata=None,
+            upload_id=None,
+            part_etags=[],
+        )
+        .where(File.id == file_id, File.state == "uploading", File.sha256.is_null() | (File.sha256 == sha256))
+        .returning(*_COLUMNS)
     )
 
 
@@ -262,15 +252,17 @@ async def removals(db: Database, batch: int) -> list[Removal]:
 
 async def removed(db: Database, keys: Sequence[str]) -> None:
     """These bytes are gone."""
-    await db.execute("DELETE FROM file_removals WHERE storage_key = ANY ($1)", list(keys))
+    await db.do(FileRemoval.delete().where(any_of(FileRemoval.storage_key, keys)))
 
 
 async def removed_at_once(db: Database, key: str) -> None:
     """These bytes are gone; unless their file was being uploaded, for then more may come."""
-    await db.execute("DELETE FROM file_removals WHERE storage_key = $1 AND due_at <= now()", key)
+    await db.do(FileRemoval.delete().where(FileRemoval.storage_key == key, FileRemoval.due_at <= fn.now()))
 
 
 async def waiting(db: Database) -> int:
     """How many files' bytes are due to be removed."""
-    due: int = await db.value("SELECT count(*) FROM file_removals WHERE due_at <= now()")
+    due: int = await db.scalar(
+        FileRemoval.select(fn.count(FileRemoval.storage_key)).where(FileRemoval.due_at <= fn.now())
+    )
     return due

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeVar
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 import asyncpg
 import peewee
+from peewee import fn
 
 from models import tombstones
-from models.database import Database, Table
+from models.database import Database, Table, any_of
 from models.users import User
 
 
@@ -67,18 +69,32 @@ class SupersededPrekey(Table):
         primary_key = peewee.CompositeKey("user", "key_hash")
 
 
-class Unsigned(NamedTuple):
-    key_id: int
-    public_key: bytes
+class Unsigned(Protocol):
+    @property
+    def key_id(self) -> int: ...
+    @property
+    def public_key(self) -> bytes: ...
 
 
-class Signed(NamedTuple):
-    key_id: int
-    public_key: bytes
-    signature: bytes
+class Signed(Unsigned, Protocol):
+    @property
+    def signature(self) -> bytes: ...
 
 
-K = TypeVar("K", Unsigned, Signed)
+class Upload(Protocol):
+    """The keys that a client sends, as it names them."""
+
+    @property
+    def signed_prekey(self) -> Signed | None: ...
+    @property
+    def one_time_prekeys(self) -> Sequence[Unsigned]: ...
+    @property
+    def kyber_prekeys(self) -> Sequence[Signed]: ...
+    @property
+    def last_resort_kyber_prekey(self) -> Signed | None: ...
+
+
+K = TypeVar("K", bound=Unsigned)
 
 
 class Reused(Exception):
@@ -97,17 +113,8 @@ class TooMany(Exception):
         self.kind, self.left = kind, left
 
 
-async def add(
-    db: Database,
-    user_id: UUID,
-    *,
-    signed: Signed | None = None,
-    one_time: Sequence[Unsigned] = (),
-    kyber: Sequence[Signed] = (),
-    last_resort: Signed | None = None,
-    at_most: int,
-) -> None:
-    """Store keys, in the caller's transaction or one of its own. Raises Reused, TooMany.
+async def add(db: Database, user_id: UUID, upload: Upload, *, at_most: int) -> None:
+    """Store keys, in the caller's transaction or its own. Raises Reused, TooMany.
 
     A key that is there under the same id stays as it is, also when it was handed out meanwhile: an upload whose answer
     was lost can be repeated.
@@ -115,14 +122,14 @@ async def add(
     async with db.transaction():
         # Two uploads at once: the second waits, so that one of two new signed prekeys is superseded by the other.
         await db.execute("SELECT 1 FROM users WHERE id = $1 FOR NO KEY UPDATE", user_id)
-        if signed:
-            await _replace_signed(db, user_id, signed)
-        if one_time:
-            await _add_one_time(db, user_id, one_time, at_most)
-        if kyber:
-            await _add_kyber(db, user_id, kyber, at_most)
-        if last_resort:
-            await _replace_last_resort(db, user_id, last_resort)
+        if upload.signed_prekey:
+            await _replace_signed(db, user_id, upload.signed_prekey)
+        if upload.one_time_prekeys:
+            await _add_one_time(db, user_id, upload.one_time_prekeys, at_most)
+        if upload.kyber_prekeys:
+            await _add_kyber(db, user_id, upload.kyber_prekeys, at_most)
+        if upload.last_resort_kyber_prekey:
+            await _replace_last_resort(db, user_id, upload.last_resort_kyber_prekey)
 
 
 # What is found here may only go meanwhile: the user's row is locked against other uploads. A key that the cleanup
@@ -130,33 +137,29 @@ async def add(
 
 
 async def _replace_signed(db: Database, user_id: UUID, key: Signed) -> None:
-    known = await db.fetch(
-        """SELECT key_id, public_key, superseded_at IS NULL AS current FROM signed_prekeys
-           WHERE user_id = $1 AND (key_id = $2 OR public_key = $3)""",
-        user_id,
-        key.key_id,
-        key.public_key,
+    current = (SignedPrekey.user == user_id, SignedPrekey.superseded_at.is_null())
+    known = await db.rows(
+        SignedPrekey.select(
+            SignedPrekey.key_id, SignedPrekey.public_key, SignedPrekey.superseded_at.is_null().alias("current")
+        ).where(
+            SignedPrekey.user == user_id,
+            (SignedPrekey.key_id == key.key_id) | (SignedPrekey.public_key == key.public_key),
+        )
     )
     if _is_current(known, key):
         return
     if known or await _superseded(db, user_id, [key.public_key]):
         raise Reused("signed_prekey")
-    await db.execute(
-        "UPDATE signed_prekeys SET superseded_at = now() WHERE user_id = $1 AND superseded_at IS NULL", user_id
-    )
-    await _insert(
-        db,
-        "signed_prekey",
-        "INSERT INTO signed_prekeys (user_id, key_id, public_key, signature) VALUES ($1, $2, $3, $4)",
-        [(user_id, *key)],
-    )
+    await db.do(SignedPrekey.update(superseded_at=fn.now()).where(*current))
+    with _reused("signed_prekey"):
+        await db.do(SignedPrekey.insert(user=user_id, **_fields(key)))
 
 
 async def _add_one_time(db: Database, user_id: UUID, keys: Sequence[Unsigned], at_most: int) -> None:
-    known = await db.fetch(
-        "SELECT key_id, public_key FROM one_time_prekeys WHERE user_id = $1 AND key_id = ANY ($2::integer[])",
-        user_id,
-        [key.key_id for key in keys],
+    known = await db.rows(
+        OneTimePrekey.select(OneTimePrekey.key_id, OneTimePrekey.public_key).where(
+            OneTimePrekey.user == user_id, any_of(OneTimePrekey.key_id, [key.key_id for key in keys])
+        )
     )
     fresh = _fresh(keys, known, "one_time_prekeys")
     if not fresh:
@@ -164,20 +167,20 @@ async def _add_one_time(db: Database, user_id: UUID, keys: Sequence[Unsigned], a
     left = (await remaining(db, user_id)).one_time
     if left + len(fresh) > at_most:
         raise TooMany("one_time_prekeys", left)
-    await _insert(
-        db,
-        "one_time_prekeys",
-        "INSERT INTO one_time_prekeys (user_id, key_id, public_key) VALUES ($1, $2, $3)",
-        [(user_id, *key) for key in fresh],
-    )
+    with _reused("one_time_prekeys"):
+        await db.many(
+            "INSERT INTO one_time_prekeys (user_id, key_id, public_key) VALUES ($1, $2, $3)",
+            [(user_id, key.key_id, key.public_key) for key in fresh],
+        )
 
 
 async def _add_kyber(db: Database, user_id: UUID, keys: Sequence[Signed], at_most: int) -> None:
-    known = await db.fetch(
-        """SELECT key_id, public_key FROM kyber_prekeys
-           WHERE user_id = $1 AND NOT last_resort AND key_id = ANY ($2::integer[])""",
-        user_id,
-        [key.key_id for key in keys],
+    known = await db.rows(
+        KyberPrekey.select(KyberPrekey.key_id, KyberPrekey.public_key).where(
+            KyberPrekey.user == user_id,
+            ~KyberPrekey.last_resort,
+            any_of(KyberPrekey.key_id, [key.key_id for key in keys]),
+        )
     )
     fresh = _fresh(keys, known, "kyber_prekeys")
     if not fresh:
@@ -188,35 +191,31 @@ async def _add_kyber(db: Database, user_id: UUID, keys: Sequence[Signed], at_mos
     left = (await remaining(db, user_id)).kyber
     if left + len(fresh) > at_most:
         raise TooMany("kyber_prekeys", left)
-    await _insert(
-        db,
-        "kyber_prekeys",
-        "INSERT INTO kyber_prekeys (user_id, key_id, public_key, signature) VALUES ($1, $2, $3, $4)",
-        [(user_id, *key) for key in fresh],
-    )
+    with _reused("kyber_prekeys"):
+        await db.many(
+            "INSERT INTO kyber_prekeys (user_id, key_id, public_key, signature) VALUES ($1, $2, $3, $4)",
+            [(user_id, *_fields(key).values()) for key in fresh],
+        )
 
 
 async def _replace_last_resort(db: Database, user_id: UUID, key: Signed) -> None:
-    known = await db.fetch(
-        """SELECT key_id, public_key, superseded_at IS NULL AS current FROM kyber_prekeys
-           WHERE user_id = $1 AND last_resort AND key_id = $2""",
-        user_id,
-        key.key_id,
+    current = (KyberPrekey.user == user_id, KyberPrekey.last_resort, KyberPrekey.superseded_at.is_null())
+    known = await db.rows(
+        KyberPrekey.select(
+            KyberPrekey.key_id, KyberPrekey.public_key, KyberPrekey.superseded_at.is_null().alias("current")
+        ).where(KyberPrekey.user == user_id, KyberPrekey.last_resort, KyberPrekey.key_id == key.key_id)
     )
     if _is_current(known, key):
         return
     if known or await _kyber_known(db, user_id, [key.public_key]):
         raise Reused("last_resort_kyber_prekey")
-    await db.execute(
-        "UPDATE kyber_prekeys SET superseded_at = now() WHERE user_id = $1 AND last_resort AND superseded_at IS NULL",
-        user_id,
-    )
-    await _insert(
-        db,
-        "last_resort_kyber_prekey",
-        "INSERT INTO kyber_prekeys (user_id, key_id, public_key, signature, last_resort) VALUES ($1, $2, $3, $4, true)",
-        [(user_id, *key)],
-    )
+    await db.do(KyberPrekey.update(superseded_at=fn.now()).where(*current))
+    with _reused("last_resort_kyber_prekey"):
+        await db.do(KyberPrekey.insert(user=user_id, last_resort=True, **_fields(key)))
+
+
+def _fields(key: Signed) -> dict[str, int | bytes]:
+    return {"key_id": key.key_id, "public_key": key.public_key, "signature": key.signature}
 
 
 def _is_current(known: Sequence[asyncpg.Record], key: Signed) -> bool:
@@ -235,10 +234,9 @@ def _fresh(keys: Sequence[K], known: Sequence[asyncpg.Record], kind: str) -> lis
 
 async def _superseded(db: Database, user_id: UUID, public_keys: Sequence[bytes]) -> bool:
     """True if one of the keys was superseded, and its row cleaned up."""
-    return await db.value(  # type: ignore[no-any-return]
-        "SELECT EXISTS (SELECT 1 FROM superseded_prekeys WHERE user_id = $1 AND key_hash = ANY ($2::bytea[]))",
-        user_id,
-        [tombstones.of_prekey(key) for key in public_keys],
+    hashes = [tombstones.of_prekey(key) for key in public_keys]
+    return await db.exists(
+        SupersededPrekey.select().where(SupersededPrekey.user == user_id, any_of(SupersededPrekey.key_hash, hashes))
     )
 
 
@@ -247,13 +245,15 @@ async def _kyber_known(db: Database, user_id: UUID, public_keys: Sequence[bytes]
 
     The signature covers the key alone: who has only the access token could put it in place again.
     """
-    there = "SELECT EXISTS (SELECT 1 FROM kyber_prekeys WHERE user_id = $1 AND public_key = ANY ($2::bytea[]))"
-    return await db.value(there, user_id, list(public_keys)) or await _superseded(db, user_id, public_keys)
+    there = KyberPrekey.select().where(KyberPrekey.user == user_id, any_of(KyberPrekey.public_key, public_keys))
+    return await db.exists(there) or await _superseded(db, user_id, public_keys)
 
 
-async def _insert(db: Database, kind: str, sql: str, rows: Iterable[Sequence[object]]) -> None:
+@contextlib.contextmanager
+def _reused(kind: str) -> Iterator[None]:
+    """Raise Reused when a key that is inserted in the block is there already."""
     try:
-        await db.many(sql, list(rows))
+        yield
     except asyncpg.UniqueViolationError:
         raise Reused(kind) from None
 

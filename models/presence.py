@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from uuid import UUID
 
 import peewee
+from peewee import SQL
 
 from models.database import Database, Row, Table
 from models.sweeps import UNWATCHED, Due, Sweep, Sweeper, Watch
@@ -183,5 +184,5 @@ async def sweep(db: Database) -> list[UUID]:
 
 async def stop(db: Database, instance_id: UUID) -> list[UUID]:
     """Remove an instance that stops in order. Returns the users who are now offline."""
-    await db.execute("UPDATE instances SET beat_at = '-infinity' WHERE id = $1", instance_id)
+    await db.do(Instance.update(beat_at=SQL("'-infinity'")).where(Instance.id == instance_id))
     return await sweep(db)

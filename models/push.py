@@ -11,8 +11,8 @@ from uuid import UUID
 import peewee
 
 from models.chats.visibility import VISIBLE
-from models.database import JSONB, Database, Enum, Row, Table
-from models.sessions import IDLE_DAYS, Session
+from models.database import JSONB, Database, Enum, Row, Table, in_sql, returned
+from models.sessions import IDLE_DAYS, Session, refreshable
 from models.users import User
 
 
@@ -57,7 +57,15 @@ class NewToken(NamedTuple):
 
 # A session that can still be refreshed; one that can't has no device behind it.
 _LIVE = f"""s.revoked_at IS NULL AND s.expires_at > now() AND s.last_used_at > now() - interval '{IDLE_DAYS} days'"""
-_SHOWN = "t.id, t.provider::text, t.session_id, t.sandbox, t.quiet, t.registered_at"
+_FIELDS = (
+    PushToken.id,
+    PushToken.provider,
+    PushToken.session,
+    PushToken.sandbox,
+    PushToken.quiet,
+    PushToken.registered_at,
+)
+_SHOWN = in_sql(_FIELDS, "t")
 
 
 async def register(db: Database, user_id: UUID, session_id: UUID, token: NewToken, at_most: int) -> Row | None:
@@ -85,27 +93,25 @@ async def register(db: Database, user_id: UUID, session_id: UUID, token: NewToke
             *token,
             hashlib.sha256(token.token.encode()).digest(),
         )
-        await db.execute(
-            """DELETE FROM push_tokens WHERE id IN (
-                   SELECT id FROM push_tokens WHERE user_id = $1 ORDER BY registered_at DESC, id OFFSET $2)""",
-            user_id,
-            at_most,
-        )
+        latest = PushToken.select(PushToken.id).where(PushToken.user == user_id)
+        latest = latest.order_by(PushToken.registered_at.desc(), PushToken.id)
+        await db.do(PushToken.delete().where(PushToken.id.in_(latest.offset(at_most))))
         return kept
 
 
 async def tokens(db: Database, user_id: UUID) -> list[Row]:
     """A user's tokens, the one registered last first; not what they are."""
-    return await db.fetch(
-        f"""SELECT {_SHOWN} FROM push_tokens t JOIN sessions s ON s.id = t.session_id
-            WHERE t.user_id = $1 AND {_LIVE} ORDER BY t.registered_at DESC, t.id""",
-        user_id,
+    return await db.rows(
+        PushToken.select(*returned(*_FIELDS))
+        .join(Session)
+        .where(PushToken.user == user_id, *refreshable())
+        .order_by(PushToken.registered_at.desc(), PushToken.id)
     )
 
 
 async def remove(db: Database, user_id: UUID, token_id: UUID) -> bool:
     """Forget a token of the user's."""
-    return await db.execute("DELETE FROM push_tokens WHERE id = $1 AND user_id = $2", token_id, user_id) == 1
+    return await db.do(PushToken.delete().where(PushToken.id == token_id, PushToken.user == user_id)) == 1
 
 
 # Settings -----------------------------------------------------------------------------------------------------------
@@ -113,7 +119,11 @@ async def remove(db: Database, user_id: UUID, token_id: UUID) -> bool:
 
 async def settings(db: Database, user_id: UUID) -> Row | None:
     """``kinds, quiet_hours, muted_chats``; None for who has not said anything."""
-    return await db.row("SELECT kinds, quiet_hours, muted_chats FROM push_settings WHERE user_id = $1", user_id)
+    return await db.one(
+        PushSettings.select(PushSettings.kinds, PushSettings.quiet_hours, PushSettings.muted_chats).where(
+            PushSettings.user == user_id
+        )
+    )
 
 
 async def change_settings(db: Database, user_id: UUID, kinds: Sequence[str], changes: Mapping[str, Any]) -> None:
@@ -261,15 +271,10 @@ async def devices(db: Database, token_ids: Sequence[UUID]) -> list[Row | None]:
 async def drop(db: Database, token_id: UUID, registered_at: datetime, gone_since: datetime | None) -> bool:
     """Forget a token that its provider doesn't know any more: unless it was registered again, after we looked
     (``registered_at``) or after the moment since which the provider says that it was gone."""
-    return (
-        await db.execute(
-            "DELETE FROM push_tokens WHERE id = $1 AND registered_at = $2 AND ($3::timestamptz IS NULL OR $2 < $3)",
-            token_id,
-            registered_at,
-            gone_since,
-        )
-        == 1
-    )
+    if gone_since is not None and registered_at >= gone_since:
+        return False
+    token = (PushToken.id == token_id, PushToken.registered_at == registered_at)
+    return await db.do(PushToken.delete().where(*token)) == 1
 
 
 async def wake(db: Database, token_id: UUID, seconds: int) -> float:
@@ -292,15 +297,15 @@ async def wake(db: Database, token_id: UUID, seconds: int) -> float:
 
 async def not_woken(db: Database, token_id: UUID) -> None:
     """It was not woken after all."""
-    await db.execute("UPDATE push_tokens SET woken_at = NULL WHERE id = $1", token_id)
+    await db.do(PushToken.update(woken_at=None).where(PushToken.id == token_id))
 
 
 async def sibling(db: Database, session_id: UUID, provider: str) -> UUID | None:
     """A session's token of another provider, the one registered last."""
-    found: UUID | None = await db.value(
-        """SELECT id FROM push_tokens WHERE session_id = $1 AND provider = $2::text::push_provider
-           ORDER BY registered_at DESC LIMIT 1""",
-        session_id,
-        provider,
+    found: UUID | None = await db.scalar(
+        PushToken.select(PushToken.id)
+        .where(PushToken.session == session_id, PushToken.provider == provider)
+        .order_by(PushToken.registered_at.desc())
+        .limit(1)
     )
     return found

@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-import asyncpg
 import peewee
+from peewee import Tuple, fn
 
-from models.database import Database, Table
+from models.database import Database, Row, Table, interval
 from models.users import User
 
 IDLE_DAYS, WHOLE_DAYS = 30, 180  # contract section 2
@@ -32,6 +32,15 @@ class Session(Table):
 
     class Meta:
         table_name = "sessions"
+
+
+def refreshable() -> tuple[peewee.Expression, ...]:
+    """The conditions of a session that can still be refreshed."""
+    return (
+        Session.revoked_at.is_null(),
+        Session.expires_at > fn.now(),
+        Session.last_used_at > fn.now() - interval(f"{IDLE_DAYS} days"),
+    )
 
 
 class EndedSession(Table):
@@ -180,8 +189,11 @@ async def end_all(db: Database, user_id: UUID, but: UUID | None = None) -> list[
 
 async def spent(db: Database, session_id: UUID, token_hash: bytes) -> bool:
     """Whether the session had this refresh token before."""
-    found = "SELECT EXISTS (SELECT 1 FROM spent_refresh_tokens WHERE token_hash = $1 AND session_id = $2)"
-    return await db.value(found, token_hash, session_id)  # type: ignore[no-any-return]
+    return await db.exists(
+        SpentRefreshToken.select().where(
+            SpentRefreshToken.token_hash == token_hash, SpentRefreshToken.session == session_id
+        )
+    )
 
 
 async def suspended(db: Database, session_id: UUID, token_hash: bytes) -> bool:
@@ -206,15 +218,12 @@ async def ended_since(db: Database, moment: datetime) -> list[Ended]:
     """Sessions that ended after a moment: what an instance that missed the announcements asks. Page by page, for at a
     server's start they are those of as long as a token lives."""
     ended: list[Ended] = []
+    place = Tuple(EndedSession.ended_at, EndedSession.session_id)
+    page = EndedSession.select(EndedSession.session_id, EndedSession.user_id, EndedSession.ended_at)
+    page = page.order_by(EndedSession.ended_at, EndedSession.session_id).limit(PAGE)
     last, rows = UUID(int=0), None
     while rows is None or len(rows) == PAGE:
-        rows = await db.fetch(
-            """SELECT session_id, user_id, ended_at FROM ended_sessions
-               WHERE ended_at >= $1 AND (ended_at, session_id) > ($1, $2) ORDER BY ended_at, session_id LIMIT $3""",
-            moment,
-            last,
-            PAGE,
-        )
+        rows = await db.rows(page.where(place > (moment, last)))
         ended += [Ended(row["session_id"], row["user_id"]) for row in rows]
         if rows:
             moment, last = rows[-1]["ended_at"], rows[-1]["session_id"]
@@ -223,36 +232,34 @@ async def ended_since(db: Database, moment: datetime) -> list[Ended]:
 
 async def note_lifetime(db: Database, seconds: float) -> None:
     """Note that a server issues tokens that live so long. Call it before the first is issued, and every minute."""
-    await db.execute(
-        """INSERT INTO token_lifetimes (seconds) VALUES ($1)
-           ON CONFLICT (seconds) DO UPDATE SET seen_at = greatest(token_lifetimes.seen_at, now())""",
-        seconds,
+    await db.do(
+        TokenLifetime.insert(seconds=seconds).on_conflict(
+            conflict_target=[TokenLifetime.seconds],
+            update={TokenLifetime.seen_at: fn.greatest(TokenLifetime.seen_at, fn.now())},
+        )
     )
 
 
 async def longest_lifetime(db: Database, margin: float) -> float:
     """The longest life, in seconds, of the tokens that are about; ``margin`` seconds after its end one is not."""
-    return await db.value(  # type: ignore[no-any-return]
-        """SELECT coalesce(max(seconds), 0) FROM token_lifetimes
-           WHERE seen_at > now() - make_interval(secs => seconds + $1)""",
-        margin,
-    )
+    over = TokenLifetime.seen_at + (TokenLifetime.seconds + margin) * interval("1 second")
+    longest = await db.scalar(TokenLifetime.select(fn.max(TokenLifetime.seconds)).where(over > fn.now()))
+    return longest or 0.0
 
 
 async def live(
     db: Database, user_id: UUID, limit: int = 1000, before: tuple[datetime, UUID] | None = None
-) -> list[asyncpg.Record]:
+) -> list[Row]:
     """A user's sessions that can still be refreshed, the one used last first."""
-    earlier = "AND (last_used_at, id) < ($3, $4)" if before else ""
-    return await db.fetch(
-        f"""SELECT id, platform, client_version, created_at, last_used_at FROM sessions
-            WHERE user_id = $1 AND revoked_at IS NULL AND expires_at > now()
-              AND last_used_at > now() - interval '{IDLE_DAYS} days' {earlier}
-            ORDER BY last_used_at DESC, id DESC LIMIT $2""",
-        user_id,
-        limit,
-        *(before or ()),
+    page = (
+        Session.select(Session.id, Session.platform, Session.client_version, Session.created_at, Session.last_used_at)
+        .where(Session.user == user_id, *refreshable())
+        .order_by(Session.last_used_at.desc(), Session.id.desc())
+        .limit(limit)
     )
+    if before:
+        page = page.where(Tuple(Session.last_used_at, Session.id) < before)
+    return await db.rows(page)
 
 
 async def now(db: Database) -> datetime:
@@ -262,9 +269,4 @@ async def now(db: Database) -> datetime:
 
 async def spend_challenge(db: Database, nonce: bytes, expires_at: datetime) -> bool:
     """Use a challenge up; False when it was used before."""
-    row: asyncpg.Record | None = await db.row(
-        "INSERT INTO spent_challenges (nonce, expires_at) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING nonce",
-        nonce,
-        expires_at,
-    )
-    return row is not None
+    return await db.do(SpentChallenge.insert(nonce=nonce, expires_at=expires_at).on_conflict_ignore()) == 1

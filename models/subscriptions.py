@@ -13,6 +13,7 @@ import peewee
 from config.tiers import TierName
 from models.database import JSONB, Database, Enum, Row, Table
 from models.sweeps import Due
+from models.users import User
 
 BATCH = 500  # subscriptions that one statement marks as expired
 
@@ -137,8 +138,8 @@ async def tier(db: Database, fingerprint: str) -> TierName | None:
 
 async def signing_key(db: Database, fingerprint: str) -> bytes | None:
     """The signing key of who has that fingerprint."""
-    return await db.value(  # type: ignore[no-any-return]
-        "SELECT signing_public_key FROM users WHERE fingerprint = $1", fingerprint
+    return await db.scalar(  # type: ignore[no-any-return]
+        User.select(User.signing_public_key).where(User.fingerprint == fingerprint)
     )
 
 
@@ -171,8 +172,10 @@ async def cancel(db: Database, proof_hash: str) -> list[Row]:
     """Take back what a payment bought or could still buy; each subscription that changed, with its ``owner``."""
     async with db.transaction():
         # First of all, so that a purchase with this payment is over, or will find it spent.
-        await db.execute("INSERT INTO spent_proofs (proof_hash) VALUES ($1) ON CONFLICT DO NOTHING", proof_hash)
-        fingerprint = await db.value("SELECT user_fingerprint FROM subscriptions WHERE payment_proof = $1", proof_hash)
+        await db.do(SpentProof.insert(proof_hash=proof_hash).on_conflict_ignore())
+        fingerprint = await db.scalar(
+            Subscription.select(Subscription.user_fingerprint).where(Subscription.payment_proof == proof_hash)
+        )
         if fingerprint is None:
             return []
         await _lock(db, fingerprint)
@@ -186,8 +189,10 @@ async def expire(db: Database, limit: int = BATCH) -> list[Row]:
 
 async def bought_before(db: Database, fingerprint: str) -> list[Row]:
     """What was bought under a fingerprint: ``id, prid_hash, tier, signature`` of each."""
-    return await db.fetch(
-        "SELECT id, prid_hash, tier::text, signature FROM subscriptions WHERE user_fingerprint = $1", fingerprint
+    return await db.rows(
+        Subscription.select(
+            Subscription.id, Subscription.prid_hash, Subscription.tier.label, Subscription.signature
+        ).where(Subscription.user_fingerprint == fingerprint)
     )
 
 

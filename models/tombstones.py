@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from uuid import UUID
 
 import peewee
+from peewee import fn
 
-from models.database import Database, Table
+from models.database import Database, Table, any_of
 
 DAYS = 180  # contract section 2
 
@@ -79,5 +80,7 @@ async def buried(db: Database, hashes: Sequence[bytes]) -> set[bytes]:
     Ask after the account was inserted: an insertion that met the old account has waited for its erasure, and only then
     is the tombstone seen.
     """
-    rows = await db.fetch("SELECT hash FROM tombstones WHERE hash = ANY ($1::bytea[]) AND until > now()", list(hashes))
+    rows = await db.rows(
+        Tombstone.select(Tombstone.hash).where(any_of(Tombstone.hash, hashes), Tombstone.until > fn.now())
+    )
     return {row["hash"] for row in rows}

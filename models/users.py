@@ -8,6 +8,7 @@ from uuid import UUID
 
 import asyncpg
 import peewee
+from peewee import fn
 
 from models import tombstones
 from models.database import JSONB, Database, Table
@@ -36,6 +37,11 @@ class User(Table):
 
     class Meta:
         table_name = "users"
+
+
+def named(public_id: str) -> peewee.Expression:
+    """True of the user with this public id, whatever its case."""
+    return fn.lower(User.public_id) == fn.lower(public_id)
 
 
 class UserRotation(Table):
@@ -72,12 +78,7 @@ class Taken(Exception):
 async def create(db: Database, user: NewUser) -> UUID:
     """Insert an account; its id. Raises Taken (``public_id`` or ``identity_key``)."""
     try:
-        return await db.value(  # type: ignore[no-any-return]
-            """INSERT INTO users (public_id, password_hash, identity_key, signing_public_key, registration_id,
-                                  fingerprint, display_name, language)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id""",
-            *user,
-        )
+        return await db.scalar(User.insert(**user._asdict()).returning(User.id))  # type: ignore[no-any-return]
     except asyncpg.UniqueViolationError as error:
         raise Taken("public_id" if error.constraint_name == "users_public_id_key" else "identity_key") from None
 
@@ -136,29 +137,23 @@ async def identity_by_key(db: Database, identity_key: bytes) -> Identity | None:
 
 async def set_password(db: Database, user_id: UUID, password_hash: str, *, instead_of: str | None = None) -> bool:
     """Replace the hash, where it is still ``instead_of`` (any when None)."""
-    return (
-        await db.execute(
-            "UPDATE users SET password_hash = $2, updated_at = now()"
-            " WHERE id = $1 AND ($3::text IS NULL OR password_hash = $3)",
-            user_id,
-            password_hash,
-            instead_of,
-        )
-        == 1
-    )
+    change = User.update(password_hash=password_hash, updated_at=fn.now()).where(User.id == user_id)
+    if instead_of is not None:
+        change = change.where(User.password_hash == instead_of)
+    return await db.do(change) == 1
 
 
 async def available(db: Database, public_id: str) -> bool:
     """True if no account has this public id, and none that was erased lately."""
-    taken = "SELECT EXISTS (SELECT 1 FROM users WHERE lower(public_id) = lower($1))"
-    return not await db.value(taken, public_id) and not await tombstones.buried(db, [tombstones.of_name(public_id)])
+    taken = await db.exists(User.select().where(named(public_id)))
+    return not taken and not await tombstones.buried(db, [tombstones.of_name(public_id)])
 
 
 async def delete(db: Database, user_id: UUID) -> bool:
     """Erase an account, in the caller's transaction. What is its own goes with it (keys, sessions, contacts,
     reactions); what others share with it (calls, messages in groups) stays without its name."""
     await tombstones.bury(db, user_id)
-    return await db.execute("DELETE FROM users WHERE id = $1", user_id) == 1
+    return await db.do(User.delete().where(User.id == user_id)) == 1
 
 
 class SettingsChange(NamedTuple):

@@ -8,8 +8,9 @@ from datetime import datetime
 from uuid import UUID
 
 import peewee
+from peewee import Case, fn
 
-from models.database import Database, Enum, Row, Table
+from models.database import Database, Enum, Row, Table, any_of
 from models.subscriptions import proof_hash
 
 # Crockford's base 32: no I, L, O and U, which look like others or make words.
@@ -88,38 +89,49 @@ async def create(
     return codes
 
 
-# Good until one of these is so; in this order, since a code that was used is used whatever came after.
-_STATE = """CASE WHEN used_at IS NOT NULL THEN 'used' WHEN revoked_at IS NOT NULL THEN 'revoked'
-                 WHEN expires_at <= now() THEN 'expired' ELSE 'good' END"""
+def _state() -> Case:
+    """A code is good until one of these is so; in this order, since one that was used is used whatever came after."""
+    return Case(
+        None,
+        (
+            (Voucher.used_at.is_null(False), "used"),
+            (Voucher.revoked_at.is_null(False), "revoked"),
+            (Voucher.expires_at <= fn.now(), "expired"),
+        ),
+        "good",
+    )
 
 
 async def days(db: Database, proof_hash: str, tier: str) -> int | None:
     """How many days of a tier a code is good for just now; None when it isn't."""
-    return await db.value(  # type: ignore[no-any-return]
-        f"SELECT days FROM vouchers WHERE proof_hash = $1 AND tier = $2::subscription_tier AND {_STATE} = 'good'",
-        proof_hash,
-        tier,
+    good = Voucher.select(Voucher.days).where(
+        Voucher.proof_hash == proof_hash, Voucher.tier == tier, _state() == "good"
     )
+    return await db.scalar(good)  # type: ignore[no-any-return]
 
 
 async def listed(
     db: Database, *, proof_hash: str | None = None, batch: str | None = None, state: str | None = None
 ) -> list[Row]:
     """``id, tier, days, batch, state, created_at, expires_at, used_at, revoked_at``, the oldest first."""
-    return await db.fetch(
-        f"""SELECT * FROM (
-                SELECT id, tier::text, days, batch, {_STATE} AS state, created_at, expires_at, used_at, revoked_at
-                FROM vouchers
-                WHERE ($1::text IS NULL OR proof_hash = $1) AND ($2::text IS NULL OR batch = $2)
-            ) AS found WHERE $3::text IS NULL OR state = $3 ORDER BY created_at, id""",
-        proof_hash,
-        batch,
-        state,
-    )
-
-
-_NAMED = "id = ANY ($1::uuid[]) OR proof_hash = ANY ($2::text[]) OR batch = $3::text"
-_REVOKED = "id, CASE WHEN used_at IS NULL THEN 'revoked' ELSE 'used' END AS state, proof_hash"
+    found = Voucher.select(
+        Voucher.id,
+        Voucher.tier.label,
+        Voucher.days,
+        Voucher.batch,
+        _state().alias("state"),
+        Voucher.created_at,
+        Voucher.expires_at,
+        Voucher.used_at,
+        Voucher.revoked_at,
+    ).order_by(Voucher.created_at, Voucher.id)
+    if proof_hash is not None:
+        found = found.where(Voucher.proof_hash == proof_hash)
+    if batch is not None:
+        found = found.where(Voucher.batch == batch)
+    if state is not None:
+        found = found.where(_state() == state)
+    return await db.rows(found)
 
 
 async def revoke(
@@ -132,8 +144,12 @@ async def revoke(
 ) -> list[Row]:
     """Keep codes from being used; ``id, state, proof_hash`` of each that was named: ``revoked``, now or before, or
     ``used``, which it stays. With ``dry_run`` nothing is changed."""
-    statement = f"""UPDATE vouchers SET revoked_at = coalesce(revoked_at, CASE WHEN used_at IS NULL THEN now() END)
-                    WHERE {_NAMED} RETURNING {_REVOKED}"""
+    named = any_of(Voucher.id, ids) | any_of(Voucher.proof_hash, hashes)
+    if batch is not None:
+        named |= Voucher.batch == batch
+    unused = Voucher.used_at.is_null()
+    shown = (Voucher.id, Case(None, ((unused, "revoked"),), "used").alias("state"), Voucher.proof_hash)
     if dry_run:
-        statement = f"SELECT {_REVOKED} FROM vouchers WHERE {_NAMED}"
-    return await db.fetch(statement, list(ids), list(hashes), batch)
+        return await db.rows(Voucher.select(*shown).where(named))
+    now = Case(None, ((unused, fn.now()),))
+    return await db.rows(Voucher.update(revoked_at=fn.coalesce(Voucher.revoked_at, now)).where(named).returning(*shown))

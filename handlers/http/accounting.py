@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any
 
 from config.pages import MAX_PAGE
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.answering import AnsweringHandler
 from handlers.limits.ledger import Account
 from handlers.limits.rates import Quota, limit_key, within

@@ -39,7 +39,7 @@ ID = "([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # What any request may bear. None of them is ever needed.
 HEADERS = (
-    Header("X-PrID", "One's own public id. When it is not the token's, 403 `prid_mismatch`."),
+    Header("X-PrID", "Your own public id. When it is not the token's, 403 `prid_mismatch`."),
     Header("X-Client-Version", "Of the app. Older than the server's `MIN_CLIENT_VERSION`: 426."),
     Header("X-Platform", "`android`, `ios`, …; kept with the session, counted in the metrics."),
     Header("X-Request-ID", "At most 64 of `A-Za-z0-9._-` are taken over; anything else is replaced."),

@@ -34,6 +34,8 @@ _TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
 class RangeNotSatisfiable(ApiError):
+    """A range beyond the file."""
+
     status, code, message = 416, "range_not_satisfiable", "There are no such bytes."
     sends = ("Content-Range",)
 

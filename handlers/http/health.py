@@ -15,6 +15,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 from typing_extensions import TypedDict
 
 from config import reasons
+from config.reasons import Reason
 from handlers.http.base import ApiHandler
 from handlers.http.site import Check
 from handlers.limits.rates import within
@@ -34,7 +35,11 @@ KEPT = 60  # seconds that Redis keeps what was written to try it
 
 
 class Unfit(Exception):
-    """A service answers, and can't be used; the text says why."""
+    """A service answers, and can't be used; the text says why, and ``reason`` what is known of it."""
+
+    def __init__(self, why: str | Reason) -> None:
+        super().__init__(why if isinstance(why, str) else " ".join(why))
+        self.reason = None if isinstance(why, str) else why
 
 
 class Remembered:
@@ -132,9 +137,9 @@ async def redis_takes_writes(redis: Redis, instance_id: UUID) -> None:
         return  # it may not be asked, and took the write
     said = greeting if isinstance(greeting, dict) else dict(zip(greeting[::2], greeting[1::2], strict=False))
     if said.get(b"mode") == b"cluster":
-        raise Unfit(" ".join(reasons.CLUSTER))
+        raise Unfit(reasons.CLUSTER)
     if said.get(b"role") in (b"slave", b"replica"):
-        raise Unfit(" ".join(reasons.LOSING_REPLICA))
+        raise Unfit(reasons.LOSING_REPLICA)
 
 
 class DatabaseHost(TypedDict):
@@ -177,9 +182,11 @@ class Health(ApiHandler):
 
     @operation({200: HealthReport, 503: Answer(HealthReport, "Something is not well.")}, cost=MONITORS)
     async def get(self) -> None:
-        """Ask whether all is well.
+        """Check whether the server is well.
 
-        `/health/ready` asks only for what nothing works without. Both answer within 2 seconds.
+        PostgreSQL and Redis are `ok` if they take a write, which the server makes at most every 2 seconds.
+        `/health/ready` checks only what nothing works without: it is 200 while PostgreSQL answers and takes that write,
+        also when Redis or the storage of files is away. Both answer within 2 seconds.
         """
         found = await self._examiner.examine()
         well = all(answer == "ok" for answer in found.values())
@@ -202,7 +209,7 @@ class Live(ApiHandler):
 
     @operation({200: Liveness}, cost=MONITORS)
     def get(self) -> None:
-        """Ask whether the process answers."""
+        """Check whether the process answers."""
         self.reply({"status": "live"})
 
 
@@ -213,7 +220,10 @@ class MetricsPage(ApiHandler):
 
     @operation({200: Answer(words="Prometheus's text.", media="text/plain")}, refuses=(errors.NotFound,), cost=MONITORS)
     def get(self) -> None:
-        """Get the metrics, from the networks of `METRICS_ALLOW`; others get 404."""
+        """Get the metrics, in Prometheus's text.
+
+        For the networks of `METRICS_ALLOW` (loopback and private ones unless set); 404 for others.
+        """
         if not within(self.address, self.application.core.metrics_allow):
             raise errors.NotFound
         self.set_header("Content-Type", CONTENT_TYPE)

@@ -19,7 +19,8 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from config.settings import Budgets, Rate
+from config.settings import Budgets
+from config.values import Rate
 from handlers.limits.rates import REDIS_TIMEOUT, Quota
 from handlers.limits.share import AT_ONCE, AT_ONCE_ADDRESS, FANOUT_BYTE, FANOUT_MOST, RECIPIENT, Share, Waits
 from handlers.metrics import Metrics

@@ -16,7 +16,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from config.settings import Network, Rate
+from config.values import Network, Rate
 from handlers.wire.errors import RateLimited
 
 log = structlog.get_logger(__name__)

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from handlers.metrics import SECONDS, Metrics
-from handlers.tasks import ended
+from handlers.tasks import Worker, ended
 
 log = structlog.get_logger(__name__)
 
@@ -66,10 +66,10 @@ class Bus:
         # Channels that were asked for and are not confirmed yet. An Event each for good would be 700 bytes a user.
         self._unconfirmed: dict[str, asyncio.Event] = {}
         self._queue: deque[tuple[str, bytes, asyncio.Future[int] | None]] = deque()
-        self._wake = asyncio.Event()
+        self._sender = Worker("bus", self._send)
         self._pubsub: PubSub | None = None
         self._changed: dict[str, None] = {}  # channels of which Redis is to be told whether they are wanted
-        self._speak_up = asyncio.Event()
+        self._speaker = Worker("bus_subscriptions", self._speak)
         self.up = False
         self._ups = self._published = self._dropped = 0
         self.on_return: list[Callable[[], None]] = []  # called when the subscriptions are back after an outage
@@ -99,15 +99,22 @@ class Bus:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep both directions going until the block ends; what is queued is sent first."""
-        tasks = [asyncio.create_task(work) for work in (self._listen(), self._speak(), self._send(), self._echo())]
+        tasks = [asyncio.create_task(work) for work in (self._listen(), self._echo())]
         try:
-            yield
+            async with self._speaker.running(), self._sender.running():
+                try:
+                    yield
+                finally:
+                    await self._sent()
         finally:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REDIS_TIMEOUT):
-                    while self._queue and self.up:
-                        await asyncio.sleep(0.01)
             await ended(*tasks)
+
+    async def _sent(self) -> None:
+        """Give what is queued a moment to be sent, unless Redis is away."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REDIS_TIMEOUT):
+                while self._queue and self.up:
+                    await asyncio.sleep(0.01)
 
     # Out ----------------------------------------------------------------------------------------------------------
 
@@ -139,7 +146,7 @@ class Bus:
         if len(self._queue) >= QUEUE:
             self._drop(*self._queue.popleft())
         self._queue.append((channel, message, answer))
-        self._wake.set()
+        self._sender.wake()
 
     def _drop(self, _: str, __: bytes, answer: asyncio.Future[int] | None) -> None:
         self._dropped += 1
@@ -147,27 +154,24 @@ class Bus:
             answer.set_result(0)
 
     async def _send(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._queue:
-                batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-                try:
-                    began = time.monotonic()
-                    pipeline = self._redis.pipeline(transaction=False)
-                    for channel, message, _ in batch:
-                        pipeline.publish(channel, message)
-                    async with asyncio.timeout(REDIS_TIMEOUT):
-                        counts = await pipeline.execute()
-                    self._publish_seconds.observe(time.monotonic() - began)
-                    self._published += len(batch)
-                    for (_, _, answer), count in zip(batch, counts, strict=True):
-                        if answer is not None and not answer.done():
-                            answer.set_result(int(count))
-                except Exception as error:  # whatever it is, the next batch must go
-                    log.warning("bus_publish_failed", messages=len(batch), cause=type(error).__name__)
-                    for entry in batch:
-                        self._drop(*entry)
+        while self._queue:
+            batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+            try:
+                began = time.monotonic()
+                pipeline = self._redis.pipeline(transaction=False)
+                for channel, message, _ in batch:
+                    pipeline.publish(channel, message)
+                async with asyncio.timeout(REDIS_TIMEOUT):
+                    counts = await pipeline.execute()
+                self._publish_seconds.observe(time.monotonic() - began)
+                self._published += len(batch)
+                for (_, _, answer), count in zip(batch, counts, strict=True):
+                    if answer is not None and not answer.done():
+                        answer.set_result(int(count))
+            except Exception as error:  # whatever it is, the next batch must go
+                log.warning("bus_publish_failed", messages=len(batch), cause=type(error).__name__)
+                for entry in batch:
+                    self._drop(*entry)
 
     async def _echo(self) -> None:
         """Say something to ourselves from time to time. Its way is that of a frame to another instance, and its
@@ -210,28 +214,25 @@ class Bus:
 
     def _change(self, channel: str) -> None:
         self._changed[channel] = None
-        self._speak_up.set()
+        self._speaker.wake()
 
     async def _speak(self) -> None:
         """Tell Redis which channels are wanted and which are no more, many at a time: thousands of sockets may come or
         go at once, and a subscription that stayed behind would count as an instance that does not answer."""
-        while True:
-            await self._speak_up.wait()
-            self._speak_up.clear()
-            while self._changed and self._pubsub is not None:
-                channels = [self._changed.popitem()[0] for _ in range(min(SUBSCRIPTIONS, len(self._changed)))]
-                wanted = [channel for channel in channels if channel in self._listeners]
-                unwanted = [channel for channel in channels if channel not in self._listeners]
-                try:
-                    async with asyncio.timeout(REDIS_TIMEOUT):
-                        if wanted:
-                            await self._pubsub.subscribe(*wanted)
-                        if unwanted:
-                            await self._pubsub.unsubscribe(*unwanted)
-                except Exception as error:  # whatever it is, they are tried again
-                    log.warning("bus_subscriptions_failed", channels=len(channels), cause=type(error).__name__)
-                    self._changed.update(dict.fromkeys(channels))
-                    await asyncio.sleep(RETRY)
+        while self._changed and self._pubsub is not None:
+            channels = [self._changed.popitem()[0] for _ in range(min(SUBSCRIPTIONS, len(self._changed)))]
+            wanted = [channel for channel in channels if channel in self._listeners]
+            unwanted = [channel for channel in channels if channel not in self._listeners]
+            try:
+                async with asyncio.timeout(REDIS_TIMEOUT):
+                    if wanted:
+                        await self._pubsub.subscribe(*wanted)
+                    if unwanted:
+                        await self._pubsub.unsubscribe(*unwanted)
+            except Exception as error:  # whatever it is, they are tried again
+                log.warning("bus_subscriptions_failed", channels=len(channels), cause=type(error).__name__)
+                self._changed.update(dict.fromkeys(channels))
+                await asyncio.sleep(RETRY)
 
     async def _listen(self) -> None:
         while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
@@ -24,6 +24,7 @@ from handlers.sockets.rfc6455 import Protocol, Violation
 from handlers.sockets.turns import Turns
 from handlers.tokens import Tokens
 from handlers.wire import errors, operations
+from handlers.wire.client_frames import ClientFrame, ack_fields
 from handlers.wire.costs import BYTES_IN, FRAMES, READS, Cost
 from handlers.wire.errors import ApiError, InvalidRequest, Unauthorized
 from handlers.wire.frames import AckFields, Ready
@@ -56,23 +57,31 @@ class Event:
     shape: type[Shape]
     handle: Callable[[Peer, Any], AckFields | Awaitable[AckFields]]
     cost: Cost | None = None  # what it spends from the account's budgets, beside itself and its bytes
+    refuses: tuple[type[ApiError], ...] = ()  # beside client_frames.REFUSED
+    limits: Mapping[str, str] = field(default_factory=dict)  # settings of rates, each with what it is counted by
+
+    def declared(self) -> ClientFrame:
+        """What the document says of it."""
+        return ClientFrame(self.shape, ack_fields(self.handle), self.refuses, tuple(self.limits.items()))
 
 
 class Auth(Shape):
+    """Prolong the socket with a fresh access token of the same user."""
+
     access_token: str
 
 
 def prolonging(tokens: Tokens) -> Event:
     """The frame ``auth {access_token}``, which prolongs an open socket with a fresh token of the same user."""
 
-    def prolong(peer: Peer, auth: Auth) -> AckFields:
+    def prolong(peer: Peer, auth: Auth) -> None:
         session = tokens.verify(auth.access_token)
         if session.user_id != peer.session.user_id:
             raise errors.Forbidden("The token is another user's.")
         peer.prolong(session)
-        return None
 
-    return Event(Auth, prolong, cost=READS)
+    refuses = (errors.Unauthorized, errors.TokenExpired, errors.Forbidden)
+    return Event(Auth, prolong, cost=READS, refuses=refuses)
 
 
 class SocketHandler(WebSocketHandler, ApiHandler):
@@ -149,7 +158,8 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
         The token comes as elsewhere, or from a browser in the subprotocols `mimu.v1, bearer.<token>`. An `Origin` that
         is neither our own host nor in `CORS_ALLOW_ORIGINS` is 403. Frames are JSON texts of at most 128 KiB, 60 a
-        second; `x-frames` has those that clients send, `x-server-frames` those that the server sends.
+        second. `x-frames` has those that clients send, `x-replies` the ack and the errors that each of these gets, and
+        `x-server-frames` those that the server sends.
         """
         await self.limit("sockets", self.application.core.rate_limit_sockets, str(self.session.user_id))
         await WebSocketHandler.get(self, *args, **kwargs)

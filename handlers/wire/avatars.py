@@ -38,7 +38,8 @@ AvatarUrl = Annotated[
     StringConstraints(max_length=2048),
     AfterValidator(_avatar),
     Field(
-        description="https, a host that is a name, no user information; or /files/{file_id}, complete and one's own.",
+        description="https, a host that is a name (`AVATAR_ALLOWED_HOSTS` may narrow it), no user information; or"
+        " `/files/{file_id}`, complete and your own, which is shown as `/files/{file_id}/content`.",
         json_schema_extra={"pattern": f"{HTTPS}|^{_FILE.pattern}$"},
     ),
 ]

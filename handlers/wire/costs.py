@@ -1,4 +1,4 @@
-"""Costs: what a route or a frame may cost this server, declared beside it (docs/api.md, budgets)."""
+"""Costs: what a route or a frame may cost this server, declared beside it (docs/protocol.md, budgets)."""
 
 from __future__ import annotations
 

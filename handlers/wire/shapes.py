@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult
 from uuid import UUID
 
 import orjson
@@ -31,6 +31,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from config.urls import split_web
 from handlers.wire.errors import Fault, InvalidRequest
 
 MAX_DEPTH = 32  # contract section 1
@@ -213,6 +214,7 @@ Id = Annotated[
     PlainSerializer(str, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "format": "uuid"}),
 ]
+IdText = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]  # what was made text before it is sent
 Moment = Annotated[
     datetime,
     PlainSerializer(timestamp, return_type=str),
@@ -279,18 +281,20 @@ UserRef = Annotated[
 ]
 
 
+def https_parts(value: str) -> SplitResult:
+    """The parts of an https URL that a client sent. Raises ValueError for what is none."""
+    parts = split_web(value, "https")
+    if parts is None:
+        raise ValueError("must be an https address")
+    return parts
+
+
 def plain_https(value: str) -> str:
     """An address that a client may load without betraying anything but that it does."""
-    try:
-        parts = urlsplit(value)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        raise ValueError("not an address") from None
-    if parts.scheme != "https" or not host or not re.fullmatch("[!-~]+", value):
-        raise ValueError("must be an https address")
+    parts = https_parts(value)
     if "@" in parts.netloc:
         raise ValueError("must not bear user information")
-    if _is_address(host):
+    if _is_address(parts.hostname or ""):
         raise ValueError("must name a host, not an address")
     return value
 

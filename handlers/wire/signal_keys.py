@@ -69,17 +69,23 @@ KyberKey = Annotated[
 
 
 class OneTimePrekey(Shape):
+    """A prekey that is handed out once. No two of a request have one ``key_id``."""
+
     key_id: Int31
     public_key: CurveKey
 
 
 class SignedPrekey(Shape):
+    """The prekey of all bundles, until another one takes its place."""
+
     key_id: Int31
     public_key: CurveKey
     signature: Signature
 
 
 class KyberPrekey(Shape):
+    """A prekey of PQXDH. The signature is over the key's bytes as they were sent."""
+
     key_id: Int31
     public_key: KyberKey
     signature: Signature

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from peewee import fn
+
 from models.chats import concealment, invitations
 from models.chats.changes import ChatChanges
 from models.chats.events import Change
-from models.chats.tables import ChatThread
+from models.chats.invites import ChatInvite
+from models.chats.tables import ChatParticipant, ChatThread
 from models.chats.visibility import EVERYBODY
 from models.database import Database
 
@@ -72,7 +75,9 @@ async def create(changes: ChatChanges, owner: UUID, chat: NewChat) -> tuple[UUID
             )
             if chat_id is not None:
                 break
-            known = await db.value("SELECT id FROM chat_threads WHERE pair = $1 AND deleted_at IS NULL", pair)
+            known = await db.scalar(
+                ChatThread.select(ChatThread.id).where(ChatThread.pair == pair, ChatThread.deleted_at.is_null())
+            )
             if known is not None:
                 return known, False
         assert chat_id is not None, "direct chats of one pair keep coming and going"
@@ -96,19 +101,25 @@ async def create(changes: ChatChanges, owner: UUID, chat: NewChat) -> tuple[UUID
 
 async def _visible_direct_chat(db: Database, user_id: UUID, pair: bytes) -> UUID | None:
     """The direct chat of a pair, if the user sees it."""
-    chat_id: UUID | None = await db.value(
-        """SELECT t.id FROM chat_threads t JOIN chat_participants p ON p.chat_id = t.id
-           WHERE t.pair = $1 AND t.deleted_at IS NULL AND p.user_id = $2 AND NOT p.concealed""",
-        pair,
-        user_id,
+    chat_id: UUID | None = await db.scalar(
+        ChatThread.select(ChatThread.id)
+        .join(ChatParticipant)
+        .where(
+            ChatThread.pair == pair,
+            ChatThread.deleted_at.is_null(),
+            ChatParticipant.user == user_id,
+            ~ChatParticipant.concealed,
+        )
     )
     return chat_id
 
 
 async def find_masked(change: Change) -> list[UUID]:
     """The participants who don't see title, avatar and settings of a locked chat of two."""
-    rows = await change.db.fetch(
-        "SELECT user_id FROM chat_participants WHERE chat_id = $1 AND masked ORDER BY user_id", change.chat_id
+    rows = await change.db.rows(
+        ChatParticipant.select(ChatParticipant.user)
+        .where(ChatParticipant.chat == change.chat_id, ChatParticipant.masked)
+        .order_by(ChatParticipant.user)
     )
     return [row["user_id"] for row in rows]
 
@@ -119,8 +130,8 @@ async def update(change: Change, columns: Mapping[str, Any]) -> None:
     columns = dict(columns)
     if change.is_pair and change.user_id in await find_masked(change):
         columns = {"title": None, "avatar_url": None, "settings": {}, **columns}
-        await change.db.execute("UPDATE chat_participants SET masked = false WHERE chat_id = $1", change.chat_id)
-    await change.db.run(ChatThread.update(columns).where(ChatThread.id == change.chat_id))
+        await change.db.do(ChatParticipant.update(masked=False).where(ChatParticipant.chat == change.chat_id))
+    await change.db.do(ChatThread.update(columns).where(ChatThread.id == change.chat_id))
     # A user who blocked the author of a title, avatar or settings does not see them.
     scope = f"u{change.user_id}" if change.is_pair and await find_masked(change) else EVERYBODY
     await change.append_chat("chat_updated", scope=scope)
@@ -130,8 +141,8 @@ async def end(change: Change) -> None:
     """End a locked chat, and append the event. Participants can't read or write in it from then on;
     models/chats/purge.py erases its content."""
     await change.append_chat("chat_deleted", masked=change.is_pair and bool(await find_masked(change)))
-    await change.db.execute(
-        "UPDATE chat_threads SET deleted_at = now(), access = access + 1 WHERE id = $1", change.chat_id
+    await change.db.do(
+        ChatThread.update(deleted_at=fn.now(), access=ChatThread.access + 1).where(ChatThread.id == change.chat_id)
     )
-    await change.db.execute("DELETE FROM chat_invites WHERE chat_id = $1", change.chat_id)
+    await change.db.do(ChatInvite.delete().where(ChatInvite.chat == change.chat_id))
     await invitations.delete_all(change)

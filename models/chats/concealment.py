@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from models.chats.events import POSITION
-from models.database import Database
+from models.chats.tables import ChatDeparture, ChatParticipant
+from models.database import Database, any_of
 
 # A seq and message number that are never reached: a membership that begins there shows nothing.
 NEVER = 2**62
@@ -79,12 +80,10 @@ async def conceal(db: Database, chat_ids: Sequence[UUID], user_ids: Sequence[UUI
     ``/sync`` reports them as deleted. Other users still see the same watermarks."""
     if not chat_ids or not user_ids:
         return
-    await db.execute(
-        """UPDATE chat_participants SET concealed = true, joined_seq = $3
-           WHERE chat_id = ANY ($1::uuid[]) AND user_id = ANY ($2::uuid[])""",
-        chat_ids,
-        user_ids,
-        NEVER,
+    await db.do(
+        ChatParticipant.update(concealed=True, joined_seq=NEVER).where(
+            any_of(ChatParticipant.chat, chat_ids), any_of(ChatParticipant.user, user_ids)
+        )
     )
     await db.execute(
         """INSERT INTO chat_views AS v (chat_id, user_id, deleted_number)
@@ -101,11 +100,12 @@ async def conceal(db: Database, chat_ids: Sequence[UUID], user_ids: Sequence[UUI
 
 async def report_deleted(db: Database, chat_ids: Sequence[UUID], user_ids: Sequence[UUID]) -> None:
     """Let ``/sync`` report to these users that these chats are deleted up to now."""
-    await db.execute(
-        """DELETE FROM chat_departures
-           WHERE chat_id = ANY ($1::uuid[]) AND user_id = ANY ($2::uuid[]) AND joined_seq > left_seq""",
-        chat_ids,
-        user_ids,
+    await db.do(
+        ChatDeparture.delete().where(
+            any_of(ChatDeparture.chat, chat_ids),
+            any_of(ChatDeparture.user, user_ids),
+            ChatDeparture.joined_seq > ChatDeparture.left_seq,
+        )
     )
     await db.execute(
         f"""INSERT INTO chat_departures (chat_id, user_id, joined_seq, left_seq, position)

@@ -9,7 +9,7 @@ import peewee
 
 from models.chats.events import Change
 from models.chats.tables import ChatThread
-from models.database import Database, Row, Table
+from models.database import Database, Row, Table, in_sql
 from models.users import User
 
 
@@ -27,7 +27,14 @@ class ChatInvite(Table):
         table_name = "chat_invites"
 
 
-_SHOWN = "id, created_by, max_uses, uses, expires_at, created_at"
+_SHOWN = (
+    ChatInvite.id,
+    ChatInvite.created_by,
+    ChatInvite.max_uses,
+    ChatInvite.uses,
+    ChatInvite.expires_at,
+    ChatInvite.created_at,
+)
 
 
 def _admits(user: str) -> str:
@@ -54,9 +61,9 @@ async def create(change: Change, token: str, max_uses: int | None, expires_in: i
     Its time is read under the chat's lock, as that of a removal is, so the times of the two are in order.
     """
     return await change.db.row(
-        f"""INSERT INTO chat_invites (chat_id, created_by, token_hash, max_uses, expires_at, created_at)
+        f"""INSERT INTO chat_invites AS i (chat_id, created_by, token_hash, max_uses, expires_at, created_at)
             SELECT $1, $2, $3, $4, now() + $5 * interval '1 second', clock_timestamp()
-            WHERE (SELECT count(*) FROM chat_invites WHERE chat_id = $1) < $6 RETURNING {_SHOWN}""",
+            WHERE (SELECT count(*) FROM chat_invites WHERE chat_id = $1) < $6 RETURNING {in_sql(_SHOWN, "i")}""",
         change.chat_id,
         change.user_id,
         _hash(token),
@@ -68,25 +75,30 @@ async def create(change: Change, token: str, max_uses: int | None, expires_in: i
 
 async def entries(db: Database, chat_id: UUID) -> list[Row]:
     """A chat's invites, the latest first."""
-    return await db.fetch(f"SELECT {_SHOWN} FROM chat_invites WHERE chat_id = $1 ORDER BY created_at DESC, id", chat_id)
+    return await db.rows(
+        ChatInvite.select(*_SHOWN)
+        .where(ChatInvite.chat == chat_id)
+        .order_by(ChatInvite.created_at.desc(), ChatInvite.id)
+    )
 
 
 async def revoke(change: Change, invite_id: UUID) -> bool:
     """Delete an invite of a locked chat. Returns False if there is no such invite."""
-    return (
-        await change.db.execute("DELETE FROM chat_invites WHERE id = $1 AND chat_id = $2", invite_id, change.chat_id)
-        == 1
-    )
+    invite = (ChatInvite.id == invite_id, ChatInvite.chat == change.chat_id)
+    return await change.db.do(ChatInvite.delete().where(*invite)) == 1
 
 
 async def revoke_all_by(change: Change, user_id: UUID) -> None:
     """Delete the invites into a locked chat that a user has created."""
-    await change.db.execute("DELETE FROM chat_invites WHERE chat_id = $1 AND created_by = $2", change.chat_id, user_id)
+    theirs = (ChatInvite.chat == change.chat_id, ChatInvite.created_by == user_id)
+    await change.db.do(ChatInvite.delete().where(*theirs))
 
 
 async def chat_of(db: Database, token: str) -> UUID | None:
     """The chat of an invite, also if the invite is no longer valid."""
-    chat_id: UUID | None = await db.value("SELECT chat_id FROM chat_invites WHERE token_hash = $1", _hash(token))
+    chat_id: UUID | None = await db.scalar(
+        ChatInvite.select(ChatInvite.chat).where(ChatInvite.token_hash == _hash(token))
+    )
     return chat_id
 
 

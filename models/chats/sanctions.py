@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import peewee
+from peewee import EXCLUDED, fn
 
 from models.chats.events import Change
 from models.chats.tables import ChatThread
@@ -34,26 +35,34 @@ class ChatSanction(Table):
 # time at which the transaction began may be earlier than changes by another one that had the lock before.
 
 
+def _of(change: Change, user_id: UUID) -> tuple[peewee.Expression, ...]:
+    return ChatSanction.chat == change.chat_id, ChatSanction.user == user_id
+
+
 async def record_departure(change: Change, user_id: UUID, *, restricted: bool, removed: bool) -> None:
     """Store the restriction or removal of a user who goes; nothing for an unrestricted user who leaves."""
     if not restricted and not removed:
         return
-    await change.db.execute(
-        """INSERT INTO chat_sanctions AS known (chat_id, user_id, restricted, removed_at)
-           VALUES ($1, $2, $3, CASE WHEN $4 THEN clock_timestamp() END)
-           ON CONFLICT (chat_id, user_id) DO UPDATE SET restricted = known.restricted OR excluded.restricted,
-               removed_at = coalesce(excluded.removed_at, known.removed_at)""",
-        change.chat_id,
-        user_id,
-        restricted,
-        removed,
+    await change.db.do(
+        ChatSanction.insert(
+            chat=change.chat_id,
+            user=user_id,
+            restricted=restricted,
+            removed_at=fn.clock_timestamp() if removed else None,
+        ).on_conflict(
+            conflict_target=[ChatSanction.chat, ChatSanction.user],
+            update={
+                ChatSanction.restricted: ChatSanction.restricted | EXCLUDED.restricted,
+                ChatSanction.removed_at: fn.coalesce(EXCLUDED.removed_at, ChatSanction.removed_at),
+            },
+        )
     )
 
 
 async def get(change: Change, user_id: UUID) -> Row | None:
     """``restricted, banned_at`` of a user who is not in the chat; None if they have no sanction."""
-    return await change.db.row(
-        "SELECT restricted, banned_at FROM chat_sanctions WHERE chat_id = $1 AND user_id = $2", change.chat_id, user_id
+    return await change.db.one(
+        ChatSanction.select(ChatSanction.restricted, ChatSanction.banned_at).where(*_of(change, user_id))
     )
 
 
@@ -65,7 +74,7 @@ def role_on_return(sanction: Row | None, role: str) -> str:
 
 async def lift(change: Change, user_id: UUID) -> None:
     """Delete the sanctions of a user who comes back."""
-    await change.db.execute("DELETE FROM chat_sanctions WHERE chat_id = $1 AND user_id = $2", change.chat_id, user_id)
+    await change.db.do(ChatSanction.delete().where(*_of(change, user_id)))
 
 
 async def ban(change: Change, user_id: UUID, at_most: int) -> bool:
@@ -88,15 +97,8 @@ async def ban(change: Change, user_id: UUID, at_most: int) -> bool:
 
 async def unban(change: Change, user_id: UUID) -> bool:
     """Lift a ban. Returns False if there is none. The removal stays, so older invites don't admit the user."""
-    return (
-        await change.db.execute(
-            """UPDATE chat_sanctions SET banned_at = NULL
-               WHERE chat_id = $1 AND user_id = $2 AND banned_at IS NOT NULL""",
-            change.chat_id,
-            user_id,
-        )
-        == 1
-    )
+    lifted = ChatSanction.update(banned_at=None).where(*_of(change, user_id), ChatSanction.banned_at.is_null(False))
+    return await change.db.do(lifted) == 1
 
 
 async def bans(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from uuid import UUID
 
+from peewee import fn
+
 from models.chats.changes import ChatChanges
 from models.chats.chats import NewChat, create
 from models.database import Database, Row
+from models.users import User
 
 
 def key_hash(key: bytes) -> bytes:
@@ -31,12 +34,8 @@ async def set_key(changes: ChatChanges, user_id: UUID, key: bytes | None) -> Non
             new = await create(changes, user_id, NewChat("secret", None, None, {}, ()))
             assert new is not None  # it has no second user who could be blocked
             chat_id, _ = new
-        await db.execute(
-            "UPDATE users SET sealed_access_key = $2, sealed_chat_id = $3, updated_at = now() WHERE id = $1",
-            user_id,
-            key and key_hash(key),
-            chat_id,
-        )
+        opened = {"sealed_access_key": key and key_hash(key), "sealed_chat_id": chat_id}
+        await db.do(User.update(**opened, updated_at=fn.now()).where(User.id == user_id))
 
 
 async def inbox(db: Database, public_id: str) -> Row | None:

@@ -10,7 +10,7 @@ import peewee
 
 from models.chats.concealment import NEVER
 from models.chats.events import POSITION, Change
-from models.chats.tables import ChatThread
+from models.chats.tables import ChatDeparture, ChatThread
 from models.database import Database, Table
 from models.users import User
 
@@ -70,19 +70,13 @@ async def update(db: Database, user_id: UUID, chat_id: UUID, fields: Mapping[str
 
 async def forget(change: Change, user_id: UUID) -> None:
     """Delete the view of a user who joins or has left a locked chat."""
-    await change.db.execute("DELETE FROM chat_views WHERE chat_id = $1 AND user_id = $2", change.chat_id, user_id)
+    await change.db.do(ChatView.delete().where(ChatView.chat == change.chat_id, ChatView.user == user_id))
 
 
 async def clear_unread_mark(db: Database, user_id: UUID, chat_id: UUID) -> bool:
     """Clear ``marked_unread``, because the participant has read the chat. Returns True if it was set."""
-    return (
-        await db.execute(
-            "UPDATE chat_views SET marked_unread = false WHERE chat_id = $1 AND user_id = $2 AND marked_unread",
-            chat_id,
-            user_id,
-        )
-        == 1
-    )
+    marked = (ChatView.chat == chat_id, ChatView.user == user_id, ChatView.marked_unread)
+    return await db.do(ChatView.update(marked_unread=False).where(*marked)) == 1
 
 
 # Deleting a chat for one user -------------------------------------------------------------------------------------
@@ -113,8 +107,12 @@ async def delete(change: Change) -> None:
            FROM chat_threads t WHERE t.id = $1 AND p.chat_id = $1 AND p.user_id = $2""",
         *own,
     )
-    await change.db.execute(
-        "DELETE FROM chat_departures WHERE chat_id = $1 AND user_id = $2 AND joined_seq > left_seq", *own
+    await change.db.do(
+        ChatDeparture.delete().where(
+            ChatDeparture.chat == change.chat_id,
+            ChatDeparture.user == change.user_id,
+            ChatDeparture.joined_seq > ChatDeparture.left_seq,
+        )
     )
     await change.db.execute(
         f"""INSERT INTO chat_departures (chat_id, user_id, joined_seq, left_seq, position)

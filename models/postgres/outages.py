@@ -7,14 +7,20 @@ from collections.abc import Iterator
 
 import asyncpg
 
+from config.reasons import Reason
 from models.postgres.hosts import describe
 
 
 class Unavailable(Exception):
-    """PostgreSQL is away, or too busy to answer in time. Nothing was half done: a transaction rolls back."""
+    """PostgreSQL is away, or too busy to answer in time. Nothing was half done: a transaction rolls back. ``reason`` is
+    there where more is known than that."""
+
+    def __init__(self, why: str = "", reason: Reason | None = None) -> None:
+        super().__init__(why)
+        self.reason = reason
 
 
-# What asyncpg raises when the server is gone, going, starting or full.
+# What asyncpg raises when the server is gone, going, starting or full, or can't read or write its files.
 AWAY = (
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
@@ -22,7 +28,10 @@ AWAY = (
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
     asyncpg.QueryCanceledError,
+    asyncpg.DatabaseDroppedError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.TransactionTimeoutError,
+    asyncpg.PostgresSystemError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.DiskFullError,
     asyncpg.OutOfMemoryError,

@@ -1,23 +1,25 @@
-"""The pool: asyncpg's, as peewee-async wants one, of connections to the database that is in use."""
+"""The pool: asyncpg's, of connections to the database that is in use."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import asyncpg
 import orjson
-from peewee_async.pool import PoolBackend
+import structlog
 
 from models.postgres.cluster import Cluster
-from models.postgres.hosts import HostRefused, describe
+from models.postgres.hosts import HostAway, HostRefused, describe
 from models.postgres.identity import Raw
 from models.postgres.outages import AWAY, Unavailable, cause, outages
-from models.postgres.statements import Watch, Watched
+from models.postgres.statements import Watch
+
+log = structlog.get_logger(__name__)
 
 # A request may wait 3 s in all (contract section 1): this long for a connection, then this long for its answer.
 ACQUIRE_SECONDS, COMMAND_SECONDS = 1.2, 1.5
@@ -31,78 +33,11 @@ _SESSION = {
     "jit": "off",
 }
 
+# The life of the database that this task (or request) had its last connection to: a cluster and a timeline, None when
+# that has ended since, and empty before the first one.
+last_life: ContextVar[tuple[int, ...] | None] = ContextVar("last_life", default=())
+
 CANCEL_SECONDS = 0.5  # for PostgreSQL to cancel a statement that we gave up; then the connection is given up, too
-
-
-@functools.lru_cache(maxsize=2048)
-def _numbered(sql: str) -> str:
-    """peewee's ``%s`` as PostgreSQL's ``$1, $2, …``."""
-    parts = sql.split("%s")
-    joined = "".join(f"{part}${number}" for number, part in enumerate(parts[:-1], 1)) + parts[-1]
-    return joined.replace("%%", "%")
-
-
-class _Cursor:
-    """The cursor that peewee-async expects, over one asyncpg connection."""
-
-    lastrowid = 0
-    rowcount = 0
-    description: Sequence[tuple[str]] | None = None
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._rows: list[asyncpg.Record] = []
-
-    async def __aenter__(self) -> _Cursor:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._rows = []
-
-    async def execute(self, query: str, *args: Any, **_: Any) -> None:
-        parameters = args[0] if args else ()
-        sql = _numbered(query)
-        connection = self._connection
-        try:
-            with outages(), Watched(connection.watch, sql):
-                if "RETURNING" in sql or sql.startswith(("SELECT", "WITH", "(")):
-                    self._rows = await connection.raw.fetch(sql, *parameters)  # hits asyncpg's statement cache
-                    self.rowcount = len(self._rows)
-                else:
-                    status = await connection.raw.execute(sql, *parameters)
-                    last = status.rpartition(" ")[2]
-                    self.rowcount = int(last) if last.isdecimal() else 0
-        except Unavailable as error:
-            connection.failed = True
-            connection.cluster.failed(error.__cause__)
-            raise
-        connection.cluster.silences = 0
-        self.description = [(name,) for name in self._rows[0].keys()] if self._rows else []  # noqa: SIM118  # `in` gives values
-
-    async def fetchone(self) -> Any:
-        return self._rows.pop(0) if self._rows else None
-
-    async def fetchmany(self, size: int) -> Sequence[Any]:
-        taken, self._rows = self._rows[:size], self._rows[size:]
-        return taken
-
-    async def fetchall(self) -> Sequence[Any]:
-        taken, self._rows = self._rows, []
-        return taken
-
-
-class Connection:
-    """A pooled asyncpg connection, as peewee-async's transactions and queries want it."""
-
-    def __init__(self, raw: Raw, cluster: Cluster, watch: Watch) -> None:
-        self.raw, self.cluster, self.watch = raw, cluster, watch
-        self.failed = False
-
-    def cursor(self, **_: Any) -> _Cursor:
-        return _Cursor(self)
-
-    async def close(self) -> None:
-        await self.raw.close()
 
 
 async def _codecs(connection: asyncpg.Connection) -> None:
@@ -121,57 +56,74 @@ async def _keep(_: asyncpg.Connection) -> None:
     no LISTEN, SET or session advisory lock on a pooled connection."""
 
 
-class Pool(PoolBackend):
-    """peewee-async's pool, made of asyncpg's."""
+@contextlib.contextmanager
+def _connecting() -> Iterator[None]:
+    """Raise HostAway for whatever prevents a connection: a wrong password, or a deadlock with another instance that
+    begins the same epoch. For whoever waits for a connection each of them is an outage; the others are logged."""
+    try:
+        yield
+    except AWAY:
+        raise
+    except Exception as error:
+        log.error("postgres_connection_failed", exc_info=error)
+        raise HostAway(describe(error)) from error
 
-    pool: asyncpg.Pool[asyncpg.Record] | None
 
-    def __init__(self, *, cluster: Cluster, watch: Watch, **options: Any) -> None:
-        super().__init__(**options)
+class Pool:
+    """The connections of a database, in a pool of asyncpg's."""
+
+    def __init__(self, cluster: Cluster, watch: Watch, max_size: int, settings: Mapping[str, str]) -> None:
         self.cluster, self.watch = cluster, watch
+        self.pool: asyncpg.Pool[asyncpg.Record] | None = None
         self.waiting = 0
+        self._max_size, self._settings = max_size, settings
         self._returning: set[asyncio.Task[None]] = set()
 
-    async def create(self) -> None:
-        options = dict(self.connect_params)
+    async def open(self) -> None:
+        """Connect. Raises Unavailable."""
         with outages():
             self.pool = await asyncpg.create_pool(
                 connect=self.cluster.pooled,
-                min_size=min(2, options["max_size"]),
-                max_size=options.pop("max_size"),
+                min_size=min(2, self._max_size),
+                max_size=self._max_size,
                 command_timeout=COMMAND_SECONDS,
                 timeout=ACQUIRE_SECONDS,
                 max_inactive_connection_lifetime=300,
                 init=_codecs,
                 reset=_keep,
-                server_settings={**_SESSION, **options.pop("settings")},
+                server_settings={**_SESSION, **self._settings},
             )
-
-    @property
-    def is_connected(self) -> bool:
-        return self.pool is not None and not self.pool.is_closing()
-
-    def has_acquired_connections(self) -> bool:
-        return self.pool is not None and self.pool.get_idle_size() < self.pool.get_size()
 
     async def raw(self) -> Raw:
         """A connection, within ACQUIRE_SECONDS. Raises Unavailable."""
         began = time.perf_counter()
         self.waiting += 1
         try:
-            with outages():
+            with outages(), _connecting():
                 if self.pool is None:
                     raise OSError("the pool is closed")
                 if self.cluster.held:
                     raise HostRefused("a new epoch begins")
-                connection: Raw = await self.pool.acquire(timeout=ACQUIRE_SECONDS)
-                return connection
+                connection: Any = await self.pool.acquire(timeout=ACQUIRE_SECONDS)
+                last_life.set(self.cluster.life(connection._con))
+                raw: Raw = connection
+            if len(self.cluster.hosts) > 1:
+                await self._confirmed(raw)
+            return raw
         except Unavailable as error:
             self.watch.failed(cause(error))
             raise
         finally:
             self.waiting -= 1
             self.watch.acquired(time.perf_counter() - began)
+
+    async def _confirmed(self, raw: Raw) -> None:
+        """Wait until no other server is known to use another host. If one does, the connection has ended."""
+        try:
+            await self.cluster.fence.fresh()
+        except BaseException:
+            self.give_back_later(raw)
+            raise
 
     async def give_back(self, raw: Raw, seconds: float | None = None) -> None:
         """Return a connection to the pool. One whose statement is being cancelled ends after ``seconds``."""
@@ -187,15 +139,6 @@ class Pool(PoolBackend):
         self._returning.add(task)
         task.add_done_callback(self._returning.discard)
 
-    async def acquire(self) -> Any:
-        return Connection(await self.raw(), self.cluster, self.watch)
-
-    async def release(self, conn: Any) -> None:
-        if conn.failed:
-            self.give_back_later(conn.raw)
-        else:
-            await self.give_back(conn.raw)
-
     async def close(self) -> None:
         if self.pool is None:
             return
@@ -203,6 +146,11 @@ class Pool(PoolBackend):
             await asyncio.wait_for(self.pool.close(), 5)
         except TimeoutError:
             self.pool.terminate()
+
+    def usage(self) -> Usage:
+        if self.pool is None:
+            return Usage(0, 0, 0, 0)
+        return Usage(self.pool.get_max_size(), self.pool.get_size(), self.pool.get_idle_size(), self.waiting)
 
 
 class Usage(NamedTuple):
@@ -217,24 +165,24 @@ class Usage(NamedTuple):
 class Held:
     """A connection for one block, which waits for it and for its answers no longer than a request may."""
 
-    __slots__ = ("_backend", "_own", "_raw")
+    __slots__ = ("_own", "_pool", "_raw")
 
-    def __init__(self, backend: Pool, raw: Raw | None) -> None:
-        self._backend, self._raw, self._own = backend, raw, raw is None
+    def __init__(self, pool: Pool, raw: Raw | None) -> None:
+        self._pool, self._raw, self._own = pool, raw, raw is None
 
     async def __aenter__(self) -> Raw:
         if self._raw is None:
-            self._raw = await self._backend.raw()
+            self._raw = await self._pool.raw()
         return self._raw
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if self._own and self._raw is not None:
             if error is None:
-                self._backend.cluster.silences = 0
-                await self._backend.give_back(self._raw)
+                self._pool.cluster.silences = 0
+                await self._pool.give_back(self._raw)
             else:
                 # After a timeout asyncpg waits here for its own cancelling; no request has to.
-                self._backend.give_back_later(self._raw)
+                self._pool.give_back_later(self._raw)
         if isinstance(error, AWAY):
-            self._backend.cluster.failed(error)
+            self._pool.cluster.failed(error)
             raise Unavailable(f"PostgreSQL is away ({describe(error)})") from error

@@ -15,7 +15,7 @@ from config.logs import STATEMENT
 from models.postgres.outages import cause
 
 ROOMS = ("models.", "plugins.", "handlers.", "scripts.", "server")
-OWN = (__name__, "models.database", "models.batch", "models.postgres.pool")
+OWN = (__name__, "models.database", "models.batch", "models.postgres.orm")
 PLAIN = frozenset(("SELECT", "INSERT", "UPDATE", "DELETE", "BEGIN", "COMMIT", "ROLLBACK"))
 
 _WORD = re.compile(r"\s*(?:--[^\n]*\s+)*\(?(\w+)")

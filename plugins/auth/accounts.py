@@ -64,7 +64,6 @@ class Accounts:
 
     async def register(self, request: Register, client: Client) -> SignedIn:
         """Create an account with its keys and first session, all or nothing. Raises Conflict."""
-        last_resort = request.last_resort_kyber_prekey
         account = users.NewUser(
             public_id=request.public_id,
             password_hash=await self._passwords.hash(request.password),
@@ -79,15 +78,7 @@ class Accounts:
             async with self._db.transaction():
                 user_id = await users.create(self._db, account)
                 await self._judge_inheritance(request)
-                await prekeys.add(
-                    self._db,
-                    user_id,
-                    signed=_signed(request.signed_prekey),
-                    one_time=[prekeys.Unsigned(key.key_id, key.public_key) for key in request.one_time_prekeys],
-                    kyber=[_signed(key) for key in request.kyber_prekeys],
-                    last_resort=_signed(last_resort) if last_resort else None,
-                    at_most=MAX_KEYS,
-                )
+                await prekeys.add(self._db, user_id, request, at_most=MAX_KEYS)
                 signed_in = await self._sessions.open(user_id, request.public_id, request.fingerprint, client)
         except users.Taken as taken:
             raise TAKEN[taken.field] from None
@@ -205,7 +196,3 @@ def _buyer(signing_key: bytes, bought: Row) -> bool:
     """True if a subscription was bought with a signature by this key."""
     messages = keys.purchase_messages(bought["prid_hash"], bought["tier"])
     return any(keys.ed25519(signing_key, bought["signature"], message) for message in messages)
-
-
-def _signed(key: keys.SignedPrekey | keys.KyberPrekey) -> prekeys.Signed:
-    return prekeys.Signed(key.key_id, key.public_key, key.signature)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from uuid import UUID
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.http.pages import PAGED, reply_page
 from handlers.limits.rates import limit_key
@@ -58,11 +58,18 @@ class RegisterHandler(ApiHandler):
     async def post(self, body: Register) -> None:
         """Register an account, and open its first session.
 
-        A signature is Ed25519 by `signing_public_key`, or XEdDSA by `identity_key` (what libsignal makes); over the
-        prekey's 32 bytes or its 33, over a Kyber key's bytes as they were sent. All is stored, or nothing.
+        Each signature is Ed25519 by `signing_public_key`, or XEdDSA by `identity_key` (what libsignal makes). It is
+        over the 32 bytes of the prekey or its 33, and over the bytes of a Kyber key as you send them. The server stores
+        everything or nothing.
 
-        The public id of an account that was deleted is taken for 180 days, and its identity key unless the signed
-        prekey is signed with XEdDSA by it.
+        A server with `SIGNAL_PROFILE=libsignal` takes only the form that libsignal's clients can use: XEdDSA over the
+        33 bytes, a `last_resort_kyber_prekey`, and Kyber keys of 1569 bytes signed with XEdDSA. Anything else is 400,
+        and the error says so.
+
+        For 180 days after an account was deleted, its public id is `public_id_taken` for everybody. Its identity key is
+        `identity_key_taken` unless the signed prekey is new and signed with XEdDSA by that key: the public key alone
+        proves nothing. Old subscriptions return to the account that proves the identity key so, or that has the signing
+        key that signed the purchase.
         """
         async with self._counted():
             self._accounts.judge(body)  # after the limits: 100 keys that are no good cost the loop 12 ms
@@ -100,9 +107,9 @@ class AvailableHandler(ApiHandler):
 
     @operation({200: Availability}, limits={"rate_limit_available": "address"}, cost=READS)
     async def get(self, query: AvailabilityQuery) -> None:
-        """Ask whether a public id could be registered now.
+        """Check whether a public id can be registered.
 
-        It can't while an account has it, for 180 days after that account was deleted, and if it is reserved.
+        It can't be while an account has it, for 180 days after that account was deleted, and if it is reserved.
         """
         await self.limit("available", self._rate)
         self.reply({"available": await self._accounts.available(query.public_id)})
@@ -121,10 +128,10 @@ class LoginHandler(ApiHandler):
         cost=WRITES,
     )
     async def post(self, body: Login) -> None:
-        """Log in: a new session.
+        """Log in, and open a new session.
 
-        A wrong password and an unknown user are one answer, in the same time. Wrong passwords make further tries for
-        that account wait; none is locked.
+        A wrong password and an unknown user get the same response in the same time. After 10 wrong passwords in 15
+        minutes, each further attempt for that account waits for 2 seconds; none is refused.
         """
         await self.limit("login", self._rate)
         self.count_client()
@@ -147,10 +154,13 @@ class RefreshHandler(ApiHandler):
         cost=WRITES,
     )
     async def post(self, body: Refresh) -> None:
-        """Spend a refresh token for its successor.
+        """Exchange a refresh token for its successor.
 
-        The token spent last may be sent again for some seconds while its successor is unused, and gets the same
-        successor. Any other spent one ends its session.
+        A refresh token works once, for 30 days; a session lasts for 180. You may send the token that you spent last
+        again for 30 seconds (`REFRESH_GRACE_SECONDS`) while its successor is unused, and get the same successor: a lost
+        response logs no user out. Any other spent token ends the session and closes its sockets with 4401.
+
+        Send no `Authorization` header: an expired access token is 401 here, too.
         """
         token = body.refresh_token
         if await self._sessions.has_seen(token):
@@ -178,12 +188,13 @@ class ResetPasswordHandler(ApiHandler):
         cost=WRITES,
     )
     async def post(self, body: ResetPassword) -> None:
-        """Set a new password, by who has the keys.
+        """Set a new password by proving that you have the keys.
 
-        Without `challenge` and `signature` nothing changes, and 428 gives a challenge, for any key, known or not. The
-        signature is by the signing key (Ed25519) or the identity key (XEdDSA), over the text
-        `mimu-reset-v1|{identity_key}|{challenge}|{sha256}`, where `identity_key` is the standard padded base64 of its
-        32 bytes and `sha256` the hex digest of `new_password`. Every other session ends.
+        Without `challenge` and `signature` nothing changes, and 428 returns a challenge, for any key, known or not.
+        Send the same body again with both. The signature is by the signing key (Ed25519) or the identity key (XEdDSA),
+        over the text `mimu-reset-v1|{identity_key}|{challenge}|{sha256}`, where `identity_key` is the standard padded
+        base64 of its 32 bytes and `sha256` the hex digest of `new_password`. A challenge works once, for `expires_in`
+        seconds. The response is one new session; every other session ends.
         """
         if body.challenge is None or body.signature is None:
             await self.limit("reset-challenge", self._challenge_rate)
@@ -198,7 +209,7 @@ class LogoutHandler(ApiHandler):
 
     @operation({204: None}, refuses=(NotFound,), cost=DEFENDS)
     async def post(self, body: Logout | None = None) -> None:
-        """End this session; with `all` every one of the user's."""
+        """End this session, or all sessions of the user."""
         if body is not None and body.all:
             await self._sessions.end_all(self.session.user_id)
         else:
@@ -212,7 +223,7 @@ class SessionsHandler(ApiHandler):
 
     @operation({200: Answer(list[LiveSession], headers=PAGED)}, cost=DEFENDS)
     async def get(self, query: SessionsQuery) -> None:
-        """List one's sessions, the one used last first."""
+        """List your sessions, the one used last first."""
         await self.reserve()
         own = self.session
         sessions = await self._sessions.listed(own.user_id, own.session_id, query.limit + 1, query.place)
@@ -225,9 +236,9 @@ class SessionHandler(ApiHandler):
 
     @operation({204: None}, refuses=(NotFound,), cost=DEFENDS)
     async def delete(self, session_id: UUID) -> None:
-        """End a session of one's own.
+        """End one of your sessions; another user's is 404.
 
-        Its tokens are refused on every instance within a second, and its sockets are closed with 4401.
+        Every instance refuses its tokens within a second (15 while Redis is away), and its sockets close with 4401.
         """
         await self._sessions.end(self.session.user_id, session_id)
         self.reply_nothing()
@@ -241,7 +252,7 @@ class ChangePasswordHandler(ApiHandler):
         {204: None}, refuses=(InvalidCredentials, Conflict), limits={"rate_limit_login": "address"}, cost=DEFENDS
     )
     async def post(self, body: ChangePassword) -> None:
-        """Change one's password; every other session ends."""
+        """Change your password; every other session ends."""
         await self.limit("login", self._rate)
         await self._accounts.change_password(self.session, body)
         self.reply_nothing()

@@ -30,16 +30,24 @@ def _free(value: str) -> str:
 
 
 class Register(Shape):
-    public_id: Annotated[PublicId, AfterValidator(_free)]
+    public_id: Annotated[
+        PublicId,
+        AfterValidator(_free),
+        Field(description="Unique whatever the case; not `search`, `me`, `admin`, `support`, `mimu`, `system`."),
+    ]
     password: NewPassword
-    identity_key: CurveKey
+    identity_key: Annotated[
+        CurveKey, Field(description="X25519: 32 bytes, or 33 with a leading 0x05 (Signal's form); no low-order point.")
+    ]
     fingerprint: Annotated[Hex256, Field(description="SHA-256 of the 32 bytes of `identity_key`.")]
     signing_public_key: SigningKey
     registration_id: Int31
     signed_prekey: SignedPrekey
     one_time_prekeys: OneTimePrekeys = ()
     kyber_prekeys: KyberPrekeys = ()
-    last_resort_kyber_prekey: KyberPrekey | None = None
+    last_resort_kyber_prekey: Annotated[
+        KyberPrekey | None, Field(description="Handed out when no other is left; it is never used up.")
+    ] = None
     display_name: Annotated[DisplayName | None, EMPTY_IS_NULL] = None
     language: Annotated[Language | None, EMPTY_IS_NULL] = None
 
@@ -65,7 +73,7 @@ class ResetPassword(Shape):
 
 
 class Logout(Shape):
-    all: bool = False
+    all: Annotated[bool, Field(description="Every session of the user's.")] = False
 
 
 class ChangePassword(Shape):
@@ -80,7 +88,8 @@ class Availability(TypedDict):
 
 
 class SignedIn(Shape):
-    """One new session. ``expires_in`` is the access token's life in seconds."""
+    """One new session. ``expires_in`` is the access token's life in seconds: a day unless the operator says
+    otherwise."""
 
     user_id: Id
     session_id: Id
@@ -101,7 +110,8 @@ class SessionsQuery(PageQuery):
 
 
 class LiveSession(TypedDict):
-    """A session that can still be refreshed; ``current`` is the asking one."""
+    """A session that can still be refreshed; ``current`` is the asking one. ``last_used_at`` is when it was registered,
+    logged in or refreshed."""
 
     id: UUID
     platform: str | None

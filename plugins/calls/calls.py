@@ -10,12 +10,11 @@ from uuid import UUID
 import structlog
 from redis.exceptions import RedisError
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.alerts import Alerts
 from handlers.limits.rates import Limits
 from handlers.sockets.bus import Bus
 from handlers.sockets.hub import Hub, Peer, ends
-from handlers.wire.frames import AckFields
 from models import calls
 from models.calls import RING_SECONDS, Call
 from models.database import Database, Unavailable
@@ -59,7 +58,7 @@ class Calls:
 
     # Frames from clients ------------------------------------------------------------------------------------------
 
-    async def offer(self, peer: Peer, offer: shapes.Offer) -> AckFields:
+    async def offer(self, peer: Peer, offer: shapes.Offer) -> frames.Rings:
         """Ring the callee. The ack says if any of their sockets received the offer, and when the ring ends."""
         caller = peer.session.user_id
         if offer.to_user_id == caller:
@@ -99,7 +98,7 @@ class Calls:
             "delivered": delivered if rung.visible else None,
         }
 
-    async def answer(self, peer: Peer, answer: shapes.Answer) -> AckFields:
+    async def answer(self, peer: Peer, answer: shapes.Answer) -> frames.Answered:
         """Accept a ringing call. The first of the callee's devices wins, and the others stop ringing. The ack says if
         any socket of the caller received the answer, which also waits for sockets that open within a minute."""
         callee = peer.session.user_id
@@ -124,7 +123,7 @@ class Calls:
                 delivered = await self._hub.deliver(caller, frame, key=answer_key(call.id))
         elif caller is not None:
             delivered = await self._is_online(caller)
-        ack: dict[str, object] = {
+        ack: frames.Answered = {
             "call_id": call.id,
             "status": call.status,
             "delivered": delivered if answered.visible else None,
@@ -138,7 +137,7 @@ class Calls:
         except REDIS_ERRORS:
             return False
 
-    async def hangup(self, peer: Peer, hangup: shapes.Hangup) -> AckFields:
+    async def hangup(self, peer: Peer, hangup: shapes.Hangup) -> frames.HungUp:
         """End a call. A hangup of an ended call is acknowledged and changes nothing."""
         user_id = peer.session.user_id
         for _ in range(3):  # the offer may commit between the two statements
@@ -153,7 +152,7 @@ class Calls:
             raise await explain_refusal(self._db, hangup.call_id, user_id)
         return {"call_id": call.id, "status": call.status, "end_reason": call.end_reason}
 
-    async def heartbeat(self, peer: Peer, heartbeat: shapes.Heartbeat) -> AckFields:
+    async def heartbeat(self, peer: Peer, heartbeat: shapes.Heartbeat) -> frames.Beaten:
         """Keep an answered call alive."""
         if not await calls.record_heartbeat(self._db, heartbeat.call_id, peer.session.user_id):
             raise await explain_refusal(self._db, heartbeat.call_id, peer.session.user_id)

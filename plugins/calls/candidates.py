@@ -10,7 +10,6 @@ from uuid import UUID
 from handlers.limits.rates import Limits
 from handlers.sockets.hub import Hub, Peer
 from handlers.wire.errors import RateLimited
-from handlers.wire.frames import AckFields
 from models import calls
 from models.calls import ANSWER_SECONDS, RING_SECONDS, Call
 from models.database import Database
@@ -88,7 +87,7 @@ class Candidates:
         for call_id in [call_id for call_id, live in self._live.items() if live.checked < horizon]:
             del self._live[call_id]
 
-    def forward(self, peer: Peer, candidate: shapes.Candidate) -> AckFields | Awaitable[AckFields]:
+    def forward(self, peer: Peer, candidate: shapes.Candidate) -> Awaitable[None] | None:
         """Forward a candidate to the other participant."""
         live = self._live.get(candidate.call_id)
         if live is None or live.checked < time.monotonic() - RECHECK_SECONDS:
@@ -98,7 +97,7 @@ class Candidates:
         self._forward(peer, candidate, live)
         return None
 
-    async def _load_and_forward(self, peer: Peer, candidate: shapes.Candidate) -> AckFields:
+    async def _load_and_forward(self, peer: Peer, candidate: shapes.Candidate) -> None:
         call = await calls.get(self._db, candidate.call_id)
         if call is None or not call.live:
             self.forget(candidate.call_id)
@@ -106,18 +105,17 @@ class Candidates:
         self.remember(call)
         live = self._live[call.id]
         if self._limits.on and live.left == 0:
-            return await self._reserve_and_forward(peer, candidate, live)
-        self._forward(peer, candidate, live)
-        return None
+            await self._reserve_and_forward(peer, candidate, live)
+        else:
+            self._forward(peer, candidate, live)
 
-    async def _reserve_and_forward(self, peer: Peer, candidate: shapes.Candidate, live: _LiveCall) -> AckFields:
+    async def _reserve_and_forward(self, peer: Peer, candidate: shapes.Candidate, live: _LiveCall) -> None:
         self._receiver(peer, live)  # raise before a user who is not in the call uses up candidates
         granted = await calls.reserve_candidates(self._db, candidate.call_id)
         if not granted:
             raise RateLimited(RING_SECONDS)
         live.left += granted
         self._forward(peer, candidate, live)
-        return None
 
     def _receiver(self, peer: Peer, live: _LiveCall) -> UUID:
         sender = peer.session.user_id

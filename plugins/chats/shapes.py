@@ -1,4 +1,4 @@
-"""Requests and responses of ``/chats`` (contract section 7)."""
+"""What clients send to ``/chats`` (contract section 7), and what they get."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from handlers.wire.avatars import AvatarUrl
 from handlers.wire.shapes import Id, PublicId, Shape, Until, bounded
 from handlers.wire.text import Title
 
-MAX_SETTINGS = 16 * 1024  # bytes of JSON, as for the settings of a user
+MAX_SETTINGS = 16 * 1024  # bytes of JSON, as a user's own
 YEAR = 366 * 86_400
 
 Settings = Annotated[dict[str, Any], bounded(MAX_SETTINGS), Field(description="The apps' own; at most 16 KiB of JSON.")]
@@ -31,7 +31,7 @@ class ParticipantsQuery(PageQuery):
 
 
 class RemoveQuery(Shape):
-    ban: Annotated[bool, Field(description="The user can't come back until the ban is lifted.")] = False
+    ban: Annotated[bool, Field(description="Nothing lets the user in again.")] = False
 
 
 class BansQuery(PageQuery):
@@ -60,14 +60,14 @@ class ChangeView(Shape):
     columns: ClassVar[frozenset[str]] = frozenset(("hidden", "archived", "muted_until", "marked_unread"))
 
     hidden: Annotated[bool, Field(description="Leave it out of the list until there is a new message.")] = False
-    archived: bool = False
+    archived: Annotated[bool, Field(description="Kept for the apps.")] = False
     muted_until: Annotated[Until | None, Field(description="No pushes for messages until then; null ends it.")] = None
     marked_unread: Annotated[bool, Field(description="Until the next receipt with `read_seq`.")] = False
 
 
 class NewParticipant(Shape):
     public_id: PublicId
-    role: Literal["admin", "member", "restricted"] = "member"
+    role: Annotated[Literal["admin", "member", "restricted"], Field(description="`admin` by the owner.")] = "member"
 
 
 class ChangeRole(Shape):
@@ -96,6 +96,10 @@ class Join(Shape):
 
 
 class Typing(Shape):
+    """Show the other participants that you are writing.
+
+    They receive it at most once in 3 seconds, and in a channel not at all. It is `forbidden` where you may not post."""
+
     chat_id: Id
 
 
@@ -107,11 +111,11 @@ class TypingFrame(TypedDict):
     user_id: UUID
 
 
-# Responses -----------------------------------------------------------------------------------------------------
+# What they get ------------------------------------------------------------------------------------------------------
 
 
 class Member(Person):
-    """A participant. The watermarks are null except in a direct chat without a block between the two."""
+    """A participant. The watermarks are null but in direct chats, and for who has blocked or was blocked."""
 
     fingerprint: str
     role: Role
@@ -124,45 +128,48 @@ class Participant(Member):
 
 
 class _OwnChat(Thread):
-    """A chat as its participant sees it. ``role`` and the watermarks are your own. ``unread_count`` counts messages by
-    others after ``read_seq``. ``peer`` is the other user of a direct or secret chat, else null. ``hidden``,
-    ``archived``, ``muted_until`` and ``marked_unread`` are your own settings.
+    """A chat as its participant sees it."""
 
-    With ``request`` it is an open invitation: ``role`` is the role that you would have, ``invited_by`` the inviter, and
-    ``updated_at`` its time; participants, messages and settings are not shown."""
-
-    request: NotRequired[bool]
-    invited_by: NotRequired[Person | None]
-    role: Role
-    last_seq: int
-    read_seq: int
-    delivered_seq: int
-    unread_count: int
-    hidden: bool
+    request: NotRequired[
+        Annotated[
+            bool,
+            Field(
+                description="An invitation that waits for an answer, made at `updated_at`; participants, messages and"
+                " settings are not shown."
+            ),
+        ]
+    ]
+    invited_by: NotRequired[Annotated[Person | None, Field(description="Null if that account is deleted.")]]
+    role: Annotated[Role, Field(description="Your own; of an invitation the one to come.")]
+    last_seq: Annotated[int, Field(description="Of the newest event; of an invitation its own.")]
+    read_seq: Annotated[int, Field(description="Your mark.")]
+    delivered_seq: Annotated[int, Field(description="Your mark.")]
+    unread_count: Annotated[int, Field(description="Messages of others behind `read_seq`.")]
+    hidden: Annotated[bool, Field(description="Your own view of it, as the next three.")]
     archived: bool
     muted_until: datetime | None
     marked_unread: bool
-    peer: Person | None
+    peer: Annotated[Person | None, Field(description="The other user of a direct or secret chat, else null.")]
     last_message: Message | None
 
 
 class Chat(_OwnChat):
-    """A chat with at most 8 of its ``participants``: you, the owner and admins first. Readers of a channel see no other
-    readers."""
+    """A chat as you see it, with at most 8 of its ``participants``: you, the owner and admins first. Readers of a
+    channel see no other readers."""
 
     participants: list[Member]
 
 
 class Invited(Person):
-    """An invited user who is not in the chat. ``by`` is null if that account is gone."""
+    """A user who is invited and has not come in. ``by`` is null when that account is gone."""
 
     by: UUID | None
     invited_at: datetime
 
 
 class ChatInFull(_OwnChat):
-    """A chat with all its ``participants``, which are null in a channel, and ``invited`` users, if there are any. In a
-    channel only the owner and admins see these."""
+    """A chat as you see it, with all its ``participants``, or null in a channel, and the users who are ``invited``, if
+    any. In a channel its owner and admins see these."""
 
     participants: list[Participant] | None
     invited: NotRequired[list[Invited]]
@@ -173,7 +180,7 @@ class BannedUser(Person):
 
 
 class Preview(TypedDict):
-    """The chat that an invite leads to. ``chat_id`` is null unless you have already joined."""
+    """The chat of an invite. ``chat_id`` is null unless you have joined."""
 
     chat_id: UUID | None
     type: ChatType
@@ -192,7 +199,7 @@ class ParticipantRole(TypedDict):
 
 
 class AddedParticipant(ParticipantRole):
-    """The role of a user in a chat; if ``invited``, the role that they would have."""
+    """The role of a user in a chat, or the one of the invitation if they were ``invited``."""
 
     invited: bool
 

@@ -9,7 +9,6 @@ from uuid import UUID
 from handlers.sockets.delivery import Delivery
 from handlers.sockets.hub import Peer
 from handlers.wire.errors import Forbidden, NotFound
-from handlers.wire.frames import AckFields
 from models.chats.access import Access
 from plugins.chats import shapes
 
@@ -22,25 +21,23 @@ class Typing:
         self._access, self._delivery = access, delivery
         self._last: OrderedDict[tuple[UUID, UUID], float] = OrderedDict()
 
-    async def forward(self, peer: Peer, request: shapes.Typing) -> AckFields:
+    async def forward(self, peer: Peer, request: shapes.Typing) -> None:
         """Send the frame to the others, unless one was sent within INTERVAL. Raises NotFound, Forbidden."""
         user_id, chat_id, now = peer.session.user_id, request.chat_id, time.monotonic()
         key = (user_id, chat_id)
         if self._last.get(key, -INTERVAL) > now - INTERVAL:
-            return None
+            return
         # Unlike for a message, no statement checks the view again, so it must be up to date.
         view = await self._access.current(chat_id)
         if view is None or not view.has(user_id):
             raise NotFound("There is no such chat.")
         if not view.may_post(user_id):
             raise Forbidden("You can't post in this chat.")
-        if (
-            view.type != "channel" and self._last.get(key, -INTERVAL) <= now - INTERVAL
-        ):  # another socket may have sent one meanwhile
+        # Check again: another socket may have sent one meanwhile.
+        if view.type != "channel" and self._last.get(key, -INTERVAL) <= now - INTERVAL:
             self._note(key, now)
             frame: shapes.TypingFrame = {"type": "typing", "chat_id": chat_id, "user_id": user_id}
             self._delivery.tell(chat_id, view.access, view.audience, frame, by=user_id, but=user_id, droppable=True)
-        return None
 
     def _note(self, key: tuple[UUID, UUID], now: float) -> None:
         self._last[key] = now

@@ -1,4 +1,4 @@
-"""Contacts: verified fingerprints and blocked users (contract section 3)."""
+"""Contacts: verified fingerprints, and blocks (contract section 3)."""
 
 from __future__ import annotations
 

@@ -19,6 +19,8 @@ TRUST = {"manual": "verified", "qr_code": "trusted", "voice": "trusted"}
 
 
 class FingerprintMismatch(Conflict):
+    """That is not the user's fingerprint."""
+
     code, message = "fingerprint_mismatch", "This is not the user's fingerprint."
 
 
@@ -31,7 +33,7 @@ class Contacts:
         if other is None:
             raise NotFound("There is no such user.")
         if other.id == user_id:
-            raise InvalidRequest("You can't do this with yourself.")
+            raise InvalidRequest("You can't verify or block yourself.")
         return other
 
     async def verify(self, user_id: UUID, user: UUID | str, request: Verification) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Requests and responses of contacts (contract section 3)."""
+"""What clients send to the endpoints of contacts (contract section 3), and what they get."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from uuid import UUID
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.http.downloads import BYTES, NAMED, PART, TAKES, DownloadHandler, RangeNotSatisfiable
 from handlers.http.pages import PAGED, PageQuery, reply_page
@@ -41,7 +41,7 @@ class FilesHandler(ApiHandler):
 
     @operation({200: Answer(list[shapes.File], headers=PAGED)}, cost=READS)
     async def get(self, query: PageQuery) -> None:
-        """List one's own files, the newest first."""
+        """List your files, the newest first."""
         await self.reserve()
         entries = await self._files.entries(self.session.user_id, query.limit + 1, query.place)
         reply_page(self, query, entries, "created_at", "file_id")
@@ -53,7 +53,11 @@ class FilesHandler(ApiHandler):
         cost=WRITES,
     )
     async def post(self, body: shapes.NewFile) -> None:
-        """Announce a file, and be told where its bytes go, within the hour."""
+        """Announce a file, and get the URL for its bytes.
+
+        Send the bytes there within the hour, without the token; then complete the file. A chat in which you take no
+        part is 404.
+        """
         await self.limit("files", self._rate, str(self.session.user_id))
         self.reply(await self._files.announce(self.session, body, self._address or self.origin), 201)
 
@@ -64,7 +68,7 @@ class FileUsageHandler(ApiHandler):
 
     @operation({200: shapes.Usage}, cost=READS)
     async def get(self) -> None:
-        """See what one's files take, and what they may."""
+        """Get how much your files take, and how much they may."""
         self.reply(await self._files.usage(self.session))
 
 
@@ -74,16 +78,16 @@ class FileHandler(ApiHandler):
 
     @operation({200: shapes.File}, refuses=(NotFound,), cost=READS)
     async def get(self, file_id: UUID) -> None:
-        """Look at a file that one may read.
+        """Get a file that you may read.
 
-        By its owner; when it is complete also by who takes part in its chat just now, and by everybody while it is its
-        owner's avatar.
+        Its owner may read it. Once it is complete, so may the present participants of its chat, and everybody while it
+        is its owner's avatar.
         """
         self.reply(shapes.file(await self._files.get(self.session.user_id, file_id)))
 
     @operation({204: None}, refuses=(Forbidden, NotFound), cost=UPDATES)
     async def delete(self, file_id: UUID) -> None:
-        """Delete a file of one's own, whatever its state."""
+        """Delete one of your files, whatever its state; a file that you may only read is `forbidden`."""
         await self._files.delete(self.session.user_id, file_id)
         self.reply_nothing()
 
@@ -96,7 +100,7 @@ class CompleteFileHandler(ApiHandler):
 
     @operation({200: shapes.File}, refuses=(NotFound, NotUploaded, ContentMismatch, NoRoom, UploadLocked), cost=UPDATES)
     async def post(self, file_id: UUID) -> None:
-        """Have a file's size and SHA-256 checked, and let it be read; again, too."""
+        """Complete a file: the server checks its size and SHA-256, and lets others read it. Again is fine."""
         self.reply(shapes.file(await self._uploads.complete(self.session.user_id, file_id)))
 
 
@@ -129,10 +133,13 @@ class FileContentHandler(DownloadHandler):
         cost=TRANSFERS,
     )
     async def get(self, file_id: UUID) -> None:
-        """Get the bytes of a file that one may read, as an attachment.
+        """Download a file that you may read, as an attachment.
 
-        With `Accept: application/json` the answer is `{url, expires_at}`: for five minutes the bytes are there
-        without a token. A page of another origin needs that with S3, where it can't follow the redirect.
+        With S3 the response is a redirect to a URL that works for five minutes. `If-Range` works; several ranges don't.
+
+        With `Accept: application/json` (and no `*/*` beside it) the response is `{url, expires_at}`, with S3 and
+        without: the URL of the bytes, which works without a token for five minutes. A page of another origin needs that
+        with S3, because it can't follow the redirect.
         """
         row = await self._files.readable(self.session.user_id, file_id)
         self.add_header("Vary", "Accept")
@@ -171,7 +178,10 @@ class FileDownloadHandler(DownloadHandler):
         cost=TRANSFERS,
     )
     async def get(self, file_id: UUID, query: shapes.SignedReading) -> None:
-        """Download a file from the signed address that `GET /files/{file_id}/content` gave; send no token with it."""
+        """Download a file from the signed URL that `GET /files/{file_id}/content` gave; send no token with it.
+
+        It is 404, too, when its reader may not read the file any more. With S3 such a URL is one of S3.
+        """
         row = await self._files.signed(file_id, query)
         content = await self._files.content(row, self.request.method or "")
         if isinstance(content, Link):  # signed before the server moved to S3
@@ -206,7 +216,10 @@ class FileUploadHandler(UploadHandler):
         cost=TRANSFERS,
     )
     async def put(self, file_id: UUID) -> None:
-        """Upload a file to the signed address that its announcement gave; send no token with it."""
+        """Upload a file to the signed URL that announcing it gave; send no token with it.
+
+        The body is the file, of the announced length; a shorter one is 400. With S3 such a URL is one of S3.
+        """
         await self.received()
         if self.incoming.offset < self.incoming.size:
             await self.incoming.abandon()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.uploads import UploadHandler
 from handlers.wire.costs import READS, TRANSFERS, UPDATES, Cost
 from handlers.wire.errors import InvalidRequest, NotFound, UnsupportedMediaType
@@ -94,7 +94,9 @@ class TusUploadsHandler(TusHandler):
         """Announce a file that comes by [tus 1.0.0](https://tus.io/protocols/resumable-upload).
 
         A body is its first piece. Clients that can send nothing but GET and POST name other methods in
-        `X-HTTP-Method-Override`.
+        `X-HTTP-Method-Override`. `OPTIONS` has the version, the extensions (`creation`, `creation-with-upload`,
+        `checksum`, `termination`, `expiration`), the checksum algorithms, and the largest tier's `Tus-Max-Size`. A chat
+        in which one takes no part is 404.
         """
         await self.received()
         if self.incoming is not None:
@@ -135,7 +137,7 @@ class TusUploadHandler(TusHandler):
         cost=READS,
     )
     async def head(self, file_id: UUID) -> None:
-        """Ask how far an upload of one's own has come; ends a request that is still writing."""
+        """Get how far one of your uploads has come; this ends a request that is still writing."""
         row = await self._uploads.stand(self.session.user_id, file_id)
         self.tell(row)
         self.set_header("Upload-Length", str(row["size"]))
@@ -159,7 +161,7 @@ class TusUploadHandler(TusHandler):
         cost=TRANSFERS,
     )
     async def patch(self, file_id: UUID) -> None:
-        """Go on with an upload of one's own; with the last byte the file is complete."""
+        """Continue one of your uploads; with the last byte the file is complete."""
         await self.received()
         if self.incoming is not None:
             await self.incoming.finish()
@@ -173,6 +175,6 @@ class TusUploadHandler(TusHandler):
         cost=UPDATES,
     )
     async def delete(self, file_id: UUID) -> None:
-        """Take an upload of one's own back, with all that has come of it."""
+        """Cancel one of your uploads, and remove what has arrived of it."""
         await self._uploads.stop(self.session.user_id, file_id)
         self.reply_nothing()

@@ -26,7 +26,8 @@ LENGTH = Header("Upload-Length", "Bytes in all.", Annotated[int, Field(ge=1, le=
 OFFSET = Header("Upload-Offset", "How far it has come, in bytes.", Annotated[int, Field(ge=0)], required=True)
 METADATA = Header(
     "Upload-Metadata",
-    "Pairs of a key and base64; of `sha256`, `chat_id` and `media_type` (or `filetype`) the server takes note.",
+    "Pairs of a key and base64, at most 4,096 characters; `sha256`, `chat_id` and `media_type` (or `filetype`) mean"
+    " what they do in `POST /files`.",
 )
 CHECKSUM = Header(
     "Upload-Checksum",

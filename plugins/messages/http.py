@@ -6,7 +6,7 @@ import unicodedata
 from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.http.pages import PAGED, PageQuery, reply_page
 from handlers.wire.answers import Message
@@ -21,7 +21,7 @@ from plugins.messages.sealed import Inboxes
 from plugins.messages.sync import CursorExpired, Sync
 
 _NO_EMOJI = InvalidRequest("Some fields are not valid.", details=[Fault("emoji", "not one emoji of at most 64 bytes")])
-MAX_MESSAGE_BYTES = 256 * 1024  # of JSON of one message with 200 reactions
+MAX_MESSAGE_BYTES = 256 * 1024  # bytes of JSON that one message may have, with 200 reactions
 BY_USER = {"rate_limit_messages": "user"}
 
 
@@ -33,8 +33,8 @@ class ChatMessages(ApiHandler):
     async def get(self, chat_id: UUID, query: shapes.HistoryQuery) -> None:
         """List the messages of a chat.
 
-        Messages before `before_seq`, or all, come newest first; with `after_seq`, messages after it come oldest first.
-        A page has at most `limit` messages and at most 1 MiB, so it may be short: if there are more, `Link` leads on.
+        Without parameters, or before `before_seq`, the newest come first; after `after_seq` the oldest. A page has at
+        most `limit` messages and at most 1 MiB. It may be short while there are more: go by `Link`.
         """
         await self.reserve()
         messages, more = await self._messages.history(self.session.user_id, chat_id, query)
@@ -49,15 +49,19 @@ class ChatMessages(ApiHandler):
         self.reply(messages)
 
     @operation(
-        {201: shapes.Posted, 200: Answer(shapes.Posted, "It was already posted with the same `client_id`.")},
+        {201: shapes.Posted, 200: Answer(shapes.Posted, "It was posted before, under the same `client_id`.")},
         refuses=(Forbidden, NotFound, Conflict),
         limits=BY_USER,
         cost=POSTS,
     )
     async def post(self, chat_id: UUID, body: shapes.Post) -> None:
-        """Post a message. The response confirms that it is on disk.
+        """Post a message. The response comes once it is on disk.
 
-        A message with the same `client_id` of the same sender is stored only once; with another payload it is a 409.
+        The same `client_id` of the same sender is the same message: send it again as often as you need, also when you
+        may no longer post, or the message or chat is gone. With another payload, or in another chat, it is `conflict`.
+
+        It is `forbidden` if you are `restricted`, in a channel if you are neither owner nor admin, and in a direct or
+        secret chat if one of you has blocked the other. The frame `message_send` does the same.
         """
         await self.limit("messages", self._rate, str(self.session.user_id))
         posted, repeated = await self._messages.post(self.session.user_id, chat_id, body)
@@ -78,16 +82,17 @@ class OneMessage(ApiHandler):
 
     @operation({200: Message}, refuses=(Forbidden, NotFound), limits=BY_USER, cost=POSTS)
     async def put(self, message_id: UUID, body: shapes.Edit) -> None:
-        """Edit a message that you sent. Fields that are not sent stay; the payload is required."""
+        """Edit one of your messages; `message_type` and `metadata` stay if you leave them out."""
         await self.limit("messages", self._rate, str(self.session.user_id))
         await self.reserve(MAX_MESSAGE_BYTES)
         self.reply(await self._messages.edit(self.session.user_id, message_id, body))
 
     @operation({204: None}, refuses=(Forbidden, NotFound), limits=BY_USER, cost=POSTS)
     async def delete(self, message_id: UUID) -> None:
-        """Erase a message for everybody.
+        """Delete a message for everybody, and erase its payload.
 
-        For its sender; in a chat of many also for its owner and admins; in a sealed inbox for its owner.
+        Its sender may do this; in a group, cloud or channel its owner and admins, too; and the owner of the sealed
+        inbox that it is in.
         """
         await self.limit("messages", self._rate, str(self.session.user_id))
         await self._messages.delete(self.session.user_id, message_id)
@@ -100,9 +105,11 @@ class Reaction(ApiHandler):
 
     @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), limits=BY_USER, cost=POSTS)
     async def put(self, message_id: UUID, emoji: shapes.Emoji) -> None:
-        """React to a message. The same reaction again changes nothing.
+        """React to a message; again changes nothing.
 
-        An emoji with and without U+FE0F is the same reaction. The server stores its fully-qualified form.
+        `emoji` is one emoji by the grammar of [UTS 51](https://unicode.org/reports/tr51/). With U+FE0F and without it
+        is the same reaction; the server stores and shows its fully-qualified form. It is `forbidden` if you are
+        `restricted`, and `conflict` beyond 20 different emoji of one user on one message.
         """
         await self.limit("messages", self._rate, str(self.session.user_id))
         await self._messages.react(self.session.user_id, message_id, _emoji(emoji))
@@ -110,14 +117,14 @@ class Reaction(ApiHandler):
 
     @operation({204: None}, refuses=(NotFound,), limits=BY_USER, cost=POSTS)
     async def delete(self, message_id: UUID, emoji: shapes.Emoji) -> None:
-        """Remove a reaction. Does nothing if there is none."""
+        """Take back a reaction, if there is one."""
         await self.limit("messages", self._rate, str(self.session.user_id))
         await self._messages.unreact(self.session.user_id, message_id, _reaction(emoji))
         self.reply_nothing()
 
 
 def _emoji(text: str) -> str:
-    """An emoji from a part of the path, in the form that is stored. Raises InvalidRequest."""
+    """One emoji from a part of the path, in the form that is stored. Raises InvalidRequest."""
     emoji = canonical(_text(text))
     if emoji is None:
         raise _NO_EMOJI
@@ -125,13 +132,13 @@ def _emoji(text: str) -> str:
 
 
 def _reaction(text: str) -> str:
-    """A reaction to remove: an emoji, or a text that older servers stored as one. Raises InvalidRequest."""
-    decoded = _text(text)
-    return canonical(decoded) or decoded
+    """A reaction to take back: an emoji, or a text that older servers stored as one. Raises InvalidRequest."""
+    given = _text(text)
+    return canonical(given) or given
 
 
 def _text(text: str) -> str:
-    """Decode a part of the path: at most ``MAX_EMOJI`` bytes, no controls or blanks. Raises InvalidRequest."""
+    """Text of a part of the path: at most ``MAX_EMOJI`` bytes, no controls or blanks. Raises InvalidRequest."""
     raw = unquote_to_bytes(text) if "%" in text else text.encode()
     try:
         decoded = raw.decode()
@@ -161,7 +168,9 @@ class Receipt(ApiHandler):
     async def post(self, chat_id: UUID, body: shapes.Receipt) -> None:
         """Report how far you have received and read a chat.
 
-        Watermarks only grow, and what is read is also delivered. In a secret chat delivered messages are erased.
+        Everything up to that `seq` has arrived, or was read. The marks only grow, and what you have read you have
+        received. In a secret chat the server erases what was delivered. A receipt is a mark, not an event: it takes no
+        `seq`, and other participants get it by `receipts`.
         """
         await self.limit("receipts", self._rate, str(self.session.user_id))
         self.reply(await self._receipts.advance(self.session.user_id, chat_id, body))
@@ -173,17 +182,17 @@ class Reads(ApiHandler):
 
     @operation({200: Answer(list[shapes.Read], headers=PAGED)}, refuses=(NotFound,), cost=READS)
     async def get(self, message_id: UUID, query: PageQuery) -> None:
-        """List the users who have read a message of yours, the last reader first.
+        """List who has read one of your messages, the last one first.
 
-        Participants who have left are not listed; in a channel the list is empty. A receipt over more than 1,000
-        messages is recorded only for the newest ones.
+        It leaves out participants who have left, users across a block, and all readers of a channel. A receipt that
+        passes more than 1,000 messages enters only the newest 1,000 here; for older ones use the marks.
         """
         reads = await self._receipts.reads(self.session.user_id, message_id, query)
         reply_page(self, query, reads, "read_at", "user_id")
 
 
 class SealedMessages(ApiHandler):
-    public = True  # the server must not learn the sender
+    public = True  # the server must not learn who sends
     KEY = Header(
         "Unidentified-Access-Key", "The base64 of the receiver's `sealed_access_key`.", required=True, key=True
     )
@@ -196,20 +205,22 @@ class SealedMessages(ApiHandler):
         {201: shapes.Delivered, 200: Answer(shapes.Delivered, "It was posted before, under the same `client_id`.")},
         refuses=(NotFound, Conflict),
         headers=(KEY,),
-        limits={"rate_limit_sealed": "address", "rate_limit_sealed_inbox": "receiver"},
+        limits={"rate_limit_sealed": "address", "rate_limit_sealed_inbox": "user written to"},
         cost=POSTS,
     )
     async def post(self, body: shapes.Sealed) -> None:
-        """Send a message to a user's sealed inbox. Send no token, because the server must not learn the sender.
+        """Send a message to a user's sealed inbox. Send no token: the server is not to know the sender.
 
-        A wrong key, an unknown user and a user without an inbox get the same response.
+        A wrong key, an unknown user and a user without an inbox get the same response, `unauthorized`. An inbox whose
+        chat was deleted is 404. The message arrives in a `secret` chat in which the receiver is alone (`peer` is null),
+        with `sender_id` null.
         """
         key = self.request.headers.get(self.KEY.name)
         if key is None:
-            raise Unauthorized("The header Unidentified-Access-Key is missing.")
+            raise Unauthorized("The header Unidentified-Access-Key is needed.")
         await self.limit("sealed", self._rate)
-        delivered, is_new = await self._inboxes.deliver(key, body)
-        self.reply(delivered, 201 if is_new else 200)
+        answer, new = await self._inboxes.deliver(key, body)
+        self.reply(answer, 201 if new else 200)
 
 
 class SyncPage(ApiHandler):
@@ -218,11 +229,11 @@ class SyncPage(ApiHandler):
 
     @operation({200: shapes.SyncPage}, refuses=(CursorExpired,), limits={"rate_limit_sync": "user"}, cost=READS)
     async def get(self, query: shapes.SyncQuery) -> None:
-        """Get all events of your chats since a cursor, none skipped.
+        """Get all events of your chats since a cursor, without gaps.
 
-        Events of a chat come together, by `seq`. A page has at most `limit` events and deletions and at most 1 MiB, so
-        it may be short: `has_more` says if there are more. Without a cursor the response has only the present cursor:
-        get it first, and then list the chats.
+        The events of a chat stand together, by `seq`. A page has at most `limit` events and deletions and at most 1
+        MiB. It may be short while there are more: go by `has_more`. Without a cursor there are no events, but the
+        present cursor: take it first, then list your chats.
         """
         await self.limit("sync", self._rate, str(self.session.user_id))
         await self.reserve()

@@ -20,6 +20,7 @@ from handlers.alerts import Alerts
 from handlers.limits.fair_queue import FairQueue
 from handlers.metrics import SECONDS, Metrics
 from handlers.sockets.delivery import Delivery
+from handlers.tasks import Worker
 from handlers.wire.errors import ApiError, Forbidden, NotFound, Unavailable
 from handlers.wire.shapes import b64
 from models.chats import messages
@@ -36,9 +37,7 @@ QUEUE_MESSAGES = 4096  # some 0.3 s of work; beyond it the sender receives `unav
 QUEUE_BYTES = 32 << 20  # of payloads in the queue
 ROW_BYTES = 512  # of a message besides its payload: a row and its index entries
 QUANTUM_BYTES = 4096  # of a sender in each turn: some text messages
-MAX_ATTEMPTS = (
-    5  # to store a message after a conflict or a change of its chat, before its sender receives `unavailable`
-)
+MAX_ATTEMPTS = 5  # after a conflict or a change of the chat; then the sender receives `unavailable`
 # Age of a stored message at which a repetition of it is sent to the others. A commit times out after COMMAND_SECONDS; a
 # younger message is being sent right now.
 MIN_AGE, MAX_AGE = timedelta(seconds=COMMAND_SECONDS), timedelta(seconds=60)
@@ -114,9 +113,7 @@ class Journal:
         self._sending: set[asyncio.Task[None]] = set()
         # By sender; sealed messages, which have no sender, by inbox.
         self._queue: FairQueue[UUID, _Entry[Any]] = FairQueue(QUANTUM_BYTES, QUEUE_MESSAGES, QUEUE_BYTES)
-        self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._writer = Worker("journal", self._write)
         self._sizes = Histogram(
             "mimu_journal_batch_messages",
             "Messages that shared a commit.",
@@ -136,15 +133,12 @@ class Journal:
     async def running(self) -> AsyncIterator[None]:
         """Write until the block ends; then write the rest of the queue."""
         self._loop = asyncio.get_running_loop()
-        async with self._db.open():
-            writer = asyncio.create_task(self._write())
+        async with self._db.open(), self._writer.running():
             try:
                 yield
             finally:
-                await self._idle.wait()
+                await self._writer.idle()
                 await asyncio.gather(*self._sending)
-                writer.cancel()
-                await asyncio.gather(writer, return_exceptions=True)
 
     def put(
         self,
@@ -165,23 +159,18 @@ class Journal:
         entry = _Entry(post, view, answer, self._loop.create_future(), skip, reply_to_seq)
         if self._delivery.behind(post.chat_id) or not self._queue.put(sender, weight, entry):
             raise Unavailable
-        self._wake.set()
-        self._idle.clear()
+        self._writer.wake()
         return entry.answered
 
     async def _write(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._queue:
-                batch = self._take()
-                try:
-                    await self._store(batch)
-                except Exception as error:  # any error: the next ones must be written
-                    log.error("journal_failed", exc_info=error)
-                    for entry in batch:
-                        entry.refused(Unavailable())
-            self._idle.set()
+        while self._queue:
+            batch = self._take()
+            try:
+                await self._store(batch)
+            except Exception as error:  # any error: the next ones must be written
+                log.error("journal_failed", exc_info=error)
+                for entry in batch:
+                    entry.refused(Unavailable())
 
     def _take(self) -> list[_Entry[Any]]:
         """Take the next batch. A second message with the same client_id waits for the batch after it."""
@@ -317,7 +306,7 @@ class Journal:
         else:
             entry.view, entry.post = view, post._replace(access=view.access)
             self._queue.put_back(post.sender_id or post.chat_id, len(post.payload) + ROW_BYTES, entry)
-            self._wake.set()
+            self._writer.wake()
 
 
 def _log_not_sent(error: Exception) -> None:
@@ -326,9 +315,7 @@ def _log_not_sent(error: Exception) -> None:
 
 def _api_error(error: asyncpg.PostgresError) -> ApiError:
     """The error that the sender of one message receives for an error of the database."""
-    if isinstance(
-        error, asyncpg.ForeignKeyViolationError
-    ):  # the sender's account, or the message it refers to, is gone
+    if isinstance(error, asyncpg.ForeignKeyViolationError):  # the account or a message that it refers to is gone
         return NotFound("A message that this one refers to no longer exists.")
     if not isinstance(error, CONFLICTS):
         log.error("message_not_stored", exc_info=error)

@@ -11,7 +11,6 @@ from asyncpg import LockNotAvailableError
 
 from handlers.sockets.hub import Peer
 from handlers.wire.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
-from handlers.wire.frames import AckFields
 from models.chats import chat_list, expiry, messages
 from models.chats.access import Access, View
 from models.chats.changes import ChatChanges
@@ -55,9 +54,9 @@ def check_repetition(post: messages.Post, posted: Posted) -> tuple[Posted, bool]
     return posted, True
 
 
-def _ack(post: messages.Post, posted: Posted) -> AckFields:
+def _ack(post: messages.Post, posted: Posted) -> shapes.Sent:
     posted, repeated = check_repetition(post, posted)
-    answer: dict[str, object] = {
+    answer: shapes.Sent = {
         "message_id": str(posted.id),
         "chat_id": str(posted.chat_id),
         "seq": posted.seq,
@@ -80,7 +79,7 @@ class Messages:
     # There are two ways to post: ``send`` puts a message into the journal at once if a view in the cache lets it in;
     # all other messages go through ``_check_and_store``.
 
-    def send(self, peer: Peer, request: shapes.Send) -> Awaitable[AckFields]:
+    def send(self, peer: Peer, request: shapes.Send) -> Awaitable[shapes.Sent]:
         """Post the message of a frame ``message_send``; the ack follows the commit. Returns a future if nothing has to
         be awaited before the journal, so that a phone can send all its messages without waiting for each commit."""
         user_id = peer.session.user_id

@@ -1,4 +1,4 @@
-"""Requests and responses of messages, receipts and ``/sync`` (contract section 7)."""
+"""What clients send of messages (contract section 7), and what they get."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing_extensions import TypedDict
 
 from handlers.http.pages import CURSOR
 from handlers.wire.chat_events import ChatEvent
-from handlers.wire.shapes import Base64, Id, PublicId, Shape, bounded
+from handlers.wire.shapes import Base64, Id, IdText, PublicId, Shape, bounded
 
 MAX_PAYLOAD = 64 * 1024  # bytes, contract section 7
-MAX_METADATA = 4 * 1024  # bytes of JSON: only what a client needs before decryption, not a second payload
+MAX_METADATA = 4 * 1024  # bytes of JSON: what a client needs before it decrypts, not a second payload
 YEAR = 366 * 86_400
 MAX_SEQ = 2**62
 
-Payload = Annotated[Base64, Field(min_length=1, max_length=MAX_PAYLOAD)]
+Payload = Annotated[Base64, Field(min_length=1, max_length=MAX_PAYLOAD, description="1 byte to 64 KiB.")]
 MessageType = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]{1,64}$"), Field(description="The apps' own.")
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]{1,64}$"),
+    Field(description="The apps' own, and known to the server."),
 ]
 Metadata = Annotated[
-    dict[str, Any],
-    bounded(MAX_METADATA),
-    Field(description="The apps' own; the server can read it. At most 4 KiB of JSON."),
+    dict[str, Any], bounded(MAX_METADATA), Field(description="The apps' own, and known to the server; 4 KiB of JSON.")
 ]
 Seq = Annotated[int, Field(ge=0, le=MAX_SEQ)]
-Lifetime = Annotated[int, Field(ge=5, le=YEAR, description="Seconds after which the message is erased.")]
-# In the path; http.py checks it further.
+Lifetime = Annotated[int, Field(ge=5, le=YEAR, description="Seconds after which it is erased.")]
+# Of the path; http.py looks at it more closely.
 Emoji = Annotated[
     str,
     Field(min_length=1, max_length=64, description="One emoji (UTS 51), percent-encoded; at most 64 bytes of UTF-8."),
@@ -47,7 +47,10 @@ class Post(Shape):
 
 
 class Send(Post):
-    """The frame ``message_send``."""
+    """Post a message, as `POST /chats/{chat_id}/messages` does; the ack comes once it is on disk.
+
+    This socket gets no `message_new` for it. After `unavailable` the message may be stored or not: send it again with
+    the same `client_id`."""
 
     chat_id: Id
 
@@ -73,26 +76,24 @@ class Sealed(Shape):
 
 
 class HistoryQuery(Shape):
-    before_seq: Annotated[int, Field(ge=1, le=MAX_SEQ, description="Only messages before it.")] | None = None
-    after_seq: (
-        Annotated[int, Field(ge=0, le=MAX_SEQ, description="Only messages after it, the oldest first.")] | None
-    ) = None
+    before_seq: Annotated[int, Field(ge=1, le=MAX_SEQ, description="Only those before it.")] | None = None
+    after_seq: Annotated[int, Field(ge=0, le=MAX_SEQ, description="Only those behind it, the oldest first.")] | None = (
+        None
+    )
     limit: Annotated[int, Field(ge=1, le=200)] = 50
 
 
 class SyncQuery(Shape):
-    # A cursor lists up to 180 recently active chats, twice at most.
-    cursor: Annotated[str, Field(max_length=12_000, pattern=CURSOR, description="From the previous page.")] | None = (
-        None
-    )
+    # A cursor names the chats that were busy at its moment; with 180 of them twice it is as long as it gets.
+    cursor: Annotated[str, Field(max_length=12_000, pattern=CURSOR, description="Of the page before.")] | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 200
 
 
-# Responses -----------------------------------------------------------------------------------------------------
+# What they get ------------------------------------------------------------------------------------------------------
 
 
 class Posted(TypedDict):
-    """The place of a message in its chat."""
+    """Where a message stands in its chat."""
 
     id: UUID
     chat_id: UUID
@@ -100,15 +101,26 @@ class Posted(TypedDict):
     created_at: datetime
 
 
+class Sent(TypedDict):
+    """Where the message stands in its chat. ``repeated`` is true if you have posted it before, under the same
+    ``client_id``."""
+
+    message_id: IdText
+    chat_id: IdText
+    seq: int
+    created_at: datetime
+    repeated: NotRequired[Literal[True]]
+
+
 class Delivered(TypedDict):
-    """A sealed message, without what its sender must not learn."""
+    """A sealed message, to who must not learn more."""
 
     id: UUID
     created_at: datetime
 
 
 class Watermarks(TypedDict):
-    """Your own watermarks; ``unread_count`` counts messages by others."""
+    """Your marks, and how many messages of others you have not read."""
 
     delivered_seq: int
     read_seq: int
@@ -124,7 +136,7 @@ class Mark(TypedDict):
 
 
 class Receipts(TypedDict):
-    """How far participants have received and read a chat. Not an event: it has no ``seq`` and is not sent again."""
+    """How far participants have received and read a chat. No event: it has no ``seq`` and is not sent again."""
 
     type: Literal["receipts"]
     chat_id: UUID
@@ -132,7 +144,7 @@ class Receipts(TypedDict):
 
 
 class ChatMark(TypedDict):
-    """How far a participant has received and read one of your chats."""
+    """The same, of one of several chats."""
 
     chat_id: UUID
     user_id: UUID
@@ -148,15 +160,16 @@ class Read(TypedDict):
 
 
 class DeletedChat(TypedDict):
-    """A chat that you have deleted for yourself: drop everything up to ``seq``."""
+    """A direct chat that you have deleted for yourself: you no longer see anything up to ``seq``."""
 
     chat_id: UUID
     seq: int
 
 
 class SyncPage(TypedDict):
-    """Send ``cursor`` with the next request, at once if ``has_more``. ``marks`` have moved since the cursor: the newest
-    of each participant, which may be repeated. ``deleted`` is left out if it is empty."""
+    """``cursor`` is opaque, and for the next request: at once if ``has_more``. ``marks`` are those that moved since the
+    cursor, the newest of each participant, at most ``limit`` and 500 a page; they may come again. ``deleted`` is left
+    out when it is empty."""
 
     events: list[ChatEvent]
     marks: list[ChatMark]

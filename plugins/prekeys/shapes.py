@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal, NotRequired
+from typing import Annotated, Literal, NotRequired
 from uuid import UUID
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from handlers.wire.shapes import Coded, Hex256, Int31, Shape
@@ -13,7 +14,10 @@ from handlers.wire.signal_keys import KyberPrekey, KyberPrekeys, OneTimePrekeys,
 
 
 class BundleQuery(Shape):
-    format: Literal["raw", "signal"] = "raw"
+    format: Annotated[
+        Literal["raw", "signal"],
+        Field(description="`signal`: curve keys with Signal's type byte, 33 bytes."),
+    ] = "raw"
 
 
 class Upload(Shape):
@@ -37,7 +41,8 @@ class SignedKey(UnsignedKey):
 
 
 class Bundle(TypedDict):
-    """``one_time_prekey`` is null when none is left; ``kyber_prekey`` is there when the owner has uploaded any."""
+    """``one_time_prekey`` is null when none is left. ``kyber_prekey`` is there when the owner has uploaded any: a
+    one-time one, or the last-resort one, which stays."""
 
     identity_key: Coded
     signing_public_key: Coded

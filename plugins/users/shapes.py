@@ -39,9 +39,11 @@ def _obeyed(value: dict[str, Any]) -> dict[str, Any]:
 
 
 KNOWN = Field(
-    description="The app's own, at most 16 KiB of JSON. The server itself obeys two of `privacy`: `last_seen`, who sees"
-    " one's presence, and `add`, who adds one to chats of many without asking. Merged:"
-    " a key that is sent as null is removed, one that is not sent stays; the same for the keys of `privacy`.",
+    description="The app's own, at most 16 KiB of JSON. The server itself reads two keys of `privacy`: `last_seen`, who"
+    " sees your presence, is `everyone` (the default), `contacts` (users whom you have verified, called, answered, or"
+    " written to in a chat of two, or whose chat you have accepted; what they did does not count) or `nobody`; `add`,"
+    " who adds you to chats of many instead of inviting you, is `everyone` (the default), `requests` or `contacts`."
+    " Merged: a key that is sent as null is removed, one that is not sent stays; the same for the keys of `privacy`.",
     json_schema_extra={
         "properties": {
             "privacy": {
@@ -73,7 +75,10 @@ class ChangeMe(Shape):
     language: Annotated[Language | None, EMPTY_IS_NULL] = None
     settings: Annotated[dict[str, Any], bounded(MAX_SETTINGS), AfterValidator(_obeyed), KNOWN] | None = None
     # Contract section 7: who knows it may write to the user's sealed inbox. Signal's is 16 bytes.
-    sealed_access_key: Annotated[Base64, Field(min_length=16, max_length=32)] | None = None
+    sealed_access_key: Annotated[
+        Annotated[Base64, Field(min_length=16, max_length=32)] | None,
+        Field(description="16 to 32 bytes: who knows it can write to your sealed inbox. Null closes it. Never shown."),
+    ] = None
 
 
 # What they get ------------------------------------------------------------------------------------------------------
@@ -95,7 +100,7 @@ class UserProfile(Person):
 
 
 class OwnProfile(UserProfile):
-    """A profile as its owner sees it. ``sealed_chat_id`` is the chat of one's sealed inbox, ``limits`` are what one's
+    """Your own profile. ``sealed_chat_id`` is the chat of your sealed inbox, or null; ``limits`` are what your present
     ``tier`` allows."""
 
     identity_key: Coded

@@ -12,6 +12,8 @@ from email.parser import BytesHeaderParser
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.waiting import WAIT
+
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -40,7 +42,7 @@ class Line:
     async def ask(self, message: bytes, *, bare: bool = False) -> Answered:
         """Send bytes, and read one answer; ``bare`` is for HEAD."""
         self.writer.write(message)
-        return await asyncio.wait_for(self.answer(bare=bare), 5)
+        return await asyncio.wait_for(self.answer(bare=bare), WAIT)
 
     async def answer(self, *, bare: bool = False) -> Answered:
         first, _, rest = (await self.reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")
@@ -54,7 +56,7 @@ class Line:
 
     async def ended(self) -> bytes:
         """What still comes until the server closes. TimeoutError if it doesn't."""
-        return await asyncio.wait_for(self.reader.read(), 3)
+        return await asyncio.wait_for(self.reader.read(), WAIT)
 
 
 @contextlib.asynccontextmanager

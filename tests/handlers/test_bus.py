@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from handlers.metrics import Metrics
 from handlers.sockets.bus import Bus
 from tests.running import Place, Services, place
+from tests.waiting import WAIT, until
 
 CHANNELS = [f"ws:user:{number}" for number in range(40_000)]  # enough to keep a loop busy for longer than its patience
 
@@ -20,15 +21,14 @@ CHANNELS = [f"ws:user:{number}" for number in range(40_000)]  # enough to keep a
 async def on(where: Place) -> AsyncIterator[tuple[Bus, Redis]]:
     async with Redis.from_url(where.redis) as redis, Redis.from_url(where.redis) as asking:
         bus = Bus(redis, uuid4(), Metrics())
-        async with bus.running(), asyncio.timeout(30):
-            while not bus.up:
-                await asyncio.sleep(0.01)
+        async with bus.running():
+            await until(lambda: bus.up)
             yield bus, asking
 
 
 async def heard(redis: Redis, expected: int) -> None:
     """Wait until so many users' channels are subscribed to."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT):
         while len(await redis.pubsub_channels("ws:user:*")) != expected:
             await asyncio.sleep(0.05)
 
@@ -56,7 +56,7 @@ def test_who_comes_back_at_once_is_heard(services: Services) -> None:
             for number in range(50):
                 await bus.subscribe("ws:user:one", lambda _, message: came.append(message))
                 await redis.publish("ws:user:one", b"%d" % number)
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(WAIT):
                     while not came or came[-1] != b"%d" % number:
                         await asyncio.sleep(0.001)
                 bus.unsubscribe("ws:user:one")

@@ -22,25 +22,26 @@ from tests.client import Account, ask
 from tests.running import Services, json_lines, place, serving
 from tests.scripts.examining import examine
 from tests.scripts.valkey import sentinel, valkey
+from tests.waiting import SLACK, WAIT
 
 
 async def health(url: str, part: str) -> str:
-    """What a server says of a part; within 3 seconds, whatever it is."""
+    """What a server says of a part; within 3 seconds, whatever it is. A write may take PostgreSQL 10."""
     began = time.monotonic()
     answer = await ask(url, "GET", "/health")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 3 + SLACK
     return str(answer.json[part])
 
 
 async def becomes(url: str, part: str, state: str) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(WAIT):
         while await health(url, part) != state:
             await asyncio.sleep(0.2)
 
 
 async def shown(running: Server, fault: str) -> None:
     """Wait until the metric by which alerts tell faults apart names this one, and no other."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT):
         while True:
             text = running.app.metrics.exposition().decode()
             if named := re.findall(r'mimu_health_fault\{check="\w+",fault="(\w+)"\} 1', text):

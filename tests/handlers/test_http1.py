@@ -11,6 +11,7 @@ from handlers.http.http1 import MAX_CHUNK_LINE, MAX_TRAILERS, SPARE_EXTENSIONS, 
 from tests.client import Account
 from tests.handlers.raw import LIVE, line, request
 from tests.running import Services, place, serving
+from tests.waiting import WAIT
 
 BODY = b'{"public_id": "nobody_x", "password": "xxxxxxxxx"}'
 CHUNKED = {"Content_Type": "application/json", "Transfer_Encoding": "chunked"}
@@ -180,5 +181,5 @@ async def test_a_body_that_comes_slowly_in_chunks_is_whole(services: Services) -
         for byte in f"{len(BODY):x};a=b\r\n".encode() + BODY + b"\r\n0\r\nA: b\r\n\r\n":
             kept.writer.write(bytes((byte,)))
             await asyncio.sleep(0.001)
-        assert (await asyncio.wait_for(kept.answer(), 5)).status == 401
+        assert (await asyncio.wait_for(kept.answer(), WAIT)).status == 401
         assert await kept.stays()

@@ -14,7 +14,8 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from config.settings import Budgets, Rate, SettingsError, load
+from config.settings import Budgets, SettingsError, load
+from config.values import Rate
 from handlers.limits import ledger
 from handlers.limits.ledger import Account, Ledger
 from handlers.metrics import Metrics

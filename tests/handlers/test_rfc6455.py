@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
-import os
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.sockets.rfc6455 import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Parser, Protocol, Violation
-from tests.client import Account
-from tests.running import Services, place, serving
+from tests.handlers.websocket import frame, line, received
+from tests.running import Services
 
 LIMIT = 1000
-
-
-def frame(opcode: int, payload: bytes, *, fin: bool = True, masked: bool = True, reserved: int = 0) -> bytes:
-    """A client's frame (RFC 6455 section 5.2)."""
-    size = len(payload)
-    head = bytes((0x80 * fin | reserved | opcode,))
-    bit = 0x80 * masked
-    if size < 126:
-        head += bytes((bit | size,))
-    elif size < 65536:
-        head += struct.pack("!BH", bit | 126, size)
-    else:
-        head += struct.pack("!BQ", bit | 127, size)
-    if not masked:
-        return head + payload
-    mask = os.urandom(4)
-    return head + mask + bytes(byte ^ mask[place % 4] for place, byte in enumerate(payload))
 
 
 def fed(wire: bytes, sizes: list[int]) -> list[tuple[int, bytes]]:
@@ -86,36 +67,6 @@ def test_a_large_message_in_single_bytes_costs_no_square() -> None:
     wire = frame(TEXT, b"x" * (1 << 18))
     found = [entry for at in range(len(wire)) for entry in parser.feed(wire[at : at + 1])]
     assert found == [(TEXT, b"x" * (1 << 18))]  # a parser that looks each time would take minutes
-
-
-@contextlib.asynccontextmanager
-async def line(services: Services, **settings: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """An upgraded connection whose ``ready`` has come, with nothing between us and its bytes."""
-    async with place(services) as shared, serving(shared, **settings) as server:
-        alice = await Account().register(server.url)
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        key = base64.b64encode(os.urandom(16)).decode()
-        head = "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        head += f"Authorization: Bearer {alice.token}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
-        writer.write(f"{head}\r\n".encode())
-        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
-        opcode, payload = await received(reader)
-        assert (opcode, json.loads(payload)["type"]) == (TEXT, "ready")
-        try:
-            yield reader, writer
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-
-
-async def received(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    async with asyncio.timeout(10):
-        first, size = await reader.readexactly(2)
-        if size == 126:
-            size = int.from_bytes(await reader.readexactly(2))
-        assert first & 0xF0 == 0x80
-        return first & 0x0F, await reader.readexactly(size)
 
 
 NOPE = b'{"type": "nope", "id": "1"}'

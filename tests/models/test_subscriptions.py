@@ -8,6 +8,7 @@ import pytest
 
 from models import subscriptions, vouchers
 from models.database import Database
+from models.postgres.orm import numbered
 from tests.running import Services, connected, place
 
 
@@ -21,7 +22,12 @@ class Explaining:
         self.plans.append("\n".join(row[0] for row in await self._db.fetch("EXPLAIN " + sql, *args)))
         return []
 
+    async def rows(self, query: Any) -> list[Any]:
+        sql, parameters = self._db._orm.get_sql_context().sql(query).query()
+        return await self.fetch(numbered(sql), *parameters)
+
     row = value = fetch
+    scalar = rows
 
 
 @pytest.mark.gen_test

@@ -14,7 +14,7 @@ import structlog
 
 from handlers.alerts import Listener
 from handlers.sockets.hub import Hub, Peer
-from handlers.tasks import ended
+from handlers.tasks import Worker, ended
 from models import calls, push
 from models.database import Database, Unavailable
 from plugins.push.queue.jobs import LIFE, Job
@@ -52,7 +52,7 @@ class Gathering(Listener):
         self._seen: dict[UUID, int] = {}
         self._opened: dict[UUID, int] = {}
         self._few = asyncio.Semaphore(FEW)
-        self._wake = asyncio.Event()
+        self._writer = Worker("push_gathering", self._write, gather=TOGETHER)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waking = False
 
@@ -65,17 +65,17 @@ class Gathering(Listener):
             noted.senders.add(sender_id)
         elif len(self._chats) < CHATS:
             self._chats[chat_id] = _Chat(members, sender_id, self._queue.now())
-            self._wake.set()
+            self._writer.wake()
         else:
             self._queue.refused += 1
 
     def prekeys_low(self, user_id: UUID) -> None:
         self._low[user_id] = self._queue.now()
-        self._wake.set()
+        self._writer.wake()
 
     def seen(self, user_id: UUID) -> None:
         self._seen[user_id] = self._queue.now()
-        self._wake.set()
+        self._writer.wake()
 
     def watch(self, user_id: UUID, online: bool) -> None:
         """A user's first socket here opened: they see now what happened before. When the last one closes that says
@@ -86,7 +86,7 @@ class Gathering(Listener):
     async def welcome(self, peer: Peer) -> None:
         """A socket opened: what its device would be told of a ring, it is told there."""
         self._opened[peer.session.session_id] = self._queue.now()
-        self._wake.set()
+        self._writer.wake()
 
     def ring(self, call_id: UUID, callee_id: UUID, expires_at: datetime) -> None:
         job = Job("call_offer", callee_id, call_id, self._queue.now(), self._queue.at(expires_at))
@@ -156,31 +156,27 @@ class Gathering(Listener):
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Put what was noted into the queue until the block ends; what is noted then goes first."""
-        writer = asyncio.create_task(self._write())
         self._hub.watchers.append(self.watch)
         self._hub.losses.append(self.lost)
         try:
-            yield
+            async with self._writer.running():
+                yield
         finally:
             self._hub.watchers.remove(self.watch)
             self._hub.losses.remove(self.lost)
-            await ended(writer, *self._tasks)
+            await ended(*self._tasks)
             with contextlib.suppress(Unavailable, *Away):
                 await self._flush()
 
     async def _write(self) -> None:
-        while True:
-            await self._wake.wait()
-            await asyncio.sleep(TOGETHER)
-            self._wake.clear()
-            try:
-                await self._flush()
-            except (Unavailable, *Away) as error:
-                log.warning("push_not_queued", cause=type(error).__name__)
-                self._wake.set()
-                await asyncio.sleep(RETRY)
-            except Exception:
-                log.exception("push_gathering_failed")
+        try:
+            await self._flush()
+        except (Unavailable, *Away) as error:
+            log.warning("push_not_queued", cause=type(error).__name__)
+            self._writer.wake()
+            await asyncio.sleep(RETRY)
+        except Exception:
+            log.exception("push_gathering_failed")
 
     async def _flush_seen(self) -> None:
         seen, opened, self._seen, self._opened = self._seen, self._opened, {}, {}
@@ -240,7 +236,7 @@ class Gathering(Listener):
 
     def _awake(self) -> None:
         self._waking = False
-        self._wake.set()
+        self._writer.wake()
 
     def _put_back(self, chat_id: UUID, chat: _Chat) -> None:
         newer = self._chats.setdefault(chat_id, chat)

@@ -21,7 +21,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from config import channels
-from handlers.tasks import ended
+from config.reasons import redis_code
+from handlers.tasks import Worker, ended
 from plugins.push.queue import scripts
 from plugins.push.queue.jobs import Job
 
@@ -102,7 +103,7 @@ class Queue:
         self._ahead = 0.0  # ms by which Redis's clock is ahead of ours
         self._sooner = asyncio.Event()
         self._ending: deque[tuple[Settled, asyncio.Future[None]]] = deque()
-        self._wake = asyncio.Event()
+        self._ender = Worker("push_queue", self._end)
         self.refused = 0  # jobs for which there was no room
 
     def now(self) -> int:
@@ -118,11 +119,12 @@ class Queue:
         """Let come due what waits, and end what is finished, until the block ends."""
         with contextlib.suppress(*Away):
             await self._turn()
-        tasks = [asyncio.create_task(work) for work in (self._clock(), self._end())]
+        clock = asyncio.create_task(self._clock())
         try:
-            yield
+            async with self._ender.running():
+                yield
         finally:
-            await ended(*tasks)
+            await ended(clock)
             with contextlib.suppress(*Away):
                 while self._ending:
                     await self._end_some()
@@ -221,7 +223,7 @@ class Queue:
         try:
             await self._redis.xgroup_create(name, GROUP, id="0", mkstream=True)
         except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
+            if redis_code(error) != "BUSYGROUP":
                 raise
 
     async def read(self, name: str, most: int) -> list[Entry]:
@@ -260,16 +262,13 @@ class Queue:
         """End an entry, with what follows from it, in one step. Raises one of Away: then it will be taken again."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ending.append((settled, done))
-        self._wake.set()
+        self._ender.wake()
         await done
 
     async def _end(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._ending:
-                with contextlib.suppress(*Away):
-                    await self._end_some()
+        while self._ending:
+            with contextlib.suppress(*Away):
+                await self._end_some()
 
     async def _end_some(self) -> None:
         batch = [self._ending.popleft() for _ in range(min(BATCH, len(self._ending)))]
