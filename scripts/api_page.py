@@ -90,7 +90,7 @@ def errors() -> Iterator[str]:
     yield from table("status", "code", "when")
     for kind in sorted(_below(ApiError), key=lambda kind: (kind.status, kind.code)):
         words = paragraph((kind.__doc__ or "").partition("\n\n")[0]) if kind.__doc__ else kind.message
-        also = [f"`{name}`" for name in (*kind.bears, *kind.sends)]
+        also = [f"`{name}`" for name in (*kind.body_fields, *kind.sends)]
         yield row(str(kind.status), f"`{kind.code}`", f"{words} With {', '.join(also)}." if also else words)
     yield ""
 

@@ -854,7 +854,7 @@ def test_limits_are_those_of_the_code() -> None:
     timers = " ".join(cell for row in rows(CALLS, "Timers") for cell in row)
     for timer in (
         f"{calls.RING_SECONDS} s from `started_at`",
-        f"`heartbeat_seconds` ({socket.HEARTBEAT} s)",
+        f"`heartbeat_seconds` ({socket.HEARTBEAT_SECONDS} s)",
         f"{calls.ANSWER_SECONDS} s, or until the caller's first heartbeat",
         f"{calls.HEARTBEAT_HOURS} h",
         f"`ttl` ({turn.TTL} s)",

@@ -17,7 +17,7 @@ from uuid import UUID
 import pytest
 
 from config import settings
-from handlers.sockets.bus import connected
+from handlers.sockets.bus import redis_client
 from models.database import Database, Unavailable
 from models.postgres import migrations
 from models.postgres.cluster import Cluster, fenced
@@ -228,7 +228,7 @@ async def test_who_waits_for_an_epoch_asks_no_other_host(folder: Path, monkeypat
 async def test_of_two_standbys_that_were_both_promoted_one_is_used(services: Services, folder: Path) -> None:
     async with pair_of_machines(folder) as (made, first, second), place(services) as shared:
         third = await made.standby(first, "third")
-        async with connected(shared.redis) as redis:
+        async with redis_client(shared.redis) as redis:
             start = await fenced(made.dsn(), folder / "one", redis)
             async with Database(start).open() as db:
                 Epoch(db)

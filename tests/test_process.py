@@ -187,7 +187,7 @@ async def test_a_port_that_is_taken_is_named(services: Services) -> None:
         )
         _, said = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 1
-    assert f"PORT {first.port} of HOST 127.0.0.1 can't be had: Address already in use" in said.decode()
+    assert f"Can't listen on PORT {first.port} of HOST 127.0.0.1: Address already in use" in said.decode()
     assert "Traceback" not in said.decode()
 
 

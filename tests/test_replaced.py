@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from handlers.sockets.bus import connected
+from handlers.sockets.bus import redis_client
 from models.database import Database, Unavailable
 from models.postgres.cluster import Cluster, fenced
 from models.postgres.epochs import Epoch
@@ -130,7 +130,7 @@ async def test_no_server_shows_the_former_state_once_another_one_shows_the_new_o
     async with (
         pair_of_machines(folder) as (made, first, second),
         place(services) as shared,
-        connected(shared.redis) as redis,
+        redis_client(shared.redis) as redis,
     ):
         one, other = [Database(await fenced(made.dsn(), folder / name, redis), 4) for name in ("one", "other")]
         Epoch(one), Epoch(other)

@@ -218,7 +218,7 @@ class _Writer:
                 "required": [*ack["required"], *fields.get("required", ())],
             }
         kinds: tuple[type[ApiError], ...] = (*frame.refuses, *REFUSED)
-        borne = {name for kind in kinds for name in kind.bears}
+        borne = {name for kind in kinds for name in kind.body_fields}
         properties = {name: field for name, field in error["properties"].items() if name not in BORNE - borne}
         codes = {"code": {"enum": list(dict.fromkeys(kind.code for kind in kinds))}}
         written = {"ack": ack, "error": {**error, "properties": {**properties, **codes}}}

@@ -13,8 +13,8 @@ from typing import Any
 
 from config.values import Rate
 from handlers.http.base import ApiHandler
-from handlers.http.compression import takes_gzip
-from handlers.http.downloads import names
+from handlers.http.compression import accepts_gzip
+from handlers.http.downloads import matches_tag
 from handlers.reference import openapi
 from handlers.wire.client_frames import ClientFrame
 from handlers.wire.costs import READS
@@ -62,17 +62,17 @@ class Published:
 
 class _PublishedHandler(ApiHandler):
     public = True
-    cors_takes = tuple(header.name for header in ASKED)
+    cors_request_headers = tuple(header.name for header in ASKED)
 
     async def publish(self, found: Published) -> None:
         """200 with the bytes, or 304 for who has them."""
-        packed = takes_gzip(self.request.headers.get("Accept-Encoding", ""))
+        packed = accepts_gzip(self.request.headers.get("Accept-Encoding", ""))
         tag = f'"{found.tag}-gzip"' if packed else f'"{found.tag}"'
         await self.reserve(len(found.content))
         self.set_header("ETag", tag)
         self.set_header("Cache-Control", f"public, max-age={found.seconds}")
         self.add_header("Vary", "Accept-Encoding")
-        if names(self.request.headers.get("If-None-Match"), tag):
+        if matches_tag(self.request.headers.get("If-None-Match"), tag):
             self.set_status(304)
             self.clear_header("Content-Type")
             self.finish()

@@ -1,4 +1,4 @@
-"""Answers: what several features tell in the same words: people, messages and chats."""
+"""Answers: types that several features send: people, messages and chats."""
 
 from __future__ import annotations
 

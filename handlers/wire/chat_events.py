@@ -96,7 +96,7 @@ class Hidden(_Event):
     to_seq: NotRequired[int]
 
 
-# Which feature sends which of them.
+# The events of each feature.
 OF_CHATS = (ParticipantEvent, ParticipantInvited, ParticipantRemoved, ChatChanged, Hidden)
 OF_MESSAGES = (MessageNew, MessageDeleted, ReactionEvent)
 ChatEvent = Annotated[

@@ -68,7 +68,7 @@ class ErrorFrame(TypedDict):
     status: NotRequired[str]
 
 
-BORNE = frozenset(("call_id", "status"))  # what only some refusals of frames have; each says so by its ``bears``
+BORNE = frozenset(("call_id", "status"))  # what only some refusals of frames have; listed in their ``body_fields``
 
 
 class AccountChanged(TypedDict):

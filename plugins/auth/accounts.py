@@ -54,7 +54,7 @@ class Accounts:
 
     def judge(self, request: Register) -> None:
         """The checks that span fields. Raises InvalidRequest with all that fail."""
-        faults = keys.faults(request, request.identity_key, request.signing_public_key, libsignal=self._libsignal)
+        faults = keys.find_faults(request, request.identity_key, request.signing_public_key, libsignal=self._libsignal)
         if self._libsignal and request.last_resort_kyber_prekey is None:
             faults.append(keys.missing_last_resort())
         if request.fingerprint != hashlib.sha256(request.identity_key).hexdigest():
@@ -118,7 +118,7 @@ class Accounts:
         match = await self._passwords.check(request.public_id.lower(), password_hash, request.password)
         if match is None or account is None:
             raise InvalidCredentials
-        if match is Match.AS_SENT or self._passwords.outdated(account.password_hash):
+        if match is Match.AS_SENT or self._passwords.needs_rehash(account.password_hash):
             fresh = await self._passwords.hash(request.password)
             await users.set_password(self._db, account.id, fresh, instead_of=account.password_hash)
         signed_in = await self._sessions.open(account.id, account.public_id, account.fingerprint, client)

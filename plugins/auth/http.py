@@ -226,7 +226,7 @@ class SessionsHandler(ApiHandler):
         """List your sessions, the one used last first."""
         await self.reserve()
         own = self.session
-        sessions = await self._sessions.listed(own.user_id, own.session_id, query.limit + 1, query.place)
+        sessions = await self._sessions.listed(own.user_id, own.session_id, query.limit + 1, query.cursor)
         reply_page(self, query, sessions, "last_used_at", "id")
 
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
 from handlers.http.pages import PageQuery
-from handlers.passwords import KnownPassword, NewPassword
+from handlers.passwords import CurrentPassword, NewPassword
 from handlers.wire.shapes import Hex256, Id, Int31, Language, PublicId, Shape, Signature
 from handlers.wire.signal_keys import CurveKey, KyberPrekey, KyberPrekeys, OneTimePrekeys, SignedPrekey, SigningKey
 from handlers.wire.text import EMPTY_IS_NULL, DisplayName
@@ -58,7 +58,7 @@ class AvailabilityQuery(Shape):
 
 class Login(Shape):
     public_id: Annotated[str, Field(max_length=64)]
-    password: KnownPassword
+    password: CurrentPassword
 
 
 class Refresh(Shape):
@@ -77,7 +77,7 @@ class Logout(Shape):
 
 
 class ChangePassword(Shape):
-    old_password: KnownPassword
+    old_password: CurrentPassword
     new_password: NewPassword
 
 

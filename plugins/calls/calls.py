@@ -14,7 +14,7 @@ from config.values import Rate
 from handlers.alerts import Alerts
 from handlers.limits.rates import Limits
 from handlers.sockets.bus import Bus
-from handlers.sockets.hub import Hub, Peer, ends
+from handlers.sockets.hub import Hub, Peer, last_of
 from models import calls
 from models.calls import RING_SECONDS, Call
 from models.database import Database, Unavailable
@@ -115,7 +115,7 @@ class Calls:
             self._bus.publish(CHANNEL, f"{call.id} answered".encode())
             own = frames.fields(call, caller, callee)
             elsewhere: frames.CallHangup = {"type": "call_hangup", **own, "reason": "answered_elsewhere"}
-            self._hub.send(callee, elsewhere, skip=peer.peer_id, key=ends(str(call.id)))
+            self._hub.send(callee, elsewhere, skip=peer.peer_id, key=last_of(str(call.id)))
             if caller is not None:
                 own = frames.fields(call, callee, caller, answer.encrypted_payload)
                 frame: frames.CallAnswer = {"type": "call_answer", **own}
@@ -187,7 +187,7 @@ class Calls:
             fields = frames.fields(call, from_user_id, user_id, None if own else payload)
             frame: frames.CallHangup = {"type": "call_hangup", **fields, "reason": shown}
             # An offer that another instance is just sending must not ring after this.
-            self._hub.send(user_id, frame, skip=by.peer_id if own and by else "", key=ends(str(call.id)))
+            self._hub.send(user_id, frame, skip=by.peer_id if own and by else "", key=last_of(str(call.id)))
 
     def receive(self, _: str, message: bytes) -> None:
         """Receive the end or answer of a call from an instance. Its own messages come back, too, and change nothing."""

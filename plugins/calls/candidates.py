@@ -73,7 +73,7 @@ class Candidates:
         live = self._live.get(call_id)
         if live is None or peer.session.user_id != live.caller or live.answer_until < time.monotonic():
             return False
-        if not peer.seen(answer_key(call_id)):
+        if not peer.has_sent(answer_key(call_id)):
             return False
         live.answer_until = 0.0
         return True

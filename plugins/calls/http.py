@@ -21,7 +21,7 @@ class Calls(ApiHandler):
     async def get(self, query: PageQuery) -> None:
         """List your calls, the newest first."""
         await self.reserve()
-        entries = await self._history.calls(self.session.user_id, query.limit + 1, query.place)
+        entries = await self._history.calls(self.session.user_id, query.limit + 1, query.cursor)
         reply_page(self, query, entries, "created_at", "id")
 
 

@@ -165,7 +165,7 @@ class PendingOffers:
                 return
             for entry in kept:
                 room -= len(entry)
-                if room < 0 or not await peer.drained():
+                if room < 0 or not await peer.wait_until_drained():
                     return
                 key, _, frame = entry.partition(b"\n")
                 peer.send(orjson.loads(frame), key.decode())

@@ -26,7 +26,7 @@ class InvalidState(Conflict):
     """The call is in a state that does not allow this; ``call_id`` and ``status`` say which."""
 
     code, message = "invalid_state", "The state of the call does not allow this."
-    bears = MappingProxyType({"call_id": str, "status": str})
+    body_fields = MappingProxyType({"call_id": str, "status": str})
 
 
 class CallIdConflict(Conflict):
@@ -51,7 +51,7 @@ class Glare(Conflict):
     """The other side is calling already; ``call_id`` says by which call."""
 
     code, message = "glare", "This user is already calling you."
-    bears = MappingProxyType({"call_id": str})
+    body_fields = MappingProxyType({"call_id": str})
 
 
 OF_A_CALL = (CallNotFound, NotParticipant, InvalidState)  # what explain_refusal returns

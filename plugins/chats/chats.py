@@ -8,7 +8,7 @@ from uuid import UUID
 
 from handlers.http.pages import PageCursor
 from handlers.sockets.hub import Hub
-from handlers.wire.avatars import AvatarHosts, refused
+from handlers.wire.avatars import AvatarHosts, avatar_fault
 from handlers.wire.errors import Fault, Forbidden, InvalidRequest, NotFound
 from handlers.wire.frames import chat_changed
 from handlers.wire.shapes import encode
@@ -89,7 +89,7 @@ class Chats:
         """Create a chat. Returns it and True, or the existing direct chat of the two and False. Raises InvalidRequest,
         Forbidden."""
         others = await self._resolve_participants(user_id, request)
-        file_id = request.avatar_url and self._avatars.judge(request.avatar_url)
+        file_id = request.avatar_url and self._avatars.check(request.avatar_url)
         new = chats.NewChat(request.type, request.title, request.avatar_url, request.settings or {}, others)
         async with self._db.transaction():
             created = await chats.create(self._changes, user_id, new)
@@ -105,7 +105,7 @@ class Chats:
     async def _share_avatar(self, file_id: UUID, user_id: UUID, chat_id: UUID) -> None:
         """Share a file with the participants of a chat, as its avatar. Raises InvalidRequest."""
         if not await files.give_to_chat(self._db, file_id, user_id, chat_id):
-            raise refused("names no complete file of yours, or one of another chat")
+            raise avatar_fault("names no complete file of yours, or one of another chat")
 
     async def _resolve_participants(self, user_id: UUID, request: shapes.NewChat) -> Sequence[UUID]:
         """The users that the request names as participants, without the owner. Raises InvalidRequest."""
@@ -128,7 +128,7 @@ class Chats:
         if "settings" in changes:
             changes["settings"] = changes["settings"] or {}
         avatar = changes.get("avatar_url")
-        file_id = avatar and self._avatars.judge(avatar)
+        file_id = avatar and self._avatars.check(avatar)
         async with lock_as_participant(self._changes, user_id, chat_id) as change:
             if not change.is_pair:
                 require_role(change, "admin")

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from config.values import Rate
 from handlers.http.base import ApiHandler
-from handlers.http.pages import PAGED, place_of, reply_page
+from handlers.http.pages import PAGED, cursor_of, reply_page
 from handlers.wire.costs import CHANGES, JOINS, READS, UPDATES, WRITES
 from handlers.wire.errors import Conflict, Forbidden, NotFound
 from handlers.wire.operations import Answer, Header, operation
@@ -27,7 +27,7 @@ def reply_chat(handler: ApiHandler, chat: Mapping[str, Any], status: int = 200) 
     """Answer with a chat; where not all its participants are shown, point to the others."""
     people = chat["participants"]
     if people and len(people) < chat["participant_count"]:
-        rest = place_of(people[-1], "joined_at", "user_id")
+        rest = cursor_of(people[-1], "joined_at", "user_id")
         handler.link_next(f"/chats/{chat['id']}/participants", limit=OTHERS, before=rest)
     handler.reply(chat, status)
 
@@ -46,7 +46,7 @@ class ChatsHandler(ApiHandler):
         admins and themselves.
         """
         await self.reserve()
-        entries, more = await self._chats.entries(self.session.user_id, query.limit, query.place, hidden=query.hidden)
+        entries, more = await self._chats.entries(self.session.user_id, query.limit, query.cursor, hidden=query.hidden)
         filters = {"hidden": "true"} if query.hidden else {}
         reply_page(self, query, entries, "updated_at", "id", more=more, **filters)
 
@@ -148,7 +148,7 @@ class ParticipantsHandler(ApiHandler):
         In a channel, only its owner and admins may. A page has at most `limit` participants and at most 1 MiB.
         """
         await self.reserve()
-        people, more = await self._members.entries(self.session.user_id, chat_id, query.limit, query.place)
+        people, more = await self._members.entries(self.session.user_id, chat_id, query.limit, query.cursor)
         reply_page(self, query, people, "joined_at", "user_id", more=more)
 
     @operation(
@@ -221,7 +221,7 @@ class BansHandler(ApiHandler):
         It is `conflict` in a chat of two. A page has at most `limit` of them and at most 1 MiB.
         """
         await self.reserve()
-        banned, more = await self._members.bans(self.session.user_id, chat_id, query.limit, query.place)
+        banned, more = await self._members.bans(self.session.user_id, chat_id, query.limit, query.cursor)
         reply_page(self, query, banned, "banned_at", "user_id", more=more)
 
 

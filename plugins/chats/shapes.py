@@ -12,13 +12,15 @@ from typing_extensions import TypedDict
 from handlers.http.pages import PageQuery
 from handlers.wire.answers import ChatType, Message, Person, Role, Thread
 from handlers.wire.avatars import AvatarUrl
-from handlers.wire.shapes import Id, PublicId, Shape, Until, bounded
+from handlers.wire.shapes import Id, PublicId, Shape, TimeWithOffset, max_json_bytes
 from handlers.wire.text import Title
 
 MAX_SETTINGS = 16 * 1024  # bytes of JSON, as a user's own
 YEAR = 366 * 86_400
 
-Settings = Annotated[dict[str, Any], bounded(MAX_SETTINGS), Field(description="The apps' own; at most 16 KiB of JSON.")]
+Settings = Annotated[
+    dict[str, Any], max_json_bytes(MAX_SETTINGS), Field(description="The apps' own; at most 16 KiB of JSON.")
+]
 
 
 class ListQuery(PageQuery):
@@ -61,7 +63,9 @@ class ChangeView(Shape):
 
     hidden: Annotated[bool, Field(description="Leave it out of the list until there is a new message.")] = False
     archived: Annotated[bool, Field(description="Kept for the apps.")] = False
-    muted_until: Annotated[Until | None, Field(description="No pushes for messages until then; null ends it.")] = None
+    muted_until: Annotated[
+        TimeWithOffset | None, Field(description="No pushes for messages until then; null ends it.")
+    ] = None
     marked_unread: Annotated[bool, Field(description="Until the next receipt with `read_seq`.")] = False
 
 

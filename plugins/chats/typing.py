@@ -37,7 +37,7 @@ class Typing:
         if view.type != "channel" and self._last.get(key, -INTERVAL) <= now - INTERVAL:
             self._note(key, now)
             frame: shapes.TypingFrame = {"type": "typing", "chat_id": chat_id, "user_id": user_id}
-            self._delivery.tell(chat_id, view.access, view.audience, frame, by=user_id, but=user_id, droppable=True)
+            self._delivery.send(chat_id, view.access, view.audience, frame, by=user_id, without=user_id, droppable=True)
 
     def _note(self, key: tuple[UUID, UUID], now: float) -> None:
         self._last[key] = now

@@ -35,7 +35,7 @@ class Verifications(_Contacts):
     async def get(self, query: PageQuery) -> None:
         """List your verifications, the latest first."""
         await self.reserve()
-        entries = await self._contacts.verifications(self.session.user_id, query.limit + 1, query.place)
+        entries = await self._contacts.verifications(self.session.user_id, query.limit + 1, query.cursor)
         reply_page(self, query, entries, "verified_at", "id")
 
 
@@ -67,5 +67,5 @@ class Blocks(_Contacts):
     async def get(self, query: PageQuery) -> None:
         """List the users you have blocked, the latest first."""
         await self.reserve()
-        entries = await self._contacts.blocks(self.session.user_id, query.limit + 1, query.place)
+        entries = await self._contacts.blocks(self.session.user_id, query.limit + 1, query.cursor)
         reply_page(self, query, entries, "blocked_at", "user_id")

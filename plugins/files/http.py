@@ -8,7 +8,14 @@ from uuid import UUID
 
 from config.values import Rate
 from handlers.http.base import ApiHandler
-from handlers.http.downloads import BYTES, NAMED, PART, TAKES, DownloadHandler, RangeNotSatisfiable
+from handlers.http.downloads import (
+    ETAG_HEADERS,
+    FILE_HEADERS,
+    PART_HEADERS,
+    REQUEST_HEADERS,
+    DownloadHandler,
+    RangeNotSatisfiable,
+)
 from handlers.http.pages import PAGED, PageQuery, reply_page
 from handlers.http.uploads import UploadHandler
 from handlers.wire.costs import READS, TRANSFERS, UPDATES, WRITES
@@ -31,7 +38,7 @@ from plugins.files.uploads import Uploads
 
 LOCATION = Header("Location", "An address on S3 that is good for five minutes.", required=True)
 
-OF_BYTES = tuple(replace(header, required=False) for header in BYTES)  # an address has none of them
+OF_BYTES = tuple(replace(header, required=False) for header in FILE_HEADERS)  # an address has none of them
 _NOT_AT_ALL = re.compile(r"q=0(\.0{0,3})?")
 
 
@@ -43,7 +50,7 @@ class FilesHandler(ApiHandler):
     async def get(self, query: PageQuery) -> None:
         """List your files, the newest first."""
         await self.reserve()
-        entries = await self._files.entries(self.session.user_id, query.limit + 1, query.place)
+        entries = await self._files.entries(self.session.user_id, query.limit + 1, query.cursor)
         reply_page(self, query, entries, "created_at", "file_id")
 
     @operation(
@@ -124,12 +131,12 @@ class FileContentHandler(DownloadHandler):
             200: Answer(
                 shapes.Source, words="All of it, or its address.", headers=OF_BYTES, media="application/octet-stream"
             ),
-            206: Answer(words="The range that was asked for.", headers=PART, media="application/octet-stream"),
+            206: Answer(words="The range that was asked for.", headers=PART_HEADERS, media="application/octet-stream"),
             302: Answer(words="With S3.", headers=(LOCATION,)),
-            304: Answer(words="It is what `If-None-Match` names.", headers=NAMED),
+            304: Answer(words="It is what `If-None-Match` names.", headers=ETAG_HEADERS),
         },
         refuses=(NotFound, RangeNotSatisfiable),
-        headers=TAKES,
+        headers=REQUEST_HEADERS,
         cost=TRANSFERS,
     )
     async def get(self, file_id: UUID) -> None:
@@ -152,7 +159,7 @@ class FileContentHandler(DownloadHandler):
         if isinstance(content, Link):
             self.clear_header("Content-Type")
             self.redirect(content.url)
-        elif not self.fresh(tag):
+        elif not self.reply_not_modified(tag):
             with self._files.found(row):
                 await self.send(content, row["size"], tag)
 
@@ -169,12 +176,12 @@ class FileDownloadHandler(DownloadHandler):
 
     @operation(
         {
-            200: Answer(words="All of it.", headers=BYTES, media="application/octet-stream"),
-            206: Answer(words="The range that was asked for.", headers=PART, media="application/octet-stream"),
-            304: Answer(words="It is what `If-None-Match` names.", headers=NAMED),
+            200: Answer(words="All of it.", headers=FILE_HEADERS, media="application/octet-stream"),
+            206: Answer(words="The range that was asked for.", headers=PART_HEADERS, media="application/octet-stream"),
+            304: Answer(words="It is what `If-None-Match` names.", headers=ETAG_HEADERS),
         },
         refuses=(Forbidden, NotFound, RangeNotSatisfiable),
-        headers=TAKES,
+        headers=REQUEST_HEADERS,
         cost=TRANSFERS,
     )
     async def get(self, file_id: UUID, query: shapes.SignedReading) -> None:
@@ -187,7 +194,7 @@ class FileDownloadHandler(DownloadHandler):
         if isinstance(content, Link):  # signed before the server moved to S3
             raise NotFound("There is no such file.")
         tag = f'"{row["sha256"].hex()}"'
-        if not self.fresh(tag):
+        if not self.reply_not_modified(tag):
             with self._files.found(row):
                 await self.send(content, row["size"], tag, query.reader)
 
@@ -204,7 +211,7 @@ class FileUploadHandler(UploadHandler):
         self._uploads = uploads
 
     async def begin(self, file_id: str) -> Incoming:
-        length = self.declared if "Content-Length" in self.request.headers else None
+        length = self.declared_length if "Content-Length" in self.request.headers else None
         self.incoming = await self._uploads.put(UUID(file_id), self.query(shapes.Signed), length)
         return self.incoming
 
@@ -220,7 +227,7 @@ class FileUploadHandler(UploadHandler):
 
         The body is the file, of the announced length; a shorter one is 400. With S3 such a URL is one of S3.
         """
-        await self.received()
+        await self.write_rest()
         if self.incoming.offset < self.incoming.size:
             await self.incoming.abandon()
             raise InvalidRequest(f"The body must have {self.incoming.size} bytes.")

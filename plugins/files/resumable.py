@@ -33,7 +33,7 @@ class TusHandler(UploadHandler):
     """What tus wants of every request and answer."""
 
     refuses = (*UploadHandler.refuses, UnsupportedTusVersion)
-    cors_takes, cors_shows = tus.SENT, tus.SHOWN
+    cors_request_headers, cors_response_headers = tus.SENT, tus.SHOWN
     incoming: Incoming | None = None
 
     def set_default_headers(self) -> None:
@@ -98,7 +98,7 @@ class TusUploadsHandler(TusHandler):
         `checksum`, `termination`, `expiration`), the checksum algorithms, and the largest tier's `Tus-Max-Size`. A chat
         in which one takes no part is 404.
         """
-        await self.received()
+        await self.write_rest()
         if self.incoming is not None:
             await self.incoming.finish()
             self.row = await self._uploads.stand(self.session.user_id, self.row["id"])
@@ -162,7 +162,7 @@ class TusUploadHandler(TusHandler):
     )
     async def patch(self, file_id: UUID) -> None:
         """Continue one of your uploads; with the last byte the file is complete."""
-        await self.received()
+        await self.write_rest()
         if self.incoming is not None:
             await self.incoming.finish()
         self.tell(await self._uploads.stand(self.session.user_id, file_id))

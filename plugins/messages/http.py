@@ -196,7 +196,7 @@ class SealedMessages(ApiHandler):
     KEY = Header(
         "Unidentified-Access-Key", "The base64 of the receiver's `sealed_access_key`.", required=True, key=True
     )
-    cors_takes = (KEY.name,)
+    cors_request_headers = (KEY.name,)
 
     def initialize(self, inboxes: Inboxes, rate: Rate) -> None:
         self._inboxes, self._rate = inboxes, rate

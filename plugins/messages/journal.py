@@ -126,8 +126,8 @@ class Journal:
             buckets=SECONDS,
             registry=metrics.registry,
         )
-        metrics.shows("mimu_journal_queue_messages", "Messages that wait for a commit.", lambda: len(self._queue))
-        metrics.shows("mimu_journal_queue_bytes", "Bytes that they weigh.", lambda: self._queue.weight)
+        metrics.add_gauge("mimu_journal_queue_messages", "Messages that wait for a commit.", lambda: len(self._queue))
+        metrics.add_gauge("mimu_journal_queue_bytes", "Bytes that they weigh.", lambda: self._queue.weight)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -157,7 +157,7 @@ class Journal:
         """
         sender, weight = post.sender_id or post.chat_id, len(post.payload) + ROW_BYTES
         entry = _Entry(post, view, answer, self._loop.create_future(), skip, reply_to_seq)
-        if self._delivery.behind(post.chat_id) or not self._queue.put(sender, weight, entry):
+        if self._delivery.is_behind(post.chat_id) or not self._queue.put(sender, weight, entry):
             raise Unavailable
         self._writer.wake()
         return entry.answered
@@ -283,7 +283,7 @@ class Journal:
             "created_at": message["created_at"],
             "message": message,
         }
-        self._delivery.tell(
+        self._delivery.send(
             post.chat_id, view.access, view.audience, frame, by=post.sender_id, skip=entry.skip, began=began
         )
         self._alerts.message(post.chat_id, view.audience, post.sender_id)

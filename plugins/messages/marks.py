@@ -94,7 +94,7 @@ class Marks:
             self._gather(UUID(chat_id), UUID(reader), [UUID(viewer) for viewer in viewers])
 
     def _gather(self, chat_id: UUID, reader: UUID, viewers: Collection[UUID]) -> None:
-        here = [viewer for viewer in viewers if self._hub.here(viewer)]
+        here = [viewer for viewer in viewers if self._hub.is_here(viewer)]
         if not here:
             return
         waiting = self._waiting.get(chat_id)

@@ -43,7 +43,7 @@ class Receipts:
 
     async def reads(self, user_id: UUID, message_id: UUID, query: PageQuery) -> list[dict[str, Any]]:
         """A page of the readers of a message that the user sent, and one more if there is one. Raises NotFound."""
-        reads = await receipts.reads(self._db, user_id, message_id, query.limit + 1, query.place)
+        reads = await receipts.reads(self._db, user_id, message_id, query.limit + 1, query.cursor)
         if reads is None:
             raise NotFound("You have not sent this message.")
         return [dict(row) for row in reads]

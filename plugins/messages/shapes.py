@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from handlers.http.pages import CURSOR
 from handlers.wire.chat_events import ChatEvent
-from handlers.wire.shapes import Base64, Id, IdText, PublicId, Shape, bounded
+from handlers.wire.shapes import Base64, Id, IdText, PublicId, Shape, max_json_bytes
 
 MAX_PAYLOAD = 64 * 1024  # bytes, contract section 7
 MAX_METADATA = 4 * 1024  # bytes of JSON: what a client needs before it decrypts, not a second payload
@@ -25,7 +25,9 @@ MessageType = Annotated[
     Field(description="The apps' own, and known to the server."),
 ]
 Metadata = Annotated[
-    dict[str, Any], bounded(MAX_METADATA), Field(description="The apps' own, and known to the server; 4 KiB of JSON.")
+    dict[str, Any],
+    max_json_bytes(MAX_METADATA),
+    Field(description="The apps' own, and known to the server; 4 KiB of JSON."),
 ]
 Seq = Annotated[int, Field(ge=0, le=MAX_SEQ)]
 Lifetime = Annotated[int, Field(ge=5, le=YEAR, description="Seconds after which it is erased.")]

@@ -100,7 +100,7 @@ class Prekeys:
         owner = await users.identity_of(self._db, user_id)
         if owner is None:
             raise NotFound("There is no such user.")
-        faults = keys.faults(request, owner.identity_key, owner.signing_public_key, libsignal=self._libsignal)
+        faults = keys.find_faults(request, owner.identity_key, owner.signing_public_key, libsignal=self._libsignal)
         wanted = self._libsignal and request.signed_prekey and not request.last_resort_kyber_prekey
         if wanted and await prekeys.last_resort(self._db, user_id) is None:
             faults.append(keys.missing_last_resort())

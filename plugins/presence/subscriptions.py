@@ -187,7 +187,7 @@ class PresenceSubscriptions:
             frame = frame or text_frame(encode(_frame(user_id, state)))
             if peer.write(frame, droppable=state != HIDDEN):
                 self._watched[peer][user_id] = state
-                self._metrics.sent("presence", 1)
+                self._metrics.count_sent("presence", 1)
 
 
 def _frame(user_id: UUID, state: State) -> PresenceFrame:

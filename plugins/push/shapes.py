@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import AfterValidator, Field, StringConstraints
 from typing_extensions import TypedDict
 
-from handlers.wire.shapes import Base64, Coded, Id, Moment, Shape, Until, described, https_parts
+from handlers.wire.shapes import Base64, EncodedBase64, Id, Moment, Shape, TimeWithOffset, base64_schema, https_parts
 from plugins.push.providers.client import HTTPS, allowed
 
 MUTED = 500  # chats; a longer list is somebody filling our disk
@@ -45,9 +45,9 @@ def _point(value: bytes) -> bytes:
 
 class BrowserKeys(Shape):
     p256dh: Annotated[
-        Base64, AfterValidator(_point), described("Base64 of a point of P-256, 65 bytes.", "^B[A-P]@{85}=?$")
+        Base64, AfterValidator(_point), base64_schema("Base64 of a point of P-256, 65 bytes.", "^B[A-P]@{85}=?$")
     ]
-    auth: Annotated[Base64, Field(min_length=16, max_length=16), described("Base64 of 16 bytes.", "^@{22}(==)?$")]
+    auth: Annotated[Base64, Field(min_length=16, max_length=16), base64_schema("Base64 of 16 bytes.", "^@{22}(==)?$")]
 
 
 class BrowserSubscription(Shape):
@@ -93,7 +93,7 @@ class ApplicationServerKey(TypedDict):
     """``public_key`` has 65 bytes. ``application_server_key`` is the same, as browsers and UnifiedPush want it:
     URL-safe, not padded."""
 
-    public_key: Coded
+    public_key: EncodedBase64
     application_server_key: str
 
 
@@ -123,7 +123,7 @@ class QuietHours(Shape):
 
 class Muted(Shape):
     chat_id: Id
-    until: Annotated[Until | None, Field(description="Null: for good.")] = None
+    until: Annotated[TimeWithOffset | None, Field(description="Null: for good.")] = None
 
 
 class Preferences(Shape):

@@ -9,10 +9,10 @@ from uuid import UUID
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from config.tiers import Allowance, TierName
-from handlers.passwords import KnownPassword
+from handlers.passwords import CurrentPassword
 from handlers.wire.answers import Person
 from handlers.wire.avatars import AvatarUrl
-from handlers.wire.shapes import Base64, Coded, Hex256, Language, Shape, bounded
+from handlers.wire.shapes import Base64, EncodedBase64, Hex256, Language, Shape, max_json_bytes
 from handlers.wire.text import EMPTY_IS_NULL, Bio, DisplayName
 
 MAX_SETTINGS = 16 * 1024  # bytes of JSON
@@ -63,7 +63,7 @@ class SearchQuery(Shape):
 
 
 class DeleteMe(Shape):
-    password: KnownPassword
+    password: CurrentPassword
 
 
 class ChangeMe(Shape):
@@ -73,7 +73,7 @@ class ChangeMe(Shape):
     bio: Annotated[Bio | None, EMPTY_IS_NULL] = None
     avatar_url: Annotated[AvatarUrl | None, EMPTY_IS_NULL] = None
     language: Annotated[Language | None, EMPTY_IS_NULL] = None
-    settings: Annotated[dict[str, Any], bounded(MAX_SETTINGS), AfterValidator(_obeyed), KNOWN] | None = None
+    settings: Annotated[dict[str, Any], max_json_bytes(MAX_SETTINGS), AfterValidator(_obeyed), KNOWN] | None = None
     # Contract section 7: who knows it may write to the user's sealed inbox. Signal's is 16 bytes.
     sealed_access_key: Annotated[
         Annotated[Base64, Field(min_length=16, max_length=32)] | None,
@@ -91,7 +91,7 @@ class UserSearchItem(Person):
 
 class UserProfile(Person):
     fingerprint: Hex256
-    signing_public_key: Coded
+    signing_public_key: EncodedBase64
     bio: str | None
     is_online: bool
     last_seen: datetime | None
@@ -103,7 +103,7 @@ class OwnProfile(UserProfile):
     """Your own profile. ``sealed_chat_id`` is the chat of your sealed inbox, or null; ``limits`` are what your present
     ``tier`` allows."""
 
-    identity_key: Coded
+    identity_key: EncodedBase64
     settings: dict[str, Any]
     sealed_chat_id: UUID | None
     tier: TierName

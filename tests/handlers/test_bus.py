@@ -1,4 +1,4 @@
-"""The bus with a real Redis: what is heard there is what is wanted here, however many come and go at once."""
+"""The bus with a real Redis: its subscriptions match ours, even if thousands change at once."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ async def on(where: Place) -> AsyncIterator[tuple[Bus, Redis]]:
 
 
 async def heard(redis: Redis, expected: int) -> None:
-    """Wait until so many users' channels are subscribed to."""
+    """Wait until Redis has so many subscriptions to users' channels."""
     async with asyncio.timeout(WAIT):
         while len(await redis.pubsub_channels("ws:user:*")) != expected:
             await asyncio.sleep(0.05)
 
 
 def nothing(_: str, __: bytes) -> None:
-    """A listener."""
+    """A listener that ignores messages."""
 
 
 def test_no_subscription_stays_behind_when_thousands_go_at_once(services: Services) -> None:
@@ -49,7 +49,7 @@ def test_no_subscription_stays_behind_when_thousands_go_at_once(services: Servic
     asyncio.run(come_and_go())
 
 
-def test_who_comes_back_at_once_is_heard(services: Services) -> None:
+def test_a_user_who_reconnects_at_once_is_subscribed(services: Services) -> None:
     async def come_and_go() -> None:
         async with place(services) as where, on(where) as (bus, redis):
             came: list[bytes] = []
@@ -67,7 +67,7 @@ def test_who_comes_back_at_once_is_heard(services: Services) -> None:
     asyncio.run(come_and_go())
 
 
-def test_what_came_and_went_while_redis_was_away_is_put_right(services: Services) -> None:
+def test_subscriptions_that_changed_while_redis_was_down_are_repaired(services: Services) -> None:
     async def come_and_go() -> None:
         async with place(services) as where, on(where) as (bus, redis):
             for channel in CHANNELS[:100]:

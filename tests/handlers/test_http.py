@@ -1,4 +1,4 @@
-"""The conventions that hold for every HTTP endpoint (contract section 1), asked of a running server."""
+"""The conventions of every HTTP endpoint (contract section 1), checked on a running server."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def at_work(services: Services, **settings: str) -> AsyncIterator[Server]:
 
 @dataclass(frozen=True)
 class Raw:
-    """An answer read from a connection of our own."""
+    """An answer read from a raw connection."""
 
     status: int
     headers: Any
@@ -73,7 +73,7 @@ async def read_answer(reader: asyncio.StreamReader) -> Raw:
 
 
 async def closed(reader: asyncio.StreamReader, seconds: float) -> bytes:
-    """What still comes until the other side closes; TimeoutError when it doesn't."""
+    """Return the bytes until the server closes. Raises TimeoutError if it doesn't."""
     with contextlib.suppress(ConnectionResetError):
         async with asyncio.timeout(seconds):
             return await reader.read()
@@ -108,7 +108,7 @@ async def test_an_unknown_address_is_a_404_in_json(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_a_wrong_method_is_told_the_right_ones(services: Services) -> None:
+async def test_a_wrong_method_is_answered_with_the_allowed_ones(services: Services) -> None:
     async with at_work(services) as one:
         alice = await Account().register(one.url)
         for method, path, allowed in (
@@ -122,8 +122,8 @@ async def test_a_wrong_method_is_told_the_right_ones(services: Services) -> None
         ):
             answer = await ask(one.url, method, path, {} if method in ("POST", "PUT", "PATCH") else None, alice.token)
             of_the_contract(answer, 405, "method_not_allowed")
-            told = {name.strip() for name in answer.headers["Allow"].split(",")}
-            assert told - {"OPTIONS", "HEAD", "DELETE"} == allowed, path
+            listed = {name.strip() for name in answer.headers["Allow"].split(",")}
+            assert listed - {"OPTIONS", "HEAD", "DELETE"} == allowed, path
 
 
 @pytest.mark.gen_test
@@ -142,7 +142,7 @@ async def test_a_wrong_method_with_a_body_keeps_the_connection_in_step(services:
 
 
 @pytest.mark.gen_test
-async def test_every_address_is_closed_to_nobody_but_the_public_ones(services: Services) -> None:
+async def test_every_route_except_the_public_ones_requires_a_token(services: Services) -> None:
     async with at_work(services) as one:
         for feature in one.features:
             for pattern, handler, _ in feature.routes:
@@ -237,7 +237,7 @@ async def test_a_token_in_the_query_string_is_no_token(services: Services) -> No
 
 
 @pytest.mark.gen_test
-async def test_a_prid_of_somebody_else_is_refused(services: Services) -> None:
+async def test_a_prid_of_another_user_is_refused(services: Services) -> None:
     async with at_work(services) as one:
         alice, bob = await Account().register(one.url), await Account().register(one.url)
         of_the_contract(await alice.get("/users/me", **{"X-PrID": bob.public_id}), 403, "prid_mismatch")
@@ -371,7 +371,7 @@ STRICT = {
     "a surrogate in UTF-8": b'{"settings": {"n": "\xed\xa0\x80"}}',
     "33 levels of objects": b'{"settings":' + b'{"a":' * 31 + b"{}" + b"}" * 31 + b"}",
     "33 levels of lists": b'{"settings": {"a":' + b"[" * 31 + b"]" * 31 + b"}}",
-    "33 levels where nobody looks": b'{"unknown":' + b"[" * 32 + b"]" * 32 + b"}",
+    "33 levels in an unknown field": b'{"unknown":' + b"[" * 32 + b"]" * 32 + b"}",
     "100,000 levels": b'{"settings":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "a list": b"[]",
     "a text": b'"text"',
@@ -396,7 +396,7 @@ async def test_json_is_strict(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_should_be_an_object_is_told_in_json_s_own_words(services: Services) -> None:
+async def test_a_body_that_is_not_an_object_is_described_in_terms_of_json(services: Services) -> None:
     async with at_work(services) as one:
         alice = await Account().register(one.url)
         issue = "Input should be an object"
@@ -531,7 +531,7 @@ async def test_cors_is_for_the_origins_that_are_named(services: Services) -> Non
             "Access-Control-Request-Headers": "authorization,content-type,x-prid",
         }
         preflight = await ask(one.url, "OPTIONS", "/users/me", headers=asked)
-        assert (preflight.status, preflight.text) == (204, ""), "a preflight bears no token"
+        assert (preflight.status, preflight.text) == (204, ""), "a preflight has no token"
         assert preflight.headers["Access-Control-Allow-Origin"] == origin
         assert {"GET", "PUT"} <= set(preflight.headers["Access-Control-Allow-Methods"].split(", "))
         allowed = {name.lower() for name in preflight.headers["Access-Control-Allow-Headers"].split(", ")}
@@ -565,7 +565,7 @@ async def test_any_origin_is_for_development_only(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_an_old_app_is_told_so(services: Services) -> None:
+async def test_an_old_app_receives_426(services: Services) -> None:
     async with at_work(services, MIN_CLIENT_VERSION="1.10.2") as one:
         for old in ("1.10.1", "1.9.9", "1.10", "0.99", "1", "1.10.1-beta"):
             answer = await ask(one.url, "GET", "/health/live", headers={"X-Client-Version": old})
@@ -717,10 +717,10 @@ GONE = (no_op, an_unknown_method, a_socket_post, a_cut_body, a_socket_opened_and
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("before", GONE, ids=lambda before: before.__name__)
-async def test_a_stop_waits_for_nobody_who_is_gone(
+async def test_a_stop_does_not_wait_for_disconnected_clients(
     services: Services, before: Callable[[Server], Awaitable[None]]
 ) -> None:
-    """SHUTDOWN_SECONDS is for requests that are being answered; without any the stop is immediate."""
+    """SHUTDOWN_SECONDS is for requests in flight; without any the stop is immediate."""
     async with place(services) as shared:
         async with serving(shared, SHUTDOWN_SECONDS=str(2 * WAIT)) as one:
             await before(one)
@@ -732,7 +732,7 @@ async def test_a_stop_waits_for_nobody_who_is_gone(
 
 
 class Wire:
-    """A TCP proxy whose far end can be moved, cut or made to hang, while the near address stays."""
+    """A TCP proxy whose target can be moved, cut or made to hang, while its own address stays."""
 
     def __init__(self, dsn: str) -> None:
         self._target = urlsplit(dsn)
@@ -762,11 +762,11 @@ class Wire:
         return urlunsplit(self._target._replace(netloc=f"{user}@127.0.0.1:{port}"))
 
     def cut(self) -> None:
-        """Refuse who comes; who is connected learns it from the other end."""
+        """Refuse new connections; the target closes the present ones."""
         self._cut = True
 
     def hang(self) -> None:
-        """Take everything and answer nothing, as a network does that lost its route."""
+        """Accept everything and answer nothing, like a network that lost its route."""
         self._hanging = True
 
     def mend(self, dsn: str | None = None) -> None:
@@ -801,7 +801,7 @@ class Wire:
 
 
 def requests(alice: Account, bob: Account) -> list[tuple[str, str, Any, str | None]]:
-    """A good request of everything that needs PostgreSQL."""
+    """Return a valid request to every route that needs PostgreSQL."""
     credentials = {"public_id": alice.public_id, "password": alice.password}
     verify = {"verified_fingerprint": bob.fingerprint, "method": "manual"}
     return [
@@ -828,7 +828,7 @@ async def timed(url: str, method: str, path: str, body: Any, token: str | None) 
 
 
 async def all_refused(one: Server, alice: Account, bob: Account, times: int) -> None:
-    """Everything that needs PostgreSQL is answered 503, soon; what doesn't need it goes on."""
+    """Check that routes that need PostgreSQL answer 503 soon, and others work."""
     asked = requests(alice, bob) * times
     answers = await asyncio.gather(*(timed(one.url, *request) for request in asked))
     for name, answer, _ in answers:

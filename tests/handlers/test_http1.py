@@ -1,4 +1,4 @@
-"""HTTP/1.1 as proxies and clients speak it (RFC 9112), read so that no request hides in another."""
+"""HTTP/1.1 as proxies and clients send it (RFC 9112), without request smuggling."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ async def test_many_small_chunks_with_signatures_pass(services: Services) -> Non
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("value", ["100-continue", "100-Continue", "100-CONTINUE"])
-async def test_whoever_expects_100_gets_it(services: Services, value: str) -> None:
+async def test_expect_100_is_answered(services: Services, value: str) -> None:
     async with place(services) as shared, serving(shared) as one, line(one.url) as kept:
         head = {"Content_Type": "application/json", "Content_Length": str(len(BODY)), "Expect": value}
         assert (await kept.ask(request("POST /auth/login", **head))).status == 100

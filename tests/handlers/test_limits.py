@@ -1,4 +1,4 @@
-"""Rate limits: the arithmetic, the addresses, and what happens while Redis is away."""
+"""Rate limits: the arithmetic, the client addresses, and Redis that is down."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_an_ipv6_household_is_one_address() -> None:
 
 
 async def spent(limits: Limits, key: str, rate: Rate, times: int) -> list[float]:
-    """The seconds to wait of each refusal; 0 for what fitted."""
+    """Return the seconds to wait for each event; 0 if it fits."""
     waits = []
     for _ in range(times):
         try:

@@ -1,4 +1,4 @@
-"""The pace of uploads: none while the loop is in time, less and less while it is late, and never nothing."""
+"""The throttle of uploads: no limit while the loop is on time, lower while it is late, and never zero."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def test_uploads_are_slowed_while_the_loop_is_late(monkeypatch: pytest.Mon
         ours.begin()
     for _ in range(100):
         await ours.take(1 << 20)
-        time.sleep(0.015)  # somebody computes where nobody should
+        time.sleep(0.015)  # blocks the loop
         await asyncio.sleep(0)
         if ours.rate == pace.LEAST:
             break
@@ -46,7 +46,7 @@ async def test_uploads_are_slowed_while_the_loop_is_late(monkeypatch: pytest.Mon
 
 
 @pytest.mark.gen_test
-async def test_the_last_upload_takes_its_slowness_with_it() -> None:
+async def test_the_limit_ends_with_the_last_upload() -> None:
     ours = Pace()
     ours.begin()
     ours.rate = 1.0

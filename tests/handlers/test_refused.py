@@ -186,7 +186,7 @@ async def test_a_mistake_of_ours_is_answered_too(services: Services, monkeypatch
         raise RuntimeError
 
     async with place(services) as shared, serving(shared) as one, line(one.url) as kept:
-        for where in ("initialize", "_judge_headers"):
+        for where in ("initialize", "_check_headers"):
             with monkeypatch.context() as broken:
                 broken.setattr(Live, where, fail)
                 answer = await kept.ask(request("GET /health/live"))

@@ -1,4 +1,4 @@
-"""RFC 6455 at the socket: what is well formed comes through however it was cut, and what isn't ends with its code."""
+"""RFC 6455: the parser accepts valid frames however they are split, and closes invalid ones with their code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMIT = 1000
 
 
 def fed(wire: bytes, sizes: list[int]) -> list[tuple[int, bytes]]:
-    """What a parser gives of the bytes, cut to pieces of those sizes, again and again."""
+    """Parse the bytes in pieces of these sizes, repeated. Returns the messages."""
     parser, found, at, turn = Parser(LIMIT), [], 0, 0
     while at < len(wire):
         piece = wire[at : at + sizes[turn % len(sizes)]]
@@ -77,7 +77,7 @@ NOPE = b'{"type": "nope", "id": "1"}'
     ("wire", "code"),
     [
         (frame(TEXT, NOPE, masked=False), 1002),
-        (frame(TEXT, NOPE, reserved=0x40), 1002),  # compression that nobody agreed on
+        (frame(TEXT, NOPE, reserved=0x40), 1002),  # compression that was not negotiated
         (frame(0x3, NOPE), 1002),
         (frame(0xB, b""), 1002),
         (frame(PING, b"", fin=False), 1002),
@@ -104,7 +104,7 @@ NOPE = b'{"type": "nope", "id": "1"}'
         "nothing to continue",
         "message within a message",
         "short close",
-        "close with a code of nobody",
+        "close with an unassigned code",
         "close reason not UTF-8",
         "not UTF-8",
         "surrogate",

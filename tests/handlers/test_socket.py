@@ -1,4 +1,4 @@
-"""The socket: who gets in, answers by id, order, limits, and its end."""
+"""The socket: the handshake, answers by id, order, limits, and the close."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("made_up_frames")
 
 
 async def handshake(url: str, path: str = "/ws", subprotocols: list[str] | None = None, **headers: str) -> Any:
-    """The status of a refused handshake, or the open connection."""
+    """Return the status of a refused handshake, or the open connection."""
     request = HTTPRequest(url.replace("http", "ws", 1) + path, headers=headers)
     try:
         return await websocket_connect(request, subprotocols=subprotocols)
@@ -117,7 +117,7 @@ async def test_a_flood_closes(services: Services) -> None:
 
 
 async def opened(account: Account, url: str) -> Socket:
-    """A socket that the test closes, or the server."""
+    """A socket that the test or the server closes."""
     address = url.replace("http", "ws", 1) + "/ws"
     socket = Socket(await websocket_connect(HTTPRequest(address, headers={"Authorization": f"Bearer {account.token}"})))
     await socket.expect("ready")
@@ -211,8 +211,8 @@ async def test_what_waits_behind_a_slow_frame_is_bounded(services: Services) -> 
                     socket.connection.write_message(json.dumps({"type": "nope", "id": f"n{number}", "x": "y" * size}))
                 await asyncio.sleep(0.5)
                 waiting = peer._handler._turns.waiting
-                assert 0 < len(waiting) <= turns.WAITING
-                assert sum(map(len, waiting)) <= turns.WAITING_BYTES + socket_module.MAX_FRAME
+                assert 0 < len(waiting) <= turns.MAX_WAITING
+                assert sum(map(len, waiting)) <= turns.MAX_WAITING_BYTES + socket_module.MAX_FRAME
             answers = [await socket.expect("error") for _ in range(len(sent) + 1)]
             assert [answer["id"] for answer in answers] == ["slow", *(f"n{number}" for number in range(len(sent)))]
 
@@ -295,7 +295,9 @@ async def test_a_slow_reader_that_reads_on_gets_what_was_queued_and_then_4408(se
             while peer.held is not None:  # its welcome
                 await asyncio.sleep(0.01)
             user_id = peer.session.user_id
-            for number in range(2 * peer_module.MAX_QUEUED):  # in one turn of the loop, in which nobody reads
+            for number in range(
+                2 * peer_module.MAX_QUEUED
+            ):  # in one turn of the loop, in which the client does not read
                 server.app.hub.send(user_id, {"type": "message", "number": number, "padding": "x" * 4000})
             assert (await socket.expect("closed"))["code"] == 4408
             numbers = [frame["number"] for frame in socket.frames]
@@ -307,7 +309,7 @@ async def test_a_slow_reader_that_reads_on_gets_what_was_queued_and_then_4408(se
 async def test_an_instance_hears_of_its_own_users_and_no_others(services: Services) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice = await Account().register(one.url)
-        channel = f"{hub_module.CHANNEL}{alice.user_id}"
+        channel = f"{hub_module.USER_CHANNEL}{alice.user_id}"
 
         async def heard(instances: int) -> None:
             async with asyncio.timeout(WAIT):
@@ -374,7 +376,7 @@ async def closed_at(socket: Socket) -> float:
 
 @pytest.mark.gen_test
 async def test_who_comes_while_the_server_stops_is_sent_away_too(services: Services) -> None:
-    """Over a connection that was there before: a proxy keeps some to us."""
+    """Over an existing connection, as proxies keep them."""
     async with place(services) as shared, contextlib.AsyncExitStack() as lines:
         async with serving(shared, SHUTDOWN_SECONDS="0.5") as server:
             people = [await Account(one_time=0).register(server.url) for _ in range(2)]
@@ -400,14 +402,14 @@ async def test_a_session_that_ends_during_the_handshake_gets_no_socket(
 ) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account().register(server.url)
-        arrive = server.app.hub.arrive
+        arrive = server.app.hub.register
 
         async def after_a_logout(peer: Peer) -> None:
             await alice.post("/auth/logout", {})
             await asyncio.sleep(0.3)  # the news of it have come by the bus as well
             await arrive(peer)
 
-        monkeypatch.setattr(server.app.hub, "arrive", after_a_logout)
+        monkeypatch.setattr(server.app.hub, "register", after_a_logout)
         socket = Socket(await handshake(server.url, Authorization=f"Bearer {alice.token}"))
         assert (await socket.expect("closed"))["code"] == 4401
         assert socket.frames == []
@@ -418,12 +420,14 @@ async def test_a_session_that_ends_during_the_handshake_gets_no_socket(
 async def test_from_ready_on_nothing_is_missed_on_any_instance(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other instance hears late that the user is here as well: until it has, it would send to its own only."""
+    """The other instance learns late that the user is here; until then it would send to its own sockets only."""
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice = await Account().register(one.url)
         hub: Hub = two.app.hub
-        hear = hub._hear
-        monkeypatch.setattr(hub, "_hear", lambda *message: asyncio.get_running_loop().call_later(0.3, hear, *message))
+        hear = hub._receive
+        monkeypatch.setattr(
+            hub, "_receive", lambda *message: asyncio.get_running_loop().call_later(0.3, hear, *message)
+        )
         async with alice.socket(two.url), alice.socket(one.url) as socket:
             hub.send(next(iter(hub.users())), {"type": "news"})
             await socket.expect("news")

@@ -1,4 +1,4 @@
-"""A server that stops: what it has taken it answers, and connections end where their other end can see it coming."""
+"""A server that stops: it answers accepted requests, and closes connections with an announcement."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CALLERS = 8
 
 
 class Callers:
-    """Threads that open a connection for each request, as fast as they can, until they are refused."""
+    """Threads that open a connection for each request, as fast as possible, until they are refused."""
 
     def __init__(self, host: str, port: int) -> None:
         self._address = (host, port)

@@ -220,7 +220,7 @@ async def falls_silent(made: Town, person: Account) -> None:
     for peer in hub._peers[UUID(person.user_id)]:
         peer.answered -= 60
     for _ in range(25):  # once round, and no pong comes in between
-        await hub.turn()
+        await hub.tick()
 
 
 @pytest.mark.gen_test

@@ -157,13 +157,13 @@ class Gathering(Listener):
     async def running(self) -> AsyncIterator[None]:
         """Put what was noted into the queue until the block ends; what is noted then goes first."""
         self._hub.watchers.append(self.watch)
-        self._hub.losses.append(self.lost)
+        self._hub.silence_watchers.append(self.lost)
         try:
             async with self._writer.running():
                 yield
         finally:
             self._hub.watchers.remove(self.watch)
-            self._hub.losses.remove(self.lost)
+            self._hub.silence_watchers.remove(self.lost)
             await ended(*self._tasks)
             with contextlib.suppress(Unavailable, *Away):
                 await self._flush()
@@ -248,7 +248,7 @@ class Gathering(Listener):
         people: dict[UUID, list[UUID]] = {}
         for chat_id, chat in chats.items():
             for number, user_id in enumerate(chat.members):
-                if not self._hub.here(user_id):
+                if not self._hub.is_here(user_id):
                     people.setdefault(user_id, []).append(chat_id)
                 if number % SLICE == SLICE - 1:
                     await asyncio.sleep(0)
