@@ -49,7 +49,7 @@ async def test_each_finds_its_rows_by_an_index(services: Services) -> None:
         explaining = Explaining(db)
         asked: Any = explaining
         change: Any = SimpleNamespace(db=asked, chat_id=one, user_id=other)
-        key = prekeys.Signed(1, b"k", b"s")
+        key: Any = SimpleNamespace(key_id=1, public_key=b"k", signature=b"s")
         for query in (
             accounts.find(asked, "anna"),
             users.set_password(asked, one, "hash", instead_of="other"),
@@ -78,8 +78,8 @@ async def test_each_finds_its_rows_by_an_index(services: Services) -> None:
             push.sibling(asked, one, "fcm"),
             prekeys._kyber_known(asked, one, [b"k"]),
             calls.list_ringing(asked, one),
-            chats.masked(change),
-            chats._shown(asked, one, b"pair"),
+            chats.find_masked(change),
+            chats._visible_direct_chat(asked, one, b"pair"),
             invites.entries(asked, one),
             invites.revoke(change, one),
             invites.revoke_all_by(change, one),
