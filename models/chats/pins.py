@@ -8,7 +8,7 @@ import peewee
 
 from models.chats.events import Change
 from models.chats.message_row import MESSAGE_SIZE, message_columns
-from models.chats.messages import FOR_PARTICIPANT, Message, accept
+from models.chats.messages import FOR_PARTICIPANT, Message, note_accepted
 from models.chats.visibility import UNEXPIRED, VISIBLE
 from models.database import Database, Row, Table
 from models.paging import cut, more_behind
@@ -64,7 +64,7 @@ async def pin(change: Change, message_id: UUID, seq: int, at_most: int) -> bool 
             pinned_at=event.created_at,
         )
     )
-    await accept(change)
+    await note_accepted(change)
     return True
 
 

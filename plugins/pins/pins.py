@@ -12,7 +12,7 @@ from handlers.wire.errors import Conflict, Forbidden, NotFound
 from models.chats import chat_list, pins
 from models.chats.changes import ChatChanges
 from models.chats.events import Change
-from models.chats.message_row import shown
+from models.chats.message_row import message_fields
 from models.chats.visibility import GOVERNING
 from models.database import Database, Row
 from plugins.pins import shapes
@@ -50,7 +50,7 @@ class Pins:
             await pins.unpin_all(change)
 
     async def _check_participant(self, user_id: UUID, chat_id: UUID) -> None:
-        if await chat_list.place_of(self._db, user_id, chat_id) is None:
+        if await chat_list.membership_of(self._db, user_id, chat_id) is None:
             raise NotFound("There is no such chat.")
 
     @asynccontextmanager
@@ -66,12 +66,12 @@ class Pins:
 
 def _check_right(change: Change) -> None:
     """Raises Forbidden."""
-    if not change.two and change.role not in GOVERNING:
+    if not change.is_pair and change.role not in GOVERNING:
         raise Forbidden("Only the owner and admins can pin messages here.")
     if not change.may_write:
         raise Forbidden("You may only read here.")
 
 
 def _pin(row: Row) -> shapes.Pin:
-    message = cast(Message, shown(row))
+    message = cast(Message, message_fields(row))
     return {"seq": row["pin_seq"], "pinned_by": row["pinned_by"], "pinned_at": row["pinned_at"], "message": message}
