@@ -45,7 +45,7 @@ def setup(app: App, settings: Settings) -> Plugin:
         finally:
             files.report()
 
-    app.metrics.add_gauges("mimu_files_free_bytes", "Room for files on the disk; with S3 nobody knows.", (), room)
+    app.metrics.add_gauges("mimu_files_free_bytes", "Free space on the disk for files; absent with S3.", (), room)
     announcing = {"files": files, "rate": settings.rate_limit_files, "address": settings.files_public_url}
     return Plugin(
         name="files",

@@ -22,16 +22,18 @@ class Tally:
         )
         self._seconds = Histogram(
             "mimu_push_duration_seconds",
-            "From what happened to a provider's yes.",
+            "Time from the event until the provider accepted the push.",
             ["provider", "kind"],
             buckets=_SECONDS,
             registry=metrics.registry,
         )
         self._dropped = Counter(
-            "mimu_push_dropped_total", "What was not pushed after all.", ["reason"], registry=metrics.registry
+            "mimu_push_dropped_total", "Pushes that were dropped.", ["reason"], registry=metrics.registry
         )
         self._postponed = Counter(
-            "mimu_push_postponed_total", "What waits since its user or host has its share.", registry=metrics.registry
+            "mimu_push_postponed_total",
+            "Pushes that wait because their user or host has used its share.",
+            registry=metrics.registry,
         )
         for reason in REASONS:
             self._dropped.labels(reason)
