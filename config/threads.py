@@ -30,7 +30,7 @@ def run_only_when_idle() -> None:
 
 
 def lower_priority() -> None:
-    """Thread initializer: lower the priority. For work in short pieces that takes the interpreter's lock in between: the
+    """Thread initializer: lower the priority. For short pieces of work that take the interpreter's lock in between: the
     loop runs first, but a thread that holds the lock still gets its turn beside other processes.
 
     A tenth of the loop's weight (sched(7)) is enough for the loop to run at once when it wakes up. With the idle

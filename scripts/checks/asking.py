@@ -51,24 +51,24 @@ async def ask(
     headers: Mapping[str, str] | None = None,
     body: bytes = b"",
     declared: int | None = None,
-    timeout: float = HTTP_TIMEOUT,
+    seconds: float = HTTP_TIMEOUT,
 ) -> HttpResponse:
     """Send a request without following redirects. ``declared`` is the Content-Length to send, even if ``body`` is
     shorter. Raises one of Failed. Ignores proxies of the environment; SSL_CERT_FILE names further authorities."""
-    async with asyncio.timeout(3 * timeout):  # to connect, send and receive, however small the pieces are
-        return await in_daemon_thread(lambda: _ask(url, method, dict(headers or {}), body, declared, timeout))
+    async with asyncio.timeout(3 * seconds):  # to connect, send and receive, however small the pieces are
+        return await in_daemon_thread(lambda: _ask(url, method, dict(headers or {}), body, declared, seconds))
 
 
 def _ask(
-    url: str, method: str, headers: dict[str, str], body: bytes, declared: int | None, timeout: float
+    url: str, method: str, headers: dict[str, str], body: bytes, declared: int | None, seconds: float
 ) -> HttpResponse:
     parts = urlsplit(url)
     connection: http.client.HTTPConnection
     if parts.scheme == "https":
         trust = ssl.create_default_context()
-        connection = http.client.HTTPSConnection(parts.netloc, timeout=timeout, context=trust)
+        connection = http.client.HTTPSConnection(parts.netloc, timeout=seconds, context=trust)
     else:
-        connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
+        connection = http.client.HTTPConnection(parts.netloc, timeout=seconds)
     with contextlib.closing(connection):
         begun, moment = time.monotonic(), time.time()
         connection.putrequest(method, (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))

@@ -48,7 +48,7 @@ def _access(backup: Path | None) -> Finding:
     except OSError as error:
         return skipped(ACCESS, f"{shelf} can't be read ({type(error).__name__}).")
     if exposed:
-        says = f"{exposed[-1]} can be read by every user of this machine: it has all messages and files as they are stored."
+        says = f"{exposed[-1]} can be read by every user of this machine: all messages and files, as they are stored."
         return wrong(ACCESS, says, f"Run: chmod 700 {shelf} && chmod -R o= {shelf}")
     return good(ACCESS, f"Other users can't read the backups in {shelf}.")
 

@@ -1,4 +1,4 @@
-"""coturn's files on this machine: it must be able to read its configuration, and must not start if it can't."""
+"""The files of coturn on this machine: it must be able to read its configuration, and must not start if it can't."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from config.findings import Finding, good, weak, wrong
 
-# The server keeps 5 % of the disk free, at most 1 GiB, and rejects uploads with 507 below that (models/storage/local.py).
+# The server keeps 5 % of the disk free, at most 1 GiB, and rejects uploads with 507 below that
+# (models/storage/local.py).
 KEPT, KEPT_PART = 1 << 30, 0.05
 SOON = 3  # times that: the operator has time to act
 INODES = 0.05

@@ -54,8 +54,8 @@ class Site(NamedTuple):
 
 
 def site(file: Path, host: str | None = None) -> Site | None:
-    """Find Mimu's server block: the one for ``host``, else the first with TLS and a location for ``/ws``. Raises OSError
-    and Malformed."""
+    """Find Mimu's server block: the one for ``host``, else the first with TLS and a location for ``/ws``. Raises
+    OSError and Malformed."""
     main = nginx_conf.read(file)
     for http in main.all("http"):
         for server in http.all("server"):
@@ -139,7 +139,7 @@ def _addresses(found: Site) -> Iterator[str]:
 
 async def _lives(address: str) -> bool:
     try:
-        answer = await ask(f"http://{address}/health/live", timeout=LIVE_TIMEOUT)
+        answer = await ask(f"http://{address}/health/live", seconds=LIVE_TIMEOUT)
     except Failed:
         return False
     return answer.status == 200 and answer.json.get("status") == "live"

@@ -282,7 +282,7 @@ async def _uploads(target: PublicAddress) -> AsyncIterator[Finding]:
     headers = {"Content-Type": "application/octet-stream"}
     address = f"{target.url}/uploads/{uuid4()}"
     try:
-        answer = await ask(address, "PUT", headers=headers, declared=UPLOAD, timeout=UPLOAD_TIMEOUT)
+        answer = await ask(address, "PUT", headers=headers, declared=UPLOAD, seconds=UPLOAD_TIMEOUT)
     except TimeoutError:
         yield weak("uploads", "The proxy buffers uploads before Mimu sees them.", do)
         return

@@ -14,8 +14,8 @@ MAX_BEHIND = 256 << 20  # bytes of log that a standby has not replayed yet
 
 
 async def findings(connection: Any) -> AsyncIterator[Finding]:
-    """Yield findings for PART. Every role sees slots, and that a standby exists; only roles with pg_monitor see its name
-    and position."""
+    """Yield findings for PART. Every role sees slots, and that a standby exists; only roles with pg_monitor see its
+    name and position."""
     found = [finding async for finding in _bad(connection)]
     for finding in found:
         yield finding

@@ -227,8 +227,8 @@ def _server(data: Path) -> tuple[int, int]:
 
 
 def _closed(path: Path, held: os.stat_result, server: tuple[int, int]) -> str:
-    """Return a command that closes the file but lets the servers' user read it: with mode 600 on a file of root, servers
-    and scripts would exit with 78."""
+    """Return a command that closes the file but lets the servers' user read it: with mode 600 on a file of root,
+    servers and scripts would exit with 78."""
     uid, gid = server
     if held.st_gid != _own_group(held.st_uid):  # set on purpose, such as root:mimu
         return f"Run: chmod g-w,o= {path}"

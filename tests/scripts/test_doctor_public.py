@@ -192,7 +192,7 @@ async def test_who_answers_a_byte_at_a_time_keeps_nobody() -> None:
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server, asyncio.timeout(20):
         with pytest.raises(TimeoutError):
-            await ask(url, patience=0.1)
+            await ask(url, seconds=0.1)
         said = await script(None, "doctor", "--only", "public", "--url", url, "--timeout", "0.5", "--json")
         ended.set()
         await asyncio.gather(*filter(None, dripping))
