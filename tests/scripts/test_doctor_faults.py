@@ -274,7 +274,7 @@ FAULTS = [
             "ALTER SYSTEM RESET synchronous_standby_names",
             superuser=True,
         ),
-        "database", "replication", "The synchronous standby is away", "take it out of synchronous_standby_names",
+        "database", "replication", "The synchronous standby is away", "remove it from synchronous_standby_names",
     ),
     Fault(
         "an idle slot holds WAL",

@@ -113,7 +113,7 @@ async def test_a_socket_is_opened_with_an_account(services: Services, trusted: P
     ("days", "name", "state", "words"),
     [
         (-1, "127.0.0.1", "wrong", "certificate has expired"),
-        (5, "127.0.0.1", "weak", "good for 5 days"),
+        (5, "127.0.0.1", "weak", "valid for 5 days"),
         (90, "chat.mimu.test", "wrong", "IP address mismatch"),
         (90, "", "wrong", "unable to get local issuer certificate"),
     ],
