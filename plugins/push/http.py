@@ -9,7 +9,7 @@ from handlers.http.base import ApiHandler
 from handlers.wire.costs import READS, UPDATES
 from handlers.wire.errors import NotFound
 from handlers.wire.operations import Answer, operation
-from plugins.push.preferences import Wishes
+from plugins.push.preferences import PushPreferences
 from plugins.push.shapes import ApplicationServerKey, Preferences, Registration, Token
 from plugins.push.tokens import Tokens
 
@@ -20,18 +20,18 @@ class PushTokens(ApiHandler):
 
     @operation({200: list[Token]}, cost=READS)
     async def get(self) -> None:
-        """List one's push tokens, the one registered last first."""
-        self.reply(await self._tokens.listed(self.session))
+        """List your push tokens, the most recently registered first."""
+        self.reply(await self._tokens.list_all(self.session))
 
     @operation(
-        {201: Token, 200: Answer(Token, "The account had it already; it is the asking session's from now on.")},
+        {201: Token, 200: Answer(Token, "The account already had the token; it now belongs to the current session.")},
         limits={"rate_limit_push": "user"},
         cost=UPDATES,
     )
     async def put(self, body: Registration) -> None:
-        """Register a push token, which goes with its session.
+        """Register a push token for the current session; it is deleted when the session ends.
 
-        An eleventh takes the place of the one that was registered longest ago.
+        An eleventh token replaces the one that was registered longest ago.
         """
         await self.limit("push", self._rate, str(self.session.user_id))
         token, new = await self._tokens.register(self.session, body)
@@ -44,25 +44,25 @@ class PushToken(ApiHandler):
 
     @operation({204: None}, refuses=(NotFound,), cost=UPDATES)
     async def delete(self, token_id: UUID) -> None:
-        """Forget a push token."""
+        """Delete a push token."""
         await self._tokens.remove(self.session.user_id, token_id)
         self.reply_nothing()
 
 
 class PushSettings(ApiHandler):
-    def initialize(self, wishes: Wishes, rate: Rate) -> None:
-        self._wishes, self._rate = wishes, rate
+    def initialize(self, preferences: PushPreferences, rate: Rate) -> None:
+        self._preferences, self._rate = preferences, rate
 
     @operation({200: Preferences}, cost=READS)
     async def get(self) -> None:
-        """See what one is woken for."""
-        self.reply(await self._wishes.of(self.session.user_id))
+        """Get the push settings: which events wake your devices, and when."""
+        self.reply(await self._preferences.of(self.session.user_id))
 
     @operation({200: Preferences}, limits={"rate_limit_push": "user"}, cost=UPDATES)
     async def put(self, body: Preferences) -> None:
-        """Choose what one is woken for; what is not sent stays."""
+        """Change the push settings; fields that are not sent stay as they are."""
         await self.limit("push", self._rate, str(self.session.user_id))
-        self.reply(await self._wishes.change(self.session.user_id, body))
+        self.reply(await self._preferences.change(self.session.user_id, body))
 
 
 class Vapid(ApiHandler):
@@ -71,7 +71,7 @@ class Vapid(ApiHandler):
 
     @operation({200: ApplicationServerKey}, refuses=(NotFound,), cost=READS)
     def get(self) -> None:
-        """Get the key with which browsers and UnifiedPush subscribe; 404 where no Web Push is sent."""
+        """Get the key with which browsers and UnifiedPush subscribe; 404 if this server sends no Web Push."""
         if not self._public_key:
             raise NotFound("This server sends no Web Push.")
         self.reply(self._public_key)

@@ -1,4 +1,4 @@
-"""What clients send to ``/push`` and get from it (contract section 9)."""
+"""Requests and responses of ``/push`` (contract section 9)."""
 
 from __future__ import annotations
 
@@ -15,33 +15,37 @@ from typing_extensions import TypedDict
 from handlers.wire.shapes import Base64, Coded, Id, Moment, Shape, Until, described
 from plugins.push.providers.client import HTTPS, allowed
 
-MUTED = 500  # chats; a longer list is somebody filling our disk
+MAX_MUTED = 500  # chats; a longer list only fills our disk
 
 Provider = Literal["apns", "apns_voip", "fcm", "webpush"]
 Environment = Literal["production", "sandbox"]
 Style = Literal["alert", "background"]
 Kind = Literal["message_new", "call_offer", "prekeys_low"]
-KINDS: tuple[Kind, ...] = ("message_new", "call_offer", "prekeys_low")  # to be woken for; call_hangup follows its offer
+KINDS: tuple[Kind, ...] = (
+    "message_new",
+    "call_offer",
+    "prekeys_low",
+)  # call_hangup follows its offer
 
 
 def _endpoint(value: str) -> str:
-    """An address that may be posted to; where it leads is judged when it is dialled."""
+    """Check the form of an endpoint. Its IP address is checked when connecting."""
     try:
         parts = urlsplit(value)
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        raise ValueError("not an address") from None
+        raise ValueError("not a URL") from None
     if parts.scheme != "https" or not host or not re.fullmatch("[!-~]+", value):
-        raise ValueError("must be an https address")
+        raise ValueError("must be an https URL")
     if not allowed(HTTPS if port is None else port):
         raise ValueError("the port must be 443 or above 1023")
     if "@" in parts.netloc or parts.fragment:
-        raise ValueError("must bear neither user information nor a fragment")
+        raise ValueError("must contain neither user information nor a fragment")
     return value
 
 
 def _point(value: bytes) -> bytes:
-    """A point of P-256, uncompressed (RFC 8291 section 3.1)."""
+    """Check that the value is an uncompressed point of P-256 (RFC 8291 section 3.1)."""
     if len(value) != 65:
         raise ValueError("a key is 65 bytes")
     try:
@@ -59,7 +63,7 @@ class BrowserKeys(Shape):
 
 
 class BrowserSubscription(Shape):
-    """As browsers and UnifiedPush distributors give it."""
+    """A subscription in the form that browsers and UnifiedPush distributors return."""
 
     endpoint: Annotated[str, StringConstraints(max_length=2048), AfterValidator(_endpoint)]
     keys: BrowserKeys
@@ -77,8 +81,8 @@ class Registration(Shape):
 
 
 class Token(Shape):
-    """A token as its owner sees it: not what it is, but where it is from. ``available`` says whether this server sends
-    by that provider."""
+    """A token as its owner sees it, without the token itself. ``available`` is true if this server sends through that
+    provider."""
 
     id: UUID
     provider: Provider
@@ -91,8 +95,8 @@ class Token(Shape):
 
 
 class ApplicationServerKey(TypedDict):
-    """``application_server_key`` is the same as ``public_key``, as browsers and UnifiedPush want it: URL-safe, not
-    padded."""
+    """``application_server_key`` is the same as ``public_key`` in the form that browsers and UnifiedPush need:
+    URL-safe, not padded."""
 
     public_key: Coded
     application_server_key: str
@@ -104,7 +108,7 @@ class ApplicationServerKey(TypedDict):
 def _zone(value: str) -> str:
     try:
         ZoneInfo(value)
-    except (ZoneInfoNotFoundError, ValueError, OSError):  # a folder of the database is an OSError
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # the name of a folder in the database raises OSError
         raise ValueError("no such time zone") from None
     return value
 
@@ -114,12 +118,12 @@ Zone = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+-]{1,32}(/[A-Za-z
 
 
 class QuietHours(Shape):
-    """From ``start`` to ``end``, over midnight when that is earlier; what comes meanwhile waits for their end."""
+    """From ``start`` to ``end``, past midnight if ``end`` is earlier. Pushes of this time wait until the end."""
 
     start: Clock
     end: Clock
     time_zone: Annotated[Zone, AfterValidator(_zone)] = "UTC"
-    calls: bool = True  # whether calls ring all the same
+    calls: bool = True  # calls ring during quiet hours
 
 
 class Muted(Shape):
@@ -128,8 +132,8 @@ class Muted(Shape):
 
 
 class Preferences(Shape):
-    """What a user is woken for."""
+    """Which events wake a user's devices, and when."""
 
     kinds: list[Kind] = Field(default_factory=lambda: [*KINDS], max_length=len(KINDS))
     quiet_hours: QuietHours | None = None
-    muted_chats: list[Muted] = Field(default_factory=list, max_length=MUTED)
+    muted_chats: list[Muted] = Field(default_factory=list, max_length=MAX_MUTED)
