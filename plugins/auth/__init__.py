@@ -17,11 +17,11 @@ from plugins.auth.sessions import Sessions
 
 class Settings(SignalSettings):
     refresh_grace_seconds: int = Field(
-        30, ge=0, le=300, description="How long a refresh token just rotated away may be repeated; 0 is strict."
+        30, ge=0, le=300, description="How long the previous refresh token may be sent again; 0: not at all."
     )
     rate_limit_register: RateLimit = Field(Rate(3, 3600), description="Registrations that succeed, an address.")
     rate_limit_register_failed: RateLimit = Field(Rate(20, 3600), description="Registrations that fail, an address.")
-    rate_limit_available: RateLimit = Field(Rate(30, 3600), description="Public ids looked up as free, an address.")
+    rate_limit_available: RateLimit = Field(Rate(30, 3600), description="Checks if a public id is free, an address.")
     rate_limit_login: RateLimit = Field(Rate(5, 900), description="Logins an address.")
     rate_limit_refresh: RateLimit = Field(Rate(200, 86_400), description="Refreshes a session; each leaves a row.")
     rate_limit_refresh_unknown: RateLimit = Field(
@@ -36,7 +36,7 @@ def setup(app: App, settings: Settings) -> Plugin:
     accounts = Accounts(
         app.db, app.passwords, sessions, app.revocations, app.tokens.keyring, libsignal=settings.libsignal
     )
-    confirmed = {"accounts": accounts, "rate": settings.rate_limit_login}
+    password_checked = {"accounts": accounts, "rate": settings.rate_limit_login}
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -56,7 +56,7 @@ def setup(app: App, settings: Settings) -> Plugin:
                 },
             ),
             ("/auth/available", http.AvailableHandler, {"accounts": accounts, "rate": settings.rate_limit_available}),
-            ("/auth/login", http.LoginHandler, confirmed),
+            ("/auth/login", http.LoginHandler, password_checked),
             (
                 "/auth/refresh",
                 http.RefreshHandler,
@@ -78,9 +78,9 @@ def setup(app: App, settings: Settings) -> Plugin:
             ("/auth/logout", http.LogoutHandler, {"sessions": sessions}),
             ("/auth/sessions", http.SessionsHandler, {"sessions": sessions}),
             ("/auth/sessions/([0-9a-fA-F-]{36})", http.SessionHandler, {"sessions": sessions}),
-            ("/auth/change-password", http.ChangePasswordHandler, confirmed),
+            ("/auth/change-password", http.ChangePasswordHandler, password_checked),
         ),
-        # Every 10 s: with Redis away a revoked session must be refused within 15 s (contract section 2).
+        # Every 10 s: with Redis away a revoked session must be rejected within 15 s (contract section 2).
         periodic=(Every(10, sessions.catch_up, "ended_sessions"),),
         lifespan=lifespan,
     )

@@ -58,21 +58,21 @@ class RegisterHandler(ApiHandler):
     async def post(self, body: Register) -> None:
         """Register an account, and open its first session.
 
-        A signature is Ed25519 by `signing_public_key`, or XEdDSA by `identity_key` (what libsignal makes); over the
-        prekey's 32 bytes or its 33, over a Kyber key's bytes as they were sent. All is stored, or nothing.
+        A signature is Ed25519 by `signing_public_key`, or XEdDSA by `identity_key` (as libsignal creates it). It covers
+        the 32 or 33 bytes of a prekey, or the bytes of a Kyber key as they were sent. The server stores all or nothing.
 
-        The public id of an account that was deleted is taken for 180 days, and its identity key unless the signed
-        prekey is signed with XEdDSA by it.
+        After an account was deleted its public id stays taken for 180 days. So does its identity key, unless that key
+        signed the signed prekey (XEdDSA).
         """
         async with self._counted():
-            self._accounts.judge(body)  # after the limits: 100 keys that are no good cost the loop 12 ms
+            self._accounts.validate(body)  # after the limits: 100 invalid keys cost the loop 12 ms
             self.count_client()
             signed_in = await self._accounts.register(body, self.client)
         self.reply(signed_in, 201)
 
     @contextlib.asynccontextmanager
     async def _counted(self) -> AsyncIterator[None]:
-        """Count a registration against both limits, then take back the one that it does not belong to."""
+        """Count a registration against both limits, then refund the limit that does not apply."""
         limits, key = self.application.limits, limit_key(self.address)
         await limits.spend("register", key, self._rate, shown=True)
         try:
@@ -100,9 +100,9 @@ class AvailableHandler(ApiHandler):
 
     @operation({200: Availability}, limits={"rate_limit_available": "address"}, cost=READS)
     async def get(self, query: AvailabilityQuery) -> None:
-        """Ask whether a public id could be registered now.
+        """Check if a public id can be registered now.
 
-        It can't while an account has it, for 180 days after that account was deleted, and if it is reserved.
+        It can't while an account has it, for 180 days after that account was deleted, or if it is reserved.
         """
         await self.limit("available", self._rate)
         self.reply({"available": await self._accounts.available(query.public_id)})
@@ -121,10 +121,10 @@ class LoginHandler(ApiHandler):
         cost=WRITES,
     )
     async def post(self, body: Login) -> None:
-        """Log in: a new session.
+        """Log in, and open a session.
 
-        A wrong password and an unknown user are one answer, in the same time. Wrong passwords make further tries for
-        that account wait; none is locked.
+        A wrong password and an unknown user give the same response, in the same time. After wrong passwords further
+        tries for that account take longer; no account is locked.
         """
         await self.limit("login", self._rate)
         self.count_client()
@@ -147,14 +147,14 @@ class RefreshHandler(ApiHandler):
         cost=WRITES,
     )
     async def post(self, body: Refresh) -> None:
-        """Spend a refresh token for its successor.
+        """Exchange a refresh token for its successor and a new access token.
 
-        The token spent last may be sent again for some seconds while its successor is unused, and gets the same
-        successor. Any other spent one ends its session.
+        If the response was lost, send the same token again within a few seconds: it returns the same successor. Any
+        other used token ends its session.
         """
         token = body.refresh_token
         if await self._sessions.has_seen(token):
-            # Each leaves a row for as long as the session may last. Who doesn't have the token can't use this up.
+            # Each leaves a row for as long as the session may last. Only the token's owner can use up this limit.
             await self.limit("refresh", self._rate, str(family(token)))
         else:
             await self.limit("refresh-unknown", self._unknown_rate)
@@ -178,10 +178,10 @@ class ResetPasswordHandler(ApiHandler):
         cost=WRITES,
     )
     async def post(self, body: ResetPassword) -> None:
-        """Set a new password, by who has the keys.
+        """Set a new password with the account's keys.
 
-        Without `challenge` and `signature` nothing changes, and 428 gives a challenge, for any key, known or not. The
-        signature is by the signing key (Ed25519) or the identity key (XEdDSA), over the text
+        Without `challenge` and `signature` nothing changes: the response is 428 with a challenge, for any key, known or
+        not. The signature is by the signing key (Ed25519) or the identity key (XEdDSA), over the text
         `mimu-reset-v1|{identity_key}|{challenge}|{sha256}`, where `identity_key` is the standard padded base64 of its
         32 bytes and `sha256` the hex digest of `new_password`. Every other session ends.
         """
@@ -198,7 +198,7 @@ class LogoutHandler(ApiHandler):
 
     @operation({204: None}, refuses=(NotFound,), cost=DEFENDS)
     async def post(self, body: Logout | None = None) -> None:
-        """End this session; with `all` every one of the user's."""
+        """End this session; with `all`, every session of the user."""
         if body is not None and body.all:
             await self._sessions.end_all(self.session.user_id)
         else:
@@ -212,10 +212,10 @@ class SessionsHandler(ApiHandler):
 
     @operation({200: Answer(list[LiveSession], headers=PAGED)}, cost=DEFENDS)
     async def get(self, query: SessionsQuery) -> None:
-        """List one's sessions, the one used last first."""
+        """List your sessions, the most recently used first."""
         await self.reserve()
         own = self.session
-        sessions = await self._sessions.listed(own.user_id, own.session_id, query.limit + 1, query.place)
+        sessions = await self._sessions.list_live(own.user_id, own.session_id, query.limit + 1, query.place)
         reply_page(self, query, sessions, "last_used_at", "id")
 
 
@@ -225,9 +225,9 @@ class SessionHandler(ApiHandler):
 
     @operation({204: None}, refuses=(NotFound,), cost=DEFENDS)
     async def delete(self, session_id: UUID) -> None:
-        """End a session of one's own.
+        """End one of your sessions.
 
-        Its tokens are refused on every instance within a second, and its sockets are closed with 4401.
+        Within a second every instance rejects its tokens and closes its sockets with 4401.
         """
         await self._sessions.end(self.session.user_id, session_id)
         self.reply_nothing()
@@ -241,7 +241,7 @@ class ChangePasswordHandler(ApiHandler):
         {204: None}, refuses=(InvalidCredentials, Conflict), limits={"rate_limit_login": "address"}, cost=DEFENDS
     )
     async def post(self, body: ChangePassword) -> None:
-        """Change one's password; every other session ends."""
+        """Change your password; every other session ends."""
         await self.limit("login", self._rate)
         await self._accounts.change_password(self.session, body)
         self.reply_nothing()

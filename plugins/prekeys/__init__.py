@@ -1,4 +1,4 @@
-"""Prekeys: bundles handed to who wants to write, and their owner's supply (contract section 3)."""
+"""Prekeys: bundles for users who want to write, and the owner's supply of keys (contract section 3)."""
 
 from __future__ import annotations
 

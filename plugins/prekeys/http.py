@@ -1,4 +1,4 @@
-"""The endpoints that hand out and take in prekeys."""
+"""The endpoints that hand out bundles and accept prekeys."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Bundle(ApiHandler):
         cost=READS,
     )
     async def get(self, public_id: UserRef, query: shapes.BundleQuery) -> None:
-        """Fetch what opens a Signal session with somebody.
+        """Fetch a user's bundle of keys, which opens a Signal session.
 
-        A one-time prekey is handed out once, ever. When few are left, its owner is told. The bundle of one's own shows
-        none and spends none.
+        A one-time prekey is handed out once, ever. The server notifies the owner when few are left. Your own bundle
+        contains no one-time prekey and uses none.
         """
         signal_form = query.format == "signal"
         self.reply(await self._prekeys.bundle(self.session.user_id, public_id, signal_form=signal_form))
@@ -40,18 +40,18 @@ class Supply(ApiHandler):
 
     @operation({200: shapes.Supply}, refuses=(NotFound,), cost=READS)
     async def get(self) -> None:
-        """See how many of one's prekeys are left."""
+        """Get how many of your prekeys are left."""
         self.reply(await self._prekeys.supply(self.session.user_id))
 
     @operation(
         {200: shapes.Supply}, refuses=(NotFound, Conflict), limits={"rate_limit_prekey_upload": "user"}, cost=WRITES
     )
     async def post(self, body: shapes.Upload) -> None:
-        """Upload prekeys: all are taken, or none.
+        """Upload prekeys; the server stores all or none.
 
-        A new signed prekey, or last-resort key, takes the place of the present one. A `key_id` that was sent before
-        with another key is 409, and so is a signed key that was superseded. What is there already stays as it is, so
-        that an upload can be repeated.
+        A new signed prekey or last-resort key replaces the present one. A `key_id` that was sent before with another
+        key is 409, and so is a signed key that was replaced. Keys that are stored already stay as they are, so an
+        upload can be repeated.
         """
         await self.limit("prekey-upload", self._rate, str(self.session.user_id))
         self.reply(await self._prekeys.upload(self.session.user_id, body))

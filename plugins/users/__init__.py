@@ -1,4 +1,4 @@
-"""Users: search, profiles and one's own (contract section 3)."""
+"""Users: search, profiles and the own account (contract section 3)."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ class Search(ApiHandler):
 
     @operation({200: list[UserSearchItem]}, limits={"rate_limit_search": "user"}, cost=SEARCHES)
     async def get(self, query: SearchQuery) -> None:
-        """Search users by a part of their public id, at most 50.
+        """Search users by a part of their public id; returns at most 50.
 
-        The same public id first, then those that begin with `q`, then those that contain it.
+        An exact match comes first, then ids that begin with `q`, then ids that contain it.
         """
         await self.limit("search", self._rate, str(self.session.user_id))
         await self.reserve()
@@ -33,9 +33,9 @@ class Profile(ApiHandler):
 
     @operation({200: UserProfile}, refuses=(NotFound,), cost=READS)
     async def get(self, public_id: UserRef) -> None:
-        """Look at a user's profile.
+        """Get a user's profile.
 
-        Presence is `false` and `null` where it is hidden: by that user's `settings.privacy.last_seen`, or by a block.
+        Presence is `false` and `null` if it is hidden: by that user's `settings.privacy.last_seen`, or by a block.
         """
         self.reply(await self._users.profile(self.session.user_id, public_id))
 
@@ -46,23 +46,23 @@ class Me(ApiHandler):
 
     @operation({200: OwnProfile}, refuses=(NotFound,), cost=READS)
     async def get(self) -> None:
-        """Look at one's own profile."""
+        """Get your own profile."""
         self.reply(await self._users.me(self.session.user_id))
 
     @operation({200: OwnProfile}, refuses=(NotFound,), cost=WRITES)
     async def put(self, body: ChangeMe) -> None:
-        """Change one's own profile: only the fields that are sent; null clears.
+        """Change your own profile: only the fields that are sent; null clears a field.
 
-        `settings` are merged into what is there, and so is `privacy` in them: a key that is not sent stays, one that is
-        sent as null goes. What comes of it may have 16 KiB of JSON.
+        `settings` are merged into the present ones, and so is `privacy` in them: a key that is not sent stays, a key
+        that is sent as null is removed. The result may have at most 16 KiB of JSON.
         """
         self.reply(await self._users.change(self.session.user_id, body))
 
     @operation({204: None}, refuses=(InvalidCredentials,), limits={"rate_limit_delete": "address"}, cost=DEFENDS)
     async def delete(self, body: DeleteMe) -> None:
-        """Erase one's account, with its keys, sessions, files and reactions.
+        """Delete your account, with its keys, sessions, files and reactions.
 
-        Messages in chats of many stay, without a sender.
+        Messages in groups and channels stay, without a sender.
         """
         await self.limit("delete-me", self._rate)
         await self._users.delete(self.session, body.password)

@@ -1,4 +1,4 @@
-"""What clients send to ``/users`` (contract section 3), and what they get."""
+"""Requests and responses of ``/users`` (contract section 3)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Privacy(Shape):
 
 
 class KnownSettings(Shape):
-    """The settings that the server itself obeys; all others are the client's own."""
+    """The settings that the server itself uses; all others belong to the client."""
 
     privacy: Privacy | None = None
 
 
-def _obeyed(value: dict[str, Any]) -> dict[str, Any]:
+def _check_known(value: dict[str, Any]) -> dict[str, Any]:
     try:
         KnownSettings.model_validate(value)
     except ValidationError as error:
@@ -39,8 +39,8 @@ def _obeyed(value: dict[str, Any]) -> dict[str, Any]:
 
 
 KNOWN = Field(
-    description="The app's own, at most 16 KiB of JSON. The server itself obeys two of `privacy`: `last_seen`, who sees"
-    " one's presence, and `add`, who adds one to chats of many without asking. Merged:"
+    description="Settings of the app, at most 16 KiB of JSON. The server itself uses two keys of `privacy`:"
+    " `last_seen`, who sees the user's presence, and `add`, who may add the user to groups without asking. Merged:"
     " a key that is sent as null is removed, one that is not sent stays; the same for the keys of `privacy`.",
     json_schema_extra={
         "properties": {
@@ -71,12 +71,12 @@ class ChangeMe(Shape):
     bio: Annotated[Bio | None, EMPTY_IS_NULL] = None
     avatar_url: Annotated[AvatarUrl | None, EMPTY_IS_NULL] = None
     language: Annotated[Language | None, EMPTY_IS_NULL] = None
-    settings: Annotated[dict[str, Any], bounded(MAX_SETTINGS), AfterValidator(_obeyed), KNOWN] | None = None
-    # Contract section 7: who knows it may write to the user's sealed inbox. Signal's is 16 bytes.
+    settings: Annotated[dict[str, Any], bounded(MAX_SETTINGS), AfterValidator(_check_known), KNOWN] | None = None
+    # Contract section 7: anyone with this key may write to the user's sealed inbox. Signal's has 16 bytes.
     sealed_access_key: Annotated[Base64, Field(min_length=16, max_length=32)] | None = None
 
 
-# What they get ------------------------------------------------------------------------------------------------------
+# Responses ----------------------------------------------------------------------------------------------------------
 
 
 class UserSearchItem(Person):
@@ -95,8 +95,8 @@ class UserProfile(Person):
 
 
 class OwnProfile(UserProfile):
-    """A profile as its owner sees it. ``sealed_chat_id`` is the chat of one's sealed inbox, ``limits`` are what one's
-    ``tier`` allows."""
+    """A profile as its owner sees it. ``sealed_chat_id`` is the chat of the sealed inbox, ``limits`` are those of the
+    ``tier``."""
 
     identity_key: Coded
     settings: dict[str, Any]
