@@ -1,7 +1,7 @@
-"""Multipart: an S3 object put together of parts that arrive over hours, from several requests and servers.
+"""Multipart: an S3 object assembled from parts that arrive over hours, through several requests and servers.
 
-What obstore does not do: its multipart uploads live as long as one call. The five requests are signed in their
-addresses (sigv4.py) and sent by the standard library from threads, parts straight from a file.
+obstore can't do this: its multipart uploads last one call. The five requests are signed in their URLs (sigv4.py) and
+sent by the standard library from threads, parts straight from a file.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from urllib.parse import urlsplit
 from models.storage import StorageAway
 from models.storage.sigv4 import Signer
 
-TIMEOUT = 20.0  # seconds for a socket that says nothing
-QUICK = 1.5  # the same where somebody waits for no more than a yes: within the 2 s of /health
-TRIES, FIRST_REST, RESTS = 4, 0.1, 3.0  # 0.1, 0.3, 0.9 s between tries, some more or less: about 1.5 s in all
-LAST_TRY = 10.0  # seconds after the first; with TIMEOUT a request takes half a minute at the most
+TIMEOUT = 20.0  # seconds that a socket may be silent
+QUICK_TIMEOUT = 1.5  # the same for a check of the bucket: within the 2 s of /health
+TRIES, FIRST_PAUSE, PAUSE_FACTOR = 4, 0.1, 3.0  # 0.1, 0.3, 0.9 s between tries, with jitter: about 1.5 s in total
+LAST_TRY = 10.0  # seconds after the first; with TIMEOUT a request takes at most half a minute
 SIGNED_SECONDS = 300
 THREADS = 8
 BLOCK = 256 * 1024
-AGAIN = (408, 429, 500, 502, 503, 504)
+RETRIED = (408, 429, 500, 502, 503, 504)  # statuses
 _RANDOM = random.SystemRandom()  # peers see these delays: Python's own generator would give its state away
 
 
 class S3Response(NamedTuple):
-    """What S3 answered."""
+    """A response of S3."""
 
     status: int
     etag: str
@@ -57,93 +57,93 @@ class Multipart:
         await asyncio.to_thread(self._threads.shutdown)
 
     async def bucket(self, *, create: bool) -> None:
-        """See that the bucket is there; make it if that is allowed. Raises StorageAway."""
-        told = await self._ask("HEAD", "", patience=QUICK, tries=1)
-        if told.status == 404 and create:
+        """Check that the bucket exists; create it if that is allowed. Raises StorageAway."""
+        response = await self._send("HEAD", "", timeout=QUICK_TIMEOUT, tries=1)
+        if response.status == 404 and create:
             region = self._signer.region
-            place = f"<LocationConstraint>{region}</LocationConstraint>" if region != "us-east-1" else ""
-            body = f"<CreateBucketConfiguration>{place}</CreateBucketConfiguration>".encode() if place else b""
-            told = await self._ask("PUT", "", body=body, patience=QUICK, tries=1)
-            if told.status == 409:  # another instance was quicker
+            where = f"<LocationConstraint>{region}</LocationConstraint>" if region != "us-east-1" else ""
+            body = f"<CreateBucketConfiguration>{where}</CreateBucketConfiguration>".encode() if where else b""
+            response = await self._send("PUT", "", body=body, timeout=QUICK_TIMEOUT, tries=1)
+            if response.status == 409:  # another instance was quicker
                 return
-        if told.status >= 300:
-            raise StorageAway(f"the bucket: {told.status}")
+        if response.status >= 300:
+            raise StorageAway(f"the bucket: {response.status}")
 
     async def begin(self, key: str) -> str:
-        told = await self._ask("POST", key, {"uploads": ""})
-        found = re.search(r"<UploadId>([^<]+)</UploadId>", told.text)
-        if told.status != 200 or found is None:
-            raise StorageAway(f"a multipart upload: {told.status}")
-        return html.unescape(found[1])
+        response = await self._send("POST", key, {"uploads": ""})
+        match = re.search(r"<UploadId>([^<]+)</UploadId>", response.text)
+        if response.status != 200 or match is None:
+            raise StorageAway(f"a multipart upload: {response.status}")
+        return html.unescape(match[1])
 
     async def part(self, key: str, upload_id: str, number: int, part: Part) -> str:
-        """Put a part, from 1; its tag. Again replaces it."""
-        told = await self._ask("PUT", key, {"partNumber": str(number), "uploadId": upload_id}, part)
-        if told.status != 200 or not told.etag:
-            raise StorageAway(f"a part: {told.status}")
-        return told.etag
+        """Put a part, numbered from 1; repeating replaces it. Returns its ETag."""
+        response = await self._send("PUT", key, {"partNumber": str(number), "uploadId": upload_id}, part)
+        if response.status != 200 or not response.etag:
+            raise StorageAway(f"a part: {response.status}")
+        return response.etag
 
     async def complete(self, key: str, upload_id: str, etags: Sequence[str]) -> bool:
-        """Put the parts together. False when S3 knows no such upload: it was done before, or taken back."""
+        """Assemble the parts. Returns False if S3 has no such upload: it was completed or aborted before."""
         parts = "".join(
             f"<Part><PartNumber>{number}</PartNumber><ETag>{html.escape(etag, quote=False)}</ETag></Part>"
             for number, etag in enumerate(etags, 1)
         )
         body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
-        told = await self._ask("POST", key, {"uploadId": upload_id}, body)
-        if told.status == 404:
+        response = await self._send("POST", key, {"uploadId": upload_id}, body)
+        if response.status == 404:
             return False
-        # S3 begins to answer 200 before it knows, and may end in an error.
-        if told.status != 200 or "<Error>" in told.text:
-            raise StorageAway(f"the end of a multipart upload: {told.status}")
+        # S3 may send 200 first, and an error in the body.
+        if response.status != 200 or "<Error>" in response.text:
+            raise StorageAway(f"the end of a multipart upload: {response.status}")
         return True
 
     async def abort(self, key: str, upload_id: str) -> None:
-        told = await self._ask("DELETE", key, {"uploadId": upload_id})
-        if told.status not in (200, 204, 404):
-            raise StorageAway(f"the abort of a multipart upload: {told.status}")
+        response = await self._send("DELETE", key, {"uploadId": upload_id})
+        if response.status not in (200, 204, 404):
+            raise StorageAway(f"the abort of a multipart upload: {response.status}")
 
-    async def _ask(
+    async def _send(
         self,
         method: str,
         key: str,
         query: dict[str, str] | None = None,
         body: bytes | Part = b"",
         *,
-        patience: float = TIMEOUT,
+        timeout: float = TIMEOUT,  # noqa: ASYNC109  # of a socket in a thread
         tries: int = TRIES,
     ) -> S3Response:
         def send() -> S3Response:
-            rest, last = FIRST_REST, time.monotonic() + LAST_TRY
+            pause, last = FIRST_PAUSE, time.monotonic() + LAST_TRY
             for left in reversed(range(tries)):
                 try:
-                    told = self._once(
-                        method, self._signer.sign(method, key, SIGNED_SECONDS, query=query), body, patience
+                    response = self._send_once(
+                        method, self._signer.sign(method, key, SIGNED_SECONDS, query=query), body, timeout
                     )
-                    if told.status not in AGAIN:
-                        return told
-                    cause = str(told.status)
+                    if response.status not in RETRIED:
+                        return response
+                    cause = str(response.status)
                 except (OSError, http.client.HTTPException) as error:
                     cause = type(error).__name__
                 if left and time.monotonic() < last:
-                    time.sleep(rest * _RANDOM.uniform(0.5, 1.5))
-                    rest *= RESTS
+                    time.sleep(pause * _RANDOM.uniform(0.5, 1.5))
+                    pause *= PAUSE_FACTOR
                 else:
                     break
             raise StorageAway(cause)
 
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, send))
 
-    def _once(self, method: str, url: str, body: bytes | Part, patience: float) -> S3Response:
+    def _send_once(self, method: str, url: str, body: bytes | Part, timeout: float) -> S3Response:
         parts = urlsplit(url)
         if self._secure is not None:
             connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                parts.netloc, timeout=patience, context=self._secure, blocksize=BLOCK
+                parts.netloc, timeout=timeout, context=self._secure, blocksize=BLOCK
             )
         else:
-            connection = http.client.HTTPConnection(parts.netloc, timeout=patience, blocksize=BLOCK)
+            connection = http.client.HTTPConnection(parts.netloc, timeout=timeout, blocksize=BLOCK)
         try:
-            # Lengths are said by us: http.client would send a file of unknown length in chunks, which S3 doesn't take.
+            # We set the length: http.client would send a file of unknown length in chunks, which S3 doesn't accept.
             length = body.length if isinstance(body, Part) else len(body)
             connection.putrequest(method, f"{parts.path}?{parts.query}", skip_accept_encoding=True)
             connection.putheader("Content-Length", str(length))
@@ -158,9 +158,9 @@ class Multipart:
                     length -= len(block)
             elif body:
                 connection.send(body)
-            answer = connection.getresponse()
+            response = connection.getresponse()
             return S3Response(
-                answer.status, answer.headers.get("ETag", ""), answer.read(1 << 20).decode("utf-8", "replace")
+                response.status, response.headers.get("ETag", ""), response.read(1 << 20).decode("utf-8", "replace")
             )
         finally:
             connection.close()

@@ -1,4 +1,4 @@
-"""Files: large, resumable and private, and never through memory (contract section 8)."""
+"""Files: large, resumable and private, never held in memory (contract section 8)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from plugins.files.uploads import Uploads
 
 class Settings(StorageSettings, TierSettings):
     files_public_url: Endpoint | None = Field(
-        None, description="This server as clients reach it, for the addresses it hands out; unset: as they found it."
+        None, description="This server's public URL for file links; unset: the URL of the request."
     )
     rate_limit_files: RateLimit = Field(Rate(600, 3600), description="Files a user may announce.")
 
 
-SWEEP_SECONDS = 10.0  # a server that stops waits for the run in flight
+SWEEP_SECONDS = 10.0  # a server that stops waits for the run in progress
 
 
 def setup(app: App, settings: Settings) -> Plugin:
@@ -32,8 +32,8 @@ def setup(app: App, settings: Settings) -> Plugin:
     uploads = Uploads(app.db, storage, links)
     files = Files(app.db, storage, uploads, links, settings.tiers)
 
-    def room() -> dict[tuple[str, ...], float]:
-        return {} if files.room is None else {(): files.room}
+    def free_bytes() -> dict[tuple[str, ...], float]:
+        return {} if files.free_bytes is None else {(): files.free_bytes}
 
     sweeper = files.sweeper(app.sweeps)
 
@@ -43,7 +43,7 @@ def setup(app: App, settings: Settings) -> Plugin:
         finally:
             files.report()
 
-    app.metrics.shows_each("mimu_files_free_bytes", "Room for files on the disk; with S3 nobody knows.", (), room)
+    app.metrics.shows_each("mimu_files_free_bytes", "Free bytes on the files' disk; absent with S3.", (), free_bytes)
     announcing = {"files": files, "rate": settings.rate_limit_files, "address": settings.files_public_url}
     return Plugin(
         name="files",

@@ -1,4 +1,4 @@
-"""The endpoints of ``/files``, but for resumable uploads."""
+"""The endpoints of ``/files``, except resumable uploads."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from plugins.files.refusals import (
 )
 from plugins.files.uploads import Uploads
 
-LOCATION = Header("Location", "An address on S3 that is good for five minutes.", required=True)
+LOCATION = Header("Location", "A URL on S3 that is valid for five minutes.", required=True)
 
-OF_BYTES = tuple(replace(header, required=False) for header in BYTES)  # an address has none of them
-_NOT_AT_ALL = re.compile(r"q=0(\.0{0,3})?")
+OPTIONAL_BYTES = tuple(replace(header, required=False) for header in BYTES)  # the JSON response has none of them
+_EXCLUDED = re.compile(r"q=0(\.0{0,3})?")
 
 
 class FilesHandler(ApiHandler):
@@ -41,7 +41,7 @@ class FilesHandler(ApiHandler):
 
     @operation({200: Answer(list[shapes.File], headers=PAGED)}, cost=READS)
     async def get(self, query: PageQuery) -> None:
-        """List one's own files, the newest first."""
+        """List your own files, the newest first."""
         await self.reserve()
         entries = await self._files.entries(self.session.user_id, query.limit + 1, query.place)
         reply_page(self, query, entries, "created_at", "file_id")
@@ -53,7 +53,7 @@ class FilesHandler(ApiHandler):
         cost=WRITES,
     )
     async def post(self, body: shapes.NewFile) -> None:
-        """Announce a file, and be told where its bytes go, within the hour."""
+        """Announce a file. The response has the URL for its bytes; upload them within the hour."""
         await self.limit("files", self._rate, str(self.session.user_id))
         self.reply(await self._files.announce(self.session, body, self._address or self.origin), 201)
 
@@ -64,7 +64,7 @@ class FileUsageHandler(ApiHandler):
 
     @operation({200: shapes.Usage}, cost=READS)
     async def get(self) -> None:
-        """See what one's files take, and what they may."""
+        """Get how much space your files use, and the limits."""
         self.reply(await self._files.usage(self.session))
 
 
@@ -74,16 +74,16 @@ class FileHandler(ApiHandler):
 
     @operation({200: shapes.File}, refuses=(NotFound,), cost=READS)
     async def get(self, file_id: UUID) -> None:
-        """Look at a file that one may read.
+        """Get the description of a file.
 
-        By its owner; when it is complete also by who takes part in its chat just now, and by everybody while it is its
+        The owner may read it; once it is complete, also the current members of its chat, and all users while it is the
         owner's avatar.
         """
         self.reply(shapes.file(await self._files.get(self.session.user_id, file_id)))
 
     @operation({204: None}, refuses=(Forbidden, NotFound), cost=UPDATES)
     async def delete(self, file_id: UUID) -> None:
-        """Delete a file of one's own, whatever its state."""
+        """Delete one of your files, complete or not."""
         await self._files.delete(self.session.user_id, file_id)
         self.reply_nothing()
 
@@ -96,19 +96,19 @@ class CompleteFileHandler(ApiHandler):
 
     @operation({200: shapes.File}, refuses=(NotFound, NotUploaded, ContentMismatch, NoRoom, UploadLocked), cost=UPDATES)
     async def post(self, file_id: UUID) -> None:
-        """Have a file's size and SHA-256 checked, and let it be read; again, too."""
+        """Check the size and SHA-256 of an uploaded file, and make it readable. Can be repeated."""
         self.reply(shapes.file(await self._uploads.complete(self.session.user_id, file_id)))
 
 
 def prefers_json(accept: str) -> bool:
-    """True if an Accept header (RFC 9110, 12.5.1) takes JSON, and bytes not at all. HTTP libraries that always send
+    """True if an Accept header (RFC 9110, 12.5.1) accepts JSON but not bytes. HTTP libraries that always send
     ``application/json, */*`` get the bytes."""
-    taken = set()
+    accepted = set()
     for item in accept.lower().split(","):
         kind, *parameters = (part.strip() for part in item.split(";"))
-        if not any(_NOT_AT_ALL.fullmatch(parameter) for parameter in parameters):
-            taken.add(kind)
-    return "application/json" in taken and not taken & {"*/*", "application/*", "application/octet-stream"}
+        if not any(_EXCLUDED.fullmatch(parameter) for parameter in parameters):
+            accepted.add(kind)
+    return "application/json" in accepted and not accepted & {"*/*", "application/*", "application/octet-stream"}
 
 
 class FileContentHandler(DownloadHandler):
@@ -118,21 +118,24 @@ class FileContentHandler(DownloadHandler):
     @operation(
         {
             200: Answer(
-                shapes.Source, words="All of it, or its address.", headers=OF_BYTES, media="application/octet-stream"
+                shapes.Source,
+                words="The whole file, or its URL.",
+                headers=OPTIONAL_BYTES,
+                media="application/octet-stream",
             ),
-            206: Answer(words="The range that was asked for.", headers=PART, media="application/octet-stream"),
-            302: Answer(words="With S3.", headers=(LOCATION,)),
-            304: Answer(words="It is what `If-None-Match` names.", headers=NAMED),
+            206: Answer(words="The requested range.", headers=PART, media="application/octet-stream"),
+            302: Answer(words="A redirect, with S3.", headers=(LOCATION,)),
+            304: Answer(words="Not modified: `If-None-Match` has its ETag.", headers=NAMED),
         },
         refuses=(NotFound, RangeNotSatisfiable),
         headers=TAKES,
         cost=TRANSFERS,
     )
     async def get(self, file_id: UUID) -> None:
-        """Get the bytes of a file that one may read, as an attachment.
+        """Download a file, as an attachment.
 
-        With `Accept: application/json` the answer is `{url, expires_at}`: for five minutes the bytes are there
-        without a token. A page of another origin needs that with S3, where it can't follow the redirect.
+        With `Accept: application/json` the response is `{url, expires_at}`: for five minutes that URL returns the bytes
+        without a token. A page of another origin needs this with S3, where it can't follow the redirect.
         """
         row = await self._files.readable(self.session.user_id, file_id)
         self.add_header("Vary", "Accept")
@@ -146,14 +149,14 @@ class FileContentHandler(DownloadHandler):
             self.clear_header("Content-Type")
             self.redirect(content.url)
         elif not self.fresh(tag):
-            with self._files.found(row):
+            with self._files.log_if_lost(row):
                 await self.send(content, row["size"], tag)
 
     head = get
 
 
 class FileDownloadHandler(DownloadHandler):
-    """For the holder of the address: ``Links`` signs it."""
+    """For anyone with the URL: ``Links`` signs it."""
 
     public = True
 
@@ -162,30 +165,30 @@ class FileDownloadHandler(DownloadHandler):
 
     @operation(
         {
-            200: Answer(words="All of it.", headers=BYTES, media="application/octet-stream"),
-            206: Answer(words="The range that was asked for.", headers=PART, media="application/octet-stream"),
-            304: Answer(words="It is what `If-None-Match` names.", headers=NAMED),
+            200: Answer(words="The whole file.", headers=BYTES, media="application/octet-stream"),
+            206: Answer(words="The requested range.", headers=PART, media="application/octet-stream"),
+            304: Answer(words="Not modified: `If-None-Match` has its ETag.", headers=NAMED),
         },
         refuses=(Forbidden, NotFound, RangeNotSatisfiable),
         headers=TAKES,
         cost=TRANSFERS,
     )
     async def get(self, file_id: UUID, query: shapes.SignedReading) -> None:
-        """Download a file from the signed address that `GET /files/{file_id}/content` gave; send no token with it."""
+        """Download a file from the signed URL of `GET /files/{file_id}/content`. Send no token with it."""
         row = await self._files.signed(file_id, query)
         content = await self._files.content(row, self.request.method or "")
         if isinstance(content, Link):  # signed before the server moved to S3
             raise NotFound("There is no such file.")
         tag = f'"{row["sha256"].hex()}"'
         if not self.fresh(tag):
-            with self._files.found(row):
+            with self._files.log_if_lost(row):
                 await self.send(content, row["size"], tag, query.reader)
 
     head = get
 
 
 class FileUploadHandler(UploadHandler):
-    """For whoever has the address: ``Links`` signs it."""
+    """For anyone with the URL: ``Links`` signs it."""
 
     public = True
     incoming: Incoming
@@ -206,7 +209,7 @@ class FileUploadHandler(UploadHandler):
         cost=TRANSFERS,
     )
     async def put(self, file_id: UUID) -> None:
-        """Upload a file to the signed address that its announcement gave; send no token with it."""
+        """Upload a file to the signed URL of its announcement. Send no token with it."""
         await self.received()
         if self.incoming.offset < self.incoming.size:
             await self.incoming.abandon()
