@@ -21,7 +21,7 @@ class Offers(ApiHandler):
 
     @operation({200: list[shapes.TierOffer]}, cost=READS)
     def get(self) -> None:
-        """List the tiers: what each allows, what it costs, and how it can be paid. `free` comes first."""
+        """List the tiers with their limits, prices and payment methods. `free` comes first."""
         self.reply(self._subscriptions.offers())
 
 
@@ -34,17 +34,17 @@ class Purchases(ApiHandler):
     @operation(
         {
             201: shapes.Subscription,
-            200: Answer(shapes.Subscription, "What this very purchase brought before, as it is now."),
+            200: Answer(shapes.Subscription, "The purchase was made before; the subscription as it is now."),
         },
         refuses=(PaymentRequired, InvalidSignature, Conflict, PaymentMethodUnavailable),
         limits={"rate_limit_purchase": "address"},
         cost=WRITES,
     )
     async def post(self, body: shapes.Purchase) -> None:
-        """Buy a subscription, anonymously: send no token with it.
+        """Buy a subscription anonymously. Send no token with it.
 
-        `signature` is Ed25519 by the owner's signing key over `mimu-sub-v1|{prid_hash}|{tier}`. Time begins now, or
-        when what the owner has of that tier ends.
+        `signature` is Ed25519 by the owner's signing key over `mimu-sub-v1|{prid_hash}|{tier}`. The subscription begins
+        now, or when the owner's present subscription of that tier ends.
         """
         await self.limit("purchase", self._rate)
         bought = await self._subscriptions.purchase(body)
@@ -57,7 +57,7 @@ class Restore(ApiHandler):
 
     @operation({200: list[shapes.RestoreItem]}, cost=READS)
     async def get(self) -> None:
-        """List what the token's fingerprint has paid for just now, the latest first."""
+        """List the current subscriptions of the token's fingerprint, the latest first."""
         await self.reserve()
         self.reply(await self._subscriptions.restore(self.session.fingerprint))
 
@@ -70,11 +70,11 @@ class Validations(ApiHandler):
 
     @operation({200: shapes.Validity}, limits={"rate_limit_validate": "address"}, cost=READS)
     async def post(self, body: shapes.Validation) -> None:
-        """Ask whether the owner of a PRID has a subscription, anonymously: send no token with it.
+        """Check anonymously if the owner of a PRID has a subscription. Send no token with it.
 
         `signature` is by the owner's signing key over `mimu-sub-validate-v1|{prid}`, where `prid` is text with
-        hyphens, in small letters or as it is sent, or over what the purchase was signed over. Every kind of no is the
-        same answer.
+        hyphens, in lower case or as it is sent, or over the text that the purchase signed. All negative results are the
+        same.
         """
         await self.limit("validate", self._rate)
         self.reply(await self._subscriptions.validate(body.prid, body.signature))
@@ -82,7 +82,7 @@ class Validations(ApiHandler):
 
 class StripeWebhook(ApiHandler):
     public = True
-    KEY = Header("Stripe-Signature", "By Stripe, under the webhook's key.", required=True, key=True)
+    KEY = Header("Stripe-Signature", "Stripe's signature with the webhook's key.", required=True, key=True)
 
     def initialize(self, subscriptions: Subscriptions, stripe: Stripe | None) -> None:
         self._subscriptions, self._stripe = subscriptions, stripe
@@ -95,10 +95,11 @@ class StripeWebhook(ApiHandler):
         cost=UPDATES,
     )
     async def post(self) -> None:
-        """Hear of a refund or a dispute from Stripe, and cancel what that payment bought. 422 without Stripe."""
+        """Receive a refund or a dispute from Stripe, and cancel the subscription of that payment. 422 without
+        Stripe."""
         if self._stripe is None:
             raise PaymentMethodUnavailable
-        proof = self._stripe.taken_back(self.raw_body, self.request.headers.get(self.KEY.name, ""))
+        proof = self._stripe.refunded_proof(self.raw_body, self.request.headers.get(self.KEY.name, ""))
         if proof is not None:
-            await self._subscriptions.take_back("stripe", proof)
+            await self._subscriptions.cancel("stripe", proof)
         self.reply_nothing()

@@ -1,4 +1,4 @@
-"""What a purchase may be refused for."""
+"""Errors of purchases and webhooks."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from handlers.wire.errors import ApiError, Forbidden
 
 
 class InvalidSignature(Forbidden):
-    code, message = "invalid_signature", "The signature is not that of the owner's key."
+    code, message = "invalid_signature", "The signature was not made with the owner's key."
 
 
 class PaymentRequired(ApiError):
-    """One answer for whatever is not this tier paid for: an unknown payment, one that is under way, of another amount,
-    of another tier, taken back."""
+    """The same error for every payment that does not pay for the tier: unknown, pending, of another amount or tier, or
+    refunded."""
 
-    status, code, message = 402, "payment_required", "No payment of this tier's price is proven by that."
+    status, code, message = 402, "payment_required", "This proof shows no payment of this tier's price."
 
 
 class PaymentMethodUnavailable(ApiError):
-    status, code, message = 422, "payment_method_unavailable", "This server does not sell this tier that way."
+    status, code, message = (
+        422,
+        "payment_method_unavailable",
+        "This tier is not sold by this payment method.",
+    )

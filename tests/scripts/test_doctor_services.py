@@ -265,9 +265,9 @@ async def test_payment_keys_are_shown_to_their_providers() -> None:
             found = await examine({**world.settings, **changed}, "payments")
             return {finding.part: finding.says for _, finding in found.all}
 
-        well = "It lets us ask for payments."
+        well = "Our key may read payments."
         assert await said() == {"stripe": well, "btcpay": well}
-        refused = "It does not let us ask for payments ({})."
+        refused = "Our key may not read payments ({})."
         canaries.plant("sk_test_another_key", "another-btcpay-key")
         assert await said(STRIPE_SECRET_KEY="sk_test_another_key") == {"stripe": refused.format(401), "btcpay": well}
         assert (await said(BTCPAY_API_KEY="another-btcpay-key"))["btcpay"] == refused.format(401)
