@@ -1,4 +1,4 @@
-"""The pool: asyncpg's, of connections to the database that is in use."""
+"""The pool: asyncpg's, with connections to the host in use."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from models.postgres.identity import Raw
 from models.postgres.outages import AWAY, Unavailable, cause, outages
 from models.postgres.statements import Watch
 
-# A request may wait 3 s in all (contract section 1): this long for a connection, then this long for its answer.
+# A request may wait 3 s in total (contract section 1): so long for a connection, then so long for the result.
 ACQUIRE_SECONDS, COMMAND_SECONDS = 1.2, 1.5
 
 _SESSION = {
     "timezone": "UTC",
-    "statement_timeout": "10000",  # ms; a statement whose client gave up must not go on for ever
-    "idle_in_transaction_session_timeout": "10000",  # ms; nor hold its locks when our process hangs
-    # Where PostgreSQL can compile plans it does so by their estimated cost, which says nothing of ours: a statement of
-    # half a millisecond took 660, each time, because _STEADY makes what it avoids look expensive.
+    "statement_timeout": "10000",  # ms; a statement whose client timed out must not run for ever
+    "idle_in_transaction_session_timeout": "10000",  # ms; nor hold its locks if our process hangs
+    # PostgreSQL decides by the estimated cost if it compiles a plan, and _STEADY distorts these costs: a statement of
+    # half a millisecond took 660 ms, each time.
     "jit": "off",
 }
 
-CANCEL_SECONDS = 0.5  # for PostgreSQL to cancel a statement that we gave up; then the connection is given up, too
+CANCEL_SECONDS = 0.5  # for PostgreSQL to cancel a statement that timed out; then the connection is closed
 
 
 async def _codecs(connection: asyncpg.Connection) -> None:
-    # As binary: a JSONB value travels with its version byte, and orjson's bytes need no decoding.
+    # In binary: a JSONB value is sent with its version byte, and orjson's bytes need no decoding.
     await connection.set_type_codec(
         "jsonb",
         schema="pg_catalog",
@@ -44,8 +44,8 @@ async def _codecs(connection: asyncpg.Connection) -> None:
 
 
 async def _keep(_: asyncpg.Connection) -> None:
-    """Instead of asyncpg's reset, which costs a round trip for each release (5.7k against 16.8k queries/s). The price:
-    no LISTEN, SET or session advisory lock on a pooled connection."""
+    """Replace asyncpg's reset, which costs a round trip per release (5.7k against 16.8k queries/s). The price: no
+    LISTEN, SET or session advisory lock on a pooled connection."""
 
 
 class Pool:
@@ -72,7 +72,7 @@ class Pool:
             )
 
     async def raw(self) -> Raw:
-        """A connection, within ACQUIRE_SECONDS. Raises Unavailable."""
+        """Acquire a connection within ACQUIRE_SECONDS. Raises Unavailable."""
         began = time.perf_counter()
         self.waiting += 1
         try:
@@ -91,9 +91,9 @@ class Pool:
             self.watch.acquired(time.perf_counter() - began)
 
     async def give_back(self, raw: Raw, seconds: float | None = None) -> None:
-        """Return a connection to the pool. One whose statement is being cancelled ends after ``seconds``."""
-        with contextlib.suppress(*AWAY):  # it may have ended meanwhile, and then it is in the pool no more
-            # Nothing resets a connection here, so one that comes back inside a transaction must not be used again.
+        """Return a connection to the pool. If its statement can't be cancelled within ``seconds``, it is closed."""
+        with contextlib.suppress(*AWAY):  # it may have closed in the meantime, and left the pool
+            # Connections are not reset, so one that comes back inside a transaction must not be used again.
             if raw.is_in_transaction():
                 raw.terminate()
             if self.pool is not None:
@@ -119,7 +119,7 @@ class Pool:
 
 
 class Usage(NamedTuple):
-    """Of a pool: how many connections it may have, has, and has idle, and how many wait for one."""
+    """The use of a pool: maximum, open and idle connections, and how many callers wait for one."""
 
     most: int
     size: int
@@ -128,7 +128,7 @@ class Usage(NamedTuple):
 
 
 class Held:
-    """A connection for one block, which waits for it and for its answers no longer than a request may."""
+    """A connection for one block. It waits for the connection and for results no longer than a request may."""
 
     __slots__ = ("_own", "_pool", "_raw")
 
@@ -146,7 +146,7 @@ class Held:
                 self._pool.cluster.silences = 0
                 await self._pool.give_back(self._raw)
             else:
-                # After a timeout asyncpg waits here for its own cancelling; no request has to.
+                # After a timeout asyncpg waits here until the statement is cancelled; the request need not wait.
                 self._pool.give_back_later(self._raw)
         if isinstance(error, AWAY):
             self._pool.cluster.failed(error)
