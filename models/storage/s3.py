@@ -114,8 +114,8 @@ class S3Storage:
         return None  # S3 reports no limit of a bucket
 
     def put_link(self, upload: PendingUpload) -> Link | None:
-        # All of these are signed. S3 rejects another length or type, and a second upload once the object exists: nobody
-        # may change it after it was checked.
+        # All of these are signed. S3 rejects another length or type, and a second upload once the object exists: it must
+        # not change after it was checked.
         headers = {"Content-Type": "application/octet-stream", "If-None-Match": "*"}
         signed = {**headers, "Content-Length": str(upload.size)}
         url = self._public.sign("PUT", checked_key(upload.key), PUT_SECONDS, headers=signed)

@@ -122,7 +122,7 @@ async def test_what_a_peer_sends_comes_through_or_not(monkeypatch: pytest.Monkey
         assert (await found(relay, TURN_SECRET=secret))["turn", "relays"].state == "good"
         # A firewall that lets no packet to the relay's ports.
         closed = free_port()
-        monkeypatch.setattr(examination, "KNOCK", 0.05)
+        monkeypatch.setattr(examination, "PACKET_INTERVAL", 0.05)
         monkeypatch.setattr(stun.Message, "port", lambda *_: closed)
         said = await found(relay, TURN_SECRET=secret)
         assert said["turn", "relays"].state == "wrong"

@@ -1,4 +1,4 @@
-"""What APNs, FCM and Web Push share: the provider interface, and the verdicts on a push."""
+"""The interface that APNs, FCM and Web Push share, and the verdicts on a push."""
 
 from __future__ import annotations
 
