@@ -11,7 +11,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 # be let where the environment forbids it.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
-.PHONY: help run doctor test test-thorough check bench bench-peers lock clean
+.PHONY: help run doctor test test-thorough coverage check bench bench-peers lock clean
 .DEFAULT_GOAL := help
 
 help: ## Say what can be made
@@ -25,13 +25,24 @@ doctor: $(VENV)/.run ## Look at the installation: ARGS="--url https://chat.examp
 
 # Six processes, also on two processors: most of the time the tests wait. Each takes a file at a time, in the order of
 # tests/order.py, without which xdist would keep the files with the fewest tests for the end, and those take longest.
+SIX := --numprocesses 6 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.dev | tests/__pycache__ ## Run all the tests, with real services
 	@sh tests/install_programs.sh
-	$(PYTEST) --numprocesses 6 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) $(SIX) $(ARGS)
 
 # The same tests; what only chance finds is looked for longer, and elsewhere each time (tests/thorough.py).
 test-thorough: export HYPOTHESIS_PROFILE = thorough
 test-thorough: test ## Run them for longer: more random input, more repetitions of races
+
+# Slower, as each line is counted; also in the servers and scripts that tests start. Settings are in setup.cfg.
+coverage: $(VENV)/.dev | tests/__pycache__ ## Run them and show the branches that none of them takes
+	@sh tests/install_programs.sh
+	@rm -rf .coverage && mkdir .coverage
+	-PYTHONDONTWRITEBYTECODE= $(BIN)/coverage run -m pytest $(SIX) $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage html --quiet
+	@$(BIN)/coverage report
 
 # Compiled once, before six processes do it at the same time.
 tests/__pycache__: | $(VENV)/.dev

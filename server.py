@@ -23,13 +23,14 @@ from redis.exceptions import RedisError
 import plugins
 from config import embedded, logs, reasons, secrets, supervisor, tracing
 from config.keyring import KeyringFile
-from config.settings import Core, Rate, Section, SettingsError, environment, load
+from config.settings import Core, Section, SettingsError, environment, load
+from config.values import Rate
 from config.version import VERSION
 from handlers import vitals
 from handlers.alerts import Alerts
 from handlers.http import health
 from handlers.http.base import UnknownRoute
-from handlers.http.listener import HERE, Listener, authority, bind, farewell
+from handlers.http.listener import LOOPBACK, Listener, authority, bind, shut_down
 from handlers.http.site import Check, Site
 from handlers.limits.ledger import Ledger
 from handlers.limits.rates import Limits
@@ -37,10 +38,10 @@ from handlers.metrics import Metrics
 from handlers.passwords import Passwords
 from handlers.reference import page as docs
 from handlers.revocations import Revocations
-from handlers.sockets.bus import Bus, connected
+from handlers.sockets.bus import Bus, redis_client
 from handlers.sockets.delivery import Delivery
 from handlers.sockets.hub import Hub, Peer
-from handlers.sockets.socket import Event, SocketHandler, prolonging
+from handlers.sockets.socket import Event, SocketHandler, auth_event
 from handlers.tokens import Tokens
 from handlers.wire import frames
 from models.chats.access import Access
@@ -57,7 +58,7 @@ log = structlog.get_logger(__name__)
 
 REFUSED = (asyncpg.PostgresError, asyncpg.InterfaceError, RedisError, ValueError)  # an address or a password is wrong
 WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
-OUTAGES = (Unavailable, RedisError)  # what a client is told as 503
+OUTAGES = (Unavailable, RedisError, ConnectionError, TimeoutError, asyncpg.TransactionRollbackError)  # are 503
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Server:
     @property
     def urls(self) -> list[str]:
         """Where it answers, asked from this machine: for each address that it listens on."""
-        return [f"http://{authority(HERE.get(host, host), port)}" for host, port in self.addresses]
+        return [f"http://{authority(LOOPBACK.get(host, host), port)}" for host, port in self.addresses]
 
 
 @contextlib.asynccontextmanager
@@ -151,12 +152,12 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         # First, so that what comes last is still told.
         traced = await stack.enter_async_context(tracing.traces(core.otel_exporter_otlp_endpoint, instance_id))
         database_url, redis_url = await _services(core, stack)
-        redis = await stack.enter_async_context(connected(redis_url))
+        redis = await stack.enter_async_context(redis_client(redis_url))
         cluster = await fenced(database_url, core.mimu_data_dir, redis) if core.database_url else Cluster(database_url)
         if newer := await migrations.ready(cluster):
             log.info("schema_newer", versions=newer)
         metrics = Metrics()
-        vitals.process(metrics)
+        vitals.show_process(metrics)
         statements, swept = vitals.Statements(metrics), vitals.Sweeps(metrics)
         database = Database(
             cluster,
@@ -170,7 +171,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             ),
         )
         statements.pool(database.usage)
-        vitals.database(metrics, cluster.standing, lambda: cluster.refused)
+        vitals.show_database(metrics, cluster.standing, lambda: cluster.refused)
         epoch = Epoch(database)  # settled before the first connection is used, and so before anybody is served
         await stack.enter_async_context(database.open())
         bus = Bus(redis, instance_id, metrics)
@@ -211,10 +212,10 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         site = assemble(app, features, configuration.rates)
         found: dict[str, str] = {}
         examiner = health.Examiner(site.checks)
-        vitals.waiting(metrics, site, delivery, passwords)
-        vitals.health(metrics, found, examiner.faults)
-        vitals.backups(metrics, core.mimu_data_dir)
-        await stack.enter_async_context(vitals.lag(metrics))
+        vitals.show_queues(metrics, site, delivery, passwords)
+        vitals.show_health(metrics, found, examiner.faults)
+        vitals.show_backups(metrics, core.mimu_data_dir)
+        await stack.enter_async_context(vitals.measure_lag(metrics))
         await stack.enter_async_context(bus.running())
         await stack.enter_async_context(revocations.listening())
         await stack.enter_async_context(delivery.running())
@@ -223,7 +224,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
 
         listener = Listener(site)
         listener.add_sockets(listening := bind(core.hosts, core.port))
-        stack.push_async_callback(farewell, listener, hub, site, core.shutdown_seconds)
+        stack.push_async_callback(shut_down, listener, hub, site, core.shutdown_seconds)
 
         async def reload() -> None:
             if keyrings.reload():
@@ -235,7 +236,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
         stack.callback(asyncio.create_task(check()).cancel)
         # A rotation is taken on by every server well before the new secret signs, a minute later.
         own = (
-            Every(1, hub.turn, "heartbeat"),
+            Every(1, hub.tick, "heartbeat"),
             Every(1, ledger.settle, "budgets"),
             Every(20, hub.announce, "announce"),
             Every(15, reload, "keyring"),
@@ -303,7 +304,7 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
             *docs.routes(reference),
             ("/ws", SocketHandler, {"hub": app.hub, "epoch": app.epoch.shown, "events": events, "welcome": welcome}),
         ),
-        events={"auth": prolonging(app.tokens)},
+        events={"auth": auth_event(app.tokens)},
         sends=frames.SENT,
         checks=wells,
     )
@@ -314,8 +315,8 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
     # Without Redis this server still serves its own users, and without a storage all but files; a load balancer that
     # took it out would serve nobody.
     ready["database"] = wells["database"]
-    shapes = {kind: event.shape for kind, event in events.items()}
-    reference["document"] = docs.published(routes, shapes, sends, rates)
+    taken = {kind: event.declared() for kind, event in claimed_events.items()}
+    reference["document"] = docs.published(routes, taken, sends, rates)
     return Site(
         list(routes),
         unknown=UnknownRoute,

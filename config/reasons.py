@@ -18,6 +18,9 @@ LONGEST = 200  # characters of one that are quoted
 _QUOTED = ("08", "25", "28", "3D", "53", "57", "58")
 # ... and single ones: no privilege for a function, a setting that there is not, one that can't be changed.
 _QUOTED_ALSO = ("42501", "42704", "55P02")
+# SQLSTATEs by what they mean.
+NO_SUCH_OBJECT, NO_PRIVILEGE, READ_ONLY_TRANSACTION, NO_SPACE = "42704", "42501", "25006", "53100"
+UNKNOWN_COMMAND = "unknown command"  # in place of a code: Redis has none for it
 
 # Errors of ours, whose text is written for the operator.
 _OURS = ("Unavailable", "EmbeddedError", "MigrationError", "Clash", "Unfit", "HostAway", "HostRefused")
@@ -44,8 +47,12 @@ def told(error: BaseException) -> str:
     found = []
     for one in behind(error):
         name, text = type(one).__name__, _text(one)
-        found.append(text if text and name in _OURS else f"{name}: {text}" if text else name)
+        found.append(text if text and _ours(one) else f"{name}: {text}" if text else name)
     return " < ".join(dict.fromkeys(found))
+
+
+def _ours(error: BaseException) -> bool:
+    return any(kind.__name__ in _OURS for kind in type(error).__mro__)
 
 
 def _text(error: BaseException) -> str:
@@ -56,7 +63,7 @@ def _text(error: BaseException) -> str:
         return error.reason or ""
     if isinstance(error, OSError):
         return str(error)[:LONGEST]  # the path, or the address and the port
-    if type(error).__name__ in _OURS:
+    if _ours(error):
         return str(error)
     if isinstance(state, str) and (state.startswith(_QUOTED) or state in _QUOTED_ALSO):
         return str(error.args[0] if error.args else "").partition("\n")[0][:LONGEST]
@@ -66,18 +73,31 @@ def _text(error: BaseException) -> str:
 
 
 def redis_code(error: BaseException) -> str:
-    """The first word of Redis's refusal, as READONLY; a text that quotes the command could have a password in it."""
-    code = re.match(r"[A-Z]{3,20}\b", str(error))
-    if code:
-        return code[0]
-    return "unknown command" if "unknown command" in str(error).lower() else ""
+    """The code of Redis's refusal, such as READONLY or NOGROUP; empty for an error without one.
+
+    redis-py keeps the codes that it has a type for. Of the others it gives only the text, whose first word is the code.
+    Redis's codes of its own commands are all ERR, so an unknown command is known by its text. No more of the text is
+    ever quoted: it may have a password in it.
+    """
+    if not type(error).__module__.startswith("redis."):
+        return ""
+    code, text = getattr(error, "status_code", None), str(error)
+    if isinstance(code, str) and code != "ERR":
+        return code
+    if "unknown command" in text.lower():
+        return UNKNOWN_COMMAND
+    found = re.match(r"[A-Z]{3,20}\b", text)
+    return found[0] if found else ""
 
 
 def of_database(error: BaseException) -> Reason | None:
     """Why PostgreSQL can't be used, where that is known."""
     chain = list(behind(error))
     for one in chain:
-        kind, text = type(one).__name__, str(one.args[0]) if one.args else ""
+        # The types of asyncpg's errors are those of SQLSTATEs; what the error is about is in its text only.
+        state, text = getattr(one, "sqlstate", None), str(one.args[0]) if one.args else ""
+        if reason := carried(one):
+            return reason
         if isinstance(one, ssl.SSLCertVerificationError):
             do = "DATABASE_URL: sslrootcert=FILE names its authority; the host must be one of the certificate's."
             return Reason(f"PostgreSQL's certificate is not trusted: {_text(one)}.", do)
@@ -88,49 +108,40 @@ def of_database(error: BaseException) -> Reason | None:
                 "enable_hashjoin, enable_mergejoin; or let DATABASE_URL name PostgreSQL itself."
             )
             return Reason(f"PgBouncer refuses {found[1]}, which the server sends when it connects.", do)
-        if found := re.search(r'unrecognized configuration parameter "([\w.]{1,63})"', text):
+        if state == NO_SUCH_OBJECT and (
+            found := re.search(r'unrecognized configuration parameter "([\w.]{1,63})"', text)
+        ):
             do = "DATABASE_URL: remove it; what follows the ? goes to PostgreSQL as a setting."
             return Reason(f"PostgreSQL has no setting {found[1]}.", do)
-        if found := re.search(r"permission denied for function (\w+)", text):
+        if state == NO_PRIVILEGE and (found := re.search(r"permission denied for function (\w+)", text)):
             do = f"As superuser, in that database: GRANT EXECUTE ON FUNCTION {found[1]}() TO the role of DATABASE_URL;"
             return Reason(f"The role of DATABASE_URL may not call {found[1]}().", do)
-        if kind == "ReadOnlySQLTransactionError":
+        if state == READ_ONLY_TRANSACTION:
             return READ_ONLY
-        if kind == "DiskFullError":
+        if state == NO_SPACE:
             return DISK_FULL
-        if kind == "Unavailable" and text == STANDBY_AWAY.says:
-            return STANDBY_AWAY
     return None
 
 
 def of_redis(error: BaseException) -> Reason | None:
     """Why Redis can't be used, where that is known."""
     for one in behind(error):
-        kind, text = type(one).__name__, str(one)
-        if kind == "Unfit":
-            for reason in (REPLICA, LOSING_REPLICA, CLUSTER, SENTINEL):
-                if text == " ".join(reason):
-                    return reason
+        if reason := carried(one):
+            return reason
         if isinstance(one, ssl.SSLCertVerificationError):
             do = "REDIS_URL: rediss://…?ssl_ca_certs=FILE names its authority; the host must be in the certificate."
             return Reason(f"The certificate of Redis is not trusted: {_text(one)}.", do)
         if isinstance(one, ssl.SSLError):
             return Reason("Redis does not speak TLS there.", "REDIS_URL: redis:// without TLS, or the port of TLS.")
-        if kind == "ReadOnlyError" or text.startswith("READONLY"):
-            return REPLICA
-        if kind in ("MovedError", "AskError", "ClusterDownError", "ClusterCrossSlotError") or text.startswith(
-            ("MOVED", "ASK ", "CLUSTERDOWN", "CROSSSLOT")
-        ):
-            return CLUSTER
-        if "unknown command" in text.lower():
-            return SENTINEL
-        if kind == "OutOfMemoryError" or text.startswith("OOM"):
-            return Reason("Redis is full, and refuses writes.", "Raise maxmemory, and see what fills it.")
-        if text.startswith("MISCONF"):
-            return Reason("Redis can't write to its disk, and refuses writes.", "Is that disk full? Its log says why.")
-        if text.startswith("NOREPLICAS"):
-            return Reason("Redis lacks replicas, and refuses writes.", "See min-replicas-to-write, and its replicas.")
+        if known := BY_CODE.get(CODES.get(type(one).__name__) or redis_code(one)):
+            return known
     return None
+
+
+def carried(error: BaseException) -> Reason | None:
+    """The reason that an error of ours was raised with."""
+    reason = getattr(error, "reason", None)  # of an SSLError it is a text
+    return reason if isinstance(reason, Reason) else None
 
 
 READ_ONLY = Reason(
@@ -155,6 +166,25 @@ SENTINEL = Reason(
     "This is the port of a Sentinel, or of something else that keeps no data.",
     "Let REDIS_URL name the primary that the Sentinels watch (usually port 6379, not 26379).",
 )
+FULL = Reason("Redis is full, and refuses writes.", "Raise maxmemory, and see what fills it.")
+
+BY_CODE = {
+    "READONLY": REPLICA,
+    **dict.fromkeys(("MOVED", "ASK", "CLUSTERDOWN", "CROSSSLOT"), CLUSTER),
+    UNKNOWN_COMMAND: SENTINEL,
+    "OOM": FULL,
+    "MISCONF": Reason("Redis can't write to its disk, and refuses writes.", "Is that disk full? Its log says why."),
+    "NOREPLICAS": Reason("Redis lacks replicas, and refuses writes.", "See min-replicas-to-write, and its replicas."),
+}
+# redis-py's types for these codes.
+CODES = {
+    "ReadOnlyError": "READONLY",
+    "MovedError": "MOVED",
+    "AskError": "ASK",
+    "ClusterDownError": "CLUSTERDOWN",
+    "ClusterCrossSlotError": "CROSSSLOT",
+    "OutOfMemoryError": "OOM",
+}
 
 
 # What alerts tell apart: by the check of /health, the names of the faults that it can have.

@@ -2,132 +2,47 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
     SecretStr,
-    TypeAdapter,
     ValidationError,
 )
 
-from config import urls
+from config.values import (
+    DatabaseUrl,
+    Hosts,
+    Items,
+    LogLevel,
+    Networks,
+    Rate,
+    RateLimit,
+    RedisUrl,
+    WebAddress,
+    comma_list,
+)
 
 ENV_FILE = Path(__file__).resolve().parent.parent / ".env"  # beside server.py, wherever a command is started
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 S = TypeVar("S", bound="Section")
 
 # Loopback, RFC 1918 and RFC 4193: where a scraper of one's own stands.
 PRIVATE_NETWORKS = "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7"
 
 
-def _split(value: object) -> object:
-    """A comma-separated list, as people write one in an environment variable."""
-    return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
-
-
-Items = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Networks = Annotated[tuple[Network, ...], BeforeValidator(_split)]
-
-_SIZE = TypeAdapter(ByteSize)
-_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """So many events, or bytes, in so many seconds; in settings ``5/15 minutes``, ``3/hour`` or ``1GiB/minute``."""
-
-    count: int
-    seconds: int
-
-    @classmethod
-    def parse(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        size, slash, period = value.partition("/")
-        number, _, unit = period.strip().rpartition(" ")
-        seconds = _UNITS.get(unit.strip().lower().removesuffix("s"))
-        try:
-            count = int(_SIZE.validate_python(size.strip()))
-        except ValidationError:
-            count = None
-        if not (slash and count is not None and (number.strip() or "1").isdecimal() and seconds):
-            raise ValueError("expected a rate such as 5/15 minutes or 3/hour")
-        rate = cls(count, int(number or 1) * seconds)
-        if rate.count < 1 or rate.seconds < 1:
-            raise ValueError("a rate counts at least one event in at least one second")
-        return rate
-
-    def __str__(self) -> str:
-        return f"{self.count}/{self.seconds} seconds"
-
-
-RateLimit = Annotated[Rate, BeforeValidator(Rate.parse)]
-
-
 class Section(BaseModel):
     """A frozen group of settings. ``turn_host`` is read from ``TURN_HOST``; an empty variable counts as unset."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True, hide_input_in_errors=True)
-
-
-def _level(value: str) -> str:
-    # RUST_LOG of older env files may name modules too ("info,sqlx=warn"): the first plain word is the level.
-    word = value.split(",")[0].strip().lower()
-    if word not in ("debug", "info", "warning", "warn", "error"):
-        raise ValueError("expected debug, info, warning or error")
-    return "warning" if word == "warn" else word
-
-
-def _url(fault: Callable[[str], str | None], *schemes: str) -> AfterValidator:
-    def check(value: SecretStr) -> SecretStr:
-        try:
-            parts = urlsplit(value.get_secret_value())
-            # PostgreSQL takes several hosts, each with its port: then there is no single port to judge.
-            port = 0 if "," in parts.netloc else parts.port or 0
-            # A password ends at a / or # that is not escaped, and what is left of it would be told as a host or a port.
-            cut = "@" not in parts.netloc and "@" in parts.path + parts.fragment
-            known = parts.scheme in schemes and bool(parts.netloc or parts.path) and port >= 0 and not cut
-        except ValueError:
-            known = False
-        if not known:
-            raise ValueError(f"expected {schemes[0]}://user:password@host:port/name")
-        if found := fault(value.get_secret_value()):
-            raise ValueError(found)
-        return value
-
-    return AfterValidator(check)
-
-
-def _hosts(value: str) -> str:
-    hosts = [host.strip().removeprefix("[").removesuffix("]") for host in value.split(",") if host.strip()]
-    if not hosts or any("/" in host or " " in host for host in hosts):
-        raise ValueError("expected addresses or names of this machine, as 127.0.0.1,::1; the port is PORT")
-    return ",".join(hosts)
-
-
-def _collector(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("expected http://host:4318")
-    return value.rstrip("/")
-
-
-DatabaseUrl = Annotated[SecretStr, _url(urls.database_fault, "postgresql", "postgres")]
-RedisUrl = Annotated[SecretStr, _url(urls.redis_fault, "redis", "rediss", "unix")]
 
 
 class Budgets(Section):
@@ -138,83 +53,195 @@ class Budgets(Section):
     """
 
     # As much as RATE_LIMIT_MESSAGES, RATE_LIMIT_RECEIPTS and RATE_LIMIT_SYNC allow together.
-    budget_requests: RateLimit = Field(Rate(3000, 60), description="Requests an account.")
+    budget_requests: RateLimit = Field(
+        Rate(3000, 60),
+        description="Requests per account. By default as many as RATE_LIMIT_MESSAGES, RATE_LIMIT_RECEIPTS and "
+        "RATE_LIMIT_SYNC allow together; raise it with them.",
+    )
     # Three sockets at their limit of 60 a second, and some more.
-    budget_frames: RateLimit = Field(Rate(12_000, 60), description="Frames an account, on all its sockets.")
+    budget_frames: RateLimit = Field(
+        Rate(12_000, 60),
+        description="Frames that an account sends on all its sockets together. One socket may send 60 a second.",
+    )
     # 500 queued messages of 64 KiB in base64 are 43 MiB; 60 frames a second of 7 KiB for ever.
-    budget_bytes_in: RateLimit = Field(Rate(256 << 20, 600), description="Bytes of bodies and frames an account sends.")
+    budget_bytes_in: RateLimit = Field(
+        Rate(256 << 20, 600),
+        description="Bytes of bodies and frames that an account sends. 500 queued messages of 64 KiB are 43 MiB.",
+    )
     # A week's 100,000 events of 8 KiB in base64 are 1.0 GiB.
-    budget_bytes_out: RateLimit = Field(Rate(2 << 30, 1200), description="Bytes of JSON an account receives.")
+    budget_bytes_out: RateLimit = Field(
+        Rate(2 << 30, 1200),
+        description="Bytes of JSON that an account receives in answers. Syncing 100,000 events of 8 KiB takes 1.1 GiB.",
+    )
     # A history archive of 16 GiB, uploaded and downloaded, and three more of them.
-    budget_transfer: RateLimit = Field(Rate(128 << 30, 86_400), description="Bytes of files an account moves.")
+    budget_transfer: RateLimit = Field(
+        Rate(128 << 30, 86_400),
+        description="Bytes of files that an account uploads and downloads through the server. With S3 they don't "
+        "pass through it.",
+    )
     # 2,500 people an hour brought into chats are 5,000 rows.
-    budget_rows: RateLimit = Field(Rate(7200, 3600), description="Rows an account leaves, other than messages.")
+    budget_rows: RateLimit = Field(
+        Rate(7200, 3600),
+        description="Rows other than messages that an account adds to the database: participants, events, "
+        "sessions, blocks, files.",
+    )
     # 60 messages a second of 1 KiB into groups of 280 people; 10 posts of 1 KiB into a channel of 100,000.
-    budget_fanout: RateLimit = Field(Rate(1 << 30, 60), description="Bytes an account sends, times their recipients.")
+    budget_fanout: RateLimit = Field(
+        Rate(1 << 30, 60),
+        description="Bytes of frames that an account sends, multiplied by their recipients. The default covers 60 "
+        "messages of 1 KiB a second to groups of 280 people, or a post of 1 KiB every six seconds to "
+        "a channel of 100,000.",
+    )
     budget_address_times: int = Field(
-        10, ge=1, le=1000, description="How many times as much an address may spend without an account."
+        10,
+        ge=1,
+        le=1000,
+        description="How many times these budgets an IP address may spend on requests without an account. Many "
+        "people may share an address; raise it if most of yours do.",
     )
     # Small enough that others go on beside one who attacks. A phone that comes back after a week still reads 10,000
     # events and sends 500 messages in seconds (tests/handlers/test_share.py).
     account_share: float = Field(
-        0.2, gt=0, le=1, description="Share of an instance's time that an account takes before it has to wait."
+        0.2,
+        gt=0,
+        le=1,
+        description="Share of one instance's time, with PostgreSQL's work for it, that an account may take for "
+        "long; 1 is all of it. An account that needs more waits before its next request or frame, and "
+        "is not rejected. Use 1 on a small server of people who know each other.",
     )
 
 
 class Core(Budgets):
     """What the house itself needs to know; each feature adds a section of its own."""
 
-    host: Annotated[str, AfterValidator(_hosts)] = Field(
-        "0.0.0.0", description="Comma list of addresses to listen on; `::` is every one of IPv4 and IPv6."
+    host: Hosts = Field(
+        "0.0.0.0",
+        description="Addresses to listen on, or names of this machine, separated by commas: 127.0.0.1,::1. "
+        "0.0.0.0 is every IPv4 address, :: every IPv4 and IPv6 address. Use 127.0.0.1 when a proxy "
+        "runs on this machine.",
     )
-    port: int = Field(8080, ge=0, le=65535, description="HTTP and WebSocket port; 0 takes a free one.")
+    port: int = Field(
+        8080,
+        ge=0,
+        le=65535,
+        description="TCP port for HTTP and WebSocket; 0 takes a free one. Each instance on a machine needs a port "
+        "of its own.",
+    )
     mimu_env: Literal["development", "production"] = Field(
-        "development", description="Unset: development on the embedded database, production with a DATABASE_URL."
+        "development",
+        description="development or production. Unset: production if DATABASE_URL is set, else development with "
+        "an embedded database.",
     )
-    mimu_data_dir: Path = Field(Path("var"), description="Where the embedded services, secrets and files live.")
-    log_level: Annotated[str, AfterValidator(_level)] = Field(
-        "info", description="debug, info, warning or error. RUST_LOG is read too."
+    mimu_data_dir: Path = Field(
+        Path("var"),
+        description="Folder for files, secrets and the embedded services. A relative path starts at the working "
+        "directory: name an absolute one in production, such as /var/lib/mimu.",
+    )
+    log_level: LogLevel = Field(
+        "info",
+        description="debug, info, warning or error. Unset: RUST_LOG, else info. Use debug only while you look for "
+        "a fault.",
     )
 
     database_url: DatabaseUrl | None = Field(
         None,
-        description="PostgreSQL 16 or newer; of several hosts (`one:5432,two:5432`) the primary is used. "
-        "Unset starts the embedded one.",
+        description="PostgreSQL 16 or newer: postgres://mimu:PASSWORD@localhost:5432/mimu. With several hosts "
+        "(one:5432,two:5432) the server uses the primary. Unset: the server runs its own PostgreSQL, "
+        "for development.",
     )
-    database_max_connections: int = Field(20, ge=2, le=1000, description="Size of the connection pool.")
-    redis_url: RedisUrl | None = Field(None, description="Redis 7 or Valkey; unset starts the embedded one.")
+    database_max_connections: int = Field(
+        20,
+        ge=2,
+        le=1000,
+        description="Connections to PostgreSQL that one instance opens at most. All instances together must stay "
+        "below max_connections of PostgreSQL.",
+    )
+    redis_url: RedisUrl | None = Field(
+        None,
+        description="Redis 7 or Valkey: redis://:PASSWORD@localhost:6379/0. Unset: the server runs its own "
+        "Valkey, for development.",
+    )
 
-    jwt_secret: SecretStr | None = Field(None, description="Signs access tokens; at least 32 characters.")
+    jwt_secret: SecretStr | None = Field(
+        None,
+        description="Signs access tokens; at least 32 characters: openssl rand -hex 32. Required in production. "
+        "Unset in development: the server makes one and keeps it in MIMU_DATA_DIR/secrets.",
+    )
     keyring_file: Path | None = Field(
-        None, description="Rotated secrets; unset: secrets/keyring.json in MIMU_DATA_DIR. Shared by all instances."
+        None,
+        description="File with the secrets that ./mimu rotate-keys rotates; all instances must read the same one. "
+        "Unset: secrets/keyring.json in MIMU_DATA_DIR. Set it when instances have data folders of "
+        "their own.",
     )
-    jwt_previous_secrets: Annotated[tuple[SecretStr, ...], BeforeValidator(_split)] = Field(
-        (), description="Comma list of former secrets whose tokens are still accepted during a rotation."
+    jwt_previous_secrets: Annotated[tuple[SecretStr, ...], BeforeValidator(comma_list)] = Field(
+        (),
+        description="Former values of JWT_SECRET, separated by commas. Tokens signed with them stay valid: set it "
+        "when you change JWT_SECRET, and remove it after JWT_EXPIRATION_HOURS.",
     )
-    jwt_expiration_hours: float = Field(24, gt=0, le=720, description="Life of an access token.")
+    jwt_expiration_hours: float = Field(
+        24,
+        gt=0,
+        le=720,
+        description="Hours for which an access token is valid. Clients refresh it; a shorter life limits what a "
+        "stolen token is good for.",
+    )
 
     # Ten devices that come back six times at once, and then a phone in a train, each ten seconds for ever. Addresses
     # have no limit: behind one may be many people, who all return when a server has restarted.
-    rate_limit_sockets: RateLimit = Field(Rate(60, 600), description="Sockets a user may open.")
-    trusted_proxies: Networks = Field(
-        (), description="Networks (CIDR) of reverse proxies whose X-Forwarded-For is believed."
+    rate_limit_sockets: RateLimit = Field(
+        Rate(60, 600),
+        description="Sockets that a user may open. The default covers ten devices, and a phone that loses its "
+        "network every ten seconds.",
     )
-    cors_allow_origins: Items = Field((), description="Browser origins that may call; empty sends no CORS headers.")
-    min_client_version: str | None = Field(None, description="Older X-Client-Version gets 426.")
+    trusted_proxies: Networks = Field(
+        (),
+        description="Networks (CIDR) of your reverse proxies, whose X-Forwarded-For is trusted: 127.0.0.1/32. "
+        "Required behind a proxy: without it all clients share the proxy's address, and its rate "
+        "limits. Unset: clients connect directly.",
+    )
+    cors_allow_origins: Items = Field(
+        (),
+        description="Origins of browser clients, separated by commas: https://web.example.org. Unset: no CORS "
+        "headers, so browsers on other sites can't call the server.",
+    )
+    min_client_version: str | None = Field(
+        None,
+        description="Oldest X-Client-Version that may connect, such as 1.2.0; older clients get 426. Unset: all "
+        "versions. Set it to force an update.",
+    )
     metrics_allow: Networks = Field(
         default=PRIVATE_NETWORKS,  # validated like any other value
         validate_default=True,
-        description="Networks that may read /metrics.",
+        description="Networks (CIDR) that may read /metrics; by default loopback and private networks. Name only "
+        "Prometheus's own address if others share your private network.",
     )
-    rate_limits: Literal["on", "off"] = Field("on", description="off is for tests and benchmarks; never in production.")
-    plugins_disabled: Items = Field((), description="Features to leave out, by name.")
-    otel_exporter_otlp_endpoint: Annotated[str, AfterValidator(_collector)] | None = Field(
-        None, description="OpenTelemetry's collector; unset: no traces. Its other variables (OTEL_*) count as well."
+    rate_limits: Literal["on", "off"] = Field(
+        "on", description="on or off. off is for tests and benchmarks, never for production."
+    )
+    plugins_disabled: Items = Field(
+        (), description="Features to switch off, separated by commas: turn,presence. Unset: all are on."
+    )
+    otel_exporter_otlp_endpoint: WebAddress | None = Field(
+        None,
+        description="OpenTelemetry collector that receives traces over HTTP: http://localhost:4318. Unset: no "
+        "traces, and OpenTelemetry is not loaded. The other variables of OpenTelemetry "
+        "(OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS, ...) work too.",
     )
     answer_bytes: ByteSize = Field(
-        ByteSize(64 << 20), ge=8 << 20, description="Memory for long answers that clients have not taken yet, of all."
+        ByteSize(64 << 20),
+        ge=8 << 20,
+        description="Memory, in bytes, for long answers that clients have not read yet, for all clients together; "
+        "one account gets at most 4 MiB. Further pages, documents and downloads wait for space, and "
+        "fail with 503 after some seconds. Raise it on a server with many slow clients.",
     )
-    shutdown_seconds: float = Field(5, ge=0, le=60, description="How long SIGTERM spreads the closing of sockets.")
+    shutdown_seconds: float = Field(
+        5,
+        ge=0,
+        le=60,
+        description="Seconds over which a stopping server closes its sockets, so that not all phones reconnect at "
+        "once. Raise it with many thousands of sockets; keep it above the keepalive_timeout between "
+        "nginx and the server.",
+    )
 
     @property
     def hosts(self) -> tuple[str, ...]:

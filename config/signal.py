@@ -14,7 +14,8 @@ class SignalSettings(Section):
 
     signal_profile: Literal["any", "libsignal"] = Field(
         "any",
-        description="libsignal wants signed prekeys signed with XEdDSA over 33 bytes, and a last-resort Kyber key.",
+        description="any, or libsignal: signed prekeys must be signed with XEdDSA over 33 bytes, and a "
+        "last-resort Kyber key is required. Use libsignal when all your clients are built on it.",
     )
 
     @property

@@ -39,11 +39,17 @@ class TierSettings(Section):
     ``models.subscriptions.tier`` for whose is whose, each time: a subscription may have ended a moment ago."""
 
     tier_free_file_bytes: ByteSize = Field(ByteSize(50 * MIB), ge=1, description="Largest file without a subscription.")
-    tier_free_total_bytes: ByteSize = Field(ByteSize(1 * GIB), ge=0, description="All files without a subscription.")
+    tier_free_total_bytes: ByteSize = Field(
+        ByteSize(1 * GIB), ge=0, description="All files of a user without a subscription, in total."
+    )
     tier_premium_file_bytes: ByteSize = Field(ByteSize(500 * MIB), ge=1, description="Largest file with premium.")
-    tier_premium_total_bytes: ByteSize = Field(ByteSize(20 * GIB), ge=0, description="All files with premium.")
+    tier_premium_total_bytes: ByteSize = Field(
+        ByteSize(20 * GIB), ge=0, description="All files of a user with premium, in total."
+    )
     tier_ultra_file_bytes: ByteSize = Field(ByteSize(2 * GIB), ge=1, description="Largest file with ultra.")
-    tier_ultra_total_bytes: ByteSize = Field(ByteSize(100 * GIB), ge=0, description="All files with ultra.")
+    tier_ultra_total_bytes: ByteSize = Field(
+        ByteSize(100 * GIB), ge=0, description="All files of a user with ultra, in total."
+    )
 
     @property
     def tiers(self) -> dict[str, Tier]:

@@ -1,4 +1,4 @@
-"""Addresses of PostgreSQL and Redis, judged before anybody connects.
+"""Addresses of services, judged before anybody connects: PostgreSQL, Redis, and the web.
 
 asyncpg and redis-py refuse them late, in words that name neither the setting nor what to do. No value is quoted here:
 it may have a password in it.
@@ -7,9 +7,10 @@ it may have a password in it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 # Words of libpq that asyncpg doesn't know: it sends them to PostgreSQL as settings, which refuses the connection.
 LIBPQ_ONLY = frozenset(
@@ -70,6 +71,18 @@ REDIS_WORDS = frozenset(
         "ssl_password",
     ]
 )
+
+
+def split_web(url: str, *schemes: str) -> SplitResult | None:
+    """The parts of a URL that may be called: one of these schemes, a host, a port that is a number, and nothing but
+    printable ASCII. None for anything else."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return None
+    usable = parts.scheme in schemes and parts.hostname and re.fullmatch("[!-~]+", url)
+    return parts if usable else None
 
 
 def database_fault(url: str) -> str | None:

@@ -1,1 +1,1 @@
-"""The wire: HTTP, WebSocket, tokens, limits, who is connected. Nothing here knows a feature or a table."""
+"""The wire: HTTP, WebSocket, tokens, limits, open sockets. Nothing here depends on a feature or a table."""

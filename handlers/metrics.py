@@ -1,4 +1,4 @@
-"""Metrics: one Prometheus registry a server, with labels from closed sets only (never an id, a path or a payload)."""
+"""Metrics: one Prometheus registry per server, with labels from closed sets only (never an id, a path or a payload)."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-# When each series began is half as many series again, and nothing that Prometheus would make use of in this format.
+# A `_created` series for each counter and histogram adds half as many series, which Prometheus ignores in this format.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-# 1 ms to 10 s: below is a cache, beyond is an outage.
+# Buckets from 1 ms to 10 s: faster is a cache, slower is an outage.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
-# A client may invent methods; a label may not be invented.
+# Clients may send any method; labels come from a closed set.
 _METHODS = frozenset(("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"))
 
-KINDS = 200  # types of frames that are told apart; there are some fifty, and nobody may make more of them
-SAMPLE_EVERY = 0.01  # seconds between two samples of a way; more of them would cost what they measure
+MAX_FRAME_TYPES = 200  # frame types with a series of their own; there are some fifty, further types count as "other"
+SAMPLE_EVERY = 0.01  # seconds between two samples of a way; more samples would cost as much as what they measure
 WAYS = ("user", "group", "large_group")
 
-Values = Callable[[], Mapping[tuple[str, ...], float]]  # by the values of the labels
+Values = Callable[[], Mapping[tuple[str, ...], float]]  # numbers by label values
 Family = type[CounterMetricFamily] | type[GaugeMetricFamily]
 
 
-class _Kept(Collector):
-    """A family that is read where it is kept, when somebody asks for it."""
+class _CallbackMetric(Collector):
+    """A metric whose values come from a callback at each scrape."""
 
     def __init__(self, family: Family, name: str, text: str, labels: Sequence[str], values: Values) -> None:
         self._family, self._name, self._text, self._labels, self._values = family, name, text, labels, values
@@ -44,13 +44,13 @@ class _Kept(Collector):
 
 
 class Metrics:
-    """Everything the house counts; features add their own to ``registry``."""
+    """The metrics of the server itself; features add theirs to ``registry``."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.started = time.monotonic()
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        # Plain numbers, for what is counted with every frame: a Counter takes a lock each time.
+        # Plain numbers, because a Counter takes a lock each time and these grow with every frame.
         self._frames_in: dict[str, int] = {}
         self._frames_out: dict[str, int] = {}
         self.requests = Counter(
@@ -67,14 +67,14 @@ class Metrics:
             "mimu_clients_total", "Requests that opened or refreshed a session.", ["platform"], registry=self.registry
         )
         self.sockets = Gauge("mimu_websocket_connections", "Sockets open now.", registry=self.registry)
-        self._keep(
+        self._register(
             CounterMetricFamily,
             "mimu_websocket_frames_received_total",
             "Frames from clients.",
             ("type",),
             lambda: {(kind,): number for kind, number in self._frames_in.items()},
         )
-        self._keep(
+        self._register(
             CounterMetricFamily,
             "mimu_websocket_frames_sent_total",
             "Frames put into the queues of sockets.",
@@ -91,8 +91,8 @@ class Metrics:
             "mimu_websocket_closed_total", "Sockets the server closed.", ["code"], registry=self.registry
         )
         self.uploaded = self.downloaded = 0  # bytes
-        self.counts("mimu_uploads_bytes_total", "Bytes of files taken here.", lambda: self.uploaded)
-        self.counts("mimu_downloads_bytes_total", "Bytes of files sent from here.", lambda: self.downloaded)
+        self.add_counter("mimu_uploads_bytes_total", "Bytes of files taken here.", lambda: self.uploaded)
+        self.add_counter("mimu_downloads_bytes_total", "Bytes of files sent from here.", lambda: self.downloaded)
         self.delivery_seconds = Histogram(
             "mimu_delivery_duration_seconds",
             "Time from what happened (a commit, if there was one) until the frames were with the kernel; sampled.",
@@ -101,33 +101,33 @@ class Metrics:
             registry=self.registry,
         )
         self._ways = {way: self.delivery_seconds.labels(way) for way in WAYS}
-        self._due = dict.fromkeys(WAYS, 0.0)
+        self._next_sample = dict.fromkeys(WAYS, 0.0)
 
-    # What is read where it is kept ----------------------------------------------------------------------------------
+    # Metrics with callbacks -----------------------------------------------------------------------------------------
 
-    def _keep(self, family: Family, name: str, text: str, labels: Sequence[str], values: Values) -> None:
-        self.registry.register(_Kept(family, name, text, labels, values))
+    def _register(self, family: Family, name: str, text: str, labels: Sequence[str], values: Values) -> None:
+        self.registry.register(_CallbackMetric(family, name, text, labels, values))
 
-    def counts(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A counter that is read from where it is kept."""
-        self._keep(CounterMetricFamily, name, text, (), lambda: {(): value()})
+    def add_counter(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Add a counter whose value comes from a callback."""
+        self._register(CounterMetricFamily, name, text, (), lambda: {(): value()})
 
-    def counts_each(self, name: str, text: str, labels: Sequence[str], values: Values) -> None:
-        """The same with labels: ``values`` gives the numbers by the values of these."""
-        self._keep(CounterMetricFamily, name, text, labels, values)
+    def add_counters(self, name: str, text: str, labels: Sequence[str], values: Values) -> None:
+        """Add a counter with labels; ``values`` returns the numbers by label values."""
+        self._register(CounterMetricFamily, name, text, labels, values)
 
-    def shows(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A gauge that is read from where it is kept."""
-        self._keep(GaugeMetricFamily, name, text, (), lambda: {(): value()})
+    def add_gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Add a gauge whose value comes from a callback."""
+        self._register(GaugeMetricFamily, name, text, (), lambda: {(): value()})
 
-    def shows_each(self, name: str, text: str, labels: Sequence[str], values: Values) -> None:
-        """The same with labels: ``values`` gives the numbers by the values of these."""
-        self._keep(GaugeMetricFamily, name, text, labels, values)
+    def add_gauges(self, name: str, text: str, labels: Sequence[str], values: Values) -> None:
+        """Add a gauge with labels; ``values`` returns the numbers by label values."""
+        self._register(GaugeMetricFamily, name, text, labels, values)
 
     # Requests and frames --------------------------------------------------------------------------------------------
 
-    def observe(self, handler: str, method: str, status: int, seconds: float) -> None:
-        """One answered request. The children are kept: looking labels up costs more than counting."""
+    def count_request(self, handler: str, method: str, status: int, seconds: float) -> None:
+        """Count one answered request. The children are cached: looking labels up costs more than counting."""
         key = (handler, method if method in _METHODS else "other", status)
         children = self._children.get(key)
         if children is None:
@@ -136,30 +136,32 @@ class Metrics:
         children[0].inc()
         children[1].observe(seconds)
 
-    def frame(self, kind: str) -> None:
-        """One frame from a client, of a type that a feature claims."""
+    def count_received(self, kind: str) -> None:
+        """Count one frame from a client, of a type that a feature handles."""
         self._frames_in[kind] = self._frames_in.get(kind, 0) + 1
 
-    def sent(self, kind: str, sockets: int) -> None:
-        """A frame that so many sockets have taken."""
+    def count_sent(self, kind: str, sockets: int) -> None:
+        """Count a frame that was queued to so many sockets."""
         try:
             self._frames_out[kind] += sockets
-        except KeyError:  # its first; or what another instance says is a type, and is none
-            kind = kind if len(self._frames_out) < KINDS else "other"
+        except KeyError:  # the first of its type, or an unknown type from another instance
+            kind = kind if len(self._frames_out) < MAX_FRAME_TYPES else "other"
             self._frames_out[kind] = self._frames_out.get(kind, 0) + sockets
 
-    def written(self, way: str, began: float) -> None:
-        """Frames of what happened at ``began`` (monotonic) were put into the queues of sockets. Those go to the kernel
-        in the loop's next turn, and what is called after them measures how long that took: of each way so often, for
-        a look at the clock is all that a message can pay."""
-        now = time.monotonic()
-        if now >= self._due[way]:
-            self._due[way] = now + SAMPLE_EVERY
-            asyncio.get_running_loop().call_soon(self._flushed, way, began)
+    def sample_delivery(self, way: str, began: float) -> None:
+        """Measure a delivery that began at ``began`` (monotonic) and whose frames are now in the queues of sockets.
 
-    def _flushed(self, way: str, began: float) -> None:
+        The queues are flushed in the loop's next turn, and a callback after them measures the time. Each way is
+        sampled every SAMPLE_EVERY seconds, because one look at the clock is all that a message can pay for.
+        """
+        now = time.monotonic()
+        if now >= self._next_sample[way]:
+            self._next_sample[way] = now + SAMPLE_EVERY
+            asyncio.get_running_loop().call_soon(self._observe_delivery, way, began)
+
+    def _observe_delivery(self, way: str, began: float) -> None:
         self._ways[way].observe(time.monotonic() - began)
 
     def exposition(self) -> bytes:
-        """The text that Prometheus scrapes."""
+        """Return the text that Prometheus scrapes."""
         return generate_latest(self.registry)

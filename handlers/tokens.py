@@ -1,4 +1,4 @@
-"""Access tokens: JWT HS256 with ``kid``, and the sessions that have ended before their tokens did."""
+"""Access tokens: JWT HS256 with ``kid``, and the sessions that were revoked before their tokens expired."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from handlers.wire.errors import TokenExpired, Unauthorized
 from handlers.wire.shapes import read_uuid
 
 ISSUER = "mimu"
-LEEWAY = 60.0  # seconds that the clock of the instance which issued a token may be ahead of ours
-# Seconds for which an ended session is remembered beyond the life of its last token: for clocks that differ.
-MARGIN = 3600.0
-CACHE = 20_000  # verified tokens remembered: ~12 MiB at the most; a decode costs 25 µs, a look-up 0.2
+LEEWAY = 60.0  # seconds by which the issuing instance's clock may be ahead of ours
+# Seconds for which a revoked session is remembered after its last token expired, because clocks differ.
+CLOCK_MARGIN = 3600.0
+MAX_VERIFIED = 20_000  # cached tokens, at most ~12 MiB; a decode costs 25 µs, a look-up 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Who is asking: the claims of a verified access token. ``expires`` is in epoch seconds."""
+    """The caller: the claims of a verified access token. ``expires`` is in epoch seconds."""
 
     user_id: UUID
     session_id: UUID
@@ -33,18 +33,18 @@ class Session:
 
 
 class Tokens:
-    """Issues and verifies access tokens; knows which sessions were revoked."""
+    """Issues and verifies access tokens; remembers revoked sessions."""
 
     def __init__(self, keyring: Keyring, lifetime: float) -> None:
         self.keyring = keyring
         self.lifetime = lifetime  # seconds
-        # The longest life of a token that any instance may have issued; at least ours.
+        # The longest lifetime that any instance may have given a token; at least ours.
         self.longest_lifetime = lifetime
         self._verified: OrderedDict[str, Session] = OrderedDict()
-        self._revoked: dict[UUID, float] = {}  # when
+        self._revoked: dict[UUID, float] = {}  # epoch seconds of the revocation
 
     def issue(self, user_id: UUID, session_id: UUID, public_id: str, fingerprint: str) -> str:
-        """A signed token of this session that lives ``lifetime`` seconds."""
+        """Return a signed token for this session that expires after ``lifetime`` seconds."""
         now = int(time.time())
         claims = {
             "iss": ISSUER,
@@ -60,20 +60,20 @@ class Tokens:
         return jwt.encode(claims, key, algorithm="HS256", headers={"kid": kid})
 
     def verify(self, token: str) -> Session:
-        """The session the token speaks for.
+        """Return the session of a token.
 
-        Raises Unauthorized: ``token_expired`` for one that was good, ``unauthorized`` for any other.
+        Raises TokenExpired for an expired token, Unauthorized for an invalid or revoked one.
         """
         session = self._verified.get(token)
         if session is None:
             session = self._decode(token)
             self._verified[token] = session
-            if len(self._verified) > CACHE:
+            if len(self._verified) > MAX_VERIFIED:
                 self._verified.popitem(last=False)
         if session.expires <= time.time():
             self._verified.pop(token, None)
             raise TokenExpired
-        if self.revoked(session):
+        if self.is_revoked(session):
             raise Unauthorized("The session has ended.")
         return session
 
@@ -89,7 +89,7 @@ class Tokens:
                 issuer=ISSUER,
                 options={
                     "require": ["exp", "iat", "sub", "sid", "user_id", "public_id", "fingerprint"],
-                    "verify_iat": False,  # it has no leeway but the one of `exp`, which is judged strictly
+                    "verify_iat": False,  # its leeway is also that of `exp`, which is checked strictly
                 },
             )
             if float(claims["iat"]) > time.time() + LEEWAY:
@@ -106,17 +106,17 @@ class Tokens:
         except (jwt.PyJWTError, ValueError, TypeError, AttributeError, RecursionError):
             raise Unauthorized from None
 
-    def revoked(self, session: Session) -> bool:
-        """Whether the session has ended before its token."""
+    def is_revoked(self, session: Session) -> bool:
+        """True if the session was revoked before its token expired."""
         return session.session_id in self._revoked
 
     def revoke(self, session_id: UUID) -> None:
-        """Refuse the session's tokens from now on; forgotten when the last of them has expired anyway.
+        """Reject the session's tokens from now on. The entry is dropped when the last of them must have expired.
 
-        That may have been issued with another life than today's, before a restart or by another instance.
+        Their lifetime may differ from the present one: before a restart, or on another instance.
         """
         now = time.time()
         if len(self._revoked) % 1000 == 999:
-            oldest = now - self.longest_lifetime - MARGIN
+            oldest = now - self.longest_lifetime - CLOCK_MARGIN
             self._revoked = {sid: revoked for sid, revoked in self._revoked.items() if revoked > oldest}
         self._revoked[session_id] = now

@@ -1,4 +1,4 @@
-"""Vitals: how the process and its loop are, what its periodic tasks do, and how long it waits for PostgreSQL."""
+"""Vitals: metrics of the process, the event loop, the periodic tasks and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from handlers.metrics import SECONDS, Metrics
 from handlers.passwords import Passwords
 from handlers.sockets.delivery import Delivery
 
-LOOK = 0.1  # seconds between looks at how late the loop is
-# From half a millisecond, a usual turn, to a second, at which clients think that nobody is there.
-_LATE = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+LAG_INTERVAL = 0.1  # seconds between two measurements of the loop's lag
+# From half a millisecond, a usual turn, to a second, at which clients think that the server is down.
+_LAG_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 OPERATIONS = ("SELECT", "INSERT", "UPDATE", "DELETE", "BEGIN", "COMMIT", "ROLLBACK", "OTHER")
 CAUSES = ("unavailable", "disk_full", "conflict", "mistake")
 
 
-def process(metrics: Metrics) -> None:
-    """Show memory, processor time, open files and the start of the process (on Linux), and what is running."""
+def show_process(metrics: Metrics) -> None:
+    """Show memory, processor time, open files and start time of the process (on Linux), and the version."""
     ProcessCollector(registry=metrics.registry)
     build = Info("mimu_build", "What is running.", registry=metrics.registry)
     build.info({"version": VERSION, "python_version": platform.python_version()})
 
 
 @contextlib.asynccontextmanager
-async def lag(metrics: Metrics) -> AsyncIterator[None]:
-    """Measure how late the loop's timers are, until the block ends: everything else waits as long."""
+async def measure_lag(metrics: Metrics) -> AsyncIterator[None]:
+    """Measure how late the loop's timers fire, until the block ends: everything else waits as long."""
     late = Histogram(
         "mimu_event_loop_lag_seconds",
         "Time by which a timer of the loop came late; ten looks a second.",
-        buckets=_LATE,
+        buckets=_LAG_BUCKETS,
         registry=metrics.registry,
     )
     loop = asyncio.get_running_loop()
@@ -50,34 +50,34 @@ async def lag(metrics: Metrics) -> AsyncIterator[None]:
         nonlocal timer
         now = time.monotonic()
         late.observe(max(0.0, now - due))
-        timer = loop.call_later(LOOK, look, now + LOOK)
+        timer = loop.call_later(LAG_INTERVAL, look, now + LAG_INTERVAL)
 
-    timer = loop.call_later(LOOK, look, time.monotonic() + LOOK)
+    timer = loop.call_later(LAG_INTERVAL, look, time.monotonic() + LAG_INTERVAL)
     try:
         yield
     finally:
         timer.cancel()
 
 
-def waiting(metrics: Metrics, site: Site, delivery: Delivery, passwords: Passwords) -> None:
-    """Show what is under way, and how much waits where."""
-    shows = metrics.shows
-    shows("mimu_http_requests_in_flight", "Requests being answered.", lambda: site.active)
-    shows("mimu_uploads_in_flight", "Uploads whose bytes come in.", lambda: site.pace.active)
-    shows("mimu_upload_pace_bytes_per_second", "How fast all uploads together may come in.", lambda: site.pace.rate)
-    shows("mimu_delivery_queue_frames", "Frames that wait for large groups.", delivery.waiting)
-    shows("mimu_password_queue_jobs", "Hashes of passwords that wait or are made.", lambda: passwords.waiting)
+def show_queues(metrics: Metrics, site: Site, delivery: Delivery, passwords: Passwords) -> None:
+    """Show requests and uploads in progress, and the lengths of queues."""
+    add_gauge = metrics.add_gauge
+    add_gauge("mimu_http_requests_in_flight", "Requests being answered.", lambda: site.active)
+    add_gauge("mimu_uploads_in_flight", "Uploads whose bytes come in.", lambda: site.pace.active)
+    add_gauge("mimu_upload_pace_bytes_per_second", "How fast all uploads together may come in.", lambda: site.pace.rate)
+    add_gauge("mimu_delivery_queue_frames", "Frames that wait for large groups.", delivery.waiting)
+    add_gauge("mimu_password_queue_jobs", "Hashes of passwords that wait or are made.", lambda: passwords.waiting)
 
 
-def health(metrics: Metrics, found: Mapping[str, str], faults: Mapping[str, str]) -> None:
-    """Show what the checks of ``/health`` have found: ``ok``, or something else, and the fault where it has a name."""
-    metrics.shows_each(
+def show_health(metrics: Metrics, found: Mapping[str, str], faults: Mapping[str, str]) -> None:
+    """Show the results of the checks of ``/health``, and the fault of a failed check if it has a name."""
+    metrics.add_gauges(
         "mimu_health_check_up",
         "Whether a check of /health was well when it was made last; every 15 seconds.",
         ("check",),
         lambda: {(check,): answer == "ok" for check, answer in found.items()},
     )
-    metrics.shows_each(
+    metrics.add_gauges(
         "mimu_health_fault",
         "1 for the reason for which a check of /health failed when it was made last.",
         ("check", "fault"),
@@ -85,8 +85,8 @@ def health(metrics: Metrics, found: Mapping[str, str], faults: Mapping[str, str]
     )
 
 
-def backups(metrics: Metrics, folder: Path) -> None:
-    """Show when the last backup was made, by the note that it leaves in the data folder."""
+def show_backups(metrics: Metrics, folder: Path) -> None:
+    """Show the time of the last backup, from the file that it writes into the data folder."""
 
     started = time.time()
 
@@ -95,22 +95,22 @@ def backups(metrics: Metrics, folder: Path) -> None:
         return found.made_at if found else started
 
     text = "When the last backup of this data folder was made; while there is none, when the server started."
-    metrics.shows("mimu_last_backup_timestamp_seconds", text, made_at)
+    metrics.add_gauge("mimu_last_backup_timestamp_seconds", text, made_at)
 
 
-def database(
+def show_database(
     metrics: Metrics,
     standing: Callable[[], tuple[str, int, int]],
     refused: Callable[[], Mapping[tuple[str, str], int]],
 ) -> None:
-    """Show which host is the database, and how many connections to others were refused, by host and reason."""
-    metrics.shows_each(
+    """Show the host of the database, and the connections to other hosts that were refused, by host and reason."""
+    metrics.add_gauges(
         "mimu_postgres_timeline",
         "Timeline of the database that is in use; it grows with each promotion of a standby.",
         ("host",),
         lambda: {(standing()[0],): standing()[1]},
     )
-    metrics.counts_each(
+    metrics.add_counters(
         "mimu_postgres_hosts_refused_total",
         "Connections that were refused because they reached a standby, or a database behind the one in use.",
         ("host", "reason"),
@@ -119,7 +119,7 @@ def database(
 
 
 class Runs:
-    """The runs of periodic tasks."""
+    """Metrics of periodic tasks."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._runs = Counter(
@@ -139,7 +139,7 @@ class Runs:
         )
 
     def planned(self, task: str, seconds: float) -> None:
-        """A task will run every so many seconds. Its series begin now, so that none is missing that never ran."""
+        """Add a task that runs every so many seconds. Its series begin now, so that they exist before its first run."""
         self._interval.labels(task).set(seconds)
         self._success.labels(task).set_to_current_time()
         self._seconds.labels(task)
@@ -147,7 +147,7 @@ class Runs:
             self._runs.labels(task, outcome)
 
     def ended(self, task: str, outcome: str, seconds: float) -> None:
-        """A run is over, ``done`` or ``failed``."""
+        """Count a finished run, ``done`` or ``failed``."""
         self._runs.labels(task, outcome).inc()
         self._seconds.labels(task).observe(seconds)
         if outcome == "done":
@@ -155,7 +155,7 @@ class Runs:
 
 
 class Sweeps:
-    """What sweeps have left to do, and what they failed at."""
+    """Metrics of sweeps: rows that are left, and rows that failed."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._backlog = Gauge(
@@ -169,21 +169,21 @@ class Sweeps:
         )
 
     def planned(self, sweep: str) -> None:
-        """A sweep will run. Its series begin now, so that a first failure is an increase."""
+        """Add a sweep. Its series begin now, so that a first failure shows as an increase."""
         self._backlog.labels(sweep)
         self._failed.labels(sweep)
 
     def backlog(self, sweep: str, rows: int) -> None:
-        """A run is over, and has left so many rows."""
+        """Set how many rows a finished run left for the next one."""
         self._backlog.labels(sweep).set(rows)
 
     def failed(self, sweep: str, rows: int) -> None:
-        """A run could not do so many rows, and passes over them for a while."""
+        """Count rows that a run failed at and skips for a while."""
         self._failed.labels(sweep).inc(rows)
 
 
 class Statements:
-    """What the database is asked, and how long it takes; models/postgres/statements.py tells."""
+    """Metrics of statements and connections; models/postgres/statements.py reports them."""
 
     def __init__(self, metrics: Metrics) -> None:
         registry = metrics.registry
@@ -221,13 +221,13 @@ class Statements:
         self._failed.labels(cause).inc()
 
     def pool(self, usage: Callable[[], Sequence[int]]) -> None:
-        """Show a pool, whose ``usage`` tells how many connections it may have, has, has idle, and how many wait."""
+        """Show a pool. ``usage`` returns the limit, the size, the idle connections, and the requests that wait."""
 
         def connections() -> dict[tuple[str, ...], float]:
             _, size, idle, _ = usage()
             return {("idle",): idle, ("in_use",): size - idle}
 
         name = "mimu_postgres_pool"
-        self._metrics.shows_each(f"{name}_connections", "Connections of the pool.", ("state",), connections)
-        self._metrics.shows(f"{name}_max_connections", "How many it may have.", lambda: usage()[0])
-        self._metrics.shows(f"{name}_waiting_requests", "How many wait for one.", lambda: usage()[3])
+        self._metrics.add_gauges(f"{name}_connections", "Connections of the pool.", ("state",), connections)
+        self._metrics.add_gauge(f"{name}_max_connections", "How many it may have.", lambda: usage()[0])
+        self._metrics.add_gauge(f"{name}_waiting_requests", "How many wait for one.", lambda: usage()[3])

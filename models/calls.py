@@ -52,7 +52,7 @@ class Call(NamedTuple):
     caller_id: UUID | None
     callee_id: UUID | None
     call_type: Literal["audio", "video"]
-    status: str
+    status: Literal["ringing", "accepted", "rejected", "missed", "ended", "failed"]
     end_reason: str | None
     started_at: datetime
     silent: bool

@@ -21,7 +21,7 @@ from models.postgres.orm import Row as Row
 from models.postgres.outages import Unavailable as Unavailable
 from models.postgres.outages import outages
 from models.postgres.pool import COMMAND_SECONDS as COMMAND_SECONDS
-from models.postgres.pool import Held, Pool, Usage
+from models.postgres.pool import Held, Pool, Usage, last_life
 from models.postgres.statements import Watch, Watched
 
 # For statements that run thousands of times a second: PostgreSQL plans them once, not for each set of parameters, and
@@ -259,8 +259,14 @@ class Database:
     async def replicated(self) -> None:
         """Wait until everything that was committed before is replicated as commits have to be: with
         ``synchronous_standby_names`` also on a standby. A statement that timed out while it waited for that is still
-        committed here, and a reader of its rows must not treat them as safe."""
-        await self.execute("SELECT pg_logical_emit_message(true, 'mimu', '')")
+        committed here, and a reader of its rows must not treat them as safe. Raises Unavailable also if another host
+        came into use since the previous statement, which read them: it need not have them."""
+        before, sql = last_life.get(), "SELECT pg_logical_emit_message(true, 'mimu', '')"
+        async with self.connection() as connection:
+            if before not in ((), last_life.get()):
+                raise Unavailable("the database was replaced meanwhile")
+            with Watched(self._watch, sql):
+                await connection.execute(sql)
 
     def connection(self) -> Held:
         """Return the connection of the surrounding transaction, else one of the pool's for the block."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -69,18 +69,32 @@ class SupersededPrekey(Table):
         primary_key = peewee.CompositeKey("user", "key_hash")
 
 
-class Unsigned(NamedTuple):
-    key_id: int
-    public_key: bytes
+class Unsigned(Protocol):
+    @property
+    def key_id(self) -> int: ...
+    @property
+    def public_key(self) -> bytes: ...
 
 
-class Signed(NamedTuple):
-    key_id: int
-    public_key: bytes
-    signature: bytes
+class Signed(Unsigned, Protocol):
+    @property
+    def signature(self) -> bytes: ...
 
 
-K = TypeVar("K", Unsigned, Signed)
+class Upload(Protocol):
+    """The keys that a client sends, as it names them."""
+
+    @property
+    def signed_prekey(self) -> Signed | None: ...
+    @property
+    def one_time_prekeys(self) -> Sequence[Unsigned]: ...
+    @property
+    def kyber_prekeys(self) -> Sequence[Signed]: ...
+    @property
+    def last_resort_kyber_prekey(self) -> Signed | None: ...
+
+
+K = TypeVar("K", bound=Unsigned)
 
 
 class Reused(Exception):
@@ -99,17 +113,8 @@ class TooMany(Exception):
         self.kind, self.left = kind, left
 
 
-async def add(
-    db: Database,
-    user_id: UUID,
-    *,
-    signed: Signed | None = None,
-    one_time: Sequence[Unsigned] = (),
-    kyber: Sequence[Signed] = (),
-    last_resort: Signed | None = None,
-    at_most: int,
-) -> None:
-    """Store keys, in the caller's transaction or a new one. Raises Reused, TooMany.
+async def add(db: Database, user_id: UUID, upload: Upload, *, at_most: int) -> None:
+    """Store keys, in the caller's transaction or its own. Raises Reused, TooMany.
 
     A key that is stored under the same id stays as it is, even if it was handed out in the meantime: so a client can
     repeat an upload whose response was lost.
@@ -117,14 +122,14 @@ async def add(
     async with db.transaction():
         # Two uploads at once: the second waits, so that one of two new signed prekeys is superseded by the other.
         await db.execute("SELECT 1 FROM users WHERE id = $1 FOR NO KEY UPDATE", user_id)
-        if signed:
-            await _replace_signed(db, user_id, signed)
-        if one_time:
-            await _add_one_time(db, user_id, one_time, at_most)
-        if kyber:
-            await _add_kyber(db, user_id, kyber, at_most)
-        if last_resort:
-            await _replace_last_resort(db, user_id, last_resort)
+        if upload.signed_prekey:
+            await _replace_signed(db, user_id, upload.signed_prekey)
+        if upload.one_time_prekeys:
+            await _add_one_time(db, user_id, upload.one_time_prekeys, at_most)
+        if upload.kyber_prekeys:
+            await _add_kyber(db, user_id, upload.kyber_prekeys, at_most)
+        if upload.last_resort_kyber_prekey:
+            await _replace_last_resort(db, user_id, upload.last_resort_kyber_prekey)
 
 
 # Between a SELECT and an INSERT here keys may only disappear: the user's row is locked against other uploads. If the
@@ -147,7 +152,7 @@ async def _replace_signed(db: Database, user_id: UUID, key: Signed) -> None:
         raise Reused("signed_prekey")
     await db.do(SignedPrekey.update(superseded_at=fn.now()).where(*current))
     with _reused("signed_prekey"):
-        await db.do(SignedPrekey.insert(user=user_id, **key._asdict()))
+        await db.do(SignedPrekey.insert(user=user_id, **_fields(key)))
 
 
 async def _add_one_time(db: Database, user_id: UUID, keys: Sequence[Unsigned], at_most: int) -> None:
@@ -165,7 +170,7 @@ async def _add_one_time(db: Database, user_id: UUID, keys: Sequence[Unsigned], a
     with _reused("one_time_prekeys"):
         await db.many(
             "INSERT INTO one_time_prekeys (user_id, key_id, public_key) VALUES ($1, $2, $3)",
-            [(user_id, *key) for key in fresh],
+            [(user_id, key.key_id, key.public_key) for key in fresh],
         )
 
 
@@ -189,7 +194,7 @@ async def _add_kyber(db: Database, user_id: UUID, keys: Sequence[Signed], at_mos
     with _reused("kyber_prekeys"):
         await db.many(
             "INSERT INTO kyber_prekeys (user_id, key_id, public_key, signature) VALUES ($1, $2, $3, $4)",
-            [(user_id, *key) for key in fresh],
+            [(user_id, *_fields(key).values()) for key in fresh],
         )
 
 
@@ -206,7 +211,11 @@ async def _replace_last_resort(db: Database, user_id: UUID, key: Signed) -> None
         raise Reused("last_resort_kyber_prekey")
     await db.do(KyberPrekey.update(superseded_at=fn.now()).where(*current))
     with _reused("last_resort_kyber_prekey"):
-        await db.do(KyberPrekey.insert(user=user_id, last_resort=True, **key._asdict()))
+        await db.do(KyberPrekey.insert(user=user_id, last_resort=True, **_fields(key)))
+
+
+def _fields(key: Signed) -> dict[str, int | bytes]:
+    return {"key_id": key.key_id, "public_key": key.public_key, "signature": key.signature}
 
 
 def _is_current(known: Sequence[asyncpg.Record], key: Signed) -> bool:

@@ -9,32 +9,39 @@ from __future__ import annotations
 
 import ast
 import os
+import pwd
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 FOLDER = Path(__file__).resolve().parent
 CALLED = "MIMU_COMMAND"  # what the user typed, for the command's usage (scripts/command.py)
 INSTALLED = Path("/etc/mimu/mimu.env")  # docs/deploy.md
-FOR_DEVELOPERS = {"configuration_page"}
-USAGE = "usage: ./mimu COMMAND [options], ./mimu COMMAND --help"
+USAGE = "usage: ./mimu COMMAND [options]"
 WRONG_USAGE, WRONG_SETTINGS = 2, 78  # as every script ends (scripts/command.py)
+GROUPS = {
+    "Set up": ("migrate", "doctor", "turnserver-conf", "vapid-keys"),
+    "Accounts": ("users", "vouchers", "push-test"),
+    "Data and secrets": ("backup", "restore", "move-files", "cleanup", "rotate-keys"),
+    "For contributors": ("configuration-page", "api-page"),
+}
+WITHOUT_SETTINGS = GROUPS["For contributors"]
 
 
 def commands() -> dict[str, str]:
-    """The name of each command, and one sentence on what it does."""
+    """The name of each command, and one sentence on what it does, in the order in which help shows them."""
     found = {}
     for path in sorted(FOLDER.glob("*.py")):
         tree = ast.parse(path.read_text())
         runs = any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
-        if runs and path.stem != "__main__" and path.stem not in FOR_DEVELOPERS:
+        if runs and path.stem != "__main__":
             summary = (ast.get_docstring(tree) or "").partition("``")[0].strip().rstrip(":")
             found[path.stem.replace("_", "-")] = summary + "."
-    return found
+    return {name: found[name] for names in GROUPS.values() for name in names}
 
 
-def env_file(environ: dict[str, str] | os._Environ[str], installed: Path = INSTALLED) -> str | None:
+def env_file(environ: Mapping[str, str], installed: Path = INSTALLED) -> str | None:
     """The file with this installation's settings; None stands for ``.env`` beside ``server.py``."""
     return environ.get("MIMU_ENV_FILE") or (str(installed) if _exists(installed) else None)
 
@@ -52,28 +59,64 @@ def arguments(words: Sequence[str], file: str | None) -> list[str]:
     return [*words] if file is None or named else [*words, "--env-file", file]
 
 
-def _become(name: str, options: Sequence[str]) -> NoReturn:
+def usage(file: str | None) -> str:
+    """What ``./mimu --help`` shows: the commands in their groups, and which settings and user they have here."""
+    known = commands()
+    width = max(map(len, known))
+    lines = [USAGE, "       ./mimu COMMAND --help"]
+    for title, names in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:{width}}  {known[name]}" for name in names)]
+    return "\n".join([*lines, "", f"Settings: {_settings(file)}", f"User: {_user()}"])
+
+
+def _settings(file: str | None) -> str:
+    if file is None:
+        own = FOLDER.parent / ".env"
+        return f"{own} (MIMU_ENV_FILE or --env-file names another)" if _exists(own) else "the environment only, no file"
+    if not os.access(file, os.R_OK):
+        return f"{file}, which this user can't read: run as root, or set MIMU_ENV_FILE"
+    return f"{file} (--env-file names another)"
+
+
+def _user() -> str:
+    name = _named(os.geteuid())
+    return f"{name}; a command continues as the owner of MIMU_DATA_DIR" if os.geteuid() == 0 else name
+
+
+def _named(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # as in containers, a number without a name
+        return str(uid)
+
+
+def _become(name: str, options: Sequence[str], file: str | None) -> NoReturn:
     os.environ[CALLED] = f"./mimu {name}"
+    if file is not None:
+        os.environ["MIMU_ENV_FILE"] = file  # for the command's help
     script = str(FOLDER / f"{name.replace('-', '_')}.py")
     os.execv(sys.executable, [sys.executable, script, *options])
 
 
 def main() -> int:
-    known = commands()
     words = sys.argv[1:]
+    file = env_file(os.environ)
     if not words or words[0] in ("-h", "--help", "help"):
-        width = max(map(len, known))
-        print(USAGE, "", *(f"  {name:{width}}  {summary}" for name, summary in known.items()), sep="\n")
+        print(usage(file), file=sys.stdout if words else sys.stderr)
         return 0 if words else WRONG_USAGE
     name = words[0].replace("_", "-")
+    known = commands()
     if name not in known:
         print(f"There is no command {words[0]!r}. {USAGE}\nCommands: {', '.join(known)}", file=sys.stderr)
         return WRONG_USAGE
-    file = env_file(os.environ)
-    if file is not None and not os.access(file, os.R_OK):
+    options = words[1:]
+    if name in WITHOUT_SETTINGS or {"-h", "--help"} & {*options}:
+        _become(name, options, file)
+    given = arguments(options, file)
+    if file is not None and given != options and not os.access(file, os.R_OK):
         print(f"{file} can't be read: run this as root, or set MIMU_ENV_FILE", file=sys.stderr)
         return WRONG_SETTINGS
-    _become(name, arguments(words[1:], file))
+    _become(name, given, file)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 if not __package__:  # python scripts/backup.py, from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config import embedded, last_backup, logs
+from config import last_backup, logs
 from config.settings import Core
 from models.backups import DATABASE, FILE_SUMS, BackupError, Manifest, Tell, keys, part, restoring, stored, sync_below
 from models.backups import verify as verify_parts
@@ -57,22 +56,12 @@ class Asked:
     verify: bool
 
 
-@contextlib.asynccontextmanager
-async def database(core: Core) -> AsyncIterator[str]:
-    """The address of the database: the one of the settings, or the embedded one."""
-    if core.database_url is not None:
-        yield await command.chosen(core)
-        return
-    async with embedded.postgres_beside(core.mimu_data_dir) as dsn:
-        yield dsn
-
-
 async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Storage, tell: Tell) -> dict[str, Any]:
     """Make a backup; what is told of it."""
     began = time.monotonic()
     secrets = keys.gathered(core, values) if asked.keys else {}
     with asked.shelf.held(), asked.shelf.place() as (work, final):
-        async with database(core) as dsn:
+        async with command.database(core) as dsn:
             listing = work / LISTING if asked.files else None
             said, count = await _dump(dsn, work, listing, tell)
             copied = lost = None
@@ -167,16 +156,12 @@ def _say(told: dict[str, Any]) -> None:
         print(f"removed {path}")
 
 
-def _number(text: str) -> int:
-    if not (text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError("expected a number of at least 1")
-    return int(text)
-
-
 def main() -> int:
     parser = command.parser("backup", __doc__, EPILOG)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder that it is made into")
-    parser.add_argument("--keep", type=_number, metavar="N", help="remove all but the newest N from there at the end")
+    parser.add_argument(
+        "--keep", type=command.number(), metavar="N", help="remove all but the newest N from there at the end"
+    )
     parser.add_argument(
         "--files", choices=("copy", "none"), default="copy", help="none: leave them out, they are backed up elsewhere"
     )

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import pwd
+import re
 import stat
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -36,7 +37,7 @@ from models.postgres.identity import Identity
 from models.storage import Storage, StorageAway, StorageFull, opened
 
 STARTED_BY = os.getuid()  # also when we become somebody else
-FAILED, WRONG_SETTINGS = 1, 78  # sysexits.h: EX_CONFIG; argparse itself ends with 2
+FAILED, WRONG_USAGE, WRONG_SETTINGS = 1, 2, 78  # argparse ends with 2; sysexits.h: EX_CONFIG
 FAILURES: tuple[type[Exception], ...] = (
     *(Unavailable, StorageAway, StorageFull, embedded.EmbeddedError, OSError),
     *(asyncpg.PostgresError, asyncpg.InterfaceError, RedisError),
@@ -44,12 +45,21 @@ FAILURES: tuple[type[Exception], ...] = (
 
 
 def parser(name: str, purpose: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
-    """What reads the words of ``python -m scripts.NAME``. No abbreviations: one that is in somebody's timer would break
-    with the next option."""
+    """The parser of a script's arguments. It takes no abbreviations: one in somebody's timer would break with the next
+    option."""
     raw = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(
-        prog=_program(name), description=purpose, epilog=epilog, formatter_class=raw, allow_abbrev=False
+        prog=_program(name), description=_plain(purpose), epilog=_plain(epilog), formatter_class=raw, allow_abbrev=False
     )
+
+
+def _plain(text: str | None) -> str | None:
+    """A docstring as help: without marks of code, and with the commands as the user types them."""
+    if text is None:
+        return None
+    if "MIMU_COMMAND" in os.environ:
+        text = re.sub(r"python -m scripts\.(\w+)", lambda found: f"./mimu {found[1].replace('_', '-')}", text)
+    return text.replace("``", "").strip()
 
 
 def _program(name: str) -> str:
@@ -65,9 +75,23 @@ def verb(verbs: Any, name: str, purpose: str) -> argparse.ArgumentParser:
 
 
 def common(parser: argparse.ArgumentParser) -> None:
-    """The options that every script has."""
-    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
-    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    """The options of every script that reads settings."""
+    usual = os.environ.get("MIMU_ENV_FILE") if "MIMU_COMMAND" in os.environ else None
+    where = usual or ".env beside server.py"
+    parser.add_argument("--env-file", type=Path, metavar="FILE", help=f"read settings from FILE (default: {where})")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def number(least: int = 1, most: int | None = None) -> Callable[[str], int]:
+    """A whole number in these bounds, as an option's type."""
+
+    def read(text: str) -> int:
+        if text.isascii() and text.isdecimal() and least <= int(text) and (most is None or int(text) <= most):
+            return int(text)
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"expected a number {bounds}")
+
+    return read
 
 
 def label(text: str) -> str:
@@ -103,6 +127,17 @@ async def chosen(core: Core) -> str:
     found = await cluster(core)
     (await found.connect(timeout=5)).terminate()
     return address(found.dsn, found.current or found.hosts[0])
+
+
+@contextlib.asynccontextmanager
+async def database(core: Core) -> AsyncIterator[str]:
+    """The address of the database for a script that needs no server: of the settings, else the embedded one, started
+    unless a server runs it. Raises SettingsError."""
+    if core.database_url is not None:
+        yield await chosen(core)
+        return
+    async with embedded.postgres_beside(core.mimu_data_dir) as dsn:
+        yield dsn
 
 
 async def move_fence(core: Core, seen: Identity) -> None:
@@ -192,17 +227,26 @@ def beside_files(env_file: Path | None) -> tuple[Core, dict[str, str], Storage]:
     return core, values, opened.storage(stored, core.mimu_data_dir)
 
 
+async def confirmed(question: str, word: str = "yes") -> bool:
+    """True if the operator types ``word``, or a name that the question asks for."""
+    # On standard error: standard output may be read by a program.
+    print(f"{question} Type {word} to go on: ", end="", file=sys.stderr, flush=True)
+    answer: str = await asyncio.to_thread(sys.stdin.readline)
+    return answer.strip() == word
+
+
 def outcome(
-    work: Callable[[], Coroutine[Any, Any, int]],
+    work: Callable[[], Coroutine[Any, Any, int] | int],
     *,
     failed: str,
     interrupted: str = "interrupted",
     failures: tuple[type[Exception], ...] = (),
 ) -> int:
-    """The exit code of ``work``. What went wrong is said in a line on standard error, each fault of the settings in its
-    own; ``failures`` are those of its own that it foresees."""
+    """The exit code of ``work``, a function or a coroutine function. An error is a line on standard error, and so is
+    each fault of the settings; ``failures`` are the errors that only this script expects."""
     try:
-        return asyncio.run(work())
+        done = work()
+        return done if isinstance(done, int) else asyncio.run(done)
     except SettingsError as error:
         print("\n".join(error.faults), file=sys.stderr)
         return WRONG_SETTINGS
@@ -234,8 +278,15 @@ def _whose(path: Path) -> str:
 
 
 def fail(reason: str) -> int:
+    """The exit code of a failed run, after its reason."""
     print(reason, file=sys.stderr)
     return FAILED
+
+
+def misuse(reason: str) -> int:
+    """The exit code of wrong usage that only settings show, after its reason; parsers have ``error`` for the rest."""
+    print(reason, file=sys.stderr)
+    return WRONG_USAGE
 
 
 def shown(moment: datetime | None) -> str | None:

@@ -1,18 +1,15 @@
-"""Write docs/configuration.md: ``python -m scripts.configuration_page``. A test says when that is due.
+"""Write config/env.example and docs/configuration.md: ``python -m scripts.configuration_page``.
 
-What the settings mean is taken from config/env.example, and from nowhere else; their types, ranges, and who reads them
-from the code.
+Both show what the code says: a setting's ``description``, default, type and range are those of its field, and
+scripts/configuration_chapters.py groups them. A test fails when a file is out of date.
 """
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import re
 import sys
+import textwrap
 import types
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -23,10 +20,16 @@ if not __package__:  # python scripts/configuration_page.py, from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import plugins
-from config.settings import Core, Rate, Section
+from config.settings import Core, Section
+from config.values import UNITS, Rate
+from scripts import command
+from scripts.configuration_chapters import CHAPTERS, COMPOSE, Chapter
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE, PAGE = ROOT / "config" / "env.example", ROOT / "docs" / "configuration.md"
+WIDTH = 120  # characters of a line of env.example
+OPEN = {"MIMU_ENV"}  # settings whose default depends on another one, so that their line has no value
+SIZES = (("GiB", 1 << 30), ("MiB", 1 << 20))
 
 
 class Kind(NamedTuple):
@@ -61,71 +64,41 @@ KINDS = {
     "secret list": Kind("secret list", "**secrets**, separated by commas", ("FIRST,SECOND",)),
 }
 
+EXAMPLE_HEAD = """\
+# Mimu's settings. Copy this file to .env beside server.py (chmod 600), or set the same names in the environment, which
+# wins over the file. A line such as #PORT=8080 shows a default: remove the # to change it. An empty value means unset.
+# `python server.py --check-config` reports everything that is wrong.
+#
+# In Mimu's repository this file is written by python -m scripts.configuration_page.
+"""
+
 HEAD = """\
 # Settings
 
-<!-- Written by python -m scripts.configuration_page; the words are those of config/env.example. -->
+<!-- Written by python -m scripts.configuration_page; the words are those of the code. -->
 
 Every setting is a variable of the environment, or a line of the file `.env` beside `server.py` (`--env-file`
-names another one); the environment wins, and an empty value counts as unset.
-[config/env.example](../config/env.example) is such a file with every default. What is wrong is said all at once, by
-name and never by value:
+names another one); the environment wins, and an empty value means unset.
+[config/env.example](../config/env.example) is such a file, with every default commented out. Two commands report
+everything that is wrong, by name and never by value:
 
 ```sh
 .venv/bin/python server.py --check-config
-.venv/bin/python -m scripts.doctor
+./mimu doctor
 ```
 
-The first looks at the settings alone, and the second, too, at [what they lead to](operations.md#is-it-well-set-up).
+The first looks at the settings alone, the second also at [the services that they
+name](operations.md#is-it-well-set-up).
 
-**When a change counts**: settings, and the key files that they name, are read once, at the start: change them and
-restart the instances, one by one. Only what is in `KEYRING_FILE` is taken on at once, within 15 seconds, by all that
-run ([changing the secrets](operations.md#changing-the-secrets)). Scripts read the settings each time. All instances
-of one installation have the same settings, but for `HOST`, `PORT`, `MIMU_DATA_DIR`, `LOG_LEVEL` and
+**When a change counts**: a server reads the settings, and the key files that they name, once, at the start: change them
+and restart the instances, one by one. Only a change of `KEYRING_FILE` reaches running servers, within 15 seconds
+([changing the secrets](operations.md#changing-the-secrets)). Scripts read the settings each time. All instances
+of one installation have the same settings, except for `HOST`, `PORT`, `MIMU_DATA_DIR`, `LOG_LEVEL` and
 `DATABASE_MAX_CONNECTIONS`.
 
-**Who reads it**: the core, or the features that are named; then it means nothing when those are in `PLUGINS_DISABLED`.
+**Read by**: the core, or the features in the last column; a setting has no effect when all of these are in
+`PLUGINS_DISABLED`.
 """
-
-
-@dataclass
-class Chapter:
-    """What stands under one heading of env.example."""
-
-    title: str
-    words: dict[str, str] = field(default_factory=dict)  # of each setting
-    defaults: dict[str, str] = field(default_factory=dict)
-
-
-def chapters(text: str) -> Iterator[Chapter]:
-    """env.example in its parts; what is no setting of the server's is left out."""
-    chapter = Chapter("")
-    comment: list[str] = []
-    for line in text.splitlines():
-        heading = re.match(r"# --- (.*?) -+$", line)
-        if heading:
-            if chapter.words:
-                yield chapter
-            chapter, comment = Chapter(heading[1]), []
-        elif line.startswith("# "):
-            comment.append(line[2:])
-        elif re.match(r"[A-Z]", line):
-            name, _, default = line.partition("=")
-            chapter.words[name], chapter.defaults[name] = sentences(comment), default
-            comment = []
-        else:
-            comment = []
-    if chapter.words:
-        yield chapter
-
-
-def sentences(lines: list[str]) -> str:
-    """The lines of a comment as running text; one that ends with an example has no full stop."""
-    text = " ".join(lines)
-    for line, following in itertools.pairwise(lines):
-        if line[-1].isalnum() and following[0].isupper() and not following.split()[0].isupper():
-            text = text.replace(f"{line} {following}", f"{line}. {following}")
-    return text
 
 
 def readers() -> dict[str, tuple[list[str], FieldInfo]]:
@@ -193,53 +166,106 @@ def bounds(info: FieldInfo) -> str:
     return f"from {least}" if least else f"to {most}" if most else ""
 
 
+def default(name: str, info: FieldInfo) -> str:
+    """A setting's default as operators write it; empty for unset."""
+    return "" if name in OPEN else _written(info.default)
+
+
+def _written(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Rate):
+        return f"{_count(value.count)}/{_period(value.seconds)}"
+    if isinstance(value, ByteSize):
+        return _count(value)
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _count(number: int) -> str:
+    unit, size = next((one for one in SIZES if number % one[1] == 0 and number), ("", 1))
+    return f"{number // size}{unit}"
+
+
+def _period(seconds: int) -> str:
+    unit, size = next(one for one in reversed(UNITS.items()) if seconds % one[1] == 0)
+    return unit if seconds == size else f"{seconds // size} {unit}s"
+
+
+def chapters() -> list[tuple[Chapter, dict[str, tuple[list[str], FieldInfo]]]]:
+    """Every chapter with its settings. Raises LookupError when a setting is in no chapter, or one is in two."""
+    known = readers()
+    found = [(chapter, {name: known.pop(name) for name in chapter.settings}) for chapter in CHAPTERS]
+    if known:
+        raise LookupError(f"scripts/configuration_chapters.py lacks {', '.join(sorted(known))}")
+    return found
+
+
 def cell(text: str) -> str:
-    """Words of env.example as a table shows them."""
+    """Words of a description as a table shows them."""
     text = re.sub(r"\b([a-z]+://[^\s;,]+[^\s;,.:])", r"`\1`", text)
-    text = re.sub(r"\b([A-Z][A-Z0-9]*_[A-Z_]*[A-Z](?:=\S*[^\s.,;])?)", r"`\1`", text)
-    text = re.sub(r"\b(python -m scripts\.\w+(?: [A-Z]+)?|openssl rand -hex 32)", r"`\1`", text)
+    text = re.sub(r"\b([A-Z][A-Z0-9]*_[A-Z_]*[A-Z](?:[=/][^\s.,;]+)?)", r"`\1`", text)
+    text = re.sub(r"(\./mimu [a-z-]+(?: [A-Z]+)?|\bopenssl rand -hex 32)", r"`\1`", text)
     return text.replace("|", "\\|")
 
 
+def example() -> str:
+    """All of config/env.example. Raises LookupError for a setting without a chapter or a description."""
+    parts = [EXAMPLE_HEAD]
+    for chapter, settings in chapters():
+        parts.append(f"# --- {chapter.title} ".ljust(WIDTH, "-"))
+        parts += [*comment(chapter.about), ""]
+        for name, (_, info) in settings.items():
+            if not info.description:
+                raise LookupError(f"{name} has no description")
+            mark = "" if chapter.first else "#"
+            parts += [*comment(info.description), f"{mark}{name}={default(name, info)}"]
+        parts.append("")
+    return "\n".join(parts) + "\n" + COMPOSE
+
+
+def comment(text: str) -> list[str]:
+    """A text as lines of comment."""
+    lines = textwrap.wrap(text, WIDTH - 2, break_long_words=False, break_on_hyphens=False)
+    return [f"# {line}" for line in lines]
+
+
 def page() -> str:
-    """The whole page. Raises LookupError when env.example and the code differ."""
-    known = readers()
+    """All of docs/configuration.md. Raises LookupError for a setting without a chapter."""
     parts = [HEAD, "## Kinds of values", "", "| kind | form | for example |", "|---|---|---|"]
     for one in KINDS.values():
         examples = ", ".join(f"`{example}`" for example in one.examples)
         parts.append(f"| {one.name} | {one.form} | {examples} |")
-    for chapter in chapters(EXAMPLE.read_text()):
-        title, _, about = chapter.title.partition(":")
-        parts += ["", f"## {title.split(' (')[0]}", ""]
-        rest = about.strip() or chapter.title.partition(" (")[2].rstrip(")")
-        if rest:
-            parts += [cell(f"{rest[0].upper()}{rest[1:]}."), ""]
+    for chapter, settings in chapters():
+        parts += ["", f"## {chapter.title}", ""]
+        if chapter.about:
+            parts += [cell(chapter.about), ""]
         parts += ["| setting | what it is | kind | default | read by |", "|---|---|---|---|---|"]
-        for name, words in chapter.words.items():
-            who, info = known.pop(name)
-            of = kind(name, info)
-            told = f"**{of}**" if of.startswith("secret") else of
-            limits = bounds(info)
-            default = f"`{chapter.defaults[name]}`" if chapter.defaults[name] else "unset"
-            row = (f"`{name}`", cell(words), f"{told}, {limits}" if limits else told, default, ", ".join(who))
-            parts.append(f"| {' | '.join(row)} |")
-    if known:
-        raise LookupError(f"config/env.example lacks {', '.join(sorted(known))}")
+        for name, (who, info) in settings.items():
+            of, limits, unchanged = kind(name, info), bounds(info), default(name, info)
+            shown = f"**{of}**" if of.startswith("secret") else of
+            shown = f"{shown}, {limits}" if limits else shown
+            row = (f"`{name}`", cell(info.description or ""), shown, f"`{unchanged}`" if unchanged else "unset")
+            parts.append(f"| {' | '.join(row)} | {', '.join(who)} |")
     return "\n".join(parts) + "\n"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts.configuration_page", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when the page is out of date")
-    asked = parser.parse_args()
-    text = page()
-    if asked.check:
-        due = not PAGE.exists() or PAGE.read_text() != text
-        print(f"{PAGE.name} is out of date" if due else "up to date")
-        return int(due)
-    PAGE.write_text(text)
-    print(f"wrote {PAGE.relative_to(ROOT)}")
-    return 0
+    parser = command.parser("configuration_page", __doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a file is out of date")
+    check = parser.parse_args().check
+    files = {EXAMPLE: example(), PAGE: page()}
+    due = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
+    for path in due:
+        if not check:
+            path.write_text(files[path])
+        print(f"{path.relative_to(ROOT)} {'is out of date' if check else 'written'}")
+    if not due:
+        print("up to date")
+    return command.FAILED if check and due else 0
 
 
 if __name__ == "__main__":

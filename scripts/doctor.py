@@ -26,12 +26,12 @@ from config.findings import Examination, Finding, StopExamination, wrong
 from config.keyring import KeyringFile
 from config.settings import ENV_FILE, Core, SettingsError
 from config.storage import StorageSettings
+from config.values import web_address
 from handlers.sockets.hub import PING_EVERY
 from handlers.tokens import Tokens
 from scripts import command
 from scripts.checks import database, examined, machine, nginx, public, redis, settings, storage
 
-NOT_WELL, WRONG_SETTINGS = 1, 78  # sysexits.h: EX_CONFIG; argparse itself ends with 2
 SECONDS = 20.0  # for each thing; all are looked at together, and the slowest, a coturn that drops packets, takes 15
 HANDSHAKE = 60  # seconds that a token of nobody's is good for
 
@@ -48,22 +48,17 @@ names an authority of your own that is trusted.
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """What was asked for; ends the program with 2 when that makes no sense."""
-    parser = argparse.ArgumentParser(
-        prog="scripts.doctor",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.parser("doctor", __doc__, EPILOG)
     parser.add_argument("--url", type=_url, help="the public address, as clients know it: https://chat.example.org")
     parser.add_argument("--token-file", type=_token, help="an access token of somebody's, to open a socket; - reads it")
-    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
     parser.add_argument("--nginx", type=Path, help=f"nginx's configuration (default in production: {nginx.FILE})")
-    parser.add_argument("--instances", type=_number, help="how many servers there should be, on all machines")
+    parser.add_argument(
+        "--instances", type=command.number(1, 1000), help="how many servers there should be, on all machines"
+    )
     parser.add_argument("--only", type=_names, default=(), help="only these, as: database,turn")
     parser.add_argument("--timeout", type=float, default=SECONDS, help=f"seconds for each (default: {SECONDS:g})")
     parser.add_argument("--strict", action="store_true", help="what is weak is wrong, too")
-    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    command.common(parser)
     asked = parser.parse_args(words)
     if not asked.timeout > 0:
         parser.error("--timeout counts seconds")
@@ -71,10 +66,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in text:
-        raise argparse.ArgumentTypeError("expected https://host")
-    return text.rstrip("/")
+    try:
+        return web_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _token(text: str) -> str:
@@ -86,12 +81,6 @@ def _token(text: str) -> str:
     if not token:
         raise argparse.ArgumentTypeError(f"{text} is empty")
     return token
-
-
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 1000):
-        raise argparse.ArgumentTypeError("expected a number of servers")
-    return int(text)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -199,15 +188,9 @@ def _counts(found: Mapping[str, Sequence[Finding]]) -> Counter[str]:
     return Counter(finding.state for findings in found.values() for finding in findings)
 
 
-def main() -> int:
-    asked = parse()
-    logs.configure("error")
-    logging.disable()  # what it stumbles over is a finding, and said once
-    try:
-        values = command.given(asked.env_file)
-    except SettingsError as error:
-        print(error, file=sys.stderr)
-        return WRONG_SETTINGS
+async def run(asked: argparse.Namespace) -> int:
+    """Examine, and show what was found. Raises SettingsError when the settings can't be read at all."""
+    values = command.given(asked.env_file)
     unusable = False
     try:
         chosen = examinations(asked, values)
@@ -218,15 +201,10 @@ def main() -> int:
         unknown = set(asked.only) - {examination.name for examination in chosen}
         if unknown:
             names = ", ".join(examination.name for examination in chosen)
-            print(f"--only: there is no {', '.join(sorted(unknown))}; there are {names}", file=sys.stderr)
-            return 2
+            return command.misuse(f"--only: there is no {', '.join(sorted(unknown))}; there are {names}")
         chosen = [examination for examination in chosen if examination.name in asked.only]
     begun = time.monotonic()
-    try:
-        found = asyncio.run(look(chosen, asked.timeout))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return NOT_WELL
+    found = await look(chosen, asked.timeout)
     seconds = time.monotonic() - begun
     counts = _counts(found)
     well = not counts["wrong"] and not (asked.strict and counts["weak"])
@@ -237,8 +215,15 @@ def main() -> int:
     else:
         print(table(chosen, found, seconds))
     if unusable:
-        return WRONG_SETTINGS
-    return 0 if well else NOT_WELL
+        return command.WRONG_SETTINGS
+    return 0 if well else command.FAILED
+
+
+def main() -> int:
+    asked = parse()
+    logs.configure("error")
+    logging.disable()  # what it stumbles over is a finding, and said once
+    return command.outcome(lambda: run(asked), failed="the examination failed")
 
 
 if __name__ == "__main__":

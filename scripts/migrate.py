@@ -6,23 +6,20 @@ is tried again for ten minutes; what is waited for is said on standard error.
 
 from __future__ import annotations
 
-import asyncio
+import argparse
 import json
 import sys
 from pathlib import Path
 
-import asyncpg
 from pydantic import Field
 
 if not __package__:  # python scripts/migrate.py, from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config.settings import DatabaseUrl, Section, SettingsError, load
+from config.settings import Section, SettingsError, load
+from config.values import DatabaseUrl
 from models.postgres import migrations
-from models.postgres.hosts import describe
 from scripts import command
-
-WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
 
 
 class Address(Section):
@@ -31,15 +28,25 @@ class Address(Section):
     database_url: DatabaseUrl | None = Field(None, description="The database to bring up to date.")
 
 
-async def run(dsn: str, *, check: bool, as_json: bool) -> int:
-    """0 when the database is (now) up to date; with ``check`` nothing is changed, and 1 says that something is due."""
-    if check:
+async def run(asked: argparse.Namespace) -> int:
+    """0 when the database is (now) up to date. ``--check`` changes nothing, and 1 means that something is due."""
+    dsn = _address(asked)
+    if asked.check:
         due = sorted(set(migrations.versions()) - set(await migrations.applied(dsn)))
-        _say(as_json, {"due": due}, f"due: {', '.join(due)}" if due else "up to date")
+        _say(asked.json, {"due": due}, f"due: {', '.join(due)}" if due else "up to date")
         return 1 if due else 0
     done = await migrations.migrate(dsn, report=lambda text: print(text, file=sys.stderr, flush=True))
-    _say(as_json, {"applied": done}, f"applied: {', '.join(done)}" if done else "up to date")
+    _say(asked.json, {"applied": done}, f"applied: {', '.join(done)}" if done else "up to date")
     return 0
+
+
+def _address(asked: argparse.Namespace) -> str:
+    """The address of the database. Raises SettingsError."""
+    [address] = load({"": Address}, command.given(asked.env_file)).values()
+    assert isinstance(address, Address)
+    if address.database_url is None:
+        raise SettingsError(["DATABASE_URL: missing; the embedded database is migrated by the server itself"])
+    return address.database_url.get_secret_value()
 
 
 def _say(as_json: bool, value: object, text: str) -> None:
@@ -48,25 +55,10 @@ def _say(as_json: bool, value: object, text: str) -> None:
 
 def main() -> int:
     parser = command.parser("migrate", __doc__)
-    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 when a migration is due")
-    parser.add_argument("--json", action="store_true", help="answer in JSON")
-    arguments = parser.parse_args()
-    try:
-        [address] = load({"": Address}, command.given(arguments.env_file)).values()
-    except SettingsError as error:
-        print("\n".join(error.faults), file=sys.stderr)
-        return WRONG_SETTINGS
-    assert isinstance(address, Address)
-    if address.database_url is None:
-        print("DATABASE_URL: missing; the embedded database is migrated by the server itself", file=sys.stderr)
-        return WRONG_SETTINGS
-    try:
-        dsn = address.database_url.get_secret_value()
-        return asyncio.run(run(dsn, check=arguments.check, as_json=arguments.json))
-    except (migrations.MigrationError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        print(f"migration failed: {str(error) or describe(error)}", file=sys.stderr)
-        return 1
+    command.common(parser)
+    asked = parser.parse_args()
+    return command.outcome(lambda: run(asked), failed="migration failed", failures=(migrations.MigrationError,))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import hashlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 if not __package__:  # python scripts/move_files.py, from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config import embedded, logs
+from config import logs
 from config.settings import Core, Section, SettingsError, environment, load
 from config.storage import StorageSettings
 from models import moving
@@ -59,20 +58,10 @@ def _storages(asked: argparse.Namespace) -> tuple[Core, Storage, Storage, str]:
     return core, opened.storage(old, core.mimu_data_dir), opened.storage(new, core.mimu_data_dir), name
 
 
-@contextlib.asynccontextmanager
-async def _database(core: Core) -> AsyncIterator[str]:
-    """The address of the database: the one of the settings, or the embedded one."""
-    if core.database_url is not None:
-        yield await command.chosen(core)
-        return
-    async with embedded.postgres_beside(core.mimu_data_dir) as dsn:
-        yield dsn
-
-
 async def run(asked: argparse.Namespace) -> dict[str, Any]:
     """Move the files, or say what is to be moved; what came of it."""
     core, source, target, name = _storages(asked)
-    async with _database(core) as dsn:
+    async with command.database(core) as dsn:
         if asked.finish:
             async with restoring.target(dsn) as place:
                 await place.alone()

@@ -132,9 +132,7 @@ async def _agreed(asked: argparse.Namespace, dsn: str, place: Target, what: str,
         return
     replaced = f", in place of {lost}, which are lost" if lost else ""
     where = f"{name} at {urlsplit(dsn).hostname or 'this machine'}"
-    # On standard error: standard output may be read by a program.
-    print(f"This {what} in {where}{replaced}. Type yes to go on: ", end="", file=sys.stderr, flush=True)
-    if (await asyncio.to_thread(sys.stdin.readline)).strip() != "yes":
+    if not await command.confirmed(f"This {what} in {where}{replaced}."):
         raise BackupError("not confirmed; nothing was changed")
 
 

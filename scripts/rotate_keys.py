@@ -7,6 +7,7 @@ has ended, so no client notices.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from datetime import UTC, datetime
@@ -20,7 +21,6 @@ from config.keyring import KeyringFile
 from config.settings import Core, SettingsError
 from scripts import command
 
-WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
 CLOCKS = 300  # seconds by which the clocks of servers may differ; also the life of a reset challenge
 TURN_LIFE = 3600  # seconds a TURN credential lives (contract section 6)
 DELAY = {"jwt": 60, "turn": 600}  # seconds until the new secret signs
@@ -39,38 +39,24 @@ def given(kind: str, core: Core, values: dict[str, str]) -> list[str]:
     return [named, *previous]
 
 
-def main() -> int:
-    parser = command.parser("rotate_keys", __doc__)
-    parser.add_argument("kind", choices=sorted(SETTING), help="which secret")
-    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
-    parser.add_argument("--delay", type=int, help="seconds until the new secret signs (default: 60, for turn 600)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be, and change nothing")
-    parser.add_argument("--json", action="store_true", help="answer in JSON")
-    arguments = parser.parse_args()
-    delay = DELAY[arguments.kind] if arguments.delay is None else arguments.delay
-    if delay < 0:
-        parser.error("--delay counts seconds from now")
-    try:
-        values = command.given(arguments.env_file)
-        core = settings.core(values)
-        command.made_for_the_server(core)
-        life = core.jwt_expiration_hours * 3600 if arguments.kind == "jwt" else TURN_LIFE
-        file = KeyringFile(core.keyring_path)
-        before = given(arguments.kind, core, values)
-        keys = file.rotate(arguments.kind, before, delay=delay, keep=life + CLOCKS, dry_run=arguments.dry_run)
-    except SettingsError as error:
-        print("\n".join(error.faults), file=sys.stderr)
-        return WRONG_SETTINGS
-    except (OSError, ValueError) as error:
-        return command.fail(f"rotation failed: {command.why(error)}")
+def run(asked: argparse.Namespace) -> int:
+    """Rotate one secret, or say what would be. Raises SettingsError, OSError, ValueError."""
+    delay = DELAY[asked.kind] if asked.delay is None else asked.delay
+    values = command.given(asked.env_file)
+    core = settings.core(values)
+    command.made_for_the_server(core)
+    life = core.jwt_expiration_hours * 3600 if asked.kind == "jwt" else TURN_LIFE
+    file = KeyringFile(core.keyring_path)
+    before = given(asked.kind, core, values)
+    keys = file.rotate(asked.kind, before, delay=delay, keep=life + CLOCKS, dry_run=asked.dry_run)
     told = [{"kid": key.kid, "signs_from": _time(key.active_at), "accepted_until": _time(key.until)} for key in keys]
-    if arguments.json:
-        print(json.dumps({"file": str(file.path), "dry_run": arguments.dry_run, "keys": told}))
+    if asked.json:
+        print(json.dumps({"file": str(file.path), "dry_run": asked.dry_run, "keys": told}))
         return 0
-    print(f"{'would write' if arguments.dry_run else 'wrote'} {file.path}")
+    print(f"{'would write' if asked.dry_run else 'wrote'} {file.path}")
     for key in told:
         print(f"{key['kid']}  signs from {key['signs_from']}  accepted until {key['accepted_until']}")
-    if arguments.kind == "turn":
+    if asked.kind == "turn":
         print("Give coturn the new secret before it signs: python -m scripts.turnserver_conf, then restart coturn.")
     return 0
 
@@ -79,6 +65,18 @@ def _time(moment: float | None) -> str:
     if moment is None:
         return "further notice"
     return "ever" if moment <= 0 else datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
+
+
+def main() -> int:
+    parser = command.parser("rotate_keys", __doc__)
+    parser.add_argument("kind", choices=sorted(SETTING), help="which secret")
+    parser.add_argument(
+        "--delay", type=command.number(0), help="seconds until the new secret signs (default: 60, for turn 600)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be, and change nothing")
+    command.common(parser)
+    asked = parser.parse_args()
+    return command.outcome(lambda: run(asked), failed="rotation failed", failures=(ValueError,))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import grp
 import ipaddress
+import json
 import os
 import pwd
 import re
@@ -32,8 +33,9 @@ if not __package__:  # python scripts/turnserver_conf.py, from any folder
 
 from config import networks, settings
 from config.keyring import Key, KeyringFile
-from config.settings import Core, SettingsError, environment
-from scripts.rotate_keys import WRONG_SETTINGS, given
+from config.settings import Core, environment
+from scripts import command
+from scripts.rotate_keys import given as configured
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "turnserver.conf"
 CHECK = TEMPLATE.parent / "config" / "deploy" / "coturn" / "check.sh"
@@ -183,14 +185,39 @@ def write(path: Path, text: str, whose: Owner) -> None:
 
 def accepted(core: Core, values: dict[str, str]) -> list[str]:
     """Every TURN secret that is or will be in use; also the one that does not sign yet."""
-    keys = KeyringFile(core.keyring_path).keys("turn", given("turn", core, values))
+    keys = KeyringFile(core.keyring_path).keys("turn", configured("turn", core, values))
     now = time.time()
     return [key.secret if isinstance(key, Key) else key for key in keys if isinstance(key, str) or key.accepted(now)]
 
 
+def run(asked: argparse.Namespace) -> int:
+    """Write the configuration. Raises SettingsError, OSError, ValueError."""
+    output: Path = asked.output
+    if asked.networks:
+        output.write_text(with_networks(TEMPLATE.read_text()))
+        return _written(asked, 0)
+    values = environment(asked.env_file)  # as root, if we are: the file is coturn's
+    secrets = accepted(settings.core(values), values)
+    before = output.read_text() if output.exists() else ""
+    given = {name: getattr(asked, name) for name in ("realm", "external_ip", "cert", "pkey")}
+    try:
+        whose = owner(output, asked.user)
+    except KeyError:
+        raise ValueError(f"there is no user {asked.user}") from None
+    write(output, render(TEMPLATE.read_text(), secrets, before, **given), whose)
+    with contextlib.suppress(KeyError):
+        if os.geteuid() == 0 and not readable(output, ACCOUNT):
+            print(f"{ACCOUNT} can't read it, and coturn must not start like that: --user {ACCOUNT}", file=sys.stderr)
+    return _written(asked, len(secrets))
+
+
+def _written(asked: argparse.Namespace, secrets: int) -> int:
+    print(json.dumps({"file": str(asked.output), "secrets": secrets}) if asked.json else f"wrote {asked.output}")
+    return 0
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts.turnserver_conf", description=__doc__)
-    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
+    parser = command.parser("turnserver_conf", __doc__)
     parser.add_argument("--output", type=Path, required=True, help="where to write it; what is there is replaced")
     parser.add_argument("--user", help="the account that coturn runs as, whose group may read the file (0640)")
     parser.add_argument("--networks", action="store_true", help="write what is shipped, with the denied networks")
@@ -198,38 +225,9 @@ def main() -> int:
     parser.add_argument("--external-ip", help="PUBLIC_ADDRESS/PRIVATE_ADDRESS, behind 1:1 NAT")
     parser.add_argument("--cert", help="certificate chain for turns:")
     parser.add_argument("--pkey", help="its private key")
-    arguments = parser.parse_args()
-    output: Path = arguments.output
-    try:
-        if arguments.networks:
-            output.write_text(with_networks(TEMPLATE.read_text()))
-            return 0
-        values = environment(arguments.env_file)
-        core = settings.core(values)
-        text = render(
-            TEMPLATE.read_text(),
-            accepted(core, values),
-            output.read_text() if output.exists() else "",
-            realm=arguments.realm,
-            external_ip=arguments.external_ip,
-            cert=arguments.cert,
-            pkey=arguments.pkey,
-        )
-        write(output, text, owner(output, arguments.user))
-    except SettingsError as error:
-        print("\n".join(error.faults), file=sys.stderr)
-        return WRONG_SETTINGS
-    except KeyError:
-        print(f"not written: there is no user {arguments.user}", file=sys.stderr)
-        return 1
-    except (OSError, ValueError) as error:
-        print(f"not written: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {output}")
-    with contextlib.suppress(KeyError):
-        if os.geteuid() == 0 and not readable(output, ACCOUNT):
-            print(f"{ACCOUNT} can't read it, and coturn must not start like that: --user {ACCOUNT}", file=sys.stderr)
-    return 0
+    command.common(parser)
+    asked = parser.parse_args()
+    return command.outcome(lambda: run(asked), failed="not written", failures=(ValueError,))
 
 
 if __name__ == "__main__":

@@ -81,8 +81,10 @@ async def run(asked: argparse.Namespace, core: Core) -> int:
         if asked.dry_run:
             _say(asked, {"dry_run": True, **_foreseen(asked.command, found)})
             return 0
-        if asked.command == "delete" and not asked.yes and not _confirmed(found["public_id"]):
-            return command.fail("not confirmed; nothing was changed")
+        if asked.command == "delete" and not asked.yes:
+            name = found["public_id"]
+            if not await command.confirmed(f"This erases {name} for ever.", name):
+                return command.fail("not confirmed; nothing was changed")
         change = await CHANGES[asked.command](db, found["id"], asked.actor)
     if change is None:
         return command.fail("there is no such user any more")
@@ -138,12 +140,6 @@ def _told(command: str, found: Row, *, changed: bool, ended: int) -> dict[str, o
         "changed": changed,
         "sessions_ended": ended,
     }
-
-
-def _confirmed(public_id: str) -> bool:
-    # On standard error: standard output may be read by a program.
-    print(f"This erases {public_id} for ever. Type the public id to go on: ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip() == public_id
 
 
 async def _announce(core: Core, ended: Sequence[sessions.Ended]) -> None:

@@ -6,6 +6,7 @@ there is never replaced: then the public key in it is shown.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import os
@@ -24,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 if not __package__:  # python scripts/vapid_keys.py, from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config.settings import SettingsError, environment
+from config.settings import environment
 from scripts import command
 
 
@@ -47,42 +48,38 @@ def public(path: Path) -> str:
     return base64.urlsafe_b64encode(point).decode().rstrip("=")
 
 
+def run(asked: argparse.Namespace) -> int:
+    """Make the key unless there is one, and show its public half. Raises SettingsError, OSError and more."""
+    values = environment(asked.env_file)  # as root, if we are: the key may be for /etc
+    named = asked.file or values.get("VAPID_PRIVATE_KEY_FILE")
+    if named is None:
+        return command.misuse("name a file; VAPID_PRIVATE_KEY_FILE does not name one either")
+    path = Path(named)
+    there = path.exists()
+    if not there and not asked.dry_run:
+        make(path)
+        # Root may write to /etc, and the servers must be able to read it.
+        if held := command.other_owner(Path(values.get("MIMU_DATA_DIR", "var"))):
+            os.chown(path, held.st_uid, held.st_gid)
+    key = public(path) if path.exists() else None
+    if asked.json:
+        print(json.dumps({"file": str(path), "made": not there and not asked.dry_run, "public_key": key}))
+        return 0
+    print(f"{'kept' if there else 'would make' if asked.dry_run else 'made'} {path}")
+    if key:
+        print(f"public key: {key}")
+        print(f"settings: VAPID_PRIVATE_KEY_FILE={path.resolve()} and VAPID_SUBJECT=mailto:YOU@YOUR.DOMAIN")
+    return 0
+
+
 def main() -> int:
     parser = command.parser("vapid_keys", __doc__)
     parser.add_argument("file", type=Path, nargs="?", help="where the key is to be (default: VAPID_PRIVATE_KEY_FILE)")
-    parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
-    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    command.common(parser)
     asked = parser.parse_args()
-    try:
-        values = environment(asked.env_file)
-    except SettingsError as error:
-        print("\n".join(error.faults), file=sys.stderr)
-        return command.WRONG_SETTINGS
-    if asked.file is None:
-        named = values.get("VAPID_PRIVATE_KEY_FILE")
-        if named is None:
-            parser.error("name a file; VAPID_PRIVATE_KEY_FILE does not say one either")
-        asked.file = Path(named)
-    there = asked.file.exists()
-    try:
-        if not there and not asked.dry_run:
-            make(asked.file)
-            # Root may write to /etc, and the servers must be able to read it.
-            if held := command.other_owner(Path(values.get("MIMU_DATA_DIR", "var"))):
-                os.chown(asked.file, held.st_uid, held.st_gid)
-        key = public(asked.file) if asked.file.exists() else None
-    except (OSError, ValueError, TypeError) as error:
-        print(f"{asked.file}: {type(error).__name__}: no key could be read or written", file=sys.stderr)
-        return 1
-    if asked.json:
-        print(json.dumps({"file": str(asked.file), "made": not there and not asked.dry_run, "public_key": key}))
-        return 0
-    print(f"{'kept' if there else 'would make' if asked.dry_run else 'made'} {asked.file}")
-    if key:
-        print(f"public key: {key}")
-        print(f"settings: VAPID_PRIVATE_KEY_FILE={asked.file.resolve()} and VAPID_SUBJECT=mailto:YOU@YOUR.DOMAIN")
-    return 0
+    failures = (ValueError, TypeError)
+    return command.outcome(lambda: run(asked), failed="no key could be read or written", failures=failures)
 
 
 if __name__ == "__main__":

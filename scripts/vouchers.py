@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -31,15 +31,6 @@ done, 1 not all there or failed, 2 wrong usage, 78 wrong settings.
 """
 
 
-def _number(most: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not text.isdecimal() or not 1 <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"expected a number from 1 to {most}")
-        return int(text)
-
-    return read
-
-
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """What was asked for; ends the program with 2 when that makes no sense."""
     parser = command.parser("vouchers", __doc__, EPILOG)
@@ -53,9 +44,11 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     for verb in (create, listing, revoke):
         command.common(verb)
     create.add_argument("--tier", required=True, choices=SOLD, help="what they buy")
-    create.add_argument("--days", required=True, type=_number(3660), help="for how many days")
-    create.add_argument("--count", type=_number(MOST), default=1, help="how many codes (default: 1)")
-    create.add_argument("--valid-days", type=_number(3660), help="for how long they can be used (default: for ever)")
+    create.add_argument("--days", required=True, type=command.number(1, 3660), help="for how many days")
+    create.add_argument("--count", type=command.number(1, MOST), default=1, help="how many codes (default: 1)")
+    create.add_argument(
+        "--valid-days", type=command.number(1, 3660), help="for how long they can be used (default: for ever)"
+    )
     create.add_argument("--batch", type=command.label, help="a name, to find and revoke them together")
     for verb in (create, revoke):
         verb.add_argument("--dry-run", action="store_true", help="change nothing; say what would be changed")

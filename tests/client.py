@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import secrets
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 from xeddsa import ed25519_priv_sign, priv_force_sign
 
 from tests import canaries, conformance, connections
+from tests.waiting import WAIT
 
 
 def b64(value: bytes) -> str:
@@ -82,7 +84,7 @@ async def ask(
         allow_nonstandard_methods=True,
         follow_redirects=False,
         decompress_response=False,  # what comes is looked at as it came
-        request_timeout=15,
+        request_timeout=WAIT,
     )
     kept = connections.pool(url)
     if kept is not None:
@@ -210,6 +212,9 @@ class Socket:
         self.frames: list[dict[str, Any]] = []
         self._arrived = asyncio.Condition()
         self._ids = itertools.count(1)
+        self._asked: dict[str, deque[str]] = defaultdict(
+            deque
+        )  # the types of frames by their id, until each is answered
         self._reader = asyncio.ensure_future(self._read())
 
     async def _read(self) -> None:
@@ -221,11 +226,16 @@ class Socket:
                     self._arrived.notify_all()
                     return
                 frame = json.loads(message)
-                conformance.judge_frame(self.connection.request.url, frame)
+                conformance.judge_frame(self.connection.request.url, frame, self._answered(frame))
                 self.frames.append(frame)
                 self._arrived.notify_all()
 
-    async def expect(self, kind: str, seconds: float = 5, **fields: Any) -> dict[str, Any]:
+    def _answered(self, frame: dict[str, Any]) -> str | None:
+        """The type of the frame that this one answers, if it answers one."""
+        asked = self._asked.get(frame.get("id", "")) if frame["type"] in ("ack", "error") else None
+        return asked.popleft() if asked else None
+
+    async def expect(self, kind: str, seconds: float = WAIT, **fields: Any) -> dict[str, Any]:
         """The next frame of that type with those fields; earlier frames of other types stay."""
 
         def place() -> int | None:
@@ -253,7 +263,7 @@ class Socket:
         frame_id = f"f{next(self._ids)}"
         canaries.plant(*(value for name, value in fields.items() if name in ("encrypted_payload", "access_token")))
         await self.raw(json.dumps({"type": kind, "id": frame_id, **fields}))
-        async with asyncio.timeout(5), self._arrived:
+        async with asyncio.timeout(WAIT), self._arrived:
             while True:
                 for number, frame in enumerate(self.frames):
                     if frame.get("id") == frame_id:
@@ -262,6 +272,10 @@ class Socket:
                 await self._arrived.wait()
 
     async def raw(self, message: str | bytes, binary: bool = False) -> None:
+        with contextlib.suppress(ValueError, TypeError, AttributeError):  # what is no frame is answered without an id
+            frame = json.loads(message)
+            if isinstance(frame.get("id"), str) and isinstance(frame.get("type"), str):
+                self._asked[frame["id"]].append(frame["type"])
         await self.connection.write_message(message, binary=binary)
 
     async def close(self) -> None:

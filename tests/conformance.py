@@ -97,12 +97,20 @@ class Contract:
         if media == "application/json" and content[media]:
             self._validator(content[media]["schema"], told)(json.loads(body))
 
-    def judge_frame(self, frame: dict[str, Any]) -> None:
-        """Check a frame from the server against the document. Raises AssertionError."""
-        declared = self.document["paths"]["/ws"]["get"]["x-server-frames"]
+    def judge_frame(self, frame: dict[str, Any], answered: str | None = None) -> None:
+        """Check a frame from the server against the document; one that answers a frame of the type ``answered`` against
+        what that may be answered with. Raises AssertionError."""
+        socket = self.document["paths"]["/ws"]["get"]
+        declared = socket["x-server-frames"]
         shown = f"a frame {json.dumps(frame)[:500]}"
         assert frame["type"] in declared, f"the document has no such frame: {shown}"
         self._validator(declared[frame["type"]], shown)(frame)
+        if answered is not None:
+            replies = socket["x-replies"].get(answered)
+            if replies is not None:
+                self._validator(replies[frame["type"]], f"answered to {answered}: {shown}")(frame)
+            else:
+                assert frame["type"] == "error", f"the document has no frame {answered}: {shown}"
 
     def _resolved(self, value: dict[str, Any]) -> dict[str, Any]:
         while "$ref" in value:
@@ -172,12 +180,12 @@ def contract_of(url: str) -> Contract | None:
     return _servers.get(f"{parts.scheme}://{parts.netloc}")
 
 
-def judge_frame(url: str, frame: dict[str, Any]) -> None:
+def judge_frame(url: str, frame: dict[str, Any], answered: str | None = None) -> None:
     """Check a frame from a socket that was opened at this address. Faults are kept, since its reader has no caller."""
     found = contract_of(url.replace("ws", "http", 1))
     if found is not None:
         try:
-            found.judge_frame(frame)
+            found.judge_frame(frame, answered)
         except AssertionError as error:
             faults.append(str(error))
 

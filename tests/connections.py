@@ -17,8 +17,9 @@ from tornado.httpclient import HTTPRequest, HTTPResponse
 from tornado.httputil import HTTPHeaders
 from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError
 
+from tests.waiting import WAIT
+
 FRESH = 1.0  # seconds a connection is kept for; a server may close one that is idle for longer
-PATIENCE = 15  # seconds
 
 _pools: dict[str, Pool] = {}
 
@@ -71,7 +72,7 @@ class Pool:
         """As Tornado's client does, on a connection that was used before if there is one."""
         kept = self._take()
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(WAIT):
                 connection = kept or _Connection(*await asyncio.open_connection(self._host, self._port, limit=64 << 20))
                 done = False
                 try:
@@ -83,7 +84,7 @@ class Pool:
                     else:
                         connection.close()
         except TimeoutError:
-            raise HTTPTimeoutError(f"no answer within {PATIENCE} s") from None
+            raise HTTPTimeoutError(f"no answer within {WAIT} s") from None
         except (ConnectionError, asyncio.IncompleteReadError) as error:
             if kept is not None:
                 raise ClosedSilently(f"before {request.method} {request.url}") from error

@@ -21,7 +21,6 @@ LONGEST = (
     "tests/scripts/test_backup.py",
     "tests/plugins/test_push_queue.py",
     "tests/bench/test_bench.py",
-    "tests/test_rubbish.py",
     "tests/history/test_history.py",
     "tests/scripts/test_users.py",
     "tests/plugins/test_push.py",
@@ -53,6 +52,7 @@ LONGEST = (
     "tests/handlers/test_stop.py",
     "tests/handlers/test_inflight.py",
     "tests/handlers/test_socket.py",
+    "tests/test_rubbish.py",
 )
 SHOWN = 10
 

@@ -31,6 +31,9 @@ SETTINGS = {
     "wal_receiver_status_interval": "1s",
     "wal_retrieve_retry_interval": "200ms",
     "log_min_messages": "warning",
+    "log_line_prefix": "%m [%p] %a ",
+    "log_connections": "on",
+    "log_checkpoints": "off",
 }
 
 
@@ -167,15 +170,28 @@ class Machine:
         """Have a standby receive from this primary from now on."""
         await self.set("primary_conninfo", source(primary, self.name))
 
-    async def received(self) -> int:
-        """How far a standby has received the log, in bytes."""
-        sql = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn"
-        return int(await self.value(sql))
+    async def cut_off(self) -> None:
+        """Have a standby receive nothing more; returns when it does not."""
+        await self.set("primary_conninfo", "")
+        async with asyncio.timeout(20):
+            while await self.value("SELECT count(*) FROM pg_stat_wal_receiver WHERE pid IS NOT NULL"):
+                await asyncio.sleep(0.02)
+
+    async def received(self) -> tuple[int, int]:
+        """How far a standby has received the log: the timeline, and the bytes. On another timeline bytes say nothing,
+        and of one that is cut off both are final."""
+        timeline = "SELECT max(left(name, 8)) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'"
+        lsn = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn"
+        return int(await self.value(timeline), 16), int(await self.value(lsn))
 
     def stand_alone(self) -> None:
         """While it is stopped: let it wait for no standby when it starts, as if nothing had happened."""
+        self.configure("synchronous_standby_names", "")
+
+    def configure(self, name: str, value: str) -> None:
+        """While it is stopped: set a parameter."""
         with (self.data / "postgresql.auto.conf").open("a") as conf:
-            conf.write("synchronous_standby_names = ''\n")
+            conf.write(f"{name} = '{value}'\n")
 
     async def caught_up(self, primary: Machine) -> None:
         """Wait until a standby has replayed what its primary has written."""
@@ -221,12 +237,14 @@ class Machines:
         return machine
 
     async def copy(self, primary: Machine, machine: Machine) -> None:
-        """Make a standby of a machine that doesn't run, whatever it was."""
+        """Make a standby of a machine that doesn't run, whatever it was. The copy is made under another name: the
+        stream of one that is half done would count as the synchronous standby of that name."""
         shutil.rmtree(machine.data, ignore_errors=True)
         await _run(
-            _program("pg_basebackup"), "-D", machine.data, "-d", source(primary, machine.name), "--write-recovery-conf",
-            "--wal-method=stream", "--checkpoint=fast", "--no-sync",
+            _program("pg_basebackup"), "-D", machine.data, "-d", source(primary, f"copying_{machine.name}"),
+            "--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync",
         )  # fmt: skip
+        machine.configure("primary_conninfo", source(primary, machine.name))
         await machine.start()
 
 

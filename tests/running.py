@@ -25,6 +25,7 @@ from handlers.reference.page import OpenApi
 from models.postgres import migrations
 from server import Server
 from tests import canaries, conformance, connections
+from tests.waiting import WAIT
 
 ROOT = Path(__file__).resolve().parent.parent
 _names = count()
@@ -59,6 +60,11 @@ class Place:
             "JWT_SECRET": "only-for-tests-0123456789abcdefghijklmnop",
             "TURN_SECRET": "only-for-tests-turn-0123456789abcdefghijk",
         }
+
+
+def inherited(*names: str) -> dict[str, str]:
+    """These variables of our environment, for a program of ours, and the one by which ``make coverage`` measures it."""
+    return {name: os.environ[name] for name in (*names, "COVERAGE_PROCESS_CONFIG") if name in os.environ}
 
 
 def _database(dsn: str, name: str) -> str:
@@ -107,7 +113,8 @@ async def dropped(admin: asyncpg.Connection, name: str) -> None:
 
 @contextlib.asynccontextmanager
 async def connected(place: Place) -> AsyncIterator[Any]:
-    """A connection of the test's own to the database."""
+    """A connection without the time limits of a server's pool. Prepare many rows by it, and no other way: a request has
+    1.5 s for a statement, which 5,000 users with their triggers exceed on a busy machine."""
     connection = await asyncpg.connect(place.dsn)
     try:
         yield connection
@@ -123,7 +130,7 @@ async def serving(place: Place, **settings: str) -> AsyncIterator[Server]:
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(_forget_fence, place, settings)
         running = await stack.enter_async_context(server.running(configuration))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             while not running.app.bus.up:
                 await asyncio.sleep(0.01)
         async with connections.kept(running.url):
@@ -170,8 +177,7 @@ async def program(
     place: Place | None, folder: Path, *, started: Sequence[str] = (str(ROOT / "server.py"),), **settings: str
 ) -> AsyncIterator[Program]:
     """The real program, or what is ``started`` in its place, with nothing of our environment that could change it."""
-    environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
-    environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
+    environment = inherited("PATH", "HOME", "LANG", "TMPDIR") | {"PYTHONDONTWRITEBYTECODE": "1"}
     environment |= place.environment if place else {"HOST": "127.0.0.1", "PORT": "0", "SHUTDOWN_SECONDS": "0"}
     environment |= settings
     if place:

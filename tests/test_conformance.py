@@ -12,6 +12,8 @@ from tests.conformance import Contract, contract_of
 from tests.running import Services, place, serving
 
 HEADERS = {"X-Request-ID": "x", "Content-Type": "application/json"}
+ACK = {"type": "ack", "id": "f1"}
+CALL = "0f268f7d-b420-4c41-922d-8995ce3c4b1b"
 REFUSAL = {"error": "not_found", "message": "There is no such user.", "request_id": "x"}
 
 
@@ -52,6 +54,57 @@ async def test_answers_that_differ_from_the_document_are_found(services: Service
 
 def said(contract: Contract, path: str, status: int, body: Any, headers: dict[str, str] = HEADERS) -> None:
     contract.judge("GET", path, status, headers, json.dumps(body).encode())
+
+
+@pytest.mark.gen_test
+async def test_answers_to_frames_are_judged_by_the_frame_that_they_answer(services: Services) -> None:
+    async with place(services) as home, serving(home) as server:
+        contract = contract_of(server.url)
+        assert contract is not None
+    stored = {"message_id": CALL, "chat_id": CALL, "seq": 1, "created_at": "2026-01-01T12:00:00Z"}
+    refusal = {"type": "error", "id": "f1", "code": "glare", "message": "Calling already.", "call_id": CALL}
+    truths: list[tuple[str | None, dict[str, Any]]] = [
+        ("message_send", {**ACK, **stored}),
+        ("message_send", {**ACK, **stored, "repeated": True}),
+        ("typing", ACK),
+        ("call_offer", refusal),
+        ("no such frame", {**refusal, "code": "invalid_request"}),
+        (None, {**ACK, **stored}),
+    ]
+    for answered, frame in truths:
+        contract.judge_frame(frame, answered)
+    lies: list[tuple[str, dict[str, Any]]] = [
+        ("message_send", ACK),
+        ("message_send", {**ACK, **stored, "sender_id": CALL}),
+        ("message_send", {**ACK, **stored, "repeated": False}),
+        ("typing", {**ACK, **stored}),
+        ("call_heartbeat", {**ACK, "call_id": "x"}),
+        ("call_answer", refusal),
+        ("typing", {**refusal, "code": "forbidden"}),  # with a call_id
+        ("no such frame", ACK),
+    ]
+    for answered, frame in lies:
+        with pytest.raises(AssertionError):
+            contract.judge_frame(frame, answered)
+
+
+@pytest.mark.gen_test
+async def test_sockets_remember_what_they_asked(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = []
+    monkeypatch.setattr(Contract, "judge_frame", lambda _, frame, asked=None: judged.append((frame["type"], asked)))
+    async with place(services) as home, serving(home) as server:
+        alice = await Account().register(server.url)
+        async with alice.socket() as socket:
+            await socket.send("presence_subscribe", user_ids=[])
+            await socket.send("no such frame")
+            await socket.raw('{"type": "presence_subscribe", "user_ids": 1}')
+            await socket.expect("error", code="invalid_request")
+    assert judged == [
+        ("ready", None),
+        ("ack", "presence_subscribe"),
+        ("error", "no such frame"),
+        ("error", None),
+    ]
 
 
 @pytest.mark.gen_test

@@ -18,8 +18,8 @@ from nacl.exceptions import BadSignatureError
 
 import plugins
 import server
-from config.settings import Core, Rate
-from handlers.sockets import hub
+from config.settings import Core
+from config.values import Rate
 from handlers.wire import frames
 from handlers.wire.costs import KINDS
 from handlers.wire.errors import ApiError
@@ -29,6 +29,7 @@ from tests.running import ROOT, Services, place, serving
 from tests.scripts.program import script
 
 API = ROOT / "docs/api.md"
+PROTOCOL = ROOT / "docs/protocol.md"
 OPERATIONS = ROOT / "docs/operations.md"
 READMES = (ROOT / "README.md", ROOT / "README.ru.md")
 EXAMPLES = ROOT / "docs/examples"
@@ -58,6 +59,7 @@ WORDS = {
     "MIMU_ENV_FILE",
     "RUST_LOG",
     "GREETING",
+    "UTC",
 }
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -126,15 +128,17 @@ async def test_the_readme_is_honest_about_what_is_missing(services: Services) ->
     assert {noun for noun in ways if noun in part(READMES[0], "What is not there yet")} == missing
 
 
-def headings(title: str) -> list[str]:
-    return re.findall(r"^#### `(\w+)`$", part(API, title), re.MULTILINE)
+def headings(*nouns: str) -> list[str]:
+    """The types of frames in headings like "Client frame `typing`", of which one may have several."""
+    found = re.findall(rf"^### (?:{'|'.join(nouns)}) (`.*`)$", API.read_text(), re.MULTILINE)
+    return [kind for kinds in found for kind in re.findall(r"`(\w+)`", kinds)]
 
 
 @pytest.mark.gen_test
 async def test_the_api_page_has_every_frame_from_clients_and_no_other(services: Services) -> None:
     async with place(services) as shared, serving(shared) as running:
         taken = {kind for feature in running.features for kind in feature.events}
-    assert sorted(headings("Frames from clients")) == sorted(taken | {"auth"})
+    assert sorted(headings("Client frame")) == sorted(taken | {"auth"})
 
 
 def sent(running: server.Server) -> set[str]:
@@ -147,7 +151,7 @@ def sent(running: server.Server) -> set[str]:
 @pytest.mark.gen_test
 async def test_the_api_page_has_every_frame_from_the_server_and_no_other(services: Services) -> None:
     async with place(services) as shared, serving(shared) as running:
-        assert sorted(headings("Frames from the server")) == sorted(sent(running))
+        assert sorted(headings("Server frame", "Chat event")) == sorted(sent(running))
 
 
 def codes(tree: ast.Module) -> Iterator[str]:
@@ -209,12 +213,6 @@ def test_the_api_page_gives_error_codes_their_status() -> None:
     assert {kind.code: kind.status for kind in ours}.items() <= told().items()
 
 
-def test_the_api_page_has_every_close_code() -> None:
-    rows = re.findall(r"^\| (\d{4}) \|", part(API, "Close codes"), re.MULTILINE)
-    ours = (hub.GOING_AWAY, hub.SESSION_ENDED, hub.SLOW, hub.REPLACED, hub.FLOOD, hub.RESTART)
-    assert sorted(map(int, rows)) == sorted((*ours, 1009)), "1009 is Tornado's, for a frame too large"
-
-
 # Settings, logs ---------------------------------------------------------------------------------------------
 
 
@@ -245,7 +243,7 @@ def test_rate_limits_are_told_with_their_defaults() -> None:
 
 
 def test_budgets_are_told_with_their_defaults() -> None:
-    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in part(API, "Budgets").splitlines()]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in part(PROTOCOL, "Budgets").splitlines()]
     table = {row[3].strip("`"): Rate.parse(row[1]) for row in rows if len(row) == 4 and row[3].startswith("`")}
     assert table == {name: value for name, value in settings().items() if re.match("BUDGET_(?!ADDRESS)", name)}
     assert [row[0].strip("`") for row in rows if len(row) == 4 and row[3].startswith("`")] == list(KINDS)

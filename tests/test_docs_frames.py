@@ -50,7 +50,8 @@ from tests import canaries
 from tests.client import Account, Answer, Socket, ask, b64
 from tests.plugins.paying import new_prid, purchase, voucher
 from tests.running import ROOT, Services, periodic, place, serving
-from tests.test_docs import API, SOURCES, codes, first_cells, name_of, part, sent
+from tests.test_docs import SOURCES, codes, first_cells, name_of, part, sent
+from tests.waiting import WAIT
 
 REALTIME, CALLS, MESSAGING = (ROOT / f"docs/{name}.md" for name in ("realtime", "calls", "messaging"))
 PAGES = (REALTIME, CALLS, MESSAGING)
@@ -433,7 +434,7 @@ async def test_the_frames_of_a_message(services: Services) -> None:
             await on.says(a, "client typing")
             await on.hears(a, "server ack of typing")
             await on.hears(b, "server typing")
-            async with asyncio.timeout(5):  # comings are written down a moment later
+            async with asyncio.timeout(WAIT):  # comings are written down a moment later
                 while not (await on.alice.get(f"/users/{on.bob.public_id}")).json["is_online"]:
                     await asyncio.sleep(0.02)
             await on.says(a, "client presence_subscribe")
@@ -833,8 +834,6 @@ def test_every_close_code_is_explained() -> None:
     for reasons in table.values():
         for reason in reasons:
             assert f'"{reason}"' in source, f"nothing closes with {reason}"
-    told = set(map(int, re.findall(r"\b\d{4}\b", " ".join(row[0] for row in rows(API, "Close codes")))))
-    assert told == sent
 
 
 def test_limits_are_those_of_the_code() -> None:
@@ -854,7 +853,7 @@ def test_limits_are_those_of_the_code() -> None:
     timers = " ".join(cell for row in rows(CALLS, "Timers") for cell in row)
     for timer in (
         f"{calls.RING_SECONDS} s from `started_at`",
-        f"`heartbeat_seconds` ({socket.HEARTBEAT} s)",
+        f"`heartbeat_seconds` ({socket.HEARTBEAT_SECONDS} s)",
         f"{calls.ANSWER_SECONDS} s, or until the caller's first heartbeat",
         f"{calls.HEARTBEAT_HOURS} h",
         f"`ttl` ({turn.TTL} s)",

@@ -15,15 +15,36 @@ from tests.running import ROOT, Services, place, serving
 FILES = sorted([*(ROOT / "plugins").glob("*/examples.json"), ROOT / "handlers/examples.json"])
 
 
+def test_each_file_has_a_scenario() -> None:
+    assert sorted(examples.FILES.values()) == FILES
+
+
 @pytest.mark.gen_test
-async def test_the_examples_are_what_a_server_answers(services: Services) -> None:
-    async with place(services) as shared, serving(shared) as running:
-        played = await examples.play(running)
-    assert {f"{folder}/examples.json" for folder in played} == {str(path.relative_to(ROOT)) for path in FILES}
-    for folder, told in played.items():
-        written = (ROOT / folder / "examples.json").read_text()
-        assert json.loads(written) == told, f"{folder}: python -m tests.examples"
-        assert written == examples.text(told), "not as it would be written"
+@pytest.mark.parametrize("feature", examples.FEATURES)
+async def test_the_examples_are_what_a_server_answers(services: Services, feature: str) -> None:
+    played, written = await examples.play(services, feature), examples.FILES[feature].read_text()
+    assert json.loads(written) == played, f"python -m tests.examples {feature}"
+    assert written == examples.text(played), "not as it would be written"
+
+
+@pytest.mark.gen_test
+async def test_one_more_request_changes_no_other_feature_s_examples(services: Services) -> None:
+    """Nor the ids and times of what was asked before it in its own."""
+    async with place(services) as home, serving(home) as server:
+        recorder = examples.Recorder(server, "files")
+        alice, _ = await recorder.people()
+        await recorder.ask("GET", "/files/usage", by=alice)
+        new = {"size": 1, "sha256": "0" * 64}
+        await recorder.ask("POST", "/files", new, {"file_id": "another file"}, by=alice)
+    assert recorder.examples.keys() == {"GET /files/usage", "POST /files"}
+    async with place(services) as home, serving(home) as server:
+        again = examples.Recorder(server, "files")
+        alice, bob = await again.people()
+        await again.ask("GET", f"/users/{bob.public_id}", by=alice)
+        await again.ask("POST", "/chats", {"type": "group"}, by=alice)
+        await again.ask("GET", "/files/usage", by=alice)
+        await again.ask("POST", "/files", new, {"file_id": "another file"}, by=alice)
+    assert again.examples == recorder.examples
 
 
 @pytest.mark.gen_test

@@ -17,7 +17,7 @@ from uuid import UUID
 import pytest
 
 from config import settings
-from handlers.sockets.bus import connected
+from handlers.sockets.bus import redis_client
 from models.database import Database, Unavailable
 from models.postgres import migrations
 from models.postgres.cluster import Cluster, fenced
@@ -29,6 +29,7 @@ from tests.conftest import memory
 from tests.plugins.chatting import message
 from tests.replication import PASSWORD, Machine, Machines, machines
 from tests.running import Place, Services, json_lines, place, serving
+from tests.waiting import SLACK, WAIT
 
 ANSWER = 3.5  # seconds: the contract's three, and a slow machine
 
@@ -60,7 +61,7 @@ async def cluster_server(services: Services, dsn: str, data: Path, **given: str)
         yield server
 
 
-async def takes_over(dsn: str, seconds: float = 10) -> None:
+async def takes_over(dsn: str, seconds: float = WAIT) -> None:
     """Wait until the host of a URL is a primary whose epoch was begun."""
     async with asyncio.timeout(seconds):
         while True:
@@ -70,7 +71,7 @@ async def takes_over(dsn: str, seconds: float = 10) -> None:
             await asyncio.sleep(0.1)
 
 
-async def eventually(question: Any, seconds: float = 15) -> Any:
+async def eventually(question: Any, seconds: float = WAIT) -> Any:
     """Ask until the answer is true."""
     async with asyncio.timeout(seconds):
         while not (answer := await question()):
@@ -149,7 +150,7 @@ async def test_a_silent_primary_is_left_and_not_returned_to_when_it_thaws(folder
                 began = time.monotonic()
                 with pytest.raises(Unavailable):
                     await db.value("SELECT 1")
-                assert time.monotonic() - began < ANSWER
+                assert time.monotonic() - began < ANSWER + SLACK
 
                 async def answers() -> bool:
                     try:
@@ -157,8 +158,7 @@ async def test_a_silent_primary_is_left_and_not_returned_to_when_it_thaws(folder
                     except Unavailable:
                         return False
 
-                began = time.monotonic()
-                await eventually(answers, 10)
+                await eventually(answers)
             finally:
                 first.thaw()
             assert await hosts_of(db) == {second.port} == await hosts_of(steady, 1)
@@ -192,7 +192,7 @@ async def test_a_standby_that_is_promoted_during_an_election_wins_it(folder: Pat
             await second.promote()
             promoted = time.monotonic()
             assert str(await election) == second.spec
-            assert time.monotonic() - promoted < 1.5
+            assert time.monotonic() - promoted < 1.5 + SLACK
         finally:
             first.thaw()
 
@@ -228,7 +228,7 @@ async def test_who_waits_for_an_epoch_asks_no_other_host(folder: Path, monkeypat
 async def test_of_two_standbys_that_were_both_promoted_one_is_used(services: Services, folder: Path) -> None:
     async with pair_of_machines(folder) as (made, first, second), place(services) as shared:
         third = await made.standby(first, "third")
-        async with connected(shared.redis) as redis:
+        async with redis_client(shared.redis) as redis:
             start = await fenced(made.dsn(), folder / "one", redis)
             async with Database(start).open() as db:
                 Epoch(db)

@@ -19,9 +19,9 @@ from models.postgres import migrations
 from tests.client import Account, Socket, ask
 from tests.plugins.chatting import Json, chat, message, pages, say
 from tests.running import Place, Services, place, serving
+from tests.waiting import SLACK
 
 WITHIN = 3.0  # seconds in which all is answered, contract section 1
-SLACK = 1.0  # seconds more, on a machine that has other things to do
 BODIES = 20  # messages that are sent while it is away, half of them over HTTP
 
 

@@ -15,11 +15,14 @@ from typing import Any
 import pytest
 
 import plugins
-from config.settings import Budgets, Core, Rate
+from config.settings import Budgets, Core
+from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.reference import openapi
 from handlers.reference.page import RENDERER
 from handlers.sockets.socket import SocketHandler
+from handlers.wire.client_frames import REFUSED
+from handlers.wire.frames import Ack
 from handlers.wire.operations import declared
 from server import Server
 from tests.client import ask
@@ -27,8 +30,6 @@ from tests.conformance import Contract
 from tests.running import ROOT, Services, document_of, place, serving
 
 METHODS = {"get", "put", "post", "delete", "patch", "head", "options"}
-# What is limited on the socket and not by a route.
-OF_FRAMES = {"rate_limit_offers", "rate_limit_presence"}
 
 
 def served(running: Server) -> set[tuple[str, str]]:
@@ -79,8 +80,7 @@ async def test_statuses_that_the_api_page_tells_of_a_route_are_declared(services
     for name, words in zip(parts[::2], parts[1::2], strict=True):
         method, path = name.split(" ")
         section = re.split(r"^#+ ", words, flags=re.MULTILINE)[0]
-        # At the beginning of a part of a sentence; other numbers stand elsewhere.
-        told = set(re.findall(r"(?:(?<=^)|(?<=[.;(,\n] )|(?<=\n)|(?<=or ))([2-5]\d\d)(?=[ ,;.:\n])", section))
+        told = set(re.findall(r"^\| (\d{3}) \|", section, re.MULTILINE))
         assert told <= document["paths"][path][method.lower()]["responses"].keys(), name
         found += len(told)
     assert found > 200
@@ -161,12 +161,33 @@ async def test_rate_limits_are_told_as_they_are_set(services: Services) -> None:
         assert ("x-budgets" in operation) == (method != "options" or "tus" in path), path
         for limit in operation.get("x-rate-limits", ()):
             told.setdefault(limit["setting"].lower(), []).append(limit)
-    assert told.keys() == rates - OF_FRAMES
+    for reply in document["paths"]["/ws"]["get"]["x-replies"].values():
+        for limit in reply.get("x-rate-limits", ()):
+            told.setdefault(limit["setting"].lower(), []).append(limit)
+    assert told.keys() == rates
     assert all("count" in limit for limits in told.values() for limit in limits)
     login = document["paths"]["/auth/login"]["post"]
     assert login["x-rate-limits"] == [{"setting": "RATE_LIMIT_LOGIN", "for": "address", "count": 7, "seconds": 120}]
     assert "At most 7 in 2 minutes" in login["description"]
     assert "count" not in without["paths"]["/auth/login"]["post"]["x-rate-limits"][0]
+
+
+@pytest.mark.gen_test
+async def test_every_frame_from_clients_says_what_it_is_answered_with(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as running:
+        events = {kind: event for feature in running.features for kind, event in feature.events.items()}
+        socket = json.loads(document_of(running))["paths"]["/ws"]["get"]
+    assert socket["x-replies"].keys() == socket["x-frames"].keys() == {*events, "auth"}
+    for kind, event in events.items():
+        assert event.declared().ack is not Ack, f"{kind}: annotate what its function returns"
+        reply = socket["x-replies"][kind]
+        assert {"type", "id"} <= set(reply["ack"]["required"])
+        own = {refusal.code for refusal in event.refuses}
+        assert set(reply["error"]["properties"]["code"]["enum"]) == own | {refusal.code for refusal in REFUSED}
+    assert set(socket["x-replies"]["typing"]["ack"]["properties"]) == {"type", "id"}
+    rings = socket["x-replies"]["call_offer"]["ack"]
+    assert {"call_id", "status", "expires_at"} <= set(rings["required"])
+    assert {"delivered", "repeated"} == rings["properties"].keys() - set(rings["required"])
 
 
 def test_docstrings_of_endpoints_are_no_second_list_of_statuses() -> None:

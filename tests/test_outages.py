@@ -23,11 +23,12 @@ from tests.plugins.chatting import chat, say
 from tests.plugins.pushing import registered
 from tests.providers.providers import providers
 from tests.running import Place, Services, place, program, serving
+from tests.waiting import SLACK, WAIT
 
 CALLS = 10  # between two instances, and as many between users of the first
 FROZEN = float(os.environ.get("MIMU_TEST_FREEZE", "6"))  # seconds that Redis is away; longer than anybody's patience
-BACK = 3.0  # seconds in which all must be well again
-SOON = 1.0  # seconds a candidate between users of one instance may take, at any time
+BACK = 3.0 + SLACK  # seconds in which all must be well again
+SOON = 1.0  # seconds that nine of ten candidates between users of one instance may take; none waits for Redis
 
 
 @dataclass
@@ -109,15 +110,16 @@ class Newcomers:
 
 
 async def goes_on(calls: list[Call], until: Callable[[], bool]) -> float:
-    """Talk within the instance until then; the longest that a candidate took."""
-    longest = 0.0
+    """Talk within the instance until then; what nine of ten candidates took at most."""
+    took = []
     while not until():
         for call in calls:
             started = time.monotonic()
-            assert await call.heard_both_ways(10)
-            longest = max(longest, time.monotonic() - started)
+            assert await call.heard_both_ways(WAIT)
+            took.append(time.monotonic() - started)
         await asyncio.sleep(0.1)
-    return longest
+    assert max(took) < FROZEN, "one of them waited for Redis"
+    return sorted(took)[len(took) * 9 // 10]
 
 
 async def is_well(calls: list[Call]) -> float:
@@ -125,7 +127,7 @@ async def is_well(calls: list[Call]) -> float:
     started = time.monotonic()
     waiting = list(calls)
     while waiting:
-        heard = await asyncio.gather(*(call.heard_both_ways(0.2) for call in waiting))
+        heard = await asyncio.gather(*(call.heard_both_ways(1) for call in waiting))
         waiting = [call for call, well in zip(waiting, heard, strict=True) if not well]
         assert time.monotonic() - started < 30, f"{len(waiting)} of {len(calls)} calls hear nothing"
     return time.monotonic() - started
@@ -144,7 +146,7 @@ async def once(calls: list[Call]) -> None:
         return Counter(frame["encrypted_payload"] for frame in frames if frame["type"] == "ice_candidate")
 
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT):
             while set(said) - set(heard()):
                 await asyncio.sleep(0.05)
     await asyncio.sleep(0.3)  # what comes twice comes soon
@@ -199,10 +201,13 @@ async def test_what_happens_while_redis_is_frozen_is_pushed_when_it_is_back(
             process = valkey(folder)
             os.kill(process, signal.SIGSTOP)
             try:
-                started = time.monotonic()
-                await say(alice, group)
-                await socket.expect("message_new", SOON)
-                assert time.monotonic() - started < SOON, "messages wait for no push"
+                took = []
+                for _ in range(5):
+                    started = time.monotonic()
+                    await say(alice, group)
+                    await socket.expect("message_new")
+                    took.append(time.monotonic() - started)
+                assert sorted(took)[2] < SOON, "messages wait for no push"
                 body = {"call_id": str(uuid4()), "to_user_id": bob.user_id, "encrypted_payload": b64(b"offer")}
                 assert (await socket.send("call_offer", **body))["type"] == "ack"
                 await asyncio.sleep(FROZEN)
@@ -245,11 +250,11 @@ async def test_an_instance_that_is_killed_in_a_call(services: Services, tmp_path
             await call.callee.expect("closed")
             # Bob's phone comes back on the other instance, where the call is still his.
             async with bob.socket() as b:
-                assert await replace(call, callee=b).heard_both_ways(5)
+                assert await replace(call, callee=b).heard_both_ways(WAIT)
                 assert (await a.send("call_hangup", call_id=call.call_id))["status"] == "ended"
                 assert (await b.expect("call_hangup"))["reason"] == "hangup"
                 again = await talking(alice, bob, a, b)
-                assert await again.heard_both_ways(5)
+                assert await again.heard_both_ways(WAIT)
 
 
 @pytest.mark.gen_test(timeout=60)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
 import subprocess
@@ -15,7 +14,8 @@ import psutil
 import pytest
 
 from tests.client import Account, ask
-from tests.running import ROOT, Services, json_lines, place, program, serving
+from tests.running import ROOT, Services, inherited, json_lines, place, program, serving
+from tests.waiting import WAIT
 
 
 def children(folder: Path) -> list[psutil.Process]:
@@ -51,7 +51,7 @@ async def test_kill_9_loses_nothing_and_leaves_nobody(folder: Path, tmp_path: Pa
         assert len(postmasters) == 1
         assert len(everyone) <= 3
         # A second server on the same folder is refused, in a sentence, and harms nobody.
-        environment = {"PATH": os.environ["PATH"], "PORT": "0", **data}
+        environment = {**inherited("PATH"), "PORT": "0", **data}
         rival = await asyncio.create_subprocess_exec(
             sys.executable, str(ROOT / "server.py"), env=environment, stderr=asyncio.subprocess.PIPE, cwd=ROOT
         )
@@ -94,11 +94,11 @@ async def test_sigterm_lets_requests_in_flight_finish(services: Services, tmp_pa
             running.process.send_signal(signal.SIGTERM)
             assert {answer.status for answer in await asyncio.gather(*logins)} == {200}
             assert (await socket.expect("closed"))["code"] == 1012
-        assert await asyncio.wait_for(running.process.wait(), 10) == 0
+        assert await asyncio.wait_for(running.process.wait(), WAIT) == 0
 
 
 def check_config(**settings: str) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": os.environ["PATH"], **settings}
+    environment = {**inherited("PATH"), **settings}
     command = [sys.executable, str(ROOT / "server.py"), "--check-config"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
 
@@ -153,7 +153,7 @@ def test_production_does_not_start_with_a_bad_secret(jwt: str, turn: str, told: 
         assert part in result.stderr
     started = subprocess.run(
         [sys.executable, str(ROOT / "server.py")],
-        env={"PATH": os.environ["PATH"], **settings},
+        env={**inherited("PATH"), **settings},
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -168,7 +168,7 @@ async def test_a_wrong_password_is_told_in_a_sentence(services: Services) -> Non
     async with place(services) as shared:
         parts = urlsplit(shared.dsn)
         wrong = shared.dsn.replace(parts.password or "", "wrong")
-        environment = {"PATH": os.environ["PATH"], **shared.environment, "DATABASE_URL": wrong}
+        environment = {**inherited("PATH"), **shared.environment, "DATABASE_URL": wrong}
         process = await asyncio.create_subprocess_exec(
             sys.executable, str(ROOT / "server.py"), env=environment, stderr=asyncio.subprocess.PIPE, cwd=ROOT
         )
@@ -181,13 +181,13 @@ async def test_a_wrong_password_is_told_in_a_sentence(services: Services) -> Non
 @pytest.mark.gen_test(timeout=60)
 async def test_a_port_that_is_taken_is_named(services: Services) -> None:
     async with place(services) as shared, serving(shared) as first:
-        environment = {"PATH": os.environ["PATH"], **shared.environment, "PORT": str(first.port)}
+        environment = {**inherited("PATH"), **shared.environment, "PORT": str(first.port)}
         process = await asyncio.create_subprocess_exec(
             sys.executable, str(ROOT / "server.py"), env=environment, stderr=asyncio.subprocess.PIPE, cwd=ROOT
         )
         _, said = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 1
-    assert f"PORT {first.port} of HOST 127.0.0.1 can't be had: Address already in use" in said.decode()
+    assert f"Can't listen on PORT {first.port} of HOST 127.0.0.1: Address already in use" in said.decode()
     assert "Traceback" not in said.decode()
 
 
@@ -200,7 +200,7 @@ def test_an_env_file_that_can_not_be_read_is_not_taken_for_an_empty_one(
     if content is not None:
         file.write_bytes(content)
     command = [sys.executable, "-m", name, "--env-file", str(file)]
-    environment = {"PATH": os.environ["PATH"], "MIMU_DATA_DIR": str(tmp_path)}
+    environment = {**inherited("PATH"), "MIMU_DATA_DIR": str(tmp_path)}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (ended.returncode, ended.stdout) == (78, "")
     assert ended.stderr.startswith(f"{file} can't be read"), ended.stderr
@@ -209,7 +209,7 @@ def test_an_env_file_that_can_not_be_read_is_not_taken_for_an_empty_one(
 @pytest.mark.gen_test(timeout=60)
 async def test_a_database_that_lacks_migrations_is_refused(services: Services, tmp_path: Path) -> None:
     async with place(services) as shared:
-        environment = {"PATH": os.environ["PATH"], **shared.environment, "DATABASE_URL": services.dsn}
+        environment = {**inherited("PATH"), **shared.environment, "DATABASE_URL": services.dsn}
         process = await asyncio.create_subprocess_exec(
             sys.executable, str(ROOT / "server.py"), env=environment, stderr=asyncio.subprocess.PIPE, cwd=ROOT
         )

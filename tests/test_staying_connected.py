@@ -19,6 +19,7 @@ from tornado.websocket import WebSocketHandler
 from tests.client import Account
 from tests.running import ROOT, Services, place, serving
 from tests.test_docs import example, part
+from tests.waiting import WAIT
 
 READY = '{"type": "ready"}'
 Step = int | str  # a status, with which the handshake or refresh is refused; or what a socket does
@@ -151,7 +152,7 @@ async def driven(module: ModuleType, script: Script) -> AsyncIterator[Driven]:
 
 
 async def until(done: Callable[[], bool], driven: Driven) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT):
         while not done():
             assert not driven.staying.done(), driven.staying  # type: ignore[attr-defined]
             await asyncio.sleep(0.01)
@@ -193,7 +194,7 @@ async def test_the_code_of_the_closing_says_how_long_to_wait(module: ModuleType)
 async def test_the_oldest_of_too_many_waits_for_its_user(module: ModuleType) -> None:
     script = Script([[READY, 4409], STAYS])
     async with driven(module, script) as client:
-        await asyncio.wait_for(client.away.wait(), 5)
+        await asyncio.wait_for(client.away.wait(), WAIT)
         await asyncio.sleep(0.1)
         assert (script.handshakes, client.pauses) == (1, [])
         client.back.set()
@@ -225,7 +226,7 @@ async def test_a_session_that_ended_shows_the_login(module: ModuleType, status: 
     script = Script([[READY, "expire", 4401]], refreshes=(status,))
     async with driven(module, script) as client:
         with pytest.raises(module.LoggedOut):
-            await asyncio.wait_for(client.staying, 5)  # type: ignore[attr-defined]
+            await asyncio.wait_for(client.staying, WAIT)  # type: ignore[attr-defined]
         assert script.handshakes == 1
 
 
@@ -233,7 +234,7 @@ async def test_a_session_that_ended_shows_the_login(module: ModuleType, status: 
 async def test_an_app_that_is_too_old_stops(module: ModuleType) -> None:
     async with driven(module, Script([[426]])) as client:
         with pytest.raises(module.Outdated):
-            await asyncio.wait_for(client.staying, 5)  # type: ignore[attr-defined]
+            await asyncio.wait_for(client.staying, WAIT)  # type: ignore[attr-defined]
 
 
 @pytest.mark.gen_test

@@ -20,7 +20,7 @@ from typing import IO
 
 import structlog
 
-from config.embedded.home import EmbeddedError, Home
+from config.embedded.home import EmbeddedError, Home, InUse
 
 START = 60  # seconds to be ready; replaying 512 MB of WAL on a slow disk takes about 20
 STOP = 10  # seconds for each way of stopping, as long as Docker waits in all by default
@@ -70,9 +70,8 @@ class Child:
             try:
                 await self._start(port)
                 break
-            except EmbeddedError as error:
-                # The port, taken since we looked; or memory that backends of a killed postmaster are about to leave.
-                if pause is None or "in use" not in str(error):
+            except InUse:
+                if pause is None:
                     raise
                 await asyncio.sleep(pause)
         return port
@@ -182,7 +181,7 @@ async def _launch(command: Sequence[str], home: Home, folder: Path, orphaned: Si
     launch += [str(int(orphaned)), home.user.pw_name if home.user else "", str(folder)]
     # Our environment holds secrets, and that of a process can be read by the user it runs as.
     environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
-    environment["LC_ALL"] = "C"  # logs in English, which _start_somewhere reads too
+    environment["LC_ALL"] = "C"  # logs in English, which _failed reads too
     with _appending(_log_file(home)) as log:
         return await asyncio.create_subprocess_exec(
             *launch, *command, stdin=stdin, stdout=log, stderr=log, env=environment
@@ -194,7 +193,9 @@ def _failed(name: str, how: str, home: Home, since: int) -> EmbeddedError:
     with log.open("rb") as file:
         file.seek(max(since, _size(log) - 4000))
         lines = file.read().decode(errors="replace").splitlines()[-20:]
-    return EmbeddedError("\n  ".join([f"The embedded {name} {how}. The end of its log, {log}:", *lines]))
+    # A program has no exceptions: what its log says, in English, is all that there is.
+    kind = InUse if any("in use" in line for line in lines) else EmbeddedError
+    return kind("\n  ".join([f"The embedded {name} {how}. The end of its log, {log}:", *lines]))
 
 
 def _log_file(home: Home) -> Path:

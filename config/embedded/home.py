@@ -17,6 +17,10 @@ class EmbeddedError(Exception):
     """The embedded default can't run; the text says why and what to do, and is meant for the operator."""
 
 
+class InUse(EmbeddedError):
+    """The port was taken since we looked, or a killed PostgreSQL has not left its memory yet: try again."""
+
+
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold ``folder``, made if it is missing, against every other server on this machine; kill -9 lets go of it.

@@ -1,4 +1,4 @@
-"""What a request costs: it is spent from the budgets of its account, and the answer says how they stand."""
+"""The cost of a request: spent from the budgets of its account, whose state the answer's headers show."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any
 
 from config.pages import MAX_PAGE
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.answering import AnsweringHandler
 from handlers.limits.ledger import Account
 from handlers.limits.rates import Quota, limit_key, within
-from handlers.limits.share import BYTE, Share
+from handlers.limits.share import SECONDS_PER_BYTE, Share
 from handlers.tokens import Session
 from handlers.wire.costs import BYTES_IN, BYTES_OUT, READS, ROWS, TRANSFER
 from handlers.wire.errors import Unavailable
@@ -23,20 +23,20 @@ class AccountingHandler(AnsweringHandler):
     (share.py)."""
 
     _session: Session | None
-    _account: Account | None = None  # None where nothing is counted
+    _account: Account | None = None  # None if nothing is counted
     _cost = READS
     _quotas: dict[str, Quota] | None = None
     _received = 0  # bytes of the body
     _sent = 0
-    _charged_in = _charged_out = 0  # how much of them the account has paid for
-    _rows = 0  # spent before they are written
-    _began = 0.0  # when the method did
-    _own_turn: asyncio.Future[float] | None = None  # that is waited for
-    _gone = False  # the client
+    _charged_in = _charged_out = 0  # bytes that the account has paid for
+    _rows = 0  # spent before they are stored
+    _began = 0.0  # start time of the method
+    _own_turn: asyncio.Future[float] | None = None  # the turn that this request waits for
+    _gone = False  # True when the client has disconnected
 
     @property
     def session(self) -> Session:
-        """Who is asking."""
+        """The session of the caller."""
         raise NotImplementedError
 
     @property
@@ -46,7 +46,7 @@ class AccountingHandler(AnsweringHandler):
 
     @property
     def share(self) -> Share | None:
-        """The account's share of the loop; None where nothing is counted."""
+        """The account's share of the loop; None if nothing is counted."""
         return None if self._account is None else self._account.share
 
     @classmethod
@@ -59,7 +59,7 @@ class AccountingHandler(AnsweringHandler):
         await self.application.limits.spend(name, key or limit_key(self.address), rate, cost, shown=True)
 
     def spend_rows(self, rows: int) -> None:
-        """Spend rows beside those that the operation declares, before they are written. Raises RateLimited."""
+        """Spend rows in addition to those that the operation declares, before they are stored. Raises RateLimited."""
         if self._account is not None:
             try:
                 self._account.spend(ROWS, rows)
@@ -78,17 +78,17 @@ class AccountingHandler(AnsweringHandler):
             return
         known = self._session is not None and not cost.by_address
         account = ledger.account(self.session.user_id if known else limit_key(self.address))
-        self._account, self._rows = account, 0  # the bytes of a request that is refused count, too
+        self._account, self._rows = account, 0  # the bytes of a refused request count, too
         try:
-            account.admit(cost)
+            account.spend_request(cost)
         finally:
             self._show(account.quota(cost.request))
         self._rows = cost.rows
 
     def in_turn(self, method: Callable[[], Awaitable[None] | None]) -> Awaitable[None] | None:
-        """Run a method of the endpoint, when the turn of its account comes. Raises RateLimited, at once or later."""
+        """Run a method of the endpoint in its account's turn. Raises RateLimited, at once or later."""
         account = self._account
-        if account is None or self._began:  # a method that calls another one has its turn already
+        if account is None or self._began:  # a method that calls another already has its turn
             return method()
         return self._run(account.share, method)
 
@@ -102,14 +102,14 @@ class AccountingHandler(AnsweringHandler):
             share.end(self._began, self._cost.seconds)
 
     async def reserve(self, size: int = MAX_PAGE, key: Hashable = None) -> None:
-        """Wait for memory for a long answer. A request that waited for long waits for another turn: else all the
-        requests for which there is memory again would be at work at once."""
+        """Wait for memory for a long answer. A request that waited too long for it also waits for another turn: else
+        all requests that receive memory at the same moment would be at work at once."""
         await super().reserve(size, key)
         if self.share is not None and not self.share.is_at_work(self._began):
-            self._began = self.share.begin() or await self._until(self.share.begin_whenever())
+            self._began = self.share.begin() or await self._until(self.share.begin_eventually())
 
     async def _until(self, turn: Coroutine[Any, Any, float]) -> float:
-        """Wait for a turn. Raises Unavailable when the client has gone: others need the turn, and the memory."""
+        """Wait for a turn. Raises Unavailable if the client disconnects: others need the turn, and the memory."""
         if self._gone:
             turn.close()
             raise Unavailable
@@ -130,12 +130,12 @@ class AccountingHandler(AnsweringHandler):
         super().on_connection_close()
 
     def _answering_method(self) -> str:
-        """The method that answers: of HEAD it is GET, where it has no method of its own."""
+        """The method that answers: GET for a HEAD request, unless the endpoint has its own HEAD."""
         method = self.request.method or ""
         return "GET" if method == "HEAD" and "HEAD" not in self.methods() else method
 
     def _charge(self, status: int) -> None:
-        """Spend the bytes that were received and sent since the last call. A refused request gets its rows back."""
+        """Spend the bytes received and sent since the last call. Refund the rows of a refused request."""
         account = self._account
         if account is None:
             return
@@ -146,7 +146,7 @@ class AccountingHandler(AnsweringHandler):
         else:
             account.charge(BYTES_IN, received)
             account.charge(BYTES_OUT, sent)
-            account.share.work(sent * BYTE)
+            account.share.add_work(sent * SECONDS_PER_BYTE)
         if status >= 400 and self._rows:
             account.charge(ROWS, -self._rows)
             self._rows = 0
@@ -158,7 +158,7 @@ class AccountingHandler(AnsweringHandler):
     # The headers RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers) --------------------------------
 
     def _show(self, quota: Quota) -> None:
-        """Say in the answer how a limit or a budget stands."""
+        """Add the state of a limit or a budget to the answer's headers."""
         if not self._headers_written:
             self._quotas = {**(self._quotas or {}), quota.name: quota}
             self._show_quotas()

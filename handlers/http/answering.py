@@ -1,4 +1,4 @@
-"""How an endpoint answers: JSON, compressed where that is worth it, and refusals that keep the connection."""
+"""How an endpoint answers: JSON, compressed if that pays, and refusals that keep the connection open."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tornado.web import HTTPError, RequestHandler
 
 from config.pages import MAX_PAGE
 from handlers.http import compression
-from handlers.http.answers_in_flight import Room
+from handlers.http.answers_in_flight import Reservation
 from handlers.http.http1 import linger
 from handlers.http.site import Site
 from handlers.wire import errors
@@ -25,80 +25,80 @@ _STATUS: dict[int, type[ApiError]] = {404: errors.NotFound, 405: errors.MethodNo
 
 
 class AnsweringHandler(RequestHandler):
-    """The half of ApiHandler that writes."""
+    """The part of ApiHandler that writes answers."""
 
     application: Site
     request_id: str
-    _refusal: ApiError | None = None  # to be sent when the body has been read
-    _room: Room | None = None  # memory that is reserved for the answer
+    _refusal: ApiError | None = None  # sent when the body has been read
+    _reservation: Reservation | None = None  # memory that is reserved for the answer
 
     @classmethod
     def allow(cls) -> str:
-        """The methods that the endpoint takes, as the header Allow says them."""
+        """Return the value of the header Allow."""
         raise NotImplementedError
 
     @property
     def reader(self) -> Hashable:
-        """Whose answers this one is counted with: an account, or an address."""
+        """The account, or the address, whose answers share one bound of memory."""
         raise NotImplementedError
 
-    def _judge_headers(self) -> None:
-        """Judge a request before its body is read. Raises a refusal."""
+    def _check_headers(self) -> None:
+        """Check a request before its body is read. Raises ApiError."""
         raise NotImplementedError
 
     def reply(self, value: object, status: int = 200) -> None:
-        """Answer with ``value`` (a shape, or what JSON can hold), compressed if it is long and the client accepts that.
+        """Answer with ``value`` (a shape, or any JSON value), compressed if it is long and the client accepts gzip.
 
-        A very long answer is sent a moment later, when a thread has compressed it.
+        A thread compresses a very long answer, which is sent a moment later.
         """
         self.set_status(status)
         content = value.model_dump_json().encode() if isinstance(value, Shape) else encode(value)
-        if not self._is_packed(content):
+        if not self._choose_gzip(content):
             self.finish(content)
-        elif len(content) <= compression.IN_LOOP:
-            self.finish(compression.pack(content))
+        elif len(content) <= compression.MAX_BYTES_IN_LOOP:
+            self.finish(compression.compress(content))
         else:
-            self._auto_finish = False  # Tornado would finish when the method returns
-            self.application.keep(self._finish_packed(content))
+            self._auto_finish = False  # else Tornado would finish when the method returns
+            self.application.run_in_background(self._finish_compressed(content))
 
-    async def _finish_packed(self, content: bytes) -> None:
+    async def _finish_compressed(self, content: bytes) -> None:
         try:
-            packed = await self.application.compressor.pack(content)
-        except Exception as error:  # nothing waits for this task: the client gets its answer here
+            packed = await self.application.compressor.compress(content)
+        except Exception as error:  # no caller awaits this task, so it answers the client itself
             self.log_exception(type(error), error, error.__traceback__)
             self.clear_header("Content-Encoding")
             self.send_error(500, exc_info=(type(error), error, error.__traceback__))
             return
         self.finish(packed)
 
-    def _is_packed(self, content: bytes) -> bool:
-        """Whether JSON is to be compressed for this client; the headers say so."""
-        if not compression.may_be_packed(self.request.path):
+    def _choose_gzip(self, content: bytes) -> bool:
+        """True if JSON is compressed for this client. Sets the headers."""
+        if not compression.may_compress(self.request.path):
             return False
         self.add_header("Vary", "Accept-Encoding")
         accepted = self.request.headers.get("Accept-Encoding", "")
-        packed = len(content) >= compression.SMALLEST and compression.takes_gzip(accepted)
+        packed = len(content) >= compression.MIN_BYTES and compression.accepts_gzip(accepted)
         if packed:
             self.set_header("Content-Encoding", "gzip")
         return packed
 
     async def reserve(self, size: int = MAX_PAGE, key: Hashable = None) -> None:
-        """Wait for memory for a long answer, before anything is read for it, and keep it until the client has taken the
-        answer. ``key`` is whose it is: the account's, else the address's. Raises Unavailable, when they have too many
-        that are not taken, or all together have."""
+        """Wait for memory for a long answer, before its data is read, and keep it until the client has received the
+        answer. ``key`` owns the memory: by default the account, else the address. Raises Unavailable when this key, or
+        all keys together, have too many answers in flight."""
         stream = self.request.connection.stream  # type: ignore[union-attr]
-        self._room = await self.application.answers.reserve(key or self.reader, size, stream)
+        self._reservation = await self.application.answers.reserve(key or self.reader, size, stream)
 
     def finish(self, chunk: Any = None) -> asyncio.Future[None]:
-        room, self._room = self._room, None
-        if room is None:
+        reservation, self._reservation = self._reservation, None
+        if reservation is None:
             return super().finish(chunk)
         try:
             written = super().finish(chunk)
         except BaseException:
-            room.release()
+            reservation.release()
             raise
-        room.hold(len(chunk) if isinstance(chunk, bytes) else 0, written)
+        reservation.keep_until_written(len(chunk) if isinstance(chunk, bytes) else 0, written)
         return written
 
     def reply_nothing(self) -> None:
@@ -107,26 +107,26 @@ class AnsweringHandler(RequestHandler):
         self.finish()
 
     def prepare(self) -> Any:
-        """Judge a request by its headers: what it raises is sent when the body has been read, or, where that is too
-        large, before, at the end of the connection."""
+        """Check a request by its headers. A refusal is sent when the body has been read; if the body is too large, it
+        is sent at once and the connection is closed."""
         try:
-            self._judge_headers()
+            self._check_headers()
         except ApiError as refusal:
-            if self.ends_soon:
+            if self.is_short:
                 raise
             return self.refuse(refusal)
         return None
 
     @property
-    def ends_soon(self) -> bool:
-        """True if the headers announce a body that is small enough to be read before a refusal is sent."""
-        return self.declared <= MAX_BODY
+    def is_short(self) -> bool:
+        """True if the headers declare a body that is small enough to be read before a refusal is sent."""
+        return self.declared_length <= MAX_BODY
 
     @property
-    def declared(self) -> int:
-        """The length of the body that the headers announce; 0 when they don't."""
+    def declared_length(self) -> int:
+        """The length of the body that the headers declare; 0 if they don't."""
         length = self.request.headers.get("Content-Length", "0")
-        # Few digits first: int() refuses what has thousands.
+        # Only the first digits: int() rejects thousands of them.
         return min(int(length.lstrip("0")[:16] or 0), 10**15) if length.isdecimal() else 0
 
     async def refuse(self, refusal: ApiError) -> None:
@@ -134,14 +134,14 @@ class AnsweringHandler(RequestHandler):
         self._answer(refusal)
         self.set_header("Connection", "close")
         self.set_header("Content-Length", str(sum(map(len, self._write_buffer))))
-        with contextlib.suppress(StreamClosedError):  # the client has gone
+        with contextlib.suppress(StreamClosedError):  # the client has disconnected
             await self.flush()
             await linger(self.request.connection.stream)  # type: ignore[union-attr]
         self.finish()
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
-        """Answer with an error, when the request has been read: Tornado closes a connection whose request it has not
-        read to its end, without a word to the client, who may be sending the next one."""
+        """Answer with an error after the whole request has been read: Tornado closes a connection with unread data,
+        and the client, which may be sending its next request, would receive nothing."""
         unread: asyncio.Future[None] = self.request._body_future
         if self._headers_written or unread.done():
             super().send_error(status_code, **kwargs)
@@ -164,7 +164,7 @@ class AnsweringHandler(RequestHandler):
         self.finish()
 
     def _refusal_of(self, exc_info: tuple[Any, BaseException | None, Any] = (None, None, None), **_: Any) -> ApiError:
-        """What an error means to the client."""
+        """Return the refusal that the client receives for an error."""
         error = exc_info[1]
         if isinstance(error, HTTPError):
             other = InvalidRequest if error.status_code < 500 else errors.InternalError
@@ -179,4 +179,4 @@ class AnsweringHandler(RequestHandler):
         if refusal.status == 405:
             self.set_header("Allow", self.allow())
         content = encode({**refusal.body(), "request_id": self.request_id})
-        self.write(compression.pack(content) if self._is_packed(content) else content)
+        self.write(compression.compress(content) if self._choose_gzip(content) else content)

@@ -1,5 +1,5 @@
-"""Answers in flight: memory for long answers, reserved before anything is read for them, and kept until clients have
-taken them (docs/decisions/0036-pages-end-by-bytes.md)."""
+"""Answers in flight: memory for long answers, reserved before their data is read, and kept until clients have received
+them (docs/decisions/0036-pages-end-by-bytes.md)."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from tornado.iostream import IOStream
 
 from handlers.wire.errors import Unavailable
 
-EACH = 4 << 20  # bytes in flight of one account or address: four pages, or 32 downloads
-MEMORY_TIMEOUT = 2.5  # seconds that a request waits for memory; it may take 3 in all (contract section 1)
-WAITING = 1000  # requests that may wait, of all accounts together
-WAITING_EACH = 32  # of one account or address: it must not take all places of the line
-GRACE = 5.0  # seconds; an answer that has waited longer for its client goes when others need the memory
-LOOK_SECONDS = 0.25
+MAX_BYTES_EACH = 4 << 20  # bytes in flight of one account or address: four pages, or 32 downloads
+MEMORY_TIMEOUT = 2.5  # that a request may wait for memory; it may take 3 in all (contract section 1)
+MAX_WAITING = 1000  # requests that may wait, of all accounts together
+MAX_WAITING_EACH = 32  # of one account or address, so that it cannot fill the line
+GRACE_SECONDS = 5.0  # an answer that has waited longer for its client is dropped when others need the memory
+CHECK_SECONDS = 0.25
 
-_AT_ONCE = struct.pack("ii", 1, 0)  # struct linger: drop what was not sent
+_RESET = struct.pack("ii", 1, 0)  # struct linger: drop unsent data
 
 
 def drop(stream: IOStream) -> None:
-    """Close a connection whose client does not read, with what the kernel still holds for it."""
+    """Close a connection whose client does not read, and drop the data that the kernel holds for it."""
     if not stream.closed():
         with contextlib.suppress(OSError):
-            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         stream.close()
 
 
-class Room:
-    """Memory for one answer."""
+class Reservation:
+    """The memory of one answer."""
 
-    __slots__ = ("_answers", "key", "size", "stream", "waits_since")
+    __slots__ = ("_answers", "key", "size", "stream", "waiting_since")
 
-    def __init__(self, answers: InFlight, key: Hashable, size: int, stream: IOStream) -> None:
+    def __init__(self, answers: AnswerMemory, key: Hashable, size: int, stream: IOStream) -> None:
         self._answers, self.key, self.size, self.stream = answers, key, size, stream
-        self.waits_since: float | None = None  # that its client takes something
+        self.waiting_since: float | None = None  # monotonic; since when the answer waits for its client to read
 
-    def wait(self) -> None:
-        """Note that the answer waits for its client from now on."""
-        self.waits_since = time.monotonic()
+    def start_waiting(self) -> None:
+        """Note that the answer waits for its client to read from now on."""
+        self.waiting_since = time.monotonic()
 
-    def hold(self, size: int, written: asyncio.Future[Any]) -> None:
-        """Keep what the answer needs, of what was reserved for it, until it is written."""
-        self.wait()
+    def keep_until_written(self, size: int, written: asyncio.Future[Any]) -> None:
+        """Keep the memory that the answer needs until it is written; release the rest."""
+        self.start_waiting()
         self._answers.resize(self, size)
         if written.done():
             self.release()
@@ -60,69 +60,69 @@ class Room:
         self._answers.release(self)
 
 
-class InFlight:
-    """Shares ``total`` bytes among all answers. One account or address has at most EACH; who waits is served in turn,
-    one request of each. When memory is short, answers that have waited for their clients for GRACE go, first those of
-    who has most in flight."""
+class AnswerMemory:
+    """Shares ``total`` bytes among all answers. One account or address has at most MAX_BYTES_EACH. Waiting keys are
+    served in turn, one request of each. When memory is short, answers that have waited for their clients longer than
+    GRACE_SECONDS are dropped, first those of the key with most bytes in flight."""
 
-    def __init__(self, total: int, each: int = EACH) -> None:
+    def __init__(self, total: int, each: int = MAX_BYTES_EACH) -> None:
         self.free, self._total, self._each = total, total, min(each, total)
-        self._rooms: set[Room] = set()
+        self._reservations: set[Reservation] = set()
         self._held: dict[Hashable, int] = {}
-        self._waiting: dict[Hashable, deque[tuple[int, IOStream, asyncio.Future[Room]]]] = {}
+        self._waiting: dict[Hashable, deque[tuple[int, IOStream, asyncio.Future[Reservation]]]] = {}
         self._count = 0
-        self._looking: asyncio.TimerHandle | None = None
+        self._check_timer: asyncio.TimerHandle | None = None
 
-    async def reserve(self, key: Hashable, size: int, stream: IOStream) -> Room:
-        """Raises Unavailable when this key has as much in flight as it may for too long, or all together have."""
+    async def reserve(self, key: Hashable, size: int, stream: IOStream) -> Reservation:
+        """Wait for memory. Raises Unavailable when this key, or all together, are at their bound for too long."""
         size = min(size, self._each)
         if key not in self._waiting and self._fits(key, size):
             return self._take(key, size, stream)
-        if self._count >= WAITING or len(self._waiting.get(key, ())) >= WAITING_EACH:
+        if self._count >= MAX_WAITING or len(self._waiting.get(key, ())) >= MAX_WAITING_EACH:
             raise Unavailable
-        coming: asyncio.Future[Room] = asyncio.get_running_loop().create_future()
+        coming: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(key, deque()).append((size, stream, coming))
         self._count += 1
-        self._look_again()
+        self._schedule_check()
         try:
             return await asyncio.wait_for(coming, MEMORY_TIMEOUT)
         except BaseException as error:
             if coming.done() and not coming.cancelled():
-                coming.result().release()  # it came in the same turn of the loop
+                coming.result().release()  # it was granted in the same turn of the loop
             if isinstance(error, TimeoutError):
                 raise Unavailable from None
             raise
         finally:
             self._forget(key)
 
-    def resize(self, room: Room, size: int) -> None:
-        """Give back what a room does not need. A longer answer than was expected is counted, too."""
-        if room in self._rooms:
-            self.free += room.size - size
-            self._held[room.key] += size - room.size
-            room.size = size
+    def resize(self, reservation: Reservation, size: int) -> None:
+        """Set the size of a reservation to what the answer needs, also when that is more than was reserved."""
+        if reservation in self._reservations:
+            self.free += reservation.size - size
+            self._held[reservation.key] += size - reservation.size
+            reservation.size = size
             self._serve()
 
-    def release(self, room: Room) -> None:
-        if room in self._rooms:
-            self._rooms.discard(room)
-            self.free += room.size
-            left = self._held[room.key] - room.size
+    def release(self, reservation: Reservation) -> None:
+        if reservation in self._reservations:
+            self._reservations.discard(reservation)
+            self.free += reservation.size
+            left = self._held[reservation.key] - reservation.size
             if left > 0:
-                self._held[room.key] = left
+                self._held[reservation.key] = left
             else:
-                del self._held[room.key]
+                del self._held[reservation.key]
             self._serve()
 
     def _fits(self, key: Hashable, size: int) -> bool:
         return size <= self.free and self._held.get(key, 0) + size <= self._each
 
-    def _take(self, key: Hashable, size: int, stream: IOStream) -> Room:
-        room = Room(self, key, size, stream)
-        self._rooms.add(room)
+    def _take(self, key: Hashable, size: int, stream: IOStream) -> Reservation:
+        reservation = Reservation(self, key, size, stream)
+        self._reservations.add(reservation)
         self.free -= size
         self._held[key] = self._held.get(key, 0) + size
-        return room
+        return reservation
 
     def _serve(self) -> None:
         served = True
@@ -131,15 +131,15 @@ class InFlight:
             for key in list(self._waiting):
                 line = self._waiting[key]
                 while line and line[0][2].done():
-                    line.popleft()  # it has waited too long
+                    line.popleft()  # it timed out
                 if line and self._fits(key, line[0][0]):
                     size, stream, coming = line.popleft()
                     coming.set_result(self._take(key, size, stream))
                     served = True
-                    self._waiting[key] = self._waiting.pop(key)  # to the end of the turn
+                    self._waiting[key] = self._waiting.pop(key)  # to the end of the line
 
     def _forget(self, key: Hashable) -> None:
-        """One that has waited goes."""
+        """Remove a request that no longer waits."""
         self._count -= 1
         line = self._waiting.get(key)
         if line is not None:
@@ -148,20 +148,26 @@ class InFlight:
             if not line:
                 del self._waiting[key]
 
-    def _look_again(self) -> None:
-        if self._looking is None:
-            self._looking = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+    def _schedule_check(self) -> None:
+        if self._check_timer is None:
+            self._check_timer = asyncio.get_running_loop().call_later(CHECK_SECONDS, self._drop_stalled)
 
-    def _look(self) -> None:
-        """Drop an answer that is not taken, while others wait for memory that no answer of their own has."""
-        self._looking = None
+    def _drop_stalled(self) -> None:
+        """Drop an answer that its client does not read, if others wait for memory and are below their own bounds."""
+        self._check_timer = None
         if not self._waiting:
             return
-        before = time.monotonic() - GRACE
+        before = time.monotonic() - GRACE_SECONDS
         short = any(line and self._held.get(key, 0) + line[0][0] <= self._each for key, line in self._waiting.items())
-        stale = [room for room in self._rooms if room.waits_since is not None and room.waits_since < before]
+        stale = [
+            reservation
+            for reservation in self._reservations
+            if reservation.waiting_since is not None and reservation.waiting_since < before
+        ]
         if short and stale:
-            worst = max(stale, key=lambda room: (self._held[room.key], -(room.waits_since or 0.0)))
+            worst = max(
+                stale, key=lambda reservation: (self._held[reservation.key], -(reservation.waiting_since or 0.0))
+            )
             drop(worst.stream)
             self.release(worst)
-        self._look_again()
+        self._schedule_check()

@@ -1,4 +1,4 @@
-"""The base of every HTTP endpoint: tokens, sizes, strict JSON, errors and headers, the same for all."""
+"""The base of every HTTP endpoint: tokens, body sizes, strict JSON, errors and headers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from handlers.http.accounting import AccountingHandler
 from handlers.http.answering import MAX_BODY as MAX_BODY
 from handlers.http.origins import is_allowed
 from handlers.http.site import Site, version
-from handlers.limits.rates import CLIENT_KEY, SHOW, client_address, limit_key, within
+from handlers.limits.rates import CLIENT_KEY, SHOW_QUOTA, client_address, limit_key, within
 from handlers.tokens import Session
 from handlers.wire import errors
 from handlers.wire.errors import ApiError, Fault, InvalidRequest
@@ -31,15 +31,15 @@ from handlers.wire.shapes import Shape, decode
 log = structlog.get_logger(__name__)
 S = TypeVar("S", bound=Shape)
 
-SLOW = 1.0  # seconds; a request that takes longer is worth a line in the log
+SLOW_SECONDS = 1.0  # requests that take longer are logged
 
-# A UUID in the pattern of a route: what does not look like one is no address of ours.
+# A UUID in the pattern of a route; a path without one matches no route.
 ID = "([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12})"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# What any request may bear. None of them is ever needed.
+# Optional headers of every request.
 HEADERS = (
-    Header("X-PrID", "One's own public id. When it is not the token's, 403 `prid_mismatch`."),
+    Header("X-PrID", "Your own public id. When it is not the token's, 403 `prid_mismatch`."),
     Header("X-Client-Version", "Of the app. Older than the server's `MIN_CLIENT_VERSION`: 426."),
     Header("X-Platform", "`android`, `ios`, …; kept with the session, counted in the metrics."),
     Header("X-Request-ID", "At most 64 of `A-Za-z0-9._-` are taken over; anything else is replaced."),
@@ -53,7 +53,7 @@ _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD")
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """What a request says of the app that sent it; stored with its session."""
+    """The app that sent a request, by its headers; stored with its session."""
 
     platform: str | None
     version: str | None
@@ -62,14 +62,14 @@ class Client:
 
 @stream_request_body
 class ApiHandler(AccountingHandler):
-    """An endpoint. It wants a valid token unless its class says ``public = True``."""
+    """An endpoint. It requires a valid token unless its class has ``public = True``."""
 
     public = False
-    # False where GET uses something up, or does more than answer: HEAD, which is GET without the body, is 405 there.
+    # False if GET changes or uses up something: HEAD, which is GET without the body, is answered with 405 there.
     head_allowed = True
     max_body = MAX_BODY
-    slow = SLOW
-    # What every method of the endpoint may be refused with, for any reason that the house knows.
+    slow = SLOW_SECONDS
+    # The errors that every method of the endpoint may answer with.
     refuses: tuple[type[ApiError], ...] = (
         errors.InvalidRequest,
         errors.Unauthorized,
@@ -81,12 +81,12 @@ class ApiHandler(AccountingHandler):
         errors.InternalError,
         errors.Unavailable,
     )
-    # Headers that scripts of a listed origin may send and read here, beside those of every endpoint.
-    cors_takes: tuple[str, ...] = ()
-    cors_shows: tuple[str, ...] = ()
+    # Headers that scripts of an allowed origin may send and read, in addition to those of every endpoint.
+    cors_request_headers: tuple[str, ...] = ()
+    cors_response_headers: tuple[str, ...] = ()
 
     def __init__(self, application: Site, request: Any, **kwargs: Any) -> None:
-        # Before super(): set_default_headers, which it calls, wants the id.
+        # Before super(), which calls set_default_headers, which needs the id.
         given = request.headers.get("X-Request-ID", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         self._started = time.perf_counter()
@@ -94,25 +94,25 @@ class ApiHandler(AccountingHandler):
         self._chunks: list[bytes] = []
         application.active += 1
         self._active = True
-        self._answered: Ended | None = None
+        self._end_trace: Ended | None = None
         self._failed: Exception | None = None
         try:
             super().__init__(application, request, **kwargs)
-        except Exception as error:  # of initialize, the last that it calls; Tornado would drop the connection
+        except Exception as error:  # from initialize, which super() calls last; else Tornado would drop the connection
             self._failed = error
 
     # What endpoints use -----------------------------------------------------------------------------------------
 
     @property
     def session(self) -> Session:
-        """Who is asking. Raises Unauthorized where nobody is known."""
+        """The session of the caller. Raises Unauthorized if the request has no token."""
         if self._session is None:
             raise errors.Unauthorized
         return self._session
 
     @property
     def authenticated(self) -> bool:
-        """True where a valid token came, which a public endpoint does not ask for."""
+        """True if the request has a valid token; public endpoints do not require one."""
         return self._session is not None
 
     @property
@@ -133,7 +133,7 @@ class ApiHandler(AccountingHandler):
 
     @property
     def origin(self) -> str:
-        """Scheme and host by which the client found us; X-Forwarded-Proto counts only from a trusted proxy."""
+        """Scheme and host that the client used; X-Forwarded-Proto counts only from a trusted proxy."""
         request, scheme = self.request, self.request.protocol
         given = request.headers.get("X-Forwarded-Proto", "").strip().lower()
         if given in ("http", "https") and within(request.remote_ip or "", self.application.core.trusted_proxies):
@@ -146,18 +146,18 @@ class ApiHandler(AccountingHandler):
 
     @property
     def raw_body(self) -> bytes:
-        """The body as it came, for what is signed byte by byte."""
+        """The body as received, for signatures over its bytes."""
         return b"".join(self._chunks)
 
     def body(self, shape: type[S]) -> S:
-        """The request's JSON body as ``shape``. Raises InvalidRequest or ValidationError with all its faults."""
+        """Return the JSON body as ``shape``. Raises InvalidRequest, or ValidationError with all its faults."""
         kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise errors.UnsupportedMediaType
         return shape.model_validate(decode(self.raw_body))
 
     def query(self, shape: type[S]) -> S:
-        """The query string as ``shape``; of a repeated parameter the last one counts."""
+        """Return the query string as ``shape``; the last value of a repeated parameter counts."""
         given = {}
         for name, values in self.request.query_arguments.items():
             try:
@@ -167,15 +167,15 @@ class ApiHandler(AccountingHandler):
         return shape.model_validate(given, strict=False)
 
     def count_client(self) -> None:
-        """Count a request that signs an app in or keeps it signed in, by platform."""
+        """Count a request that opens or refreshes a session, by platform."""
         platform = self.client.platform or "none"
         self.application.metrics.clients.labels(platform if platform in _PLATFORMS else "other").inc()
 
     def link_next(self, path: str = "", **parameters: object) -> None:
-        """Point to the next page of a list (RFC 8288), of this address unless another path is given."""
+        """Link to the next page of a list (RFC 8288), at this path unless another is given."""
         self.set_header("Link", f'<{path or self.request.path}?{urlencode(parameters)}>; rel="next"')
 
-    # What the house does for all of them --------------------------------------------------------------------------
+    # What every endpoint has ----------------------------------------------------------------------------------------
 
     def set_default_headers(self) -> None:
         headers = self._headers
@@ -190,33 +190,33 @@ class ApiHandler(AccountingHandler):
             headers["Vary"] = "Origin"
             if origin and is_allowed(origin, allowed):
                 headers["Access-Control-Allow-Origin"] = origin
-                headers["Access-Control-Expose-Headers"] = ", ".join((*_CORS_EXPOSED, *self.cors_shows))
-        self._show_quotas()  # a refusal clears the headers first
+                headers["Access-Control-Expose-Headers"] = ", ".join((*_CORS_EXPOSED, *self.cors_response_headers))
+        self._show_quotas()  # because a refusal clears the headers
 
     def _too_large(self) -> ApiError:
         return errors.TooLarge(f"The body is larger than {self.max_body} bytes.")
 
-    def _judge_headers(self) -> None:
+    def _check_headers(self) -> None:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
         CLIENT_KEY.set(lambda: limit_key(self.address))
-        SHOW.set(self._show)
+        SHOW_QUOTA.set(self._show)
         if self._failed is not None:
             raise self._failed
         self._begin_trace()
         try:
             if self.request.method != "OPTIONS":
-                self._judge_caller()
+                self._check_caller()
         except ApiError:
-            self._admit()  # a refused request is read, too
+            self._admit()  # because a refused request is read, too
             raise
         self._admit()
-        # The connection's own limit is lifted because it doesn't know how much each endpoint takes.
-        if self.request.method != "OPTIONS" and self.declared > self.max_body:
+        # Checked here because the connection doesn't know the limit of each endpoint.
+        if self.request.method != "OPTIONS" and self.declared_length > self.max_body:
             raise self._too_large()
 
-    def _judge_caller(self) -> None:
-        """Find out who asks, and by which app. Raises ClientOutdated, Unauthorized, PridMismatch, MethodNotAllowed."""
+    def _check_caller(self) -> None:
+        """Authenticate the caller. Raises ClientOutdated, Unauthorized, PridMismatch, MethodNotAllowed."""
         headers = self.request.headers
         if self.application.minimum_version and "X-Client-Version" in headers:
             client = version(headers["X-Client-Version"])
@@ -234,22 +234,22 @@ class ApiHandler(AccountingHandler):
         elif not self.public:
             raise errors.Unauthorized
         if self.request.method not in self.allow().split(", "):
-            raise errors.MethodNotAllowed  # before an upload begins, which looks at no method
+            raise errors.MethodNotAllowed  # before an upload begins, which does not check the method
 
     def _begin_trace(self) -> None:
-        """A trace of someone else's is taken on only from a proxy that is trusted: it says what is to be recorded."""
+        """Begin a trace. A parent trace is accepted only from a trusted proxy, because it decides what is recorded."""
         traces, request = self.application.traces, self.request
         if traces.on:
             trusted = within(request.remote_ip or "", self.application.core.trusted_proxies)
             carrier = {name: request.headers[name] for name in _TRACE_HEADERS if trusted and name in request.headers}
-            self._answered = traces.request(
+            self._end_trace = traces.request(
                 request.method or "", self.application.route(self), self.request_id, carrier
             )
 
     def data_received(self, chunk: bytes) -> Any:
         self._received += len(chunk)
-        if self._refusal is not None:  # the body of what is refused already: dropped, and not read without end
-            return None if self.ends_soon and self._received <= MAX_BODY else self._refuse_unread()
+        if self._refusal is not None:  # the body of a refused request is dropped, and read only up to a bound
+            return None if self.is_short and self._received <= MAX_BODY else self._refuse_unread()
         if self._received > self.max_body:
             self._chunks.clear()
             return None if self._finished else self.refuse(self._too_large())
@@ -257,23 +257,23 @@ class ApiHandler(AccountingHandler):
         return None
 
     def options(self, *_: Any) -> None:
-        """Preflight (CORS), and the methods of this address for whoever asks."""
+        """Answer a CORS preflight, and list the methods of this route."""
         self.set_header("Allow", self.allow())
         if "Access-Control-Allow-Origin" in self._headers:
             self.set_header("Access-Control-Allow-Methods", self.allow())
-            self.set_header("Access-Control-Allow-Headers", ", ".join((*_CORS_HEADERS, *self.cors_takes)))
+            self.set_header("Access-Control-Allow-Headers", ", ".join((*_CORS_HEADERS, *self.cors_request_headers)))
             self.set_header("Access-Control-Max-Age", "86400")
         self.reply_nothing()
 
     def head(self, *path: Any, **named: Any) -> Any:
-        """Answer as GET does, without the body. It counts against the same limits: the length of an answer says much
-        of what is in it."""
+        """Answer as GET does, without the body. It counts against the same limits, because the length of an answer
+        reveals much about its content."""
         return self.get(*path, **named)
 
     @classmethod
     @cache
     def methods(cls) -> tuple[str, ...]:
-        """The methods that the endpoint has code for, which is what documents list."""
+        """Return the methods that the endpoint implements, which are those that documents list."""
         given = {"HEAD": ApiHandler.head}
         return tuple(
             method
@@ -284,13 +284,13 @@ class ApiHandler(AccountingHandler):
     @classmethod
     @cache
     def allow(cls) -> str:
-        """The methods that the endpoint takes, as the header Allow says them."""
+        """Return the value of the header Allow."""
         own = cls.methods()
         head = ["HEAD"] if "GET" in own and "HEAD" not in own and cls.head_allowed else []
         return ", ".join([*own, *head, "OPTIONS"])
 
     def compute_etag(self) -> str | None:
-        return None  # answers are per user and moment; hashing each would cost more than it saves
+        return None  # answers differ by user and time; hashing each would cost more than it saves
 
     def check_etag_header(self) -> bool:
         return False
@@ -310,23 +310,25 @@ class ApiHandler(AccountingHandler):
             handler, cause = type(self).__qualname__, type(value).__name__
             log.warning("request_unavailable", handler=handler, cause=cause, **error_fields(value))
 
-    def _not_active(self, status: int) -> None:
+    def _end_request(self, status: int) -> None:
         self._charge(status)
         if self._active:
             self._active = False
             self.application.active -= 1
-        if self._answered is not None:
-            self._answered(status)
-            self._answered = None
+        if self._end_trace is not None:
+            self._end_trace(status)
+            self._end_trace = None
 
     def on_connection_close(self) -> None:
-        self._not_active(0)
+        self._end_request(0)
         super().on_connection_close()
 
     def on_finish(self) -> None:
-        self._not_active(self._status_code)
+        self._end_request(self._status_code)
         seconds = time.perf_counter() - self._started
-        self.application.metrics.observe(type(self).__qualname__, self.request.method or "", self._status_code, seconds)
+        self.application.metrics.count_request(
+            type(self).__qualname__, self.request.method or "", self._status_code, seconds
+        )
         if seconds > self.slow:
             log.warning(
                 "request_slow",
@@ -341,7 +343,7 @@ def _printable(text: str, longest: int) -> str | None:
 
 
 class UnknownRoute(ApiHandler):
-    """Any address that no feature claims."""
+    """Answers every path that no route matches."""
 
     public = True
 

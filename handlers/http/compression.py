@@ -9,40 +9,40 @@ from concurrent.futures import ThreadPoolExecutor
 
 from config.threads import processors, step_back
 
-SMALLEST = 1024  # bytes; below, the headers weigh more than what is saved
-# Bytes that the loop compresses itself, which takes 0.4 ms; a page of 1 MiB would hold it for 20 ms.
-IN_LOOP = 32 * 1024
-# zlib's fastest. Level 6 takes 1.4 to 2.3 times as long, and makes pages of messages or people 2 % smaller.
+MIN_BYTES = 1024  # shorter answers would save less than the header costs
+# Longer answers are compressed in a thread: 32 KiB take 0.4 ms, a page of 1 MiB would block the loop for 20 ms.
+MAX_BYTES_IN_LOOP = 32 * 1024
+# zlib's fastest level. Level 6 takes 1.4 to 2.3 times as long, and makes pages of messages or people 2 % smaller.
 LEVEL = 1
 
-# Where answers have a token, a password to a relay or the secret of a link in them. Compressed, their length would say
-# how much of what a stranger has put beside it is the same (BREACH, CVE-2013-3587).
+# Routes whose answers contain a token, a relay's password or the secret of a link. Compressed, the length of an answer
+# would reveal how much of an attacker's text beside the secret equals it (BREACH, CVE-2013-3587).
 _SECRET = re.compile(r"^/(?:auth|devices)(?:/|$)|/invites(?:/|$)|^/calls/turn-credentials$")
 
 
 class Compressor:
-    """Compresses in threads that give way to the loop."""
+    """Compresses in threads that run only while the event loop is idle."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(processors(), "gzip", initializer=step_back)
 
-    async def pack(self, content: bytes) -> bytes:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, pack, content)
+    async def compress(self, content: bytes) -> bytes:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, compress, content)
 
     def close(self) -> None:
         self._threads.shutdown()
 
 
-def pack(content: bytes) -> bytes:
+def compress(content: bytes) -> bytes:
     return zlib.compress(content, LEVEL, wbits=31)
 
 
-def may_be_packed(path: str) -> bool:
-    """False for answers whose length must say nothing of what is in them."""
+def may_compress(path: str) -> bool:
+    """False for routes whose answers contain secrets, which their length must not reveal."""
     return _SECRET.search(path) is None
 
 
-def takes_gzip(accepted: str) -> bool:
+def accepts_gzip(accepted: str) -> bool:
     """True if an Accept-Encoding header allows gzip: by its name, else by ``*`` (RFC 9110, 12.5.3)."""
     allowed: dict[str, bool] = {}
     for part in accepted.lower().split(","):

@@ -1,4 +1,4 @@
-"""Downloads: opaque bytes, served with ranges, tags and bounded memory, and so that no browser runs them (RFC 9110)."""
+"""Downloads: opaque bytes with ranges, tags and bounded memory, in a form that no browser executes (RFC 9110)."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from handlers.wire.operations import Header
 
 log = structlog.get_logger(__name__)
 
-BLOCK = 128 * 1024  # what a download holds in memory
-STALL_SECONDS = 30  # to take one block: slower than 4 KiB/s is as good as gone
+BLOCK = 128 * 1024  # bytes of a download in memory
+STALL_SECONDS = 30  # for one block; slower than 4 KiB/s counts as disconnected
 
-TAKES = (
-    Header("Range", "One range of bytes; several, and nonsense, are ignored."),
-    Header("If-None-Match", "Tags of what one has."),
-    Header("If-Range", "The tag of what one has begun; of anything else no range is given, but all."),
+REQUEST_HEADERS = (
+    Header("Range", "One range of bytes. The server ignores several ranges and invalid ones."),
+    Header("If-None-Match", "The tags of copies that you have."),
+    Header("If-Range", "The tag of the copy that you are resuming. If it is another one, you receive the whole file."),
 )
-NAMED = (Header("ETag", "What the bytes are called.", required=True),)
-BYTES = (*NAMED, Header("Accept-Ranges", "`bytes`", required=True))
-PART = (*BYTES, Header("Content-Range", "Which bytes, of how many.", required=True))
+ETAG_HEADERS = (Header("ETag", "The tag of these bytes.", required=True),)
+FILE_HEADERS = (*ETAG_HEADERS, Header("Accept-Ranges", "`bytes`", required=True))
+PART_HEADERS = (*FILE_HEADERS, Header("Content-Range", "Which bytes, of how many in all.", required=True))
 
 _RANGE = re.compile(r"bytes=[ \t]*(?:(\d+)-(\d*)|-(\d+))[ \t]*", re.ASCII | re.IGNORECASE)
 _TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
 class RangeNotSatisfiable(ApiError):
-    status, code, message = 416, "range_not_satisfiable", "There are no such bytes."
+    """A range beyond the file."""
+
+    status, code, message = 416, "range_not_satisfiable", "The range is outside the file."
     sends = ("Content-Range",)
 
     def __init__(self, size: int) -> None:
@@ -42,8 +44,8 @@ class RangeNotSatisfiable(ApiError):
 
 
 def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """The one range that a Range header asks for, as start and end (excluded); None for what is to be ignored: no
-    header, another unit, several ranges, or nonsense. Raises RangeNotSatisfiable."""
+    """Parse a Range header into start and end (exclusive). Returns None if it is to be ignored: no header, another
+    unit, several ranges, or an invalid one. Raises RangeNotSatisfiable."""
     match = _RANGE.fullmatch(header) if header else None
     if match is None:
         return None
@@ -61,12 +63,12 @@ def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
 
 
 def _number(digits: str | None) -> int | None:
-    # int() refuses thousands of digits; beyond any size is beyond any size.
+    # Only the first digits: int() rejects thousands of them, and 19 are beyond any size.
     return int(digits.lstrip("0")[:19] or 0) if digits else None
 
 
-def names(header: str | None, tag: str) -> bool:
-    """Whether an If-None-Match header names the tag, or any."""
+def matches_tag(header: str | None, tag: str) -> bool:
+    """True if an If-None-Match header contains the tag, or is ``*``."""
     if header is None:
         return False
     return header.strip() == "*" or tag in _TAG.findall(header)
@@ -76,21 +78,23 @@ class Reader(Protocol):
     """An open file."""
 
     async def read(self, start: int, length: int) -> bytes:
-        """So many bytes, fewer only at the end."""
+        """Return ``length`` bytes, or fewer at the end of the file."""
 
 
 class DownloadHandler(ApiHandler):
-    """An endpoint that answers with bytes which it doesn't understand."""
+    """An endpoint that answers with opaque bytes."""
 
-    slow = float("inf")  # its time is the client's
-    cors_takes = tuple(header.name for header in TAKES)
-    cors_shows = tuple(header.name for header in PART)
+    slow = float("inf")  # its time depends on the client
+    cors_request_headers = tuple(header.name for header in REQUEST_HEADERS)
+    cors_response_headers = tuple(header.name for header in PART_HEADERS)
 
-    def fresh(self, tag: str) -> bool:
-        """Say what the bytes are called; whether the client has them already, and has been told so."""
+    def reply_not_modified(self, tag: str) -> bool:
+        """Set the headers of the tag. Returns True if the client has this version, and was answered with 304."""
         self.set_header("ETag", tag)
-        self.set_header("Cache-Control", "private, no-cache")  # ask again each time: access may have ended
-        if not names(self.request.headers.get("If-None-Match"), tag):
+        self.set_header(
+            "Cache-Control", "private, no-cache"
+        )  # clients revalidate each time, because access may have ended
+        if not matches_tag(self.request.headers.get("If-None-Match"), tag):
             return False
         self.set_status(304)
         self.clear_header("Content-Type")
@@ -100,10 +104,10 @@ class DownloadHandler(ApiHandler):
     async def send(
         self, opened: AbstractAsyncContextManager[Reader], size: int, tag: str, account: Hashable = None
     ) -> None:
-        """200 all of it, 206 the range asked for, or only the headers for HEAD. A client that does not take a block in
-        STALL_SECONDS is dropped. ``account`` is who reads, if there is no token. Raises RangeNotSatisfiable, and what
-        ``reserve`` does."""
-        start, end = self._asked(size, tag)
+        """Send the whole file (200), the requested range (206), or only the headers (HEAD). A client that does not
+        receive a block within STALL_SECONDS is disconnected. ``account`` is the reader if there is no token. Raises
+        RangeNotSatisfiable and Unavailable."""
+        start, end = self._choose_range(size, tag)
         await self.reserve(BLOCK, account)
         async with opened as reader:
             self.set_header("Content-Type", "application/octet-stream")
@@ -115,10 +119,10 @@ class DownloadHandler(ApiHandler):
                 await self._stream(reader, start, end)
         self.finish()
 
-    def _asked(self, size: int, tag: str) -> tuple[int, int]:
+    def _choose_range(self, size: int, tag: str) -> tuple[int, int]:
         headers = self.request.headers
         asked = None
-        # Of a HEAD no range is asked (RFC 9110, 14.2), and none of a file that is not the one the client has begun.
+        # Ranges are ignored for HEAD (RFC 9110, 14.2), and if the client is resuming another version of the file.
         if self.request.method == "GET" and headers.get("If-Range", tag).strip() == tag:
             asked = byte_range(headers.get("Range"), size)
         if asked is None:
@@ -133,15 +137,15 @@ class DownloadHandler(ApiHandler):
                 block = await reader.read(start, min(BLOCK, end - start))
                 if not block:
                     raise OSError("a file is shorter than it was")
-                if self._room is not None:
-                    self._room.wait()
+                if self._reservation is not None:
+                    self._reservation.start_waiting()
                 self.write(block)
                 async with asyncio.timeout(STALL_SECONDS):
                     await self.flush()
                 self.application.metrics.downloaded += len(block)
                 start += len(block)
         except (StreamClosedError, TimeoutError, OSError) as error:
-            # Half an answer can't become an error any more: the client sees that it got too little.
+            # A begun answer can't become an error: the client sees that bytes are missing.
             if not isinstance(error, StreamClosedError):
                 log.warning("download_broken", cause=type(error).__name__)
             self.request.connection.stream.close()  # type: ignore[union-attr]

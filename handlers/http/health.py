@@ -1,4 +1,4 @@
-"""Health and metrics: what a load balancer, an operator and Prometheus ask."""
+"""Health and metrics: the routes for load balancers, operators and Prometheus."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 from typing_extensions import TypedDict
 
 from config import reasons
+from config.reasons import Reason
 from handlers.http.base import ApiHandler
 from handlers.http.site import Check
 from handlers.limits.rates import within
@@ -27,18 +28,22 @@ log = structlog.get_logger(__name__)
 
 Standing = Callable[[], tuple[str, int, int] | None]
 
-CHECK_TIMEOUT = 2.0  # seconds; a service that needs longer to say that it is well, isn't
-FRESH = 2.0  # seconds for which the outcome of a write counts, however often it is asked for
-REPEAT = 60.0  # seconds between two lines in the log about a check that goes on failing for one reason
-KEPT = 60  # seconds that Redis keeps what was written to try it
+CHECK_TIMEOUT = 2.0  # seconds; a service that answers later is unhealthy
+CACHE_SECONDS = 2.0  # for which the result of a write is reused
+LOG_INTERVAL = 60.0  # seconds between two log lines about a check that still fails for the same reason
+KEY_SECONDS = 60  # until Redis expires the test key
 
 
 class Unfit(Exception):
-    """A service answers, and can't be used; the text says why."""
+    """A service answers, but can't be used. The text is the cause, ``reason`` the known fault, if any."""
+
+    def __init__(self, why: str | Reason) -> None:
+        super().__init__(why if isinstance(why, str) else " ".join(why))
+        self.reason = None if isinstance(why, str) else why
 
 
-class Remembered:
-    """A check that costs a write: run once at a time, for all who ask meanwhile, and for ``FRESH`` seconds after."""
+class CachedCheck:
+    """A check that writes. It runs once for all concurrent callers, and its result is reused for ``CACHE_SECONDS``."""
 
     def __init__(self, check: Check) -> None:
         self._check = check
@@ -46,10 +51,10 @@ class Remembered:
         self._ended = 0.0
 
     async def __call__(self) -> None:
-        """Raises what the check has raised."""
-        if self._run is None or (self._run.done() and time.monotonic() - self._ended >= FRESH):
+        """Run the check, or reuse its result. Raises Unfit."""
+        if self._run is None or (self._run.done() and time.monotonic() - self._ended >= CACHE_SECONDS):
             self._run = asyncio.create_task(self._outcome())
-        error = await asyncio.shield(self._run)  # others wait for it, too
+        error = await asyncio.shield(self._run)  # because other callers wait for it, too
         if error is not None:
             raise Unfit(reasons.explained(error)) from error
 
@@ -70,15 +75,15 @@ class Examiner:
     def __init__(self, checks: Mapping[str, Check]) -> None:
         self._checks = checks
         self._logged: dict[str, tuple[str, float]] = {}
-        # Why each check fails that failed when it was made last, where config.reasons has a name for it.
+        # The fault of each check whose last run failed, if config.reasons has a name for it.
         self.faults: dict[str, str] = {}
 
     async def examine(self) -> dict[str, str]:
-        """Return ``ok`` or ``error`` for each check; all run at the same time."""
-        answers = await asyncio.gather(*(self._ask(*item) for item in self._checks.items()))
+        """Run all checks concurrently. Returns ``ok`` or ``error`` for each."""
+        answers = await asyncio.gather(*(self._run_check(*item) for item in self._checks.items()))
         return dict(zip(self._checks, answers, strict=True))
 
-    async def _ask(self, name: str, check: Check) -> str:
+    async def _run_check(self, name: str, check: Check) -> str:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT):
                 await check()
@@ -96,18 +101,18 @@ class Examiner:
     def _log(self, name: str, error: Exception) -> None:
         cause, now = type(error.__cause__ or error).__name__, time.monotonic()
         before, moment = self._logged.get(name, ("", 0.0))
-        if cause != before or now - moment >= REPEAT:
+        if cause != before or now - moment >= LOG_INTERVAL:
             self._logged[name] = cause, now
             reason = str(error) if isinstance(error, Unfit) else reasons.explained(error)
             log.warning("check_failed", check=name, cause=cause, reason=reason)
 
 
 def services(
-    answers: Check, writes: Check, redis: Redis, hears: Callable[[], bool], instance_id: UUID
+    answers: Check, writes: Check, redis: Redis, is_subscribed: Callable[[], bool], instance_id: UUID
 ) -> dict[str, Check]:
-    """Return the checks of PostgreSQL (``answers``, and ``writes``, remembered) and of Redis, which ``hears`` the other
-    instances."""
-    written, kept = Remembered(writes), Remembered(lambda: redis_takes_writes(redis, instance_id))
+    """Return the checks of PostgreSQL (``answers``, and ``writes`` with a cached result) and of Redis, which is only
+    healthy while ``is_subscribed`` returns True."""
+    written, kept = CachedCheck(writes), CachedCheck(lambda: redis_takes_writes(redis, instance_id))
 
     async def database() -> None:
         await answers()
@@ -116,29 +121,29 @@ def services(
     async def cache() -> None:
         await redis.ping()
         await kept()
-        if not hears():
-            raise Unfit("the subscriptions are away")
+        if not is_subscribed():
+            raise Unfit("the subscriptions are down")
 
     return {"database": database, "redis": cache}
 
 
 async def redis_takes_writes(redis: Redis, instance_id: UUID) -> None:
-    """Write a key that expires, and see what kind of Redis took it. Raises Unfit, RedisError."""
-    if not await redis.set(f"health:{instance_id}", b"1", ex=KEPT):
+    """Write a key that expires, and check the kind and role of the Redis server. Raises Unfit, RedisError."""
+    if not await redis.set(f"health:{instance_id}", b"1", ex=KEY_SECONDS):
         raise Unfit("Redis did not keep what it was given")
     try:
         greeting = await redis.execute_command("HELLO")  # type: ignore[no-untyped-call]
     except (NoPermissionError, ResponseError):
-        return  # it may not be asked, and took the write
+        return  # HELLO is not permitted; the write succeeded
     said = greeting if isinstance(greeting, dict) else dict(zip(greeting[::2], greeting[1::2], strict=False))
     if said.get(b"mode") == b"cluster":
-        raise Unfit(" ".join(reasons.CLUSTER))
+        raise Unfit(reasons.CLUSTER)
     if said.get(b"role") in (b"slave", b"replica"):
-        raise Unfit(" ".join(reasons.LOSING_REPLICA))
+        raise Unfit(reasons.LOSING_REPLICA)
 
 
 class DatabaseHost(TypedDict):
-    """Of several hosts the one that is in use, its timeline, and how many connections to others were refused."""
+    """The database host in use, its timeline, and the number of connections to other hosts that were refused."""
 
     host: str
     timeline: int
@@ -146,7 +151,7 @@ class DatabaseHost(TypedDict):
 
 
 class Seen(TypedDict):
-    """How the request reached this server: the scheme and host of links that it makes, and the client's address."""
+    """How the request reached this server: the scheme and host that it uses in links, and the client's address."""
 
     url: str
     address: str
@@ -154,8 +159,8 @@ class Seen(TypedDict):
 
 @with_config(ConfigDict(extra="allow"))
 class HealthReport(TypedDict):
-    """Beside these stand ``ok`` or ``error`` for each service: ``database``, ``redis``, ``storage``. Only the networks
-    of METRICS_ALLOW see ``database_host``, where DATABASE_URL names several; ``seen`` is for requests with a token."""
+    """It also has ``ok`` or ``error`` for each service: ``database``, ``redis``, ``storage``. Only the networks of
+    METRICS_ALLOW receive ``database_host``, if DATABASE_URL names several; ``seen`` is for requests with a token."""
 
     status: Literal["healthy", "unhealthy"]
     uptime_seconds: int
@@ -168,18 +173,20 @@ class Liveness(TypedDict):
 
 
 class Health(ApiHandler):
-    """``GET /health``; ``/health/ready`` asks only for what nothing works without."""
+    """``GET /health``; ``/health/ready`` checks only the services that everything needs."""
 
     public = True
 
     def initialize(self, examiner: Examiner, standing: Standing) -> None:
         self._examiner, self._standing = examiner, standing
 
-    @operation({200: HealthReport, 503: Answer(HealthReport, "Something is not well.")}, cost=MONITORS)
+    @operation({200: HealthReport, 503: Answer(HealthReport, "A check failed.")}, cost=MONITORS)
     async def get(self) -> None:
-        """Ask whether all is well.
+        """Check whether the server is well.
 
-        `/health/ready` asks only for what nothing works without. Both answer within 2 seconds.
+        PostgreSQL and Redis are `ok` if they take a write, which the server makes at most every 2 seconds.
+        `/health/ready` checks only what nothing works without: it is 200 while PostgreSQL answers and takes that write,
+        also when Redis or the storage of files is away. Both answer within 2 seconds.
         """
         found = await self._examiner.examine()
         well = all(answer == "ok" for answer in found.values())
@@ -196,13 +203,13 @@ class Health(ApiHandler):
 
 
 class Live(ApiHandler):
-    """``GET /health/live``: the process answers."""
+    """``GET /health/live``: 200 if the process answers."""
 
     public = True
 
     @operation({200: Liveness}, cost=MONITORS)
     def get(self) -> None:
-        """Ask whether the process answers."""
+        """Check whether the process answers."""
         self.reply({"status": "live"})
 
 
@@ -213,7 +220,10 @@ class MetricsPage(ApiHandler):
 
     @operation({200: Answer(words="Prometheus's text.", media="text/plain")}, refuses=(errors.NotFound,), cost=MONITORS)
     def get(self) -> None:
-        """Get the metrics, from the networks of `METRICS_ALLOW`; others get 404."""
+        """Get the metrics, in Prometheus's text.
+
+        For the networks of `METRICS_ALLOW` (loopback and private ones unless set); 404 for others.
+        """
         if not within(self.address, self.application.core.metrics_allow):
             raise errors.NotFound
         self.set_header("Content-Type", CONTENT_TYPE)
@@ -223,8 +233,8 @@ class MetricsPage(ApiHandler):
 def routes(
     checks: Mapping[str, Check], ready: Mapping[str, Check], standing: Standing
 ) -> tuple[tuple[str, type[ApiHandler], dict[str, Any]], ...]:
-    """Return the routes by which proxies and monitors look at a server. Both mappings may be filled later; ``standing``
-    gives the database's host of several, its timeline, and the number of connections that were refused."""
+    """Return the routes for proxies and monitors. Both mappings may be filled later. If there are several database
+    hosts, ``standing`` returns the one in use, its timeline, and the number of connections that were refused."""
     return (
         ("/health", Health, {"examiner": Examiner(checks), "standing": standing}),
         ("/health/ready", Health, {"examiner": Examiner(ready), "standing": standing}),

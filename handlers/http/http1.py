@@ -1,9 +1,9 @@
-"""HTTP/1.1 as RFC 9112 has it, where Tornado's own reading of it is narrower: chunk extensions and trailers, whole URLs
-in the request line, `Expect` in capitals, and an answer in JSON to what can't be read at all.
+"""HTTP/1.1 by RFC 9112, where Tornado accepts less: chunk extensions and trailers, absolute URLs in the request line,
+`Expect` in capitals, and an answer in JSON to requests that can't be parsed.
 
-Tornado is strict because proxies and servers that read the same bytes differently let requests be smuggled. So is this
-module: what it accepts it accepts by the RFC's grammar alone, it never looks for a line's end in anything but CRLF, and
-it drops extensions and trailers; nothing in a trailer reaches a handler.
+Tornado is strict because proxies and servers that read the same bytes differently allow request smuggling. So is this
+module: it accepts only the RFC's grammar, only CRLF ends a line, and it drops extensions and trailers; nothing in a
+trailer reaches a handler.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from handlers.wire.errors import InvalidRequest
 from handlers.wire.shapes import encode
 
 MAX_HEADERS = 16 * 1024
-# Tornado closes the stream at once when more than this comes; between the two the client gets an answer.
+# Beyond this Tornado closes the stream at once; between the two limits the client receives an answer.
 READ_HEADERS = 4 * MAX_HEADERS
-MAX_CHUNK_LINE = 1024  # bytes of a chunk's size with its extensions; a signature takes 80
+MAX_CHUNK_LINE = 1024  # bytes of a chunk's size line with extensions; a signature takes 80
 READ_CHUNK_LINE = 4 * MAX_CHUNK_LINE
-# Bytes of extensions that a body may have beside its data, as in Go's net/http: 16 for each chunk, two for each byte of
-# data, and this once. More than that is work for us and for nobody else (CVE-2023-39326).
+# Bytes of extensions that a body may have, as in Go's net/http: 16 for each chunk, two for each byte of data, and this
+# once. More would make the server work for very little data (CVE-2023-39326).
 SPARE_EXTENSIONS = 16 * 1024
 MAX_TRAILERS = 4096  # bytes, all lines together
-YIELD_AFTER = 256 * 1024  # bytes read without waiting, after which the loop gets its turn
-CHUNK_COST = 1024  # what a chunk counts there beside its bytes
-LINGER_BYTES, LINGER_SECONDS = 1 << 20, 1.0  # what is read and dropped after an answer that ends the connection
+YIELD_AFTER = 256 * 1024  # bytes read without waiting, after which the reader yields to the loop
+CHUNK_COST = 1024  # bytes that a chunk counts there in addition to its data
+LINGER_BYTES, LINGER_SECONDS = 1 << 20, 1.0  # read and dropped after an answer that closes the connection
 
 # RFC 9112, 7.1: chunk-size [ BWS ";" BWS name [ BWS "=" BWS (token / quoted-string) ] ]. Without CR, LF and other
 # control characters inside: some proxies take a lone LF for the end of the line.
@@ -54,8 +54,8 @@ _CHUNK_LINE = re.compile(
 )
 _TRAILER = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
 
-# RFC 9112, 3.2.2. The authority has no user in it, which would be a way to pass for another host.
-_WHOLE_URL = re.compile(
+# RFC 9112, 3.2.2. User information in the authority is rejected, because it can imitate another host.
+_ABSOLUTE_URL = re.compile(
     r"https?://((?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?)([/?].*)?", re.IGNORECASE
 )
 
@@ -69,12 +69,12 @@ class Connection(HTTP1Connection):
                 raise HTTPInputError(f"The headers are larger than {MAX_HEADERS} bytes.")
             line, headers = super()._parse_headers(data)
             request = parse_request_start_line(line)
-            super()._can_keep_alive(request, headers)  # it judges Transfer-Encoding
+            super()._can_keep_alive(request, headers)  # it checks Transfer-Encoding
             if not request.path.startswith("/"):
-                request = _by_path(request, headers)
-            _judge_host(request, headers)
+                request = _to_path(request, headers)
+            _check_host(request, headers)
             if headers.get("Expect", "").lower() == "100-continue":
-                headers["Expect"] = "100-continue"  # in which case Tornado knows it (RFC 9110, 10.1.1: any case)
+                headers["Expect"] = "100-continue"  # Tornado knows only lower case; RFC 9110, 10.1.1 allows any
             return f"{request.method} {request.path} {request.version}", headers
         except HTTPInputError as error:
             raise self._refused(error) from None
@@ -92,8 +92,8 @@ class Connection(HTTP1Connection):
             raise self._refused(error) from None
 
     async def _read_chunks(self, delegate: HTTPMessageDelegate) -> None:
-        """Deliver the data of all chunks, small ones together. Pending data is delivered before the network is waited
-        for."""
+        """Deliver the data of all chunks, small ones together. Pending data is delivered before waiting for the
+        network."""
         pending = bytearray()
         total, spare, work = 0, SPARE_EXTENSIONS, 0
 
@@ -117,7 +117,7 @@ class Connection(HTTP1Connection):
                 raise HTTPInputError("The body is too large.")
             spare = min(spare - extensions + 16 + 2 * size, SPARE_EXTENSIONS)
             if spare < 0:
-                raise HTTPInputError("The chunk extensions are larger than the body that they extend.")
+                raise HTTPInputError("The chunk extensions are too large for the body.")
             while size:
                 data = await read(self.stream.read_bytes(min(size, self.params.chunk_size), partial=True))
                 size -= len(data)
@@ -131,7 +131,7 @@ class Connection(HTTP1Connection):
                     pending.clear()
                     await self._deliver_body(delegate, whole)
             if await read(self.stream.read_bytes(2)) != b"\r\n":
-                raise HTTPInputError("A chunk has not the size that it says.")
+                raise HTTPInputError("A chunk does not have its declared size.")
             work += CHUNK_COST
             if work >= YIELD_AFTER:
                 work = 0
@@ -144,13 +144,13 @@ class Connection(HTTP1Connection):
             if line == b"\r\n":
                 return
             if not _TRAILER.fullmatch(line[:-2]):
-                raise HTTPInputError("A trailer is not a header field.")
+                raise HTTPInputError("A trailer is not a valid header field.")
             left -= len(line)
         raise HTTPInputError(f"The trailers are larger than {MAX_TRAILERS} bytes.")
 
     def _refused(self, error: HTTPInputError) -> Exception:
-        """Answer what can't be read as a request, and end the connection: where the next one begins is not known.
-        Returns what is to be raised, the end of the connection for Tornado."""
+        """Answer bytes that can't be parsed as a request, and close the connection, because the start of the next
+        request is unknown. Returns the error to raise, which ends the connection for Tornado."""
         gen_log.info("Malformed HTTP message from %s: %s", self.context, error)
         stream = self.stream
         if stream is not None and self._response_start_line is None:
@@ -162,19 +162,19 @@ class Connection(HTTP1Connection):
 
 
 def chunk_line(line: bytes) -> tuple[int, int]:
-    """The size of a chunk, and the bytes of its extensions. Raises HTTPInputError."""
+    """Return the size of a chunk and the length of its extensions. Raises HTTPInputError."""
     match = _CHUNK_LINE.fullmatch(line) if len(line) <= MAX_CHUNK_LINE else None
     if match is None:
-        raise HTTPInputError("A chunk has no valid size, or no valid extensions.")
+        raise HTTPInputError("A chunk has an invalid size or invalid extensions.")
     return int(match[1], 16), len(match[2])
 
 
-def _by_path(request: RequestStartLine, headers: HTTPHeaders) -> RequestStartLine:
-    """A request for a whole URL as one for its path; the URL's host counts, and not the header's (RFC 9112, 3.2.2)."""
-    match = _WHOLE_URL.fullmatch(request.path)
+def _to_path(request: RequestStartLine, headers: HTTPHeaders) -> RequestStartLine:
+    """Turn an absolute URL into its path; the URL's host replaces the header's (RFC 9112, 3.2.2)."""
+    match = _ABSOLUTE_URL.fullmatch(request.path)
     if match is None:
         return request
-    if "Host" in headers or request.version == "HTTP/1.0":  # without it HTTP/1.1 is not valid
+    if "Host" in headers or request.version == "HTTP/1.0":  # HTTP/1.1 is invalid without it
         if len(headers.get_list("Host")) > 1:
             raise HTTPInputError("There is more than one Host.")
         headers["Host"] = match[1]
@@ -182,8 +182,8 @@ def _by_path(request: RequestStartLine, headers: HTTPHeaders) -> RequestStartLin
     return request._replace(path=path if path[0] in "/*" else f"/{path}")
 
 
-def _judge_host(request: RequestStartLine, headers: HTTPHeaders) -> None:
-    """As HTTPServerRequest does, where it is too late for an answer in JSON. Raises HTTPInputError."""
+def _check_host(request: RequestStartLine, headers: HTTPHeaders) -> None:
+    """Check the host as HTTPServerRequest does later, when an answer in JSON is impossible. Raises HTTPInputError."""
     host = headers.get("Host", "" if request.version == "HTTP/1.0" else None)
     if host is None or "," in host or not _ABNF.host.fullmatch(host):
         raise HTTPInputError("There must be one Host.")
@@ -201,8 +201,8 @@ def _answer(refusal: InvalidRequest) -> bytes:
 
 
 async def linger(stream: IOStream, *, close: bool = False) -> None:
-    """Say that nothing more comes from us, then read and drop some of what the client is still sending: closing at
-    once would reset the connection, and the answer would be lost with it (RFC 9112, 9.6)."""
+    """Shut down our direction, then read and drop some of the data that the client is still sending: closing at once
+    would reset the connection, and the client would lose the answer (RFC 9112, 9.6)."""
     if stream.closed():
         return
     left = LINGER_BYTES
@@ -217,10 +217,10 @@ async def linger(stream: IOStream, *, close: bool = False) -> None:
 
 
 class ServerConnection(HTTP1ServerConnection):
-    """One connection of a client's, with its requests one after another."""
+    """The connection of a client, with its requests one after another."""
 
     async def _server_request_loop(self, delegate: HTTPServerConnectionDelegate) -> None:
-        """As Tornado's, with Connection."""
+        """Tornado's loop, with our Connection."""
         try:
             while True:
                 connection = Connection(self.stream, False, self.params, self.context)

@@ -1,4 +1,4 @@
-"""Origins: which web pages may call, by scheme, host and port (RFC 6454)."""
+"""Origins: which web pages may call this server, by scheme, host and port (RFC 6454)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
-def normalized(origin: str) -> tuple[str, str, int | None] | None:
-    """Scheme, host and port of an origin, the scheme's own port if there is none; None for what is not an origin."""
+def parse(origin: str) -> tuple[str, str, int | None] | None:
+    """Return scheme, host and port of an origin, with the scheme's default port; None if it is not one."""
     try:
         parts = urlsplit(origin)
         port = parts.port
@@ -22,12 +22,12 @@ def normalized(origin: str) -> tuple[str, str, int | None] | None:
 
 
 def is_allowed(origin: str, allowed: Iterable[str]) -> bool:
-    """Whether an Origin header is one of a list of origins, in which ``*`` is any."""
-    own = normalized(origin)
-    return any(one in ("*", origin) or (own is not None and normalized(one) == own) for one in allowed)
+    """True if an Origin header is in a list of origins; ``*`` allows any."""
+    own = parse(origin)
+    return any(one in ("*", origin) or (own is not None and parse(one) == own) for one in allowed)
 
 
 def is_own(origin: str, host: str) -> bool:
-    """Whether an Origin header names the host that the request was sent to, with or without the scheme's port."""
-    own = normalized(origin)
-    return own is not None and normalized(f"{own[0]}://{host}") == own
+    """True if an Origin header names the host of the request, with or without the scheme's port."""
+    own = parse(origin)
+    return own is not None and parse(f"{own[0]}://{host}") == own

@@ -1,4 +1,4 @@
-"""Pages: long lists in parts, newest first, by a cursor that names the last entry seen (contract section 1)."""
+"""Pages: long lists in parts, newest first, with a cursor that names the last entry received (contract section 1)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from handlers.wire.operations import Header
 from handlers.wire.shapes import Shape
 
 PageCursor = tuple[datetime, UUID]
-# What cursors are made of: signs that an address bears as they are, so that the longest still fits into a first line.
+# The characters of cursors: a URL carries them unescaped, so that the longest cursor fits into a request line.
 CURSOR = r"^[A-Za-z0-9_=-]*$"
-PAGED = (Header("Link", 'Where there is more: `<…>; rel="next"` (RFC 8288), a path.'),)
+PAGED = (Header("Link", 'If there are more: `<…>; rel="next"` (RFC 8288), a path.'),)
 
 Before = Annotated[
     str, Field(min_length=1, max_length=128, pattern=CURSOR, description="From the `Link` of the page before this one.")
@@ -27,25 +27,25 @@ Before = Annotated[
 
 
 class PageQuery(Shape):
-    """``?limit=`` entries, ``before`` the place that the last page's Link named."""
+    """``?limit=`` entries, from ``before``, the cursor in the Link of the last page."""
 
     limit: Annotated[int, Field(ge=1, le=100)] = 50
     before: Before | None = None
 
     @property
-    def place(self) -> PageCursor | None:
-        """Raises InvalidRequest for a cursor that isn't ours."""
+    def cursor(self) -> PageCursor | None:
+        """Decode ``before``. Raises InvalidRequest if it is not a valid cursor."""
         if self.before is None:
             return None
         try:
             text = base64.b64decode(self.before, altchars=b"-_", validate=True).decode("ascii")
             moment, _, entry = text.partition(" ")
-            # In UTC, because a moment may leave the calendar on its way there.
-            place = datetime.fromisoformat(moment + "Z").astimezone(UTC), UUID(entry)
+            # Convert to UTC here, because the result may be outside the calendar.
+            cursor = datetime.fromisoformat(moment + "Z").astimezone(UTC), UUID(entry)
         except (ValueError, OverflowError, binascii.Error):
-            fault = Fault("before", "not a cursor of ours")
+            fault = Fault("before", "not a valid cursor")
             raise InvalidRequest("Some fields are not valid.", details=[fault]) from None
-        return place
+        return cursor
 
 
 def reply_page(
@@ -58,19 +58,19 @@ def reply_page(
     more: bool | None = None,
     **filters: str,
 ) -> None:
-    """Answer with a page, and point to the rest. ``time`` and ``key`` name the fields that the list is ordered by;
+    """Answer with a page, and link to the next one. ``time`` and ``key`` name the fields that the list is ordered by;
     ``filters`` are the other parameters of the query.
 
-    ``more`` says whether there is a rest behind a page that ended by its bytes. Without it there is one if there are
-    more entries than ``limit``; those are no longer than one page whatever is in them (tests/test_lists.py)."""
+    ``more`` is True if there are more entries, for lists whose pages end by bytes. If it is None, there are more when
+    there are more entries than ``limit``; such a page always fits into one answer (tests/test_lists.py)."""
     if more is None:
         entries, more = entries[: query.limit], len(entries) > query.limit
     if more:
-        handler.link_next(limit=query.limit, before=place_of(entries[-1], time, key), **filters)
+        handler.link_next(limit=query.limit, before=cursor_of(entries[-1], time, key), **filters)
     handler.reply(entries)
 
 
-def place_of(entry: Mapping[str, Any], time: str, key: str) -> str:
-    """The cursor of the page behind an entry."""
+def cursor_of(entry: Mapping[str, Any], time: str, key: str) -> str:
+    """Return the cursor of the page after an entry."""
     moment = entry[time].astimezone(UTC).replace(tzinfo=None).isoformat()
     return base64.urlsafe_b64encode(f"{moment} {entry[key]}".encode()).decode()

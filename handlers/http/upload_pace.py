@@ -1,49 +1,48 @@
-"""Pace: how fast bodies of all uploads together may come in, so that they leave the loop to others."""
+"""Pace: throttles all uploads together while the event loop is late."""
 
 from __future__ import annotations
 
 import asyncio
 
-INTERVAL = 0.01  # seconds between looks at how late the loop is, while something comes in
-LATE, SOON = 0.002, 0.001  # seconds: beyond the one uploads are slowed, below the other they may come faster
-SMOOTH = 0.1  # share of a look in what is remembered: some ten of them decide, one is an accident
+INTERVAL = 0.01  # seconds between two measurements of the loop's lag, during uploads
+LATE, SOON = 0.002, 0.001  # seconds of lag above which uploads are slowed, and below which they may go faster
+SMOOTH = 0.1  # weight of one measurement in the average: some ten of them decide, one may be chance
 SLOWER, FASTER = 0.9, 1.05
-# Bytes/s that are let in however late the loop is, for it may be others who make it late; and from which on there is
-# no limit.
+# Bytes/s that are always allowed, because something else may make the loop late; and the rate that means no limit.
 LEAST, MOST = 64e6, 4e9
-FEW = 4  # uploads that take little of the loop by themselves: if it is late beside them, it is others that make it so
+FEW = 4  # so few uploads take little of the loop: if it is late, something else is the cause
 
 
 class Pace:
-    """Slows uploads down while the loop is late, whatever it is that they take from it: its own time, a processor, the
-    interpreter's lock. Alone on a machine they come as fast as they can."""
+    """Throttles uploads while the event loop is late, whether they use its time, its processor or the interpreter's
+    lock. On an idle machine uploads run at full speed."""
 
     def __init__(self) -> None:
         self.rate = MOST
         self._late = 0.0
         self._taken = 0
-        self._free = 0.0  # when the next bytes may come
+        self._free = 0.0  # loop time at which the next bytes are allowed
         self._active = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._looked = 0.0
+        self._adjusted = 0.0
 
     @property
     def active(self) -> int:
-        """How many uploads there are."""
+        """The number of uploads in progress."""
         return self._active
 
     def begin(self) -> None:
-        """An upload begins."""
+        """Count a new upload."""
         self._active += 1
         if self._timer is None:
-            self._looked = asyncio.get_running_loop().time()
+            self._adjusted = asyncio.get_running_loop().time()
             self._wait()
 
     def end(self) -> None:
         self._active -= 1
 
     async def take(self, size: int) -> None:
-        """Wait until so many bytes may come in."""
+        """Wait until ``size`` more bytes are allowed."""
         self._taken += size
         if self.rate >= MOST or self._active <= FEW:
             return
@@ -55,17 +54,17 @@ class Pace:
     def _wait(self) -> None:
         loop = asyncio.get_running_loop()
         self._due = loop.time() + INTERVAL
-        self._timer = loop.call_at(self._due, self._look)
+        self._timer = loop.call_at(self._due, self._adjust)
 
-    def _look(self) -> None:
+    def _adjust(self) -> None:
         now = asyncio.get_running_loop().time()
         self._late += SMOOTH * (now - self._due - self._late)
         if self._late > LATE:
-            came = self._taken / (now - self._looked)
+            came = self._taken / (now - self._adjusted)
             self.rate = max(LEAST, min(self.rate, came) * SLOWER)
         elif self._late < SOON:
             self.rate = min(MOST, self.rate * FASTER)
-        self._looked, self._taken = now, 0
+        self._adjusted, self._taken = now, 0
         if self._active:
             self._wait()
         else:

@@ -1,4 +1,4 @@
-"""A fair queue: one queue for each key (a sender, an address), served in turn, so that none of them can fill it."""
+"""A fair queue: one line for each key (a sender, an address), served in turn, so that no key can fill it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class _Line(Generic[K, T]):
-    """What waits under one key, each item with its weight; ``credit`` is the weight it may still take in its turn."""
+    """The items of one key with their weights; ``credit`` is the weight that the key may still take in its turn."""
 
     __slots__ = ("credit", "items", "key", "weight")
 
@@ -26,9 +26,9 @@ class FairQueue(Generic[K, T]):
     """Serves keys by deficit round robin (Shreedhar and Varghese, 1995): in each turn a key may take ``quantum`` more
     weight, so a key with large items gets no larger share than one with small ones. Items of one key keep their order.
 
-    The queue holds at most ``most`` items and ``most_weight`` in all. One key holds at most ``each`` items, and at most
-    half of what is left free (Choudhury and Hahne, 1998): the more keys are busy the less each may hold, and there is
-    always room for another one. A key with nothing in the queue may use any room there is.
+    The queue holds at most ``most`` items and the weight ``most_weight``. One key holds at most ``each`` items, and at
+    most half of the free space (Choudhury and Hahne, 1998): the more keys are busy, the less each may hold, and there
+    is always space for another key. A key without items may use all the free space.
     """
 
     def __init__(self, quantum: int, most: int, most_weight: int, each: int | None = None) -> None:
@@ -36,7 +36,7 @@ class FairQueue(Generic[K, T]):
         self._each = most if each is None else each
         self._lines: dict[K, _Line[K, T]] = {}
         self._turns: deque[_Line[K, T]] = deque()
-        self._begun = False  # the first in turn has its quantum already
+        self._begun = False  # the first line has received its quantum
         self._count = 0
         self.weight = 0
 
@@ -44,7 +44,7 @@ class FairQueue(Generic[K, T]):
         return self._count
 
     def put(self, key: K, weight: int, item: T) -> bool:
-        """Append an item under its key. Returns False if there is no room for it."""
+        """Append an item under its key. Returns False if there is no space for it."""
         line = self._lines.get(key)
         if line is None:
             if self._count >= self._most or self.weight + weight > self._most_weight:
@@ -66,7 +66,7 @@ class FairQueue(Generic[K, T]):
         return True
 
     def put_back(self, key: K, weight: int, item: T) -> None:
-        """Append an item that was taken before. There is always room for it."""
+        """Append an item that was taken before, also beyond the limits."""
         line = self._lines.get(key)
         if line is None:
             line = self._lines[key] = _Line(key)
@@ -79,17 +79,17 @@ class FairQueue(Generic[K, T]):
     def take(
         self, most: int = 1, most_weight: int | None = None, identity: Callable[[T], Hashable] | None = None
     ) -> list[T]:
-        """Remove and return the next items: at most ``most``, and together no heavier than ``most_weight`` unless it is
-        a single one. Items of one key with the same ``identity`` are not taken together: the second one, and what is
-        behind it under its key, waits for the next time."""
-        room = self.weight if most_weight is None else most_weight
-        if len(self._lines) == self._count <= most and self.weight <= room:
+        """Remove and return the next items: at most ``most``, and no more weight than ``most_weight`` unless it is a
+        single item. Two items of one key with the same ``identity`` are never returned together: the second one, and
+        the items behind it, stay for the next call."""
+        limit = self.weight if most_weight is None else most_weight
+        if len(self._lines) == self._count <= most and self.weight <= limit:
             return self._take_all()
         taken: list[T] = []
         repeated: list[_Line[K, T]] = []
         seen: set[tuple[K, Hashable]] = set()
         turns, weight, full = self._turns, 0, False
-        everything = self._count <= most and self.weight <= room  # then nobody's share is at another's cost
+        everything = self._count <= most and self.weight <= limit  # then no key takes from another's share
         while turns and not full:
             line = turns[0]
             items = line.items
@@ -101,7 +101,7 @@ class FairQueue(Generic[K, T]):
                 size, item = items[0]
                 if size > line.credit and not everything:
                     break
-                full = len(taken) >= most or (weight + size > room and bool(taken))
+                full = len(taken) >= most or (weight + size > limit and bool(taken))
                 if full:
                     break
                 if identity is not None:
@@ -116,7 +116,7 @@ class FairQueue(Generic[K, T]):
                 weight += size
                 taken.append(item)
             if full:
-                break  # in the middle of its turn, which goes on the next time
+                break  # in the middle of a turn, which continues at the next call
             turns.popleft()
             self._begun = False
             if not items:
@@ -132,7 +132,7 @@ class FairQueue(Generic[K, T]):
         return taken
 
     def _take_all(self) -> list[T]:
-        """Remove and return one item of each key, where no key has more: the usual case, and the hot one."""
+        """Remove and return one item of each key, where no key has more: the usual case, on the hot path."""
         taken = [line.items[0][1] for line in self._turns]
         self._lines.clear()
         self._turns.clear()

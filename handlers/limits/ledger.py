@@ -1,8 +1,8 @@
-"""The ledger: what each account may cost this server, spent in this process at once and settled with Redis soon after.
+"""The ledger: the budgets of each account, spent in this process at once and settled with Redis soon after.
 
-A rate limit counts how often one thing is done. A budget counts what all things together cost: requests, frames, bytes
-in and out, bytes of files, rows kept, and bytes multiplied by their recipients. Every route and every frame declares a
-``Cost``; an account (or a client address where there is no account) has one budget for each kind of cost.
+A rate limit counts how often one thing is done. A budget counts the cost of everything together: requests, frames,
+bytes in and out, bytes of files, rows kept, and bytes multiplied by their recipients. Every route and every frame
+declares a ``Cost``; an account (or a client address if there is no account) has one budget for each kind of cost.
 """
 
 from __future__ import annotations
@@ -19,25 +19,34 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from config.settings import Budgets, Rate
+from config.settings import Budgets
+from config.values import Rate
 from handlers.limits.rates import REDIS_TIMEOUT, Quota
-from handlers.limits.share import AT_ONCE, AT_ONCE_ADDRESS, FANOUT_BYTE, FANOUT_MOST, RECIPIENT, Share, Waits
+from handlers.limits.share import (
+    MAX_AT_WORK,
+    MAX_AT_WORK_ADDRESS,
+    MAX_FANOUT_SECONDS,
+    SECONDS_PER_FANOUT_BYTE,
+    SECONDS_PER_RECIPIENT,
+    Share,
+    WaitTotals,
+)
 from handlers.metrics import Metrics
 from handlers.wire.costs import BYTE_KINDS, BYTES_IN, FANOUT, FRAMES, KINDS, REQUESTS, ROWS, Cost
 from handlers.wire.errors import RateLimited
 
 log = structlog.get_logger(__name__)
 
-# An account that spent little since it was last settled waits for the next settlement, or for this long: most accounts
-# send a few frames a minute, and then Redis hears of them once in ten seconds.
-LITTLE, SOON = 1 / 64, 10.0  # of a budget; seconds
-TOGETHER = 100  # accounts of one script: 2.5 ms here, and 1 ms in which Redis answers nobody else
-MOST = 50_000  # accounts and addresses remembered because they have spent, 700 bytes each; the oldest go first
+# An account is settled when it has spent this part of a budget, or this long after it began to spend: most accounts
+# send a few frames a minute, and are then settled once in ten seconds.
+SETTLE_ABOVE, SETTLE_SECONDS = 1 / 64, 10.0  # of a budget; seconds
+ACCOUNTS_PER_SCRIPT = 100  # 2.5 ms here, and 1 ms in which Redis is blocked
+MAX_ACCOUNTS = 50_000  # accounts and addresses in memory, 700 bytes each; the oldest are dropped first
 
-# A budget is GCRA's one number: the time until which it is spent, in microseconds of Redis's clock. A settlement adds
-# what was spent here, and raises the number to what this instance knows, so that a Redis that lost its data, or was
-# away, learns it again. Returns how far ahead of now each number is.
-# KEYS: accounts. ARGV: for each of them and each kind, microseconds spent, and microseconds ahead as known here.
+# A budget is one number (GCRA): the time until which it is spent, in microseconds of Redis's clock. A settlement adds
+# what was spent here, and raises the number to the value of this instance, which restores it after Redis lost its data
+# or was down. Returns how far ahead of now each number is.
+# KEYS: accounts. ARGV: for each account and kind, microseconds spent, and microseconds ahead on this instance.
 _SETTLE = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -69,9 +78,9 @@ return answer
 """
 
 
-class _Budget:
-    """The budgets of all accounts, or of all addresses: seconds for each unit, seconds of each budget, and the seconds
-    ahead with which one more unit fits; and what each has of the loop."""
+class _BudgetRates:
+    """The rates of the budgets of all accounts, or of all addresses: seconds for each unit, seconds of each budget, the
+    seconds ahead at which one more unit fits, and the share of the loop."""
 
     __slots__ = ("at_once", "counts", "intervals", "room", "share", "windows")
 
@@ -80,7 +89,7 @@ class _Budget:
         self.counts = tuple(rate.count * times for rate in rates)
         self.windows = tuple(float(rate.seconds) for rate in rates)
         self.intervals = tuple(rate.seconds / (rate.count * times) for rate in rates)
-        # And a microsecond, for thousands of sums of floats.
+        # Plus a microsecond, for the rounding errors of thousands of sums.
         self.room = tuple(
             window - interval + 1e-6 for window, interval in zip(self.windows, self.intervals, strict=True)
         )
@@ -91,23 +100,23 @@ class Account:
 
     __slots__ = ("__weakref__", "_at", "_budget", "_intervals", "_ledger", "_pending", "_room", "key", "share", "since")
 
-    def __init__(self, ledger: Ledger, key: UUID | str, budget: _Budget) -> None:
+    def __init__(self, ledger: Ledger, key: UUID | str, budget: _BudgetRates) -> None:
         self.key, self._ledger, self._budget = key, ledger, budget
         self._room, self._intervals = budget.room, budget.intervals
         self._at = [0.0] * len(KINDS)
-        self._pending = [0.0] * len(KINDS)  # seconds of each budget that Redis has not heard of
-        self.since = 0.0  # when the first of them was spent; 0 where there are none
+        self._pending = [0.0] * len(KINDS)  # seconds of each budget that are not settled yet
+        self.since = 0.0  # when the first of them was spent; 0 if there are none
         self.share = Share(budget.share, budget.at_once, ledger.clock, ledger.waits)
 
-    def take(self, cost: Cost, size: int) -> None:
-        """Spend a frame of ``size`` bytes. Raises RateLimited, and spends nothing, if a budget that it needs is used
-        up."""
+    def spend_frame(self, cost: Cost, size: int) -> None:
+        """Spend a frame of ``size`` bytes. Raises RateLimited, and spends nothing, if a budget that it needs is
+        exhausted."""
         now = self._ledger.clock()
         at, room, pending, intervals = self._at, self._room, self._pending, self._intervals
         for kind in cost.frame:
             if at[kind] - now > room[kind]:
-                raise self._ledger.refused(kind, at[kind] - now - room[kind])
-        # _spend() twice, without the calls: this is done 17,000 times a second.
+                raise self._ledger.refusal(kind, at[kind] - now - room[kind])
+        # _spend() twice, inlined: this runs 17,000 times a second.
         spent = intervals[FRAMES]
         until = at[FRAMES]
         at[FRAMES] = (until if until > now else now) + spent  # noqa: FURB136 - max() takes as long as all of this
@@ -122,31 +131,31 @@ class Account:
         if cost.rows:
             self._spend(ROWS, cost.rows, now)
 
-    def admit(self, cost: Cost) -> None:
-        """Spend a request with its rows; its bytes are spent when they are known. Raises RateLimited, and spends
-        nothing, if a budget that it needs is used up."""
+    def spend_request(self, cost: Cost) -> None:
+        """Spend a request with its rows; its bytes are spent later, when they are counted. Raises RateLimited, and
+        spends nothing, if a budget that it needs is exhausted."""
         now = self._ledger.clock()
         for kind in cost.request:
-            self._judge(kind, now)
+            self._check(kind, now)
         self._spend(REQUESTS, 1, now)
         if cost.rows:
             self._spend(ROWS, cost.rows, now)
 
     def spend(self, kind: int, amount: float) -> None:
-        """Spend what is known before the work is done. Raises RateLimited, and spends nothing, if the budget is used
-        up; the last spending may go beyond it, and what follows waits longer."""
+        """Spend an amount before the work is done. Raises RateLimited, and spends nothing, if the budget is exhausted.
+        The last amount may exceed the budget; then the account waits longer for the next one."""
         now = self._ledger.clock()
-        self._judge(kind, now)
+        self._check(kind, now)
         self._spend(kind, amount, now)
 
     def charge(self, kind: int, amount: float) -> None:
-        """Spend what was used already. A negative amount is given back."""
+        """Spend an amount that was already used. A negative amount is a refund."""
         self._spend(kind, amount, self._ledger.clock())
 
-    def _judge(self, kind: int, now: float) -> None:
+    def _check(self, kind: int, now: float) -> None:
         over = self._at[kind] - now - self._room[kind]
         if over > 0:
-            raise self._ledger.refused(kind, over)
+            raise self._ledger.refusal(kind, over)
 
     def _spend(self, kind: int, amount: float, now: float) -> None:
         seconds = amount * self._intervals[kind]
@@ -158,7 +167,7 @@ class Account:
             self._ledger.remember(self)
 
     def quota(self, kinds: Iterable[int]) -> Quota:
-        """What is left of the budget that is used up the most."""
+        """Return the state of the budget with the smallest part left."""
         now, at, windows = self._ledger.clock(), self._at, self._budget.windows
         tightest = max(kinds, key=lambda kind: (at[kind] - now) / windows[kind])
         ahead = max(at[tightest] - now, 0.0)
@@ -171,14 +180,14 @@ class Account:
     # Settlement, by the ledger --------------------------------------------------------------------------------------
 
     def is_due(self, now: float) -> bool:
-        """True if enough was spent, or long enough ago, to be settled."""
+        """True if the account has spent enough, or long enough ago, to be settled."""
         windows = self._budget.windows
-        return now - self.since >= SOON or any(
-            pending > LITTLE * window for pending, window in zip(self._pending, windows, strict=True)
+        return now - self.since >= SETTLE_SECONDS or any(
+            pending > SETTLE_ABOVE * window for pending, window in zip(self._pending, windows, strict=True)
         )
 
     def collect(self, now: float) -> tuple[list[int], list[float]]:
-        """What is to be settled, in microseconds as the script takes it and in units of each kind."""
+        """Return the pending amounts, in microseconds for the script and in units of each kind, and reset them."""
         arguments = []
         for pending, at in zip(self._pending, self._at, strict=True):
             arguments += [max(int(pending * 1e6), 0), max(int((at - now) * 1e6), 0)]
@@ -186,25 +195,25 @@ class Account:
         self._pending, self.since = [0.0] * len(KINDS), 0.0
         return arguments, spent
 
-    def learn(self, ahead: Sequence[int], now: float) -> None:
-        """Take on what Redis knows, with what was spent here since it was asked."""
+    def merge(self, ahead: Sequence[int], now: float) -> None:
+        """Merge the values from Redis with what was spent here since the request."""
         for kind, microseconds in enumerate(ahead):
             if microseconds:
                 known = now + microseconds / 1e6 + self._pending[kind]
                 if known > self._at[kind]:
                     self._at[kind] = known
 
-    def is_full(self, now: float) -> bool:
-        """True if nothing of any budget is spent, nor of the share."""
+    def is_unspent(self, now: float) -> bool:
+        """True if all budgets and the share are full."""
         return not self.since and max(self._at) <= now and self.share.is_unused
 
 
 class Ledger:
     """All accounts that spend on this instance. ``settle`` runs about once a second.
 
-    An instance learns within a second what an account spent on others. Until then each instance grants at most one
-    budget, and what was granted too much is a debt in Redis: it has to be paid off before more is granted. While Redis
-    is away each instance counts for itself.
+    An instance receives within a second what an account spent on others. Until then each instance grants at most one
+    budget. What was granted too much is a debt in Redis, which must be paid off before more is granted. While Redis is
+    down, each instance counts alone.
     """
 
     def __init__(
@@ -216,7 +225,7 @@ class Ledger:
         on: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.on, self.clock, self.waits = on, clock, Waits()
+        self.on, self.clock, self.waits = on, clock, WaitTotals()
         self._script = redis.register_script(_SETTLE)
         rates = (
             budgets.budget_requests,
@@ -228,22 +237,22 @@ class Ledger:
             budgets.budget_fanout,
         )
         share, times = budgets.account_share, budgets.budget_address_times
-        self._own = _Budget(rates, 1, share, AT_ONCE)
-        self._address = _Budget(rates, times, min(1.0, times * share), AT_ONCE_ADDRESS)
-        # A socket holds its account; others are held while anything of theirs is spent.
+        self._own = _BudgetRates(rates, 1, share, MAX_AT_WORK)
+        self._address = _BudgetRates(rates, times, min(1.0, times * share), MAX_AT_WORK_ADDRESS)
+        # A socket references its account; other accounts stay in memory while they have spent something.
         self._accounts: WeakValueDictionary[UUID | str, Account] = WeakValueDictionary()
         self._spent: OrderedDict[UUID | str, Account] = OrderedDict()
         self._unsettled: dict[UUID | str, Account] = {}
         self._totals, self._refusals = [0.0] * len(KINDS), [0] * len(KINDS)
-        metrics.counts("mimu_share_waits_total", "Waits of accounts for their turn.", lambda: self.waits.count)
-        metrics.counts("mimu_share_wait_seconds_total", "Seconds of these waits.", lambda: self.waits.seconds)
-        metrics.counts_each(
+        metrics.add_counter("mimu_share_waits_total", "Waits of accounts for their turn.", lambda: self.waits.count)
+        metrics.add_counter("mimu_share_wait_seconds_total", "Seconds of these waits.", lambda: self.waits.seconds)
+        metrics.add_counters(
             "mimu_budget_spent_total",
             "What accounts and addresses spent of their budgets.",
             ("kind",),
             lambda: self._by_kind(self._totals),
         )
-        metrics.counts_each(
+        metrics.add_counters(
             "mimu_budget_refused_total",
             "Requests and frames refused because a budget was used up.",
             ("kind",),
@@ -254,7 +263,7 @@ class Ledger:
         return len(self._spent)
 
     def account(self, key: UUID | str) -> Account:
-        """The budgets of a user, or of a client address."""
+        """Return the budgets of a user, or of a client address."""
         account = self._accounts.get(key)
         if account is None:
             budget = self._own if isinstance(key, UUID) else self._address
@@ -262,38 +271,40 @@ class Ledger:
         return account
 
     def fan_out(self, sender: UUID, people: int, size: int) -> None:
-        """Charge a user for a frame of so many bytes that goes to so many others."""
+        """Charge a user for a frame of ``size`` bytes that is sent to ``people`` others."""
         if self.on:
             account, amount = self._spent.get(sender) or self.account(sender), people * size
             account.charge(FANOUT, amount)
-            account.share.work(min(people * RECIPIENT + amount * FANOUT_BYTE, FANOUT_MOST))
+            account.share.add_work(
+                min(people * SECONDS_PER_RECIPIENT + amount * SECONDS_PER_FANOUT_BYTE, MAX_FANOUT_SECONDS)
+            )
 
-    def refused(self, kind: int, wait: float) -> RateLimited:
-        """The refusal of what has to wait ``wait`` seconds."""
+    def refusal(self, kind: int, wait: float) -> RateLimited:
+        """Count a refusal, and return the error with the seconds to wait."""
         self._refusals[kind] += 1
         return RateLimited(wait)
 
     def remember(self, account: Account) -> None:
-        """Keep an account that has spent something, until it is settled and its budgets are full again."""
+        """Keep an account in memory until it is settled and its budgets are full again."""
         self._unsettled[account.key] = account
         self._spent[account.key] = account
         self._spent.move_to_end(account.key)
-        if len(self._spent) > MOST:
+        if len(self._spent) > MAX_ACCOUNTS:
             key, oldest = self._spent.popitem(last=False)
             self._unsettled.pop(key, None)
-            oldest.since = 0.0  # it comes back with what it spends next
+            oldest.since = 0.0  # the account returns when it spends again
 
     async def settle(self, *, all_: bool = False) -> None:
-        """Tell Redis what was spent here, learn what was spent elsewhere, and forget who has spent nothing lately."""
+        """Send to Redis what was spent here, merge what was spent elsewhere, and drop accounts with full budgets."""
         now = self.clock()
         self._forget(now)
         due = [account for account in self._unsettled.values() if all_ or account.is_due(now)]
-        for start in range(0, len(due), TOGETHER):
-            if not await self._settle(due[start : start + TOGETHER]):
-                return  # Redis is away: the others would wait for it, too
+        for start in range(0, len(due), ACCOUNTS_PER_SCRIPT):
+            if not await self._settle(due[start : start + ACCOUNTS_PER_SCRIPT]):
+                return  # Redis is down: the other accounts would wait for it, too
 
     async def _settle(self, accounts: Sequence[Account]) -> bool:
-        """Settle some accounts at once. Returns False if Redis is away."""
+        """Settle some accounts with one script call. Returns False if Redis is down."""
         now, arguments = self.clock(), []
         for account in accounts:
             self._unsettled.pop(account.key, None)
@@ -304,18 +315,18 @@ class Ledger:
             async with asyncio.timeout(REDIS_TIMEOUT):
                 ahead = await self._script(keys=[f"budget:{account.key}" for account in accounts], args=arguments)
         except (RedisError, OSError, TimeoutError) as error:
-            # Nothing is lost: the next settlement of each account says how far ahead it is.
+            # Nothing is lost: the next settlement of each account sends how far ahead it is.
             log.warning("budgets_not_settled", accounts=len(accounts), cause=type(error).__name__)
             return False
         now, kinds = self.clock(), len(KINDS)
         for number, account in enumerate(accounts):
-            account.learn(ahead[number * kinds : (number + 1) * kinds], now)
+            account.merge(ahead[number * kinds : (number + 1) * kinds], now)
         return True
 
     def _forget(self, now: float) -> None:
-        """Let go of accounts whose budgets are full again; some at a time, those that spent first."""
-        for key, account in list(islice(self._spent.items(), MOST // 50)):
-            if account.is_full(now):
+        """Drop accounts whose budgets are full again; some at a time, oldest first."""
+        for key, account in list(islice(self._spent.items(), MAX_ACCOUNTS // 50)):
+            if account.is_unspent(now):
                 del self._spent[key]
             else:
                 self._spent.move_to_end(key)

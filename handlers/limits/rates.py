@@ -1,4 +1,4 @@
-"""Rate limits: GCRA counted in Redis for all instances together, and in this process while Redis is away."""
+"""Rate limits: GCRA, counted in Redis for all instances together, and in this process while Redis is down."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from config.settings import Network, Rate
+from config.values import Network, Rate
 from handlers.wire.errors import RateLimited
 
 log = structlog.get_logger(__name__)
 
-# What the request being answered is counted under; set for each by ApiHandler, computed only by what asks for it.
+# Returns the key under which the present request is counted. ApiHandler sets it; it is only computed when used.
 CLIENT_KEY: ContextVar[Callable[[], str]] = ContextVar("client_key", default=lambda: "")
-# Where the answer to that request says how a limit stands; set with it.
-SHOW: ContextVar[Callable[[Quota], None]] = ContextVar("show", default=lambda _: None)
+# Adds the state of a limit to the headers of the present answer; set together with CLIENT_KEY.
+SHOW_QUOTA: ContextVar[Callable[[Quota], None]] = ContextVar("show", default=lambda _: None)
 _HOP = re.compile(r'"?(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::[0-9]{1,5})?"?')
 
-LOCAL_KEYS = 50_000  # buckets kept while Redis is away; the oldest go first
-# Seconds; a Redis that is slower than that counts as away. Less, and a machine that is busy for a moment would count in
-# each process for itself, and let more through than the limit.
+LOCAL_KEYS = 50_000  # buckets in memory while Redis is down; the oldest are dropped first
+# Seconds after which Redis counts as down. With less, each process of a machine that is busy for a moment would count
+# alone, and together they would allow more than the limit.
 REDIS_TIMEOUT = 1.0
 
-# GCRA keeps one number a bucket, the theoretical arrival time of the next event in microseconds. It is asked of
-# Redis's own clock, so that instances whose clocks differ agree. ARGV: emission interval, burst, cost.
-# Returns 0 when the event fits, else the microseconds until it will; and those until nothing counts any more.
+# GCRA stores one number for each bucket: the theoretical arrival time of the next event, in microseconds of Redis's
+# clock, because the clocks of instances differ. ARGV: emission interval, burst, cost.
+# Returns 0 if the event fits, else the microseconds until it does; and the microseconds until the bucket is full.
 _GCRA = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -53,8 +53,8 @@ return {0, math.ceil(arrival - now)}
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """How a limit or a budget stands: ``left`` of ``count`` in ``window`` seconds. It is full again in ``reset``
-    seconds; where nothing is left, something is then. ``unit`` is the draft's name of what is counted, "" for
+    """The state of a limit or a budget: ``left`` of ``count`` in ``window`` seconds. It is full again in ``reset``
+    seconds; if nothing is left, ``reset`` is when something is. ``unit`` is the quota unit of the draft, "" for
     requests."""
 
     name: str
@@ -77,7 +77,7 @@ class Quota:
 
 
 class Limits:
-    """Counts events a key; ``spend`` raises RateLimited when they come faster than their rate."""
+    """Counts events by key; ``spend`` raises RateLimited when they come faster than their rate."""
 
     def __init__(self, redis: Redis, *, on: bool = True) -> None:
         self.on = on
@@ -87,39 +87,41 @@ class Limits:
         self._away_until = 0.0
 
     async def spend(self, name: str, key: str, rate: Rate, cost: int = 1, *, shown: bool = False) -> None:
-        """Count ``cost`` events of the limit ``name`` for ``key``. ``cost=0`` only asks whether one would fit.
+        """Count ``cost`` events of the limit ``name`` for ``key``. ``cost=0`` only checks whether one event would fit.
 
-        If it is ``shown``, the answer to the request says how the limit stands; for limits that only the
-        caller spends. Raises RateLimited with the seconds after which the next one fits.
+        With ``shown`` the answer to the request shows the state of the limit; only for limits that the caller
+        alone can spend. Raises RateLimited with the seconds after which the next event fits.
         """
         if not self.on:
             return
         wait, ahead = await self._wait(f"limit:{name}:{key}", rate, cost)
         if shown:
             left = 0 if wait > 0 else max(0, int(rate.count - ahead * rate.count / rate.seconds + 1e-6))
-            # Of several events at once some may be left, and yet too few.
-            SHOW.get()(Quota(name, rate.count, rate.seconds, left, wait if wait > 0 else _reset(ahead, left, rate)))
+            # Of several events at once some may fit, but not all.
+            SHOW_QUOTA.get()(
+                Quota(name, rate.count, rate.seconds, left, wait if wait > 0 else _reset(ahead, left, rate))
+            )
         if wait > 0:
             raise RateLimited(wait)
 
     async def refund(self, name: str, key: str, rate: Rate) -> None:
-        """Take back one event that was counted, because it came to nothing."""
+        """Refund one counted event that had no effect."""
         if self.on:
             await self._wait(f"limit:{name}:{key}", rate, -1)
 
     async def _wait(self, bucket: str, rate: Rate, cost: int) -> tuple[float, float]:
-        """The seconds until the events fit, 0 if they do, and until nothing counts any more."""
+        """Return the seconds until the events fit (0 if they do), and the seconds until the bucket is full."""
         interval = rate.seconds / rate.count
         if time.monotonic() >= self._away_until:
             try:
                 async with asyncio.timeout(REDIS_TIMEOUT):
-                    # A question of cost 0 is whether one more event would fit: asked as one event, not stored.
+                    # Cost 0 checks whether one more event would fit: counted as one event, not stored.
                     wait, ahead = await self._script(
                         keys=[bucket], args=[int(interval * 1e6), rate.count - (1 if cost == 0 else 0), cost]
                     )
                 return int(wait) / 1e6, int(ahead) / 1e6
             except (RedisError, OSError, TimeoutError):
-                # Ask again in a second: while Redis is away each request would else wait for it.
+                # Retry in a second: else each request would wait for Redis while it is down.
                 self._away_until = time.monotonic() + 1
                 log.warning("limits_counted_locally")
         return self._wait_here(bucket, rate, interval, cost)
@@ -141,12 +143,12 @@ class Limits:
 
 
 def _reset(ahead: float, left: int, rate: Rate) -> float:
-    """Seconds until a limit is full again; where nothing is left, until something is."""
+    """Return the seconds until a limit is full again; if nothing is left, until something is."""
     return ahead if left else max(0.0, ahead - rate.seconds + rate.seconds / rate.count)
 
 
 class Bucket:
-    """A token bucket in this process, for what happens too often to ask Redis about: frames of one socket."""
+    """A token bucket in this process, for events that are too frequent for Redis: the frames of one socket."""
 
     __slots__ = ("_burst", "_rate", "_stamp", "_tokens")
 
@@ -166,8 +168,8 @@ class Bucket:
 
 
 def client_address(peer: str, forwarded: str | None, trusted: tuple[Network, ...]) -> str:
-    """The client's address: the peer, or behind trusted proxies the first untrusted hop of X-Forwarded-For, read
-    from the right, since everything left of it is the client's own word."""
+    """Return the client's address: the peer, or behind trusted proxies the first untrusted hop of X-Forwarded-For, read
+    from the right, because the client may have written everything to the left of it."""
     hops = [hop.strip() for hop in (forwarded or "").split(",") if hop.strip()]
     address = peer
     while hops and within(address, trusted):
@@ -179,13 +181,13 @@ def client_address(peer: str, forwarded: str | None, trusted: tuple[Network, ...
 
 
 def _without_port(hop: str) -> str:
-    """An entry of X-Forwarded-For as an address: some proxies write ``203.0.113.5:51234`` or ``[2001:db8::1]:443``."""
+    """Return an entry of X-Forwarded-For without its port: ``203.0.113.5:51234`` or ``[2001:db8::1]:443``."""
     match = _HOP.fullmatch(hop)
     return (match[1] or match[2]) if match else hop
 
 
 def within(address: str, networks: tuple[Network, ...]) -> bool:
-    """Whether the address belongs to one of the networks; IPv4 written as IPv6 counts as IPv4."""
+    """True if the address belongs to one of the networks; IPv4 written as IPv6 counts as IPv4."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -196,7 +198,7 @@ def within(address: str, networks: tuple[Network, ...]) -> bool:
 
 
 def limit_key(address: str) -> str:
-    """What an address is counted under: itself, or for IPv6 its /64, which one household has to itself."""
+    """Return the key under which an address is counted: the address, or for IPv6 its /64, which one household has."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

@@ -15,15 +15,16 @@ from typing import Any
 
 import orjson
 
-from config.settings import Rate
+from config.values import Rate
 from config.version import VERSION
 from handlers.http.base import HEADERS, ApiHandler
 from handlers.sockets.socket import SocketHandler
 from handlers.wire import schemas
+from handlers.wire.client_frames import REFUSED, ClientFrame
 from handlers.wire.errors import ApiError, UnsupportedMediaType
+from handlers.wire.frames import BORNE, Ack, ErrorFrame
 from handlers.wire.operations import Answer, Operation, declared
 from handlers.wire.schemas import COMMON, ERROR, reference
-from handlers.wire.shapes import Shape
 
 ABOUT = """The server of an end-to-end encrypted messenger.
 
@@ -71,11 +72,11 @@ def path_of(pattern: str, handler: type[ApiHandler]) -> str:
 
 def document(
     routes: Sequence[Route],
-    events: Mapping[str, type[Shape]],
+    events: Mapping[str, ClientFrame],
     sends: Mapping[str, type] | None = None,
     rates: Mapping[str, Rate] | None = None,
 ) -> dict[str, Any]:
-    """OpenAPI 3.1. ``events`` are the shapes of frames from clients by type, ``sends`` those of frames from the server;
+    """OpenAPI 3.1. ``events`` are the frames from clients by type, ``sends`` the shapes of those from the server;
     ``rates`` what settings say of rate limits, if any."""
     return _Writer(routes, events, sends or {}, rates or {}).written()
 
@@ -84,7 +85,7 @@ class _Writer:
     def __init__(
         self,
         routes: Sequence[Route],
-        events: Mapping[str, type[Shape]],
+        events: Mapping[str, ClientFrame],
         sends: Mapping[str, type],
         rates: Mapping[str, Rate],
     ) -> None:
@@ -98,9 +99,11 @@ class _Writer:
     def _shapes(self) -> tuple[dict[tuple[Any, str], Any], dict[str, Any]]:
         """The schema of every shape, by itself and whether it is taken or given; and those that others refer to."""
         said = [said for _, handler in self._routes for _, said in operations(handler)]
-        taken = [*self._events.values(), *(one.body for one in said if one.body is not None)]
+        frames = self._events.values()
+        taken = [*(frame.shape for frame in frames), *(one.body for one in said if one.body is not None)]
         given = [answer.shape for one in said for answer in one.answers.values() if answer.shape is not None]
-        return schemas.schemas(taken, [*given, *dict.fromkeys(self._sends.values())])
+        acks = [frame.ack for frame in frames if frame.ack is not None]
+        return schemas.schemas(taken, [*given, *dict.fromkeys(self._sends.values()), *acks, Ack, ErrorFrame])
 
     def written(self) -> dict[str, Any]:
         paths: dict[str, Any] = {}
@@ -127,12 +130,23 @@ class _Writer:
             "tags": [{"name": name, "description": words} for name, words in {**self._tags, **self._house}.items()],
             "paths": paths,
             "components": {
-                "schemas": {"Error": ERROR, **self._named},
+                "schemas": {"Error": ERROR, **self._referred(paths)},
                 "responses": {name: self._responses[name] for name in sorted(used)},
                 "parameters": {header.name: schemas.parameter(header) for header in HEADERS},
                 "headers": {header.name: schemas.header(header) for header in COMMON},
                 "securitySchemes": {"bearer": BEARER, **self._keys},
             },
+        }
+
+    def _referred(self, paths: Mapping[str, Any]) -> dict[str, Any]:
+        """The named schemas without those that stand in acks only, which are written out there."""
+        acks = {self._schemas[frame.ack, "serialization"].get("$ref") for frame in self._events.values() if frame.ack}
+        text = orjson.dumps([paths, self._named]).decode()
+        references = {name: reference("schemas", name)["$ref"] for name in self._named}
+        return {
+            name: schema
+            for name, schema in self._named.items()
+            if references[name] not in acks or f'"{references[name]}"' in text
         }
 
     # One operation ------------------------------------------------------------------------------------------------
@@ -171,9 +185,9 @@ class _Writer:
         elif said.media:
             written["requestBody"] = {"content": {media: {} for media in said.media}}
         if self._events and issubclass(handler, SocketHandler):
-            written["x-frames"] = {
-                kind: self._schemas[shape, "validation"] for kind, shape in sorted(self._events.items())
-            }
+            events = sorted(self._events.items())
+            written["x-frames"] = {kind: self._schemas[frame.shape, "validation"] for kind, frame in events}
+            written["x-replies"] = {kind: self._replies(frame) for kind, frame in events}
             written["x-server-frames"] = {
                 kind: self._schemas[frame, "serialization"] for kind, frame in sorted(self._sends.items())
             }
@@ -191,6 +205,30 @@ class _Writer:
                 response = self._responses[response["$ref"].rpartition("/")[2]]
             content = {**response["content"]["application/json"], "example": example}
             written["responses"][status] = {**response, "content": {"application/json": content}}
+
+    def _replies(self, frame: ClientFrame) -> dict[str, Any]:
+        """What a frame with an ``id`` is answered with: its ack, or an error with one of its codes."""
+        ack, error = (self._resolved(self._schemas[kind, "serialization"]) for kind in (Ack, ErrorFrame))
+        if frame.ack is not Ack:
+            fields = self._resolved(self._schemas[frame.ack, "serialization"]) if frame.ack else {"properties": {}}
+            ack = {
+                "type": "object",
+                **({"description": fields["description"]} if "description" in fields else {}),
+                "properties": {**ack["properties"], **fields["properties"]},
+                "required": [*ack["required"], *fields.get("required", ())],
+            }
+        kinds: tuple[type[ApiError], ...] = (*frame.refuses, *REFUSED)
+        borne = {name for kind in kinds for name in kind.body_fields}
+        properties = {name: field for name, field in error["properties"].items() if name not in BORNE - borne}
+        codes = {"code": {"enum": list(dict.fromkeys(kind.code for kind in kinds))}}
+        written = {"ack": ack, "error": {**error, "properties": {**properties, **codes}}}
+        limits = [self._limit(setting, by)[1] for setting, by in frame.limits]
+        return {**written, "x-rate-limits": limits} if limits else written
+
+    def _resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """A schema itself, where there is a reference to it."""
+        found: dict[str, Any] = self._named[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+        return found
 
     def _tag(self, handler: type[ApiHandler]) -> str:
         room, _, rest = handler.__module__.partition(".")

@@ -11,15 +11,16 @@ from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.base import ApiHandler
-from handlers.http.compression import takes_gzip
-from handlers.http.downloads import names
+from handlers.http.compression import accepts_gzip
+from handlers.http.downloads import matches_tag
 from handlers.reference import openapi
+from handlers.wire.client_frames import ClientFrame
 from handlers.wire.costs import READS
 from handlers.wire.errors import NotFound
 from handlers.wire.operations import Answer, Header, operation
-from handlers.wire.shapes import Shape, encode
+from handlers.wire.shapes import encode
 
 MINUTES = 300  # seconds; as long as a proxy may go on with what it has after a new version has come
 YEAR = 31_536_000  # seconds; of what another version has another address for
@@ -61,17 +62,17 @@ class Published:
 
 class _PublishedHandler(ApiHandler):
     public = True
-    cors_takes = tuple(header.name for header in ASKED)
+    cors_request_headers = tuple(header.name for header in ASKED)
 
     async def publish(self, found: Published) -> None:
         """200 with the bytes, or 304 for who has them."""
-        packed = takes_gzip(self.request.headers.get("Accept-Encoding", ""))
+        packed = accepts_gzip(self.request.headers.get("Accept-Encoding", ""))
         tag = f'"{found.tag}-gzip"' if packed else f'"{found.tag}"'
         await self.reserve(len(found.content))
         self.set_header("ETag", tag)
         self.set_header("Cache-Control", f"public, max-age={found.seconds}")
         self.add_header("Vary", "Accept-Encoding")
-        if names(self.request.headers.get("If-None-Match"), tag):
+        if matches_tag(self.request.headers.get("If-None-Match"), tag):
             self.set_status(304)
             self.clear_header("Content-Type")
             self.finish()
@@ -88,7 +89,11 @@ class OpenApi(_PublishedHandler):
 
     @operation({200: Answer(dict[str, Any], "The document.", CACHED), 304: SAME}, headers=ASKED, cost=READS)
     async def get(self) -> None:
-        """Get this document, made of the shapes by which this very server judges requests."""
+        """Get the OpenAPI 3.1 document of this server.
+
+        It has the features that are enabled, and is made of the shapes that check requests. Clients may keep it for
+        five minutes, and ask again with `If-None-Match`.
+        """
         await self.publish(self._document)
 
 
@@ -100,7 +105,7 @@ class DocsPage(_PublishedHandler):
         {200: Answer(words="The page.", headers=CACHED, media="text/html"), 304: SAME}, headers=ASKED, cost=READS
     )
     async def get(self) -> None:
-        """Get a page that renders this document."""
+        """Get a page that shows the document. It loads nothing from other hosts."""
         self.set_header("Content-Security-Policy", SCRIPTED)
         self.set_header("Referrer-Policy", "no-referrer")
         await self.publish(self._assets[PAGE])
@@ -117,7 +122,7 @@ class DocsAsset(_PublishedHandler):
         cost=READS,
     )
     async def get(self, name: str) -> None:
-        """Get what that page is made of."""
+        """Get a part of that page."""
         found = self._assets.get(name)
         if found is None or name == PAGE:
             raise NotFound
@@ -139,7 +144,7 @@ def assets() -> Mapping[str, Published]:
 
 def published(
     routes: Iterable[tuple[Any, ...]],
-    events: Mapping[str, type[Shape]],
+    events: Mapping[str, ClientFrame],
     sends: Mapping[str, type],
     rates: Mapping[str, Rate] | None,
 ) -> Published:
@@ -152,7 +157,7 @@ def published(
 @lru_cache(maxsize=8)
 def _published(
     routes: tuple[openapi.Route, ...],
-    events: tuple[tuple[str, type[Shape]], ...],
+    events: tuple[tuple[str, ClientFrame], ...],
     sends: tuple[tuple[str, type], ...],
     rates: tuple[tuple[str, Rate], ...],
 ) -> Published:

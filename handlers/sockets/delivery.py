@@ -1,4 +1,4 @@
-"""Delivery: one frame to all who belong together, on all instances, built once and in the order it was sent."""
+"""Delivery: sends one frame to a group of users on all instances, encoded once, in order."""
 
 from __future__ import annotations
 
@@ -20,25 +20,24 @@ from handlers.wire.shapes import encode
 
 log = structlog.get_logger(__name__)
 
-CHANNEL = "ws:groups"  # heard by every instance
-FEW = 16  # users who aren't only here to whom a frame is published one by one; for more it is published once, to all
-SLICE = 256  # sockets written to in one turn of the loop: some 2 ms
-TOGETHER = (
-    16  # frames that a socket of a large group gets at once, when so many wait: they go to the kernel in one call
-)
-TURN = 4 << 20  # bytes written in one turn of the loop, however large the frames: some 4 ms
-BEHIND = 64  # frames that may wait for one large group; then nothing more is taken for it
+GROUP_CHANNEL = "ws:groups"  # every instance subscribes to it
+# Users with sockets elsewhere to whom a frame is published one by one; for more it is published once on GROUP_CHANNEL.
+MAX_DIRECT = 16
+SLICE = 256  # users written to in one turn of the loop: some 2 ms
+BATCH = 16  # queued frames that a socket of a large group receives at once, in one system call
+TURN = 4 << 20  # bytes written in one turn of the loop: some 4 ms
+MAX_WAITING = 64  # queued frames of one large group; beyond this no more should be sent to it
 
 Members = Callable[[UUID, int, int], Awaitable[Collection[UUID]]]
 HiddenFrom = Callable[[UUID, int, str], Awaitable[Container[UUID]]]
-Charge = Callable[[UUID, int, int], None]  # who sends, to how many people, and how many bytes to each
-PRESENT = 2**63 - 1  # the seq of what is sent to whoever is there now
+Charge = Callable[[UUID, int, int], None]  # sender, number of recipients, bytes for each
+ANY_SEQ = 2**63 - 1  # the seq of frames for all present members
 
 
 class _GroupFrame(NamedTuple):
-    """A frame on its way to a group. ``members`` is None when it came from another instance: then they are looked up,
-    and only sockets here are written to. ``began`` (monotonic) is when it happened, or was heard of. With a ``scope``
-    the members in ``unseeing``, looked up likewise, get the payload ``hidden`` instead."""
+    """A frame for a group. ``members`` is None if it came from another instance: then they are looked up, and only
+    sockets here receive it. ``began`` (monotonic) is the time of the event, or when it was received. With a ``scope``
+    the members in ``unseeing``, also looked up, receive the payload ``hidden`` instead."""
 
     kind: str
     began: float
@@ -47,48 +46,53 @@ class _GroupFrame(NamedTuple):
     members: Collection[UUID] | None
     payload: bytes
     skip: str
-    but: UUID | None
+    without: UUID | None
     droppable: bool
     scope: str = ""
     unseeing: Container[UUID] = ()
     hidden: bytes = b""
 
 
-def _alike(one: _GroupFrame, other: _GroupFrame) -> bool:
-    """Whether two frames go to the same people in one form: nobody came between them, or their access would differ."""
+def _share_recipients(one: _GroupFrame, other: _GroupFrame) -> bool:
+    """True if two frames go to the same users in one form. If someone joined in between, their access differs."""
     if one.scope or other.scope:
         return False
-    return one.members is other.members and (one.access, one.but) == (other.access, other.but)
+    return one.members is other.members and (one.access, one.without) == (other.access, other.without)
 
 
 def _hidden(frame: Frame) -> bytes:
-    """The encoded form in which an event reaches those who may not see it: a place, and nothing else."""
+    """Encode the form of an event for members who may not see it: only its place in the chat."""
     return encode({"type": "hidden", **{name: frame[name] for name in ("chat_id", "seq", "created_at")}})
 
 
-def _free(_sender: UUID, _people: int, _size: int) -> None:
-    """Charge for nothing."""
+def _charge_nothing(_sender: UUID, _people: int, _size: int) -> None:
+    """Charge nothing."""
 
 
-async def _from_nobody(_group: UUID, _access: int, _scope: str) -> Container[UUID]:
+async def _hidden_from_none(_group: UUID, _access: int, _scope: str) -> Container[UUID]:
     return ()
 
 
 class Delivery:
-    """Sends frames to groups of users. ``members`` gives those of a group, as they are since some ``access`` of it, who
-    were there at some ``seq``; ``hidden_from`` those who may not see what a frame with that ``scope`` tells. To this
-    module a scope is a word without blanks.
+    """Sends frames to groups of users. ``members`` returns the members of a group since an ``access`` version of it who
+    were in it at a ``seq``; ``hidden_from`` returns those who may not see frames with a ``scope``. In this module a
+    scope is any word without spaces.
 
-    Small groups are written to at once. A large one, or a frame that is large for its group, gets a queue and a task,
-    which writes to a slice of it at a time. Of all groups one slice is written in each turn of the loop, by turns, so
-    that however many groups are busy others are served in between; frames of one group never overtake each other here.
+    Small groups are written to at once. A large group, or a frame that is large for its group, gets a queue and a task,
+    which writes to one slice of the members at a time. In each turn of the loop one slice of one group is written, and
+    groups take turns, so that others are served in between. Frames of one group never overtake each other here.
 
     On ``ws:groups`` a message is ``{origin} {kind} {group} {access} {seq} {peer to skip} {user to leave
     out}\\n{frame}``. ``kind`` is ``send`` or ``drop``, with a scope ``send:{scope}``.
     """
 
     def __init__(
-        self, hub: Hub, bus: Bus, members: Members, hidden_from: HiddenFrom = _from_nobody, charge: Charge = _free
+        self,
+        hub: Hub,
+        bus: Bus,
+        members: Members,
+        hidden_from: HiddenFrom = _hidden_from_none,
+        charge: Charge = _charge_nothing,
     ) -> None:
         self._hub, self._bus, self._members, self._hidden_from = hub, bus, members, hidden_from
         self._charge = charge
@@ -99,23 +103,23 @@ class Delivery:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Hear other instances until the block ends; what waits then is sent first."""
-        await self._bus.subscribe(CHANNEL, self._hear)
+        """Receive frames from other instances until the block ends; queued frames are sent before."""
+        await self._bus.subscribe(GROUP_CHANNEL, self._receive)
         try:
             yield
         finally:
-            self._bus.unsubscribe(CHANNEL)
+            self._bus.unsubscribe(GROUP_CHANNEL)
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def waiting(self) -> int:
-        """How many frames wait for large groups."""
+        """Return the number of frames that are queued for large groups."""
         return sum(map(len, self._queues.values()))
 
-    def behind(self, group: UUID) -> bool:
-        """Whether so much waits for this group that nothing more should be sent for now."""
-        return len(self._queues.get(group, ())) >= BEHIND
+    def is_behind(self, group: UUID) -> bool:
+        """True if so many frames are queued for this group that no more should be sent now."""
+        return len(self._queues.get(group, ())) >= MAX_WAITING
 
-    def tell(
+    def send(
         self,
         group: UUID,
         access: int,
@@ -124,52 +128,52 @@ class Delivery:
         *,
         by: UUID | None = None,
         skip: str = "",
-        but: UUID | None = None,
+        without: UUID | None = None,
         droppable: bool = False,
         began: float | None = None,
     ) -> None:
-        """Send a frame to every socket of the members, on all instances, but the one called ``skip``, and those of the
-        user ``but``. What it tells of happened at ``began`` (monotonic), or just now. The user ``by`` is charged for
-        it; None where the server itself sends, or a sender that it doesn't know."""
-        if but is not None:
-            members = [member for member in members if member != but]
+        """Send a frame to every socket of the members, on all instances, except the socket with the peer_id ``skip``
+        and those of the user ``without``. ``began`` (monotonic) is the time of the event, by default now. The user
+        ``by`` is charged; None if the server is the sender, or does not know it."""
+        if without is not None:
+            members = [member for member in members if member != without]
         kind, began = frame["type"], time.monotonic() if began is None else began
         payload = encode(frame)
         if by is not None:
             self._charge(by, len(members), len(payload))
-        waits = self._waits(group, members, payload)
+        waits = self._must_queue(group, members, payload)
         others: list[UUID] = []
         if not waits:
             others = self._hub.write_all(members, kind, text_frame(payload), skip, droppable)
-            self._hub.metrics.written("group", began)
+            self._hub.metrics.sample_delivery("group", began)
             if not others:
-                return  # all are here, as they are for most frames: nothing more is built for those
+                return  # all members are only here, as for most frames: nothing to publish
         group_frame = _GroupFrame(
-            kind, began, access, frame.get("seq", PRESENT), members, payload, skip, but, droppable
+            kind, began, access, frame.get("seq", ANY_SEQ), members, payload, skip, without, droppable
         )
         if waits:
             self._queue(group, group_frame)
         else:
             self._publish(group, group_frame, others)
 
-    def _waits(self, group: UUID, members: Collection[UUID], payload: bytes) -> bool:
+    def _must_queue(self, group: UUID, members: Collection[UUID], payload: bytes) -> bool:
         people = len(members)
         return people > SLICE or people * len(payload) > TURN or group in self._queues
 
     def _put(self, group: UUID, group_frame: _GroupFrame) -> None:
         assert group_frame.members is not None
-        if self._waits(group, group_frame.members, group_frame.payload):
+        if self._must_queue(group, group_frame.members, group_frame.payload):
             self._queue(group, group_frame)
             return
         others, unseeing = self._write(group_frame.members, group_frame, text_frame(group_frame.payload))
-        self._hub.metrics.written("group", group_frame.began)
+        self._hub.metrics.sample_delivery("group", group_frame.began)
         self._publish(group, group_frame, others, unseeing)
 
     def _write(
         self, members: Collection[UUID], group_frame: _GroupFrame, frame: bytes
     ) -> tuple[list[UUID], list[UUID]]:
-        """Write a frame to some members, or its hidden form. The members who aren't only here: of those who get the one
-        and of those who get the other."""
+        """Write a frame, or its hidden form, to some members. Returns the members with sockets elsewhere: those who
+        receive the frame, and those who receive the hidden form."""
         if not group_frame.scope:
             return self._hub.write_all(members, group_frame.kind, frame, group_frame.skip, group_frame.droppable), []
         hiding = {member for member in members if member in group_frame.unseeing}
@@ -181,12 +185,12 @@ class Delivery:
         )
 
     async def announce(self, group: UUID, access: int, frames: Iterable[Frame], *, by: UUID | None = None) -> None:
-        """Send frames to those who are members since ``access`` and were there at the frame's ``seq``, and charge the
-        user ``by``. A frame with an attribute ``scope`` reaches some of them as ``hidden``. What can't be sent, since
-        PostgreSQL is away, clients find by ``/sync``."""
+        """Look up the members since ``access`` at each frame's ``seq``, and send them the frames. The user ``by`` is
+        charged. Members who may not see a frame with an attribute ``scope`` receive it as ``hidden``. Frames that are
+        lost because PostgreSQL is down reach clients through ``/sync``."""
         began = time.monotonic()
         for frame in frames:
-            scope, seq = getattr(frame, "scope", ""), frame.get("seq", PRESENT)
+            scope, seq = getattr(frame, "scope", ""), frame.get("seq", ANY_SEQ)
             try:
                 members = await self._members(group, access, seq)
                 unseeing = await self._hidden_from(group, access, scope) if scope else ()
@@ -199,12 +203,12 @@ class Delivery:
                     self._charge(by, len(members), len(group_frame.payload))
                 self._put(group, group_frame._replace(scope=scope, unseeing=unseeing, hidden=_hidden(frame)))
             else:
-                self.tell(group, access, members, frame, by=by, began=began)
+                self.send(group, access, members, frame, by=by, began=began)
 
     def _publish(
         self, group: UUID, group_frame: _GroupFrame, others: list[UUID], unseeing: Sequence[UUID] = ()
     ) -> None:
-        if len(others) + len(unseeing) <= FEW:
+        if len(others) + len(unseeing) <= MAX_DIRECT:
             for user_id in others:
                 self._hub.publish(user_id, group_frame.payload, group_frame.skip, group_frame.droppable)
             for user_id in unseeing:
@@ -213,9 +217,11 @@ class Delivery:
             kind = "drop" if group_frame.droppable else "send"
             if group_frame.scope:
                 kind += f":{group_frame.scope}"
-            but = "" if group_frame.but is None else group_frame.but
-            head = f"{self._origin} {kind} {group} {group_frame.access} {group_frame.seq} {group_frame.skip} {but}\n"
-            self._bus.publish(CHANNEL, head.encode() + group_frame.payload)
+            without = "" if group_frame.without is None else group_frame.without
+            head = (
+                f"{self._origin} {kind} {group} {group_frame.access} {group_frame.seq} {group_frame.skip} {without}\n"
+            )
+            self._bus.publish(GROUP_CHANNEL, head.encode() + group_frame.payload)
 
     def _queue(self, group: UUID, group_frame: _GroupFrame) -> None:
         queue = self._queues.get(group)
@@ -230,53 +236,53 @@ class Delivery:
         try:
             while queue:
                 first = queue[0]
-                together = [queue.popleft()]
-                # Frames to the same people; those from elsewhere are looked up by their access.
-                while queue and len(together) < TOGETHER and _alike(first, queue[0]):
-                    together.append(queue.popleft())
+                batch = [queue.popleft()]
+                # Frames to the same users; members of frames from other instances are looked up by their access.
+                while queue and len(batch) < BATCH and _share_recipients(first, queue[0]):
+                    batch.append(queue.popleft())
                 try:
-                    await self._send(group, together)
-                except Exception as error:  # PostgreSQL is away; clients see the gap, and sync
+                    await self._send_batch(group, batch)
+                except Exception as error:  # PostgreSQL is down; clients see the gap, and sync
                     log.warning("group_frame_lost", cause=type(error).__name__)
         finally:
             del self._queues[group]
 
-    async def _send(self, group: UUID, together: Sequence[_GroupFrame]) -> None:
-        first = together[0]
+    async def _send_batch(self, group: UUID, batch: Sequence[_GroupFrame]) -> None:
+        first = batch[0]
         here = first.members
         everyone = list(await self._members(group, first.access, first.seq) if here is None else here)
-        if here is None and first.but is not None:
-            everyone = [member for member in everyone if member != first.but]
+        if here is None and first.without is not None:
+            everyone = [member for member in everyone if member != first.without]
         if here is None and first.scope:
             first = first._replace(unseeing=await self._hidden_from(group, first.access, first.scope))
-            together = [first]  # a frame with a scope goes by itself
-        frames = [text_frame(group_frame.payload) for group_frame in together]
+            batch = [first]  # a frame with a scope is sent alone
+        frames = [text_frame(group_frame.payload) for group_frame in batch]
         others: list[UUID] = []
         unseeing: list[UUID] = []
         step = max(1, min(SLICE, TURN // sum(map(len, frames))))
         for start in range(0, len(everyone), step):
             part = everyone[start : start + step]
             async with self._turn:
-                for group_frame, frame in zip(together, frames, strict=True):
+                for group_frame, frame in zip(batch, frames, strict=True):
                     elsewhere, hidden = self._write(part, group_frame, frame)
-                others += elsewhere  # the same of every frame
+                others += elsewhere  # the same for every frame
                 unseeing += hidden
                 await asyncio.sleep(0)
-        self._hub.metrics.written("large_group", first.began)
+        self._hub.metrics.sample_delivery("large_group", first.began)
         if here is not None:
-            for group_frame in together:
+            for group_frame in batch:
                 self._publish(group, group_frame, others, unseeing)
 
-    def _hear(self, _: str, message: bytes) -> None:
+    def _receive(self, _: str, message: bytes) -> None:
         head, _newline, payload = message.partition(b"\n")
-        origin, kind, group, access, seq, skip, but = head.decode().split(" ")
+        origin, kind, group, access, seq, skip, without = head.decode().split(" ")
         if origin == self._origin:
             return
         group_id = UUID(group)
-        if self.behind(group_id):
+        if self.is_behind(group_id):
             log.warning("group_frame_lost", cause="too many wait")
             return
-        left_out, began = UUID(but) if but else None, time.monotonic()
+        left_out, began = UUID(without) if without else None, time.monotonic()
         kind, _colon, scope = kind.partition(":")
         group_frame = _GroupFrame(
             type_of(payload), began, int(access), int(seq), None, payload, skip, left_out, kind == "drop"

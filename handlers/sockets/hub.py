@@ -1,4 +1,4 @@
-"""The hub: who is connected here, and how a frame reaches a user wherever their sockets are."""
+"""The hub: the open sockets of this instance, and how a frame reaches a user's sockets on any instance."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from handlers.wire.shapes import decode, encode
 
 log = structlog.get_logger(__name__)
 
-ENDS = "-"  # before a key: what has that key is over
-CHANNEL = "ws:user:"  # of each user, by their id (seed)
+ENDS = "-"  # prefix of a key: the last frame with that key
+USER_CHANNEL = "ws:user:"  # the prefix of a user's channel, before their id (seed)
 SOCKETS_PER_USER = 10  # contract section 5
 PING_EVERY = 25  # seconds; also the number of slots of the wheel
 PONG_WITHIN = 20  # seconds
-FORGET_AFTER = 60  # seconds; an instance that missed three announcements counts as gone
-INTRODUCTION_TIMEOUT = 1.0  # seconds a socket may wait for the other instances to know of it
+FORGET_AFTER = 60  # seconds; an instance that missed three announcements counts as stopped
+INTRODUCTION_TIMEOUT = 1.0  # seconds that a new socket may wait for the other instances
 
 GOING_AWAY, SESSION_ENDED, SLOW, REPLACED, FLOOD, RESTART = 1001, 4401, 4408, 4409, 4429, 1012
 
@@ -40,31 +40,31 @@ class Peer(Protocol):
 
     def send(self, frame: Frame, key: str = "") -> None: ...
     def write(self, frame: bytes, droppable: bool, key: str = "") -> bool: ...
-    def seen(self, key: str) -> bool: ...
-    async def drained(self) -> bool: ...
+    def has_sent(self, key: str) -> bool: ...
+    async def wait_until_drained(self) -> bool: ...
     def prolong(self, session: Session) -> None: ...
     def ping(self) -> None: ...
     def close(self, code: int, reason: str) -> None: ...
 
 
 Presence = Callable[[UUID, bool], None]
-Opened = tuple[float, str]  # when a socket was opened, and its peer_id: the order in which a user's sockets go
+SocketAge = tuple[float, str]  # opening time and peer_id: the order in which a user's sockets are closed
 
 
-class _There(NamedTuple):
-    """A user's sockets on another instance, as it told last."""
+class _RemoteSockets(NamedTuple):
+    """A user's sockets on another instance, as it last announced."""
 
-    heard: float  # monotonic
-    sockets: list[Opened]
+    received: float  # monotonic
+    sockets: list[SocketAge]
 
 
-def ends(key: str) -> str:
-    """The key of a frame after which none of ``key`` may come."""
+def last_of(key: str) -> str:
+    """Return the key of a frame after which no frame with ``key`` may be sent."""
     return ENDS + key
 
 
 def text_frame(payload: bytes) -> bytes:
-    """A whole unmasked text frame (RFC 6455 section 5.2), built once for all who get it."""
+    """Return a whole unmasked text frame (RFC 6455 section 5.2), built once for all recipients."""
     size = len(payload)
     if size < 126:
         return b"\x81" + size.to_bytes(1) + payload
@@ -74,17 +74,17 @@ def text_frame(payload: bytes) -> bytes:
 
 
 def type_of(payload: bytes) -> str:
-    """The type of an encoded frame: all of ours begin with it."""
+    """Return the type of an encoded frame; all our frames begin with it."""
     return payload[9 : payload.index(b'"', 9)].decode() if payload.startswith(b'{"type":"') else "other"
 
 
 class Hub:
-    """Sends to users. Local sockets are written to directly; other instances hear it through ``ws:user:{id}``.
+    """Sends frames to users. Writes to local sockets directly; other instances receive frames on ``ws:user:{id}``.
 
     On that channel a message is ``{origin} {kind} {peer to skip} {key}\\n{frame}``. Besides frames (``send``, ``drop``
-    for droppable ones) instances tell each other which of their users they share, so that nothing is published for a
-    user who is only here: ``here`` asks for an answer, ``too`` is one, or news. Both bear the user's sockets there, so
-    that every instance knows which is the oldest of all. ``gone`` ends it.
+    for droppable ones) instances announce which users they share, so that nothing is published for a user who is only
+    here: ``here`` requests an answer, ``too`` is an answer or an update. Both contain the user's sockets on the sender,
+    so that every instance can find the oldest of all. ``gone`` means that the sender has no more sockets of the user.
     """
 
     def __init__(self, bus: Bus, metrics: Metrics, instance_id: UUID) -> None:
@@ -93,42 +93,44 @@ class Hub:
         self._bus = bus
         self.metrics = metrics
         self._peers: dict[UUID, list[Peer]] = {}
-        self._elsewhere: dict[UUID, dict[str, _There]] = {}
+        self._elsewhere: dict[UUID, dict[str, _RemoteSockets]] = {}
         self._introductions: dict[UUID, asyncio.Task[None]] = {}
         self._news: dict[UUID, asyncio.Event] = {}
         self._wheel: list[set[Peer]] = [set() for _ in range(PING_EVERY)]
         self._turn = 0
         self._stopping = False
         self._closing: set[asyncio.Task[None]] = set()
-        self.watchers: list[Presence] = []  # told of a user's first and last socket here
-        self.losses: list[Callable[[UUID, float], None]] = []  # told of a user whose socket is silent, and for how long
+        self.watchers: list[Presence] = []  # called for a user's first and last socket here
+        self.silence_watchers: list[
+            Callable[[UUID, float], None]
+        ] = []  # called with a user whose socket is silent, and the seconds
         bus.on_return.append(self._announce_all)
 
     def __len__(self) -> int:
         return sum(map(len, self._peers.values()))
 
-    def here(self, user_id: UUID) -> bool:
-        """Whether the user has a socket on this instance."""
+    def is_here(self, user_id: UUID) -> bool:
+        """True if the user has a socket on this instance."""
         return user_id in self._peers
 
     def users(self) -> Iterable[UUID]:
         return self._peers.keys()
 
     def elsewhere(self, users: Iterable[UUID]) -> list[UUID]:
-        """Those of the users who may have sockets on other instances: all but those who are only here."""
+        """Return the users who may have sockets on other instances: all except those who are only here."""
         return [user_id for user_id in users if user_id not in self._peers or user_id in self._elsewhere]
 
     async def absent(self, users: Iterable[UUID]) -> list[UUID]:
-        """Those of the users who have no socket on any instance: an instance hears the channels of its own users only,
-        and one that has died hears none. Raises RedisError, OSError or TimeoutError when Redis is away."""
+        """Return the users who have no socket on any instance: an instance subscribes to the channels of its own users
+        only, and a dead instance to none. Raises RedisError, OSError or TimeoutError if Redis is down."""
         others = [user_id for user_id in users if user_id not in self._peers]
-        counts = await self._bus.subscribers([self._channel(user_id) for user_id in others])
+        counts = await self._bus.count_subscribers([self._channel(user_id) for user_id in others])
         return [user_id for user_id, count in zip(others, counts, strict=True) if count == 0]
 
-    # Coming and going ---------------------------------------------------------------------------------------------
+    # Sockets that open and close ----------------------------------------------------------------------------------
 
-    async def arrive(self, peer: Peer) -> None:
-        """Register a socket; when this returns, whatever is sent to its user reaches it."""
+    async def register(self, peer: Peer) -> None:
+        """Register a socket. When this returns, every frame to its user reaches it."""
         user_id = peer.session.user_id
         self.metrics.sockets.inc()
         self._wheel[self._turn - 1].add(peer)
@@ -149,26 +151,26 @@ class Hub:
             peer.close(RESTART, "server restarting")
 
     async def _introduce(self, user_id: UUID) -> None:
-        """Hear the user's channel, and wait until every other instance that has the user knows that we have them as
-        well: until then it would keep to itself what it sends."""
+        """Subscribe to the user's channel, and wait until every other instance with this user has answered: until then
+        it may not publish its frames."""
         channel = self._channel(user_id)
         news = self._news[user_id] = asyncio.Event()
         try:
             async with asyncio.timeout(INTRODUCTION_TIMEOUT):
-                await self._bus.subscribe(channel, self._hear)
-                here = self._envelope("here", payload=self._own(user_id))
+                await self._bus.subscribe(channel, self._receive)
+                here = self._envelope("here", payload=self._own_sockets(user_id))
                 others = await self._bus.publish_counted(channel, here) - 1
                 while len(self._elsewhere.get(user_id, ())) < others:
                     news.clear()
                     await news.wait()
         except TimeoutError:
-            log.warning("introduction_unanswered")  # Redis or an instance is away; the next announcement will do
+            log.warning("introduction_unanswered")  # Redis or an instance is down; the next announcement repairs it
         finally:
-            if self._news.get(user_id) is news:  # else the user has gone and come again meanwhile
+            if self._news.get(user_id) is news:  # else the user has disconnected and reconnected meanwhile
                 del self._news[user_id], self._introductions[user_id]
 
-    def leave(self, peer: Peer) -> None:
-        """Forget a socket that has closed."""
+    def unregister(self, peer: Peer) -> None:
+        """Remove a closed socket."""
         user_id = peer.session.user_id
         peers = self._peers.get(user_id, [])
         if peer not in peers:
@@ -189,8 +191,8 @@ class Hub:
         self._bus.unsubscribe(self._channel(user_id))
 
     def _close_oldest(self, user_id: UUID) -> None:
-        """Close those of our sockets that are not among the user's newest on all instances. Every instance comes to
-        the same order, so each closes its own and none has to ask."""
+        """Close our sockets that are not among the user's newest SOCKETS_PER_USER on all instances. All instances
+        compute the same order, so each closes its own sockets without a request to others."""
         own = {(peer.opened, peer.peer_id): peer for peer in self._peers.get(user_id, ()) if not peer.closing}
         others = [opened for there in self._elsewhere.get(user_id, {}).values() for opened in there.sockets]
         for opened in sorted([*own, *others], reverse=True)[SOCKETS_PER_USER:]:
@@ -204,16 +206,16 @@ class Hub:
                 peer.close(SESSION_ENDED, "session ended")
 
     async def close_all(self, seconds: float) -> None:
-        """Close every socket with 1012, spread over ``seconds`` so that clients don't all return at once; and from now
-        on every one that still comes, over a connection that was there before."""
+        """Close every socket with 1012, spread over ``seconds`` so that clients don't all reconnect at once. Sockets
+        that still open on existing connections are closed, too."""
         self._stopping = True
         for task in self._closing:
-            task.cancel()  # all are closed now, and in less time
+            task.cancel()  # this closes all sockets, and sooner
         await self._close_peers(seconds, "server restarting")
 
     def restart(self, seconds: float) -> None:
-        """Close every socket that is open now with 1012, spread over ``seconds``, without waiting for that. What their
-        clients know is of another epoch; who comes back is served."""
+        """Close every open socket with 1012, spread over ``seconds``, without waiting. Their clients have data of
+        another epoch; clients that reconnect are served."""
         task = asyncio.get_running_loop().create_task(self._close_peers(seconds, "database restored"))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
@@ -231,11 +233,11 @@ class Hub:
     # Sending ------------------------------------------------------------------------------------------------------
 
     def send(self, user_id: UUID, frame: Frame, *, skip: str = "", key: str = "", droppable: bool = False) -> None:
-        """Send a frame to every socket of a user, on all instances, but the one called ``skip``.
+        """Send a frame to every socket of a user, on all instances, except the one with the peer_id ``skip``.
 
-        ``droppable`` frames (typing, presence) are the first to go when a client reads too slowly. A frame with a
-        ``key`` goes to a socket once, also when it comes to it by another way. With ``ends(key)`` as its key a frame
-        is sent as any other, and those of that key are not sent after it, whichever instance they come from.
+        ``droppable`` frames (typing, presence) are dropped first when a client reads too slowly. A frame with a ``key``
+        is sent to a socket once, even if it arrives twice. After a frame with the key ``last_of(key)``, no frame with
+        that ``key`` is sent, from any instance.
         """
         payload = encode(frame)
         if not self._write(user_id, payload, skip, key, droppable) or user_id in self._elsewhere:
@@ -243,8 +245,8 @@ class Hub:
             self._bus.publish(self._channel(user_id), self._envelope(kind, skip, key, payload))
 
     def write_all(self, users: Iterable[UUID], kind: str, frame: bytes, skip: str, droppable: bool) -> list[UUID]:
-        """Write the bytes of a whole frame of type ``kind`` to the sockets here of many users; the users who aren't
-        only here."""
+        """Write the bytes of a whole frame of type ``kind`` to the local sockets of many users. Returns the users who
+        may have sockets on other instances."""
         others = []
         taken = 0
         mine, elsewhere = self._peers, self._elsewhere
@@ -259,16 +261,16 @@ class Hub:
             if user_id in elsewhere:
                 others.append(user_id)
         if taken:
-            self.metrics.sent(kind, taken)
+            self.metrics.count_sent(kind, taken)
         return others
 
     def publish(self, user_id: UUID, payload: bytes, skip: str, droppable: bool) -> None:
-        """Send a frame's payload to the sockets of a user on other instances only."""
+        """Send a frame's payload to a user's sockets on other instances only."""
         kind = "drop" if droppable else "send"
         self._bus.publish(self._channel(user_id), self._envelope(kind, skip, "", payload))
 
     async def deliver(self, user_id: UUID, frame: Frame, *, key: str = "") -> bool:
-        """Send a frame and say whether any socket of the user's was there to take it."""
+        """Send a frame. Returns True if the user has a socket on any instance."""
         payload = encode(frame)
         local = self._write(user_id, payload, "", key, False)
         message = self._envelope("send", "", key, payload)
@@ -289,21 +291,21 @@ class Hub:
             if peer.peer_id != skip and peer.write(frame, droppable, key):
                 taken += 1
         if taken:
-            self.metrics.sent(type_of(payload), taken)
-            self.metrics.written("user", began)
+            self.metrics.count_sent(type_of(payload), taken)
+            self.metrics.sample_delivery("user", began)
         return True
 
     # Other instances ----------------------------------------------------------------------------------------------
 
     @staticmethod
     def _channel(user_id: UUID) -> str:
-        return f"{CHANNEL}{user_id}"
+        return f"{USER_CHANNEL}{user_id}"
 
     def _envelope(self, kind: str, skip: str = "", key: str = "", payload: bytes = b"") -> bytes:
         return f"{self._origin} {kind} {skip} {key}\n".encode() + payload
 
-    def _hear(self, channel: str, message: bytes) -> None:
-        user_id = UUID(channel[len(CHANNEL) :])
+    def _receive(self, channel: str, message: bytes) -> None:
+        user_id = UUID(channel[len(USER_CHANNEL) :])
         head, _, payload = message.partition(b"\n")
         origin, kind, skip, key = head.decode().split(" ")
         if origin == self._origin:
@@ -317,30 +319,30 @@ class Hub:
                 self._elsewhere.pop(user_id, None)
         elif user_id in self._peers:
             sockets = [(opened, peer_id) for opened, peer_id in decode(payload)]
-            self._elsewhere.setdefault(user_id, {})[origin] = _There(time.monotonic(), sockets)
+            self._elsewhere.setdefault(user_id, {})[origin] = _RemoteSockets(time.monotonic(), sockets)
             if kind == "here":
                 self._announce(user_id, "too")
             if user_id in self._news:
                 self._news[user_id].set()
             self._close_oldest(user_id)
 
-    def _own(self, user_id: UUID) -> bytes:
+    def _own_sockets(self, user_id: UUID) -> bytes:
         peers = self._peers.get(user_id, ())
         return encode([(peer.opened, peer.peer_id) for peer in peers if not peer.closing])
 
     def _announce(self, user_id: UUID, kind: str) -> None:
         if user_id in self._peers:
-            self._bus.publish(self._channel(user_id), self._envelope(kind, payload=self._own(user_id)))
+            self._bus.publish(self._channel(user_id), self._envelope(kind, payload=self._own_sockets(user_id)))
 
     def _announce_all(self) -> None:
         for user_id in self._peers:
             self._announce(user_id, "here")
 
     async def announce(self) -> None:
-        """Remind the other instances of the users we share, and forget instances that went silent."""
+        """Announce our users to the other instances, and drop instances that are silent."""
         horizon = time.monotonic() - FORGET_AFTER
         for user_id, others in list(self._elsewhere.items()):
-            for origin in [origin for origin, there in others.items() if there.heard < horizon]:
+            for origin in [origin for origin, there in others.items() if there.received < horizon]:
                 del others[origin]
             if not others:
                 del self._elsewhere[user_id]
@@ -348,10 +350,10 @@ class Hub:
 
     # Heartbeat ----------------------------------------------------------------------------------------------------
 
-    async def turn(self) -> None:
-        """One second of the wheel: ping one slot of the sockets, and close those that left the last ping unanswered.
+    async def tick(self) -> None:
+        """Turn the wheel by one second: ping one slot of the sockets, and close those that missed the last ping.
 
-        One timer for all sockets; a timer each would cost more memory than the socket's own buffers.
+        There is one timer for all sockets; a timer for each would take more memory than the socket's own buffers.
         """
         now = time.monotonic()
         self._turn = (self._turn + 1) % PING_EVERY
@@ -359,6 +361,6 @@ class Hub:
             peer.ping()
         for peer in tuple(self._wheel[(self._turn - PONG_WITHIN) % PING_EVERY]):
             if peer.answered < now - PONG_WITHIN - 1:
-                for lost in self.losses:
+                for lost in self.silence_watchers:
                     lost(peer.session.user_id, now - peer.answered)
                 peer.close(GOING_AWAY, "ping unanswered")

@@ -24,16 +24,16 @@ FRAMES_PER_SECOND, FRAME_BURST = 60, 200
 MAX_QUEUED, MAX_QUEUED_BYTES = 1000, 1 << 20  # frames waiting for a slow reader
 EXPIRY_WARNING = 60  # seconds before the token ends
 
-PORTION, PORTION_BYTES = MAX_QUEUED // 4, MAX_QUEUED_BYTES // 4  # of a greeting, queued at once
+GREETING_FRAMES, GREETING_BYTES = MAX_QUEUED // 4, MAX_QUEUED_BYTES // 4  # of a greeting that may be unread at once
 
-MAX_KEYS = 1000  # keys of frames sent once that a socket remembers, the newest: a call has 600 at the most
+MAX_KEYS = 1000  # newest keys that a socket remembers; a call has at most 600
 
-GATHERED = 64  # frames of one turn of the loop that go to the kernel together; a call of it costs more than a frame
-LARGE = 8 * 1024  # bytes; a frame that large gains nothing by waiting for others
+FLUSH_FRAMES = 64  # frames of one turn of the loop that go to the kernel in one call, which costs more than a frame
+FLUSH_BYTES = 8 * 1024  # larger frames gain nothing by waiting for others
 
 
 class Socket:
-    """One open socket: its session and its queue to the client."""
+    """An open socket: its session, and the queue to its client."""
 
     __slots__ = (
         "_expiry",
@@ -58,18 +58,20 @@ class Socket:
 
     def __init__(self, handler: WebSocketHandler, metrics: Metrics, session: Session) -> None:
         self._handler, self._metrics = handler, metrics
-        self._loop = asyncio.get_running_loop()  # asking for it is a system call, and costs as much as a frame
+        self._loop = (
+            asyncio.get_running_loop()
+        )  # cached: get_running_loop() makes a system call, and costs as much as a frame
         self.peer_id = uuid4().hex
         self.session = session
         self.opened = time.time()
         self.answered = time.monotonic()
         self.bucket = Bucket(FRAMES_PER_SECOND, FRAME_BURST)
         self.closing = False
-        # Until the socket's welcome is over, what is sent to it waits here, so that it comes after the welcome.
+        # Frames that wait until the socket's welcome is over; None after it.
         self.held: list[tuple[bytes, str]] | None = []
         self._held_bytes = 0
         self._held_keys: set[str] = set()
-        self.keys: dict[str, None] | None = None  # most sockets never see a frame with a key
+        self.keys: dict[str, None] | None = None  # most sockets never send a frame with a key
         self._space: asyncio.Event | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._out: list[bytes] = []
@@ -82,23 +84,23 @@ class Socket:
         return self._space
 
     def send(self, frame: Frame, key: str = "") -> None:
-        """Send a frame to this socket alone, at once also during its welcome."""
+        """Send a frame to this socket only, at once, even during its welcome."""
         raw = text_frame(encode(frame))
         if self._has_room(raw, False) and self._put(raw, key):
-            self._metrics.sent(frame["type"], 1)
+            self._metrics.count_sent(frame["type"], 1)
 
     def write(self, frame: bytes, droppable: bool, key: str = "") -> bool:
-        """Send the bytes of a whole frame; what the client is too slow for is dropped, or closes the socket. Whether
-        it was taken.
+        """Queue the bytes of a whole frame. Returns False if it was dropped.
 
-        A frame whose key the socket has seen is not sent again.
+        If the client reads too slowly, droppable frames are dropped, and others close the socket. A frame whose key was
+        sent before is dropped.
         """
         if (self._queued and not self._has_room(frame, droppable)) or self.closing:
             return False
         if self.held is None:
             return self._put(frame, key)
         if key and not key.startswith(hub.ENDS):
-            if key in self._held_keys or self.seen(key):
+            if key in self._held_keys or self.has_sent(key):
                 return False
             self._held_keys.add(key)
         self.held.append((frame, key))
@@ -107,37 +109,37 @@ class Socket:
         self._queued_bytes += len(frame)
         return True
 
-    def seen(self, key: str) -> bool:
+    def has_sent(self, key: str) -> bool:
         """True if a frame with this key was sent to the socket."""
         return self.keys is not None and key in self.keys
 
-    async def drained(self) -> bool:
-        """Wait until the client has read most of what was sent to it, so that a long greeting doesn't fill its queue.
-        Returns False if the socket closes. What is held until the welcome is over doesn't count."""
+    async def wait_until_drained(self) -> bool:
+        """Wait until the client has read most of its queue, so that a long greeting doesn't fill it. Returns False if
+        the socket closes. Frames that wait for the end of the welcome don't count."""
         while not self.closing:
-            if self._unread_within_portion():
+            if self._is_nearly_drained():
                 return True
             self.flush()
-            if self._unread_within_portion():
+            if self._is_nearly_drained():
                 return True
             self.space.clear()
             await self.space.wait()
         return False
 
-    def _unread_within_portion(self) -> bool:
+    def _is_nearly_drained(self) -> bool:
         held = len(self.held) if self.held else 0
-        return self._queued - held < PORTION and self._queued_bytes - self._held_bytes < PORTION_BYTES
+        return self._queued - held < GREETING_FRAMES and self._queued_bytes - self._held_bytes < GREETING_BYTES
 
-    def welcomed(self) -> None:
-        """The welcome is over: send what has come meanwhile, and from now on at once."""
+    def end_welcome(self) -> None:
+        """End the welcome: send the frames that waited, and later frames at once."""
         held, self.held = self.held or [], None
         self._held_bytes, self._held_keys = 0, set()
         for frame, key in held:
-            self._drained(1, len(frame))
+            self._note_sent(1, len(frame))
             self._put(frame, key)
 
     def _has_room(self, frame: bytes, droppable: bool) -> bool:
-        """Whether the queue may take the frame. At half its bounds droppable frames go, at its end the socket."""
+        """True if the queue has space for the frame. Half full it drops droppable frames, full it closes the socket."""
         if self.closing:
             return False
         if self._queued and (self._queued >= MAX_QUEUED // 2 or self._queued_bytes >= MAX_QUEUED_BYTES // 2):
@@ -161,14 +163,14 @@ class Socket:
         self._queued += 1
         self._queued_bytes += len(frame)
         self._out.append(frame)
-        if len(self._out) == GATHERED or len(frame) >= LARGE:
+        if len(self._out) == FLUSH_FRAMES or len(frame) >= FLUSH_BYTES:
             self.flush()
         elif len(self._out) == 1:
             self._loop.call_soon(self.flush)
         return True
 
     def flush(self) -> None:
-        """Hand what was gathered to the kernel; what it doesn't take is queued until the client reads."""
+        """Write the gathered frames to the kernel. The stream queues the rest until the client reads."""
         if not self._out:
             return
         frames = len(self._out)
@@ -176,12 +178,12 @@ class Socket:
         size = len(data)
         self._out.clear()
         connection = self._handler.ws_connection
-        if type(connection) is not Protocol:  # isinstance would ask the abstract base class, at each flush
+        if type(connection) is not Protocol:  # faster than isinstance, which calls the abstract base class
             return
         stream, taken = connection.stream, 0
         if not (stream.writing() or stream.closed()):
-            # Most clients keep up, and then the socket takes it all: the stream's queue and futures cost as much again.
-            with contextlib.suppress(OSError):  # what is wrong, if anything, the stream finds out
+            # Most clients keep up, so the kernel takes everything; its queue and futures would double the cost.
+            with contextlib.suppress(OSError):  # the stream finds out about errors
                 taken = stream.write_to_fd(memoryview(data))
         if taken == size:
             self._queued -= frames
@@ -191,9 +193,9 @@ class Socket:
             sent = stream.write(memoryview(data)[taken:])
         except StreamClosedError:
             return
-        sent.add_done_callback(lambda _: self._drained(frames, size))
+        sent.add_done_callback(lambda _: self._note_sent(frames, size))
 
-    def _drained(self, frames: int, size: int) -> None:
+    def _note_sent(self, frames: int, size: int) -> None:
         self._queued -= frames
         self._queued_bytes -= size
         if self._space is not None:
@@ -208,18 +210,18 @@ class Socket:
                 self.closing = True
 
     def prolong(self, session: Session) -> None:
-        """Go on under a fresh token."""
+        """Continue with a new token."""
         self.session = session
         self.schedule()
 
     def schedule(self) -> None:
-        """Warn before the token ends, and close when it has."""
+        """Schedule a warning before the token expires, and the close after it."""
         if self._expiry is not None:
             self._expiry.cancel()
         left = self.session.expires - time.time()
-        self._expiry = self._loop.call_later(max(0.0, left - EXPIRY_WARNING), self._expiring)
+        self._expiry = self._loop.call_later(max(0.0, left - EXPIRY_WARNING), self._warn_of_expiry)
 
-    def _expiring(self) -> None:
+    def _warn_of_expiry(self) -> None:
         left = max(0.0, self.session.expires - time.time())
         warning: TokenExpiring = {"type": "token_expiring", "seconds": int(left)}
         self.send(warning)
@@ -233,7 +235,7 @@ class Socket:
         self._metrics.closes.labels(code).inc()
         self._handler.close(code, reason)
 
-    def gone(self) -> None:
+    def mark_closed(self) -> None:
         self.closing = True
         if self._expiry is not None:
             self._expiry.cancel()

@@ -1,4 +1,4 @@
-"""RFC 6455 as the server reads it: a parser that is fed bytes, and the Tornado protocol that feeds it."""
+"""RFC 6455 on the server's side: a parser of bytes, and the Tornado protocol that reads them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 PROTOCOL_ERROR, NOT_UTF8, TOO_BIG = 1002, 1007, 1009
 _CODES = {*range(1000, 1015)} - {1004, 1005, 1006}  # what an endpoint may send (RFC 6455 section 7.4, IANA's registry)
 
-READ: Final = 64 * 1024  # bytes at once; a burst of small frames costs one read
-# One socket gives the loop to the others after 16 small frames, or a large one: a client that floods must not be felt.
+READ: Final = 64 * 1024  # bytes per read; a burst of small frames costs one read
+# One socket yields to the others after 16 small frames, or one large frame, so that a flood does not slow others.
 FRAME_COST: Final = 4 * 1024
 TURN: Final = 64 * 1024
-LARGE: Final = 16 * 1024  # bytes; of messages that large an account has one at work, whichever sockets they come by
-# After a violation: so long and so much is read and dropped, so that the Close frame isn't lost to a reset.
+LARGE: Final = 16 * 1024  # bytes; an account may have one message of this size at work, on all its sockets
+# Read and dropped after a violation, so that a reset does not destroy the Close frame.
 LINGER_SECONDS, LINGER_BYTES = 2.0, 1 << 20
 
 
@@ -38,23 +38,23 @@ class Violation(Exception):
 
 
 class Parser:
-    """Frames of a client, from bytes as they come. No message may be larger than ``limit`` bytes."""
+    """Parses the frames of a client from a stream of bytes. Messages may have at most ``limit`` bytes."""
 
     __slots__ = ("_limit", "_message", "_need", "_opcode", "_rest")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._rest: bytearray | None = None  # the beginning of a frame whose end has not come
-        self._need = 0  # bytes it must have before looking at it again is of use
+        self._rest: bytearray | None = None  # the beginning of an incomplete frame
+        self._need = 0  # bytes that it needs before it is worth parsing again
         self._message: bytearray | None = None  # the fragments so far
         self._opcode = CONTINUATION
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """Each frame that is complete now: a whole message as (TEXT or BINARY, payload), a control frame, or
-        (CONTINUATION, nothing) for a fragment that doesn't end its message. Raises Violation.
+        """Yield each frame that is complete now: a whole message as (TEXT or BINARY, payload), a control frame, or
+        (CONTINUATION, b"") for a fragment that doesn't end its message. Raises Violation.
         """
         if self._rest is not None:
-            # Looking at a large frame again for each byte of it would cost the square of its size.
+            # Parsing a large frame again for each byte would cost the square of its size.
             self._rest += data
             if len(self._rest) < self._need:
                 return
@@ -73,7 +73,7 @@ class Parser:
                 if size < start:
                     break
                 length = int.from_bytes(data[at + 2 : start - 4])
-            self._judge(first, second, length)
+            self._check_head(first, second, length)
             end = start + length
             need = end - at
             if size < end:
@@ -84,8 +84,8 @@ class Parser:
         if at < size:
             self._rest, self._need = bytearray(data[at:]), need
 
-    def _judge(self, first: int, second: int, length: int) -> None:
-        """What can be wrong with a frame by its head, so that nobody makes us wait for the rest."""
+    def _check_head(self, first: int, second: int, length: int) -> None:
+        """Check the head of a frame before its payload arrives. Raises Violation."""
         opcode = first & 0x0F
         if first & 0x70:
             raise Violation(PROTOCOL_ERROR, "reserved bits")
@@ -122,30 +122,30 @@ class Parser:
 
 
 class Receiver(Interface):
-    """What receives the messages of a connection."""
+    """Receives the messages of a connection."""
 
     @property
     def share(self) -> Share | None:
-        """The account's share of the loop; None where nothing is counted."""
+        """The account's share of the loop; None if nothing is counted."""
 
-    def admits(self) -> bool:
-        """Count a frame. Returns False if it is to be dropped. Raises Violation when they come too fast."""
+    def admit_frame(self) -> bool:
+        """Count a frame. Returns False if it should be dropped. Raises Violation if frames come too fast."""
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
-        """Handle a message; None when that is done, else what to await before the next one is read."""
+        """Handle a message. Returns None if that is done, else what to await before the next one is read."""
 
     def on_large_message(self, message: str | bytes, share: Share) -> Awaitable[None]:
-        """Handle a large message when the turn of its account comes."""
+        """Handle a large message in its account's turn."""
 
     def on_pong(self, data: bytes) -> None: ...
 
     def fail(self, violation: Violation) -> None:
-        """The client broke the protocol, or its limits."""
+        """Close the connection: the client broke the protocol or a limit."""
 
 
 class Protocol(WebSocketProtocol13):
-    """Tornado's protocol with a reader of its own. Tornado's awaits each part of each frame, takes unmasked ones, and
-    drops the connection where the RFC wants a Close frame with a code."""
+    """Tornado's protocol with our own reader. Tornado's reader awaits each part of each frame, accepts unmasked frames,
+    and drops the connection where the RFC requires a Close frame with a code."""
 
     def __init__(self, handler: WebSocketHandler, receiver: Receiver, params: Any) -> None:
         super().__init__(handler, False, params)
@@ -170,7 +170,7 @@ class Protocol(WebSocketProtocol13):
         while True:
             data = await self.stream.read_bytes(READ, partial=True)
             if share is not None and not share.is_free:
-                await share.turn()
+                await share.wait_turn()
             work += FRAME_COST
             for opcode, payload in parser.feed(data):
                 pending = self._take(opcode, payload)
@@ -180,14 +180,14 @@ class Protocol(WebSocketProtocol13):
                     return
                 work += FRAME_COST + len(payload)
                 if work >= TURN:
-                    await (asyncio.sleep(0) if share is None else share.give_way(work))
+                    await (asyncio.sleep(0) if share is None else share.yield_to_others(work))
                     work = 0
 
     def _take(self, opcode: int, payload: bytes) -> Awaitable[None] | None:
-        """Handle one frame; None when that is done, else what remains to be awaited."""
+        """Handle one frame. Returns None if that is done, else what to await."""
         if opcode == CLOSE:
             self._closed(payload)
-        elif not self._receiver.admits():
+        elif not self._receiver.admit_frame():
             return None
         elif opcode == TEXT:
             try:
@@ -205,7 +205,7 @@ class Protocol(WebSocketProtocol13):
         return None
 
     def _closed(self, payload: bytes) -> None:
-        """The client's Close frame: note why, and answer it (RFC 6455 sections 5.5.1 and 7.4)."""
+        """Handle the client's Close frame: store the reason, and answer it (RFC 6455 sections 5.5.1 and 7.4)."""
         if payload:
             code = int.from_bytes(payload[:2])
             if len(payload) == 1 or not (code in _CODES or 3000 <= code < 5000):
@@ -222,7 +222,7 @@ class Protocol(WebSocketProtocol13):
         left = LINGER_BYTES
         with contextlib.suppress(StreamClosedError, TimeoutError, OSError):
             async with asyncio.timeout(LINGER_SECONDS):
-                while self.stream.writing():  # the Close frame, behind what a slow reader has not read
+                while self.stream.writing():  # the Close frame is behind data that a slow client has not read
                     await asyncio.sleep(0.05)
                 if not self.stream.closed():
                     self.stream.socket.shutdown(socket.SHUT_WR)

@@ -1,11 +1,11 @@
-"""The WebSocket endpoint: frames in order, answers by id, limits, and one place that turns errors into frames."""
+"""The WebSocket endpoint: handles frames in order, answers them by id, applies limits, turns errors into frames."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
@@ -16,7 +16,7 @@ from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProt
 
 from handlers.http.base import ApiHandler
 from handlers.http.origins import is_allowed, is_own
-from handlers.limits.share import OPENING, Share
+from handlers.limits.share import SECONDS_PER_SOCKET, Share
 from handlers.sockets import hub
 from handlers.sockets.hub import Hub, Peer
 from handlers.sockets.peer import Socket
@@ -24,21 +24,22 @@ from handlers.sockets.rfc6455 import Protocol, Violation
 from handlers.sockets.turns import Turns
 from handlers.tokens import Tokens
 from handlers.wire import errors, operations
+from handlers.wire.client_frames import ClientFrame, ack_fields
 from handlers.wire.costs import BYTES_IN, FRAMES, READS, Cost
 from handlers.wire.errors import ApiError, InvalidRequest, Unauthorized
 from handlers.wire.frames import AckFields, Ready
 from handlers.wire.operations import Header, operation
-from handlers.wire.shapes import Shape, judge, parse, timestamp
+from handlers.wire.shapes import Shape, check_strings_and_depth, parse, timestamp
 
 log = structlog.get_logger(__name__)
 
 MAX_FRAME = 128 * 1024  # bytes; contract section 5
-HEARTBEAT = 30  # seconds between call_heartbeat frames, told to clients
-# Bytes of frames that the kernel keeps for a socket, twice as many with its bookkeeping. Left alone it takes 4 MiB for
-# whoever reads nothing, and 1,000 of those are 4 GiB that no limit of ours sees.
-KERNEL_BYTES = 128 * 1024
+HEARTBEAT_SECONDS = 30  # between call_heartbeat frames; sent to clients in `ready`
+# Bytes of frames that the kernel buffers for a socket, twice as many with its bookkeeping. By default it buffers 4 MiB
+# for a client that reads nothing; 1,000 of them would take 4 GiB that no limit of ours counts.
+SEND_BUFFER_BYTES = 128 * 1024
 
-# What open sockets show instead of the request that they were.
+# Replaces the request of an open socket, to free its memory.
 _UPGRADED = HTTPServerRequest(
     start_line=RequestStartLine("GET", "/ws", "HTTP/1.1"), headers=HTTPHeaders({"Host": "upgraded"})
 )
@@ -46,40 +47,48 @@ _UPGRADED = HTTPServerRequest(
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a frame type means: its shape, and the function that takes (peer, shape) and returns the ack's fields.
+    """A frame type of clients: its shape, and the function that receives (peer, shape) and returns the ack's fields.
 
-    A function that has nothing to wait for returns its answer at once. One whose work is under way, and will end in
-    the order in which it began, returns a Future: the frames behind it are taken meanwhile, and answered after it. Any
-    other returns a coroutine: it begins when all before it are answered, and the frames behind it wait their turn.
+    A function that waits for nothing returns its answer at once. A function whose work has begun, and ends in the order
+    in which it began, returns a Future: later frames are handled meanwhile, and answered after it. Any other function
+    returns a coroutine: it begins when all earlier frames are answered, and later frames wait.
     """
 
     shape: type[Shape]
     handle: Callable[[Peer, Any], AckFields | Awaitable[AckFields]]
-    cost: Cost | None = None  # what it spends from the account's budgets, beside itself and its bytes
+    cost: Cost | None = None  # spent from the account's budgets, in addition to the frame and its bytes
+    refuses: tuple[type[ApiError], ...] = ()  # in addition to client_frames.REFUSED
+    limits: Mapping[str, str] = field(default_factory=dict)  # settings of rates, each with what it is counted by
+
+    def declared(self) -> ClientFrame:
+        """Return its description for the OpenAPI document."""
+        return ClientFrame(self.shape, ack_fields(self.handle), self.refuses, tuple(self.limits.items()))
 
 
 class Auth(Shape):
+    """Prolong the socket with a fresh access token of the same user."""
+
     access_token: str
 
 
-def prolonging(tokens: Tokens) -> Event:
-    """The frame ``auth {access_token}``, which prolongs an open socket with a fresh token of the same user."""
+def auth_event(tokens: Tokens) -> Event:
+    """Return the frame ``auth {access_token}``, which continues an open socket with a new token of the same user."""
 
-    def prolong(peer: Peer, auth: Auth) -> AckFields:
+    def prolong(peer: Peer, auth: Auth) -> None:
         session = tokens.verify(auth.access_token)
         if session.user_id != peer.session.user_id:
-            raise errors.Forbidden("The token is another user's.")
+            raise errors.Forbidden("The token belongs to another user.")
         peer.prolong(session)
-        return None
 
-    return Event(Auth, prolong, cost=READS)
+    refuses = (errors.Unauthorized, errors.TokenExpired, errors.Forbidden)
+    return Event(Auth, prolong, cost=READS, refuses=refuses)
 
 
 class SocketHandler(WebSocketHandler, ApiHandler):
-    """``/ws``. The token comes in the Authorization header, or from browsers as the subprotocol ``bearer.<token>``."""
+    """``/ws``. The token is in the Authorization header, or from browsers in the subprotocol ``bearer.<token>``."""
 
     public = False
-    head_allowed = False  # there is nothing but the handshake
+    head_allowed = False  # GET only opens a WebSocket
 
     def initialize(
         self,
@@ -95,26 +104,26 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
     # The handshake ------------------------------------------------------------------------------------------------
 
-    def _judge_headers(self) -> None:
+    def _check_headers(self) -> None:
         offered = [item.strip() for item in self.request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
         bearer = next((item[7:] for item in offered if item.startswith("bearer.")), None)
         if bearer is not None and "Authorization" not in self.request.headers:
             if "mimu.v1" not in offered:
-                raise Unauthorized("Offer the subprotocol mimu.v1 beside the token.")
+                raise Unauthorized("Offer the subprotocol mimu.v1 together with the token.")
             self.request.headers["Authorization"] = f"Bearer {bearer}"
-        super()._judge_headers()
+        super()._check_headers()
         if self.request.method != "GET":
-            raise errors.MethodNotAllowed  # also of OPTIONS
+            raise errors.MethodNotAllowed  # also for OPTIONS
         headers = self.request.headers
         if headers.get("Upgrade", "").lower() != "websocket" or "upgrade" not in headers.get("Connection", "").lower():
-            raise InvalidRequest("This address speaks WebSocket only.")
+            raise InvalidRequest("This URL accepts WebSocket connections only.")
         if headers.get("Sec-WebSocket-Version") != "13" or "Sec-WebSocket-Key" not in headers:
-            raise InvalidRequest("The WebSocket handshake must be of version 13 (RFC 6455), with a key.")
+            raise InvalidRequest("The WebSocket handshake must have version 13 (RFC 6455) and a key.")
         if not self.check_origin(self.request.headers.get("Origin")):
-            raise errors.Forbidden("This origin may not open sockets here.")
+            raise errors.Forbidden("This origin is not allowed to open WebSockets here.")
 
     def check_origin(self, origin: str | None) -> bool:
-        """No Origin (an app), our own host, or an origin of CORS_ALLOW_ORIGINS."""
+        """True if there is no Origin (an app), or it is our own host or in CORS_ALLOW_ORIGINS."""
         if origin is None:
             return True
         allowed = self.application.core.cors_allow_origins
@@ -149,14 +158,17 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
         The token comes as elsewhere, or from a browser in the subprotocols `mimu.v1, bearer.<token>`. An `Origin` that
         is neither our own host nor in `CORS_ALLOW_ORIGINS` is 403. Frames are JSON texts of at most 128 KiB, 60 a
-        second; `x-frames` has those that clients send, `x-server-frames` those that the server sends.
+        second. `x-frames` has those that clients send, `x-replies` the ack and the errors that each of these gets, and
+        `x-server-frames` those that the server sends.
         """
         await self.limit("sockets", self.application.core.rate_limit_sockets, str(self.session.user_id))
         await WebSocketHandler.get(self, *args, **kwargs)
 
     async def _run(self, share: Share, method: Callable[[], Awaitable[None] | None]) -> None:
-        share.end(share.begin() or await share.begin_in_turn())  # now: the method ends with the socket
-        share.work(OPENING)
+        share.end(
+            share.begin() or await share.begin_in_turn()
+        )  # ended at once, because the method ends with the socket
+        share.add_work(SECONDS_PER_SOCKET)
         pending = method()
         assert pending is not None
         await pending
@@ -165,21 +177,21 @@ class SocketHandler(WebSocketHandler, ApiHandler):
 
     async def open(self, *_: str, **__: str) -> None:
         session = self._session
-        assert session is not None  # prepare() refused every other caller
+        assert session is not None  # prepare() has rejected every other caller
         self.peer = Socket(self, self.application.metrics, session)
         self._turns = Turns(self)
         self.set_nodelay(True)
         connection = self.ws_connection
         assert isinstance(connection, Protocol)  # ours, see get_websocket_protocol
-        connection.stream.socket.setsockopt(SOL_SOCKET, SO_SNDBUF, KERNEL_BYTES)
-        # The request and its connection are not needed any more, nor what was answered to it: together they are more
-        # than the socket itself, and 9,000 of them are 40 MiB.
+        connection.stream.socket.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER_BYTES)
+        # Free the request, its connection and its answer: together they are larger than the socket itself, 40 MiB for
+        # 9,000 sockets.
         self.request = _UPGRADED
         self._headers = _UPGRADED.headers
         self._chunks = []
         self._quotas = None
-        await self._hub.arrive(self.peer)
-        if self.application.tokens.revoked(session):  # it ended during the handshake, when the hub didn't know us
+        await self._hub.register(self.peer)
+        if self.application.tokens.is_revoked(session):  # revoked during the handshake, before the hub had this socket
             self.peer.close(hub.SESSION_ENDED, "session ended")
             return
         self.peer.schedule()
@@ -188,26 +200,26 @@ class SocketHandler(WebSocketHandler, ApiHandler):
             "user_id": str(session.user_id),
             "session_id": str(session.session_id),
             "server_time": timestamp(datetime.now(UTC)),
-            "heartbeat_seconds": HEARTBEAT,
+            "heartbeat_seconds": HEARTBEAT_SECONDS,
             "epoch": self._epoch(),
         }
         self.peer.send(ready)
-        # Beside the reader, so that a slow database doesn't keep the socket from answering.
-        self._later(self._greet())
+        # In the background, so that a slow database doesn't block the reader.
+        self._run_in_background(self._greet())
 
     async def _greet(self) -> None:
         try:
             await self._welcome(self.peer)
-        except Exception as error:  # a feature that can't greet must not keep the user out
+        except Exception as error:  # a feature's greeting that fails must not lock the user out
             log.error("welcome_failed", exc_info=error)
-        self.peer.welcomed()
+        self.peer.end_welcome()
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        """Work that may outlive the socket; the server waits for it at its end."""
-        self.application.keep(work)
+    def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run work that may outlive the socket; the server waits for it before it stops."""
+        self.application.run_in_background(work)
 
-    def admits(self) -> bool:
-        """Count a frame of any kind; whether it is to be handled. Raises Violation when they come too fast."""
+    def admit_frame(self) -> bool:
+        """Count a frame. Returns False if it should be dropped. Raises Violation if frames come too fast."""
         if self.peer.closing:
             return False
         if self.application.limits.on and not self.peer.bucket.take():
@@ -215,17 +227,17 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         return True
 
     def fail(self, violation: Violation) -> None:
-        """The client broke the protocol, or its limits."""
+        """Close the socket: the client broke the protocol or a limit."""
         self.peer.close(violation.code, violation.reason)
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         return self._turns.take(message)
 
     async def on_large_message(self, message: str | bytes, share: Share) -> None:
-        """Handle a large frame when the account's turn comes, and keep the turn until it is answered: what it costs
-        others is known then, and those who receive it must not have more of one account than they can take."""
+        """Handle a large frame in the account's turn, and keep the turn until it is answered: only then its cost is
+        known, and its recipients must not receive more from one account than they can handle."""
         async with share.large:
-            await share.turn()
+            await share.wait_turn()
             if self.peer.closing:
                 return
             pending = self.on_message(message)
@@ -234,39 +246,39 @@ class SocketHandler(WebSocketHandler, ApiHandler):
             await self._turns.wait_until_idle()
 
     def handle(self, message: str | bytes) -> Awaitable[None] | None:
-        """Handle one frame; None when that is done, else what remains to be awaited."""
+        """Handle one frame. Returns None if that is done, else what to await."""
         frame_id: str | None = None
         event: Event | None = None
         account = self._account
         try:
             if not isinstance(message, str):
-                raise InvalidRequest("Frames are text, not binary.")
+                raise InvalidRequest("Frames must be text, not binary.")
             frame = parse(message)
             if not isinstance(frame, dict):
-                raise InvalidRequest("A frame is a JSON object.")
-            frame_id = _frame_id(frame)  # first, so that every refusal of what follows can name it
-            judge(message, frame)
+                raise InvalidRequest("A frame must be a JSON object.")
+            frame_id = _frame_id(frame)  # first, so that every later error can contain it
+            check_strings_and_depth(message, frame)
             kind = frame.get("type")
             event = self._events.get(kind) if isinstance(kind, str) else None
             if event is None or not isinstance(kind, str):
-                raise InvalidRequest("There is no such type of frame.")
-            self.application.metrics.frame(kind)
+                raise InvalidRequest("Unknown frame type.")
+            self.application.metrics.count_received(kind)
             if account is not None:
-                account.take(event.cost or READS, _size(message))
+                account.spend_frame(event.cost or READS, _size(message))
             answer: Any = event.handle(self.peer, event.shape.model_validate(frame))
             if isinstance(answer, asyncio.Future):
                 return self._turns.add(frame_id, answer)
             if answer is not None and not isinstance(answer, Mapping):
                 return self._finish_frame(answer, frame_id)
             if self._turns.has_under_way:
-                return self._turns.add(frame_id, _settled(answer))
+                return self._turns.add(frame_id, _done(answer))
             self._ack(frame_id, answer)
         except Exception as error:
-            if event is None and account is not None:  # reading what is no frame costs as much
+            if event is None and account is not None:  # an invalid frame costs as much to read
                 account.charge(FRAMES, 1)
                 account.charge(BYTES_IN, _size(message))
             if self._turns.has_under_way:
-                return self._turns.add(frame_id, _settled(None, error))
+                return self._turns.add(frame_id, _done(None, error))
             self._refuse(frame_id, error)
         return None
 
@@ -279,13 +291,13 @@ class SocketHandler(WebSocketHandler, ApiHandler):
     async def _finish_frame(self, answer: Awaitable[AckFields], frame_id: str | None) -> None:
         try:
             await self._turns.wait_until_answered()
-            self._ack(frame_id, await (answer if self.share is None else self._shared(answer, self.share)))
+            self._ack(frame_id, await (answer if self.share is None else self._run_in_share(answer, self.share)))
         except Exception as error:
             self._refuse(frame_id, error)
 
-    async def _shared(self, answer: Awaitable[AckFields], share: Share) -> AckFields:
-        """A frame that takes long is like a request: one account has few of them at work at once."""
-        began = share.begin() or await share.begin_whenever()
+    async def _run_in_share(self, answer: Awaitable[AckFields], share: Share) -> AckFields:
+        """Await a slow frame within the account's share: like requests, only few of them are at work at once."""
+        began = share.begin() or await share.begin_eventually()
         try:
             return await answer
         finally:
@@ -311,33 +323,33 @@ class SocketHandler(WebSocketHandler, ApiHandler):
         self.peer.answered = time.monotonic()
 
     def on_connection_close(self) -> None:
-        self._not_active(0)
+        self._end_request(0)
         WebSocketHandler.on_connection_close(self)
 
     def on_close(self) -> None:
         peer = getattr(self, "peer", None)
         if peer is not None:
-            peer.gone()
+            peer.mark_closed()
             self._turns.close()
-            self._hub.leave(peer)
+            self._hub.unregister(peer)
 
     def on_finish(self) -> None:
-        """The handshake is not a request whose time means anything; refused ones are counted as others are."""
-        self._not_active(self._status_code)
+        """Count rejected handshakes as requests; the time of an accepted one means nothing."""
+        self._end_request(self._status_code)
         if self._status_code != 101:
             ApiHandler.on_finish(self)
 
     def get_compression_options(self) -> None:
-        return None  # ciphertext does not compress, and deflate costs 150 KiB a socket
+        return None  # ciphertext does not compress, and deflate takes 150 KiB per socket
 
 
 def _size(message: str | bytes) -> int:
-    """The bytes that a frame took on the wire."""
+    """Return the bytes of a frame on the wire."""
     return len(message) if isinstance(message, bytes) or message.isascii() else len(message.encode())
 
 
-def _settled(answer: AckFields, error: Exception | None = None) -> asyncio.Future[AckFields]:
-    """An answer that waits for nothing but those before it."""
+def _done(answer: AckFields, error: Exception | None = None) -> asyncio.Future[AckFields]:
+    """Return a completed future, for an answer that waits only for earlier ones."""
     future: asyncio.Future[AckFields] = asyncio.get_running_loop().create_future()
     if error is None:
         future.set_result(answer)
@@ -349,5 +361,5 @@ def _settled(answer: AckFields, error: Exception | None = None) -> asyncio.Futur
 def _frame_id(frame: dict[str, Any]) -> str | None:
     value = frame.get("id")
     if value is not None and (not isinstance(value, str) or not 1 <= len(value) <= 64):
-        raise InvalidRequest("id is a text of 1 to 64 characters.")
+        raise InvalidRequest("id must be a text of 1 to 64 characters.")
     return value

@@ -1,4 +1,4 @@
-"""Turns: the frames of one socket in their order, while some of them take long."""
+"""Turns: handles the frames of one socket in order, while some of them take long."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Protocol
 from handlers.limits.share import Share
 from handlers.wire.frames import AckFields
 
-# Frames of one socket, and bytes of them, that may wait behind a slow one; then its reader pauses, and its pongs with
-# it. A burst has room.
-WAITING, WAITING_BYTES = 256, 256 * 1024
-UNDER_WAY = 64  # frames of one socket that are worked on at once; a share of the journal's batch for each of two
+# Frames of one socket, and their bytes, that may wait behind a slow one; then the reader pauses, and its pongs, too. A
+# burst fits.
+MAX_WAITING, MAX_WAITING_BYTES = 256, 256 * 1024
+MAX_UNDER_WAY = 64  # frames of one socket in progress at once; two such sockets share a batch of the journal
 
 
 class Frames(Protocol):
-    """What handles the frames of a socket."""
+    """Handles the frames of a socket."""
 
     @property
     def share(self) -> Share | None: ...
 
     def handle(self, message: str | bytes) -> Awaitable[None] | None:
-        """Handle a frame; None when that is done, else what to await before the next one is handled."""
+        """Handle a frame. Returns None if that is done, else what to await before the next one is handled."""
 
     def answer(self, frame_id: str | None, answered: asyncio.Future[AckFields]) -> None:
-        """Send the answer to a frame that was under way."""
+        """Send the answer to a frame whose work is done."""
 
 
 class Turns:
-    """A frame is handled at once, unless one before it takes long: then it waits behind that one. Frames that are under
-    way together are answered in the order in which they came."""
+    """Handles a frame at once, unless an earlier one takes long: then it waits. Frames in progress at the same time are
+    answered in the order in which they arrived."""
 
     __slots__ = ("_frames", "_space", "_under_way", "_work", "waiting", "waiting_bytes")
 
@@ -45,7 +45,7 @@ class Turns:
         self._space: asyncio.Event | None = None
 
     def take(self, message: str | bytes) -> Awaitable[None] | None:
-        """Handle a frame, or let it wait its turn; None, or what to await before the next one is read."""
+        """Handle a frame, or queue it. Returns None, or what to await before the next one is read."""
         if self.waiting is not None:
             self.waiting.append(message)
             self.waiting_bytes += len(message)
@@ -58,14 +58,16 @@ class Turns:
 
     @property
     def _is_full(self) -> bool:
-        return self.waiting is not None and (len(self.waiting) >= WAITING or self.waiting_bytes >= WAITING_BYTES)
+        return self.waiting is not None and (
+            len(self.waiting) >= MAX_WAITING or self.waiting_bytes >= MAX_WAITING_BYTES
+        )
 
     async def _wait_for_space(self) -> None:
         while self._is_full:
             await self._changed()
 
     async def _go_on(self, pending: Awaitable[None]) -> None:
-        """Finish a frame that takes long, then handle those that wait behind it."""
+        """Finish a slow frame, then handle those that wait behind it."""
         await pending
         while self.waiting:
             if self._frames.share is not None:
@@ -81,21 +83,21 @@ class Turns:
         self.waiting = self._work = None
         self._note_space()
 
-    # Frames that are under way together ----------------------------------------------------------------------------
+    # Frames in progress at the same time ---------------------------------------------------------------------------
 
     @property
     def has_under_way(self) -> bool:
-        """True if frames are under way that a later one must not overtake."""
+        """True if frames are in progress that a later one must not overtake."""
         return bool(self._under_way)
 
     def add(self, frame_id: str | None, answered: asyncio.Future[AckFields]) -> Awaitable[None] | None:
-        """Answer a frame when it is done, and all before it are answered; None, or what to await before the next one
-        is handled."""
+        """Answer a frame when it is done and all earlier ones are answered. Returns None, or what to await before the
+        next one is handled."""
         if self._under_way is None:
             self._under_way = deque()
         self._under_way.append((frame_id, answered))
         answered.add_done_callback(self._answer_done)
-        return self.wait_until_answered() if len(self._under_way) >= UNDER_WAY else None
+        return self.wait_until_answered() if len(self._under_way) >= MAX_UNDER_WAY else None
 
     def _answer_done(self, _: asyncio.Future[AckFields]) -> None:
         under_way = self._under_way
@@ -106,18 +108,18 @@ class Turns:
             self._note_space()
 
     async def wait_until_answered(self) -> None:
-        """Wait until all frames under way are answered."""
+        """Wait until all frames in progress are answered."""
         while self._under_way:
             await self._changed()
 
     async def wait_until_idle(self) -> None:
-        """Wait until no frame waits or is under way."""
+        """Wait until no frame is queued or in progress."""
         while self._work is not None:
             await asyncio.wait([self._work])
         await self.wait_until_answered()
 
     def close(self) -> None:
-        """Drop what waits: the socket has closed."""
+        """Drop queued frames: the socket has closed."""
         if self.waiting is not None:
             self.waiting, self.waiting_bytes = deque(), 0
         self._note_space()

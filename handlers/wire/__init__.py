@@ -1,1 +1,1 @@
-"""What is said on the wire: shapes, errors, operations, costs and the texts in them."""
+"""The wire format: shapes, errors, operations, costs, and checks of texts."""

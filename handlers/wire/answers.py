@@ -1,11 +1,12 @@
-"""Answers: what several features tell in the same words: people, messages and chats."""
+"""Answers: types that several features send: people, messages and chats."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 from uuid import UUID
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from handlers.wire.shapes import Base64
@@ -15,7 +16,7 @@ Role = Literal["owner", "admin", "member", "restricted"]
 
 
 class Person(TypedDict):
-    """Somebody, as lists show them."""
+    """A user, as lists show them."""
 
     user_id: UUID
     public_id: str
@@ -34,29 +35,34 @@ class ReactionCount(TypedDict):
 
 
 class Message(TypedDict):
-    """``sender_id`` is null for a sealed one, and for a deleted account; ``reactions`` are the first 200. In channels
-    they are one's own, and ``reaction_counts`` has how often each emoji was given, the most frequent first."""
+    """A message as it is now. You don't see those from before you joined, nor what happened after you left; asking for
+    them is 404."""
 
     id: UUID
     chat_id: UUID
     seq: int
-    sender_id: UUID | None
+    sender_id: Annotated[UUID | None, Field(description="Null for a sealed one, and for a deleted account.")]
     client_id: UUID
     encrypted_payload: Base64
     message_type: str
     metadata: dict[str, Any] | None
     reply_to: UUID | None
-    reply_to_seq: int | None
+    reply_to_seq: Annotated[int | None, Field(description="The `seq` of that message.")]
     forwarded_from: UUID | None
-    reactions: list[Reaction]
-    reaction_counts: NotRequired[list[ReactionCount]]
+    reactions: Annotated[list[Reaction], Field(description="The first 200; in a channel your own.")]
+    reaction_counts: NotRequired[
+        Annotated[
+            list[ReactionCount],
+            Field(description="In a channel: how often each emoji was given, the most frequent first."),
+        ]
+    ]
     created_at: datetime
     edited_at: datetime | None
     expires_at: datetime | None
 
 
 class Thread(TypedDict):
-    """A chat, the same for all who take part: what events bear."""
+    """A chat, the same for all its participants."""
 
     id: UUID
     type: ChatType
@@ -65,5 +71,5 @@ class Thread(TypedDict):
     created_by: UUID | None
     settings: dict[str, Any]
     created_at: datetime
-    updated_at: datetime
+    updated_at: Annotated[datetime, Field(description="When its last event was.")]
     participant_count: int

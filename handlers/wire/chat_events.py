@@ -19,17 +19,26 @@ class _Event(TypedDict):
 
 
 class MessageNew(_Event):
+    """A message was posted or edited; ``message`` shows it as it is now."""
+
     type: Literal["message_new", "message_edited"]
     message: Message
 
 
 class MessageDeleted(_Event):
+    """A message is gone."""
+
     type: Literal["message_deleted"]
     message_id: UUID
-    reason: Literal["deleted", "expired", "delivered"]
+    reason: Annotated[
+        Literal["deleted", "expired", "delivered"],
+        Field(description="`expired`: its time had come; `delivered`: it was, in a secret chat."),
+    ]
 
 
 class ReactionEvent(_Event):
+    """A user reacted to a message, or took a reaction back."""
+
     type: Literal["reaction_added", "reaction_removed"]
     message_id: UUID
     user_id: UUID
@@ -37,8 +46,8 @@ class ReactionEvent(_Event):
 
 
 class ReceiptEvent(_Event):
-    """Of servers before receipts were marks: it holds its seq in ``/sync`` until it is too old to be kept. Nothing
-    makes new ones."""
+    """From servers before receipts were marks. It holds its ``seq`` in ``/sync`` until it is too old to be kept; the
+    server makes no new ones."""
 
     type: Literal["receipt"]
     user_id: UUID
@@ -47,13 +56,15 @@ class ReceiptEvent(_Event):
 
 
 class ParticipantEvent(_Event):
+    """A user joined the chat, or got another role; ``role`` is the present one."""
+
     type: Literal["participant_added", "participant_role"]
     user_id: UUID
     role: Role
 
 
 class ParticipantInvited(_Event):
-    """A user was invited by another one; they come in by ``participant_added``."""
+    """A user was invited by another one, and gets this event, too. They join by ``participant_added``."""
 
     type: Literal["participant_invited"]
     user_id: UUID
@@ -61,7 +72,8 @@ class ParticipantInvited(_Event):
 
 
 class ParticipantRemoved(_Event):
-    """Also when an invitation was withdrawn. ``role`` is the one that they had; events of older servers lack it."""
+    """A user was removed, left, or deleted their account; or an invitation was withdrawn. For that user it is the last
+    event of the chat. ``role`` is the one that they had; events of older servers lack it."""
 
     type: Literal["participant_removed"]
     user_id: UUID
@@ -69,18 +81,22 @@ class ParticipantRemoved(_Event):
 
 
 class ChatChanged(_Event):
+    """A chat was created, changed or deleted; ``chat`` shows it as it is now. ``chat_deleted`` is the last event of a
+    chat."""
+
     type: Literal["chat_created", "chat_updated", "chat_deleted"]
     chat: Thread
 
 
 class Hidden(_Event):
-    """An event that one may not see; with ``to_seq`` all events from ``seq`` to that one."""
+    """An event that you may not see, without its content. In ``/sync`` one stands for consecutive ones, up to
+    ``to_seq``."""
 
     type: Literal["hidden"]
     to_seq: NotRequired[int]
 
 
-# Which feature sends which of them.
+# The events of each feature.
 OF_CHATS = (ParticipantEvent, ParticipantInvited, ParticipantRemoved, ChatChanged, Hidden)
 OF_MESSAGES = (MessageNew, MessageDeleted, ReactionEvent)
 ChatEvent = Annotated[

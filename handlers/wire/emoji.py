@@ -1,7 +1,7 @@
-"""Emoji: which text is one emoji, and the one form in which it is stored.
+"""Emoji: checks that a text is one emoji, and returns the form that is stored.
 
-The grammar is the one of possible emoji in UTS 51 (section 1.4.9), over ranges that Unicode has set aside for pictures,
-so that emoji newer than Python's tables pass:
+The grammar is that of possible emoji in UTS 51 (section 1.4.9), over ranges that Unicode reserves for pictures, so that
+emoji newer than Python's tables pass:
 
     possible_emoji := flag | element (ZWJ (flag | element))*
     flag           := two regional indicators
@@ -14,11 +14,11 @@ import re
 
 MAX_EMOJI = 64  # bytes of UTF-8, contract section 7
 
-SELECTOR = "\ufe0f"  # asks for the picture of a character that is shown as text by itself
+SELECTOR = "\ufe0f"  # requests the picture of a character that is shown as text by default
 _KEYCAPS = "#*0-9"  # emoji only under a keycap: alone they are text
 
 # Emoji that are shown as text unless U+FE0F follows (Emoji=Yes, Emoji_Presentation=No in emoji-data.txt). The list is
-# closed: emoji encoded since 2016 are pictures by themselves.
+# closed: emoji encoded since 2016 are pictures by default.
 _TEXT = (
     "\u00a9\u00ae\u203c\u2049\u2122\u2139\u2194-\u2199\u21a9\u21aa\u2328\u23cf\u23ed-\u23ef\u23f1\u23f2\u23f8-\u23fa"
     "\u24c2\u25aa\u25ab\u25b6\u25c0\u25fb\u25fc\u2600-\u2604\u260e\u2611\u2618\u261d\u2620\u2622\u2623\u2626\u262a"
@@ -33,7 +33,7 @@ _TEXT = (
     "\U0001f5dc-\U0001f5de\U0001f5e1\U0001f5e3\U0001f5e8\U0001f5ef\U0001f5f3\U0001f5fa\U0001f6cb"
     "\U0001f6cd-\U0001f6cf\U0001f6e0-\U0001f6e5\U0001f6e9\U0001f6f0\U0001f6f3"
 )
-# Pictures by themselves. Above U+1F300 whole ranges, with what is still unassigned in them (Extended_Pictographic).
+# Shown as pictures by default. Above U+1F300 whole ranges, with unassigned code points (Extended_Pictographic).
 _PICTURES = (
     "\u231a\u231b\u23e9-\u23ec\u23f0\u23f3\u25fd\u25fe\u2614\u2615\u2648-\u2653\u267f\u2693\u26a1\u26aa\u26ab\u26bd"
     "\u26be\u26c4\u26c5\u26ce\u26d4\u26ea\u26f2\u26f3\u26f5\u26fa\u26fd\u2705\u270a\u270b\u2728\u274c\u274e"
@@ -44,19 +44,19 @@ _PICTURES = (
 )
 _MODIFIER = "[\U0001f3fb-\U0001f3ff]"  # skin tones
 _FLAG = "[\U0001f1e6-\U0001f1ff]{2}"
-# A subdivision of a country, as in the flag of Wales. UTS 51 would let any ASCII text ride here, unseen.
+# A subdivision of a country, as in the flag of Wales. UTS 51 would allow any invisible ASCII text here.
 _TAGS = "[\U000e0030-\U000e0039\U000e0061-\U000e007a]{1,6}\U000e007f"
-# Without U+FE0F, which `canonical` takes out before it looks.
+# Without U+FE0F, which `canonical` removes first.
 _ELEMENT = f"(?:[{_KEYCAPS}]\u20e3|[{_TEXT}{_PICTURES}](?:{_MODIFIER}|\u20e3|{_TAGS})?)"
 _EMOJI = re.compile(f"(?:{_FLAG}|{_ELEMENT})(?:\u200d(?:{_FLAG}|{_ELEMENT}))*")
-# The selector is taken wherever clients are seen to put it, but for the beginning, behind another one and behind ZWJ.
+# The selector is accepted where clients put it, except at the beginning, after another one and after ZWJ.
 _PLACED = re.compile(f"(?:[^{SELECTOR}\u200d]{SELECTOR}?\u200d?)+")
 _SELECTABLE = re.compile(f"([{_KEYCAPS}{_TEXT}](?!{_MODIFIER}|[\U000e0020-\U000e007f]))")
 
 
 def canonical(text: str) -> str | None:
-    """One emoji in its fully-qualified form: U+FE0F after each character that would else be shown as text, and nowhere
-    else. None for what is not one emoji, or is one of more than ``MAX_EMOJI`` bytes."""
+    """Return one emoji in its fully-qualified form: U+FE0F after each character that would otherwise be shown as text,
+    and nowhere else. Returns None if the text is not one emoji, or has more than ``MAX_EMOJI`` bytes."""
     if not text or len(text) > MAX_EMOJI or not _PLACED.fullmatch(text):
         return None
     bare = plain(text)
@@ -67,5 +67,5 @@ def canonical(text: str) -> str | None:
 
 
 def plain(emoji: str) -> str:
-    """The emoji without U+FE0F: two that are equal so are the same reaction."""
+    """Return the emoji without U+FE0F. Two emoji that are equal in this form are the same reaction."""
     return emoji.replace(SELECTOR, "")

@@ -13,24 +13,26 @@ from uuid import UUID
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
+from handlers.wire.shapes import IdText
+
 Frame = Mapping[str, Any]  # what goes out: a server frame, or an event of a chat
 AckFields = Mapping[str, object] | None  # what the ack of a client's frame has beside its id
 
 
 class Ready(TypedDict):
-    """The first frame on a socket. ``heartbeat_seconds`` is the interval of `call_heartbeat`. Another `epoch` than
+    """The first frame on a socket. ``heartbeat_seconds`` is the interval of `call_heartbeat`. Another ``epoch`` than
     before means that the server went back in time."""
 
     type: Literal["ready"]
-    user_id: str
-    session_id: str
+    user_id: IdText
+    session_id: IdText
     server_time: str
     heartbeat_seconds: int
     epoch: str
 
 
 class Ack(TypedDict):
-    """The answer to a frame with that ``id``, with the fields that the frame's entry names."""
+    """The answer to a frame with that ``id``. Which fields it has beside that depends on the frame (`x-replies`)."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
@@ -39,23 +41,34 @@ class Ack(TypedDict):
 
 
 class TokenExpiring(TypedDict):
-    """The token ends in ``seconds``. Send `auth`, or the socket is closed with 4401."""
+    """The token ends in ``seconds``, 60 when this is sent. Send `auth`, or the socket is closed with 4401."""
 
     type: Literal["token_expiring"]
     seconds: int
 
 
+class BadField(TypedDict):
+    """A field of a frame, by its path (``user_ids[3]``), and what is wrong with it."""
+
+    field: str
+    issue: str
+
+
 class ErrorFrame(TypedDict):
-    """The refusal of a frame. ``id`` is that of the frame, if it had one; ``retry_after`` is in seconds."""
+    """The refusal of a frame. ``id`` is that of the frame, if it had one; ``retry_after`` is in seconds, for
+    `rate_limited` and `unavailable`."""
 
     type: Literal["error"]
     id: NotRequired[str]
     code: str
     message: str
-    details: NotRequired[list[Any]]
+    details: NotRequired[list[BadField]]
     retry_after: NotRequired[int]
     call_id: NotRequired[str]
     status: NotRequired[str]
+
+
+BORNE = frozenset(("call_id", "status"))  # what only some refusals of frames have; listed in their ``body_fields``
 
 
 class AccountChanged(TypedDict):

@@ -1,4 +1,4 @@
-"""Operations: what a method of an endpoint takes and answers, said once beside it, for the code and for the document.
+"""Operations: the parameters and answers of a method of an endpoint, declared once, for the code and for OpenAPI.
 
     @operation(
         {201: Posted, 200: Posted}, refuses=(Forbidden, NotFound), limits={"rate_limit_messages": "user"}, cost=POSTS
@@ -6,9 +6,9 @@
     async def post(self, chat_id: UUID, body: Post) -> None:
         \"\"\"Post a message. ...\"\"\"
 
-A parameter called ``body`` or ``query`` is what the request bears, read as the shape that it is annotated with; one
-that has a default keeps it where there is no body. All others are the parts of the path; one annotated UUID is given as
-one. The docstring is what the document says of it. What the house itself refuses stands at ``ApiHandler.refuses``.
+The parameters ``body`` and ``query`` receive the request's body and query string, parsed as the annotated shape; a
+default is used if there is no body. All others are parts of the path; one annotated UUID is converted. The docstring is
+the description in OpenAPI. Errors that every endpoint may return are in ``ApiHandler.refuses``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ M = TypeVar("M", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header of a request or an answer; ``kind`` is the type of its value, ``key`` says that it proves who may."""
+    """A header of a request or an answer; ``kind`` is the type of its value, ``key`` is True for a credential."""
 
     name: str
     words: str
@@ -41,7 +41,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What comes with a status: JSON of the type ``shape``, or of another ``media`` type bytes; or no body."""
+    """The answer with one status: JSON of the type ``shape``, bytes of another ``media`` type, or no body."""
 
     shape: Any = None
     words: str = ""
@@ -51,8 +51,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one endpoint. ``limits`` are settings of rates, each with what it is counted by; ``cost`` is what
-    it spends from the budgets of the account (handlers/limits/ledger.py)."""
+    """One method of one endpoint. ``limits`` maps settings of rates to what each is counted by; ``cost`` is spent from
+    the budgets of the account (handlers/limits/ledger.py)."""
 
     words: str
     answers: Mapping[int, Answer]
@@ -64,7 +64,7 @@ class Operation:
     query: type[Shape] | None = None
     body: type[Shape] | None = None
     optional: bool = False  # the body
-    media: tuple[str, ...] = ()  # of a body that is no JSON
+    media: tuple[str, ...] = ()  # of a body that is not JSON
 
 
 def operation(
@@ -77,8 +77,8 @@ def operation(
     query: type[Shape] | None = None,
     media: tuple[str, ...] = (),
 ) -> Callable[[M], M]:
-    """Declare a method of an endpoint, and let it have what it takes. ``query`` is for who reads it before the method
-    runs, ``media`` for a body that has no shape."""
+    """Declare a method of an endpoint, and pass it its parameters. ``query`` is for endpoints that read the query
+    before the method runs, ``media`` for a body without a shape."""
 
     def declare(method: M) -> M:
         hints = get_type_hints(method, include_extras=True)
@@ -87,7 +87,7 @@ def operation(
             for name, parameter in list(inspect.signature(method).parameters.items())[1:]
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         ]
-        body, asked = hints.get("body"), hints.get("query")
+        body, query_shape = hints.get("body"), hints.get("query")
         optional = NoneType in get_args(body)
         if optional:
             [body] = [kind for kind in get_args(body) if kind is not NoneType]
@@ -100,7 +100,7 @@ def operation(
             cost=cost,
             headers=headers,
             parts=parts,
-            query=asked or query,
+            query=query_shape or query,
             body=body,
             optional=optional,
             media=media,
@@ -109,14 +109,14 @@ def operation(
 
         @functools.wraps(method)
         def handle(self: Any, *path: str, **_: Any) -> Any:
-            given: dict[str, Any] = {}
-            if asked is not None:
-                given["query"] = self.query(asked)
+            parameters: dict[str, Any] = {}
+            if query_shape is not None:
+                parameters["query"] = self.query(query_shape)
             if body is not None and (self.has_body or not optional):
-                given["body"] = self.body(body)
-            return method(self, *map(_part, path, kinds), **given)
+                parameters["body"] = self.body(body)
+            return method(self, *map(_part, path, kinds), **parameters)
 
-        simple = body is None and asked is None and not any(kind is UUID or _reader(kind) for kind in kinds)
+        simple = body is None and query_shape is None and not any(kind is UUID or _reader(kind) for kind in kinds)
         run = method if simple else handle
 
         @functools.wraps(method)
@@ -130,13 +130,13 @@ def operation(
 
 
 def declared(handler: type[Any], method: str) -> Operation | None:
-    """What an endpoint says of one of its methods, if it does."""
-    found: Operation | None = getattr(getattr(handler, method.lower(), None), "operation", None)
-    return found
+    """Return the operation of an endpoint's method, if it is declared."""
+    operation: Operation | None = getattr(getattr(handler, method.lower(), None), "operation", None)
+    return operation
 
 
 def _reader(kind: Any) -> Callable[[str], Any] | None:
-    """How a part of a path is read, if its type says so."""
+    """Return the parser of a part of a path, if its type has one."""
     return next((part.read for part in get_args(kind)[1:] if isinstance(part, PartOfPath)), None)
 
 

@@ -1,4 +1,4 @@
-"""Shapes: strict JSON, and the field types of which every feature's requests and answers are made."""
+"""Shapes: strict JSON, and the field types of all requests and answers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult
 from uuid import UUID
 
 import orjson
 
-# asyncpg's subclass of UUID, which rows bring along. It hashes, compares and prints in native code; ids are the keys of
-# most dictionaries, and the standard class costs a message 4 us more.
+# asyncpg's subclass of UUID, which rows contain. It hashes, compares and prints in native code; ids are the keys of
+# most dictionaries, and the standard class costs 4 us more for each message.
 from asyncpg.pgproto.pgproto import UUID as NativeUUID
 from pydantic import (
     AfterValidator,
@@ -31,39 +31,40 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from config.urls import split_web
 from handlers.wire.errors import Fault, InvalidRequest
 
 MAX_DEPTH = 32  # contract section 1
-MAX_INT32 = 2**31 - 1  # what an INTEGER column and a Signal id can hold
+MAX_INT32 = 2**31 - 1  # the largest value of an INTEGER column and of a Signal id
 
 
 class Shape(BaseModel):
-    """What a client may send or gets. Unknown fields are ignored, wrong types are errors (contract section 1)."""
+    """A type of requests or answers. Unknown fields are ignored, wrong types are errors (contract section 1)."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True, hide_input_in_errors=True)
 
 
 def decode(raw: bytes | str) -> Any:
-    """Strict JSON: UTF-8 only; no NaN, Infinity, NUL or lone surrogate; at most MAX_DEPTH levels.
+    """Decode strict JSON: UTF-8 only; no NaN, Infinity, NUL or lone surrogate; at most MAX_DEPTH levels.
 
     Raises InvalidRequest.
     """
     value = parse(raw)
-    judge(raw, value)
+    check_strings_and_depth(raw, value)
     return value
 
 
 def parse(raw: bytes | str) -> Any:
-    """What a text says, when it is JSON. It may still hold what ``judge`` refuses."""
+    """Parse JSON, without the checks of ``check_strings_and_depth``. Raises InvalidRequest."""
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:
         raise InvalidRequest("The body is not valid JSON.", details=[Fault("body", "not valid JSON")]) from None
 
 
-def judge(raw: bytes | str, value: Any) -> None:
-    """Refuse NUL in a string, and nesting deeper than MAX_DEPTH. Raises InvalidRequest."""
-    # Both counts are upper bounds that cost half a microsecond; the walk is for the rare text that reaches them.
+def check_strings_and_depth(raw: bytes | str, value: Any) -> None:
+    """Reject NUL in strings, and nesting deeper than MAX_DEPTH. Raises InvalidRequest."""
+    # Both counts are upper bounds that cost half a microsecond; only the rare text that exceeds them is walked.
     if isinstance(raw, str):
         suspect = "\\u0000" in raw or raw.count("{") + raw.count("[") > MAX_DEPTH
     else:
@@ -88,12 +89,12 @@ def _walk(value: Any, depth: int) -> None:
 
 
 def encode(value: Any) -> bytes:
-    """JSON with UUIDs as text, times as RFC 3339 in UTC with ``Z``, and bytes as standard base64."""
+    """Encode JSON with UUIDs as text, times as RFC 3339 in UTC with ``Z``, and bytes as standard base64."""
     return orjson.dumps(value, default=_text, option=orjson.OPT_UTC_Z)
 
 
 def _text(value: object) -> str:
-    if isinstance(value, UUID):  # a NativeUUID, which orjson leaves to us
+    if isinstance(value, UUID):  # a NativeUUID, which orjson does not know
         return str(value)
     if isinstance(value, bytes):
         return b64(value)
@@ -101,12 +102,12 @@ def _text(value: object) -> str:
 
 
 def timestamp(moment: datetime) -> str:
-    """RFC 3339 in UTC with ``Z``."""
+    """Format a time as RFC 3339 in UTC with ``Z``."""
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def b64(value: bytes) -> str:
-    """Standard base64, padded: the one form that answers bear."""
+    """Encode bytes as standard base64 with padding, the only form in answers."""
     return base64.b64encode(value).decode()
 
 
@@ -114,7 +115,7 @@ _STANDARD = re.compile(r"[A-Za-z0-9+/]*={0,2}", re.ASCII)
 
 
 def unb64(value: Any) -> Any:
-    """Bytes from standard or URL-safe base64, padded or not; ValueError for anything else."""
+    """Decode standard or URL-safe base64, padded or not. Raises ValueError."""
     if not isinstance(value, str):
         raise ValueError("expected base64 text")
     if len(value) % 4 == 0 and not ("-" in value or "_" in value or "=" in value[:-2]):  # the usual form
@@ -150,7 +151,7 @@ def _signature(value: bytes) -> bytes:
 
 
 class _Base64:
-    """How a document describes bytes that are taken, and given, as base64: bounds of bytes become bounds of text."""
+    """The JSON schema of bytes that are sent as base64: bounds of bytes become bounds of text."""
 
     def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         if handler.mode == "serialization":
@@ -175,34 +176,34 @@ STANDARD = {
 }
 
 
-def described(words: str, pattern: str) -> WithJsonSchema:
-    """What a document says of bytes of a certain length, when they come as base64 of any form."""
+def base64_schema(words: str, pattern: str) -> WithJsonSchema:
+    """Return the schema of input bytes of a certain length, as base64 in any form."""
     pattern = pattern.replace("@", _SIGN)
     return WithJsonSchema({**ANY, "description": words, "pattern": pattern}, mode="validation")
 
 
 Base64 = Annotated[bytes, BeforeValidator(unb64), PlainSerializer(b64, return_type=str), _Base64()]
-Coded = Annotated[str, WithJsonSchema(STANDARD)]  # what was made base64 before it is answered
+EncodedBase64 = Annotated[str, WithJsonSchema(STANDARD)]  # bytes that were encoded before the answer is made
 PublicKey = Annotated[
     Base64,
     AfterValidator(_curve_key),
-    described("Base64 of 32 bytes, or of 33 with a leading 0x05 (Signal's form).", "^(@{43}=?|B[Q-Za-f]@{42})$"),
+    base64_schema("Base64 of 32 bytes, or of 33 with a leading 0x05 (Signal's form).", "^(@{43}=?|B[Q-Za-f]@{42})$"),
 ]
-Signature = Annotated[Base64, AfterValidator(_signature), described("Base64 of 64 bytes.", "^@{86}(==)?$")]
+Signature = Annotated[Base64, AfterValidator(_signature), base64_schema("Base64 of 64 bytes.", "^@{86}(==)?$")]
 
 
 def read_uuid(value: Any) -> UUID:
-    """A UUID from its text, with its hyphens or without any, as a NativeUUID. Raises ValueError."""
-    # NativeUUID would take hyphens anywhere.
+    """Parse a UUID with all its hyphens or none, as a NativeUUID. Raises ValueError."""
+    # NativeUUID would accept hyphens anywhere.
     if isinstance(value, str) and (
         (len(value) == 36 and value[8] == value[13] == value[18] == value[23] == "-")
         or (len(value) == 32 and "-" not in value)
     ):
         try:
             return NativeUUID(value)
-        except ValueError:  # its words hold the value
+        except ValueError:  # its message contains the value
             raise ValueError("expected a UUID") from None
-    if isinstance(value, UUID):  # in what the server answers
+    if isinstance(value, UUID):  # in the server's answers
         return value
     raise ValueError("expected a UUID")
 
@@ -213,6 +214,7 @@ Id = Annotated[
     PlainSerializer(str, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "format": "uuid"}),
 ]
+IdText = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]  # what was made text before it is sent
 Moment = Annotated[
     datetime,
     PlainSerializer(timestamp, return_type=str),
@@ -226,17 +228,17 @@ def _moment(value: Any) -> Any:
             value = datetime.fromisoformat(value)
             timestamp(value)
         except (ValueError, OverflowError):
-            raise ValueError("not a time of RFC 3339") from None
+            raise ValueError("must be an RFC 3339 time") from None
         if value.tzinfo is None:
-            raise ValueError("a time needs its offset, or Z")
+            raise ValueError("must have an offset from UTC, or Z")
     return value
 
 
-Until = Annotated[
+TimeWithOffset = Annotated[
     datetime,
     BeforeValidator(_moment),
     PlainSerializer(timestamp, return_type=str),
-    WithJsonSchema({"type": "string", "format": "date-time", "description": "A time with its offset, or Z."}),
+    WithJsonSchema({"type": "string", "format": "date-time", "description": "A time with its offset from UTC, or Z."}),
 ]
 Int31 = Annotated[int, Field(ge=0, le=MAX_INT32)]
 Hex256 = Annotated[
@@ -246,7 +248,7 @@ Hex256 = Annotated[
     WithJsonSchema({"type": "string", "pattern": "^[0-9a-f]{64}$"}, mode="serialization"),
 ]
 PublicId = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9_]{3,32}$"), Field(description="Unique whatever the case.")
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_]{3,32}$"), Field(description="Unique regardless of case.")
 ]
 
 
@@ -256,13 +258,13 @@ USER = "([A-Za-z0-9_]{3,32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}
 
 @dataclass(frozen=True, slots=True)
 class PartOfPath:
-    """How a part of a path is read; ``kind`` is what an endpoint gets."""
+    """The parser of a part of a path."""
 
     read: Callable[[str], Any]
 
 
 def user_ref(text: str) -> UUID | str:
-    """A user id if the text has its 36-character form, whatever the case; else a public id."""
+    """Return a user id if the text has 36 characters, in any case; else a public id."""
     return UUID(text) if len(text) == 36 else text
 
 
@@ -273,30 +275,32 @@ UserRef = Annotated[
         {
             "type": "string",
             "pattern": f"^{USER}$",
-            "description": "A public id, whatever the case; or a user id in its form of 36 characters.",
+            "description": "A public id in any case, or a user id in its form with 36 characters.",
         }
     ),
 ]
 
 
-def plain_https(value: str) -> str:
-    """An address that a client may load without betraying anything but that it does."""
-    try:
-        parts = urlsplit(value)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        raise ValueError("not an address") from None
-    if parts.scheme != "https" or not host or not re.fullmatch("[!-~]+", value):
+def https_parts(value: str) -> SplitResult:
+    """The parts of an https URL that a client sent. Raises ValueError for what is none."""
+    parts = split_web(value, "https")
+    if parts is None:
         raise ValueError("must be an https address")
+    return parts
+
+
+def plain_https(value: str) -> str:
+    """Check a URL that clients may load without revealing more than the request. Raises ValueError."""
+    parts = https_parts(value)
     if "@" in parts.netloc:
-        raise ValueError("must not bear user information")
-    if _is_address(host):
-        raise ValueError("must name a host, not an address")
+        raise ValueError("must not contain user information")
+    if _is_address(parts.hostname or ""):
+        raise ValueError("must have a host name, not an IP address")
     return value
 
 
 def _is_address(host: str) -> bool:
-    """Whether browsers would take the host for an IP literal; also ``127.1`` and ``0x7f000001``."""
+    """True if browsers read the host as an IP address; also ``127.1`` and ``0x7f000001``."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -305,21 +309,21 @@ def _is_address(host: str) -> bool:
     return True
 
 
-# What the document says of such an address; plain_https takes some more.
+# The pattern in the schema; plain_https accepts some more.
 HTTPS = r"^https://([A-Za-z0-9-]+\.)*[A-Za-z][A-Za-z0-9-]*(:[0-9]{1,4})?([/?#][!-~]*)?$"
 HttpsUrl = Annotated[
     str,
     StringConstraints(max_length=2048),
     AfterValidator(plain_https),
     Field(
-        description="https, a host that is a name, no user information.",
+        description="https, a host name, no user information.",
         json_schema_extra={"pattern": HTTPS},
     ),
 ]
 
 
-def bounded(most: int) -> AfterValidator:
-    """An object whose JSON has at most so many bytes."""
+def max_json_bytes(most: int) -> AfterValidator:
+    """Return a validator: the JSON of an object may have at most ``most`` bytes."""
 
     def check(value: dict[str, Any] | None) -> dict[str, Any] | None:
         if value is not None and len(encode(value)) > most:
@@ -329,10 +333,10 @@ def bounded(most: int) -> AfterValidator:
     return AfterValidator(check)
 
 
-# BCP 47 as it is written; whether such a language exists is the client's affair.
+# The syntax of BCP 47; the server does not check that the language exists.
 Language = Annotated[
     str,
     StringConstraints(pattern=r"^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8}){0,6}$"),
     AfterValidator(lambda value: value.replace("_", "-")),
-    Field(description="BCP 47; `ru_RU`, as some systems write it, counts as `ru-RU`."),
+    Field(description="BCP 47; the form `ru_RU` of some systems is read as `ru-RU`."),
 ]

@@ -1,4 +1,4 @@
-"""Signal keys on the wire: their shapes, and the signatures over them (Ed25519, and libsignal's XEdDSA)."""
+"""Signal keys on the wire: their shapes, and their signatures (Ed25519, and libsignal's XEdDSA)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticKnownError
 
 from handlers.wire.errors import Fault
-from handlers.wire.shapes import Base64, Int31, PublicKey, Shape, Signature, described
+from handlers.wire.shapes import Base64, Int31, PublicKey, Shape, Signature, base64_schema
 
 _P = 2**255 - 19  # the field of Curve25519
 
 # The u-coordinates of order 1, 2, 4 and 8 (RFC 7748 section 6.1 warns of them): with such a key every shared secret is
-# known in advance. Encodings of them that are not canonical fall to the other check below.
+# known in advance. Encodings of them that are not canonical fail the other check below.
 _LOW_ORDER = {
     value.to_bytes(32, "little")
     for value in (
@@ -37,15 +37,15 @@ _KYBER_TYPES = (0x08, 0x0A)  # Kyber-1024, ML-KEM-1024
 
 def _curve(value: bytes) -> bytes:
     if int.from_bytes(value, "little") >= _P:
-        raise ValueError("not a canonical Curve25519 key")
+        raise ValueError("must be a canonical Curve25519 key")
     if value in _LOW_ORDER:
-        raise ValueError("a low-order point is no key")
+        raise ValueError("must not be a low-order point")
     return value
 
 
 def _edwards(value: bytes) -> bytes:
     if not bindings.crypto_core_ed25519_is_valid_point(value):
-        raise ValueError("not a valid Ed25519 public key")
+        raise ValueError("must be a valid Ed25519 public key")
     return value
 
 
@@ -57,29 +57,35 @@ def _kyber(value: bytes) -> bytes:
 
 CurveKey = Annotated[PublicKey, AfterValidator(_curve)]  # no low-order point
 SigningKey = Annotated[
-    PublicKey, AfterValidator(_edwards), described("Base64 of an Ed25519 public key, 32 bytes.", "^@{43}=?$")
+    PublicKey, AfterValidator(_edwards), base64_schema("Base64 of an Ed25519 public key, 32 bytes.", "^@{43}=?$")
 ]
 KyberKey = Annotated[
     Base64,
     AfterValidator(_kyber),
-    described(
+    base64_schema(
         "Base64 of 1568 bytes (ML-KEM-1024), or of 1569 with the type byte 08 or 0a.", "^(@{2091}=?|C[A-Pg-v]@{2090})$"
     ),
 ]
 
 
 class OneTimePrekey(Shape):
+    """A prekey that is handed out once. No two of a request have one ``key_id``."""
+
     key_id: Int31
     public_key: CurveKey
 
 
 class SignedPrekey(Shape):
+    """The prekey of all bundles, until another one takes its place."""
+
     key_id: Int31
     public_key: CurveKey
     signature: Signature
 
 
 class KyberPrekey(Shape):
+    """A prekey of PQXDH. The signature is over the key's bytes as they were sent."""
+
     key_id: Int31
     public_key: KyberKey
     signature: Signature
@@ -89,7 +95,7 @@ MAX_PREKEYS = 100  # in one request
 
 
 def _not_longer(value: Any) -> Any:
-    """Refuse a list that is too long before its items are looked at: pydantic would list the faults of them all."""
+    """Reject a list that is too long before its items are checked: pydantic would list the faults of all items."""
     if isinstance(value, list) and len(value) > MAX_PREKEYS:
         bounds = {"field_type": "Tuple", "max_length": MAX_PREKEYS, "actual_length": len(value)}
         raise PydanticKnownError("too_long", bounds)
@@ -101,7 +107,7 @@ OneTimePrekeys = Annotated[tuple[OneTimePrekey, ...], *_PREKEYS]
 KyberPrekeys = Annotated[tuple[KyberPrekey, ...], *_PREKEYS]
 
 
-class Uploaded(Protocol):
+class UploadedKeys(Protocol):
     """The key fields that registration and top-up have in common."""
 
     @property
@@ -114,15 +120,15 @@ class Uploaded(Protocol):
     def last_resort_kyber_prekey(self) -> KyberPrekey | None: ...
 
 
-def faults(keys: Uploaded, identity_key: bytes, signing_key: bytes, *, libsignal: bool = False) -> list[Fault]:
-    """List what is wrong with uploaded keys as a whole: ids that repeat, signatures that aren't the owner's.
+def find_faults(keys: UploadedKeys, identity_key: bytes, signing_key: bytes, *, libsignal: bool = False) -> list[Fault]:
+    """Return the faults of uploaded keys as a whole: ids that appear twice, signatures that aren't the owner's.
 
-    ``libsignal`` wants the form that libsignal's clients take (config/signal.py).
+    With ``libsignal`` keys must have the form that libsignal's clients accept (config/signal.py).
     """
-    found: list[Fault] = []
+    faults: list[Fault] = []
     one_time, kyber_ids = ([key.key_id for key in listed] for listed in (keys.one_time_prekeys, keys.kyber_prekeys))
     for name, ids in (("one_time_prekeys", one_time), ("kyber_prekeys", kyber_ids)):
-        found += [
+        faults += [
             Fault(f"{name}[{place}].key_id", "appears twice")
             for place, key_id in enumerate(ids)
             if key_id in ids[:place]
@@ -133,27 +139,27 @@ def faults(keys: Uploaded, identity_key: bytes, signing_key: bytes, *, libsignal
     for name, kyber in signed:
         if libsignal:
             if len(kyber.public_key) != 1569 or not xeddsa(identity_key, kyber.signature, kyber.public_key):
-                found.append(Fault(f"{name}.signature", _LIBSIGNAL_KYBER))
+                faults.append(Fault(f"{name}.signature", _LIBSIGNAL_KYBER))
         elif not signed_by(identity_key, signing_key, kyber.signature, kyber.public_key):
-            found.append(Fault(f"{name}.signature", "not a signature by the signing or identity key"))
+            faults.append(Fault(f"{name}.signature", "not a signature by the signing or identity key"))
     prekey = keys.signed_prekey
     if prekey and libsignal:
         if not xeddsa(identity_key, prekey.signature, SIGNAL_TYPE + prekey.public_key):
-            found.append(Fault("signed_prekey.signature", _LIBSIGNAL_SIGNED))
+            faults.append(Fault("signed_prekey.signature", _LIBSIGNAL_SIGNED))
     elif prekey and not signed_by(
         identity_key, signing_key, prekey.signature, prekey.public_key, SIGNAL_TYPE + prekey.public_key
     ):
-        found.append(Fault("signed_prekey.signature", "not a signature by the signing or identity key"))
-    return found
+        faults.append(Fault("signed_prekey.signature", "not a signature by the signing or identity key"))
+    return faults
 
 
 def missing_last_resort() -> Fault:
-    """What is wrong where libsignal's clients could not use a bundle for lack of a Kyber key."""
+    """Return the fault of keys without a Kyber key, which libsignal's clients need in a bundle."""
     return Fault("last_resort_kyber_prekey", "required, because this server has SIGNAL_PROFILE=libsignal")
 
 
 def proves_identity(identity_key: bytes, prekey: SignedPrekey) -> bool:
-    """True if the identity key itself signed the prekey (XEdDSA), which only who has its private half can do."""
+    """True if the identity key signed the prekey (XEdDSA), which requires its private key."""
     return any(
         xeddsa(identity_key, prekey.signature, message)
         for message in (prekey.public_key, SIGNAL_TYPE + prekey.public_key)
@@ -161,19 +167,19 @@ def proves_identity(identity_key: bytes, prekey: SignedPrekey) -> bool:
 
 
 def purchase_messages(prid_hash: str, tier: str) -> tuple[bytes, ...]:
-    """What the buyer of a subscription may have signed: the hash in small letters, or in capitals as Swift has it."""
+    """Return the messages that a buyer may have signed: the hash in lower case, or in upper case as Swift prints it."""
     return tuple(f"mimu-sub-v1|{text}|{tier}".encode() for text in (prid_hash.lower(), prid_hash.upper()))
 
 
 def signed_by(identity_key: bytes, signing_key: bytes, signature: bytes, *messages: bytes) -> bool:
-    """Whether any of the messages was signed by ``signing_key`` (Ed25519) or by ``identity_key`` (XEdDSA)."""
+    """True if ``signing_key`` (Ed25519) or ``identity_key`` (XEdDSA) signed any of the messages."""
     return any(ed25519(signing_key, signature, message) for message in messages) or any(
         xeddsa(identity_key, signature, message) for message in messages
     )
 
 
 def ed25519(key: bytes, signature: bytes, message: bytes) -> bool:
-    """RFC 8032, as libsodium checks it: no small-order keys, no second form of a signature."""
+    """Check a signature by RFC 8032 with libsodium: no small-order keys, no second form of a signature."""
     try:
         bindings.crypto_sign_open(signature + message, key)
     except (CryptoError, ValueError, TypeError):
@@ -182,9 +188,9 @@ def ed25519(key: bytes, signature: bytes, message: bytes) -> bool:
 
 
 def xeddsa(key: bytes, signature: bytes, message: bytes) -> bool:
-    """A signature by a Curve25519 key (Signal's XEdDSA specification, section 2.3).
+    """Check a signature by a Curve25519 key (Signal's XEdDSA specification, section 2.3).
 
-    The Montgomery u becomes the Edwards y = (u - 1) / (u + 1); the sign of x travels in the signature's top bit.
+    The Montgomery u becomes the Edwards y = (u - 1) / (u + 1); the sign of x is in the signature's top bit.
     """
     u = int.from_bytes(key, "little") % _P
     if u == _P - 1 or len(signature) != 64:

@@ -1,6 +1,6 @@
-"""Text for people to read: display names, titles and descriptions that show something and leave the line alone.
+"""Text for people: display names, titles and descriptions that are visible and cannot disturb the text around them.
 
-Unicode TR 36 (sections 2.10 and 3.1) and TR 39 say what such text can be abused for. It is kept as it came, in NFC.
+Unicode TR 36 (sections 2.10 and 3.1) and TR 39 describe how such text can be abused. It is stored unchanged, in NFC.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Annotated, Any
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-# Never in a text: controls, line and paragraph separators, embeddings, overrides and isolates of direction, deprecated
-# format characters, annotations, U+FEFF, tags and what is reserved beside them, and code points that are no characters.
-_CONTROLS = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"  # but for tab, line feed and carriage return
+# Not allowed: controls, line and paragraph separators, embeddings, overrides and isolates of direction, deprecated
+# format characters, annotations, U+FEFF, tags and the code points reserved next to them, and noncharacters.
+_CONTROLS = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"  # except tab, line feed and carriage return
 _BREAKS = "\t\n\r"
 _NEVER = (
     "\u2028\u2029\u202a-\u202e\u2066-\u206f\ufdd0-\ufdef\ufeff\ufff9-\ufffb\ufffe\uffff"
@@ -25,46 +25,46 @@ _NEVER = (
 _REFUSED = re.compile(f"[{_CONTROLS}{_NEVER}]")
 _REFUSED_IN_A_LINE = re.compile(f"[{_CONTROLS}{_BREAKS}{_NEVER}]")
 
-# Letters and symbols by category that show nothing: fillers of Hangul, blanks of Braille and of others.
+# Letters and symbols by category that are invisible: fillers of Hangul, blanks of Braille and of other scripts.
 _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0\U0001d159\U00013441\U00013442\U00016fe4")
-_SIGNS = frozenset(  # format characters that are seen: Arabic, Syriac and Kaithi signs before numbers
+_VISIBLE_FORMATS = frozenset(  # format characters that are visible: Arabic, Syriac and Kaithi signs before numbers
     "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
 )
 _JOINERS = re.compile("[\u200c\u200d]")
 _SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef\u180b-\u180d\u180f]")
-# Scripts whose letters neither join nor form clusters: a joiner between them is only there to deceive.
-_APART = re.compile(
+# Scripts whose letters neither join nor form clusters: a joiner between them can only deceive.
+_NOT_JOINING = re.compile(
     "LATIN |GREEK |CYRILLIC |ARMENIAN |GEORGIAN |HEBREW |CJK |HIRAGANA |KATAKANA |HANGUL |BOPOMOFO |FULLWIDTH |"
     "HALFWIDTH |CHEROKEE |COPTIC |RUNIC |OGHAM |GOTHIC |DESERET "
 )
 
 
 def visible(text: str) -> bool:
-    """True if the text shows something: one base character that is not blank."""
-    return any(_shows(character) for character in text)
+    """True if the text has a base character that is not blank."""
+    return any(_is_visible(character) for character in text)
 
 
-def _shows(character: str) -> bool:
+def _is_visible(character: str) -> bool:
     kind = unicodedata.category(character)
     if kind[0] in "LNPS" or kind in ("Mc", "Co", "Cn"):  # Cn: a script or an emoji newer than our tables
         return character not in _BLANK and not _SELECTORS.match(character)
-    return character in _SIGNS
+    return character in _VISIBLE_FORMATS
 
 
-def _judge(text: str, refused: re.Pattern[str]) -> str:
+def _check(text: str, refused: re.Pattern[str]) -> str:
     text = unicodedata.normalize("NFC", text)
     if refused.search(text):
-        raise ValueError("contains a control character, or one that turns or hides text")
+        raise ValueError("contains a control character, or one that reverses or hides text")
     for place, character in enumerate(text):
         if _JOINERS.match(character) and not _joins(text, place):
-            raise ValueError("contains a joiner where nothing joins")
+            raise ValueError("contains a joiner between characters that do not join")
         if _SELECTORS.match(character) and not (place and _selects(text[place - 1])):
-            raise ValueError("contains a variation selector where nothing varies")
+            raise ValueError("contains a variation selector after a character without variants")
     return text
 
 
 def _joins(text: str, place: int) -> bool:
-    """True if a joiner may stand here: after an emoji, or a letter of a script that joins, with its marks."""
+    """True if a joiner is allowed here: after an emoji, or a letter of a script that joins, with its marks."""
     while place and unicodedata.category(text[place - 1])[0] == "M":
         place -= 1
     if not place:
@@ -72,36 +72,36 @@ def _joins(text: str, place: int) -> bool:
     before = text[place - 1]
     kind = unicodedata.category(before)
     if kind[0] == "L":
-        return not _APART.match(unicodedata.name(before, ""))
+        return not _NOT_JOINING.match(unicodedata.name(before, ""))
     return kind in ("So", "Sk", "Cn") or before in "\u2194\u2195\u25b6\u2665"
 
 
 def _selects(before: str) -> bool:
-    """True if a variation selector may stand after this character."""
-    return _shows(before) and not _JOINERS.match(before)
+    """True if a variation selector is allowed after this character."""
+    return _is_visible(before) and not _JOINERS.match(before)
 
 
 def line(text: str) -> str:
-    """One line of text in NFC. Raises ValueError for characters that control, turn or hide text."""
-    return _judge(text, _REFUSED_IN_A_LINE)
+    """Return one line of text in NFC. Raises ValueError for characters that control, reverse or hide text."""
+    return _check(text, _REFUSED_IN_A_LINE)
 
 
 def visible_line(text: str) -> str:
-    """One line of text in NFC that shows something. Raises ValueError."""
+    """Return one line of visible text in NFC. Raises ValueError."""
     text = line(text)
     if not visible(text):
-        raise ValueError("shows nothing")
+        raise ValueError("must have a visible character")
     return text
 
 
 def paragraphs(text: str) -> str:
-    """Text of several lines in NFC. Raises ValueError for characters that control, turn or hide text."""
-    return _judge(text, _REFUSED)
+    """Return text of several lines in NFC. Raises ValueError for characters that control, reverse or hide text."""
+    return _check(text, _REFUSED)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The type of a name or title: one line of at most ``most`` characters, counted in NFC, that shows something."""
+    """The type of a name or title: one visible line of at most ``most`` characters, counted in NFC."""
 
     most: int
 
@@ -114,13 +114,13 @@ class Line:
             "minLength": 1,
             "maxLength": self.most,
             "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$",
-            "description": "Shows something; no controls, no overrides of direction, no tags. Stored in NFC.",
+            "description": "Has a visible character; no controls, no overrides of direction, no tags. Stored in NFC.",
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Paragraphs:
-    """The type of a description: lines of at most ``most`` characters in all, counted in NFC."""
+    """The type of a description: lines with at most ``most`` characters in all, counted in NFC."""
 
     most: int
 
@@ -131,13 +131,13 @@ class Paragraphs:
         return {
             "type": "string",
             "maxLength": self.most,
-            "description": "No controls but new lines and tabs, no overrides of direction. Stored in NFC.",
+            "description": "No controls except new lines and tabs, no overrides of direction. Stored in NFC.",
         }
 
 
 def _checked(schema: CoreSchema, rule: Callable[[str], str], most: int) -> CoreSchema:
     def check(text: str) -> str:
-        # NFC makes a text at most three times as short: the rest need not be looked at.
+        # NFC makes a text at most three times shorter, so longer texts need no check.
         text = rule(text) if len(text) <= most * 3 else text
         if len(text) > most:
             raise ValueError(f"longer than {most} characters")
@@ -146,14 +146,14 @@ def _checked(schema: CoreSchema, rule: Callable[[str], str], most: int) -> CoreS
     return core_schema.no_info_after_validator_function(check, schema)
 
 
-VisibleText = Annotated[str, Line(128)]  # for names and titles that need no bound of their own
+VisibleText = Annotated[str, Line(128)]  # for names and titles without a bound of their own
 DisplayName = Annotated[str, Line(64)]
 Title = Annotated[str, Line(128)]
 Bio = Annotated[str, Paragraphs(500)]
 
 
 class EmptyIsNull:
-    """For optional text fields of a profile: an empty string clears, as null does (contract section 1)."""
+    """For optional text fields of a profile: an empty string clears the field, as null does (contract section 1)."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(

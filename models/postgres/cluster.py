@@ -13,6 +13,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -22,7 +23,7 @@ import structlog
 from redis.asyncio import Redis
 
 from models.postgres.fence import REASONS, Fence, Mark, Reason, behind
-from models.postgres.hosts import Host, HostAway, HostRefused, describe, dial, hosts, named
+from models.postgres.hosts import Host, HostAway, HostRefused, describe, dial, hosts, named, no_host
 from models.postgres.identity import Identity, identify
 
 log = structlog.get_logger(__name__)
@@ -52,6 +53,19 @@ class _Open(NamedTuple):
     mark: Mark
 
 
+class _Vouched(NamedTuple):
+    """The server that was the database when all hosts were asked: one that has started since may have been replaced
+    while it was away, and gets no connection before they are asked again."""
+
+    host: Host
+    started: datetime
+    timeline: int
+
+    @classmethod
+    def of(cls, host: Host, seen: Identity) -> _Vouched:
+        return cls(host, seen.started, seen.timeline)
+
+
 class Cluster:
     def __init__(self, dsn: str, fence: Fence | None = None, *, quiet: bool = False) -> None:
         """``quiet`` logs nothing of hosts: what a script prints is its own."""
@@ -60,6 +74,7 @@ class Cluster:
         self.fence = fence or Fence()
         self.fence.moved.append(self._end_behind)
         self.current: Host | None = None  # the host that was the database last
+        self._vouched: _Vouched | None = None
         # Begins a new epoch where one is due; until it is done no connection is given out. Without it all are.
         self.settle: Settle | None = None
         # All of them from the beginning, so that a first refusal shows as a change.
@@ -112,6 +127,11 @@ class Cluster:
         self._open[connection] = _Open(host, Mark.of(seen))
         connection.add_termination_listener(self._closed)
 
+    def life(self, connection: asyncpg.Connection | None) -> tuple[int, int] | None:
+        """The cluster and the timeline that an open connection has reached."""
+        opened = self._open.get(connection) if connection is not None else None
+        return opened and (opened.mark.system, opened.mark.timeline)
+
     def _closed(self, connection: Any) -> None:
         self._open.pop(connection, None)
 
@@ -119,6 +139,12 @@ class Cluster:
         """Let a connection in, or raise HostRefused. The fence moves to what is newer, and an epoch is begun where one
         is due: what is stored before would be counted by the former."""
         seen = await identify(connection)
+        if len(self.hosts) > 1 and not seen.standby and self._vouched != _Vouched.of(host, seen):
+            if limit is not None and not limit.expired():
+                limit.reschedule(None)
+            await self.elect()
+            if self._vouched != _Vouched.of(host, seen):  # another one, or an election that was under way before
+                raise HostRefused(f"{host}: has started or was promoted since all hosts were asked")
         due = not seen.settled and not seen.standby and self.settle is not None
         if due or self.fence.judge(seen) == "diverged":
             await self.fence.load()  # another instance may have begun the epoch, here or on a second primary
@@ -161,10 +187,15 @@ class Cluster:
     async def begin(self, host: Host | None = None) -> None:
         """Begin the epoch that is due on a host; who comes meanwhile waits for the same. Raises what that raises."""
         if self._settling is None:
-            assert self.settle is not None
-            self._settling = asyncio.create_task(self.settle(self, host or self.current or self.hosts[0]))
+            self._settling = asyncio.create_task(self._settle_on(host or self.current or self.hosts[0]))
             self._settling.add_done_callback(self._begun)
         await asyncio.shield(self._settling)
+
+    async def _settle_on(self, host: Host) -> None:
+        assert self.settle is not None
+        if len(self.hosts) > 1:
+            await self.fence.shared()  # first all leave the former primary: what it shows is of the former epoch
+        await self.settle(self, host)
 
     def _begun(self, task: asyncio.Task[None]) -> None:
         self._settling = None
@@ -198,6 +229,7 @@ class Cluster:
         found: list[tuple[Host, Identity]] = []
         errors: dict[Host, Exception] = {}
         ends = time.monotonic() + ELECTION_SECONDS
+        reading = asyncio.create_task(self.fence.read())  # what other instances have seen
         waiting = set(asked)
         try:
             while waiting and time.monotonic() < ends:
@@ -205,29 +237,43 @@ class Cluster:
                 seconds = min(HOST_SECONDS, ends - time.monotonic())
                 done, waiting = await asyncio.wait(waiting, timeout=max(0, seconds), return_when=asyncio.ALL_COMPLETED)
                 standbys = [asked[task] for task in done if await self._hear(asked[task], task, found, errors)]
-                if found:
+                if found and not self._may_be_replaced(found):
                     break
                 # A standby may be promoted while a silent host is waited for.
                 if waiting:
                     again = {asyncio.create_task(self.ask(host, HOST_SECONDS)): host for host in standbys}
                     asked |= again
                     waiting |= set(again)
+            await reading
         finally:
-            for task in waiting:
+            for task in (*waiting, reading):
                 task.cancel()
         for task in waiting:
             errors.setdefault(asked[task], HostAway(f"{asked[task]}: TimeoutError: no answer in time"))
+        found = [one for one in found if not self._behind(*one, errors)]
         said = sorted(errors.items(), key=lambda error: self.hosts.index(error[0]))
         if not found:
-            raise _none(said)
+            raise no_host(said)
         host, seen = max(found, key=lambda one: self._rank(*one))
+        if self.fence.sees(seen):  # from now on, and not only once its epoch has begun
+            self._advance = asyncio.create_task(self.fence.load())
         for other, theirs in found:
             if other != host:
                 reason = behind(Mark.of(theirs), Mark.of(seen))
                 if reason is not None:  # else it is one host by two names, or a twin that the next epoch tells apart
                     self._note_refusal(other, reason, theirs)
+        self._vouched = _Vouched.of(host, seen)
         self._choose(host, said)
         return host
+
+    def _may_be_replaced(self, found: Sequence[tuple[Host, Identity]]) -> bool:
+        """True if the newest of the primaries may have been replaced by a host that has not answered yet: if it has
+        started again on the timeline that it had before."""
+        host, seen = max(found, key=lambda one: self._rank(*one))
+        known, mark = self._vouched, self.fence.mark
+        if known is None:
+            return mark is not None and seen.timeline <= mark.timeline
+        return seen.timeline <= known.timeline and known != _Vouched.of(host, seen)
 
     async def ask(self, host: Host, seconds: float = ELECTION_SECONDS) -> Identity:
         """Ask a host who it is, over a connection for that. Raises HostAway and errors of PostgreSQL."""
@@ -251,16 +297,19 @@ class Cluster:
             errors[host] = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
             return False
         seen = task.result()
-        reason = self.fence.judge(seen)
-        if reason == "diverged":
+        if self.fence.judge(seen) == "diverged":
             await self.fence.load()  # another instance may have begun an epoch there
-            reason = self.fence.judge(seen)
-        if reason is None:
+        if not self._behind(host, seen, errors):
             found.append((host, seen))
-            return False
-        self._note_refusal(host, reason, seen)
-        errors[host] = HostRefused(f"{host}: {_WORDS[reason]}")
-        return reason == "standby"
+        return seen.standby
+
+    def _behind(self, host: Host, seen: Identity, errors: dict[Host, Exception]) -> bool:
+        """Judge a host by where the fence stands now; True if it may not be used, which is noted."""
+        reason = self.fence.judge(seen)
+        if reason is not None:
+            self._note_refusal(host, reason, seen)
+            errors[host] = HostRefused(f"{host}: {_WORDS[reason]}")
+        return reason is not None
 
     def _rank(self, host: Host, seen: Identity) -> tuple[bool, int, bool, bool, int]:
         mark = self.fence.mark
@@ -322,15 +371,6 @@ _WORDS: dict[Reason, str] = {
     "foreign": "is another database than the one that was in use (if that is right: scripts.restore --settle)",
     "diverged": "is a second primary beside the one in use, with other data since they parted",
 }
-
-
-def _none(errors: Sequence[tuple[Host, Exception]]) -> Exception:
-    """What is raised when no host is the database."""
-    if len(errors) == 1 or not any(isinstance(error, OSError) for _, error in errors):
-        return errors[0][1]
-    kind = HostRefused if all(isinstance(error, HostRefused) for _, error in errors) else HostAway
-    said = [text if (text := describe(error)).startswith(str(host)) else f"{host}: {text}" for host, error in errors]
-    return kind("; ".join(said))
 
 
 def name_of(dsn: str) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,6 +34,10 @@ log = structlog.get_logger(__name__)
 Reason = Literal["standby", "older", "foreign", "diverged"]
 REASONS: tuple[Reason, ...] = ("standby", "older", "foreign", "diverged")
 REDIS_SECONDS = 0.3  # a connection to PostgreSQL may wait for it
+# Seconds for which a server goes by what Redis said of the fence. A former primary may be alive and answer: so a server
+# that finds the new one lets them pass before it answers from it, and no client sees first the new state, then the old.
+LEASE = 0.5
+AWAY_SECONDS = 3.0  # without asking a Redis that did not answer; servers then go by what they see of the hosts
 TRIES = 5  # of comparing and setting, while other instances do the same
 
 _SET = """
@@ -102,6 +107,8 @@ class Fence:
         self._redis, self._key = redis, f"fence:{name}"
         self.mark: Mark | None = None
         self._complaints: set[str] = set()
+        self._read_at = self._failed_at = float("-inf")  # when Redis last said where the fence stands, or did not
+        self._glance: asyncio.Task[None] | None = None
         self.moved: list[Callable[[Mark | None, Mark], None]] = []  # called with the former mark and the new one
 
     async def read(self) -> tuple[Mark | None, Mark | None]:
@@ -122,12 +129,45 @@ class Fence:
         if shared != self.mark and self._redis is not None:
             await self._publish(self.mark, None)
 
+    async def fresh(self) -> None:
+        """Know what Redis said within the last LEASE, if it answers."""
+        now = time.monotonic()
+        if self._redis is None or now - self._read_at < LEASE or now - self._failed_at < AWAY_SECONDS:
+            return
+        if self._glance is None:
+            self._glance = asyncio.create_task(self._look())
+            self._glance.add_done_callback(self._looked)
+        await asyncio.shield(self._glance)
+
+    async def _look(self) -> None:
+        mark = await self._read_redis()
+        if mark is not None and (self.mark is None or self._overtakes(mark)):
+            self._move(mark)
+
+    def _looked(self, _: object) -> None:
+        self._glance = None
+
+    async def shared(self) -> None:
+        """Wait until all servers that Redis answers go by the fence as it stands."""
+        await self.load()
+        if self._redis is not None:
+            await asyncio.sleep(LEASE)
+
     def _overtakes(self, mark: Mark) -> bool:
         """Whether a mark that others left is one to go by instead of ours."""
         assert self.mark is not None
         if mark.system == self.mark.system and mark.timeline != self.mark.timeline:
             return mark.timeline > self.mark.timeline
         return mark != self.mark and (mark.settled or not self.mark.settled)
+
+    def sees(self, seen: Identity) -> bool:
+        """Put the fence before a database that was promoted, in this process and at once. True if it moved; then
+        ``load`` shares it. The life is not settled yet, and whichever is settled first takes its place."""
+        mark = Mark.of(seen)
+        if self.mark is None or mark.system != self.mark.system or mark.timeline <= self.mark.timeline:
+            return False
+        self._move(mark)
+        return True
 
     def judge(self, seen: Identity, follows: UUID | None = None) -> Reason | None:
         """Why a connection may not be used; None when it may."""
@@ -186,9 +226,12 @@ class Fence:
         if self._redis is None:
             return None
         found: Mark | None = None
+        began, answered = time.monotonic(), False
         with self._redis_may_be_away():
             async with asyncio.timeout(REDIS_SECONDS):
                 found = _parsed(await self._redis.get(self._key))
+            answered = True
+        self._read_at, self._failed_at = (began, float("-inf")) if answered else (self._read_at, began)
         return found
 
     async def _publish(self, mark: Mark, follows: UUID | None) -> Mark:

@@ -33,7 +33,7 @@ async def takes_writes(db: Database, instance_id: UUID) -> None:
                 await db.value(SPACE_CHECK)
     except (TimeoutError, Unavailable) as error:
         if isinstance(error, TimeoutError) and await _waits_for_standby(db):
-            raise Unavailable(reasons.STANDBY_AWAY.says) from error
+            raise Unavailable(reasons.STANDBY_AWAY.says, reasons.STANDBY_AWAY) from error
         raise
 
 

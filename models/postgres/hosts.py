@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
@@ -106,3 +106,12 @@ def describe(error: BaseException) -> str:
     # The texts of PostgreSQL's own errors may quote what was asked.
     text = str(error).strip() if isinstance(error, OSError) else ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def no_host(errors: Sequence[tuple[Host, Exception]]) -> Exception:
+    """What is raised when no host is the database."""
+    if len(errors) == 1 or not any(isinstance(error, OSError) for _, error in errors):
+        return errors[0][1]
+    kind = HostRefused if all(isinstance(error, HostRefused) for _, error in errors) else HostAway
+    said = [text if (text := describe(error)).startswith(str(host)) else f"{host}: {text}" for host, error in errors]
+    return kind("; ".join(said))

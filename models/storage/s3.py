@@ -14,20 +14,18 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from datetime import timedelta
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
-import obstore
 import structlog
-from obstore.exceptions import BaseError
-from obstore.store import S3Store
 
 from config.storage import StorageSettings
 from models.storage import Hashes, Link, PendingUpload, Progress, StorageAway, checked_key
 from models.storage.local import disk_errors, private
-from models.storage.multipart import Multipart, Part
+from models.storage.multipart import Multipart
+from models.storage.objects import Objects
+from models.storage.requests import Part, Requests
 from models.storage.sigv4 import Signer
 
 log = structlog.get_logger(__name__)
@@ -38,20 +36,10 @@ GET_SECONDS = 300  # to begin a download: S3 checks the time when a request arri
 # S3 accepts parts of 5 MiB and more, up to 10,000; a larger part costs more when a connection breaks.
 PART_SIZE, MAX_PARTS = 8 << 20, 10_000
 READ_SIZE = 8 << 20  # bytes read at a time to hash an object; this much memory for each
-COPY_CONCURRENCY = 2  # parts of 5 MiB in memory for each file that is copied in; several files are, at a time
+ONE_PUT = 64 << 20  # a file up to this size is copied in with one request
 CHECK_LIFE = 1.0  # seconds that a check is valid; new work checks the storage first, since retries take long to fail
 
 _OPAQUE = {"response-content-type": "application/octet-stream", "response-content-disposition": "attachment"}
-
-
-@contextlib.contextmanager
-def _s3_errors() -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except (BaseError, OSError) as error:
-        raise StorageAway(type(error).__name__) from error
 
 
 class S3Storage:
@@ -68,29 +56,8 @@ class S3Storage:
             return Signer(endpoint, settings.s3_bucket, settings.s3_region, access, secret, style)
 
         self._public = signer(settings.s3_public_endpoint or settings.s3_endpoint)
-        self.multipart = Multipart(signer(settings.s3_endpoint))
-        self.objects = S3Store(
-            settings.s3_bucket,
-            endpoint=_bucket_endpoint(settings),
-            region=settings.s3_region,
-            access_key_id=access,
-            secret_access_key=secret,
-            virtual_hosted_style_request=not settings.s3_path_style,
-            client_options={
-                "allow_http": settings.s3_endpoint.startswith("http:"),
-                "connect_timeout": timedelta(seconds=2),
-                "timeout": timedelta(seconds=20),
-            },
-            retry_config={
-                "max_retries": 3,
-                "retry_timeout": timedelta(seconds=5),
-                "backoff": {
-                    "init_backoff": timedelta(milliseconds=100),
-                    "max_backoff": timedelta(seconds=1),
-                    "base": 3,
-                },
-            },
-        )
+        self._requests = Requests(signer(settings.s3_endpoint))
+        self.multipart, self.objects = Multipart(self._requests), Objects(self._requests)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -103,7 +70,11 @@ class S3Storage:
         try:
             yield
         finally:
-            await self.multipart.close()
+            await self.close()
+
+    async def close(self) -> None:
+        """Wait for the requests under way, and end the threads that send them."""
+        await self._requests.close()
 
     async def check(self) -> None:
         if time.monotonic() - self._checked_at > CHECK_LIFE:
@@ -114,8 +85,8 @@ class S3Storage:
         return None  # S3 reports no limit of a bucket
 
     def put_link(self, upload: PendingUpload) -> Link | None:
-        # All of these are signed. S3 rejects another length or type, and a second upload once the object exists: it must
-        # not change after it was checked.
+        # All of these are signed. S3 rejects another length or type, and a second upload once the object exists: it
+        # must not change after it was checked.
         headers = {"Content-Type": "application/octet-stream", "If-None-Match": "*"}
         signed = {**headers, "Content-Length": str(upload.size)}
         url = self._public.sign("PUT", checked_key(upload.key), PUT_SECONDS, headers=signed)
@@ -166,64 +137,70 @@ class S3Storage:
         return await self.size(key)
 
     async def size(self, key: str) -> int | None:
-        with _s3_errors():
-            try:
-                return (await obstore.head_async(self.objects, checked_key(key)))["size"]
-            except FileNotFoundError:
-                return None
+        return await self.objects.size(checked_key(key))
 
     async def digest(self, key: str) -> bytes:
         hash_ = hashlib.sha256()
-        with _s3_errors():
-            size = (await obstore.head_async(self.objects, checked_key(key)))["size"]
-            for start in range(0, size, READ_SIZE):
-                block = await obstore.get_range_async(self.objects, key, start=start, end=min(start + READ_SIZE, size))
-                await asyncio.to_thread(hash_.update, block)
+        async for block in self._blocks(key, await self._known_size(key)):
+            await asyncio.to_thread(hash_.update, block)
         return hash_.digest()
+
+    async def _known_size(self, key: str) -> int:
+        """The size of a file. Raises FileNotFoundError."""
+        size = await self.size(key)
+        if size is None:
+            raise FileNotFoundError(key)
+        return size
+
+    async def _blocks(self, key: str, size: int) -> AsyncIterator[bytes]:
+        for start in range(0, size, READ_SIZE):
+            yield await self.objects.read(checked_key(key), start, min(start + READ_SIZE, size))
 
     async def remove(self, key: str, upload_id: str | None) -> None:
         await self.check()
         if upload_id is not None:
             await self.multipart.abort(checked_key(key), upload_id)
         await self.remove_tails(key)
-        with _s3_errors(), contextlib.suppress(FileNotFoundError):
-            await obstore.delete_async(self.objects, checked_key(key))
+        await self.objects.remove(checked_key(key))
 
     async def copy_out(self, key: str, target: Path) -> bytes:
-        hash_ = hashlib.sha256()
-        with _s3_errors():
-            size = (await obstore.head_async(self.objects, checked_key(key)))["size"]
-            file = await self.run(lambda: open(target, "xb", opener=private))  # noqa: SIM115  # closed below
-            try:
-                for start in range(0, size, READ_SIZE):
-                    end = min(start + READ_SIZE, size)
-                    block = await obstore.get_range_async(self.objects, key, start=start, end=end)
-                    await self.run(functools.partial(file.write, block))
-                    await asyncio.to_thread(hash_.update, block)
-                await self.run(file.flush)
-                await self.run(lambda: os.fsync(file.fileno()))
-            finally:
-                file.close()
+        hash_, size = hashlib.sha256(), await self._known_size(key)
+        file = await self.run(lambda: open(target, "xb", opener=private))  # noqa: SIM115  # closed below
+        try:
+            async for block in self._blocks(key, size):
+                await self.run(functools.partial(file.write, block))
+                await asyncio.to_thread(hash_.update, block)
+            await self.run(file.flush)
+            await self.run(lambda: os.fsync(file.fileno()))
+        finally:
+            file.close()
         return hash_.digest()
 
     async def copy_in(self, key: str, source: Path) -> None:
         await self.check()
-        with _s3_errors():
-            await obstore.put_async(self.objects, checked_key(key), source, max_concurrency=COPY_CONCURRENCY)
+        name = checked_key(key)
+        with source.open("rb") as file:
+            size = await asyncio.to_thread(lambda: os.fstat(file.fileno()).st_size)
+            if size <= ONE_PUT:
+                await self.objects.put(name, Part(file, size))
+                return
+            upload_id, step = await self.multipart.begin(name), self.part_size(size)
+            try:
+                parts = [Part(file, min(step, size - start), start) for start in range(0, size, step)]
+                tags = [
+                    await self.multipart.part(name, upload_id, number, part) for number, part in enumerate(parts, 1)
+                ]
+                await self.multipart.complete(name, upload_id, tags)
+            except BaseException:
+                with contextlib.suppress(StorageAway):
+                    await self.multipart.abort(name, upload_id)
+                raise
 
     async def remove_tails(self, key: str, kept: str | None = None) -> None:
-        with _s3_errors():
-            async for page in obstore.list(self.objects, prefix=f"tails/{checked_key(key)}/"):
-                tails = [tail["path"] for tail in page if tail["path"] != kept]
-                with contextlib.suppress(FileNotFoundError):
-                    await obstore.delete_async(self.objects, tails)
-
-
-def _bucket_endpoint(settings: StorageSettings) -> str:
-    """Return the endpoint for obstore, which needs the bucket in the host name for virtual-hosted requests."""
-    endpoint = settings.s3_endpoint or ""
-    scheme, _, host = endpoint.partition("://")
-    return endpoint if settings.s3_path_style else f"{scheme}://{settings.s3_bucket}.{host}"
+        # List all before removing the first: a listing that shrinks while it is read would skip some.
+        for name in [name async for name in self.objects.listed(f"tails/{checked_key(key)}/")]:
+            if name != kept:
+                await self.objects.remove(name)
 
 
 class S3Writer:
@@ -251,12 +228,10 @@ class S3Writer:
         """Fetch the received beginning of the next part."""
         length = self._upload.received - self._parted
         if length:
-            with _s3_errors():
-                name = self._tail(self._upload.received)
-                try:
-                    tail = bytes(await obstore.get_range_async(self._storage.objects, name, start=0, length=length))
-                except FileNotFoundError as error:
-                    raise StorageAway("part of an upload is lost") from error
+            try:
+                tail = await self._storage.objects.read(self._tail(self._upload.received), 0, length)
+            except FileNotFoundError as error:
+                raise StorageAway("part of an upload is lost") from error
             await self._storage.run(lambda: self._keep(tail))
             self._spooled = length
 
@@ -307,8 +282,7 @@ class S3Writer:
             return self._spool.read(self._spooled)
 
         data = await self._storage.run(read)
-        with _s3_errors():
-            await obstore.put_async(self._storage.objects, name, data, use_multipart=False)
+        await self._storage.objects.put(name, data)
 
     async def close(self, *, noted: bool) -> None:
         if noted and self._hash is not None:

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 from pydantic import Field
 
-from config.settings import Rate, RateLimit
 from config.signal import SignalSettings
+from config.values import Rate, RateLimit
 from plugins import App, Every, Plugin
 from plugins.auth import http
 from plugins.auth.accounts import Accounts
@@ -17,18 +17,31 @@ from plugins.auth.sessions import Sessions
 
 class Settings(SignalSettings):
     refresh_grace_seconds: int = Field(
-        30, ge=0, le=300, description="How long the previous refresh token may be sent again; 0: not at all."
+        30,
+        ge=0,
+        le=300,
+        description="Seconds in which a client that lost the answer may repeat a refresh token that was just "
+        "replaced. 0 treats each repeated token as stolen.",
     )
-    rate_limit_register: RateLimit = Field(Rate(3, 3600), description="Registrations that succeed, an address.")
-    rate_limit_register_failed: RateLimit = Field(Rate(20, 3600), description="Registrations that fail, an address.")
-    rate_limit_available: RateLimit = Field(Rate(30, 3600), description="Checks if a public id is free, an address.")
-    rate_limit_login: RateLimit = Field(Rate(5, 900), description="Logins an address.")
-    rate_limit_refresh: RateLimit = Field(Rate(200, 86_400), description="Refreshes a session; each leaves a row.")
+    rate_limit_register: RateLimit = Field(Rate(3, 3600), description="Successful registrations per IP address.")
+    rate_limit_register_failed: RateLimit = Field(Rate(20, 3600), description="Failed registrations per IP address.")
+    rate_limit_available: RateLimit = Field(
+        Rate(30, 3600), description="Checks per IP address whether a public id is free."
+    )
+    rate_limit_login: RateLimit = Field(Rate(5, 900), description="Logins per IP address.")
+    rate_limit_refresh: RateLimit = Field(
+        Rate(200, 86_400),
+        description="Token refreshes per session. Each one leaves a row for as long as the session lives.",
+    )
     rate_limit_refresh_unknown: RateLimit = Field(
-        Rate(30, 900), description="Refreshes an address with tokens that Redis doesn't know."
+        Rate(30, 900), description="Token refreshes per IP address with tokens that Redis doesn't know."
     )
-    rate_limit_reset_password: RateLimit = Field(Rate(3, 3600), description="Password resets with proof, an address.")
-    rate_limit_reset_challenge: RateLimit = Field(Rate(10, 3600), description="Reset challenges an address.")
+    rate_limit_reset_password: RateLimit = Field(
+        Rate(3, 3600), description="Password resets with proof per IP address."
+    )
+    rate_limit_reset_challenge: RateLimit = Field(
+        Rate(10, 3600), description="Challenges for a password reset per IP address."
+    )
 
 
 def setup(app: App, settings: Settings) -> Plugin:

@@ -54,7 +54,7 @@ class Accounts:
 
     def validate(self, request: Register) -> None:
         """Check what spans several fields. Raises InvalidRequest with all faults."""
-        faults = keys.faults(request, request.identity_key, request.signing_public_key, libsignal=self._libsignal)
+        faults = keys.find_faults(request, request.identity_key, request.signing_public_key, libsignal=self._libsignal)
         if self._libsignal and request.last_resort_kyber_prekey is None:
             faults.append(keys.missing_last_resort())
         if request.fingerprint != hashlib.sha256(request.identity_key).hexdigest():
@@ -64,7 +64,6 @@ class Accounts:
 
     async def register(self, request: Register, client: Client) -> SignedIn:
         """Create an account with its keys and first session in one transaction. Raises Conflict."""
-        last_resort = request.last_resort_kyber_prekey
         account = users.NewUser(
             public_id=request.public_id,
             password_hash=await self._passwords.hash(request.password),
@@ -79,15 +78,7 @@ class Accounts:
             async with self._db.transaction():
                 user_id = await users.create(self._db, account)
                 await self._check_inheritance(request)
-                await prekeys.add(
-                    self._db,
-                    user_id,
-                    signed=_signed(request.signed_prekey),
-                    one_time=[prekeys.Unsigned(key.key_id, key.public_key) for key in request.one_time_prekeys],
-                    kyber=[_signed(key) for key in request.kyber_prekeys],
-                    last_resort=_signed(last_resort) if last_resort else None,
-                    at_most=MAX_KEYS,
-                )
+                await prekeys.add(self._db, user_id, request, at_most=MAX_KEYS)
                 signed_in = await self._sessions.open(user_id, request.public_id, request.fingerprint, client)
         except users.Taken as taken:
             raise TAKEN_ERRORS[taken.field] from None
@@ -127,7 +118,7 @@ class Accounts:
         match = await self._passwords.check(request.public_id.lower(), password_hash, request.password)
         if match is None or account is None:
             raise InvalidCredentials
-        if match is Match.AS_SENT or self._passwords.outdated(account.password_hash):
+        if match is Match.AS_SENT or self._passwords.needs_rehash(account.password_hash):
             fresh = await self._passwords.hash(request.password)
             await users.set_password(self._db, account.id, fresh, instead_of=account.password_hash)
         signed_in = await self._sessions.open(account.id, account.public_id, account.fingerprint, client)
@@ -206,7 +197,3 @@ def _is_buyer(signing_key: bytes, bought: Row) -> bool:
     """True if a subscription was bought with a signature by this key."""
     messages = keys.purchase_messages(bought["prid_hash"], bought["tier"])
     return any(keys.ed25519(signing_key, bought["signature"], message) for message in messages)
-
-
-def _signed(key: keys.SignedPrekey | keys.KyberPrekey) -> prekeys.Signed:
-    return prekeys.Signed(key.key_id, key.public_key, key.signature)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from uuid import UUID
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.http.pages import PAGED, reply_page
 from handlers.limits.rates import limit_key
@@ -58,11 +58,18 @@ class RegisterHandler(ApiHandler):
     async def post(self, body: Register) -> None:
         """Register an account, and open its first session.
 
-        A signature is Ed25519 by `signing_public_key`, or XEdDSA by `identity_key` (as libsignal creates it). It covers
-        the 32 or 33 bytes of a prekey, or the bytes of a Kyber key as they were sent. The server stores all or nothing.
+        Each signature is Ed25519 by `signing_public_key`, or XEdDSA by `identity_key` (what libsignal makes). It is
+        over the 32 bytes of the prekey or its 33, and over the bytes of a Kyber key as you send them. The server stores
+        everything or nothing.
 
-        After an account was deleted its public id stays taken for 180 days. So does its identity key, unless that key
-        signed the signed prekey (XEdDSA).
+        A server with `SIGNAL_PROFILE=libsignal` takes only the form that libsignal's clients can use: XEdDSA over the
+        33 bytes, a `last_resort_kyber_prekey`, and Kyber keys of 1569 bytes signed with XEdDSA. Anything else is 400,
+        and the error says so.
+
+        For 180 days after an account was deleted, its public id is `public_id_taken` for everybody. Its identity key is
+        `identity_key_taken` unless the signed prekey is new and signed with XEdDSA by that key: the public key alone
+        proves nothing. Old subscriptions return to the account that proves the identity key so, or that has the signing
+        key that signed the purchase.
         """
         async with self._counted():
             self._accounts.validate(body)  # after the limits: 100 invalid keys cost the loop 12 ms
@@ -100,9 +107,9 @@ class AvailableHandler(ApiHandler):
 
     @operation({200: Availability}, limits={"rate_limit_available": "address"}, cost=READS)
     async def get(self, query: AvailabilityQuery) -> None:
-        """Check if a public id can be registered now.
+        """Check whether a public id can be registered.
 
-        It can't while an account has it, for 180 days after that account was deleted, or if it is reserved.
+        It can't be while an account has it, for 180 days after that account was deleted, and if it is reserved.
         """
         await self.limit("available", self._rate)
         self.reply({"available": await self._accounts.available(query.public_id)})
@@ -121,10 +128,10 @@ class LoginHandler(ApiHandler):
         cost=WRITES,
     )
     async def post(self, body: Login) -> None:
-        """Log in, and open a session.
+        """Log in, and open a new session.
 
-        A wrong password and an unknown user give the same response, in the same time. After wrong passwords further
-        tries for that account take longer; no account is locked.
+        A wrong password and an unknown user get the same response in the same time. After 10 wrong passwords in 15
+        minutes, each further attempt for that account waits for 2 seconds; none is refused.
         """
         await self.limit("login", self._rate)
         self.count_client()
@@ -147,10 +154,13 @@ class RefreshHandler(ApiHandler):
         cost=WRITES,
     )
     async def post(self, body: Refresh) -> None:
-        """Exchange a refresh token for its successor and a new access token.
+        """Exchange a refresh token for its successor.
 
-        If the response was lost, send the same token again within a few seconds: it returns the same successor. Any
-        other used token ends its session.
+        A refresh token works once, for 30 days; a session lasts for 180. You may send the token that you spent last
+        again for 30 seconds (`REFRESH_GRACE_SECONDS`) while its successor is unused, and get the same successor: a lost
+        response logs no user out. Any other spent token ends the session and closes its sockets with 4401.
+
+        Send no `Authorization` header: an expired access token is 401 here, too.
         """
         token = body.refresh_token
         if await self._sessions.has_seen(token):
@@ -178,12 +188,13 @@ class ResetPasswordHandler(ApiHandler):
         cost=WRITES,
     )
     async def post(self, body: ResetPassword) -> None:
-        """Set a new password with the account's keys.
+        """Set a new password by proving that you have the keys.
 
-        Without `challenge` and `signature` nothing changes: the response is 428 with a challenge, for any key, known or
-        not. The signature is by the signing key (Ed25519) or the identity key (XEdDSA), over the text
-        `mimu-reset-v1|{identity_key}|{challenge}|{sha256}`, where `identity_key` is the standard padded base64 of its
-        32 bytes and `sha256` the hex digest of `new_password`. Every other session ends.
+        Without `challenge` and `signature` nothing changes, and 428 returns a challenge, for any key, known or not.
+        Send the same body again with both. The signature is by the signing key (Ed25519) or the identity key (XEdDSA),
+        over the text `mimu-reset-v1|{identity_key}|{challenge}|{sha256}`, where `identity_key` is the standard padded
+        base64 of its 32 bytes and `sha256` the hex digest of `new_password`. A challenge works once, for `expires_in`
+        seconds. The response is one new session; every other session ends.
         """
         if body.challenge is None or body.signature is None:
             await self.limit("reset-challenge", self._challenge_rate)
@@ -198,7 +209,7 @@ class LogoutHandler(ApiHandler):
 
     @operation({204: None}, refuses=(NotFound,), cost=DEFENDS)
     async def post(self, body: Logout | None = None) -> None:
-        """End this session; with `all`, every session of the user."""
+        """End this session, or all sessions of the user."""
         if body is not None and body.all:
             await self._sessions.end_all(self.session.user_id)
         else:
@@ -212,10 +223,10 @@ class SessionsHandler(ApiHandler):
 
     @operation({200: Answer(list[LiveSession], headers=PAGED)}, cost=DEFENDS)
     async def get(self, query: SessionsQuery) -> None:
-        """List your sessions, the most recently used first."""
+        """List your sessions, the one used last first."""
         await self.reserve()
         own = self.session
-        sessions = await self._sessions.list_live(own.user_id, own.session_id, query.limit + 1, query.place)
+        sessions = await self._sessions.list_live(own.user_id, own.session_id, query.limit + 1, query.cursor)
         reply_page(self, query, sessions, "last_used_at", "id")
 
 
@@ -225,9 +236,9 @@ class SessionHandler(ApiHandler):
 
     @operation({204: None}, refuses=(NotFound,), cost=DEFENDS)
     async def delete(self, session_id: UUID) -> None:
-        """End one of your sessions.
+        """End one of your sessions; another user's is 404.
 
-        Within a second every instance rejects its tokens and closes its sockets with 4401.
+        Every instance refuses its tokens within a second (15 while Redis is away), and its sockets close with 4401.
         """
         await self._sessions.end(self.session.user_id, session_id)
         self.reply_nothing()

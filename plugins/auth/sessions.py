@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from handlers.http.base import Client
 from handlers.http.pages import PageCursor
 from handlers.revocations import Revocations
-from handlers.tokens import MARGIN, Tokens
+from handlers.tokens import CLOCK_MARGIN, Tokens
 from handlers.wire.errors import AccountSuspended, InvalidCredentials, NotFound, Unauthorized
 from models import sessions
 from models.database import Database
@@ -148,7 +148,9 @@ class Sessions:
         now = time.monotonic()
         if self._noted is None:
             await self._note_lifetime(now)
-        since = self._tokens.longest_lifetime + MARGIN if self._caught_up is None else now - self._caught_up + OVERLAP
+        since = (
+            self._tokens.longest_lifetime + CLOCK_MARGIN if self._caught_up is None else now - self._caught_up + OVERLAP
+        )
         moment = await sessions.now(self._db) - timedelta(seconds=since)
         ended = await sessions.ended_since(self._db, moment)
         self._revocations.apply(session for session in ended if session.id not in self._applied)
@@ -160,7 +162,7 @@ class Sessions:
     async def _note_lifetime(self, now: float) -> None:
         """Store how long our tokens live, and read how long those of other servers, with other settings, live."""
         await sessions.note_lifetime(self._db, self._tokens.lifetime)
-        longest = await sessions.longest_lifetime(self._db, MARGIN)
+        longest = await sessions.longest_lifetime(self._db, CLOCK_MARGIN)
         self._tokens.longest_lifetime = max(longest, self._tokens.lifetime)
         self._noted = now
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
 from handlers.http.pages import PageQuery
-from handlers.passwords import KnownPassword, NewPassword
+from handlers.passwords import CurrentPassword, NewPassword
 from handlers.wire.shapes import Hex256, Id, Int31, Language, PublicId, Shape, Signature
 from handlers.wire.signal_keys import CurveKey, KyberPrekey, KyberPrekeys, OneTimePrekeys, SignedPrekey, SigningKey
 from handlers.wire.text import EMPTY_IS_NULL, DisplayName
@@ -30,16 +30,24 @@ def _not_reserved(value: str) -> str:
 
 
 class Register(Shape):
-    public_id: Annotated[PublicId, AfterValidator(_not_reserved)]
+    public_id: Annotated[
+        PublicId,
+        AfterValidator(_not_reserved),
+        Field(description="Unique whatever the case; not `search`, `me`, `admin`, `support`, `mimu`, `system`."),
+    ]
     password: NewPassword
-    identity_key: CurveKey
+    identity_key: Annotated[
+        CurveKey, Field(description="X25519: 32 bytes, or 33 with a leading 0x05 (Signal's form); no low-order point.")
+    ]
     fingerprint: Annotated[Hex256, Field(description="SHA-256 of the 32 bytes of `identity_key`.")]
     signing_public_key: SigningKey
     registration_id: Int31
     signed_prekey: SignedPrekey
     one_time_prekeys: OneTimePrekeys = ()
     kyber_prekeys: KyberPrekeys = ()
-    last_resort_kyber_prekey: KyberPrekey | None = None
+    last_resort_kyber_prekey: Annotated[
+        KyberPrekey | None, Field(description="Handed out when no other is left; it is never used up.")
+    ] = None
     display_name: Annotated[DisplayName | None, EMPTY_IS_NULL] = None
     language: Annotated[Language | None, EMPTY_IS_NULL] = None
 
@@ -50,7 +58,7 @@ class AvailabilityQuery(Shape):
 
 class Login(Shape):
     public_id: Annotated[str, Field(max_length=64)]
-    password: KnownPassword
+    password: CurrentPassword
 
 
 class Refresh(Shape):
@@ -65,11 +73,11 @@ class ResetPassword(Shape):
 
 
 class Logout(Shape):
-    all: bool = False
+    all: Annotated[bool, Field(description="Every session of the user's.")] = False
 
 
 class ChangePassword(Shape):
-    old_password: KnownPassword
+    old_password: CurrentPassword
     new_password: NewPassword
 
 
@@ -80,7 +88,8 @@ class Availability(TypedDict):
 
 
 class SignedIn(Shape):
-    """A new session. ``expires_in`` is the lifetime of the access token in seconds."""
+    """A new session. ``expires_in`` is the lifetime of the access token in seconds: a day unless the operator changes
+    it."""
 
     user_id: Id
     session_id: Id
@@ -101,7 +110,8 @@ class SessionsQuery(PageQuery):
 
 
 class LiveSession(TypedDict):
-    """A session that can still be refreshed; ``current`` marks the session of this request."""
+    """A session that can still be refreshed; ``current`` marks the session of this request. ``last_used_at`` is when it
+    was registered, logged in or refreshed."""
 
     id: UUID
     platform: str | None

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 from pydantic import ByteSize, Field
 
-from config.settings import Rate, RateLimit, Section
+from config.settings import Section
+from config.values import Rate, RateLimit
 from handlers.sockets.socket import Event
 from handlers.wire.costs import READS, UPDATES, WRITES
 from models.calls import overdue
@@ -17,6 +18,7 @@ from plugins.calls import frames, http, shapes
 from plugins.calls.calls import NEWS, Calls
 from plugins.calls.candidates import Candidates
 from plugins.calls.history import History
+from plugins.calls.refusals import OF_A_CALL, CallIdConflict, CannotCallSelf, Glare, UserNotFound
 from plugins.calls.tally import Tally
 from plugins.calls.waiting import PendingOffers
 
@@ -24,11 +26,15 @@ SECONDS = 10.0  # a run of the sweep; the next one goes on
 
 
 class Settings(Section):
-    rate_limit_offers: RateLimit = Field(Rate(60, 600), description="Calls a user may start; each leaves a row.")
+    rate_limit_offers: RateLimit = Field(
+        Rate(60, 600), description="Calls that a user may start. Each one leaves a row."
+    )
     call_waiting_bytes: ByteSize = Field(
         ByteSize(32 << 20),
         ge=1 << 20,
-        description="Frames of calls that may begin to wait in Redis in a minute.",
+        description="Bytes of call frames that may begin to wait in Redis in a minute, for all users together; "
+        "Redis holds at most twice as much. A call needs about 30 KiB. Above it calls still ring, but "
+        "not on devices that come online later. Raise it if you have the memory and many calls.",
     )
 
 
@@ -71,11 +77,17 @@ def setup(app: App, settings: Settings) -> Plugin:
             ("/calls/([0-9a-fA-F-]{36})", http.Call, {"history": history}),
         ),
         events={
-            "call_offer": Event(shapes.Offer, calls.offer, cost=WRITES),
-            "call_answer": Event(shapes.Answer, calls.answer, cost=UPDATES),
-            "ice_candidate": Event(shapes.Candidate, candidates.take, cost=READS),
-            "call_hangup": Event(shapes.Hangup, calls.hangup, cost=UPDATES),
-            "call_heartbeat": Event(shapes.Heartbeat, calls.heartbeat, cost=UPDATES),
+            "call_offer": Event(
+                shapes.Offer,
+                calls.offer,
+                cost=WRITES,
+                refuses=(UserNotFound, CannotCallSelf, Glare, CallIdConflict),
+                limits={"rate_limit_offers": "user"},
+            ),
+            "call_answer": Event(shapes.Answer, calls.answer, cost=UPDATES, refuses=OF_A_CALL),
+            "ice_candidate": Event(shapes.Candidate, candidates.take, cost=READS, refuses=OF_A_CALL),
+            "call_hangup": Event(shapes.Hangup, calls.hangup, cost=UPDATES, refuses=OF_A_CALL),
+            "call_heartbeat": Event(shapes.Heartbeat, calls.heartbeat, cost=UPDATES, refuses=OF_A_CALL),
         },
         sends=frames.SENT,
         # The seed's task. Rings are timed by the instance that took the offer; this is for those whose instance died.

@@ -10,12 +10,11 @@ from uuid import UUID
 import structlog
 from redis.exceptions import RedisError
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.alerts import Alerts
 from handlers.limits.rates import Limits
 from handlers.sockets.bus import Bus
-from handlers.sockets.hub import Hub, Peer, ends
-from handlers.wire.frames import AckFields
+from handlers.sockets.hub import Hub, Peer, last_of
 from models import calls
 from models.calls import RING_SECONDS, Call
 from models.database import Database, Unavailable
@@ -59,7 +58,7 @@ class Calls:
 
     # Frames from clients ------------------------------------------------------------------------------------------
 
-    async def offer(self, peer: Peer, offer: shapes.Offer) -> AckFields:
+    async def offer(self, peer: Peer, offer: shapes.Offer) -> frames.Rings:
         """Ring the callee. The ack says whether any of their sockets took it, and when the ring ends."""
         caller = peer.session.user_id
         if offer.to_user_id == caller:
@@ -99,7 +98,7 @@ class Calls:
             "delivered": delivered if rung.visible else None,
         }
 
-    async def answer(self, peer: Peer, answer: shapes.Answer) -> AckFields:
+    async def answer(self, peer: Peer, answer: shapes.Answer) -> frames.Answered:
         """Accept a ringing call; the first of the callee's devices wins, and the others stop ringing. The ack says
         whether any socket of the caller's took the answer; it waits for those that open within a minute."""
         callee = peer.session.user_id
@@ -116,7 +115,7 @@ class Calls:
             self._bus.publish(NEWS, f"{call.id} answered".encode())
             own = frames.fields(call, caller, callee)
             elsewhere: frames.CallHangup = {"type": "call_hangup", **own, "reason": "answered_elsewhere"}
-            self._hub.send(callee, elsewhere, skip=peer.peer_id, key=ends(str(call.id)))
+            self._hub.send(callee, elsewhere, skip=peer.peer_id, key=last_of(str(call.id)))
             if caller is not None:
                 own = frames.fields(call, callee, caller, answer.encrypted_payload)
                 frame: frames.CallAnswer = {"type": "call_answer", **own}
@@ -124,7 +123,7 @@ class Calls:
                 delivered = await self._hub.deliver(caller, frame, key=answer_key(call.id))
         elif caller is not None:
             delivered = await self._online(caller)
-        ack: dict[str, object] = {
+        ack: frames.Answered = {
             "call_id": call.id,
             "status": call.status,
             "delivered": delivered if answered.visible else None,
@@ -138,7 +137,7 @@ class Calls:
         except OUTAGES:
             return False
 
-    async def hangup(self, peer: Peer, hangup: shapes.Hangup) -> AckFields:
+    async def hangup(self, peer: Peer, hangup: shapes.Hangup) -> frames.HungUp:
         """End a call. Of a finished one it is acked and changes nothing."""
         user_id = peer.session.user_id
         for _ in range(3):  # the offer may be committed between the two statements
@@ -153,7 +152,7 @@ class Calls:
             raise await why_not(self._db, hangup.call_id, user_id)
         return {"call_id": call.id, "status": call.status, "end_reason": call.end_reason}
 
-    async def heartbeat(self, peer: Peer, heartbeat: shapes.Heartbeat) -> AckFields:
+    async def heartbeat(self, peer: Peer, heartbeat: shapes.Heartbeat) -> frames.Beaten:
         """Keep an answered call alive."""
         if not await calls.beat(self._db, heartbeat.call_id, peer.session.user_id):
             raise await why_not(self._db, heartbeat.call_id, peer.session.user_id)
@@ -188,7 +187,7 @@ class Calls:
             fields = frames.fields(call, from_user_id, user_id, None if own else payload)
             frame: frames.CallHangup = {"type": "call_hangup", **fields, "reason": shown}
             # An offer that another instance is just passing on must not ring after this.
-            self._hub.send(user_id, frame, skip=by.peer_id if own and by else "", key=ends(str(call.id)))
+            self._hub.send(user_id, frame, skip=by.peer_id if own and by else "", key=last_of(str(call.id)))
 
     def hear(self, _: str, message: bytes) -> None:
         """Another instance tells what became of a call. (One's own news come back as well, and change nothing.)"""

@@ -10,7 +10,6 @@ from uuid import UUID
 from handlers.limits.rates import Limits
 from handlers.sockets.hub import Hub, Peer
 from handlers.wire.errors import RateLimited
-from handlers.wire.frames import AckFields
 from models import calls
 from models.calls import ANSWER_SECONDS, RING_SECONDS, Call
 from models.database import Database
@@ -74,7 +73,7 @@ class Candidates:
         live = self._live.get(call_id)
         if live is None or peer.session.user_id != live.caller or live.answer_until < time.monotonic():
             return False
-        if not peer.seen(answer_key(call_id)):
+        if not peer.has_sent(answer_key(call_id)):
             return False
         live.answer_until = 0.0
         return True
@@ -88,7 +87,7 @@ class Candidates:
         for call_id in [call_id for call_id, live in self._live.items() if live.checked < horizon]:
             del self._live[call_id]
 
-    def take(self, peer: Peer, candidate: shapes.Candidate) -> AckFields | Awaitable[AckFields]:
+    def take(self, peer: Peer, candidate: shapes.Candidate) -> Awaitable[None] | None:
         """Pass a candidate on to the other participant."""
         live = self._live.get(candidate.call_id)
         if live is None or live.checked < time.monotonic() - FRESH:
@@ -98,7 +97,7 @@ class Candidates:
         self._pass(peer, candidate, live)
         return None
 
-    async def _after_asking(self, peer: Peer, candidate: shapes.Candidate) -> AckFields:
+    async def _after_asking(self, peer: Peer, candidate: shapes.Candidate) -> None:
         call = await calls.get(self._db, candidate.call_id)
         if call is None or not call.live:
             self.forget(candidate.call_id)
@@ -106,18 +105,17 @@ class Candidates:
         self.learn(call)
         live = self._live[call.id]
         if self._limits.on and live.left == 0:
-            return await self._after_reserving(peer, candidate, live)
-        self._pass(peer, candidate, live)
-        return None
+            await self._after_reserving(peer, candidate, live)
+        else:
+            self._pass(peer, candidate, live)
 
-    async def _after_reserving(self, peer: Peer, candidate: shapes.Candidate, live: _LiveCall) -> AckFields:
+    async def _after_reserving(self, peer: Peer, candidate: shapes.Candidate, live: _LiveCall) -> None:
         self._other(peer, live)  # a stranger uses nothing up
         granted = await calls.reserve_candidates(self._db, candidate.call_id)
         if not granted:
             raise RateLimited(RING_SECONDS)
         live.left += granted
         self._pass(peer, candidate, live)
-        return None
 
     def _other(self, peer: Peer, live: _LiveCall) -> UUID:
         sender = peer.session.user_id

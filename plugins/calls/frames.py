@@ -1,15 +1,16 @@
-"""The frames of a call that the server sends (seed; contract section 6)."""
+"""The frames of a call that the server sends, and what it acknowledges those of clients with (seed; contract
+section 6)."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NotRequired
 from uuid import UUID
 
 from typing_extensions import TypedDict
 
 from models.calls import Call
-from plugins.calls.shapes import CallType
+from plugins.calls.shapes import CallStatus, CallType
 
 
 class CallFields(TypedDict):
@@ -23,6 +24,41 @@ class CallFields(TypedDict):
     encrypted_payload: str
 
 
+class Rings(TypedDict):
+    """``delivered`` tells whether the callee has a socket anywhere; it is null when their presence is hidden from you.
+    For an offer that the server has taken before, ``repeated`` stands instead, and the offer is not sent again."""
+
+    call_id: UUID
+    status: CallStatus
+    expires_at: datetime
+    delivered: NotRequired[bool | None]
+    repeated: NotRequired[Literal[True]]
+
+
+class Answered(TypedDict):
+    """``delivered`` tells whether the caller has a socket anywhere; it is null when their presence is hidden from you.
+    For the same answer again ``repeated`` is true, and the answer is not sent again."""
+
+    call_id: UUID
+    status: CallStatus
+    delivered: bool | None
+    repeated: NotRequired[Literal[True]]
+
+
+class HungUp(TypedDict):
+    """How the call ended. If it was over already, nothing changes."""
+
+    call_id: UUID
+    status: CallStatus
+    end_reason: str | None
+
+
+class Beaten(TypedDict):
+    """The call is alive."""
+
+    call_id: UUID
+
+
 class CallOffer(CallFields):
     """A call rings. Stop ringing at ``expires_at``."""
 
@@ -31,18 +67,24 @@ class CallOffer(CallFields):
 
 
 class CallAnswer(CallFields):
-    """The callee has answered. To the caller."""
+    """The callee has answered. The caller gets it."""
 
     type: Literal["call_answer"]
 
 
 class IceCandidate(CallFields):
+    """An ICE candidate of the other side."""
+
     type: Literal["ice_candidate"]
 
 
 class CallHangup(CallFields):
-    """The call is over, or, for ``answered_elsewhere``, goes on at another device of the same user. ``from_user_id`` is
-    who ended it, or the other side when the server did."""
+    """The call is over, or, for ``answered_elsewhere``, goes on at another device of the same user. Every socket of
+    both users gets it, but the one that ended the call.
+
+    ``from_user_id`` is the user who ended it, or the other side if the server did; null if that account is deleted.
+    ``reason`` is the call's ``end_reason``, but ``answered_elsewhere`` and ``declined_elsewhere`` for the callee's
+    other sockets after one of them answered or declined, and ``connection_lost`` instead of ``heartbeat_lost``."""
 
     type: Literal["call_hangup"]
     reason: str

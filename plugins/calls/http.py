@@ -19,9 +19,9 @@ class Calls(ApiHandler):
 
     @operation({200: Answer(list[CallSession], headers=PAGED)}, cost=READS)
     async def get(self, query: PageQuery) -> None:
-        """List one's calls, the newest first."""
+        """List your calls, the newest first."""
         await self.reserve()
-        entries = await self._history.calls(self.session.user_id, query.limit + 1, query.place)
+        entries = await self._history.calls(self.session.user_id, query.limit + 1, query.cursor)
         reply_page(self, query, entries, "created_at", "id")
 
 
@@ -31,7 +31,7 @@ class Call(ApiHandler):
 
     @operation({200: CallSession}, refuses=(NotFound,), cost=READS)
     async def get(self, call_id: UUID) -> None:
-        """Look at a call of one's own."""
+        """Get one of your calls."""
         entry = await self._history.call(self.session.user_id, call_id)
         if entry is None:
             raise NotFound("There is no such call.")

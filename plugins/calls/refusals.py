@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from uuid import UUID
 
 from handlers.wire.errors import ApiError, Conflict, Forbidden, InvalidRequest, NotFound
@@ -10,31 +11,50 @@ from models.database import Database
 
 
 class NotParticipant(Forbidden):
+    """A call of others."""
+
     code, message = "not_participant", "Only the two of a call may do this."
 
 
 class CallNotFound(NotFound):
+    """No call has that ``call_id``."""
+
     code, message = "call_not_found", "There is no such call."
 
 
 class InvalidState(Conflict):
+    """The call is in a state that does not allow this; ``call_id`` and ``status`` say which."""
+
     code, message = "invalid_state", "The call is in a state that does not allow this."
+    body_fields = MappingProxyType({"call_id": str, "status": str})
 
 
 class CallIdConflict(Conflict):
+    """The ``call_id`` belongs to another call."""
+
     code, message = "call_id_conflict", "This call_id belongs to another call."
 
 
 class UserNotFound(NotFound):
+    """An offer to a user who does not exist."""
+
     code, message = "user_not_found", "There is no such user."
 
 
 class CannotCallSelf(InvalidRequest):
+    """An offer to yourself."""
+
     code, message = "cannot_call_self", "One can't call oneself."
 
 
 class Glare(Conflict):
+    """The other side is calling already; ``call_id`` says by which call."""
+
     code, message = "glare", "The other side is calling you already."
+    body_fields = MappingProxyType({"call_id": str})
+
+
+OF_A_CALL = (CallNotFound, NotParticipant, InvalidState)  # what why_not answers
 
 
 async def why_not(db: Database, call_id: UUID, user_id: UUID) -> ApiError:

@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    Field,
     StringConstraints,
     ValidationError,
     ValidatorFunctionWrapHandler,
@@ -50,6 +51,7 @@ def _or_none(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
 
 
 CallType = Literal["audio", "video"]
+CallStatus = Literal["ringing", "accepted", "rejected", "missed", "ended", "failed"]
 Reason = Literal["hangup", "declined", "busy", "cancelled", "failed"]
 
 
@@ -58,24 +60,44 @@ def _known_reason(value: object) -> object:
 
 
 class Offer(Shape):
-    call_id: Id
+    """Call a user: all their sockets ring, for 60 seconds.
+
+    The offer and your candidates wait for the rest of the ring: a socket that the callee opens in time gets the offer,
+    then the candidates in order, each once. An offer with a new id ends your earlier ring with the same callee, and an
+    answered call between the two of you, with `superseded`: a phone that crashed must be able to call again.
+
+    With `glare` the other side is calling you already: `call_id` names their call."""
+
+    call_id: Annotated[Id, Field(description="A new one for each call.")]
     to_user_id: Id
     call_type: CallType = "audio"
     encrypted_payload: Payload
 
 
 class Answer(Shape):
+    """Answer a call while it rings, as the callee; the first of your devices wins.
+
+    The answer and your candidates wait for sockets that the caller opens, for 60 seconds or until the caller's first
+    `call_heartbeat`."""
+
     call_id: Id
     encrypted_payload: Payload
 
 
 class Candidate(Shape):
+    """Send an ICE candidate to the other side, while the call lives. Either side may.
+
+    While it rings, the payloads of the offer and of the caller's candidates have at most 256 KiB in all."""
+
     call_id: Id
     encrypted_payload: CandidatePayload
 
 
 class Hangup(Shape):
-    """Refused for nothing but its ``call_id``: any other reason counts as ``hangup``, any other payload as none."""
+    """End a call. Either side may.
+
+    Only a bad ``call_id`` is refused: any other reason counts as ``hangup``, and a payload that is no base64 of at most
+    32 KiB as none."""
 
     call_id: Id
     reason: Annotated[Reason, BeforeValidator(_known_reason)] = "hangup"
@@ -83,6 +105,8 @@ class Hangup(Shape):
 
 
 class Heartbeat(Shape):
+    """Keep an answered call alive, every `heartbeat_seconds`. Both sides do."""
+
     call_id: Id
 
 
@@ -93,7 +117,7 @@ class CallSession(TypedDict):
     caller_id: UUID | None
     callee_id: UUID | None
     call_type: CallType
-    status: Literal["ringing", "accepted", "rejected", "missed", "ended", "failed"]
+    status: CallStatus
     started_at: datetime
     accepted_at: datetime | None
     ended_at: datetime | None

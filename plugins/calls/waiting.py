@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
 from handlers.sockets.hub import Hub, Peer
-from handlers.tasks import ended
+from handlers.tasks import Worker
 from handlers.wire.shapes import encode
 from models import calls
 from models.database import Database
@@ -89,19 +89,17 @@ class PendingOffers:
         self._db, self._redis, self._hub, self._all_bytes = db, redis, hub, all_bytes
         self._changes: deque[_Change] = deque()
         self._bytes = 0
-        self._wake = asyncio.Event()
+        self._writer = Worker("calls_waiting", self._write)
         self._rings: dict[str, _Ring] = {}  # lists that began here, and may be there still
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Write until the block ends; what is queued then is written first."""
-        writer = asyncio.create_task(self._write())
         try:
-            yield
+            async with self._writer.running():
+                yield
         finally:
-            await ended(writer)
-            while self._changes:
-                await self._flush()
+            await self._write()
 
     def begin(self, call_id: UUID, callee_id: UUID, offer: Mapping[str, Any], *, known: bool) -> None:
         """Keep the offer until its ring is over. ``known`` callers are contacts of the callee."""
@@ -164,7 +162,7 @@ class PendingOffers:
                 return
             for entry in kept:
                 room -= len(entry)
-                if room < 0 or not await peer.drained():
+                if room < 0 or not await peer.wait_until_drained():
                     return
                 key, _, frame = entry.partition(b"\n")
                 peer.send(orjson.loads(frame), key.decode())
@@ -175,7 +173,7 @@ class PendingOffers:
         while len(self._changes) > QUEUE or self._bytes > QUEUE_BYTES:
             self._next()
             log.warning("waiting_dropped")
-        self._wake.set()
+        self._writer.wake()
 
     def _next(self) -> _Change:
         change = self._changes.popleft()
@@ -183,11 +181,8 @@ class PendingOffers:
         return change
 
     async def _write(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._changes:
-                await self._flush()
+        while self._changes:
+            await self._flush()
 
     async def _flush(self) -> None:
         batch, size = [self._next()], 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pydantic import Field
 
 from config.avatars import AvatarSettings
-from config.settings import Rate, RateLimit
+from config.values import Rate, RateLimit
 from handlers.http.base import ID
 from handlers.sockets.socket import Event
 from handlers.wire import chat_events
 from handlers.wire.avatars import AvatarHosts
 from handlers.wire.costs import POSTS
+from handlers.wire.errors import Forbidden, NotFound
 from models.chats import purge
 from models.sweeps import Sweeper
 from plugins import App, Every, Plugin
@@ -23,11 +24,21 @@ from plugins.chats.typing import Typing
 
 
 class Settings(AvatarSettings):
-    rate_limit_chats: RateLimit = Field(Rate(120, 3600), description="Chats a user may make.")
-    rate_limit_chat_changes: RateLimit = Field(Rate(120, 60), description="Changes of chats and of roles a user.")
-    rate_limit_chat_views: RateLimit = Field(Rate(600, 60), description="Changes of how a user sees chats.")
-    rate_limit_participants: RateLimit = Field(Rate(2500, 3600), description="People a user may bring into chats.")
-    rate_limit_join: RateLimit = Field(Rate(60, 3600), description="Tries of a user to join by an invite, or to look.")
+    rate_limit_chats: RateLimit = Field(
+        Rate(120, 3600), description="Chats that a user may create, or look up by the other person's name."
+    )
+    rate_limit_chat_changes: RateLimit = Field(
+        Rate(120, 60),
+        description="Changes of chats and roles per user. Each one is an event for everybody in the chat.",
+    )
+    rate_limit_chat_views: RateLimit = Field(
+        Rate(600, 60),
+        description="Changes of how a user sees chats (hidden, archived, muted, marked as unread), per user.",
+    )
+    rate_limit_participants: RateLimit = Field(Rate(2500, 3600), description="People that a user may add to chats.")
+    rate_limit_join: RateLimit = Field(
+        Rate(60, 3600), description="Attempts of a user to join through an invite, or to preview one."
+    )
 
 
 PURGING = 10.0  # seconds; the next run goes on
@@ -67,6 +78,6 @@ def setup(app: App, settings: Settings) -> Plugin:
             (f"/chats/{ID}/invites/{ID}", http.InviteHandler, {"invites": invites}),
         ),
         periodic=(Every(30, lambda: purging.run(PURGING), "deleted_chats"),),
-        events={"typing": Event(shapes.Typing, typing.typing, cost=POSTS)},
+        events={"typing": Event(shapes.Typing, typing.typing, cost=POSTS, refuses=(Forbidden, NotFound))},
         sends=(shapes.TypingFrame, *chat_events.OF_CHATS),
     )

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from handlers.http.pages import PageCursor
 from handlers.sockets.hub import Hub
-from handlers.wire.avatars import AvatarHosts, refused
+from handlers.wire.avatars import AvatarHosts, avatar_fault
 from handlers.wire.errors import Fault, Forbidden, InvalidRequest, NotFound
 from handlers.wire.frames import chat_changed
 from handlers.wire.shapes import encode
@@ -89,7 +89,7 @@ class Chats:
     async def create(self, user_id: UUID, request: shapes.NewChat) -> tuple[dict[str, Any], bool]:
         """A new chat, and True; or the direct chat that the two have already. Raises InvalidRequest, Forbidden."""
         others = await self._others(user_id, request)
-        file_id = request.avatar_url and self._avatars.judge(request.avatar_url)
+        file_id = request.avatar_url and self._avatars.check(request.avatar_url)
         new = chats.NewChat(request.type, request.title, request.avatar_url, request.settings or {}, others)
         async with self._db.transaction():
             found = await chats.create(self._changes, user_id, new)
@@ -105,7 +105,7 @@ class Chats:
     async def _give(self, file_id: UUID, user_id: UUID, chat_id: UUID) -> None:
         """Let a file be the avatar of a chat, for its participants to read. Raises InvalidRequest."""
         if not await files.give_to_chat(self._db, file_id, user_id, chat_id):
-            raise refused("names no complete file of yours, or one of another chat")
+            raise avatar_fault("names no complete file of yours, or one of another chat")
 
     async def _others(self, user_id: UUID, request: shapes.NewChat) -> Sequence[UUID]:
         """The participants that a new chat names, without its owner."""
@@ -128,7 +128,7 @@ class Chats:
         if "settings" in changes:
             changes["settings"] = changes["settings"] or {}
         avatar = changes.get("avatar_url")
-        file_id = avatar and self._avatars.judge(avatar)
+        file_id = avatar and self._avatars.check(avatar)
         async with locked(self._changes, user_id, chat_id) as change:
             if not change.two:
                 at_least(change, "admin")

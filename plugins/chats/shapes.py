@@ -12,13 +12,15 @@ from typing_extensions import TypedDict
 from handlers.http.pages import PageQuery
 from handlers.wire.answers import ChatType, Message, Person, Role, Thread
 from handlers.wire.avatars import AvatarUrl
-from handlers.wire.shapes import Id, PublicId, Shape, Until, bounded
+from handlers.wire.shapes import Id, PublicId, Shape, TimeWithOffset, max_json_bytes
 from handlers.wire.text import Title
 
 MAX_SETTINGS = 16 * 1024  # bytes of JSON, as a user's own
 YEAR = 366 * 86_400
 
-Settings = Annotated[dict[str, Any], bounded(MAX_SETTINGS), Field(description="The apps' own; at most 16 KiB of JSON.")]
+Settings = Annotated[
+    dict[str, Any], max_json_bytes(MAX_SETTINGS), Field(description="The apps' own; at most 16 KiB of JSON.")
+]
 
 
 class ListQuery(PageQuery):
@@ -60,14 +62,16 @@ class ChangeView(Shape):
     columns: ClassVar[frozenset[str]] = frozenset(("hidden", "archived", "muted_until", "marked_unread"))
 
     hidden: Annotated[bool, Field(description="Leave it out of the list until there is a new message.")] = False
-    archived: bool = False
-    muted_until: Annotated[Until | None, Field(description="No pushes for messages until then; null ends it.")] = None
+    archived: Annotated[bool, Field(description="Kept for the apps.")] = False
+    muted_until: Annotated[
+        TimeWithOffset | None, Field(description="No pushes for messages until then; null ends it.")
+    ] = None
     marked_unread: Annotated[bool, Field(description="Until the next receipt with `read_seq`.")] = False
 
 
 class NewParticipant(Shape):
     public_id: PublicId
-    role: Literal["admin", "member", "restricted"] = "member"
+    role: Annotated[Literal["admin", "member", "restricted"], Field(description="`admin` by the owner.")] = "member"
 
 
 class ChangeRole(Shape):
@@ -96,6 +100,10 @@ class Join(Shape):
 
 
 class Typing(Shape):
+    """Show the other participants that you are writing.
+
+    They receive it at most once in 3 seconds, and in a channel not at all. It is `forbidden` where you may not post."""
+
     chat_id: Id
 
 
@@ -124,31 +132,34 @@ class Participant(Member):
 
 
 class _OwnChat(Thread):
-    """A chat as its participant sees it. ``role`` and the watermarks are one's own, ``unread_count`` is of messages of
-    others behind ``read_seq``; ``peer`` is the other one of a direct or secret chat, else null. ``hidden``,
-    ``archived``, ``muted_until`` and ``marked_unread`` are what one has set for oneself.
+    """A chat as its participant sees it."""
 
-    With ``request`` it is an invitation that waits for an answer: ``role`` is the one to come, ``invited_by`` who made
-    it, ``updated_at`` when; participants, messages and settings are not shown."""
-
-    request: NotRequired[bool]
-    invited_by: NotRequired[Person | None]
-    role: Role
-    last_seq: int
-    read_seq: int
-    delivered_seq: int
-    unread_count: int
-    hidden: bool
+    request: NotRequired[
+        Annotated[
+            bool,
+            Field(
+                description="An invitation that waits for an answer, made at `updated_at`; participants, messages and"
+                " settings are not shown."
+            ),
+        ]
+    ]
+    invited_by: NotRequired[Annotated[Person | None, Field(description="Null if that account is deleted.")]]
+    role: Annotated[Role, Field(description="Your own; of an invitation the one to come.")]
+    last_seq: Annotated[int, Field(description="Of the newest event; of an invitation its own.")]
+    read_seq: Annotated[int, Field(description="Your mark.")]
+    delivered_seq: Annotated[int, Field(description="Your mark.")]
+    unread_count: Annotated[int, Field(description="Messages of others behind `read_seq`.")]
+    hidden: Annotated[bool, Field(description="Your own view of it, as the next three.")]
     archived: bool
     muted_until: datetime | None
     marked_unread: bool
-    peer: Person | None
+    peer: Annotated[Person | None, Field(description="The other user of a direct or secret chat, else null.")]
     last_message: Message | None
 
 
 class Chat(_OwnChat):
-    """With at most 8 of its ``participants``: oneself, the owner and admins first. Readers of a channel see no other
-    readers."""
+    """A chat as you see it, with at most 8 of its ``participants``: you, the owner and admins first. Readers of a
+    channel see no other readers."""
 
     participants: list[Member]
 
@@ -161,8 +172,8 @@ class Invited(Person):
 
 
 class ChatInFull(_OwnChat):
-    """With all its ``participants``, which are null in a channel, and those who are ``invited``, if there are any. Of a
-    channel its owner and admins see them."""
+    """A chat as you see it, with all its ``participants``, or null in a channel, and the users who are ``invited``, if
+    any. In a channel its owner and admins see these."""
 
     participants: list[Participant] | None
     invited: NotRequired[list[Invited]]
@@ -173,7 +184,7 @@ class BannedUser(Person):
 
 
 class Preview(TypedDict):
-    """What an invite leads to. ``chat_id`` is null unless one has joined already."""
+    """The chat of an invite. ``chat_id`` is null unless you have joined."""
 
     chat_id: UUID | None
     type: ChatType
@@ -192,7 +203,7 @@ class ParticipantRole(TypedDict):
 
 
 class AddedParticipant(ParticipantRole):
-    """The role of a user in a chat, or the one that they are ``invited`` to."""
+    """The role of a user in a chat, or the one of the invitation if they were ``invited``."""
 
     invited: bool
 

@@ -9,7 +9,6 @@ from uuid import UUID
 from handlers.sockets.delivery import Delivery
 from handlers.sockets.hub import Peer
 from handlers.wire.errors import Forbidden, NotFound
-from handlers.wire.frames import AckFields
 from models.chats.access import Access
 from plugins.chats import shapes
 
@@ -22,12 +21,12 @@ class Typing:
         self._access, self._delivery = access, delivery
         self._last: OrderedDict[tuple[UUID, UUID], float] = OrderedDict()
 
-    async def typing(self, peer: Peer, request: shapes.Typing) -> AckFields:
+    async def typing(self, peer: Peer, request: shapes.Typing) -> None:
         """Pass it on, unless the same was passed on a moment ago. Raises NotFound, Forbidden."""
         user_id, chat_id, now = peer.session.user_id, request.chat_id, time.monotonic()
         key = (user_id, chat_id)
         if self._last.get(key, -EVERY) > now - EVERY:
-            return None
+            return
         # No statement judges it again as it does a message, so what is remembered of the chat won't do.
         view = await self._access.present(chat_id)
         if view is None or not view.has(user_id):
@@ -37,8 +36,7 @@ class Typing:
         if view.type != "channel" and self._last.get(key, -EVERY) <= now - EVERY:  # nor by another socket meanwhile
             self._note(key, now)
             frame: shapes.TypingFrame = {"type": "typing", "chat_id": chat_id, "user_id": user_id}
-            self._delivery.tell(chat_id, view.access, view.audience, frame, by=user_id, but=user_id, droppable=True)
-        return None
+            self._delivery.send(chat_id, view.access, view.audience, frame, by=user_id, without=user_id, droppable=True)
 
     def _note(self, key: tuple[UUID, UUID], now: float) -> None:
         self._last[key] = now

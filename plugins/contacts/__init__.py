@@ -1,4 +1,4 @@
-"""Contacts: whose fingerprint one has compared, and whom one has blocked (contract section 3)."""
+"""Contacts: verified fingerprints, and blocks (contract section 3)."""
 
 from __future__ import annotations
 

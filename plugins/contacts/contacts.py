@@ -19,6 +19,8 @@ TRUST = {"manual": "verified", "qr_code": "trusted", "voice": "trusted"}
 
 
 class FingerprintMismatch(Conflict):
+    """That is not the user's fingerprint."""
+
     code, message = "fingerprint_mismatch", "That is not this user's fingerprint."
 
 

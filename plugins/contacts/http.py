@@ -20,12 +20,12 @@ class _Contacts(ApiHandler):
 class Verify(_Contacts):
     @operation({200: Verified}, refuses=(NotFound, FingerprintMismatch), cost=WRITES)
     async def post(self, public_id: UserRef, body: Verification) -> None:
-        """Note that one has compared another's fingerprint; again replaces."""
+        """Mark a user as verified, after you compared fingerprints; again replaces. Yourself is 400."""
         self.reply(await self._contacts.verify(self.session.user_id, public_id, body))
 
     @operation({204: None}, refuses=(NotFound,), cost=UPDATES)
     async def delete(self, public_id: UserRef) -> None:
-        """Take a verification back."""
+        """Take back a verification; 404 if there is none."""
         await self._contacts.unverify(self.session.user_id, public_id)
         self.reply_nothing()
 
@@ -33,9 +33,9 @@ class Verify(_Contacts):
 class Verifications(_Contacts):
     @operation({200: Answer(list[Verified], headers=PAGED)}, cost=READS)
     async def get(self, query: PageQuery) -> None:
-        """List one's verifications, the latest first."""
+        """List your verifications, the latest first."""
         await self.reserve()
-        entries = await self._contacts.verifications(self.session.user_id, query.limit + 1, query.place)
+        entries = await self._contacts.verifications(self.session.user_id, query.limit + 1, query.cursor)
         reply_page(self, query, entries, "verified_at", "id")
 
 
@@ -44,16 +44,20 @@ class Block(_Contacts):
     async def put(self, public_id: UserRef) -> None:
         """Block a user, who is not notified; again changes nothing.
 
-        Their calls ring into the void, and neither sees the other's presence. In direct and secret chats that the
-        blocker has accepted neither may post, edit or react. Other chats with them, present and future, are not shown
-        to the blocker, and look to the blocked user like chats that are not answered.
+        A call of the blocked user rings for them and nowhere else until it is missed, and is not in your history.
+        Neither of you sees the other's presence. In direct and secret chats that you have accepted, neither of you can
+        post, edit or react. You do not see any other chat of the two of you, and for the blocked user it works like a
+        chat that is not answered. Chats of many go on as before, but you are only invited into new ones in which the
+        blocked user is. Profiles and bundles are not hidden.
+
+        Yourself is 400; more than 10,000 blocks are `conflict`.
         """
         await self._contacts.block(self.session.user_id, public_id)
         self.reply_nothing()
 
     @operation({204: None}, refuses=(NotFound,), cost=UPDATES)
     async def delete(self, public_id: UserRef) -> None:
-        """Take a block back, also where there was none."""
+        """Take back a block, if there is one."""
         await self._contacts.unblock(self.session.user_id, public_id)
         self.reply_nothing()
 
@@ -61,7 +65,7 @@ class Block(_Contacts):
 class Blocks(_Contacts):
     @operation({200: Answer(list[Blocked], headers=PAGED)}, cost=READS)
     async def get(self, query: PageQuery) -> None:
-        """List whom one has blocked, the latest first."""
+        """List the users you have blocked, the latest first."""
         await self.reserve()
-        entries = await self._contacts.blocks(self.session.user_id, query.limit + 1, query.place)
+        entries = await self._contacts.blocks(self.session.user_id, query.limit + 1, query.cursor)
         reply_page(self, query, entries, "blocked_at", "user_id")

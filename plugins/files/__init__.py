@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from config.settings import Rate, RateLimit
-from config.storage import Endpoint, StorageSettings
+from config.storage import StorageSettings
 from config.tiers import TierSettings
+from config.values import Rate, RateLimit, WebAddress
 from handlers.http.base import ID
 from models.storage.opened import storage as opened
 from plugins import App, Every, Plugin
@@ -17,10 +17,12 @@ from plugins.files.uploads import Uploads
 
 
 class Settings(StorageSettings, TierSettings):
-    files_public_url: Endpoint | None = Field(
-        None, description="This server's public URL for file links; unset: the URL of the request."
+    files_public_url: WebAddress | None = Field(
+        None,
+        description="This server as clients reach it, for upload URLs: https://mimu.example.org. Unset: the host "
+        "that the client used. Set it when a proxy changes the Host header.",
     )
-    rate_limit_files: RateLimit = Field(Rate(600, 3600), description="Files a user may announce.")
+    rate_limit_files: RateLimit = Field(Rate(600, 3600), description="Files that a user may announce.")
 
 
 SWEEP_SECONDS = 10.0  # a server that stops waits for the run in progress
@@ -43,7 +45,7 @@ def setup(app: App, settings: Settings) -> Plugin:
         finally:
             files.report()
 
-    app.metrics.shows_each("mimu_files_free_bytes", "Free bytes on the files' disk; absent with S3.", (), free_bytes)
+    app.metrics.add_gauges("mimu_files_free_bytes", "Free bytes on the disk of files; absent with S3.", (), free_bytes)
     announcing = {"files": files, "rate": settings.rate_limit_files, "address": settings.files_public_url}
     return Plugin(
         name="files",

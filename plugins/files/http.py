@@ -6,9 +6,16 @@ import re
 from dataclasses import replace
 from uuid import UUID
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.base import ApiHandler
-from handlers.http.downloads import BYTES, NAMED, PART, TAKES, DownloadHandler, RangeNotSatisfiable
+from handlers.http.downloads import (
+    ETAG_HEADERS,
+    FILE_HEADERS,
+    PART_HEADERS,
+    REQUEST_HEADERS,
+    DownloadHandler,
+    RangeNotSatisfiable,
+)
 from handlers.http.pages import PAGED, PageQuery, reply_page
 from handlers.http.uploads import UploadHandler
 from handlers.wire.costs import READS, TRANSFERS, UPDATES, WRITES
@@ -31,7 +38,7 @@ from plugins.files.uploads import Uploads
 
 LOCATION = Header("Location", "A URL on S3 that is valid for five minutes.", required=True)
 
-OPTIONAL_BYTES = tuple(replace(header, required=False) for header in BYTES)  # the JSON response has none of them
+OPTIONAL_BYTES = tuple(replace(header, required=False) for header in FILE_HEADERS)  # an address has none of them
 _EXCLUDED = re.compile(r"q=0(\.0{0,3})?")
 
 
@@ -41,9 +48,9 @@ class FilesHandler(ApiHandler):
 
     @operation({200: Answer(list[shapes.File], headers=PAGED)}, cost=READS)
     async def get(self, query: PageQuery) -> None:
-        """List your own files, the newest first."""
+        """List your files, the newest first."""
         await self.reserve()
-        entries = await self._files.entries(self.session.user_id, query.limit + 1, query.place)
+        entries = await self._files.entries(self.session.user_id, query.limit + 1, query.cursor)
         reply_page(self, query, entries, "created_at", "file_id")
 
     @operation(
@@ -53,7 +60,11 @@ class FilesHandler(ApiHandler):
         cost=WRITES,
     )
     async def post(self, body: shapes.NewFile) -> None:
-        """Announce a file. The response has the URL for its bytes; upload them within the hour."""
+        """Announce a file, and get the URL for its bytes.
+
+        Send the bytes there within the hour, without the token; then complete the file. A chat in which you take no
+        part is 404.
+        """
         await self.limit("files", self._rate, str(self.session.user_id))
         self.reply(await self._files.announce(self.session, body, self._address or self.origin), 201)
 
@@ -74,16 +85,16 @@ class FileHandler(ApiHandler):
 
     @operation({200: shapes.File}, refuses=(NotFound,), cost=READS)
     async def get(self, file_id: UUID) -> None:
-        """Get the description of a file.
+        """Get a file that you may read.
 
-        The owner may read it; once it is complete, also the current members of its chat, and all users while it is the
-        owner's avatar.
+        Its owner may read it. Once it is complete, so may the present participants of its chat, and everybody while it
+        is its owner's avatar.
         """
         self.reply(shapes.file(await self._files.get(self.session.user_id, file_id)))
 
     @operation({204: None}, refuses=(Forbidden, NotFound), cost=UPDATES)
     async def delete(self, file_id: UUID) -> None:
-        """Delete one of your files, complete or not."""
+        """Delete one of your files, whatever its state; a file that you may only read is `forbidden`."""
         await self._files.delete(self.session.user_id, file_id)
         self.reply_nothing()
 
@@ -96,7 +107,7 @@ class CompleteFileHandler(ApiHandler):
 
     @operation({200: shapes.File}, refuses=(NotFound, NotUploaded, ContentMismatch, NoRoom, UploadLocked), cost=UPDATES)
     async def post(self, file_id: UUID) -> None:
-        """Check the size and SHA-256 of an uploaded file, and make it readable. Can be repeated."""
+        """Complete a file: the server checks its size and SHA-256, and lets others read it. Can be repeated."""
         self.reply(shapes.file(await self._uploads.complete(self.session.user_id, file_id)))
 
 
@@ -123,19 +134,22 @@ class FileContentHandler(DownloadHandler):
                 headers=OPTIONAL_BYTES,
                 media="application/octet-stream",
             ),
-            206: Answer(words="The requested range.", headers=PART, media="application/octet-stream"),
+            206: Answer(words="The requested range.", headers=PART_HEADERS, media="application/octet-stream"),
             302: Answer(words="A redirect, with S3.", headers=(LOCATION,)),
-            304: Answer(words="Not modified: `If-None-Match` has its ETag.", headers=NAMED),
+            304: Answer(words="Not modified: `If-None-Match` has its ETag.", headers=ETAG_HEADERS),
         },
         refuses=(NotFound, RangeNotSatisfiable),
-        headers=TAKES,
+        headers=REQUEST_HEADERS,
         cost=TRANSFERS,
     )
     async def get(self, file_id: UUID) -> None:
-        """Download a file, as an attachment.
+        """Download a file that you may read, as an attachment.
 
-        With `Accept: application/json` the response is `{url, expires_at}`: for five minutes that URL returns the bytes
-        without a token. A page of another origin needs this with S3, where it can't follow the redirect.
+        With S3 the response is a redirect to a URL that works for five minutes. `If-Range` works; several ranges don't.
+
+        With `Accept: application/json` (and no `*/*` beside it) the response is `{url, expires_at}`, with S3 and
+        without: the URL of the bytes, which works without a token for five minutes. A page of another origin needs that
+        with S3, because it can't follow the redirect.
         """
         row = await self._files.readable(self.session.user_id, file_id)
         self.add_header("Vary", "Accept")
@@ -148,7 +162,7 @@ class FileContentHandler(DownloadHandler):
         if isinstance(content, Link):
             self.clear_header("Content-Type")
             self.redirect(content.url)
-        elif not self.fresh(tag):
+        elif not self.reply_not_modified(tag):
             with self._files.log_if_lost(row):
                 await self.send(content, row["size"], tag)
 
@@ -165,22 +179,25 @@ class FileDownloadHandler(DownloadHandler):
 
     @operation(
         {
-            200: Answer(words="The whole file.", headers=BYTES, media="application/octet-stream"),
-            206: Answer(words="The requested range.", headers=PART, media="application/octet-stream"),
-            304: Answer(words="Not modified: `If-None-Match` has its ETag.", headers=NAMED),
+            200: Answer(words="The whole file.", headers=FILE_HEADERS, media="application/octet-stream"),
+            206: Answer(words="The requested range.", headers=PART_HEADERS, media="application/octet-stream"),
+            304: Answer(words="Not modified: `If-None-Match` has its ETag.", headers=ETAG_HEADERS),
         },
         refuses=(Forbidden, NotFound, RangeNotSatisfiable),
-        headers=TAKES,
+        headers=REQUEST_HEADERS,
         cost=TRANSFERS,
     )
     async def get(self, file_id: UUID, query: shapes.SignedReading) -> None:
-        """Download a file from the signed URL of `GET /files/{file_id}/content`. Send no token with it."""
+        """Download a file from the signed URL that `GET /files/{file_id}/content` gave; send no token with it.
+
+        It is 404, too, when its reader may not read the file any more. With S3 such a URL is one of S3.
+        """
         row = await self._files.signed(file_id, query)
         content = await self._files.content(row, self.request.method or "")
         if isinstance(content, Link):  # signed before the server moved to S3
             raise NotFound("There is no such file.")
         tag = f'"{row["sha256"].hex()}"'
-        if not self.fresh(tag):
+        if not self.reply_not_modified(tag):
             with self._files.log_if_lost(row):
                 await self.send(content, row["size"], tag, query.reader)
 
@@ -197,7 +214,7 @@ class FileUploadHandler(UploadHandler):
         self._uploads = uploads
 
     async def begin(self, file_id: str) -> Incoming:
-        length = self.declared if "Content-Length" in self.request.headers else None
+        length = self.declared_length if "Content-Length" in self.request.headers else None
         self.incoming = await self._uploads.put(UUID(file_id), self.query(shapes.Signed), length)
         return self.incoming
 
@@ -209,8 +226,11 @@ class FileUploadHandler(UploadHandler):
         cost=TRANSFERS,
     )
     async def put(self, file_id: UUID) -> None:
-        """Upload a file to the signed URL of its announcement. Send no token with it."""
-        await self.received()
+        """Upload a file to the signed URL that announcing it gave; send no token with it.
+
+        The body is the file, of the announced length; a shorter one is 400. With S3 such a URL is one of S3.
+        """
+        await self.write_rest()
         if self.incoming.offset < self.incoming.size:
             await self.incoming.abandon()
             raise InvalidRequest(f"The body must have {self.incoming.size} bytes.")

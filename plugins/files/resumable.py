@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.uploads import UploadHandler
 from handlers.wire.costs import READS, TRANSFERS, UPDATES, Cost
 from handlers.wire.errors import InvalidRequest, NotFound, UnsupportedMediaType
@@ -33,7 +33,7 @@ class TusHandler(UploadHandler):
     """The headers that tus requires of every request and response."""
 
     refuses = (*UploadHandler.refuses, UnsupportedTusVersion)
-    cors_takes, cors_shows = tus.SENT, tus.SHOWN
+    cors_request_headers, cors_response_headers = tus.SENT, tus.SHOWN
     incoming: Incoming | None = None
 
     def set_default_headers(self) -> None:
@@ -93,10 +93,12 @@ class TusUploadsHandler(TusHandler):
     async def post(self) -> None:
         """Announce a file to upload by [tus 1.0.0](https://tus.io/protocols/resumable-upload).
 
-        A body is the first part of the file. Clients that can send only GET and POST name other methods in
-        `X-HTTP-Method-Override`.
+        A body is its first piece. Clients that can send only GET and POST name other methods in
+        `X-HTTP-Method-Override`. `OPTIONS` has the version, the extensions (`creation`, `creation-with-upload`,
+        `checksum`, `termination`, `expiration`), the checksum algorithms, and the largest tier's `Tus-Max-Size`. A chat
+        in which you take no part is 404.
         """
-        await self.received()
+        await self.write_rest()
         if self.incoming is not None:
             await self.incoming.finish()
             self.row = await self._uploads.refresh(self.session.user_id, self.row["id"])
@@ -135,7 +137,7 @@ class TusUploadHandler(TusHandler):
         cost=READS,
     )
     async def head(self, file_id: UUID) -> None:
-        """Get the offset of one of your uploads. Ends a request that is still writing."""
+        """Get the offset of one of your uploads; this ends a request that is still writing."""
         row = await self._uploads.refresh(self.session.user_id, file_id)
         self.set_upload_headers(row)
         self.set_header("Upload-Length", str(row["size"]))
@@ -159,8 +161,8 @@ class TusUploadHandler(TusHandler):
         cost=TRANSFERS,
     )
     async def patch(self, file_id: UUID) -> None:
-        """Continue one of your uploads. With the last byte the file is complete."""
-        await self.received()
+        """Continue one of your uploads; with the last byte the file is complete."""
+        await self.write_rest()
         if self.incoming is not None:
             await self.incoming.finish()
         self.set_upload_headers(await self._uploads.refresh(self.session.user_id, file_id))

@@ -37,10 +37,12 @@ MediaType = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9!#$&^_.+-]{1,6
 
 
 class NewFile(Shape):
-    size: Annotated[int, Field(ge=1, le=MAX_SIZE)]
+    size: Annotated[int, Field(ge=1, le=MAX_SIZE, description="Bytes.")]
     sha256: Sha256
-    media_type: MediaType | None = None
-    chat_id: Id | None = None
+    media_type: Annotated[MediaType | None, Field(description="`type/subtype`.")] = None
+    chat_id: Annotated[
+        Id | None, Field(description="A chat in which you take part; its participants may read the file.")
+    ] = None
 
 
 class Announced(Shape):

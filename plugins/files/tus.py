@@ -26,7 +26,8 @@ LENGTH = Header("Upload-Length", "File size in bytes.", Annotated[int, Field(ge=
 OFFSET = Header("Upload-Offset", "Bytes that the server has received.", Annotated[int, Field(ge=0)], required=True)
 METADATA = Header(
     "Upload-Metadata",
-    "Pairs of a key and base64. The server uses `sha256`, `chat_id` and `media_type` (or `filetype`).",
+    "Pairs of a key and base64, at most 4,096 characters; `sha256`, `chat_id` and `media_type` (or `filetype`) are"
+    " those of `POST /files`.",
 )
 CHECKSUM = Header(
     "Upload-Checksum",

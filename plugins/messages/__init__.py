@@ -1,4 +1,4 @@
-"""Messages: posted once, in one order for all, told after the commit, caught up by ``/sync`` (contract section 7)."""
+"""Messages: posted once, in one order for all, sent after the commit, caught up by ``/sync`` (contract section 7)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 from pydantic import Field
 
 from config.retention import Retention
-from config.settings import Rate, RateLimit
+from config.values import Rate, RateLimit
 from handlers.http.base import ID
 from handlers.sockets.socket import Event
 from handlers.wire import chat_events
 from handlers.wire.costs import POSTS
+from handlers.wire.errors import Conflict, Forbidden, NotFound
 from plugins import App, Every, Plugin
 from plugins.messages import http, shapes
 from plugins.messages.journal import Journal
@@ -24,11 +25,16 @@ from plugins.messages.sync import Sync
 
 
 class Settings(Retention):
-    rate_limit_messages: RateLimit = Field(Rate(1200, 60), description="Messages and their changes a user, over HTTP.")
-    rate_limit_receipts: RateLimit = Field(Rate(1200, 60), description="Receipts a user.")
-    rate_limit_sync: RateLimit = Field(Rate(600, 60), description="Pages of /sync a user.")
-    rate_limit_sealed: RateLimit = Field(Rate(120, 60), description="Sealed messages an address.")
-    rate_limit_sealed_inbox: RateLimit = Field(Rate(600, 60), description="Sealed messages to a user.")
+    rate_limit_messages: RateLimit = Field(
+        Rate(1200, 60),
+        description="Messages, edits, deletions and reactions per user over HTTP. On a socket they count as frames.",
+    )
+    rate_limit_receipts: RateLimit = Field(Rate(1200, 60), description="Receipts per user.")
+    rate_limit_sync: RateLimit = Field(Rate(600, 60), description="Pages of /sync per user.")
+    rate_limit_sealed: RateLimit = Field(
+        Rate(120, 60), description="Sealed messages per IP address; their senders are unknown."
+    )
+    rate_limit_sealed_inbox: RateLimit = Field(Rate(600, 60), description="Sealed messages to the inbox of one user.")
 
 
 def setup(app: App, settings: Settings) -> Plugin:
@@ -56,7 +62,7 @@ def setup(app: App, settings: Settings) -> Plugin:
             (f"/messages/{ID}/reactions/([^/]+)", http.Reaction, by_user),
             ("/sync", http.SyncPage, {"sync": sync, "rate": settings.rate_limit_sync}),
         ),
-        events={"message_send": Event(shapes.Send, messages.send, cost=POSTS)},
+        events={"message_send": Event(shapes.Send, messages.send, cost=POSTS, refuses=(Forbidden, NotFound, Conflict))},
         sends=(shapes.Receipts, *chat_events.OF_MESSAGES),
         # Contract section 7: erased within 15 s of the time.
         periodic=(Every(5, messages.expire, "message_expiry"),),

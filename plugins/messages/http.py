@@ -6,7 +6,7 @@ import unicodedata
 from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.http.pages import PAGED, PageQuery, reply_page
 from handlers.wire.answers import Message
@@ -33,8 +33,8 @@ class ChatMessages(ApiHandler):
     async def get(self, chat_id: UUID, query: shapes.HistoryQuery) -> None:
         """List the messages of a chat.
 
-        Those before `before_seq`, or all, the newest first; those behind `after_seq` the oldest first. A page has at
-        most `limit` messages and at most 1 MiB, so it may be short while there are more, which `Link` says.
+        Without parameters, or before `before_seq`, the newest come first; after `after_seq` the oldest. A page has at
+        most `limit` messages and at most 1 MiB. It may be short while there are more: go by `Link`.
         """
         await self.reserve()
         messages, more = await self._messages.history(self.session.user_id, chat_id, query)
@@ -55,9 +55,13 @@ class ChatMessages(ApiHandler):
         cost=POSTS,
     )
     async def post(self, chat_id: UUID, body: shapes.Post) -> None:
-        """Post a message; answered once it is on the disk.
+        """Post a message. The response comes once it is on disk.
 
-        The same `client_id` of the same sender again is the same message, never two; with another payload it is 409.
+        The same `client_id` of the same sender is the same message: send it again as often as you need, also when you
+        may no longer post, or the message or chat is gone. With another payload, or in another chat, it is `conflict`.
+
+        It is `forbidden` if you are `restricted`, in a channel if you are neither owner nor admin, and in a direct or
+        secret chat if one of you has blocked the other. The frame `message_send` does the same.
         """
         await self.limit("messages", self._rate, str(self.session.user_id))
         posted, repeated = await self._messages.post(self.session.user_id, chat_id, body)
@@ -72,22 +76,23 @@ class OneMessage(ApiHandler):
 
     @operation({200: Message}, refuses=(NotFound,), cost=READS)
     async def get(self, message_id: UUID) -> None:
-        """Look at one message, as the history shows it."""
+        """Get one message, as the history shows it."""
         await self.reserve(LONGEST)
         self.reply(await self._messages.get(self.session.user_id, message_id))
 
     @operation({200: Message}, refuses=(Forbidden, NotFound), limits=BY_USER, cost=POSTS)
     async def put(self, message_id: UUID, body: shapes.Edit) -> None:
-        """Edit a message of one's own. What is not sent stays, but for the payload."""
+        """Edit one of your messages; `message_type` and `metadata` stay if you leave them out."""
         await self.limit("messages", self._rate, str(self.session.user_id))
         await self.reserve(LONGEST)
         self.reply(await self._messages.edit(self.session.user_id, message_id, body))
 
     @operation({204: None}, refuses=(Forbidden, NotFound), limits=BY_USER, cost=POSTS)
     async def delete(self, message_id: UUID) -> None:
-        """Erase a message for everybody.
+        """Delete a message for everybody, and erase its payload.
 
-        By its sender; in a chat of many by its owner and admins, too; by whose sealed inbox it is in.
+        Its sender may do this; in a group, cloud or channel its owner and admins, too; and the owner of the sealed
+        inbox that it is in.
         """
         await self.limit("messages", self._rate, str(self.session.user_id))
         await self._messages.delete(self.session.user_id, message_id)
@@ -102,7 +107,9 @@ class Reaction(ApiHandler):
     async def put(self, message_id: UUID, emoji: shapes.Emoji) -> None:
         """React to a message; again changes nothing.
 
-        An emoji with U+FE0F and without it is the same reaction. It is stored and shown in its fully-qualified form.
+        `emoji` is one emoji by the grammar of [UTS 51](https://unicode.org/reports/tr51/). With U+FE0F and without it
+        is the same reaction; the server stores and shows its fully-qualified form. It is `forbidden` if you are
+        `restricted`, and `conflict` beyond 20 different emoji of one user on one message.
         """
         await self.limit("messages", self._rate, str(self.session.user_id))
         await self._messages.react(self.session.user_id, message_id, _emoji(emoji))
@@ -110,7 +117,7 @@ class Reaction(ApiHandler):
 
     @operation({204: None}, refuses=(NotFound,), limits=BY_USER, cost=POSTS)
     async def delete(self, message_id: UUID, emoji: shapes.Emoji) -> None:
-        """Take a reaction back, also where there is none."""
+        """Take back a reaction, if there is one."""
         await self.limit("messages", self._rate, str(self.session.user_id))
         await self._messages.unreact(self.session.user_id, message_id, _reaction(emoji))
         self.reply_nothing()
@@ -159,9 +166,11 @@ class Receipt(ApiHandler):
 
     @operation({200: shapes.Watermarks}, refuses=(NotFound,), limits={"rate_limit_receipts": "user"}, cost=POSTS)
     async def post(self, chat_id: UUID, body: shapes.Receipt) -> None:
-        """Say how far you have received and read a chat.
+        """Report how far you have received and read a chat.
 
-        Watermarks only grow, and what is read was delivered. In a secret chat what was delivered is erased.
+        Everything up to that `seq` has arrived, or was read. The marks only grow, and what you have read you have
+        received. In a secret chat the server erases what was delivered. A receipt is a mark, not an event: it takes no
+        `seq`, and other participants get it by `receipts`.
         """
         await self.limit("receipts", self._rate, str(self.session.user_id))
         self.reply(await self._receipts.advance(self.session.user_id, chat_id, body))
@@ -173,10 +182,10 @@ class Reads(ApiHandler):
 
     @operation({200: Answer(list[shapes.Read], headers=PAGED)}, refuses=(NotFound,), cost=READS)
     async def get(self, message_id: UUID, query: PageQuery) -> None:
-        """List who has read a message of yours, the last one first.
+        """List who has read one of your messages, the last one first.
 
-        Participants who have left are not listed, nor any in a channel. A receipt that passes more than 1,000 messages
-        enters only the newest ones here.
+        It leaves out participants who have left, users across a block, and all readers of a channel. A receipt that
+        passes more than 1,000 messages enters only the newest 1,000 here; for older ones use the marks.
         """
         reads = await self._receipts.reads(self.session.user_id, message_id, query)
         reply_page(self, query, reads, "read_at", "user_id")
@@ -187,7 +196,7 @@ class SealedMessages(ApiHandler):
     KEY = Header(
         "Unidentified-Access-Key", "The base64 of the receiver's `sealed_access_key`.", required=True, key=True
     )
-    cors_takes = (KEY.name,)
+    cors_request_headers = (KEY.name,)
 
     def initialize(self, inboxes: Inboxes, rate: Rate) -> None:
         self._inboxes, self._rate = inboxes, rate
@@ -200,9 +209,11 @@ class SealedMessages(ApiHandler):
         cost=POSTS,
     )
     async def post(self, body: shapes.Sealed) -> None:
-        """Put a message into somebody's sealed inbox; send no token, for the server is not to know who sends.
+        """Send a message to a user's sealed inbox. Send no token: the server is not to know the sender.
 
-        A wrong key, an unknown user and one without an inbox are one answer.
+        A wrong key, an unknown user and a user without an inbox get the same response, `unauthorized`. An inbox whose
+        chat was deleted is 404. The message arrives in a `secret` chat in which the receiver is alone (`peer` is null),
+        with `sender_id` null.
         """
         key = self.request.headers.get(self.KEY.name)
         if key is None:
@@ -218,11 +229,11 @@ class SyncPage(ApiHandler):
 
     @operation({200: shapes.SyncPage}, refuses=(CursorExpired,), limits={"rate_limit_sync": "user"}, cost=READS)
     async def get(self, query: shapes.SyncQuery) -> None:
-        """Walk through all events of one's chats since a cursor, none skipped.
+        """Get all events of your chats since a cursor, without gaps.
 
-        Those of a chat stand together, by `seq`. A page has at most `limit` events and deletions and at most 1 MiB, so
-        it may be short while there are more, which `has_more` says. Without a cursor there are none, but the present
-        cursor: take it first, and list the chats next.
+        The events of a chat stand together, by `seq`. A page has at most `limit` events and deletions and at most 1
+        MiB. It may be short while there are more: go by `has_more`. Without a cursor there are no events, but the
+        present cursor: take it first, then list your chats.
         """
         await self.limit("sync", self._rate, str(self.session.user_id))
         await self.reserve()

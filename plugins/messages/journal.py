@@ -20,6 +20,7 @@ from handlers.alerts import Alerts
 from handlers.limits.fair_queue import FairQueue
 from handlers.metrics import SECONDS, Metrics
 from handlers.sockets.delivery import Delivery
+from handlers.tasks import Worker
 from handlers.wire.errors import ApiError, Forbidden, NotFound, Unavailable
 from handlers.wire.shapes import b64
 from models.chats import messages
@@ -112,9 +113,7 @@ class Journal:
         self._announcing: set[asyncio.Task[None]] = set()
         # By sender; sealed messages, which have none, by the inbox.
         self._queue: FairQueue[UUID, _Entry[Any]] = FairQueue(QUANTUM, WAITING, WAITING_BYTES)
-        self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._writer = Worker("journal", self._write)
         self._sizes = Histogram(
             "mimu_journal_batch_messages",
             "Messages that shared a commit.",
@@ -127,22 +126,19 @@ class Journal:
             buckets=SECONDS,
             registry=metrics.registry,
         )
-        metrics.shows("mimu_journal_queue_messages", "Messages that wait for a commit.", lambda: len(self._queue))
-        metrics.shows("mimu_journal_queue_bytes", "Bytes that they weigh.", lambda: self._queue.weight)
+        metrics.add_gauge("mimu_journal_queue_messages", "Messages that wait for a commit.", lambda: len(self._queue))
+        metrics.add_gauge("mimu_journal_queue_bytes", "Bytes that they weigh.", lambda: self._queue.weight)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Write until the block ends; what waits then is written first."""
         self._loop = asyncio.get_running_loop()
-        async with self._db.open():
-            writer = asyncio.create_task(self._write())
+        async with self._db.open(), self._writer.running():
             try:
                 yield
             finally:
-                await self._idle.wait()
+                await self._writer.idle()
                 await asyncio.gather(*self._announcing)
-                writer.cancel()
-                await asyncio.gather(writer, return_exceptions=True)
 
     def put(
         self,
@@ -161,25 +157,20 @@ class Journal:
         """
         sender, weight = post.sender_id or post.chat_id, len(post.payload) + ROW
         entry = _Entry(post, view, answer, self._loop.create_future(), skip, reply_to_seq)
-        if self._delivery.behind(post.chat_id) or not self._queue.put(sender, weight, entry):
+        if self._delivery.is_behind(post.chat_id) or not self._queue.put(sender, weight, entry):
             raise Unavailable
-        self._wake.set()
-        self._idle.clear()
+        self._writer.wake()
         return entry.answered
 
     async def _write(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._queue:
-                batch = self._take()
-                try:
-                    await self._store(batch)
-                except Exception as error:  # whatever it is, the next ones must be written
-                    log.error("journal_failed", exc_info=error)
-                    for entry in batch:
-                        entry.refused(Unavailable())
-            self._idle.set()
+        while self._queue:
+            batch = self._take()
+            try:
+                await self._store(batch)
+            except Exception as error:  # whatever it is, the next ones must be written
+                log.error("journal_failed", exc_info=error)
+                for entry in batch:
+                    entry.refused(Unavailable())
 
     def _take(self) -> list[_Entry[Any]]:
         """The next ones; a second message with a client_id of the batch waits for the next, and is known by then."""
@@ -292,7 +283,7 @@ class Journal:
             "created_at": message["created_at"],
             "message": message,
         }
-        self._delivery.tell(
+        self._delivery.send(
             post.chat_id, view.access, view.audience, frame, by=post.sender_id, skip=entry.skip, began=began
         )
         self._alerts.message(post.chat_id, view.audience, post.sender_id)
@@ -315,7 +306,7 @@ class Journal:
         else:
             entry.view, entry.post = view, post._replace(access=view.access)
             self._queue.put_back(post.sender_id or post.chat_id, len(post.payload) + ROW, entry)
-            self._wake.set()
+            self._writer.wake()
 
 
 def _not_told(error: Exception) -> None:

@@ -14,7 +14,7 @@ import structlog
 
 from handlers.sockets.bus import Bus
 from handlers.sockets.hub import Hub, text_frame
-from handlers.tasks import ended
+from handlers.tasks import Worker
 from handlers.wire.shapes import encode
 from models.chats import receipts
 from models.chats.receipts import Standing
@@ -69,18 +69,17 @@ class Marks:
         self._waiting: dict[UUID, _Gathered] = {}  # by chat, for as long as one frame has to wait for the one before
         self._pairs = 0
         self._due: dict[UUID, None] = {}  # chats that may send, the first come first
-        self._wake = asyncio.Event()
+        self._worker = Worker("receipts", self._work)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Send frames, and receive from other instances, until the block ends."""
         await self._bus.subscribe(CHANNEL, self._hear)
-        task = asyncio.create_task(self._work())
-        try:
-            yield
-        finally:
-            self._bus.unsubscribe(CHANNEL)
-            await ended(task)
+        async with self._worker.running():
+            try:
+                yield
+            finally:
+                self._bus.unsubscribe(CHANNEL)
 
     def moved(self, chat_id: UUID, reader: UUID, viewers: Collection[UUID]) -> None:
         """Send the mark of a reader, which has moved, to the sockets of these viewers on all instances."""
@@ -95,7 +94,7 @@ class Marks:
             self._gather(UUID(chat_id), UUID(reader), [UUID(viewer) for viewer in viewers])
 
     def _gather(self, chat_id: UUID, reader: UUID, viewers: Collection[UUID]) -> None:
-        here = [viewer for viewer in viewers if self._hub.here(viewer)]
+        here = [viewer for viewer in viewers if self._hub.is_here(viewer)]
         if not here:
             return
         waiting = self._waiting.get(chat_id)
@@ -108,7 +107,7 @@ class Marks:
 
     def _make_due(self, chat_id: UUID) -> None:
         self._due[chat_id] = None
-        self._wake.set()
+        self._worker.wake()
 
     def _may_send_again(self, chat_id: UUID) -> None:
         if self._waiting[chat_id].pairs:
@@ -118,22 +117,19 @@ class Marks:
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._due:
-                chats = list(itertools.islice(self._due, TOGETHER))
-                taken = {chat_id: self._waiting[chat_id] for chat_id in chats}
-                for chat_id, gathered in taken.items():
-                    del self._due[chat_id]
-                    self._waiting[chat_id] = _Gathered()
-                    self._pairs -= gathered.pairs
-                try:
-                    await self._send(taken)
-                except Exception as error:  # PostgreSQL is away; the next ones must go all the same
-                    log.warning("receipt_frames_lost", chats=len(chats), cause=type(error).__name__)
-                for chat_id in chats:
-                    loop.call_later(EVERY, self._may_send_again, chat_id)
+        while self._due:
+            chats = list(itertools.islice(self._due, TOGETHER))
+            taken = {chat_id: self._waiting[chat_id] for chat_id in chats}
+            for chat_id, gathered in taken.items():
+                del self._due[chat_id]
+                self._waiting[chat_id] = _Gathered()
+                self._pairs -= gathered.pairs
+            try:
+                await self._send(taken)
+            except Exception as error:  # PostgreSQL is away; the next ones must go all the same
+                log.warning("receipt_frames_lost", chats=len(chats), cause=type(error).__name__)
+            for chat_id in chats:
+                loop.call_later(EVERY, self._may_send_again, chat_id)
 
     async def _send(self, taken: dict[UUID, _Gathered]) -> None:
         places = {

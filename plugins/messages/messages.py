@@ -11,7 +11,6 @@ from asyncpg import LockNotAvailableError
 
 from handlers.sockets.hub import Peer
 from handlers.wire.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
-from handlers.wire.frames import AckFields
 from models.chats import chat_list as listing
 from models.chats import expiry, messages
 from models.chats.access import Access, View
@@ -56,9 +55,9 @@ def check_repetition(post: messages.Post, posted: Posted) -> tuple[Posted, bool]
     return posted, True
 
 
-def _acked(post: messages.Post, posted: Posted) -> AckFields:
+def _acked(post: messages.Post, posted: Posted) -> shapes.Sent:
     posted, repeated = check_repetition(post, posted)
-    answer: dict[str, object] = {
+    answer: shapes.Sent = {
         "message_id": str(posted.id),
         "chat_id": str(posted.chat_id),
         "seq": posted.seq,
@@ -81,7 +80,7 @@ class Messages:
     # Two ways lead to the journal: ``send`` puts there at once what a remembered view lets in, and everything else goes
     # through ``_judge_and_store``.
 
-    def send(self, peer: Peer, request: shapes.Send) -> Awaitable[AckFields]:
+    def send(self, peer: Peer, request: shapes.Send) -> Awaitable[shapes.Sent]:
         """The frame ``message_send``; acknowledged after the commit. Returns a future where nothing is awaited before
         the journal, so that a phone may send all that it has and needn't wait for each commit."""
         user_id = peer.session.user_id

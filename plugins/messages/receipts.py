@@ -43,7 +43,7 @@ class Receipts:
 
     async def reads(self, user_id: UUID, message_id: UUID, query: PageQuery) -> list[dict[str, Any]]:
         """A page of who has read a message of the user's, and one more if there is one. Raises NotFound."""
-        found = await receipts.reads(self._db, user_id, message_id, query.limit + 1, query.place)
+        found = await receipts.reads(self._db, user_id, message_id, query.limit + 1, query.cursor)
         if found is None:
             raise NotFound("You have sent no such message.")
         return [dict(row) for row in found]

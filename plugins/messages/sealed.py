@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 from typing import Any
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.limits.rates import Limits
 from handlers.wire.errors import NotFound, Unauthorized
 from handlers.wire.shapes import unb64

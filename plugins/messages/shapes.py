@@ -11,19 +11,23 @@ from typing_extensions import TypedDict
 
 from handlers.http.pages import CURSOR
 from handlers.wire.chat_events import ChatEvent
-from handlers.wire.shapes import Base64, Id, PublicId, Shape, bounded
+from handlers.wire.shapes import Base64, Id, IdText, PublicId, Shape, max_json_bytes
 
 MAX_PAYLOAD = 64 * 1024  # bytes, contract section 7
 MAX_METADATA = 4 * 1024  # bytes of JSON: what a client needs before it decrypts, not a second payload
 YEAR = 366 * 86_400
 MAX_SEQ = 2**62
 
-Payload = Annotated[Base64, Field(min_length=1, max_length=MAX_PAYLOAD)]
+Payload = Annotated[Base64, Field(min_length=1, max_length=MAX_PAYLOAD, description="1 byte to 64 KiB.")]
 MessageType = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]{1,64}$"), Field(description="The apps' own.")
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]{1,64}$"),
+    Field(description="The apps' own, and known to the server."),
 ]
 Metadata = Annotated[
-    dict[str, Any], bounded(MAX_METADATA), Field(description="The apps' own, and known to the server; 4 KiB of JSON.")
+    dict[str, Any],
+    max_json_bytes(MAX_METADATA),
+    Field(description="The apps' own, and known to the server; 4 KiB of JSON."),
 ]
 Seq = Annotated[int, Field(ge=0, le=MAX_SEQ)]
 Lifetime = Annotated[int, Field(ge=5, le=YEAR, description="Seconds after which it is erased.")]
@@ -39,13 +43,16 @@ class Post(Shape):
     encrypted_payload: Payload
     message_type: MessageType
     metadata: Metadata | None = None
-    reply_to: Annotated[Id | None, Field(description="A message of this chat that one sees.")] = None
-    forwarded_from: Annotated[Id | None, Field(description="A message of any chat that one sees.")] = None
+    reply_to: Annotated[Id | None, Field(description="A message of this chat that you see.")] = None
+    forwarded_from: Annotated[Id | None, Field(description="A message of any chat that you see.")] = None
     expires_in: Lifetime | None = None
 
 
 class Send(Post):
-    """The frame ``message_send``."""
+    """Post a message, as `POST /chats/{chat_id}/messages` does; the ack comes once it is on disk.
+
+    This socket gets no `message_new` for it. After `unavailable` the message may be stored or not: send it again with
+    the same `client_id`."""
 
     chat_id: Id
 
@@ -96,6 +103,17 @@ class Posted(TypedDict):
     created_at: datetime
 
 
+class Sent(TypedDict):
+    """Where the message stands in its chat. ``repeated`` is true if you have posted it before, under the same
+    ``client_id``."""
+
+    message_id: IdText
+    chat_id: IdText
+    seq: int
+    created_at: datetime
+    repeated: NotRequired[Literal[True]]
+
+
 class Delivered(TypedDict):
     """A sealed message, to who must not learn more."""
 
@@ -104,7 +122,7 @@ class Delivered(TypedDict):
 
 
 class Watermarks(TypedDict):
-    """How far one is; ``unread_count`` is of messages by others."""
+    """Your marks, and how many messages of others you have not read."""
 
     delivered_seq: int
     read_seq: int
@@ -144,15 +162,16 @@ class Read(TypedDict):
 
 
 class DeletedChat(TypedDict):
-    """A direct chat that the user has deleted for themselves: nothing up to ``seq`` is theirs any more."""
+    """A direct chat that you have deleted for yourself: you no longer see anything up to ``seq``."""
 
     chat_id: UUID
     seq: int
 
 
 class SyncPage(TypedDict):
-    """``cursor`` is for the next time; with ``has_more``, at once. ``marks`` moved since the cursor: the newest of each
-    participant, which may come again. ``deleted`` is left out when it is empty."""
+    """``cursor`` is opaque, and for the next request: at once if ``has_more``. ``marks`` are those that moved since the
+    cursor, the newest of each participant, at most ``limit`` and 500 a page; they may come again. ``deleted`` is left
+    out when it is empty."""
 
     events: list[ChatEvent]
     marks: list[ChatMark]

@@ -23,6 +23,9 @@ MARKS = 500  # in one page: some 80 KB
 
 
 class CursorExpired(ApiError):
+    """A cursor of `/sync` that is older than `SYNC_RETENTION_DAYS`, or of a database that was put back: take a new one,
+    and list the chats."""
+
     status, code, message = 410, "cursor_expired", "This cursor is too old; take a new one and list your chats."
 
 

@@ -1,11 +1,11 @@
-"""Prekeys: bundles for users who want to write, and the owner's supply of keys (contract section 3)."""
+"""Prekeys: bundles to start a Signal session with, and their owner's supply (contract section 3)."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from config.settings import Rate, RateLimit
 from config.signal import SignalSettings
+from config.values import Rate, RateLimit
 from handlers.wire.shapes import USER
 from plugins import App, Plugin
 from plugins.prekeys import http
@@ -14,9 +14,13 @@ from plugins.prekeys.shapes import PrekeysLow
 
 
 class Settings(SignalSettings):
-    rate_limit_bundle: RateLimit = Field(Rate(6, 3600), description="Bundles of one target a caller may fetch.")
-    rate_limit_bundles: RateLimit = Field(Rate(60, 600), description="Bundles in all a caller may fetch.")
-    rate_limit_prekey_upload: RateLimit = Field(Rate(60, 3600), description="Uploads of prekeys a user.")
+    rate_limit_bundle: RateLimit = Field(
+        Rate(6, 3600), description="Key bundles of one user that another user may fetch."
+    )
+    rate_limit_bundles: RateLimit = Field(
+        Rate(60, 600), description="Key bundles of all users together that a user may fetch."
+    )
+    rate_limit_prekey_upload: RateLimit = Field(Rate(60, 3600), description="Uploads of prekeys per user.")
 
 
 def setup(app: App, settings: Settings) -> Plugin:

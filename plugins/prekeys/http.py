@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.wire.costs import READS, WRITES
 from handlers.wire.errors import Conflict, NotFound
@@ -25,10 +25,10 @@ class Bundle(ApiHandler):
         cost=READS,
     )
     async def get(self, public_id: UserRef, query: shapes.BundleQuery) -> None:
-        """Fetch a user's bundle of keys, which opens a Signal session.
+        """Get what you need to start a Signal session with a user.
 
-        A one-time prekey is handed out once, ever. The server notifies the owner when few are left. Your own bundle
-        contains no one-time prekey and uses none.
+        A one-time prekey is handed out once, ever. When fewer than 10 are left, the owner's sockets get `prekeys_low`,
+        or their devices a push. Your own bundle shows no one-time prekey and uses none up.
         """
         signal_form = query.format == "signal"
         self.reply(await self._prekeys.bundle(self.session.user_id, public_id, signal_form=signal_form))
@@ -47,11 +47,15 @@ class Supply(ApiHandler):
         {200: shapes.Supply}, refuses=(NotFound, Conflict), limits={"rate_limit_prekey_upload": "user"}, cost=WRITES
     )
     async def post(self, body: shapes.Upload) -> None:
-        """Upload prekeys; the server stores all or none.
+        """Upload prekeys: the server takes all of them or none.
 
-        A new signed prekey or last-resort key replaces the present one. A `key_id` that was sent before with another
-        key is 409, and so is a signed key that was replaced. Keys that are stored already stay as they are, so an
-        upload can be repeated.
+        A new signed prekey, or last-resort key, replaces the present one. More than 1,000 unused ones of a kind are
+        400.
+
+        You can repeat an upload whose response was lost: a key that is there under the same `key_id` stays as it is,
+        handed out or not, for as long as it is kept (30 days after its use). A `key_id` that you have sent with another
+        key is `conflict`. So is a signed prekey or a Kyber key that you have sent before, or replaced, under whatever
+        `key_id`: its signature doesn't say when it was made.
         """
         await self.limit("prekey-upload", self._rate, str(self.session.user_id))
         self.reply(await self._prekeys.upload(self.session.user_id, body))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.alerts import Alerts
 from handlers.limits.rates import Limits
 from handlers.sockets.hub import Hub, Peer
@@ -100,32 +100,20 @@ class Prekeys:
         owner = await users.identity_of(self._db, user_id)
         if owner is None:
             raise NotFound("There is no such user.")
-        faults = keys.faults(request, owner.identity_key, owner.signing_public_key, libsignal=self._libsignal)
-        signed, last_resort = request.signed_prekey, request.last_resort_kyber_prekey
-        if self._libsignal and signed and not last_resort and await prekeys.last_resort(self._db, user_id) is None:
+        faults = keys.find_faults(request, owner.identity_key, owner.signing_public_key, libsignal=self._libsignal)
+        wanted = self._libsignal and request.signed_prekey and not request.last_resort_kyber_prekey
+        if wanted and await prekeys.last_resort(self._db, user_id) is None:
             faults.append(keys.missing_last_resort())
         if faults:
             raise InvalidRequest("Some fields are not valid.", details=faults)
         try:
-            await prekeys.add(
-                self._db,
-                user_id,
-                signed=_stored(signed) if signed else None,
-                one_time=[prekeys.Unsigned(key.key_id, key.public_key) for key in request.one_time_prekeys],
-                kyber=[_stored(key) for key in request.kyber_prekeys],
-                last_resort=_stored(last_resort) if last_resort else None,
-                at_most=MAX_UNUSED,
-            )
+            await prekeys.add(self._db, user_id, request, at_most=MAX_UNUSED)
         except prekeys.Reused as reused:
             raise Conflict(f"A key or a key id in {reused.kind} was used before.") from None
         except prekeys.TooMany as many:
             fault = Fault(many.kind, f"you have {many.left} unused ones; the server keeps at most {MAX_UNUSED}")
             raise InvalidRequest("Some fields are not valid.", details=[fault]) from None
         return await self.supply(user_id)
-
-
-def _stored(key: keys.SignedPrekey | keys.KyberPrekey) -> prekeys.Signed:
-    return prekeys.Signed(key.key_id, key.public_key, key.signature)
 
 
 def _key(row: Row, prefix: bytes) -> Any:

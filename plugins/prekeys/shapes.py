@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal, NotRequired
+from typing import Annotated, Literal, NotRequired
 from uuid import UUID
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
-from handlers.wire.shapes import Coded, Hex256, Int31, Shape
+from handlers.wire.shapes import EncodedBase64, Hex256, Int31, Shape
 from handlers.wire.signal_keys import KyberPrekey, KyberPrekeys, OneTimePrekeys, SignedPrekey
 
 
 class BundleQuery(Shape):
-    format: Literal["raw", "signal"] = "raw"
+    format: Annotated[
+        Literal["raw", "signal"],
+        Field(description="`signal`: curve keys with Signal's type byte, 33 bytes."),
+    ] = "raw"
 
 
 class Upload(Shape):
@@ -29,18 +33,19 @@ class Upload(Shape):
 class UnsignedKey(TypedDict):
     id: UUID
     key_id: Int31
-    public_key: Coded
+    public_key: EncodedBase64
 
 
 class SignedKey(UnsignedKey):
-    signature: Coded
+    signature: EncodedBase64
 
 
 class Bundle(TypedDict):
-    """``one_time_prekey`` is null if none is left; ``kyber_prekey`` is present if the owner has uploaded any."""
+    """``one_time_prekey`` is null if none is left. ``kyber_prekey`` is present if the owner has uploaded any: a
+    one-time one, or the last-resort one, which stays."""
 
-    identity_key: Coded
-    signing_public_key: Coded
+    identity_key: EncodedBase64
+    signing_public_key: EncodedBase64
     registration_id: Int31
     fingerprint: Hex256
     signed_prekey: SignedKey

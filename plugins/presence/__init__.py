@@ -1,4 +1,4 @@
-"""Presence: who is online, kept true over all instances, and told to who asks for it (contract sections 3 and 7)."""
+"""Presence: who is online, kept true over all instances (contract sections 3 and 7)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 from pydantic import Field
 
-from config.settings import Rate, RateLimit, Section
+from config.settings import Section
+from config.values import Rate, RateLimit
 from handlers.sockets.socket import Event
 from handlers.wire.costs import READS
 from plugins import App, Every, Plugin
@@ -16,7 +17,9 @@ from plugins.presence.watching import CHANNEL, VIEWS, PresenceFrame, PresenceSub
 
 
 class Settings(Section):
-    rate_limit_presence: RateLimit = Field(Rate(60, 60), description="Lists of people to watch a user.")
+    rate_limit_presence: RateLimit = Field(
+        Rate(60, 60), description="Lists of people to watch (presence_subscribe) per user."
+    )
 
 
 def setup(app: App, settings: Settings) -> Plugin:
@@ -35,7 +38,11 @@ def setup(app: App, settings: Settings) -> Plugin:
 
     return Plugin(
         name="presence",
-        events={"presence_subscribe": Event(Subscribe, subscriptions.subscribe, cost=READS)},
+        events={
+            "presence_subscribe": Event(
+                Subscribe, subscriptions.subscribe, cost=READS, limits={"rate_limit_presence": "user"}
+            )
+        },
         sends=(PresenceFrame,),
         periodic=(Every(10, presence.beat, "presence"), Every(30, subscriptions.forget_closed, "presence_watchers")),
         lifespan=lifespan,

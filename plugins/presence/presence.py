@@ -11,6 +11,7 @@ import structlog
 
 from handlers.alerts import Alerts
 from handlers.sockets.hub import Hub
+from handlers.tasks import Worker
 from models import presence
 from models.database import Database, Unavailable
 from models.sweeps import UNWATCHED, Watch
@@ -38,47 +39,41 @@ class Presence:
         self._db, self._hub, self._alerts, self._id, self._tell = db, hub, alerts, hub.instance_id, tell
         self._sweeper = presence.sweeper(db, sweeps, self._swept)
         self._changed: dict[UUID, bool] = {}
-        self._wake = asyncio.Event()
+        self._writer = Worker("presence", self._write, gather=GATHER)
 
     def watch(self, user_id: UUID, online: bool) -> None:
         """Note a change; only the last one before the next write counts."""
         self._changed[user_id] = online
-        self._wake.set()
+        self._writer.wake()
 
     @contextlib.asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
         self._hub.watchers.append(self.watch)
         await presence.beat(self._db, self._id)
-        writer = asyncio.create_task(self._write())
         try:
-            yield
+            async with self._writer.running():
+                yield
         finally:
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
             try:
                 self._tell(await presence.end(self._db, self._id))
             except Unavailable:
                 log.warning("presence_left_to_others")  # their sweep ends it within a minute
 
     async def _write(self) -> None:
-        while True:
-            await self._wake.wait()
-            await asyncio.sleep(GATHER)
-            self._wake.clear()
-            changed, self._changed = self._changed, {}
-            for online, record in ((True, presence.arrive), (False, presence.leave)):
-                users = [user for user, now in changed.items() if now is online]
-                for start in range(0, len(users), BATCH):
-                    batch = users[start : start + BATCH]
-                    try:
-                        self._tell(await record(self._db, self._id, batch))
-                    except Exception as error:
-                        # PostgreSQL is away, or another instance took us for dead and removed our row; the next beat
-                        # brings it back. What happened since counts more than what is put back.
-                        log.warning("presence_delayed", cause=type(error).__name__)
-                        self._changed = {**dict.fromkeys(batch, online), **self._changed}
-                        self._wake.set()
-                        await asyncio.sleep(1)
+        changed, self._changed = self._changed, {}
+        for online, record in ((True, presence.arrive), (False, presence.leave)):
+            users = [user for user, now in changed.items() if now is online]
+            for start in range(0, len(users), BATCH):
+                batch = users[start : start + BATCH]
+                try:
+                    self._tell(await record(self._db, self._id, batch))
+                except Exception as error:
+                    # PostgreSQL is away, or another instance took us for dead and removed our row; the next beat
+                    # brings it back. What happened since counts more than what is put back.
+                    log.warning("presence_delayed", cause=type(error).__name__)
+                    self._changed = {**dict.fromkeys(batch, online), **self._changed}
+                    self._writer.wake()
+                    await asyncio.sleep(1)
 
     async def beat(self) -> None:
         """Say that this instance lives, and sweep those that don't."""

@@ -14,13 +14,12 @@ import structlog
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.limits.rates import Limits
 from handlers.metrics import Metrics
 from handlers.sockets.bus import Bus
 from handlers.sockets.hub import Peer, text_frame
-from handlers.tasks import ended
-from handlers.wire.frames import AckFields
+from handlers.tasks import Worker
 from handlers.wire.shapes import Id, Moment, Shape, encode
 from models import presence
 from models.database import Database
@@ -39,12 +38,19 @@ HIDDEN: Shown = (False, None)  # as profiles show it, too
 
 
 class Subscribe(Shape):
+    """Watch the presence of these users instead of the earlier ones; an empty list ends it.
+
+    For each user who lets you see it a `presence` comes at once, before the ack; and another one whenever they come or
+    go, or hide or show it."""
+
     user_ids: Annotated[list[Id], Field(max_length=MOST)]
 
 
 class PresenceFrame(TypedDict):
-    """Whether a watched user is online. Only to sockets that asked by `presence_subscribe`; `false` and `null` also
-    when the user's settings or a block hide it."""
+    """Whether a watched user is online. Only sockets that sent `presence_subscribe` get it.
+
+    It is `false` and `null` when the user's settings or a block hide it, which the server checks each time. When one of
+    them starts to hide it, the server takes back at once what it has shown, and sends nothing more."""
 
     type: Literal["presence"]
     user_id: UUID
@@ -63,20 +69,19 @@ class PresenceSubscriptions:
         self._watched: dict[Peer, dict[UUID, Shown]] = {}
         self._asking: dict[Peer, set[UUID]] = {}  # sockets whose list is being read, and who has changed meanwhile
         self._changed: dict[Pair, None] = {}
-        self._wake = asyncio.Event()
+        self._worker = Worker("presence_watching", self._work)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Show until the block ends."""
-        worker = asyncio.create_task(self._work())
         self._bus.on_return.append(self._look_at_all)
-        try:
-            yield
-        finally:
-            self._bus.on_return.remove(self._look_at_all)
-            await ended(worker)
+        async with self._worker.running():
+            try:
+                yield
+            finally:
+                self._bus.on_return.remove(self._look_at_all)
 
-    async def subscribe(self, peer: Peer, request: Subscribe) -> AckFields:
+    async def subscribe(self, peer: Peer, request: Subscribe) -> None:
         """Watch these users instead of those before; how they are is shown at once. Raises RateLimited."""
         await self._limits.spend("presence", str(peer.session.user_id), self._rate)
         self._forget(peer)
@@ -94,7 +99,6 @@ class PresenceSubscriptions:
             shown[row["user_id"]] = row["is_online"], row["last_seen"]
             peer.send(_frame(row["user_id"], shown[row["user_id"]]))
         self._note((user_id, viewer) for user_id in changed)  # what was read may be older than the change
-        return None
 
     def _forget(self, peer: Peer) -> None:
         for user_id in self._watched.pop(peer, ()):
@@ -145,33 +149,30 @@ class PresenceSubscriptions:
             self._changed[user_id, viewer] = None
             for peer in self._asking.keys() & watchers if self._asking else ():
                 self._asking[peer].add(user_id)
-            self._wake.set()
+            self._worker.wake()
 
     async def _work(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            changed, self._changed = self._changed, {}
-            pairs = {
-                (user_id, peer.session.user_id): None
-                for user_id, viewer in changed
-                for peer in self._watchers.get(user_id, ())
-                if viewer in (None, peer.session.user_id) and not peer.closing
-            }
-            asked = list(pairs)
-            for start in range(0, len(asked), BATCH):
-                batch = asked[start : start + BATCH]
-                try:
-                    rows = await presence.seen(self._db, batch)
-                except Exception as error:  # whatever it is: a presence that must be taken back would stay
-                    log.warning("presence_not_shown", pairs=len(asked) - start, cause=type(error).__name__)
-                    self._changed = {**dict.fromkeys(asked[start:]), **self._changed}
-                    self._wake.set()
-                    await asyncio.sleep(RETRY)
-                    break
-                found = {(row["user_id"], row["viewer"]): (row["is_online"], row["last_seen"]) for row in rows}
-                for user_id, viewer in batch:
-                    self._show(user_id, viewer, found.get((user_id, viewer), HIDDEN))
+        changed, self._changed = self._changed, {}
+        pairs = {
+            (user_id, peer.session.user_id): None
+            for user_id, viewer in changed
+            for peer in self._watchers.get(user_id, ())
+            if viewer in (None, peer.session.user_id) and not peer.closing
+        }
+        asked = list(pairs)
+        for start in range(0, len(asked), BATCH):
+            batch = asked[start : start + BATCH]
+            try:
+                rows = await presence.seen(self._db, batch)
+            except Exception as error:  # whatever it is: a presence that must be taken back would stay
+                log.warning("presence_not_shown", pairs=len(asked) - start, cause=type(error).__name__)
+                self._changed = {**dict.fromkeys(asked[start:]), **self._changed}
+                self._worker.wake()
+                await asyncio.sleep(RETRY)
+                break
+            found = {(row["user_id"], row["viewer"]): (row["is_online"], row["last_seen"]) for row in rows}
+            for user_id, viewer in batch:
+                self._show(user_id, viewer, found.get((user_id, viewer), HIDDEN))
 
     def _show(self, user_id: UUID, viewer: UUID, state: Shown) -> None:
         """Bring the viewer's sockets to a state. What hides somebody is never dropped because a client is slow."""
@@ -182,7 +183,7 @@ class PresenceSubscriptions:
             frame = frame or text_frame(encode(_frame(user_id, state)))
             if peer.write(frame, droppable=state != HIDDEN):
                 self._watched[peer][user_id] = state
-                self._metrics.sent("presence", 1)
+                self._metrics.count_sent("presence", 1)
 
 
 def _frame(user_id: UUID, state: Shown) -> PresenceFrame:

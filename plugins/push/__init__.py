@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import structlog
-from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo
+from pydantic import Field, StringConstraints
 
 from config.findings import Examination
-from config.settings import Core, Rate, RateLimit, Section
+from config.settings import Core, Section
+from config.values import Rate, RateLimit, WebAddress, needs
 from handlers.http.base import ID
 from plugins import App, Every, Plugin
 from plugins.push import examination, http
@@ -21,7 +22,7 @@ from plugins.push.providers.apns import Apns, Identity
 from plugins.push.providers.client import ProviderClient
 from plugins.push.providers.fcm import GOOGLE, Fcm
 from plugins.push.providers.outcomes import Provider
-from plugins.push.providers.vapid import AccountFile, P256File, Url
+from plugins.push.providers.vapid import AccountFile, P256File
 from plugins.push.providers.webpush import WebPush, public_key
 from plugins.push.queue.judge import Judge
 from plugins.push.queue.lane import Lane, running
@@ -38,17 +39,6 @@ MAX_PUSHES = 64  # pushes in progress to one provider; at 50 ms each that is 1,2
 MAX_CALL_PUSHES = 32  # the same for calls, which have separate lanes so that they never queue behind messages
 
 
-def _required_with(name: str) -> AfterValidator:
-    """Validator: require this setting when the setting ``name`` is set."""
-
-    def check(value: str | None, info: ValidationInfo) -> str | None:
-        if value is None and info.data.get(name) is not None:
-            raise ValueError(f"missing; {name.upper()} needs it")
-        return value
-
-    return AfterValidator(check)
-
-
 LABEL = "[A-Za-z0-9-]+"
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]{1,255}$")]
 # RFC 8292 section 2.1; the form that py_vapid accepts.
@@ -56,30 +46,57 @@ Subject = Annotated[str, StringConstraints(pattern=rf"^(mailto:[^@\s]+@|https://
 
 
 class Settings(Section):
-    apns_key_file: P256File = Field(None, repr=False, description="Apple's key (.p8); unset, nothing is sent by APNs.")
-    apns_key_id: Annotated[Word | None, _required_with("apns_key_file")] = Field(
-        None, validate_default=True, description="The id of that key."
+    apns_key_file: P256File = Field(
+        None,
+        repr=False,
+        description="Key file (.p8) of the Apple developer team of the app. Unset: no push through APNs.",
     )
-    apns_team_id: Annotated[Word | None, _required_with("apns_key_file")] = Field(
-        None, validate_default=True, description="The id of Apple's developer team."
+    apns_key_id: Annotated[Word | None, needs("apns_key_file")] = Field(
+        None, validate_default=True, description="Id of that key, ten characters. Required with APNS_KEY_FILE."
     )
-    apns_topic: Annotated[Word | None, _required_with("apns_key_file")] = Field(
-        None, validate_default=True, description="The app's bundle id."
+    apns_team_id: Annotated[Word | None, needs("apns_key_file")] = Field(
+        None,
+        validate_default=True,
+        description="Id of the Apple developer team, ten characters. Required with APNS_KEY_FILE.",
     )
-    apns_base_url: Url | None = Field(None, description="Unset: Apple's, by the token's environment.")
+    apns_topic: Annotated[Word | None, needs("apns_key_file")] = Field(
+        None, validate_default=True, description="Bundle id of the app. Required with APNS_KEY_FILE."
+    )
+    apns_base_url: WebAddress | None = Field(
+        None,
+        description="Another address in place of Apple's, for both environments: for tests, or your own proxy. "
+        "Unset: Apple's, by the environment of the token.",
+    )
     fcm_service_account_file: AccountFile = Field(
-        None, repr=False, description="Google's service account (JSON); unset, nothing is sent by FCM."
+        None,
+        repr=False,
+        description="Service account of Google, a JSON file; its token_uri is used. Unset: no push through FCM.",
     )
-    fcm_base_url: Url | None = Field(None, description="Unset: Google's.")
+    fcm_base_url: WebAddress | None = Field(
+        None, description="Another address in place of Google's: for tests, or your own proxy. Unset: Google's."
+    )
     vapid_private_key_file: P256File = Field(
-        None, repr=False, description="Key of scripts.vapid_keys; unset, no Web Push is sent."
+        None,
+        repr=False,
+        description="Key file that signs Web Push; ./mimu vapid-keys FILE makes one. Unset: no Web Push.",
     )
-    vapid_subject: Annotated[Subject | None, _required_with("vapid_private_key_file")] = Field(
-        None, validate_default=True, description="Where push services reach the operator: mailto: or https:."
+    vapid_subject: Annotated[Subject | None, needs("vapid_private_key_file")] = Field(
+        None,
+        validate_default=True,
+        description="How push services reach you: mailto:ops@example.org, or an https URL. Required with "
+        "VAPID_PRIVATE_KEY_FILE.",
     )
-    push_ca_file: Path | None = Field(None, description="A CA that is trusted beside the usual ones.")
-    push_allow_private: bool = Field(False, description="Web Push to private addresses; for tests only.")
-    rate_limit_push: RateLimit = Field(Rate(120, 3600), description="Tokens and push settings a user may store.")
+    push_ca_file: Path | None = Field(
+        None,
+        description="PEM file of a certificate authority to trust besides the usual ones: for your own proxy. "
+        "Unset: only the usual ones.",
+    )
+    push_allow_private: bool = Field(
+        False, description="Allow Web Push to private addresses. For tests only: users choose these addresses."
+    )
+    rate_limit_push: RateLimit = Field(
+        Rate(120, 3600), description="Push tokens and push settings that a user may store."
+    )
 
 
 def setup(app: App, settings: Settings) -> Plugin:
@@ -95,8 +112,12 @@ def setup(app: App, settings: Settings) -> Plugin:
     )
     queue, breaker, tally = Queue(app.redis, str(app.instance_id)), Breaker(), Tally(app.metrics)
     lanes: list[Lane] = []
-    app.metrics.counts("mimu_push_jobs_refused_total", "Jobs for which the queue had no room.", lambda: queue.refused)
-    app.metrics.counts("mimu_push_jobs_poisoned_total", "Jobs set aside.", lambda: sum(lane.poisoned for lane in lanes))
+    app.metrics.add_counter(
+        "mimu_push_jobs_refused_total", "Jobs for which the queue had no room.", lambda: queue.refused
+    )
+    app.metrics.add_counter(
+        "mimu_push_jobs_poisoned_total", "Jobs set aside.", lambda: sum(lane.poisoned for lane in lanes)
+    )
     if not providers:
         return Plugin("push", routes=routes, lifespan=_idle)
 

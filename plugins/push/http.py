@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.wire.costs import READS, UPDATES
 from handlers.wire.errors import NotFound
@@ -20,7 +20,7 @@ class PushTokens(ApiHandler):
 
     @operation({200: list[Token]}, cost=READS)
     async def get(self) -> None:
-        """List your push tokens, the most recently registered first."""
+        """List your push tokens, the one registered last first."""
         self.reply(await self._tokens.list_all(self.session))
 
     @operation(
@@ -29,9 +29,10 @@ class PushTokens(ApiHandler):
         cost=UPDATES,
     )
     async def put(self, body: Registration) -> None:
-        """Register a push token for the current session; it is deleted when the session ends.
+        """Register a push token. It ends with its session.
 
-        An eleventh token replaces the one that was registered longest ago.
+        An eleventh token of an account replaces the one that was registered longest ago. The same token of another
+        account stays as it is.
         """
         await self.limit("push", self._rate, str(self.session.user_id))
         token, new = await self._tokens.register(self.session, body)
@@ -44,7 +45,7 @@ class PushToken(ApiHandler):
 
     @operation({204: None}, refuses=(NotFound,), cost=UPDATES)
     async def delete(self, token_id: UUID) -> None:
-        """Delete a push token."""
+        """Remove a push token."""
         await self._tokens.remove(self.session.user_id, token_id)
         self.reply_nothing()
 
@@ -55,12 +56,12 @@ class PushSettings(ApiHandler):
 
     @operation({200: Preferences}, cost=READS)
     async def get(self) -> None:
-        """Get the push settings: which events wake your devices, and when."""
+        """Get your push settings."""
         self.reply(await self._preferences.of(self.session.user_id))
 
     @operation({200: Preferences}, limits={"rate_limit_push": "user"}, cost=UPDATES)
     async def put(self, body: Preferences) -> None:
-        """Change the push settings; fields that are not sent stay as they are."""
+        """Change your push settings; what you do not send stays."""
         await self.limit("push", self._rate, str(self.session.user_id))
         self.reply(await self._preferences.change(self.session.user_id, body))
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -12,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import AfterValidator, Field, StringConstraints
 from typing_extensions import TypedDict
 
-from handlers.wire.shapes import Base64, Coded, Id, Moment, Shape, Until, described
+from handlers.wire.shapes import Base64, EncodedBase64, Id, Moment, Shape, TimeWithOffset, base64_schema, https_parts
 from plugins.push.providers.client import HTTPS, allowed
 
 MAX_MUTED = 500  # chats; a longer list only fills our disk
@@ -30,14 +28,8 @@ KINDS: tuple[Kind, ...] = (
 
 def _endpoint(value: str) -> str:
     """Check the form of an endpoint. Its IP address is checked when connecting."""
-    try:
-        parts = urlsplit(value)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        raise ValueError("not a URL") from None
-    if parts.scheme != "https" or not host or not re.fullmatch("[!-~]+", value):
-        raise ValueError("must be an https URL")
-    if not allowed(HTTPS if port is None else port):
+    parts = https_parts(value)
+    if not allowed(HTTPS if parts.port is None else parts.port):
         raise ValueError("the port must be 443 or above 1023")
     if "@" in parts.netloc or parts.fragment:
         raise ValueError("must contain neither user information nor a fragment")
@@ -57,15 +49,20 @@ def _point(value: bytes) -> bytes:
 
 class BrowserKeys(Shape):
     p256dh: Annotated[
-        Base64, AfterValidator(_point), described("Base64 of a point of P-256, 65 bytes.", "^B[A-P]@{85}=?$")
+        Base64, AfterValidator(_point), base64_schema("Base64 of a point of P-256, 65 bytes.", "^B[A-P]@{85}=?$")
     ]
-    auth: Annotated[Base64, Field(min_length=16, max_length=16), described("Base64 of 16 bytes.", "^@{22}(==)?$")]
+    auth: Annotated[Base64, Field(min_length=16, max_length=16), base64_schema("Base64 of 16 bytes.", "^@{22}(==)?$")]
 
 
 class BrowserSubscription(Shape):
     """A subscription in the form that browsers and UnifiedPush distributors return."""
 
-    endpoint: Annotated[str, StringConstraints(max_length=2048), AfterValidator(_endpoint)]
+    endpoint: Annotated[
+        str,
+        StringConstraints(max_length=2048),
+        AfterValidator(_endpoint),
+        Field(description="https, port 443 or above 1023."),
+    ]
     keys: BrowserKeys
 
 
@@ -73,16 +70,18 @@ class Registration(Shape):
     provider: Provider
     token: Annotated[
         Annotated[str, StringConstraints(pattern=r"^[!-~]{1,4096}$")] | None,
-        Field(description="For all but webpush; hexadecimal for APNs."),
+        Field(description="For all but `webpush`; hexadecimal for `apns` and `apns_voip`."),
     ] = None
-    subscription: Annotated[BrowserSubscription | None, Field(description="For webpush.")] = None
-    environment: Environment = "production"
-    style: Style = "alert"
+    subscription: Annotated[BrowserSubscription | None, Field(description="For `webpush`.")] = None
+    environment: Annotated[Environment, Field(description="Of APNs; `sandbox` for builds of developers.")] = (
+        "production"
+    )
+    style: Annotated[Style, Field(description="Of `apns`; `background` for pushes that show nothing.")] = "alert"
 
 
 class Token(Shape):
-    """A token as its owner sees it, without the token itself. ``available`` is true if this server sends through that
-    provider."""
+    """A token as its owner sees it, without the token itself. ``current`` is true if it belongs to the session of this
+    request, ``available`` if this server sends through that provider."""
 
     id: UUID
     provider: Provider
@@ -95,10 +94,10 @@ class Token(Shape):
 
 
 class ApplicationServerKey(TypedDict):
-    """``application_server_key`` is the same as ``public_key`` in the form that browsers and UnifiedPush need:
+    """``public_key`` has 65 bytes. ``application_server_key`` is the same, as browsers and UnifiedPush need it:
     URL-safe, not padded."""
 
-    public_key: Coded
+    public_key: EncodedBase64
     application_server_key: str
 
 
@@ -122,13 +121,13 @@ class QuietHours(Shape):
 
     start: Clock
     end: Clock
-    time_zone: Annotated[Zone, AfterValidator(_zone)] = "UTC"
-    calls: bool = True  # calls ring during quiet hours
+    time_zone: Annotated[Zone, AfterValidator(_zone), Field(description="By its IANA name.")] = "UTC"
+    calls: Annotated[bool, Field(description="True if calls ring during quiet hours.")] = True
 
 
 class Muted(Shape):
     chat_id: Id
-    until: Until | None = None  # for ever
+    until: Annotated[TimeWithOffset | None, Field(description="Null: for good.")] = None
 
 
 class Preferences(Shape):

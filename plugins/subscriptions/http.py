@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from config.settings import Rate
+from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.wire.costs import READS, UPDATES, WRITES
 from handlers.wire.errors import Conflict
@@ -21,7 +21,7 @@ class Offers(ApiHandler):
 
     @operation({200: list[shapes.TierOffer]}, cost=READS)
     def get(self) -> None:
-        """List the tiers with their limits, prices and payment methods. `free` comes first."""
+        """List the tiers: what each allows, what it costs, and how to pay. `free` comes first."""
         self.reply(self._subscriptions.offers())
 
 
@@ -43,8 +43,12 @@ class Purchases(ApiHandler):
     async def post(self, body: shapes.Purchase) -> None:
         """Buy a subscription anonymously. Send no token with it.
 
-        `signature` is Ed25519 by the owner's signing key over `mimu-sub-v1|{prid_hash}|{tier}`. The subscription begins
-        now, or when the owner's present subscription of that tier ends.
+        `signature` is Ed25519 by the owner's signing key over `mimu-sub-v1|{prid_hash}|{tier}`. Time begins now, or
+        when the owner's present subscription of that tier ends.
+
+        The server checks in this order: the signature (403); a malformed proof (402); a PRID or payment of
+        another purchase (409); a tier that it doesn't sell that way (422); whether it was paid (402). While the
+        provider is away it answers 503, and stores nothing.
         """
         await self.limit("purchase", self._rate)
         bought = await self._subscriptions.purchase(body)
@@ -57,7 +61,7 @@ class Restore(ApiHandler):
 
     @operation({200: list[shapes.RestoreItem]}, cost=READS)
     async def get(self) -> None:
-        """List the current subscriptions of the token's fingerprint, the latest first."""
+        """List the active subscriptions of the token's fingerprint, the latest first."""
         await self.reserve()
         self.reply(await self._subscriptions.restore(self.session.fingerprint))
 
@@ -70,11 +74,11 @@ class Validations(ApiHandler):
 
     @operation({200: shapes.Validity}, limits={"rate_limit_validate": "address"}, cost=READS)
     async def post(self, body: shapes.Validation) -> None:
-        """Check anonymously if the owner of a PRID has a subscription. Send no token with it.
+        """Check whether the owner of a PRID has a subscription, anonymously: send no token with it.
 
-        `signature` is by the owner's signing key over `mimu-sub-validate-v1|{prid}`, where `prid` is text with
-        hyphens, in lower case or as it is sent, or over the text that the purchase signed. All negative results are the
-        same.
+        `signature` is by the owner's signing key over `mimu-sub-validate-v1|{prid}`, where `prid` is text with hyphens,
+        in small letters or as you send it, or over what the purchase was signed over. All negative results are the
+        same response, `false`, null and null, also a wrong signature.
         """
         await self.limit("validate", self._rate)
         self.reply(await self._subscriptions.validate(body.prid, body.signature))
@@ -95,8 +99,11 @@ class StripeWebhook(ApiHandler):
         cost=UPDATES,
     )
     async def post(self) -> None:
-        """Receive a refund or a dispute from Stripe, and cancel the subscription of that payment. 422 without
-        Stripe."""
+        """Receive a refund or a dispute from Stripe, and cancel the subscription of that payment.
+
+        It takes `charge.refunded` (of the whole amount), `charge.dispute.created` and `charge.dispute.funds_withdrawn`,
+        and ignores all other events. 422 without Stripe.
+        """
         if self._stripe is None:
             raise PaymentMethodUnavailable
         proof = self._stripe.refunded_proof(self.raw_body, self.request.headers.get(self.KEY.name, ""))

@@ -4,69 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, StringConstraints, ValidationInfo, field_validator
 
-from config.settings import Rate, RateLimit
 from config.tiers import TierSettings
+from config.values import Rate, RateLimit, WebAddress, needs
 from plugins.subscriptions.prices import Price, PriceTag
 
-
-def _base(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in value:
-        raise ValueError("expected https://host:port")
-    return value.rstrip("/")
-
-
-BaseUrl = Annotated[str, AfterValidator(_base)]
+StoreId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]{1,64}$")]
 
 
 class Settings(TierSettings):
     stripe_secret_key: SecretStr | None = Field(
         None,
-        description="Stripe's secret or restricted key that may read PaymentIntents and charges; unset: no Stripe.",
+        description="Secret key of Stripe; better a restricted one that may read PaymentIntents and charges. "
+        "Unset: no Stripe.",
     )
-    stripe_webhook_key: SecretStr | None = Field(
-        None, validate_default=True, description="Signing secret (whsec_…) of the webhook that reports refunds."
+    stripe_webhook_key: Annotated[SecretStr | None, needs("stripe_secret_key", "for else refunds go unnoticed")] = (
+        Field(
+            None,
+            validate_default=True,
+            description="Signing secret (whsec_...) of the webhook to /subscriptions/webhooks/stripe, which reports "
+            "refunds and disputes. Required with STRIPE_SECRET_KEY.",
+        )
     )
-    stripe_base_url: BaseUrl | None = Field(None, description="Another URL than Stripe's, for tests.")
-    btcpay_base_url: BaseUrl | None = Field(None, description="A BTCPay Server; unset: no cryptocurrencies.")
-    btcpay_store_id: str | None = Field(
+    stripe_base_url: WebAddress | None = Field(
+        None, description="Another address in place of Stripe's own, for tests. Unset: Stripe's."
+    )
+    btcpay_base_url: WebAddress | None = Field(
+        None, description="BTCPay Server: https://btcpay.example.org. Unset: no cryptocurrencies."
+    )
+    btcpay_store_id: Annotated[StoreId | None, needs("btcpay_base_url")] = Field(
         None,
         validate_default=True,
-        pattern=r"^[A-Za-z0-9]{1,64}$",
-        description="The store whose invoices count.",
+        description="Store of BTCPay whose invoices count. Required with BTCPAY_BASE_URL.",
     )
-    btcpay_api_key: SecretStr | None = Field(
-        None, validate_default=True, description="Its API key, with btcpay.store.canviewinvoices for that store."
+    btcpay_api_key: Annotated[SecretStr | None, needs("btcpay_base_url")] = Field(
+        None,
+        validate_default=True,
+        description="API key of BTCPay with btcpay.store.canviewinvoices for that store only. Required with "
+        "BTCPAY_BASE_URL.",
     )
     payment_timeout_seconds: float = Field(
-        2.5, gt=0, le=30, description="Time limit for a payment provider, with a second try; then 503."
+        2.5,
+        gt=0,
+        le=30,
+        description="Seconds that a payment provider has to answer, with a second attempt; then the client gets "
+        "503. Raise it if yours is slow.",
     )
     tier_premium_price: PriceTag | None = Field(
-        None, description="Price of premium by Stripe or BTCPay, as 4.99 EUR/30 days; unset: only vouchers buy it."
+        None,
+        description="Price of premium through Stripe or BTCPay, such as 4.99 EUR/30 days. Unset: only vouchers buy it.",
     )
     tier_ultra_price: PriceTag | None = Field(
-        None, validate_default=True, description="Price of ultra; must differ from premium's."
+        None,
+        validate_default=True,
+        description="Price of ultra, another amount than that of premium: the amount tells them apart. Unset: "
+        "only vouchers buy it.",
     )
-    rate_limit_purchase: RateLimit = Field(Rate(20, 3600), description="Purchases tried, an address.")
-    rate_limit_validate: RateLimit = Field(Rate(60, 60), description="Subscriptions validated, an address.")
-
-    @field_validator("stripe_webhook_key")
-    @classmethod
-    def _require_webhook_key(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        if value is None and info.data.get("stripe_secret_key"):
-            raise ValueError("missing; STRIPE_SECRET_KEY needs it, otherwise refunds go unnoticed")
-        return value
-
-    @field_validator("btcpay_store_id", "btcpay_api_key")
-    @classmethod
-    def _require_all_of_btcpay(cls, value: str | SecretStr | None, info: ValidationInfo) -> str | SecretStr | None:
-        if value is None and info.data.get("btcpay_base_url"):
-            raise ValueError("missing; BTCPAY_BASE_URL needs it")
-        return value
+    rate_limit_purchase: RateLimit = Field(Rate(20, 3600), description="Attempts per IP address to buy a subscription.")
+    rate_limit_validate: RateLimit = Field(Rate(60, 60), description="Subscriptions validated per IP address.")
 
     @field_validator("tier_ultra_price")
     @classmethod

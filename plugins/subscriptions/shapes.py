@@ -28,7 +28,7 @@ class Purchase(Shape):
     payment_proof: Annotated[
         str,
         StringConstraints(min_length=1, max_length=256),
-        Field(description="A voucher's code; the id of a PaymentIntent; the id of a BTCPay invoice."),
+        Field(description="A voucher's code; the id of a PaymentIntent (`pi_…`); the id of a BTCPay invoice."),
     ]
     payment_method: Method
 
@@ -53,7 +53,7 @@ class Validation(Shape):
 
 
 class Subscription(TypedDict):
-    """A subscription as it is now: one that has ended is ``expired``."""
+    """A subscription at this moment: once it has ended it is ``expired``."""
 
     subscription_id: UUID
     tier: Sold

@@ -13,7 +13,8 @@ from typing_extensions import TypedDict
 
 from config.findings import Examination
 from config.keyring import Keyring, KeyringFile
-from config.settings import Core, Rate, RateLimit, Section
+from config.settings import Core, Section
+from config.values import Rate, RateLimit
 from handlers.http.base import ApiHandler
 from handlers.wire.costs import READS
 from handlers.wire.operations import operation
@@ -25,15 +26,23 @@ DAY = 86_400  # seconds
 
 
 class Settings(Section):
-    turn_host: str = Field("localhost", description="Public name or address of coturn.")
-    turn_secret: SecretStr = Field(SecretStr(""), description="coturn's static-auth-secret; at least 32 characters.")
-    turn_port: int = Field(3478, ge=1, le=65535, description="coturn's port for UDP and TCP.")
-    turn_tls_port: int = Field(5349, ge=0, le=65535, description="coturn's port for TLS; 0: none.")
+    turn_host: str = Field("localhost", description="Public name or address of coturn, as clients reach it.")
+    turn_secret: SecretStr = Field(
+        SecretStr(""),
+        description="static-auth-secret of coturn; at least 32 characters: openssl rand -hex 32. Required in "
+        "production, and different from JWT_SECRET. Unset in development: the server makes one and "
+        "keeps it in MIMU_DATA_DIR/secrets.",
+    )
+    turn_port: int = Field(3478, ge=1, le=65535, description="Port of coturn for UDP and TCP.")
+    turn_tls_port: int = Field(
+        5349, ge=0, le=65535, description="Port of coturn for TLS. 0: it has no certificate, so no TLS."
+    )
     turn_username: Literal["user_id", "opaque"] = Field(
         "user_id",
-        description="What coturn sees of a user: the id, or with opaque an HMAC that changes each day.",
+        description="How coturn sees a user: user_id, or opaque, an HMAC that changes every day. Use opaque when "
+        "somebody else runs coturn.",
     )
-    rate_limit_turn: RateLimit = Field(Rate(20, 3600), description="TURN credentials a user.")
+    rate_limit_turn: RateLimit = Field(Rate(20, 3600), description="TURN credentials per user.")
 
 
 class TurnCredentials(TypedDict):

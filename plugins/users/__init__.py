@@ -1,12 +1,12 @@
-"""Users: search, profiles and the own account (contract section 3)."""
+"""Users: search, profiles, and your own account (contract section 3)."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
 from config.avatars import AvatarSettings
-from config.settings import Rate, RateLimit
 from config.tiers import TierSettings
+from config.values import Rate, RateLimit
 from handlers.wire.shapes import USER
 from plugins import App, Plugin
 from plugins.users import http
@@ -14,8 +14,8 @@ from plugins.users.users import Users
 
 
 class Settings(AvatarSettings, TierSettings):
-    rate_limit_search: RateLimit = Field(Rate(20, 60), description="Searches a user.")
-    rate_limit_delete: RateLimit = Field(Rate(5, 900), description="Tries to delete an account, an address.")
+    rate_limit_search: RateLimit = Field(Rate(20, 60), description="Searches per user.")
+    rate_limit_delete: RateLimit = Field(Rate(5, 900), description="Attempts per IP address to delete an account.")
 
 
 def setup(app: App, settings: Settings) -> Plugin:

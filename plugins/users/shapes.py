@@ -9,10 +9,10 @@ from uuid import UUID
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from config.tiers import Allowance, TierName
-from handlers.passwords import KnownPassword
+from handlers.passwords import CurrentPassword
 from handlers.wire.answers import Person
 from handlers.wire.avatars import AvatarUrl
-from handlers.wire.shapes import Base64, Coded, Hex256, Language, Shape, bounded
+from handlers.wire.shapes import Base64, EncodedBase64, Hex256, Language, Shape, max_json_bytes
 from handlers.wire.text import EMPTY_IS_NULL, Bio, DisplayName
 
 MAX_SETTINGS = 16 * 1024  # bytes of JSON
@@ -39,9 +39,11 @@ def _check_known(value: dict[str, Any]) -> dict[str, Any]:
 
 
 KNOWN = Field(
-    description="Settings of the app, at most 16 KiB of JSON. The server itself uses two keys of `privacy`:"
-    " `last_seen`, who sees the user's presence, and `add`, who may add the user to groups without asking. Merged:"
-    " a key that is sent as null is removed, one that is not sent stays; the same for the keys of `privacy`.",
+    description="The app's own, at most 16 KiB of JSON. The server itself reads two keys of `privacy`: `last_seen`, who"
+    " sees your presence, is `everyone` (the default), `contacts` (users whom you have verified, called, answered, or"
+    " written to in a chat of two, or whose chat you have accepted; what they did does not count) or `nobody`; `add`,"
+    " who adds you to chats of many instead of inviting you, is `everyone` (the default), `requests` or `contacts`."
+    " Merged: a key that is sent as null is removed, one that is not sent stays; the same for the keys of `privacy`.",
     json_schema_extra={
         "properties": {
             "privacy": {
@@ -61,7 +63,7 @@ class SearchQuery(Shape):
 
 
 class DeleteMe(Shape):
-    password: KnownPassword
+    password: CurrentPassword
 
 
 class ChangeMe(Shape):
@@ -71,9 +73,14 @@ class ChangeMe(Shape):
     bio: Annotated[Bio | None, EMPTY_IS_NULL] = None
     avatar_url: Annotated[AvatarUrl | None, EMPTY_IS_NULL] = None
     language: Annotated[Language | None, EMPTY_IS_NULL] = None
-    settings: Annotated[dict[str, Any], bounded(MAX_SETTINGS), AfterValidator(_check_known), KNOWN] | None = None
+    settings: Annotated[dict[str, Any], max_json_bytes(MAX_SETTINGS), AfterValidator(_check_known), KNOWN] | None = None
     # Contract section 7: anyone with this key may write to the user's sealed inbox. Signal's has 16 bytes.
-    sealed_access_key: Annotated[Base64, Field(min_length=16, max_length=32)] | None = None
+    sealed_access_key: Annotated[
+        Annotated[Base64, Field(min_length=16, max_length=32)] | None,
+        Field(
+            description="16 to 32 bytes: anyone with it can write to your sealed inbox. Null closes it. Never shown."
+        ),
+    ] = None
 
 
 # Responses ----------------------------------------------------------------------------------------------------------
@@ -86,7 +93,7 @@ class UserSearchItem(Person):
 
 class UserProfile(Person):
     fingerprint: Hex256
-    signing_public_key: Coded
+    signing_public_key: EncodedBase64
     bio: str | None
     is_online: bool
     last_seen: datetime | None
@@ -95,10 +102,10 @@ class UserProfile(Person):
 
 
 class OwnProfile(UserProfile):
-    """A profile as its owner sees it. ``sealed_chat_id`` is the chat of the sealed inbox, ``limits`` are those of the
-    ``tier``."""
+    """Your own profile. ``sealed_chat_id`` is the chat of your sealed inbox, or null; ``limits`` are what your present
+    ``tier`` allows."""
 
-    identity_key: Coded
+    identity_key: EncodedBase64
     settings: dict[str, Any]
     sealed_chat_id: UUID | None
     tier: TierName

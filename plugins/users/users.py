@@ -12,7 +12,7 @@ from handlers.alerts import Alerts
 from handlers.passwords import Passwords
 from handlers.revocations import Revocations
 from handlers.tokens import Session
-from handlers.wire.avatars import AvatarHosts, refused
+from handlers.wire.avatars import AvatarHosts, avatar_fault
 from handlers.wire.errors import Fault, InvalidCredentials, InvalidRequest, NotFound
 from handlers.wire.shapes import b64
 from models import accounts, files, profiles, subscriptions, users
@@ -90,11 +90,11 @@ class Users:
 
     async def _check_avatar(self, user_id: UUID, avatar: str) -> None:
         """Check an avatar_url. Raises InvalidRequest if its host is not allowed or it is not a complete own file."""
-        file_id = self._avatars.judge(avatar)
+        file_id = self._avatars.check(avatar)
         if file_id is not None:
             file = await files.owned(self._db, file_id, user_id)
             if file is None or file["state"] != "complete":
-                raise refused("is not a complete file of yours")
+                raise avatar_fault("is not a complete file of yours")
 
     async def delete(self, session: Session, password: str) -> None:
         """Erase the account (contract section 10). Raises InvalidCredentials."""

@@ -91,7 +91,7 @@ def _refused(error: Exception) -> tuple[str, str]:
     """What is wrong, and what to do: by the kind of the error, for its text may quote the address."""
     if known := reasons.of_redis(error):
         return known
-    if isinstance(error, AuthenticationError | NoPermissionError) or "WRONGPASS" in str(error):
+    if isinstance(error, AuthenticationError | NoPermissionError) or reasons.redis_code(error) == "WRONGPASS":
         return "Redis does not take the user or the password of REDIS_URL.", "Compare it with requirepass, or the ACL."
     if isinstance(error, BusyLoadingError):
         return "Redis is reading its data.", "Look again in a minute."
@@ -139,7 +139,7 @@ async def _writes(redis: Any, told: dict[str, Any]) -> AsyncIterator[Finding]:
         if misplaced is reasons.CLUSTER or misplaced is reasons.SENTINEL:
             yield wrong("writes", *misplaced)
             return
-        kind = str(error).partition(" ")[0]
+        kind = reasons.redis_code(error)
         known = kind if kind in ("MISCONF", "NOREPLICAS", "OOM") else type(error).__name__
         yield wrong("writes", f"Redis refuses writes ({known}).", "Its own log says why; its disk may be full.")
     else:

@@ -20,7 +20,8 @@ from pydantic import SecretStr
 
 from config import secrets
 from config.findings import Examination, Finding, StopExamination, good, skipped, weak, wrong
-from config.settings import PRIVATE_NETWORKS, Network
+from config.settings import PRIVATE_NETWORKS
+from config.values import Network
 
 PASSWORD = 16  # characters of a password between machines of one's own: who can reach them can try as fast as they like
 # What images and guides ship with.

@@ -143,7 +143,7 @@ class _Bucket:
             async for finding in self._public(new_key(), content):
                 yield finding
         finally:
-            await self._storage.multipart.close()
+            await self._storage.close()
 
     async def _ask(
         self, method: str, key: str, body: bytes = b"", query: Mapping[str, str] | None = None, **headers: str

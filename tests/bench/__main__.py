@@ -21,7 +21,7 @@ ATTEMPTS = 4  # at a measurement that others disturb
 async def measure(names: list[str], runs: int, quick: bool) -> list[Figure]:
     """The figures of those scenarios."""
     figures: list[Figure] = []
-    seconds, warm_up = (1.0, 0.3) if quick else (5.0, 1.0)
+    seconds, warm_up = (0.4, 0.1) if quick else (5.0, 1.0)
     machine.take_load_core()
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(asyncio.timeout(MOST * runs * len(names)))

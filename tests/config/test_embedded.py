@@ -25,6 +25,7 @@ from structlog.testing import capture_logs
 import config
 from config import embedded
 from config.embedded.home import shipped
+from tests.waiting import WAIT
 
 ROOT = Path(config.__file__).parents[1]
 
@@ -94,7 +95,7 @@ def urls(process: subprocess.Popen[str]) -> tuple[str, str]:
     raise AssertionError("the server ended")
 
 
-async def eventually(true: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
+async def eventually(true: Callable[[], Awaitable[bool]], seconds: float = WAIT) -> None:
     until = time.monotonic() + seconds
     while not await true():
         assert time.monotonic() < until

@@ -21,6 +21,7 @@ from tests.deploy.relay import free_port
 from tests.deploy.test_turn_files import NOBODY
 from tests.plugins.chatting import chat, message
 from tests.running import ROOT, Place, serving
+from tests.waiting import WAIT
 
 PAGE = ROOT / "docs" / "connections.md"
 PASSWORD = "only-for-these-tests"
@@ -61,7 +62,7 @@ async def running(*command: str | Path, port: int, nobody: bool = False) -> Asyn
     words = [*(become if nobody and os.geteuid() == 0 else []), *map(str, command)]
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT):
             while True:
                 assert process.poll() is None, f"{words} has ended"
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -121,7 +122,7 @@ async def talks(shared: Place, data: Path) -> None:
             for _ in range(30):  # more than one connection, and each statement more than once
                 sent = await alice.post(f"/chats/{made['id']}/messages", message())
                 assert sent.status == 201, sent.text
-            await listening.expect("message_new", 10, seq=sent.json["seq"])
+            await listening.expect("message_new", seq=sent.json["seq"])
         for server in (one, two):
             health = await ask(server.url, "GET", "/health")
             assert health.status == 200, health.text

@@ -18,6 +18,7 @@ from tests.deploy.nginx import folder
 from tests.deploy.relay import free_port
 from tests.running import ROOT
 from tests.scripts.program import script
+from tests.waiting import WAIT
 
 DEPLOY = ROOT / "config" / "deploy"
 PASSWORD = "4f0e1d2c3b4a5968778695a4b3c2d1e0f"
@@ -134,7 +135,7 @@ async def test_minios_container_makes_a_user_for_one_bucket(tmp_path: Path) -> N
     await asyncio.sleep(0.2)
     assert process.returncode is None
     process.terminate()
-    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert await asyncio.wait_for(process.wait(), WAIT) == 0
     lines = calls.read_text().splitlines()
     assert lines[-1] == "stopped"
     place = lines.index("mc admin user add local")

@@ -1,4 +1,4 @@
-"""docs/configuration.md: what config/env.example and the code say, and nothing of its own."""
+"""docs/configuration.md and config/env.example: what the code says, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter
+from pydantic.fields import FieldInfo
 
 import plugins
-from config.settings import Core, Items, Networks, RateLimit, Section
-from config.storage import Endpoint
+from config.settings import Core, Section
 from config.tiers import TierSettings
+from config.values import Items, Networks, RateLimit, WebAddress
 from plugins.subscriptions.prices import PriceTag
 from scripts import configuration_page
 from scripts.configuration_page import KINDS, PAGE, bounds, kind, page, readers
@@ -50,7 +51,7 @@ def test_examples_of_each_kind_are_taken() -> None:
         "networks": Networks,
         "list": Items,
         "price": PriceTag,
-        "address": Endpoint,
+        "address": WebAddress,
         "yes or no": bool,
         "number": float,
         "path": Path,
@@ -70,24 +71,46 @@ def test_ranges_are_told() -> None:
     assert bounds(fields["TIER_FREE_FILE_BYTES"][1]) == "from 1"
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("HTTP and WebSocket port; 0 takes a free one.", "Another word."),
-        ("PORT=8080", "PORT=8081"),
-        ("TRUSTED_PROXIES=\n", ""),
-    ],
-)
-def test_a_change_of_the_example_makes_it_out_of_date(
-    before: str, after: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[Path, Path]:
+    """Files of a test's own in place of the shipped ones, and the words of a command line."""
+    files = tmp_path / "env.example", tmp_path / "configuration.md"
+    monkeypatch.setattr(configuration_page, "ROOT", tmp_path)
+    monkeypatch.setattr(configuration_page, "EXAMPLE", files[0])
+    monkeypatch.setattr(configuration_page, "PAGE", files[1])
+    monkeypatch.setattr("sys.argv", ["configuration_page", *arguments])
+    return files
+
+
+@pytest.mark.parametrize("stale", [0, 1])
+def test_check_names_the_file_that_is_out_of_date_and_writes_nothing(
+    stale: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    example = tmp_path / "env.example"
-    text = configuration_page.EXAMPLE.read_text()
-    assert before in text
-    example.write_text(text.replace(before, after))
-    monkeypatch.setattr(configuration_page, "EXAMPLE", example)
-    if after:
-        assert page() != PAGE.read_text()
-    else:
-        with pytest.raises(LookupError, match="lacks TRUSTED_PROXIES"):
-            page()
+    files = place(tmp_path, monkeypatch, "--check")
+    for path, text in zip(files, (configuration_page.example(), page()), strict=True):
+        path.write_text(text)
+    assert configuration_page.main() == 0
+    assert capsys.readouterr().out == "up to date\n"
+    files[stale].write_text("old")
+    assert configuration_page.main() == 1
+    assert capsys.readouterr().out == f"{files[stale].name} is out of date\n"
+    assert files[stale].read_text() == "old"
+
+
+def test_both_files_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example, settings = place(tmp_path, monkeypatch)
+    assert configuration_page.main() == 0
+    assert capsys.readouterr().out == "env.example written\nconfiguration.md written\n"
+    assert (example.read_text(), settings.read_text()) == (configuration_page.example(), page())
+
+
+def test_a_new_setting_needs_a_chapter_and_a_description(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = readers()
+    monkeypatch.setattr(configuration_page, "readers", lambda: {**known, "NEW": (["core"], FieldInfo(default=1))})
+    with pytest.raises(LookupError, match="lacks NEW"):
+        page()
+    chapters = (*configuration_page.CHAPTERS, configuration_page.Chapter("More", "", "NEW"))
+    monkeypatch.setattr(configuration_page, "CHAPTERS", chapters)
+    with pytest.raises(LookupError, match="NEW has no description"):
+        configuration_page.example()

@@ -26,6 +26,7 @@ from tests.providers.certificates import certified
 from tests.replication import SETTINGS, machines
 from tests.running import Place, Services, place, serving
 from tests.scripts.examining import examine
+from tests.waiting import WAIT
 
 SENTINEL = "Sentinel behind HAProxy"
 
@@ -208,11 +209,11 @@ async def test_sentinel_behind_haproxy(services: Services) -> None:
                     first.kill()
                     first.wait(10)
                     assert await primary(address) == ports[1]
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(WAIT):
                         while not (one.app.bus.up and two.app.bus.up):
                             await asyncio.sleep(0.1)
                     sent = await alice.post(f"/chats/{made['id']}/messages", message("after"))
-                    await listening.expect("message_new", 10, seq=sent.json["seq"])
+                    await listening.expect("message_new", seq=sent.json["seq"])
                 # The former one comes back as the primary that it was, and is not asked.
                 conf = (home / "one" / "valkey.conf").read_text()
                 async with valkey(home / "again", ports[0], conf):

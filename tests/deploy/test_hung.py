@@ -15,6 +15,7 @@ from tests.deploy.nginx import proxying
 from tests.deploy.relay import free_port
 from tests.deploy.test_nginx import text
 from tests.running import Services, place, program
+from tests.waiting import SLACK
 
 # Seconds for which nginx waits for the first byte, or for the next one; every other route is answered within 3.
 LONGER = {
@@ -62,13 +63,13 @@ async def test_requests_go_on_at_the_other_server_within_seconds(services: Servi
             try:
                 began = time.monotonic()
                 first = await asyncio.gather(*(ask(proxy.url, "GET", "/health/live") for _ in range(20)))
-                assert time.monotonic() - began < OTHERS + 2, "nobody waits longer"
+                assert time.monotonic() - began < OTHERS + SLACK, "nobody waits longer"
                 assert {answer.status for answer in first} == {200, 503}
                 # From then on the other one is asked.
                 began = time.monotonic()
                 later = [await ask(proxy.url, "GET", "/health/live") for _ in range(40)]
                 assert [answer.status for answer in later] == [200] * 40
-                assert time.monotonic() - began < OTHERS
+                assert time.monotonic() - began < OTHERS + SLACK, "40 times OTHERS if the hung one is asked"
             finally:
                 hung.process.send_signal(signal.SIGCONT)
 

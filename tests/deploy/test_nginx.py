@@ -29,6 +29,7 @@ from tests.files.transfer import MIB, announce, bearer, got, put, send
 from tests.running import ROOT, Services, json_lines, place, serving
 from tests.running import program as started
 from tests.thorough import rounds
+from tests.waiting import WAIT
 
 CANARY = "canary-" + secrets.token_hex(8)
 PROXIED = {"TRUSTED_PROXIES": "127.0.0.1/32", "METRICS_ALLOW": "127.0.0.0/8"}
@@ -117,7 +118,7 @@ def test_its_limits_are_the_servers() -> None:
 def test_the_shipped_shutdown_outlasts_its_idle_connections() -> None:
     """It is nginx that closes an idle connection to a server that stops, never the server."""
     example = (ROOT / "config" / "env.example").read_text()
-    shutdown = re.search(r"(?m)^SHUTDOWN_SECONDS=(\d+)$", example)
+    shutdown = re.search(r"(?m)^#SHUTDOWN_SECONDS=(\d+)$", example)
     assert shutdown
     assert int(value("keepalive_timeout").removesuffix("s")) < int(shutdown[1])
 
@@ -132,7 +133,7 @@ async def raw(proxy: Proxy, request: bytes, name: str | None = HOST) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port, ssl=context, server_hostname=name or "")
     writer.write(request)
     try:
-        return await asyncio.wait_for(reader.read(), 10)
+        return await asyncio.wait_for(reader.read(), WAIT)
     finally:
         writer.close()
 
@@ -322,7 +323,7 @@ async def test_a_body_that_stalls_takes_little_memory() -> None:
             writers.append(writer)
             writer.write(head + b"x" * size)
             await writer.drain()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT):
             while not (kept := bodies(proxy)) or max(kept) < 150_000:
                 await asyncio.sleep(0.05)
         assert len(kept) == 1
@@ -368,7 +369,7 @@ async def test_limits_count_the_clients_own_address(services: Services) -> None:
             head = f"POST /auth/register HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
             writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
             # Our own server believes 127.0.0.1, and 127.0.0.2 is one of the addresses that it does not.
-            assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 201")
+            assert (await asyncio.wait_for(reader.read(), WAIT)).startswith(b"HTTP/1.1 201")
             writer.close()
 
 
@@ -584,7 +585,7 @@ async def test_files_pass_as_they_come(services: Services, tmp_path: Path) -> No
             head += f"Content-Type: application/offset+octet-stream\r\nContent-Length: {len(content)}\r\n\r\n"
             writer.write(head.encode() + content[: 2 * MIB])
             await writer.drain()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WAIT):
                 while sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < len(content) + MIB:
                     await asyncio.sleep(0.02)
             # The connection breaks; what came counts, and the rest follows.

@@ -24,6 +24,7 @@ from tests.client import Account, Answer
 from tests.deploy.nginx import Proxy, proxying
 from tests.deploy.relay import free_port
 from tests.running import Place, Program, Services, place, program
+from tests.waiting import WAIT
 
 PHONES = 6
 RESTART = 1012
@@ -58,7 +59,7 @@ class Phone:
                     with contextlib.suppress(WebSocketClosedError):  # then there is no more to read, either
                         await connection.write_message(json.dumps(frame))
                     say = False
-                text = await asyncio.wait_for(connection.read_message(), 10)
+                text = await asyncio.wait_for(connection.read_message(), WAIT)
                 if text is None:
                     self.closings.append(connection.close_code)
                     connection.close()
@@ -75,7 +76,7 @@ class Phone:
                     await asyncio.sleep(random.uniform(0.02, 0.06))
                     unsaid, say = "" if until.is_set() else str(uuid4()), True
         connection.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             while await connection.read_message() is not None:
                 pass
 

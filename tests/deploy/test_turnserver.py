@@ -31,6 +31,7 @@ from plugins.turn import TTL
 from scripts import turnserver_conf
 from tests.deploy.relay import SHIPPED, Relay, folder, ipv6_loopback, protocol, relaying, turnserver
 from tests.scripts.program import script
+from tests.waiting import WAIT
 
 USER_QUOTA = 10  # contract section 6
 
@@ -106,7 +107,7 @@ async def test_a_user_has_ten_allocations_whatever_the_timestamps(monkeypatch: p
         assert refused.value.response.error_code == 486
         await relay.allocate(*relay.credentials(uuid4()))  # others are not concerned
         await relay.free(held[0])
-        async with asyncio.timeout(5):  # coturn counts it as gone a moment after it has said so
+        async with asyncio.timeout(WAIT):  # coturn counts it as gone a moment after it has said so
             while len(relay.held) < USER_QUOTA + 1:
                 with contextlib.suppress(TransactionFailed):
                     await allocate(USER_QUOTA)

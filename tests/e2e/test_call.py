@@ -11,6 +11,7 @@ from tests.e2e.people import MAKES, two_phones
 from tests.phones.line import Refused
 from tests.phones.phone import Phone
 from tests.phones.signal_protocol import BundleRefused, Json
+from tests.waiting import WAIT
 
 ALICE_HUMS, BOB_HUMS = 440, 880  # hertz
 NOTE, REPLY = "a note that only Bob may read", "a reply that only Alice may read"
@@ -73,7 +74,7 @@ async def they_find_each_other(alice: Phone, bob: Phone) -> None:
 
 async def _seen_online(phone: Phone, public_id: str) -> None:
     """Presence is written a moment after a socket opens, which nobody waits for."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         while not (await phone.profile(public_id))["is_online"]:
             await asyncio.sleep(0.05)
 

@@ -14,7 +14,7 @@ from models.storage import Progress, StorageAway, new_key
 from tests.client import Account
 from tests.files import tus
 from tests.files.transfer import MIB, announce, got, put, shared
-from tests.running import Services, periodic, place, serving
+from tests.running import Services, connected, periodic, place, serving
 from tests.scripts.program import script
 
 
@@ -53,9 +53,9 @@ async def test_several_at_once_remove_each_file_once(services: Services) -> None
             self.asked.append(key)
             await asyncio.sleep(0.001)
 
-    async with place(services) as home, Database(home.dsn).open() as db:
+    async with place(services) as home, Database(home.dsn).open() as db, connected(home) as filling:
         keys = [new_key() for _ in range(1000)]
-        await db.many("INSERT INTO file_removals VALUES ($1, NULL, now())", [(key,) for key in keys])
+        await filling.executemany("INSERT INTO file_removals VALUES ($1, NULL, now())", [(key,) for key in keys])
         storage = Counting()
         done = await asyncio.gather(*(orphans.remove(db, storage) for _ in range(4)))  # type: ignore[arg-type]
         assert sum(done) == 1000

@@ -22,7 +22,7 @@ from tests.files.seaweed import SECRET, Seaweed
 from tests.files.test_backups import storage_of
 from tests.files.transfer import MIB, announce, got
 from tests.files.transfer import shared as uploaded
-from tests.running import ROOT, Place, Services, connected, place, serving
+from tests.running import ROOT, Place, Services, connected, inherited, place, serving
 from tests.scripts.program import script
 
 
@@ -215,7 +215,7 @@ async def test_memory_is_bounded(services: Services, s3: Seaweed, tmp_path: Path
                 status = pathlib.Path("/proc/self/status").read_text()
                 print(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1], file=sys.stderr)
         """
-        environment = {"PATH": os.environ["PATH"], **shared.environment, **disk}
+        environment = {**inherited("PATH"), **shared.environment, **disk}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", measured, "--to", str(to), "--env-file", os.devnull),
             cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,

@@ -20,6 +20,7 @@ from tests.files import tus
 from tests.files.transfer import MIB, bearer, got, send, sha256
 from tests.running import Services, periodic, place, serving
 from tests.thorough import rounds
+from tests.waiting import WAIT
 
 
 @pytest.mark.gen_test
@@ -229,16 +230,16 @@ async def test_who_comes_back_ends_the_request_that_hangs(services: Services, st
 async def test_who_sends_nothing_is_dropped(
     services: Services, storage: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(listener, "STALL_SECONDS", 1.5)
     content = secrets.token_bytes(3000)
     async with place(services) as home, serving(home, **storage) as running:
         alice = await Account().register(running.url)
         upload = await tus.created(alice, len(content))
         async with upload.broken(0, content[:1000], 2000) as (reader, writer):
             for start in range(1000, 2000, 200):  # slow is not silent
-                await asyncio.sleep(0.3)
+                await asyncio.sleep(0.4)
                 writer.write(content[start : start + 200])
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(WAIT):
                 assert await reader.read() == b""
         assert await upload.offset() == 2000
 

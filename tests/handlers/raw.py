@@ -1,4 +1,4 @@
-"""Raw HTTP/1.1: what is sent byte by byte, and what comes back on the same connection."""
+"""Raw HTTP/1.1: bytes sent on one connection, and the answers to them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from email.message import Message
 from email.parser import BytesHeaderParser
 from typing import Any
 from urllib.parse import urlsplit
+
+from tests.waiting import WAIT
 
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -27,7 +29,7 @@ class Answered:
 
     @property
     def ends(self) -> bool:
-        """Whether it says that the connection ends."""
+        """True if the answer has ``Connection: close``."""
         return str(self.headers.get("Connection", "")).lower() == "close"
 
 
@@ -40,7 +42,7 @@ class Line:
     async def ask(self, message: bytes, *, bare: bool = False) -> Answered:
         """Send bytes, and read one answer; ``bare`` is for HEAD."""
         self.writer.write(message)
-        return await asyncio.wait_for(self.answer(bare=bare), 5)
+        return await asyncio.wait_for(self.answer(bare=bare), WAIT)
 
     async def answer(self, *, bare: bool = False) -> Answered:
         first, _, rest = (await self.reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")
@@ -49,12 +51,12 @@ class Line:
         return Answered(status, headers, await self.reader.readexactly(length))
 
     async def stays(self) -> bool:
-        """Whether the server answers another request here."""
+        """True if the server answers another request on this connection."""
         return (await self.ask(LIVE)).json == {"status": "live"}
 
     async def ended(self) -> bytes:
-        """What still comes until the server closes. TimeoutError if it doesn't."""
-        return await asyncio.wait_for(self.reader.read(), 3)
+        """Return the bytes until the server closes. Raises TimeoutError if it doesn't."""
+        return await asyncio.wait_for(self.reader.read(), WAIT)
 
 
 @contextlib.asynccontextmanager
@@ -70,7 +72,7 @@ async def line(url: str) -> AsyncIterator[Line]:
 
 
 def request(start: str, body: bytes | None = None, **headers: str) -> bytes:
-    """A request with its headers; of their names ``_`` is written ``-``."""
+    """Return a request with its headers; ``_`` in their names becomes ``-``."""
     sent = {"Host": "x", **{name.replace("_", "-"): value for name, value in headers.items()}}
     if body is not None:
         sent = {"Content-Type": "application/json", "Content-Length": str(len(body)), **sent}

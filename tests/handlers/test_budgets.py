@@ -1,4 +1,4 @@
-"""Budgets as clients meet them: 429 and its headers over HTTP, refused frames, two instances, and Redis gone."""
+"""Budgets as clients see them: 429 and its headers over HTTP, refused frames, two instances, and Redis down."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ON = {"RATE_LIMITS": "on", "RATE_LIMIT_REGISTER": "1000/hour"}
 
 
 def standing(answer: Answer) -> dict[str, dict[str, int]]:
-    """The items of RateLimit and of RateLimit-Policy, by name."""
+    """Return the items of RateLimit and RateLimit-Policy by name."""
     found: dict[str, dict[str, int]] = {}
     for header in ("RateLimit-Policy", "RateLimit"):
         for item in answer.headers[header].split(", "):
@@ -42,7 +42,7 @@ def message(**fields: object) -> dict[str, object]:
 
 
 @pytest.mark.gen_test
-async def test_requests_that_are_refused_by_their_headers_have_an_end(services: Services) -> None:
+async def test_requests_refused_by_their_headers_spend_the_budget(services: Services) -> None:
     few = {**ON, "BUDGET_REQUESTS": "20/hour", "BUDGET_ADDRESS_TIMES": "1"}
     async with place(services) as shared, serving(shared, **few) as server:
         statuses = [(await ask(server.url, "GET", "/users/me", token="no.good.token")).status for _ in range(25)]
@@ -50,7 +50,7 @@ async def test_requests_that_are_refused_by_their_headers_have_an_end(services: 
 
 
 @pytest.mark.gen_test
-async def test_each_answer_says_how_limits_and_budgets_stand(services: Services) -> None:
+async def test_each_answer_shows_the_limits_and_budgets(services: Services) -> None:
     async with place(services) as shared, serving(shared, **ON, CORS_ALLOW_ORIGINS="https://web.example") as server:
         alice = await Account().register(server.url)
         answer = await alice.get("/users/search?q=alice", Origin="https://web.example")
@@ -72,7 +72,7 @@ async def test_each_answer_says_how_limits_and_budgets_stand(services: Services)
 
 
 @pytest.mark.gen_test
-async def test_with_limits_off_there_are_none(services: Services) -> None:
+async def test_without_limits_nothing_is_refused(services: Services) -> None:
     async with place(services) as shared, serving(shared, BUDGET_REQUESTS="1/hour") as server:
         alice = await Account().register(server.url)
         for _ in range(3):
@@ -100,7 +100,7 @@ async def test_a_used_up_budget_refuses_before_anything_is_done(services: Servic
 
 
 @pytest.mark.gen_test
-async def test_what_is_refused_gets_its_rows_back(services: Services) -> None:
+async def test_the_rows_of_a_refused_request_are_refunded(services: Services) -> None:
     async with place(services) as shared, serving(shared, **ON, BUDGET_ROWS="5/hour") as server:
         alice = await Account().register(server.url)
         for _ in range(20):
@@ -230,7 +230,7 @@ async def test_monitors_are_never_refused(services: Services) -> None:
 
 @pytest.mark.gen_test(timeout=60)
 async def test_a_busy_client_meets_no_limit_at_the_defaults(services: Services) -> None:
-    """A phone that comes back, scaled down: queued messages by frames, pages, receipts, people and keys at once."""
+    """A phone that reconnects, scaled down: queued messages by frames, pages, receipts, people and keys at once."""
     async with place(services) as shared, serving(shared, **ON) as server:
         alice, *others = [await Account().register(server.url) for _ in range(12)]
         chat = (await alice.post("/chats", {"type": "group", "participants": [others[0].public_id]})).json["id"]

@@ -1,4 +1,4 @@
-"""The bus with a real Redis: what is heard there is what is wanted here, however many come and go at once."""
+"""The bus with a real Redis: its subscriptions match ours, even if thousands change at once."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from handlers.metrics import Metrics
 from handlers.sockets.bus import Bus
 from tests.running import Place, Services, place
+from tests.waiting import WAIT, until
 
 CHANNELS = [f"ws:user:{number}" for number in range(40_000)]  # enough to keep a loop busy for longer than its patience
 
@@ -20,21 +21,20 @@ CHANNELS = [f"ws:user:{number}" for number in range(40_000)]  # enough to keep a
 async def on(where: Place) -> AsyncIterator[tuple[Bus, Redis]]:
     async with Redis.from_url(where.redis) as redis, Redis.from_url(where.redis) as asking:
         bus = Bus(redis, uuid4(), Metrics())
-        async with bus.running(), asyncio.timeout(30):
-            while not bus.up:
-                await asyncio.sleep(0.01)
+        async with bus.running():
+            await until(lambda: bus.up)
             yield bus, asking
 
 
 async def heard(redis: Redis, expected: int) -> None:
-    """Wait until so many users' channels are subscribed to."""
-    async with asyncio.timeout(10):
+    """Wait until Redis has so many subscriptions to users' channels."""
+    async with asyncio.timeout(WAIT):
         while len(await redis.pubsub_channels("ws:user:*")) != expected:
             await asyncio.sleep(0.05)
 
 
 def nothing(_: str, __: bytes) -> None:
-    """A listener."""
+    """A listener that ignores messages."""
 
 
 def test_no_subscription_stays_behind_when_thousands_go_at_once(services: Services) -> None:
@@ -49,14 +49,14 @@ def test_no_subscription_stays_behind_when_thousands_go_at_once(services: Servic
     asyncio.run(come_and_go())
 
 
-def test_who_comes_back_at_once_is_heard(services: Services) -> None:
+def test_a_user_who_reconnects_at_once_is_subscribed(services: Services) -> None:
     async def come_and_go() -> None:
         async with place(services) as where, on(where) as (bus, redis):
             came: list[bytes] = []
             for number in range(50):
                 await bus.subscribe("ws:user:one", lambda _, message: came.append(message))
                 await redis.publish("ws:user:one", b"%d" % number)
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(WAIT):
                     while not came or came[-1] != b"%d" % number:
                         await asyncio.sleep(0.001)
                 bus.unsubscribe("ws:user:one")
@@ -67,7 +67,7 @@ def test_who_comes_back_at_once_is_heard(services: Services) -> None:
     asyncio.run(come_and_go())
 
 
-def test_what_came_and_went_while_redis_was_away_is_put_right(services: Services) -> None:
+def test_subscriptions_that_changed_while_redis_was_down_are_repaired(services: Services) -> None:
     async def come_and_go() -> None:
         async with place(services) as where, on(where) as (bus, redis):
             for channel in CHANNELS[:100]:

@@ -1,4 +1,4 @@
-"""Frames to groups: who hears what, on which instance, in which order."""
+"""Frames to groups: who receives them, on which instance, in which order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from handlers.sockets.delivery import FEW, SLICE, TURN, Delivery
+from handlers.sockets.delivery import MAX_DIRECT, SLICE, TURN, Delivery
 from tests.client import Account
 from tests.running import Services, place, serving
 
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("made_up_frames")
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_who_comes_just_after_an_event_does_not_hear_of_it(services: Services) -> None:
-    """Its members are looked up after the commit, when somebody may have joined already."""
+async def test_a_user_who_joins_just_after_an_event_does_not_receive_it(services: Services) -> None:
+    """Members are looked up after the commit, when another user may have joined."""
     async with place(services) as shared, serving(shared) as one:
         alice, bob = [await Account(one_time=0).register(one.url) for _ in range(2)]
         chat = (await alice.post("/chats", {"type": "group", "participants": []})).json["id"]
@@ -36,15 +36,15 @@ async def test_who_comes_just_after_an_event_does_not_hear_of_it(services: Servi
 
 
 @pytest.mark.gen_test(timeout=60)
-@pytest.mark.parametrize("away", [1, FEW + 1])
-async def test_those_elsewhere_hear_it_once_whether_few_or_many(services: Services, away: int) -> None:
+@pytest.mark.parametrize("away", [1, MAX_DIRECT + 1])
+async def test_members_on_other_instances_receive_a_frame_once(services: Services, away: int) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice, bob = [await Account(one_time=0).register(one.url) for _ in range(2)]
         chat = (await alice.post("/chats", {"type": "group", "participants": [bob.public_id]})).json["id"]
         members = [UUID(bob.user_id), UUID(alice.user_id), *(uuid4() for _ in range(away))]
         async with bob.socket(two.url) as there, alice.socket(two.url) as left_out, alice.socket(one.url) as here:
             frame = {"type": "typing", "chat_id": chat, "user_id": alice.user_id}
-            one.app.delivery.tell(UUID(chat), 1, members, frame, but=UUID(alice.user_id), droppable=True)
+            one.app.delivery.send(UUID(chat), 1, members, frame, without=UUID(alice.user_id), droppable=True)
             await there.expect("typing")
             for socket in (there, left_out, here):
                 await socket.silent(0.2)
@@ -57,7 +57,7 @@ async def test_frames_of_a_large_group_keep_their_order_and_let_others_through(s
         group, members = uuid4(), [*(uuid4() for _ in range(3 * SLICE)), UUID(alice.user_id)]
         async with alice.socket() as socket:
             for seq in range(1, 41):
-                one.app.delivery.tell(group, 1, members, {"type": "message_new", "seq": seq})
+                one.app.delivery.send(group, 1, members, {"type": "message_new", "seq": seq})
             other = asyncio.create_task(socket.send("typing", chat_id=str(uuid4())))
             for seq in range(1, 41):
                 assert (await socket.expect("message_new"))["seq"] == seq
@@ -80,20 +80,22 @@ async def test_a_group_that_is_behind_says_so_and_goes_on_after_an_outage(servic
         async with alice.socket() as socket:
             for seq in (1, 2):
                 message = f"{uuid4().hex} send {group} {seq} {seq}  \n".encode() + b'{"type":"message_new"}'
-                delivery._hear("ws:groups", message)
-            await socket.expect("message_new")  # the second one; of the first nobody could say who hears it
+                delivery._receive("ws:groups", message)
+            await socket.expect(
+                "message_new"
+            )  # the second frame; the members of the first were unknown, because the look-up failed
             await socket.silent(0.2)
         everyone = [uuid4() for _ in range(SLICE + 1)]
         for seq in range(70):
-            assert delivery.behind(group) == (seq >= 64)
-            delivery.tell(group, 1, everyone, {"type": "message_new", "seq": seq})
+            assert delivery.is_behind(group) == (seq >= 64)
+            delivery.send(group, 1, everyone, {"type": "message_new", "seq": seq})
         await asyncio.gather(*delivery._tasks)
-        assert not delivery.behind(group)
+        assert not delivery.is_behind(group)
 
 
 @pytest.mark.gen_test
 async def test_of_all_groups_one_bounded_slice_is_written_in_each_turn_of_the_loop() -> None:
-    """However many groups are busy, and however large their frames: others are served in between."""
+    """Others are served in between, even if many groups are busy and their frames are large."""
     turns: list[list[tuple[str, int]]] = [[]]
 
     class Sockets:
@@ -109,9 +111,9 @@ async def test_of_all_groups_one_bounded_slice_is_written_in_each_turn_of_the_lo
     for group in range(5):
         chat = uuid4()
         for _ in range(20):
-            delivery.tell(chat, 1, members, {"type": f"group_{group}", "payload": "x" * 80_000})
+            delivery.send(chat, 1, members, {"type": f"group_{group}", "payload": "x" * 80_000})
     small = {"type": "small", "payload": "x" * 80_000}
-    delivery.tell(uuid4(), 1, members[:100], small)  # 8 MB: too much for one turn, too
+    delivery.send(uuid4(), 1, members[:100], small)  # 8 MB: too much for one turn, too
     assert turns == [[]]
     while delivery.waiting() or delivery._queues:
         turns.append([])

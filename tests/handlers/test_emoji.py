@@ -80,7 +80,7 @@ NONE = [
 
 
 def alone() -> list[str]:
-    """What Python's tables list of the blocks that are only for emoji, by the names they have there."""
+    """Return the characters of emoji blocks that Python's tables name as emoji."""
     blocks = [(0x1F600, 0x1F650), (0x1F680, 0x1F6D8), (0x1F910, 0x1F93B), (0x1F940, 0x1F946), (0x1F950, 0x1FA00)]
     blocks += [(0x1FA70, 0x1FB00), (0x1F7E0, 0x1F7EC), (0x1F400, 0x1F43F), (0x1F300, 0x1F321)]
     return [chr(code) for first, end in blocks for code in range(first, end) if unicodedata.name(chr(code), "")]

@@ -1,4 +1,4 @@
-"""The fair queue: nothing is lost or overtakes its own, and each key is served in its turn, whatever others put."""
+"""The fair queue: it loses nothing, keeps the order of each key, and serves all keys in turn."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_nothing_is_lost_and_each_key_keeps_its_order(steps: list[tuple[int | No
 
 @given(st.lists(st.lists(st.integers(1, HEAVIEST), min_size=1, max_size=20), min_size=1, max_size=6), st.integers(1, 9))
 def test_each_key_is_served_within_a_few_rounds(others: list[list[int]], most: int) -> None:
-    """Before the first item of a key, each other key gets at most the weight of the turns that this item needs, and
-    what it had left of an earlier one."""
+    """Before the first item of a key, each other key receives at most the weight of the turns that this item needs,
+    and what it had left from an earlier turn."""
     queue: FairQueue[int, tuple[int, int]] = FairQueue(QUANTUM, 10_000, 100_000)
     for key, weights in enumerate(others):
         for weight in weights:

@@ -1,4 +1,4 @@
-"""HEAD is GET without its body, wherever a GET uses nothing up (RFC 9110, 9.3.2)."""
+"""HEAD is GET without its body, if GET changes nothing (RFC 9110, 9.3.2)."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ async def test_head_spends_nothing(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_head_of_sync_is_no_look_at_it(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever has looked at /sync gets no push of what is in it."""
+async def test_head_of_sync_does_not_suppress_pushes(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that has fetched /sync receives no push for its content."""
     seen: list[UUID] = []
     async with place(services) as shared, serving(shared) as one:
         alice = await Account().register(one.url)
@@ -83,7 +83,7 @@ async def test_head_of_sync_is_no_look_at_it(services: Services, monkeypatch: py
 
 @pytest.mark.gen_test
 async def test_head_counts_as_get_does_where_gets_are_limited(services: Services) -> None:
-    """The length of an answer says whether somebody was found."""
+    """The length of an answer reveals whether a user was found."""
     async with place(services) as shared, serving(shared, RATE_LIMITS="on", RATE_LIMIT_SEARCH="2/hour") as one:
         alice = await Account().register(one.url)
         codes = [(await ask(one.url, "HEAD", "/users/search?q=abc", token=alice.token)).status for _ in range(3)]

@@ -1,4 +1,4 @@
-"""The conventions that hold for every HTTP endpoint (contract section 1), asked of a running server."""
+"""The conventions of every HTTP endpoint (contract section 1), checked on a running server."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from models.postgres import migrations
 from server import Server
 from tests.client import Account, Answer, ask
 from tests.running import Place, Services, place, serving
+from tests.waiting import SLACK, WAIT
 
 MAX_BODY = 256 * 1024
 PAYLOAD = "b3BhcXVlIGNpcGhlcnRleHQ="
@@ -41,7 +42,7 @@ async def at_work(services: Services, **settings: str) -> AsyncIterator[Server]:
 
 @dataclass(frozen=True)
 class Raw:
-    """An answer read from a connection of our own."""
+    """An answer read from a raw connection."""
 
     status: int
     headers: Any
@@ -72,7 +73,7 @@ async def read_answer(reader: asyncio.StreamReader) -> Raw:
 
 
 async def closed(reader: asyncio.StreamReader, seconds: float) -> bytes:
-    """What still comes until the other side closes; TimeoutError when it doesn't."""
+    """Return the bytes until the server closes. Raises TimeoutError if it doesn't."""
     with contextlib.suppress(ConnectionResetError):
         async with asyncio.timeout(seconds):
             return await reader.read()
@@ -107,7 +108,7 @@ async def test_an_unknown_address_is_a_404_in_json(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_a_wrong_method_is_told_the_right_ones(services: Services) -> None:
+async def test_a_wrong_method_is_answered_with_the_allowed_ones(services: Services) -> None:
     async with at_work(services) as one:
         alice = await Account().register(one.url)
         for method, path, allowed in (
@@ -121,8 +122,8 @@ async def test_a_wrong_method_is_told_the_right_ones(services: Services) -> None
         ):
             answer = await ask(one.url, method, path, {} if method in ("POST", "PUT", "PATCH") else None, alice.token)
             of_the_contract(answer, 405, "method_not_allowed")
-            told = {name.strip() for name in answer.headers["Allow"].split(",")}
-            assert told - {"OPTIONS", "HEAD", "DELETE"} == allowed, path
+            listed = {name.strip() for name in answer.headers["Allow"].split(",")}
+            assert listed - {"OPTIONS", "HEAD", "DELETE"} == allowed, path
 
 
 @pytest.mark.gen_test
@@ -141,7 +142,7 @@ async def test_a_wrong_method_with_a_body_keeps_the_connection_in_step(services:
 
 
 @pytest.mark.gen_test
-async def test_every_address_is_closed_to_nobody_but_the_public_ones(services: Services) -> None:
+async def test_every_route_except_the_public_ones_requires_a_token(services: Services) -> None:
     async with at_work(services) as one:
         for feature in one.features:
             for pattern, handler, _ in feature.routes:
@@ -236,7 +237,7 @@ async def test_a_token_in_the_query_string_is_no_token(services: Services) -> No
 
 
 @pytest.mark.gen_test
-async def test_a_prid_of_somebody_else_is_refused(services: Services) -> None:
+async def test_a_prid_of_another_user_is_refused(services: Services) -> None:
     async with at_work(services) as one:
         alice, bob = await Account().register(one.url), await Account().register(one.url)
         of_the_contract(await alice.get("/users/me", **{"X-PrID": bob.public_id}), 403, "prid_mismatch")
@@ -271,7 +272,7 @@ async def test_a_handshake_that_is_none_is_refused_in_json(services: Services, c
         head = "".join(f"{name}: {value}\r\n" for name, value in {**handshake, **changes}.items() if value)
         async with connected(one.url) as (reader, writer):
             writer.write(f"GET /ws HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode())
-            answer = await asyncio.wait_for(read_answer(reader), 2)
+            answer = await asyncio.wait_for(read_answer(reader), WAIT)
         assert answer.status in (400, 403, 426)
         assert answer.json.keys() - {"details"} == {"error", "message", "request_id"}
         assert answer.json["request_id"] == answer.headers["X-Request-ID"]
@@ -306,10 +307,10 @@ async def test_a_body_declared_too_large_is_refused_before_it_comes(services: Se
             f"POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{expect}"
             f"Content-Length: {MAX_BODY * 100}\r\n\r\n{{".encode()
         )
-        answer = await asyncio.wait_for(read_answer(reader), 2)
+        answer = await asyncio.wait_for(read_answer(reader), WAIT)
         assert (answer.status, answer.json["error"]) == (413, "too_large")
         assert answer.json["request_id"] == answer.headers["X-Request-ID"]
-        assert await closed(reader, 3) == b""
+        assert await closed(reader, WAIT) == b""
 
 
 @pytest.mark.gen_test
@@ -317,7 +318,7 @@ async def test_a_body_declared_too_large_is_refused_before_it_comes(services: Se
 async def test_a_length_beyond_all_measure_is_too_large_too(services: Services, digits: int) -> None:
     async with at_work(services) as one, connected(one.url) as (reader, writer):
         writer.write(b"POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * digits + b"\r\n\r\n")
-        assert (await asyncio.wait_for(read_answer(reader), 2)).status in (400, 413)
+        assert (await asyncio.wait_for(read_answer(reader), WAIT)).status in (400, 413)
 
 
 @pytest.mark.gen_test
@@ -331,12 +332,12 @@ async def test_a_body_that_grows_too_large_is_refused_and_not_read_on(services: 
         answering = asyncio.ensure_future(read_answer(reader))
         sent = 0
         with contextlib.suppress(ConnectionError):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WAIT):
                 while sent < 64 << 20 and not writer.is_closing():
                     writer.write(chunk)
                     await writer.drain()
                     sent += len(chunk)
-        answer = await asyncio.wait_for(answering, 2)
+        answer = await asyncio.wait_for(answering, WAIT)
         assert (answer.status, answer.json["error"]) == (413, "too_large")
         assert sent < 32 << 20, "it went on reading"
 
@@ -370,7 +371,7 @@ STRICT = {
     "a surrogate in UTF-8": b'{"settings": {"n": "\xed\xa0\x80"}}',
     "33 levels of objects": b'{"settings":' + b'{"a":' * 31 + b"{}" + b"}" * 31 + b"}",
     "33 levels of lists": b'{"settings": {"a":' + b"[" * 31 + b"]" * 31 + b"}}",
-    "33 levels where nobody looks": b'{"unknown":' + b"[" * 32 + b"]" * 32 + b"}",
+    "33 levels in an unknown field": b'{"unknown":' + b"[" * 32 + b"]" * 32 + b"}",
     "100,000 levels": b'{"settings":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "a list": b"[]",
     "a text": b'"text"',
@@ -395,7 +396,7 @@ async def test_json_is_strict(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_should_be_an_object_is_told_in_json_s_own_words(services: Services) -> None:
+async def test_a_body_that_is_not_an_object_is_described_in_terms_of_json(services: Services) -> None:
     async with at_work(services) as one:
         alice = await Account().register(one.url)
         issue = "Input should be an object"
@@ -530,7 +531,7 @@ async def test_cors_is_for_the_origins_that_are_named(services: Services) -> Non
             "Access-Control-Request-Headers": "authorization,content-type,x-prid",
         }
         preflight = await ask(one.url, "OPTIONS", "/users/me", headers=asked)
-        assert (preflight.status, preflight.text) == (204, ""), "a preflight bears no token"
+        assert (preflight.status, preflight.text) == (204, ""), "a preflight has no token"
         assert preflight.headers["Access-Control-Allow-Origin"] == origin
         assert {"GET", "PUT"} <= set(preflight.headers["Access-Control-Allow-Methods"].split(", "))
         allowed = {name.lower() for name in preflight.headers["Access-Control-Allow-Headers"].split(", ")}
@@ -564,7 +565,7 @@ async def test_any_origin_is_for_development_only(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_an_old_app_is_told_so(services: Services) -> None:
+async def test_an_old_app_receives_426(services: Services) -> None:
     async with at_work(services, MIN_CLIENT_VERSION="1.10.2") as one:
         for old in ("1.10.1", "1.9.9", "1.10", "0.99", "1", "1.10.1-beta"):
             answer = await ask(one.url, "GET", "/health/live", headers={"X-Client-Version": old})
@@ -622,7 +623,7 @@ async def test_metrics_are_for_the_networks_allowed(services: Services) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "STALL_SECONDS", 0.4)
-    monkeypatch.setattr(listener, "IDLE_SECONDS", 1.6)
+    monkeypatch.setattr(listener, "IDLE_SECONDS", 3.0)
     monkeypatch.setattr(listener, "SWEEP_SECONDS", 0.05)
 
 
@@ -645,22 +646,23 @@ LOGIN = b"POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json
     ids=["silence", "request line", "headers", "body", "chunk", "second request", "second body"],
 )
 async def test_a_connection_that_stalls_is_dropped(
-    services: Services, impatient: None, answered: bytes, sent: bytes
+    services: Services, impatient: None, monkeypatch: pytest.MonkeyPatch, answered: bytes, sent: bytes
 ) -> None:
+    monkeypatch.setattr(listener, "IDLE_SECONDS", 10 * WAIT)  # a stall is not taken for an idle connection
     async with at_work(services) as one, connected(one.url) as (reader, writer):
         if answered:
             writer.write(answered)
             assert (await read_answer(reader)).status == 200
         started = time.monotonic()
         writer.write(sent)
-        assert await closed(reader, 3) == b""
-        assert 0.3 < time.monotonic() - started < 1.5
+        assert await closed(reader, WAIT) == b""
+        assert time.monotonic() - started > 0.3
 
 
 @pytest.mark.gen_test
 async def test_headers_that_drip_are_a_stall_too(services: Services, impatient: None) -> None:
     async with at_work(services) as one, connected(one.url) as (reader, writer):
-        ending = asyncio.ensure_future(closed(reader, 5))
+        ending = asyncio.ensure_future(closed(reader, WAIT))
         writer.write(b"GET /health HTTP/1.1\r\n")
         for _ in range(100):
             writer.write(b"X: y\r\n")
@@ -679,7 +681,7 @@ async def test_a_kept_alive_connection_may_idle_for_longer(services: Services, i
             assert (await read_answer(reader)).status == 200
             with pytest.raises(TimeoutError):
                 await closed(reader, 0.8)
-        assert await closed(reader, 3) == b""
+        assert await closed(reader, WAIT) == b""
 
 
 async def no_op(_: Server) -> None:
@@ -705,7 +707,7 @@ async def a_socket_opened_and_closed(one: Server) -> None:
     alice = await Account().register(one.url)
     async with alice.socket():
         assert len(one.app.hub) == 1
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         while len(one.app.hub):
             await asyncio.sleep(0.01)
 
@@ -715,22 +717,22 @@ GONE = (no_op, an_unknown_method, a_socket_post, a_cut_body, a_socket_opened_and
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("before", GONE, ids=lambda before: before.__name__)
-async def test_a_stop_waits_for_nobody_who_is_gone(
+async def test_a_stop_does_not_wait_for_disconnected_clients(
     services: Services, before: Callable[[Server], Awaitable[None]]
 ) -> None:
-    """SHUTDOWN_SECONDS is for requests that are being answered; without any the stop is immediate."""
+    """SHUTDOWN_SECONDS is for requests in flight; without any the stop is immediate."""
     async with place(services) as shared:
-        async with serving(shared, SHUTDOWN_SECONDS="4") as one:
+        async with serving(shared, SHUTDOWN_SECONDS=str(2 * WAIT)) as one:
             await before(one)
             stopping = time.monotonic()
-        assert time.monotonic() - stopping < 2
+        assert time.monotonic() - stopping < WAIT
 
 
 # PostgreSQL away ------------------------------------------------------------------------------------------------------
 
 
 class Wire:
-    """A TCP proxy whose far end can be moved, cut or made to hang, while the near address stays."""
+    """A TCP proxy whose target can be moved, cut or made to hang, while its own address stays."""
 
     def __init__(self, dsn: str) -> None:
         self._target = urlsplit(dsn)
@@ -760,11 +762,11 @@ class Wire:
         return urlunsplit(self._target._replace(netloc=f"{user}@127.0.0.1:{port}"))
 
     def cut(self) -> None:
-        """Refuse who comes; who is connected learns it from the other end."""
+        """Refuse new connections; the target closes the present ones."""
         self._cut = True
 
     def hang(self) -> None:
-        """Take everything and answer nothing, as a network does that lost its route."""
+        """Accept everything and answer nothing, like a network that lost its route."""
         self._hanging = True
 
     def mend(self, dsn: str | None = None) -> None:
@@ -799,7 +801,7 @@ class Wire:
 
 
 def requests(alice: Account, bob: Account) -> list[tuple[str, str, Any, str | None]]:
-    """A good request of everything that needs PostgreSQL."""
+    """Return a valid request to every route that needs PostgreSQL."""
     credentials = {"public_id": alice.public_id, "password": alice.password}
     verify = {"verified_fingerprint": bob.fingerprint, "method": "manual"}
     return [
@@ -826,26 +828,26 @@ async def timed(url: str, method: str, path: str, body: Any, token: str | None) 
 
 
 async def all_refused(one: Server, alice: Account, bob: Account, times: int) -> None:
-    """Everything that needs PostgreSQL is answered 503, soon; what doesn't need it goes on."""
+    """Check that routes that need PostgreSQL answer 503 soon, and others work."""
     asked = requests(alice, bob) * times
     answers = await asyncio.gather(*(timed(one.url, *request) for request in asked))
     for name, answer, _ in answers:
         assert answer.status == 503, (name, answer.text)
         of_the_contract(answer, 503, "unavailable")
         assert 0 < int(answer.headers["Retry-After"]) < 60
-    late = [(name, round(seconds, 1)) for name, _, seconds in answers if seconds >= 3]
-    assert late == [], f"{len(late)} of {len(answers)} took 3 s or more"
+    late = [(name, round(seconds, 1)) for name, _, seconds in answers if seconds >= 3 + SLACK]
+    assert late == [], f"{len(late)} of {len(answers)} took longer than 3 s"
     name, health, seconds = await timed(one.url, "GET", "/health", None, None)
     assert (health.status, health.json["status"], health.json["database"]) == (503, "unhealthy", "error")
     assert health.json["redis"] == "ok"
-    assert seconds < 3
+    assert seconds < 3 + SLACK
     assert (await ask(one.url, "GET", "/health/live")).status == 200
     assert (await alice.get("/calls/turn-credentials")).status == 200
     of_the_contract(await ask(one.url, "POST", "/auth/login", {}), 400, "invalid_request")
 
 
 async def well_again(one: Server, alice: Account, bob: Account) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT):
         while (await ask(one.url, "GET", "/health")).status != 200:
             await asyncio.sleep(0.05)
     for _, answer, _ in await asyncio.gather(*(timed(one.url, *request) for request in requests(alice, bob))):
@@ -904,9 +906,9 @@ async def test_a_postgresql_that_is_too_slow_is_away_too(services: Services) -> 
         await slow.close()
         for _, answer, _ in answers:
             of_the_contract(answer, 503, "unavailable")
-        late = sorted(round(seconds, 1) for _, _, seconds in answers if seconds >= 3)
+        late = sorted(round(seconds, 1) for _, _, seconds in answers if seconds >= 3 + SLACK)
         assert late == []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             while (await alice.get("/users/me")).status != 200:
                 await asyncio.sleep(0.05)
 

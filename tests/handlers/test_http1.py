@@ -1,4 +1,4 @@
-"""HTTP/1.1 as proxies and clients speak it (RFC 9112), read so that no request hides in another."""
+"""HTTP/1.1 as proxies and clients send it (RFC 9112), without request smuggling."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from handlers.http.http1 import MAX_CHUNK_LINE, MAX_TRAILERS, SPARE_EXTENSIONS, 
 from tests.client import Account
 from tests.handlers.raw import LIVE, line, request
 from tests.running import Services, place, serving
+from tests.waiting import WAIT
 
 BODY = b'{"public_id": "nobody_x", "password": "xxxxxxxxx"}'
 CHUNKED = {"Content_Type": "application/json", "Transfer_Encoding": "chunked"}
@@ -137,7 +138,7 @@ async def test_many_small_chunks_with_signatures_pass(services: Services) -> Non
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("value", ["100-continue", "100-Continue", "100-CONTINUE"])
-async def test_whoever_expects_100_gets_it(services: Services, value: str) -> None:
+async def test_expect_100_is_answered(services: Services, value: str) -> None:
     async with place(services) as shared, serving(shared) as one, line(one.url) as kept:
         head = {"Content_Type": "application/json", "Content_Length": str(len(BODY)), "Expect": value}
         assert (await kept.ask(request("POST /auth/login", **head))).status == 100
@@ -180,5 +181,5 @@ async def test_a_body_that_comes_slowly_in_chunks_is_whole(services: Services) -
         for byte in f"{len(BODY):x};a=b\r\n".encode() + BODY + b"\r\n0\r\nA: b\r\n\r\n":
             kept.writer.write(bytes((byte,)))
             await asyncio.sleep(0.001)
-        assert (await asyncio.wait_for(kept.answer(), 5)).status == 401
+        assert (await asyncio.wait_for(kept.answer(), WAIT)).status == 401
         assert await kept.stays()

@@ -1,4 +1,4 @@
-"""Answers in flight: memory is shared, and clients that read nothing hold little of it and not for long."""
+"""Answers in flight: memory is shared, and clients that read nothing hold little of it for a short time."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ import pytest
 
 from handlers.http import answers_in_flight as inflight
 from handlers.http import listener
-from handlers.http.answers_in_flight import InFlight, Room
+from handlers.http.answers_in_flight import AnswerMemory, Reservation
 from handlers.wire.errors import Unavailable
 from tests.client import Account, ask, b64
 from tests.files.transfer import shared as uploaded
 from tests.plugins.chatting import chat, say, town
 from tests.running import Services, place, program
+from tests.waiting import WAIT, until
 
 MIB = 1 << 20
 
 
 class Stream:
-    """As much of an IOStream as is asked here."""
+    """The part of an IOStream that is used here."""
 
     def __init__(self) -> None:
         self.socket, self._other = socket.socketpair()
@@ -39,15 +40,15 @@ class Stream:
 
 
 @contextlib.asynccontextmanager
-async def shared(total: int, each: int) -> AsyncIterator[tuple[InFlight, Stream]]:
+async def shared(total: int, each: int) -> AsyncIterator[tuple[AnswerMemory, Stream]]:
     stream = Stream()
     try:
-        yield InFlight(total, each), stream
+        yield AnswerMemory(total, each), stream
     finally:
         stream.close()
 
 
-async def reserved(answers: InFlight, key: str, stream: Stream, size: int = MIB) -> Room:
+async def reserved(answers: AnswerMemory, key: str, stream: Stream, size: int = MIB) -> Reservation:
     return await answers.reserve(key, size, stream)  # type: ignore[arg-type]
 
 
@@ -74,7 +75,7 @@ async def test_one_account_has_no_more_than_its_part(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.gen_test
-async def test_who_waits_is_served_in_turn() -> None:
+async def test_waiting_requests_are_served_in_turn() -> None:
     async with shared(2 * MIB, 2 * MIB) as (answers, stream):
         held = [await reserved(answers, "a", stream) for _ in range(2)]
         order: list[str] = []
@@ -109,17 +110,17 @@ async def test_one_that_gives_up_as_its_turn_comes_holds_nothing() -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_is_not_taken_makes_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inflight, "GRACE", 0.1)
-    monkeypatch.setattr(inflight, "LOOK_SECONDS", 0.02)
+async def test_unread_answers_are_dropped_when_others_need_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inflight, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(inflight, "CHECK_SECONDS", 0.02)
     async with shared(4 * MIB, 3 * MIB) as (answers, stream):
         quiet = Stream()
         lone = await reserved(answers, "lone", quiet)
-        lone.hold(MIB, asyncio.get_running_loop().create_future())
+        lone.keep_until_written(MIB, asyncio.get_running_loop().create_future())
         streams = [Stream() for _ in range(3)]
         for each in streams:
             room = await reserved(answers, "greedy", each)
-            room.hold(MIB, asyncio.get_running_loop().create_future())
+            room.keep_until_written(MIB, asyncio.get_running_loop().create_future())
         # Another one of the same account drops nothing: it has to read what it has.
         monkeypatch.setattr(inflight, "MEMORY_TIMEOUT", 0.3)
         with pytest.raises(Unavailable):
@@ -143,7 +144,7 @@ def _closed() -> Iterator[None]:
 
 
 def unread(url: str, request: bytes) -> socket.socket:
-    """A connection that asks, and never reads."""
+    """Send a request and never read the answer. Returns the connection."""
     at = urlsplit(url)
     assert at.hostname is not None
     assert at.port is not None
@@ -159,14 +160,8 @@ def asking(who: Account, path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {who.token}\r\n\r\n".encode()
 
 
-async def until(condition: object, seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.02)
-
-
 async def long_notes(who: Account, many: int) -> str:
-    """A chat whose history is as many times 88 KB; its path."""
+    """Make a chat with ``many`` messages of 88 KB. Returns the path of its history."""
     notes = await chat(who, kind="cloud")
     payload = b64(os.urandom(64 * 1024))
     for _ in range(many):
@@ -175,9 +170,7 @@ async def long_notes(who: Account, many: int) -> str:
 
 
 @pytest.mark.gen_test
-async def test_an_answer_that_is_not_taken_ends_its_connection(
-    services: Services, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_unread_answer_closes_its_connection(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "WRITE_SECONDS", 0.5)
     monkeypatch.setattr(listener, "SWEEP_SECONDS", 0.1)
     async with town(services, people=1) as made:
@@ -201,7 +194,7 @@ async def test_an_answer_that_is_not_taken_ends_its_connection(
         slow.setblocking(False)
         loop, got = asyncio.get_running_loop(), 0
         while got < MIB * 0.9:
-            more = await asyncio.wait_for(loop.sock_recv(slow, 64 * 1024), 5)
+            more = await asyncio.wait_for(loop.sock_recv(slow, 64 * 1024), WAIT)
             assert more, f"it ended after {got} bytes"
             got += len(more)
             await asyncio.sleep(0.005)
@@ -210,7 +203,7 @@ async def test_an_answer_that_is_not_taken_ends_its_connection(
 
 
 @pytest.mark.gen_test
-async def test_who_goes_in_the_middle_of_an_answer_holds_nothing(services: Services) -> None:
+async def test_a_client_that_disconnects_during_an_answer_holds_no_memory(services: Services) -> None:
     async with town(services, people=1) as made:
         [alice] = made.people
         path = await long_notes(alice, 13)
@@ -241,22 +234,23 @@ async def test_refusals_and_head_hold_nothing(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_documents_that_nobody_reads_are_bounded(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unread_documents_are_bounded(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inflight, "MEMORY_TIMEOUT", 0.3)
     async with town(services, people=1) as made:
         answers = made.servers[0].site.answers
         whole = answers.free
         request = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
         opened = [unread(made.servers[0].url, request) for _ in range(40)]
+        await until(lambda: whole - answers.free > MIB)
         await asyncio.sleep(1)
-        assert MIB < whole - answers.free <= inflight.EACH
+        assert whole - answers.free <= inflight.MAX_BYTES_EACH
         for each in opened:
             each.close()
         await until(lambda: answers.free == whole)
 
 
 @pytest.mark.gen_test
-async def test_downloads_that_nobody_reads_are_bounded(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unread_downloads_are_bounded(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inflight, "MEMORY_TIMEOUT", 0.3)
     async with town(services, people=1) as made:
         [alice] = made.people
@@ -264,16 +258,16 @@ async def test_downloads_that_nobody_reads_are_bounded(services: Services, monke
         answers = made.servers[0].site.answers
         whole = answers.free
         opened = [unread(alice.url, asking(alice, f"/files/{file_id}/content")) for _ in range(40)]
-        await until(lambda: whole - answers.free == inflight.EACH)
+        await until(lambda: whole - answers.free == inflight.MAX_BYTES_EACH)
         await asyncio.sleep(1)
-        assert whole - answers.free == inflight.EACH
+        assert whole - answers.free == inflight.MAX_BYTES_EACH
         for each in opened:
             each.close()
         await until(lambda: answers.free == whole)
 
 
 def memory(pid: int) -> float:
-    """What a process has in memory, in MiB."""
+    """Return the memory of a process, in MiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 

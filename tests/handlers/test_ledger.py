@@ -1,4 +1,4 @@
-"""Budgets: what an account spends, on several instances, while Redis is away, and what honest clients meet of it."""
+"""Budgets: spending on several instances and while Redis is down, and honest clients, which stay within them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from config.settings import Budgets, Rate, SettingsError, load
+from config.settings import Budgets, SettingsError, load
+from config.values import Rate
 from handlers.limits import ledger
 from handlers.limits.ledger import Account, Ledger
 from handlers.metrics import Metrics
@@ -39,7 +40,7 @@ SMALL = Budgets(budget_requests=Rate(10, 10), budget_rows=Rate(5, 50), budget_fa
 
 
 class Clock:
-    """Time that passes when the test says so."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -53,23 +54,23 @@ def away() -> Redis:
 
 
 def alone(budgets: Budgets = SMALL, clock: Clock | None = None) -> tuple[Ledger, Clock]:
-    """A ledger whose Redis is away."""
+    """Return a ledger whose Redis is down."""
     clock = clock or Clock()
     return Ledger(away(), budgets, Metrics(), clock=clock), clock
 
 
 @asynccontextmanager
 async def instances(services: Services, budgets: Budgets = SMALL) -> AsyncIterator[tuple[Ledger, Ledger]]:
-    """Two ledgers with connections of their own to one Redis."""
+    """Two ledgers that use one Redis."""
     async with place(services) as shared, Redis.from_url(shared.redis) as one, Redis.from_url(shared.redis) as two:
         yield Ledger(one, budgets, Metrics()), Ledger(two, budgets, Metrics())
 
 
 def admitted(account: Account, cost: Cost = READS, most: int = 10_000) -> int:
-    """How many requests an account makes at once before it is refused."""
+    """Return how many requests an account can make at once before one is refused."""
     for number in range(most):
         try:
-            account.admit(cost)
+            account.spend_request(cost)
         except RateLimited:
             return number
     return most
@@ -77,7 +78,7 @@ def admitted(account: Account, cost: Cost = READS, most: int = 10_000) -> int:
 
 def wait_of(account: Account, cost: Cost = READS) -> int:
     with pytest.raises(RateLimited) as refused:
-        account.admit(cost)
+        account.spend_request(cost)
     return int(refused.value.headers["Retry-After"])
 
 
@@ -100,7 +101,7 @@ def test_a_refused_request_spends_nothing() -> None:
     assert admitted(account) == 1
 
 
-def test_what_is_known_afterwards_may_go_beyond_the_budget_and_is_paid_off() -> None:
+def test_costs_counted_afterwards_may_exceed_the_budget_and_are_paid_off() -> None:
     books, clock = alone()
     account = books.account(uuid4())
     account.charge(FANOUT, 2995)  # three budgets
@@ -108,10 +109,10 @@ def test_what_is_known_afterwards_may_go_beyond_the_budget_and_is_paid_off() -> 
     clock.now += 10
     assert wait_of(account, POSTS) == 10
     with pytest.raises(RateLimited):
-        account.take(POSTS, 10)
-    account.take(READS, 10)
+        account.spend_frame(POSTS, 10)
+    account.spend_frame(READS, 10)
     clock.now += 10.01
-    account.admit(POSTS)
+    account.spend_request(POSTS)
 
 
 def test_rows_are_spent_before_and_given_back() -> None:
@@ -136,7 +137,7 @@ def test_the_header_shows_the_budget_that_is_used_up_the_most() -> None:
     books, clock = alone()
     account = books.account(uuid4())
     for _ in range(3):
-        account.admit(WRITES)
+        account.spend_request(WRITES)
     quota = account.quota(WRITES.request)
     assert (quota.policy, quota.standing) == ('"rows";q=5;w=50', '"rows";r=2;t=30')
     account.charge(BYTES_IN, 1 << 40)
@@ -153,13 +154,13 @@ async def test_two_instances_share_what_is_spent(services: Services) -> None:
     async with instances(services) as (one, two):
         assert admitted(one.account(user)) == 10
         await one.settle()
-        two.account(user).admit(READS)  # it knows nothing of it yet
+        two.account(user).spend_request(READS)  # it knows nothing of it yet
         await two.settle()
         assert admitted(two.account(user)) == 0
 
 
 @pytest.mark.gen_test
-async def test_before_it_is_settled_each_instance_grants_one_budget_and_that_is_a_debt(services: Services) -> None:
+async def test_before_settlement_each_instance_grants_one_budget_and_the_excess_is_a_debt(services: Services) -> None:
     user = uuid4()
     async with instances(services) as books:
         assert [admitted(each.account(user)) for each in books] == [10, 10]
@@ -176,12 +177,12 @@ async def test_small_spendings_reach_the_others_after_a_while(services: Services
     async with instances(services, Budgets(budget_requests=Rate(1000, 1000))) as (one, two):
         clock = Clock()
         one.clock = clock
-        one.account(user).admit(READS)
+        one.account(user).spend_request(READS)
         await one.settle()
         two.account(user).charge(FRAMES, 1)
         await two.settle(all_=True)
         assert two.account(user).quota((REQUESTS,)).left == 1000
-        clock.now += ledger.SOON
+        clock.now += ledger.SETTLE_SECONDS
         await one.settle()
         two.account(user).charge(FRAMES, 1)
         await two.settle(all_=True)
@@ -189,7 +190,7 @@ async def test_small_spendings_reach_the_others_after_a_while(services: Services
 
 
 @pytest.mark.gen_test
-async def test_while_redis_is_away_each_instance_counts_for_itself_and_tells_it_afterwards(services: Services) -> None:
+async def test_while_redis_is_down_each_instance_counts_alone_and_settles_afterwards(services: Services) -> None:
     user = uuid4()
     async with instances(services) as (one, two):
         script, one._script = one._script, away().register_script("return 0")
@@ -205,7 +206,7 @@ async def test_while_redis_is_away_each_instance_counts_for_itself_and_tells_it_
 
 
 @pytest.mark.gen_test
-async def test_a_redis_that_lost_its_data_learns_it_again(services: Services) -> None:
+async def test_a_redis_that_lost_its_data_is_restored(services: Services) -> None:
     user = uuid4()
     async with place(services) as shared, Redis.from_url(shared.redis) as redis:
         books, other = Ledger(redis, SMALL, Metrics()), Ledger(redis, SMALL, Metrics())
@@ -224,9 +225,9 @@ async def test_a_redis_that_lost_its_data_learns_it_again(services: Services) ->
 async def test_many_accounts_are_settled_in_few_scripts_and_forgotten_when_they_are_full(services: Services) -> None:
     async with place(services) as shared, Redis.from_url(shared.redis) as redis:
         books = Ledger(redis, SMALL, Metrics())
-        users = [uuid4() for _ in range(3 * ledger.TOGETHER + 1)]
+        users = [uuid4() for _ in range(3 * ledger.ACCOUNTS_PER_SCRIPT + 1)]
         for user in users:
-            books.account(user).admit(READS)
+            books.account(user).spend_request(READS)
         held = books.account(users[0])
         await books.settle()
         assert len(books) == len(users)
@@ -241,15 +242,15 @@ async def test_many_accounts_are_settled_in_few_scripts_and_forgotten_when_they_
         assert len(books._accounts) == 1
 
 
-def test_no_more_accounts_are_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "MOST", 100)
+def test_the_number_of_accounts_in_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "MAX_ACCOUNTS", 100)
     books, _ = alone()
     oldest = books.account("203.0.113.1")
-    oldest.admit(READS)
+    oldest.spend_request(READS)
     for number in range(200):
-        books.account(f"198.51.100.{number}").admit(READS)
+        books.account(f"198.51.100.{number}").spend_request(READS)
     assert len(books) == 100
-    oldest.admit(READS)
+    oldest.spend_request(READS)
     assert len(books._unsettled) == 100
     assert books.account("203.0.113.1") is oldest
 
@@ -286,42 +287,42 @@ EVENT = 1200  # bytes of JSON of a message of 512 bytes
 def a_phone_that_comes_back_after_a_week(account: Account) -> Iterator[float]:
     """500 queued messages, 100,000 events and a supply of keys, as fast as sockets and pages go."""
     for _ in range(500):
-        account.take(POSTS, 2000)
+        account.spend_frame(POSTS, 2000)
         account.charge(FANOUT, 50 * 2000)
         yield 1 / 60
     for _ in range(500):  # pages of 200 events, ten a second as RATE_LIMIT_SYNC has it
-        account.admit(READS)
+        account.spend_request(READS)
         account.charge(BYTES_OUT, 200 * EVENT)
         yield 0.1
-    account.admit(WRITES)
+    account.spend_request(WRITES)
     account.charge(BYTES_IN, 250_000)
 
 
 def a_desktop_that_scrolls(account: Account) -> Iterator[float]:
     """Four pages of 200 messages a second for a quarter of an hour, and images by their metadata."""
     for _ in range(15 * 60 * 4):
-        account.admit(READS)
+        account.spend_request(READS)
         account.charge(BYTES_OUT, 200 * EVENT)
-        account.admit(READS)
+        account.spend_request(READS)
         yield 0.25
 
 
 def a_bot_in_200_groups(account: Account) -> Iterator[float]:
     """60 messages of 1 KiB a second into groups of 200, for an hour."""
     for _ in range(60 * 3600):
-        account.take(POSTS, 1100)
+        account.spend_frame(POSTS, 1100)
         account.charge(FANOUT, 200 * 1200)
         yield 1 / 60
 
 
 def an_admin_who_adds_1000_people(account: Account) -> Iterator[float]:
-    """One after the other, as fast as answers come, into a group that everybody hears; then 30 changes of it."""
+    """1,000 joins one after the other, as fast as answers arrive, each sent to the whole group; then 30 changes."""
     for number in range(1000):
-        account.admit(JOINS)
+        account.spend_request(JOINS)
         account.charge(FANOUT, number * 300)
         yield 0.02
     for _ in range(30):
-        account.admit(CHANGES)
+        account.spend_request(CHANGES)
         account.charge(FANOUT, 1000 * 16_000)
         yield 1
 
@@ -329,7 +330,7 @@ def an_admin_who_adds_1000_people(account: Account) -> Iterator[float]:
 def a_channel_of_100_000(account: Account) -> Iterator[float]:
     """A post of 1 KiB every ten seconds, for an hour."""
     for _ in range(360):
-        account.admit(POSTS)
+        account.spend_request(POSTS)
         account.charge(FANOUT, 100_000 * 1500)
         yield 10
 
@@ -358,7 +359,7 @@ def test_a_flood_is_over_soon() -> None:
     account, frames = books.account(uuid4()), 0
     with contextlib.suppress(RateLimited):
         while frames < 100:
-            account.take(POSTS, 90_000)
+            account.spend_frame(POSTS, 90_000)
             account.charge(FANOUT, 1000 * 90_000)
             frames += 1
             clock.now += 1 / 60
@@ -366,10 +367,10 @@ def test_a_flood_is_over_soon() -> None:
 
 
 @pytest.mark.gen_test
-async def test_settling_gives_way_to_others() -> None:
+async def test_settling_does_not_block_the_loop() -> None:
     books, _ = alone()
     account = books.account(uuid4())
-    account.admit(READS)
+    account.spend_request(READS)
     async with asyncio.timeout(ledger.REDIS_TIMEOUT + 1):
         await books.settle(all_=True)
     assert not books._unsettled

@@ -1,4 +1,4 @@
-"""Where the server listens, and what it says of it."""
+"""The addresses that the server listens on, and the log lines about them."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ async def test_the_line_at_its_start_names_every_address(services: Services, tmp
         assert (await ask(f"http://127.0.0.1:{port}", "GET", "/health/live")).status == 200
 
 
-def test_an_address_that_cannot_be_had_is_named_and_none_is_kept() -> None:
+def test_an_address_in_use_is_named_and_all_others_are_closed() -> None:
     port = free_port()
     with socket.socket() as taken:
         taken.bind(("127.0.0.2", port))
         taken.listen()
-        with pytest.raises(OSError, match=f"PORT {port} of HOST 127.0.0.2 can't be had"):
+        with pytest.raises(OSError, match=f"Can't listen on PORT {port} of HOST 127.0.0.2"):
             bind(["127.0.0.1", "127.0.0.2"], port)
     for each in bind(["127.0.0.1", "127.0.0.2"], port):
         each.close()

@@ -1,4 +1,4 @@
-"""Metrics: they count what has happened, each thing once, and a sample where each would cost too much."""
+"""Metrics: each event counts once; deliveries are sampled."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from server import Server
 from tests.client import ask
 from tests.plugins.chatting import chat, message, town
 from tests.running import Services, periodic, place, serving
+from tests.waiting import WAIT
 
 
 def value(of: Server | Metrics, name: str, **labels: str) -> float:
-    """One sample; 0 when it is not there yet."""
+    """Return one sample, or 0 if it does not exist yet."""
     text = (of if isinstance(of, Metrics) else of.app.metrics).exposition().decode()
     wanted = ",".join(f'{label}="{labels[label]}"' for label in sorted(labels))
     found = re.search(rf"^{name}{re.escape('{' + wanted + '}') if labels else ''} (\S+)$", text, re.MULTILINE)
@@ -84,44 +85,44 @@ async def test_calls_are_counted_by_how_they_end(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_a_sample_is_from_what_happened_until_the_sockets_have_it() -> None:
+async def test_a_sample_lasts_from_the_event_until_the_write() -> None:
     counted, loop = Metrics(), asyncio.get_running_loop()
     began = time.monotonic()
     loop.call_soon(time.sleep, 0.05)  # what a busy loop does before the sockets are flushed
     for _ in range(50):
-        counted.written("group", began)
+        counted.sample_delivery("group", began)
     await asyncio.sleep(0.001)
     assert value(counted, "mimu_delivery_duration_seconds_count", way="group") == 1
-    assert 0.05 <= value(counted, "mimu_delivery_duration_seconds_sum", way="group") < 1
+    assert 0.05 <= value(counted, "mimu_delivery_duration_seconds_sum", way="group") < WAIT
     await asyncio.sleep(2 * metrics.SAMPLE_EVERY)
-    counted.written("group", time.monotonic())
-    counted.written("user", time.monotonic())
+    counted.sample_delivery("group", time.monotonic())
+    counted.sample_delivery("user", time.monotonic())
     await asyncio.sleep(0.001)
     assert value(counted, "mimu_delivery_duration_seconds_count", way="group") == 2
     assert value(counted, "mimu_delivery_duration_seconds_count", way="user") == 1
 
 
-def test_nobody_makes_types_of_frames_without_end() -> None:
+def test_the_number_of_frame_types_is_bounded() -> None:
     counted = Metrics()
-    for number in range(2 * metrics.KINDS):
-        counted.sent(f"type_{number}", 1)
+    for number in range(2 * metrics.MAX_FRAME_TYPES):
+        counted.count_sent(f"type_{number}", 1)
     text = counted.exposition().decode()
-    assert text.count("mimu_websocket_frames_sent_total{") == metrics.KINDS + 1
-    assert value(counted, "mimu_websocket_frames_sent_total", type="other") == metrics.KINDS
+    assert text.count("mimu_websocket_frames_sent_total{") == metrics.MAX_FRAME_TYPES + 1
+    assert value(counted, "mimu_websocket_frames_sent_total", type="other") == metrics.MAX_FRAME_TYPES
 
 
 @pytest.mark.gen_test
 async def test_a_stalled_loop_is_late(services: Services) -> None:
     async with place(services) as shared, serving(shared) as running:
         await asyncio.sleep(0.15)
-        time.sleep(0.3)  # what nobody may do
+        time.sleep(0.3)  # blocks the loop
         await asyncio.sleep(0.15)
         late = value(running, "mimu_event_loop_lag_seconds_bucket", le="+Inf")
         assert late - value(running, "mimu_event_loop_lag_seconds_bucket", le="0.1") >= 1
 
 
 @pytest.mark.gen_test
-async def test_the_pool_tells_who_waits_for_it(services: Services) -> None:
+async def test_the_pool_shows_waiting_requests(services: Services) -> None:
     async with place(services) as shared, serving(shared, DATABASE_MAX_CONNECTIONS="2") as running:
         db = running.app.db
         async with db.pool.acquire(), db.pool.acquire():
@@ -137,7 +138,7 @@ async def test_the_pool_tells_who_waits_for_it(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_failures_of_statements_are_told_apart(services: Services) -> None:
+async def test_failures_of_statements_are_counted_by_cause(services: Services) -> None:
     async with place(services) as shared, serving(shared) as running:
         db = running.app.db
         before = value(running, "mimu_postgres_statement_duration_seconds_count", operation="SELECT")
@@ -156,13 +157,13 @@ async def test_failures_of_statements_are_told_apart(services: Services) -> None
 @pytest.mark.gen_test
 async def test_periodic_tasks_and_checks_are_shown(services: Services) -> None:
     async with place(services) as shared, serving(shared) as running:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             while value(running, "mimu_health_check_up", check="database") != 1:
                 await asyncio.sleep(0.02)
         assert value(running, "mimu_periodic_interval_seconds", task="message_expiry") == 5
         last = value(running, "mimu_periodic_last_success_timestamp_seconds", task="cleanup")
         assert abs(time.time() - last) < 30
-        assert value(running, "mimu_files_free_bytes") == 0, "nobody has looked yet"
+        assert value(running, "mimu_files_free_bytes") == 0, "not measured yet"
         await periodic(running, "files_room")()
         assert value(running, "mimu_files_free_bytes") > 0
         # The scrape itself is one of the requests in flight.
@@ -171,7 +172,7 @@ async def test_periodic_tasks_and_checks_are_shown(services: Services) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sql", "told"),
+    ("sql", "word"),
     [
         ("SELECT 1", "SELECT"),
         ("  -- why\n  insert into a values (1)", "INSERT"),
@@ -184,8 +185,8 @@ async def test_periodic_tasks_and_checks_are_shown(services: Services) -> None:
         ("", "OTHER"),
     ],
 )
-def test_a_statement_is_told_by_one_word(sql: str, told: str) -> None:
-    assert operation(sql) == told
+def test_a_statement_is_labelled_with_one_word(sql: str, word: str) -> None:
+    assert operation(sql) == word
 
 
 def test_an_error_is_noted_without_its_text() -> None:

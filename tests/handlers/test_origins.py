@@ -1,4 +1,4 @@
-"""An origin is one origin, however its port is written (RFC 6454, 4)."""
+"""Origins with and without the default port are equal (RFC 6454, 4)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OURS = [
 
 
 @pytest.mark.parametrize(("origin", "host", "own"), OURS)
-def test_our_own_host_is_known_with_and_without_its_port(origin: str, host: str, own: bool) -> None:
+def test_our_own_host_matches_with_and_without_its_port(origin: str, host: str, own: bool) -> None:
     assert is_own(origin, host) is own
 
 

@@ -1,4 +1,4 @@
-"""Passwords: what happens when more are to be hashed than can be."""
+"""Passwords: more requests than the queue can hold."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from handlers.wire.errors import Unavailable
 
 
 @pytest.mark.gen_test
-async def test_a_refusal_waits_so_that_it_is_not_asked_for_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passwords_module, "QUEUE", 1)
-    monkeypatch.setattr(passwords_module, "REFUSE_AFTER", 0.3)
-    monkeypatch.setattr(passwords_module, "REFUSED", 1)
+async def test_a_rejection_is_delayed_against_immediate_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passwords_module, "MAX_QUEUED", 1)
+    monkeypatch.setattr(passwords_module, "REJECT_AFTER", 0.3)
+    monkeypatch.setattr(passwords_module, "MAX_REJECTIONS", 1)
     async with Redis() as redis:
         passwords = Passwords(Limits(redis, on=False))
         try:
@@ -33,7 +33,7 @@ async def test_a_refusal_waits_so_that_it_is_not_asked_for_again_at_once(monkeyp
                 with pytest.raises(Unavailable):
                     await task
             assert time.monotonic() - began >= 0.3
-            passwords._pass_on()
+            passwords._release_thread()
             assert (await waiting).startswith("$argon2id$")
         finally:
             passwords.close()

@@ -18,6 +18,7 @@ from tests.client import Account, ask
 from tests.files.transfer import announce
 from tests.handlers.raw import LIVE, line, request
 from tests.running import Services, place, serving
+from tests.waiting import WAIT
 
 HANDSHAKE = {
     "Upgrade": "websocket",
@@ -97,13 +98,13 @@ async def test_the_connection_stays_whatever_is_refused(services: Services) -> N
             asked = [(m, status) for m, status, code in refused(alice, bob).values() if code]
             kept.writer.write(b"".join(message + LIVE for message, _ in asked))
             for _, status in asked:
-                assert (await asyncio.wait_for(kept.answer(), 5)).status == status
-                assert (await asyncio.wait_for(kept.answer(), 5)).json == {"status": "live"}
+                assert (await asyncio.wait_for(kept.answer(), WAIT)).status == status
+                assert (await asyncio.wait_for(kept.answer(), WAIT)).json == {"status": "live"}
         await at_rest(one)
 
 
 async def at_rest(one: Server) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         while one.site.active:
             await asyncio.sleep(0.01)
 
@@ -185,7 +186,7 @@ async def test_a_mistake_of_ours_is_answered_too(services: Services, monkeypatch
         raise RuntimeError
 
     async with place(services) as shared, serving(shared) as one, line(one.url) as kept:
-        for where in ("initialize", "_judge_headers"):
+        for where in ("initialize", "_check_headers"):
             with monkeypatch.context() as broken:
                 broken.setattr(Live, where, fail)
                 answer = await kept.ask(request("GET /health/live"))

@@ -1,46 +1,27 @@
-"""RFC 6455 at the socket: what is well formed comes through however it was cut, and what isn't ends with its code."""
+"""RFC 6455: the parser accepts valid frames however they are split, and closes invalid ones with their code."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
-import os
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.sockets.rfc6455 import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Parser, Protocol, Violation
-from tests.client import Account
-from tests.running import Services, place, serving
+from tests.handlers.websocket import frame, line, received
+from tests.running import Services
 
 LIMIT = 1000
 
 
-def frame(opcode: int, payload: bytes, *, fin: bool = True, masked: bool = True, reserved: int = 0) -> bytes:
-    """A client's frame (RFC 6455 section 5.2)."""
-    size = len(payload)
-    head = bytes((0x80 * fin | reserved | opcode,))
-    bit = 0x80 * masked
-    if size < 126:
-        head += bytes((bit | size,))
-    elif size < 65536:
-        head += struct.pack("!BH", bit | 126, size)
-    else:
-        head += struct.pack("!BQ", bit | 127, size)
-    if not masked:
-        return head + payload
-    mask = os.urandom(4)
-    return head + mask + bytes(byte ^ mask[place % 4] for place, byte in enumerate(payload))
-
-
 def fed(wire: bytes, sizes: list[int]) -> list[tuple[int, bytes]]:
-    """What a parser gives of the bytes, cut to pieces of those sizes, again and again."""
+    """Parse the bytes in pieces of these sizes, repeated. Returns the messages."""
     parser, found, at, turn = Parser(LIMIT), [], 0, 0
     while at < len(wire):
         piece = wire[at : at + sizes[turn % len(sizes)]]
@@ -88,36 +69,6 @@ def test_a_large_message_in_single_bytes_costs_no_square() -> None:
     assert found == [(TEXT, b"x" * (1 << 18))]  # a parser that looks each time would take minutes
 
 
-@contextlib.asynccontextmanager
-async def line(services: Services, **settings: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """An upgraded connection whose ``ready`` has come, with nothing between us and its bytes."""
-    async with place(services) as shared, serving(shared, **settings) as server:
-        alice = await Account().register(server.url)
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        key = base64.b64encode(os.urandom(16)).decode()
-        head = "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        head += f"Authorization: Bearer {alice.token}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
-        writer.write(f"{head}\r\n".encode())
-        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
-        opcode, payload = await received(reader)
-        assert (opcode, json.loads(payload)["type"]) == (TEXT, "ready")
-        try:
-            yield reader, writer
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-
-
-async def received(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    async with asyncio.timeout(10):
-        first, size = await reader.readexactly(2)
-        if size == 126:
-            size = int.from_bytes(await reader.readexactly(2))
-        assert first & 0xF0 == 0x80
-        return first & 0x0F, await reader.readexactly(size)
-
-
 NOPE = b'{"type": "nope", "id": "1"}'
 
 
@@ -126,7 +77,7 @@ NOPE = b'{"type": "nope", "id": "1"}'
     ("wire", "code"),
     [
         (frame(TEXT, NOPE, masked=False), 1002),
-        (frame(TEXT, NOPE, reserved=0x40), 1002),  # compression that nobody agreed on
+        (frame(TEXT, NOPE, reserved=0x40), 1002),  # compression that was not negotiated
         (frame(0x3, NOPE), 1002),
         (frame(0xB, b""), 1002),
         (frame(PING, b"", fin=False), 1002),
@@ -153,7 +104,7 @@ NOPE = b'{"type": "nope", "id": "1"}'
         "nothing to continue",
         "message within a message",
         "short close",
-        "close with a code of nobody",
+        "close with an unassigned code",
         "close reason not UTF-8",
         "not UTF-8",
         "surrogate",

@@ -1,4 +1,4 @@
-"""Shapes: base64 in whatever form a client writes it."""
+"""Shapes: base64 in all forms that clients send."""
 
 from __future__ import annotations
 

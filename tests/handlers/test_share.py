@@ -1,4 +1,4 @@
-"""Shares: an account that wants much waits, nothing of it is lost, others are served, honest clients hardly wait."""
+"""Shares: a busy account waits and loses nothing, others are served, honest clients hardly wait."""
 
 from __future__ import annotations
 
@@ -16,13 +16,25 @@ from config.settings import Budgets
 from handlers.limits import ledger
 from handlers.limits import share as share_module
 from handlers.limits.ledger import Account as Spender
-from handlers.limits.share import AT_ONCE, BURST, BYTE, HELD, OPENING, REQUEST_MOST, WAIT_TIMEOUT, WAITING, Share, Waits
+from handlers.limits.share import (
+    BURST_SECONDS,
+    HELD_SECONDS,
+    MAX_AT_WORK,
+    MAX_REQUEST_SECONDS,
+    MAX_WAITING,
+    SECONDS_PER_BYTE,
+    SECONDS_PER_SOCKET,
+    WAIT_TIMEOUT,
+    Share,
+    WaitTotals,
+)
 from handlers.sockets.rfc6455 import FRAME_COST, TURN
 from handlers.wire.costs import READS
 from handlers.wire.errors import RateLimited
 from tests.client import Account
 from tests.handlers.test_ledger import Clock, alone
 from tests.running import Services, place, serving
+from tests.waiting import WAIT
 
 ON = {"RATE_LIMITS": "on", "RATE_LIMIT_REGISTER": "1000/hour"}
 RATE = 0.2
@@ -37,10 +49,10 @@ def message(size: int) -> dict[str, object]:
 
 def test_an_account_is_ahead_when_its_burst_is_used_up_and_catches_up_at_its_rate() -> None:
     clock = Clock()
-    share = Share(RATE, AT_ONCE, clock)
-    share.work(BURST)
+    share = Share(RATE, MAX_AT_WORK, clock)
+    share.add_work(BURST_SECONDS)
     assert share.ahead == pytest.approx(0, abs=1e-6)
-    share.work(0.1)
+    share.add_work(0.1)
     assert share.ahead == pytest.approx(0.1 / RATE)
     assert not share.begin()
     clock.now += 0.1 / RATE + 0.001
@@ -50,8 +62,8 @@ def test_an_account_is_ahead_when_its_burst_is_used_up_and_catches_up_at_its_rat
 
 def test_few_requests_of_an_account_are_at_work_at_once() -> None:
     clock = Clock()
-    share = Share(RATE, AT_ONCE, clock)
-    begun = [share.begin() for _ in range(AT_ONCE)]
+    share = Share(RATE, MAX_AT_WORK, clock)
+    begun = [share.begin() for _ in range(MAX_AT_WORK)]
     assert all(begun)
     assert not share.begin()
     share.end(begun[0])
@@ -60,13 +72,15 @@ def test_few_requests_of_an_account_are_at_work_at_once() -> None:
 
 def test_a_request_that_waits_for_something_else_keeps_no_place() -> None:
     clock = Clock()
-    share = Share(RATE, AT_ONCE, clock)
-    slow = [share.begin() for _ in range(AT_ONCE)]
-    clock.now += HELD + 0.01
+    share = Share(RATE, MAX_AT_WORK, clock)
+    slow = [share.begin() for _ in range(MAX_AT_WORK)]
+    clock.now += HELD_SECONDS + 0.01
     assert share.begin()
     for began in slow:
         share.end(began)
-    assert share.ahead < AT_ONCE * REQUEST_MOST / RATE - BURST / RATE + 1e-6, "what it waited for is not charged"
+    assert share.ahead < MAX_AT_WORK * MAX_REQUEST_SECONDS / RATE - BURST_SECONDS / RATE + 1e-6, (
+        "what it waited for is not charged"
+    )
     before = share.ahead
     share.end(share.begin(), most=0.1)
     assert share.ahead == before, "nor more than it took"
@@ -98,14 +112,14 @@ async def test_those_who_wait_begin_in_their_order_and_are_not_overtaken() -> No
 async def test_what_would_wait_for_too_long_is_refused_at_once() -> None:
     share = Share(RATE, 1, time.monotonic)
     assert share.begin()
-    waiting = [asyncio.create_task(share.begin_in_turn()) for _ in range(WAITING)]
+    waiting = [asyncio.create_task(share.begin_in_turn()) for _ in range(MAX_WAITING)]
     await asyncio.sleep(0)
     with pytest.raises(RateLimited):
         await share.begin_in_turn()
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    share.work(BURST + WAIT_TIMEOUT)
+    share.add_work(BURST_SECONDS + WAIT_TIMEOUT)
     with pytest.raises(RateLimited) as refused:
         await share.begin_in_turn()
     assert int(refused.value.headers["Retry-After"]) >= WAIT_TIMEOUT
@@ -123,28 +137,28 @@ async def test_what_waits_for_a_place_is_refused_after_a_while(monkeypatch: pyte
 
 @pytest.mark.gen_test
 async def test_waits_are_counted_over_all_accounts() -> None:
-    waits = Waits()
+    waits = WaitTotals()
     for _ in range(2):
         share = Share(1.0, 1, time.monotonic, waits)
-        share.work(BURST)
+        share.add_work(BURST_SECONDS)
         await share.catch_up()
-        share.work(0.05)
+        share.add_work(0.2)
         await share.catch_up()
     assert waits.count == 2
-    assert 0.06 < waits.seconds <= 0.1
+    assert 0.2 < waits.seconds <= 0.4
 
 
 @pytest.mark.gen_test
 async def test_an_account_that_is_ahead_is_not_forgotten() -> None:
     books, clock = alone(Budgets())
     user = UUID(int=1)
-    books.account(user).admit(READS)
-    books.account(user).share.work(BURST)
+    books.account(user).spend_request(READS)
+    books.account(user).share.add_work(BURST_SECONDS)
     clock.now += 0.1
     await books.settle(all_=True)
     await books.settle(all_=True)
     gc.collect()
-    assert books.account(user).share.ahead > -BURST / RATE
+    assert books.account(user).share.ahead > -BURST_SECONDS / RATE
     clock.now += 10
     await books.settle(all_=True)
     assert len(books) == 0
@@ -154,12 +168,12 @@ async def test_an_account_that_is_ahead_is_not_forgotten() -> None:
 
 
 def request(account: Spender, sent: int) -> None:
-    account.share.work(REQUEST_MOST + sent * BYTE)
+    account.share.add_work(MAX_REQUEST_SECONDS + sent * SECONDS_PER_BYTE)
 
 
 def a_phone_that_sends_500_messages(account: Spender) -> Iterator[None]:
     for _ in range(500):
-        account.share.work((FRAME_COST + 2000) * BYTE)
+        account.share.add_work((FRAME_COST + 2000) * SECONDS_PER_BYTE)
         account._ledger.fan_out(UUID(int=1), 2, 2000)
         yield
 
@@ -176,7 +190,7 @@ def a_phone_that_uploads_100_mb(account: Spender) -> Iterator[None]:
 
 
 def an_app_that_is_opened(account: Spender) -> Iterator[None]:
-    account.share.work(OPENING)
+    account.share.add_work(SECONDS_PER_SOCKET)
     for _ in range(8):
         request(account, 10_000)
         yield
@@ -231,7 +245,7 @@ async def test_frames_of_all_sockets_of_an_account_share_its_time(services: Serv
         alice, bob = await Account().register(server.url), await Account().register(server.url)
         frames = 3 * TURN // FRAME_COST  # 3 ms of work each
         async with alice.socket() as one, alice.socket() as two, bob.socket() as other:
-            server.app.ledger.account(UUID(alice.user_id)).share.work(BURST)  # its sockets hold it
+            server.app.ledger.account(UUID(alice.user_id)).share.add_work(BURST_SECONDS)  # its sockets hold it
             began = time.monotonic()
             for socket in (one, two):
                 for number in range(frames):
@@ -242,15 +256,17 @@ async def test_frames_of_all_sockets_of_an_account_share_its_time(services: Serv
                 answers = [await socket.expect("error") for _ in range(frames)]
                 assert [answer["id"] for answer in answers] == [str(number) for number in range(frames)]
                 assert {answer["code"] for answer in answers} == {"invalid_request"}
-            assert time.monotonic() - began > 3 * TURN * BYTE / 0.02, "one of them had to wait for the other"
+            assert time.monotonic() - began > 3 * TURN * SECONDS_PER_BYTE / 0.02, (
+                "one of them had to wait for the other"
+            )
 
 
 @pytest.mark.gen_test
 async def test_large_messages_to_many_come_one_after_the_other(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twelve of them at once are more than a reader may have waiting, whichever sockets they come by."""
-    monkeypatch.setattr(ledger, "RECIPIENT", 0.05)  # three people are as many as 75,000
+    """Twelve of them at once exceed the queue of a reader, whichever sockets send them."""
+    monkeypatch.setattr(ledger, "SECONDS_PER_RECIPIENT", 0.05)  # three people are as many as 75,000
     async with place(services) as shared, serving(shared, ACCOUNT_SHARE="1", **ON) as server:
         people = [await Account(one_time=0).register(server.url) for _ in range(3)]
         alice, bob, carol = people
@@ -264,7 +280,7 @@ async def test_large_messages_to_many_come_one_after_the_other(
                     await socket.raw(json.dumps(frame))
             seen = [(await reader.expect("message_new"))["seq"] for _ in range(6)]
             assert seen == sorted(seen)
-            assert time.monotonic() - began > 5 * 0.15 - BURST, "each waits for the work of those before it"
+            assert time.monotonic() - began > 5 * 0.15 - BURST_SECONDS, "each waits for the work of those before it"
             for socket in (one, two):
                 acks = [await socket.expect("ack") for _ in range(3)]
                 assert [ack["id"] for ack in acks] == [str(number) for number in range(3)]
@@ -276,14 +292,14 @@ async def test_requests_of_an_account_that_is_ahead_wait_and_are_answered(servic
         alice, bob = await Account().register(server.url), await Account().register(server.url)
         account = server.app.ledger.account(UUID(alice.user_id))
         share = account.share
-        share.work(BURST + 0.5 * RATE - max(share.ahead, 0) * RATE)
+        share.add_work(BURST_SECONDS + 1.5 * RATE - max(share.ahead, 0) * RATE)
         began = time.monotonic()
         late = asyncio.create_task(alice.get("/users/me"))
         assert (await bob.get("/users/me")).status == 200
         assert not late.done()
         assert (await late).status == 200
-        assert time.monotonic() - began > 0.3
-        share.work(BURST + (WAIT_TIMEOUT + 5) * RATE)
+        assert time.monotonic() - began > 1
+        share.add_work(BURST_SECONDS + (WAIT_TIMEOUT + 5) * RATE)
         answer = await alice.get("/users/me")
         assert (answer.status, answer.json["error"]) == (429, "rate_limited")
         assert int(answer.headers["Retry-After"]) >= 5
@@ -294,16 +310,16 @@ async def test_a_client_that_goes_while_it_waits_takes_no_turn(services: Service
     async with place(services) as shared, serving(shared, **ON) as server:
         alice = await Account().register(server.url)
         account = server.app.ledger.account(UUID(alice.user_id))
-        account.share.work(BURST + RATE)  # a second
+        account.share.add_work(BURST_SECONDS + 1.5 * RATE)  # a second and a half
         _, _, address = server.url.partition("//")
         host, _, port = address.partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(f"GET /users/me HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {alice.token}\r\n\r\n".encode())
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(WAIT):
             while not account.share._queued:
                 await asyncio.sleep(0.01)
         writer.close()
-        async with asyncio.timeout(0.5):
+        async with asyncio.timeout(WAIT):
             while account.share._queued:
                 await asyncio.sleep(0.01)
         assert not account.share._begun

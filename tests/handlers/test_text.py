@@ -1,4 +1,4 @@
-"""Names, titles and descriptions: they show something, turn no line, and are kept as they came, in NFC."""
+"""Names, titles and descriptions: they are visible, reverse no text, and are stored unchanged in NFC."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HIDDEN = "\u2028\u2029\ufeff\ufff9\U000e0001\U000e0041\U000e007f\U0001ffff\ufdd0
     "text", ["", " ", "\u00a0\u3000", "\u200b", "\u3164", "\u2800", "\u115f\u1160", "\u200e", "\u00ad", "\u0301"]
 )
 def test_a_name_shows_something(text: str) -> None:
-    with pytest.raises(ValidationError, match="shows nothing"):
+    with pytest.raises(ValidationError, match="visible character"):
         name.validate_python(text)
 
 
@@ -37,7 +37,7 @@ def test_a_name_turns_and_hides_nothing(sign: str) -> None:
     "text", ["a\u200db", "Ан\u200cна", "\u200dAnn", "a\ufe0f\ufe0f", "\ufe0fa", "漢\u200d字", "1\u200d2"]
 )
 def test_a_joiner_joins_something(text: str) -> None:
-    with pytest.raises(ValidationError, match="where nothing"):
+    with pytest.raises(ValidationError, match=r"do not join|without variants"):
         name.validate_python(text)
 
 

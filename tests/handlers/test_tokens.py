@@ -1,4 +1,4 @@
-"""Access tokens: whose clock counts, and how long ended sessions are remembered."""
+"""Access tokens: clocks that differ, and how long revoked sessions are remembered."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import jwt
 import pytest
 
 from config.keyring import Keyring
-from handlers.tokens import ISSUER, LEEWAY, MARGIN, Tokens
+from handlers.tokens import CLOCK_MARGIN, ISSUER, LEEWAY, Tokens
 from handlers.wire.errors import TokenExpired, Unauthorized
 
 SECRET = "s" * 32
 
 
 def issued(ahead: float, lifetime: float = 3600, **changes: Any) -> str:
-    """A token of an instance whose clock is so many seconds ahead."""
+    """Return a token from an instance whose clock is so many seconds ahead."""
     ring = Keyring([SECRET])
     now = int(time.time() + ahead)
     user = str(uuid4())
@@ -48,8 +48,8 @@ def test_ended_sessions_are_remembered_as_long_as_the_longest_token_lives(monkey
     now = time.time()
     old = tokens.verify(issued(0, 86_400))
     tokens.revoke(old.session_id)
-    for seconds, known in ((70, True), (80_000, True), (86_400 + MARGIN + 10, False)):
+    for seconds, known in ((70, True), (80_000, True), (86_400 + CLOCK_MARGIN + 10, False)):
         monkeypatch.setattr(time, "time", lambda moment=now + seconds: moment)
         for _ in range(1001):
             tokens.revoke(uuid4())
-        assert tokens.revoked(old) is known
+        assert tokens.is_revoked(old) is known

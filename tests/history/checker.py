@@ -118,7 +118,8 @@ class Checker:
             if len(found) > 1:
                 self.fault("doubled", send.chat, f"{send.client_id} is there {len(found)} times", found[0].seq)
             elif not found and send.exists is Known.YES and send.deleted is Known.NO:
-                self.fault("lost", send.chat, f"{send.client_id} was acknowledged", next(iter(send.places))[1])
+                when = f" at {send.acked_at:%H:%M:%S.%f}" if send.acked_at else ""
+                self.fault("lost", send.chat, f"{send.client_id} was acknowledged{when}", next(iter(send.places))[1])
             elif found and send.exists is Known.NO:
                 self.fault("invented", send.chat, f"{send.client_id} was refused, and is there", found[0].seq)
             for row in found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
@@ -86,6 +87,7 @@ class Actor:
 
         try:
             await self.line.surely(once)
+            send.acked_at = datetime.now(UTC)
             if self.luck.random() < 0.03:  # a phone that forgot that it had an answer
                 await self.line.surely(once)
         except Refused as refusal:

@@ -6,6 +6,7 @@ import base64
 import itertools
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ class Send:
     payload: str
     refused: bool = False  # at the first try, so that it can't exist
     places: set[tuple[str, int]] = field(default_factory=set)  # (message id, seq), as answered
+    acked_at: datetime | None = None  # by the clock that logs go by
     payloads: set[str] = field(default_factory=set)  # what it may bear now
     deleted: Known = Known.NO
     vanishes: bool = False

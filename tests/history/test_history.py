@@ -1,4 +1,5 @@
-"""A short random history on one instance and on two; ``python -m tests.history`` plays long ones."""
+"""A short random history on two instances, and in ``make test-thorough`` on one; ``python -m tests.history`` plays long
+ones."""
 
 from __future__ import annotations
 
@@ -9,14 +10,14 @@ import pytest
 
 from tests.history.__main__ import play
 from tests.history.run import Plan
-from tests.thorough import rounds
+from tests.thorough import THOROUGH, rounds
 
 # Another one each time, which the failure names.
 SEED = int(os.environ.get("MIMU_TEST_SEED") or random.SystemRandom().randrange(10**6))
 
 
 @pytest.mark.gen_test(timeout=300)
-@pytest.mark.parametrize(("instances", "server_kills", "postgres_kills"), [(1, 2, 1), (2, 3, 2)])
+@pytest.mark.parametrize(("instances", "server_kills", "postgres_kills"), [(1, 2, 1), (2, 3, 2)][not THOROUGH :])
 async def test_nothing_is_lost_doubled_or_out_of_order(instances: int, server_kills: int, postgres_kills: int) -> None:
     times = rounds(1, thorough=4)
     report = await play(Plan(SEED, instances, times * server_kills, times * postgres_kills, pace=0.3))

@@ -9,7 +9,10 @@ from functools import partial
 import asyncpg
 import pytest
 
+from handlers.wire import errors
 from models.database import Database, Unavailable
+from models.postgres.outages import outages
+from server import OUTAGES
 from tests.running import Services, json_lines, place
 
 ID = "SELECT pg_current_xact_id_if_assigned()"  # of the transaction, if it has written
@@ -45,6 +48,33 @@ async def test_a_connection_that_was_ended_meanwhile_is_given_back_in_silence(
             await asyncio.sleep(0.2)
             assert await database.value("SELECT 1") == 1
     assert not [line for line in json_lines(log.getvalue()) if line["level"] in ("warning", "error")]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.DatabaseDroppedError("x"),
+        asyncpg.TransactionTimeoutError("x"),
+        asyncpg.PostgresIOError("x"),
+        asyncpg.UndefinedFileError("could not open shared memory segment"),
+        asyncpg.DeadlockDetectedError("x"),
+        asyncpg.SerializationError("x"),
+        TimeoutError(),
+        ConnectionResetError(),
+    ],
+)
+def test_an_outage_is_never_our_own_mistake(error: Exception) -> None:
+    """Wherever it is raised, a client is refused with 503, and may try again."""
+    with pytest.raises(OUTAGES) as raised, outages():
+        raise error
+    assert isinstance(errors.refusal(raised.value, OUTAGES), errors.Unavailable)
+
+
+@pytest.mark.parametrize("error", [asyncpg.UndefinedTableError("x"), asyncpg.UniqueViolationError("x"), KeyError("x")])
+def test_a_mistake_is_no_outage(error: Exception) -> None:
+    with pytest.raises(type(error)), outages():
+        raise error
+    assert errors.refusal(error, OUTAGES) is None
 
 
 @pytest.mark.gen_test

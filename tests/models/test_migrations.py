@@ -21,7 +21,8 @@ from models.postgres import migrations
 from tests.models import migration_locks
 from tests.models.migration_rules import faults, statements
 from tests.models.test_schema import empty
-from tests.running import ROOT, Place, Services, connected, place
+from tests.running import ROOT, Place, Services, connected, inherited, place
+from tests.waiting import WAIT
 
 BOUND = "0006"  # the last one made before there were rules
 SUMS = migrations.FOLDER / "SHA256SUMS"
@@ -268,7 +269,7 @@ async def test_writers_wait_no_longer_than_one_lock_takes(services: Services, ne
             await asyncio.sleep(0.01)
         assert half / 2000 < max(waits) < migrations.LOCK_TIMEOUT / 1000
         await slow.execute("ROLLBACK")
-        assert await asyncio.wait_for(migrating, 10) == ["9001"]
+        assert await asyncio.wait_for(migrating, WAIT) == ["9001"]
 
 
 # At work --------------------------------------------------------------------------------------------------------------
@@ -310,7 +311,7 @@ async def test_a_migration_lets_others_go_first(services: Services, next_one: Pa
         assert 0.3 < max(waits) < migrations.LOCK_TIMEOUT / 1000 + 0.5
         assert all("of a long report is in a transaction of" in text for text in told)
         await slow.execute("ROLLBACK")
-        assert await asyncio.wait_for(migrating, 10) == ["9001"]
+        assert await asyncio.wait_for(migrating, WAIT) == ["9001"]
         assert await other.fetchval("SELECT count(mood) FROM users") == 0
 
 
@@ -334,7 +335,7 @@ async def test_an_index_that_was_interrupted_is_built_anew(services: Services, n
         async with reader(shared) as slow:
             await slow.execute("UPDATE users SET bio = bio")  # which the index waits for
             migrating = asyncio.create_task(migrations.migrate(shared.dsn))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WAIT):
                 while await other.fetchval(valid) is None:
                     await asyncio.sleep(0.02)
             ended = await other.fetchval(
@@ -376,14 +377,14 @@ async def test_what_a_killed_runner_began_is_not_taken_for_done(services: Servic
             killed = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", runner, str(next_one.parent), shared.dsn, cwd=ROOT
             )
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WAIT):
                 while await other.fetchval(valid) is None:
                     await asyncio.sleep(0.02)
             killed.kill()
             await killed.wait()
             told: list[str] = []
             again = asyncio.create_task(migrations.migrate(shared.dsn, report=told.append))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WAIT):
                 while not told:
                     await asyncio.sleep(0.02)
             assert told == ["an index is being built; waiting for it"]
@@ -394,7 +395,7 @@ async def test_what_a_killed_runner_began_is_not_taken_for_done(services: Servic
 
 async def run(command: list[str], **settings: str) -> tuple[int, str, str]:
     """A program of ours, as a process: its exit code, and what it said."""
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    environment = inherited("PATH", "HOME")
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *command, "--env-file", os.devnull),

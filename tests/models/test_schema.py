@@ -22,7 +22,7 @@ import pytest
 import models
 from models.database import Table
 from models.postgres import migrations
-from tests.running import ROOT, Services
+from tests.running import ROOT, Services, inherited
 
 _names = count()
 
@@ -374,7 +374,7 @@ async def migrate(folder: Path, dsn: str | None, *arguments: str) -> Ended:
     """Run ``python -m scripts.migrate`` with this DATABASE_URL and no other setting."""
     nothing = folder / "empty.env"
     nothing.touch()
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    environment = inherited("PATH", "HOME")
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", **({"DATABASE_URL": dsn} if dsn else {})}
     command = [sys.executable, "-m", "scripts.migrate", "--env-file", str(nothing), *arguments]
     pipe = asyncio.subprocess.PIPE

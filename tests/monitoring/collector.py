@@ -17,6 +17,8 @@ from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 from tornado.web import Application, RequestHandler
 
+from tests.waiting import WAIT
+
 
 @dataclass(frozen=True)
 class Span:
@@ -46,7 +48,7 @@ class Collector:
     async def expect(self, name: str, **attributes: Any) -> Span:
         """A span of that name with these attributes, whose dots are written as ``__``."""
         wanted = {key.replace("__", "."): value for key, value in attributes.items()}.items()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT):
             while True:
                 for span in self.named(name):
                     if wanted <= span.attributes.items():

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
@@ -15,6 +16,15 @@ from tests.replication import Machine, Machines, machines
 
 NAMES = ("first", "second", "third")
 AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+
+def note(text: str) -> None:
+    """Print a line with the time, by which the logs of PostgreSQL and of the servers can be read."""
+    print(f"  {datetime.now(UTC):%H:%M:%S.%f} {text}", flush=True)
+
+
+def _shown(received: dict[Machine, tuple[int, int]]) -> str:
+    return ", ".join(f"{machine.name} at {timeline}/{lsn:X}" for machine, (timeline, lsn) in received.items())
 
 
 def _quorum(primary: Machine) -> str:
@@ -47,13 +57,21 @@ class Databases:
     async def fail_over(self) -> float:
         """Promote the standby that has received most, and let the other one follow it. The primary is dead or frozen.
 
+        In the order of docs/operations.md. First no standby may receive more: what one takes from a frozen primary
+        after they were compared is acknowledged when that thaws. And the new primary waits for a standby from its
+        first commit on.
+
         Returns when the new primary has taken a write that is on a standby, too, by the monotonic clock.
         """
-        received = {machine: await machine.received() for machine in self.standbys}
+        standbys = self.standbys
+        for machine in standbys:
+            await machine.cut_off()
+        received = {machine: await machine.received() for machine in standbys}
         chosen = max(received, key=lambda machine: received[machine])
+        note(f"{self.primary.name} is replaced; of {_shown(received)} {chosen.name} is promoted")
+        await chosen.set("synchronous_standby_names", _quorum(chosen))
         await chosen.promote()
         self.primary = chosen
-        await chosen.set("synchronous_standby_names", _quorum(chosen))
         for other in received:
             if other is not chosen:
                 await other.follow(chosen)

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 
 from tests.nemesis import instances, primaries
+from tests.nemesis.databases import note
 from tests.nemesis.trial import Scenario, Trial
 
 PAUSE = (2.0, 6.0)  # seconds between two faults
@@ -83,10 +84,10 @@ def mixed(minutes: float) -> Scenario:
                 left = list(FAULTS)
                 trial.luck.shuffle(left)
             fault = left.pop()
+            note(f"{fault.__name__} ({len(trial.ledger.faults)} faults so far)")
             await fault(trial)
             await trial.stage.databases.whole()
             done[fault.__name__] += 1
-            print(f"  {fault.__name__} ({len(trial.ledger.faults)} faults so far)", flush=True)
             await asyncio.sleep(trial.luck.uniform(*PAUSE))
         trial.figures.notes.append(", ".join(f"{times} {name}" for name, times in sorted(done.items())))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import Any
 
 from tests.bench.users import User
@@ -19,7 +20,8 @@ _SESSIONS = """
 SELECT concat_ws(' ', state, wait_event_type, wait_event, round(extract(epoch FROM now() - backend_start)), 's')
 FROM pg_stat_activity
 WHERE application_name LIKE 'mimu/%' AND now() - backend_start > make_interval(secs => $1)
-  -- Of these the client has gone; they wait for a standby, or for one that does, before they see that.
+  -- Of these the client has gone (the kernel is asked, too); they wait for a standby, or for one that does, before they
+  -- see that.
   AND coalesce(wait_event, '') <> 'SyncRep' AND coalesce(wait_event_type, '') <> 'Lock'
 """
 _WRITES = "SELECT (SELECT count(*) FROM messages) + (SELECT count(*) FROM chat_events)"
@@ -56,9 +58,13 @@ async def _is_left_alone(trial: Trial, former: Machine) -> None:
     await asyncio.sleep(4)  # who was connected when it froze has been sent away
     connection = await former.connect()
     try:
-        rows, lingered = await connection.fetchval(_WRITES), set()
+        rows, lingered, held = await connection.fetchval(_WRITES), set(), dict[tuple[str, int], float]()
         for _ in range(int(WATCHED / 0.25)):
             lingered |= {row[0] for row in await connection.fetch(_SESSIONS, LINGERS)}
+            now = time.monotonic()
+            open_now = {(one.url, port) for one in trial.stage.instances for port in one.connected_to(former.port)}
+            held = {one: held.get(one, now) for one in open_now}
+            lingered |= {f"{url} holds a connection" for (url, _), since in held.items() if now - since > LINGERS}
             await asyncio.sleep(0.25)
         trial.expect(not lingered, f"sessions at the former primary: {', '.join(sorted(lingered))}")
         trial.expect(await connection.fetchval(_WRITES) == rows, "something was written to the former primary")

@@ -9,6 +9,8 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
+
 from tests.deploy.nginx import proxying
 from tests.deploy.relay import free_port
 from tests.nemesis import caches
@@ -77,6 +79,13 @@ class Instance:
             self.thaw()
             self._program = None
             await self._stack.aclose()
+
+    def connected_to(self, port: int) -> set[int]:
+        """The ports from which it holds a connection to this one, as the kernel knows them."""
+        if self._program is None:
+            return set()
+        held = psutil.Process(self._program.process.pid).net_connections("tcp")
+        return {one.laddr.port for one in held if one.status == psutil.CONN_ESTABLISHED and one.raddr.port == port}
 
     def log_text(self) -> str:
         return "".join(path.read_text() for path in sorted(self._folder.glob("server-*.log")))

@@ -14,6 +14,7 @@ from tests.history.checker import Checker
 from tests.history.clients import Reader
 from tests.history.ledger import Fault
 from tests.history.run import Plan, Run, stored
+from tests.nemesis.databases import note
 from tests.nemesis.stage import Stage, stage
 from tests.running import Place
 
@@ -109,6 +110,7 @@ class Trial(Run):
             await asyncio.sleep(0.1)
         seconds = max(0.0, self.ledger.last_lost - since)
         self.figures.refused.append(seconds)
+        note(f"refusals for {seconds:.1f} s after the primary accepted")
         self.expect(seconds <= GOAL, f"refusals for {seconds:.1f} s after the primary accepted")
 
 

@@ -22,6 +22,7 @@ import pytest
 from aioice.turn import TurnClientUdpProtocol
 
 from tests.phones.signal_protocol import Json
+from tests.waiting import WAIT
 
 HOST = "127.0.0.1"
 PATIENCE = 10.0  # seconds to come up; it takes about 0.1
@@ -201,7 +202,7 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
         return
     process.terminate()
     try:
-        await asyncio.wait_for(process.wait(), 5)
+        await asyncio.wait_for(process.wait(), WAIT)
     except TimeoutError:
         process.kill()
         await process.wait()

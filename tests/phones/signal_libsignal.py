@@ -12,6 +12,7 @@ import pytest
 from nacl.signing import SigningKey
 
 from tests.phones.signal_protocol import BundleRefused, Json, b64, check_fingerprint, fingerprint, unb64
+from tests.waiting import WAIT
 
 PROGRAM = Path(__file__).parent / "libsignal"
 LIBRARY = PROGRAM / "node_modules" / "@signalapp" / "libsignal-client" / "package.json"
@@ -113,7 +114,7 @@ class SignalLibsignal:
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
-            await asyncio.wait_for(self._process.wait(), 5)
+            await asyncio.wait_for(self._process.wait(), WAIT)
         except TimeoutError:
             self._process.kill()
             await self._process.wait()

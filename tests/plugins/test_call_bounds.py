@@ -13,6 +13,7 @@ from tests.client import Account, Socket
 from tests.plugins.test_calls import PAYLOAD, offer, pair
 from tests.plugins.test_calls import _send_all as send_all
 from tests.running import Services, place, serving
+from tests.waiting import WAIT
 
 
 @pytest.mark.gen_test
@@ -106,7 +107,9 @@ async def test_many_strangers_cannot_keep_a_victim_from_opening_a_socket_nor_a_c
             call_id = str(uuid4())
             await f.send("call_offer", **offer(victim, call_id))
             await send_all(f, call_id, [PAYLOAD] * 3)
-            await asyncio.sleep(0.3)
+            async with asyncio.timeout(WAIT):
+                while await server.app.redis.llen(f"call:waiting:{call_id}") < 4:
+                    await asyncio.sleep(0.01)
             for _ in range(2):
                 async with victim.socket() as v:
                     first = await v.expect("call_offer")

@@ -288,21 +288,21 @@ async def test_who_may_post_what_nobody_and_strangers_are_told(services: Service
 
 
 @pytest.mark.gen_test
-async def test_what_is_stored_is_acked_also_when_telling_it_fails(
+async def test_a_stored_message_is_acked_even_if_its_delivery_fails(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         mute, other = await chat(alice, bob), await chat(alice, bob)
         phone = await made.socket(bob)
-        tell = Delivery.tell
+        send = Delivery.send
 
-        def telling(self: Delivery, group: UUID, *args: Any, **more: Any) -> None:
+        def failing_send(self: Delivery, group: UUID, *args: Any, **more: Any) -> None:
             if str(group) == mute["id"]:
                 raise RuntimeError("a mistake of ours")
-            tell(self, group, *args, **more)
+            send(self, group, *args, **more)
 
-        monkeypatch.setattr(Delivery, "tell", telling)
+        monkeypatch.setattr(Delivery, "send", failing_send)
         answers = await asyncio.gather(
             *(alice.post(f"/chats/{where['id']}/messages", message()) for where in (mute, other, mute, other))
         )

@@ -10,10 +10,11 @@ import pytest
 from models import presence
 from tests.client import Account
 from tests.running import Services, periodic, place, serving
+from tests.waiting import WAIT
 
 
 async def eventually(account: Account, public_id: str, online: bool) -> dict[str, object]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         while True:
             profile: dict[str, object] = (await account.get(f"/users/{public_id}")).json
             if profile["is_online"] is online:
@@ -47,7 +48,7 @@ async def test_a_dead_instance_is_swept_with_its_presence(services: Services) ->
         await presence.beat(db, dead)
         await presence.arrive(db, dead, [row["id"] for row in ids])
         async with bob.socket():
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(WAIT):
                 while await db.value("SELECT count(*) FROM connections") < 3:
                     await asyncio.sleep(0.02)
             await db.execute("UPDATE instances SET beat_at = now() - interval '41 s' WHERE id = $1", dead)

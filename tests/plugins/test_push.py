@@ -17,6 +17,7 @@ from tests.plugins.pushing import pushing, registered, subscribed
 from tests.providers.http2 import Reply
 from tests.providers.providers import TOPIC, Got
 from tests.running import Services
+from tests.waiting import SLACK
 
 
 def offer(to: Any, **more: str) -> dict[str, str]:
@@ -49,7 +50,7 @@ async def test_a_message_wakes_every_device_of_who_is_away(services: Services, t
         for mailbox, token in ((world.apple, phone), (world.google, tablet), (world.service, browser.name)):
             got = await mailbox.expect("message_new")
             assert (got.token, got.data) == (token, data)
-            assert 0.9 < got.at - started < 5, "a second is waited for a socket"
+            assert got.at - started > 0.9, "a second is waited for a socket"
         for mailbox in (world.apple, world.google, world.service):
             await mailbox.silent(0)
 
@@ -219,7 +220,7 @@ async def falls_silent(made: Town, person: Account) -> None:
     for peer in hub._peers[UUID(person.user_id)]:
         peer.answered -= 60
     for _ in range(25):  # once round, and no pong comes in between
-        await hub.turn()
+        await hub.tick()
 
 
 @pytest.mark.gen_test
@@ -281,7 +282,7 @@ async def test_a_call_wakes_at_once_and_its_end_is_told(services: Services, tmp_
         web = await world.service.expect("call_offer", call_id=call_id)
         assert (web.token, web.headers["urgency"]) == (browser.name, "high")
         assert 50 < int(web.headers["ttl"]) <= 60
-        assert max(got.at for got in (rung, pushed, web)) - started < 1, "at once"
+        assert max(got.at for got in (rung, pushed, web)) - started < 1 + SLACK, "at once"
 
         await socket.send("call_hangup", call_id=call_id)
         over = await world.apple.expect("call_hangup", call_id=call_id)
@@ -322,7 +323,7 @@ async def test_a_phone_wakes_by_a_push_and_answers_within_the_ring(services: Ser
         await phone.expect("ice_candidate")
         assert (await phone.send("call_answer", call_id=rings["call_id"], encrypted_payload="AAAA"))["type"] == "ack"
         await caller.expect("call_answer")
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60, "the ring"
         await world.apple.silent(0.5)  # it knows that the ring is over
 
 

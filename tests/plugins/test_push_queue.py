@@ -21,6 +21,7 @@ from tests.plugins.test_push import ring
 from tests.providers.http2 import Reply
 from tests.providers.providers import World, providers
 from tests.running import Services, json_lines, place, program
+from tests.waiting import SLACK, WAIT, until
 
 
 async def people(url: str, provider: str = "fcm") -> tuple[Account, Account]:
@@ -104,10 +105,8 @@ async def test_a_server_that_stops_leaves_what_waits(services: Services, tmp_pat
             group = await chat(alice, bob)
             await say(alice, group)
             assert await first.stop() == 0
-        started = time.monotonic()
         async with program(shared, tmp_path, **world.settings):
             await world.google.expect("message_new", chat_id=group["id"])
-            assert time.monotonic() - started < 15
 
 
 @pytest.mark.gen_test
@@ -126,10 +125,10 @@ async def test_what_is_no_job_is_set_aside(services: Services, tmp_path: Path) -
             await redis.xadd(name, {"other": "x"})
         await say(alice, await chat(alice, bob))
         await world.google.expect("message_new")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT):
             while await redis.xlen("push:poison") < 3 * (len(rubbish) + 1):
                 await asyncio.sleep(0.05)
-        async with asyncio.timeout(10):  # what was sent is settled a moment after it came
+        async with asyncio.timeout(WAIT):  # what was sent is settled a moment after it came
             for name in ("push:judge", "push:judge.now", "push:fcm"):
                 while await redis.xlen(name):
                     await asyncio.sleep(0.05)
@@ -204,7 +203,7 @@ async def test_one_user_has_a_share_of_the_queue(
         world.google.always = None
         group = await chat(alice, carol)
         await say(alice, group)
-        await world.google.expect("message_new", 15, chat_id=group["id"])
+        await world.google.expect("message_new", chat_id=group["id"])
         await ring(await made.socket(alice), bob)
         await world.google.expect("call_offer")
         async with asyncio.timeout(30):
@@ -221,10 +220,13 @@ async def test_who_does_not_look_is_pushed_to_ever_more_seldom(services: Service
         group = await chat(alice, bob)
         redis = made.servers[0].app.redis
         await redis.hset(queue.pace(UUID(bob.user_id)), group["id"], str(queue.CALM + 3))
+        said = time.time()
         await say(alice, group)
-        await asyncio.sleep(0.5)
-        [(_, due)] = await redis.zrange("push:later", 0, -1, withscores=True)
-        assert 6 < due / 1000 - time.time() < 8
+        async with asyncio.timeout(WAIT):
+            while not (later := await redis.zrange("push:later", 0, -1, withscores=True)):
+                await asyncio.sleep(0.02)
+        [(_, due)] = later
+        assert 7 < due / 1000 - said < 8 + SLACK
         await bob.get("/sync")
         await asyncio.sleep(0.5)
         other = await chat(alice, bob)
@@ -240,8 +242,9 @@ async def test_a_day_old_job_is_dropped(services: Services, tmp_path: Path) -> N
         now = int(time.time() * 1000)
         old = Job("prekeys_low", UUID(bob.user_id), None, now - 24 * 3600 * 1000, now - 1)
         await made.servers[0].app.redis.xadd("push:judge", {"job": old.encode()})
+        dropped = 'mimu_push_dropped_total{reason="expired"} 1.0'
+        await until(lambda: dropped in made.servers[0].app.metrics.exposition().decode())
         await world.google.silent(1)
-        assert 'mimu_push_dropped_total{reason="expired"} 1.0' in made.servers[0].app.metrics.exposition().decode()
 
 
 @pytest.mark.gen_test
@@ -252,11 +255,11 @@ async def test_metrics_tell_what_became_of_pushes(services: Services, tmp_path: 
         world.google.answers.append(Reply(500))
         await say(alice, await chat(alice, bob))
         await world.google.expect("message_new")
-        await asyncio.sleep(0.2)
-        text = made.servers[0].app.metrics.exposition().decode()
+        exposition = made.servers[0].app.metrics.exposition
         for outcome in ("later", "sent"):
-            assert f'mimu_push_total{{kind="message_new",outcome="{outcome}",provider="fcm"}} 1.0' in text
-        assert 'mimu_push_duration_seconds_count{kind="message_new",provider="fcm"} 1.0' in text
+            line = f'mimu_push_total{{kind="message_new",outcome="{outcome}",provider="fcm"}} 1.0'
+            await until(lambda line=line: line in exposition().decode())
+        assert 'mimu_push_duration_seconds_count{kind="message_new",provider="fcm"} 1.0' in exposition().decode()
 
 
 @pytest.mark.gen_test

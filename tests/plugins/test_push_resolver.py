@@ -19,6 +19,7 @@ from tests.plugins.pushing import pushing, registered, subscribed
 from tests.plugins.test_push import ring
 from tests.providers.dns import answering
 from tests.running import Services
+from tests.waiting import SLACK, WAIT
 
 
 @pytest.mark.gen_test
@@ -63,9 +64,9 @@ async def test_names_without_an_answer_take_two_seconds_however_many(tmp_path: P
         slow = [asyncio.create_task(names_of.addresses(f"{number}.example.org")) for number in range(100)]
         await asyncio.sleep(0)
         assert await names_of.addresses("good.example.org") == ["192.0.2.1"]
-        assert time.monotonic() - began < 1
+        assert not any(task.done() for task in slow), "it waits for none of them"
         assert all(isinstance(found, NoAddress) for found in await asyncio.gather(*slow, return_exceptions=True))
-        assert 1.5 < time.monotonic() - began < 4
+        assert 1.5 < time.monotonic() - began < 2 + SLACK
         asked = len(names.asked)
         with pytest.raises(NoAddress):
             await names_of.addresses("7.example.org")
@@ -109,16 +110,16 @@ async def test_names_without_an_answer_keep_nobody_else_waiting(
                 group = await chat(alice, bob)
                 await say(alice, group)
                 await world.service.expect("message_new", chat_id=group["id"])
-                assert time.monotonic() - began < 4, "a message waits for a second of it"
+                assert time.monotonic() - began < 4 + SLACK, "a message waits for a second of it"
                 await say(alice, crowd[0])
             async with alice.socket() as caller:
                 began = time.monotonic()
                 await ring(caller, mallory)
                 await ring(caller, bob)
                 await world.service.expect("call_offer")
-                assert time.monotonic() - began < 2
+                assert time.monotonic() - began < 2 + SLACK
             stopping = time.monotonic()
-        assert time.monotonic() - stopping < 8
+        assert time.monotonic() - stopping < WAIT
 
 
 @pytest.mark.gen_test(timeout=90)
@@ -147,7 +148,7 @@ async def test_a_server_that_accepts_and_says_nothing_keeps_nobody_else_waiting(
             group = await chat(alice, bob)
             await say(alice, group)
             await world.service.expect("message_new", chat_id=group["id"])
-            assert time.monotonic() - began < 4
+            assert time.monotonic() - began < 4 + SLACK
         assert len(taken) <= 2 * UNPROVEN_OF_USER, "two at a time of one account"
         text = made.servers[0].app.metrics.exposition().decode()
         assert float(text.partition("\nmimu_push_postponed_total ")[2].split()[0]) > 0

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
+import asyncpg
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from models import profiles
 from models.database import Database
 from tests.client import Account
-from tests.running import Services, place, serving
+from tests.running import Services, connected, place, serving
 from tests.thorough import rounds
 
 VIEWER = uuid4()
@@ -45,9 +46,9 @@ def searches(draw: st.DrawFn) -> tuple[list[str], str]:
     return ids, draw(st.sampled_from([part, part.swapcase()]))
 
 
-async def add(db: Database, ids: Iterable[str]) -> None:
+async def add(connection: asyncpg.Connection, ids: Iterable[str]) -> None:
     keys = [(public_id, hashlib.sha256(public_id.encode()).digest()) for public_id in ids]
-    await db.many(
+    await connection.executemany(
         """INSERT INTO users (public_id, password_hash, identity_key, signing_public_key, registration_id, fingerprint)
            VALUES ($1, 'x', $2, $2, 1, $3)""",
         [(public_id, key, key.hex()) for public_id, key in keys],
@@ -59,9 +60,10 @@ async def found(db: Database, q: str, limit: int = 50) -> list[str]:
 
 
 @asynccontextmanager
-async def database(services: Services) -> AsyncIterator[Database]:
-    async with place(services) as shared, Database(shared.dsn).open() as db:
-        yield db
+async def database(services: Services) -> AsyncIterator[tuple[Database, asyncpg.Connection]]:
+    """A database as a server has it, and a connection by which it is filled: a trigger adds 30 rows to each user."""
+    async with place(services) as shared, Database(shared.dsn).open() as db, connected(shared) as filling:
+        yield db, filling
 
 
 def judge(ids: list[str], q: str, limit: int, answer: list[str]) -> None:
@@ -81,7 +83,7 @@ def judge(ids: list[str], q: str, limit: int, answer: list[str]) -> None:
 def test_any_search_finds_what_the_plain_model_finds(services: Services) -> None:
     with asyncio.Runner() as runner:
         open_database = database(services)
-        db = runner.run(open_database.__aenter__())
+        db, filling = runner.run(open_database.__aenter__())
 
         @settings(max_examples=rounds(60, thorough=1_000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given(searches(), st.sampled_from([1, 2, 3, 50]))
@@ -91,9 +93,10 @@ def test_any_search_finds_what_the_plain_model_finds(services: Services) -> None
         @example((["z" + "ab" * 15, "zzabz"], "ab"), 2)
         def judged(search: tuple[list[str], str], limit: int) -> None:
             async def both() -> list[str]:
-                await db.execute("DELETE FROM users")
-                assert await db.value("SELECT count(*) FROM user_rotations") == 0, "the deleted leave nothing behind"
-                await add(db, search[0])
+                await filling.execute("DELETE FROM users")
+                rotations = await filling.fetchval("SELECT count(*) FROM user_rotations")
+                assert rotations == 0, "the deleted leave nothing behind"
+                await add(filling, search[0])
                 return await found(db, search[1], limit)
 
             judge(*search, limit, runner.run(both()))
@@ -106,16 +109,16 @@ def test_any_search_finds_what_the_plain_model_finds(services: Services) -> None
 
 @pytest.mark.gen_test
 async def test_more_than_fifty_match(services: Services) -> None:
-    async with database(services) as db:
+    async with database(services) as (db, filling):
         begin = [f"Bo{n:03}" for n in range(30)]
         hold = [f"{n:03}_BO_{n:03}" for n in range(200)]
-        await add(db, [*hold, *begin, "bo_", "bob"])
+        await add(filling, [*hold, *begin, "bo_", "bob"])
         answer = await found(db, "bo")
         judge([*hold, *begin, "bo_", "bob"], "bo", 50, answer)
         assert answer[:32] == [*begin, "bo_", "bob"]
         assert len(answer) == 50
         # Those that begin with q leave no place for others.
-        await add(db, [f"bO9{n:03}" for n in range(60)])
+        await add(filling, [f"bO9{n:03}" for n in range(60)])
         assert all(name.lower().startswith("bo") for name in await found(db, "BO"))
 
 
@@ -143,9 +146,9 @@ async def test_a_search_sees_accounts_come_change_and_go(services: Services) -> 
 @pytest.mark.gen_test
 async def test_the_plan_that_postgres_keeps_reads_by_index(services: Services) -> None:
     """A plan for any q, which a connection comes to use after five searches, must not read a table from end to end."""
-    async with database(services) as db:
-        await add(db, [f"{n * 7919 % 10_007:05}_{n % 26:02}" for n in range(5_000)])
-        await db.execute("ANALYZE users, user_rotations")
+    async with database(services) as (db, filling):
+        await add(filling, [f"{n * 7919 % 10_007:05}_{n % 26:02}" for n in range(5_000)])
+        await filling.execute("ANALYZE users, user_rotations")
         async with db.transaction():  # on one connection
             await db.execute("SET LOCAL plan_cache_mode = force_generic_plan")
             await db.execute(f"PREPARE search (text, text, uuid) AS {profiles._find(50)}")

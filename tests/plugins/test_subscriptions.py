@@ -24,7 +24,7 @@ from tests.plugins.paying import (
     validate,
     voucher,
 )
-from tests.running import ROOT, Services, periodic, place, serving
+from tests.running import ROOT, Services, connected, periodic, place, serving
 
 NO = {"valid": False, "tier": None, "expires_at": None}
 
@@ -367,8 +367,8 @@ async def test_expiry_is_judged_when_read_and_written_down_once_with_word_to_the
 
 @pytest.mark.gen_test
 async def test_many_that_end_at_once_are_all_marked(services: Services) -> None:
-    async with place(services) as shared, serving(shared) as server:
-        await server.app.db.execute(
+    async with place(services) as shared, serving(shared) as server, connected(shared) as filling:
+        await filling.execute(
             """INSERT INTO subscriptions (prid_hash, user_fingerprint, tier, signature, expires_at)
                SELECT encode(sha256(n::text::bytea), 'hex'), encode(sha256('nobody'), 'hex'), 'premium',
                       sha512(n::text::bytea), now() + make_interval(secs => n - 1201)

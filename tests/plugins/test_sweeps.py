@@ -17,6 +17,7 @@ from plugins import Timer
 from tests.planted import plant
 from tests.plugins.chatting import Town, chat, town
 from tests.running import Services, connected, periodic, place
+from tests.waiting import WAIT
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,7 @@ async def test_messages_expire_beside_bad_ones_and_beside_a_chat_that_is_held(se
         left = "SELECT count(*) FROM messages WHERE chat_id = $1::text::uuid AND deleted_at IS NULL"
         async with other.transaction():
             await other.execute("SELECT 1 FROM chat_threads WHERE id = $1 FOR UPDATE", UUID(held["id"]))
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(WAIT):
                 await expire()
         assert (await made.sql(left, here["id"]))[0][0] == 12
         assert metric(made, "mimu_sweep_bad_rows_total", "message_expiry") == 12, "one that is held is not bad"
@@ -281,8 +282,8 @@ async def test_an_instance_that_was_swept_in_part_announces_all_its_users_again(
 
 @pytest.mark.gen_test(timeout=60)
 async def test_a_server_reads_all_ended_sessions_page_by_page(services: Services) -> None:
-    async with place(services) as shared, Database(shared.dsn, 2).open() as db:
-        await db.execute(
+    async with place(services) as shared, connected(shared) as filling, Database(shared.dsn, 2).open() as db:
+        await filling.execute(
             """INSERT INTO ended_sessions (session_id, user_id, ended_at)
                SELECT gen_random_uuid(), gen_random_uuid(), now() - n / 3000 * interval '1 s'
                FROM generate_series(1, 12000) AS n"""

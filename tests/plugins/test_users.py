@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.client import Account, ask
-from tests.running import Services, place, serving
+from tests.running import Services, connected, place, serving
 
 
 @pytest.mark.gen_test
@@ -32,9 +32,9 @@ async def test_search_shows_the_exact_match_then_prefixes_then_the_rest(services
 
 @pytest.mark.gen_test
 async def test_search_shows_at_most_fifty(services: Services) -> None:
-    async with place(services) as shared, serving(shared) as server:
+    async with place(services) as shared, serving(shared) as server, connected(shared) as filling:
         me = await Account().register(server.url)
-        await server.app.db.execute(
+        await filling.execute(
             """INSERT INTO users
                    (public_id, password_hash, identity_key, signing_public_key, registration_id, fingerprint)
                SELECT 'crowd_' || n, 'x', sha256(n::text::bytea), sha256('s'), 1,

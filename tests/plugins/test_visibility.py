@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from handlers.sockets.delivery import FEW
+from handlers.sockets.delivery import MAX_DIRECT
 from models.chats.visibility import Membership, scope_of
 from tests.client import Account, b64
 from tests.plugins.chatting import SECONDS, Json, chat, crowd, history, message, read, say, seen, town
@@ -127,7 +127,7 @@ async def test_who_came_later_sees_nothing_of_an_older_message(services: Service
         group = await chat(alice, bob)
         old, other = await say(alice, group, "the old days"), await say(bob, group, "older still")  # 2 3
         if many:  # then frames for another instance are published once for all
-            await crowd(made, group["id"], 3 * FEW)
+            await crowd(made, group["id"], 3 * MAX_DIRECT)
         cursor = await cursor_of(carol)
         await add(alice, group, carol)  # 4
         new = await say(alice, group, "what she sees", reply_to=old["id"])  # 5

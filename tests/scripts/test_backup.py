@@ -31,7 +31,7 @@ from tests.client import Account, Answer, ask
 from tests.files.transfer import got
 from tests.files.transfer import shared as uploaded
 from tests.plugins.chatting import chat, message
-from tests.running import ROOT, Place, Services, connected, place, program, serving
+from tests.running import ROOT, Place, Services, connected, inherited, place, program, serving
 from tests.scripts.program import Ended, script
 
 
@@ -368,7 +368,7 @@ async def test_who_comes_while_it_asks_is_seen(services: Services, made: Made, t
     """A supervisor starts a server again, while the operator reads the question."""
     async with place(services) as shared:
         home = {**shared.environment, **of(tmp_path / "home")}
-        environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **home}
+        environment = {**inherited("PATH"), "PYTHONDONTWRITEBYTECODE": "1", **home}
         given = what if what.startswith("--") else str(made.path)
         command = [sys.executable, "-m", "scripts.restore", given, "--env-file", os.devnull]
         pipe = asyncio.subprocess.PIPE
@@ -395,7 +395,7 @@ async def test_a_restore_that_broke_off_lets_no_server_start_and_is_begun_again(
 ) -> None:
     async with place(services) as new:
         home = {**new.environment, **of(tmp_path / "home")}
-        environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **home}
+        environment = {**inherited("PATH"), "PYTHONDONTWRITEBYTECODE": "1", **home}
         command = [sys.executable, "-m", "scripts.restore", str(made.path), "--yes", "--env-file", os.devnull]
         process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment)
         # From another database: who is connected to this one is a reason not to begin.
@@ -428,7 +428,7 @@ async def test_a_restore_that_broke_off_lets_no_server_start_and_is_begun_again(
 async def test_a_backup_that_is_killed_leaves_none(services: Services, tmp_path: Path) -> None:
     async with place(services) as shared, connected(shared) as db:
         output, home = tmp_path / "backups", of(tmp_path / "home")
-        environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **shared.environment, **home}
+        environment = {**inherited("PATH"), "PYTHONDONTWRITEBYTECODE": "1", **shared.environment, **home}
         command = [sys.executable, "-m", "scripts.backup", "--output", str(output), "--env-file", os.devnull]
         dumping = (
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
@@ -474,7 +474,7 @@ async def test_a_disk_that_is_full_is_said_and_left_as_it_was(
         await people.move_in(server)
         limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2);"
         limited += "runpy.run_module('scripts.backup', run_name='__main__', alter_sys=True)"
-        environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **shared.environment, **of(home)}
+        environment = {**inherited("PATH"), "PYTHONDONTWRITEBYTECODE": "1", **shared.environment, **of(home)}
         command = [sys.executable, "-c", limited, str(room), "--output", str(output), "--env-file", os.devnull]
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe)

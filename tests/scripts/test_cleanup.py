@@ -21,7 +21,7 @@ from models.database import Database
 from models.sweeps import Sweeper, Watch
 from tests.client import Account, ask
 from tests.planted import plant
-from tests.running import ROOT, Place, Services, connected, periodic, place, serving
+from tests.running import ROOT, Place, Services, connected, inherited, periodic, place, serving
 from tests.scripts.program import script
 
 NOTHING = {
@@ -706,7 +706,7 @@ async def test_on_a_terminal_it_shows_how_far_it_is(services: Services) -> None:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "scripts.cleanup", "--env-file", os.devnull, "--json"),
             cwd=ROOT,
-            env={"PATH": os.environ["PATH"], **shared.environment},
+            env={**inherited("PATH"), **shared.environment},
             stdout=asyncio.subprocess.PIPE,
             stderr=theirs,
         )

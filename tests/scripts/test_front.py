@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import getpass
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from scripts.__main__ import arguments, commands, env_file
-from tests.running import ROOT
+from tests.running import ROOT, inherited
 from tests.scripts.test_starting import NAMES
 
 
 def mimu(*words: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    environment |= {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {**inherited("PATH"), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
         [ROOT / "mimu", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -22,7 +22,7 @@ def mimu(*words: str, folder: Path, **environment: str) -> subprocess.CompletedP
 
 def test_it_knows_every_script() -> None:
     scripts = {name.removeprefix("scripts.").replace("_", "-") for name in NAMES}
-    assert set(commands()) == scripts - {"configuration-page"}
+    assert set(commands()) == scripts
     assert all(summary.endswith(".") and len(summary) > 10 for summary in commands().values())
 
 
@@ -30,7 +30,9 @@ def test_help_lists_the_commands(tmp_path: Path) -> None:
     listed = mimu("--help", folder=tmp_path)
     assert (listed.returncode, listed.stderr) == (0, "")
     assert all(f"  {name} " in listed.stdout for name in commands())
-    assert mimu(folder=tmp_path).returncode == 2
+    assert "Accounts:\n  users " in listed.stdout
+    bare = mimu(folder=tmp_path)
+    assert (bare.returncode, bare.stdout, bare.stderr) == (2, "", listed.stdout)
     unknown = mimu("bakcup", folder=tmp_path)
     assert unknown.returncode == 2
     assert "no command 'bakcup'" in unknown.stderr
@@ -41,6 +43,28 @@ def test_a_command_is_itself(name: str, tmp_path: Path) -> None:
     shown = mimu(name, "--help", folder=tmp_path)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout.startswith("usage: ./mimu rotate-keys ")
+
+
+def test_help_names_the_settings_and_the_user(tmp_path: Path) -> None:
+    settings = tmp_path / "mimu.env"
+    settings.touch()
+    shown = mimu("--help", folder=tmp_path, MIMU_ENV_FILE=str(settings)).stdout
+    assert f"Settings: {settings} (--env-file names another)" in shown
+    assert f"User: {getpass.getuser()}" in shown
+    of_a_command = mimu("cleanup", "--help", folder=tmp_path, MIMU_ENV_FILE=str(settings)).stdout
+    assert f"(default:{settings})" in "".join(of_a_command.split())
+    absent = mimu("--help", folder=tmp_path, MIMU_ENV_FILE=str(tmp_path / "absent.env"))
+    assert (absent.returncode, absent.stderr) == (0, "")
+    assert "which this user can't read" in absent.stdout
+
+
+@pytest.mark.parametrize("name", commands())
+def test_help_of_a_command_is_in_the_words_of_mimu(name: str, tmp_path: Path) -> None:
+    shown = mimu(name, "--help", folder=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith(f"usage: ./mimu {name} ")
+    assert "``" not in shown.stdout
+    assert "python -m" not in shown.stdout
 
 
 def test_settings_are_the_installations(tmp_path: Path) -> None:

@@ -19,26 +19,29 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from redis._parsers.base import BaseParser
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 
 from config import embedded, reasons, urls
+from handlers.http.health import Unfit
 from models import database
 from models.database import Database, Unavailable
-from models.postgres import pool
+from models.postgres import migrations, pool
 from models.postgres.fitness import takes_writes
 from tests import canaries
 from tests.deploy.nginx import folder
 from tests.deploy.relay import free_port
 from tests.deploy.test_turn_files import NOBODY
 from tests.providers.certificates import certified
-from tests.running import ROOT, Place, Services, place
+from tests.running import ROOT, Place, Services, inherited, place
 from tests.scripts.examining import examine
+from tests.waiting import WAIT
 
 
 async def started(*words: str, **settings: str) -> tuple[int, str]:
     """``python server.py`` with these settings: its exit code, and what it said."""
-    given = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **settings}
+    given = {**inherited("PATH"), "PYTHONDONTWRITEBYTECODE": "1", **settings}
     command = (sys.executable, "server.py", "--env-file", os.devnull, *words)
     process = await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, env=given, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
@@ -128,7 +131,7 @@ async def pgbouncer(shared: Place) -> AsyncIterator[str]:
         become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if os.geteuid() == 0 else []
         process = subprocess.Popen([*become, program, "-q", str(ini)], stderr=subprocess.DEVNULL)
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WAIT):
                 while True:
                     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                         break
@@ -204,7 +207,7 @@ async def test_a_synchronous_standby_that_is_away_is_named() -> None:
                 file.write("synchronous_standby_names = 'missing'\n")
             os.kill(int((data / "postmaster.pid").read_text().split()[0]), signal.SIGHUP)
             await asyncio.sleep(0.5)
-            async with Database(dsn, 3).open() as db, asyncio.timeout(2):
+            async with Database(dsn, 3).open() as db, asyncio.timeout(WAIT):
                 with pytest.raises(Unavailable, match="synchronous standby") as caught:
                     await takes_writes(db, uuid4())
                 assert reasons.fault("database", caught.value) == "standby_away"
@@ -228,3 +231,48 @@ def test_a_reason_holds_no_secret() -> None:
     outer.__cause__ = ssl.SSLCertVerificationError(1, "certificate verify failed")
     assert "SSLCertVerificationError" in reasons.told(outer)
     assert "REDIS_URL" in str(reasons.of_redis(outer))
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "reason"),
+    [
+        ("READONLY You can't write against a read only replica.", "READONLY", reasons.REPLICA),
+        ("MOVED 3999 127.0.0.1:6381", "MOVED", reasons.CLUSTER),
+        ("CROSSSLOT Keys in request don't hash to the same slot", "CROSSSLOT", reasons.CLUSTER),
+        ("ERR unknown command 'SET', with args beginning with: ''", "unknown command", reasons.SENTINEL),
+        ("OOM command not allowed when used memory > 'maxmemory'.", "OOM", reasons.FULL),
+        ("NOGROUP No such key 'a' or consumer group 'b'", "NOGROUP", None),
+        ("BUSYGROUP Consumer Group name already exists", "BUSYGROUP", None),
+        ("WRONGPASS invalid username-password pair", "WRONGPASS", None),
+        ("ERR syntax error", "", None),
+    ],
+)
+def test_answers_of_redis_are_known_by_their_code(answer: str, code: str, reason: reasons.Reason | None) -> None:
+    error = BaseParser.parse_error(answer)
+    assert reasons.redis_code(error) == code
+    assert reasons.of_redis(error) == reason
+
+
+def test_errors_without_a_code_have_none() -> None:
+    assert reasons.redis_code(RedisConnectionError("Connection refused")) == ""
+    assert reasons.of_redis(ReadOnlyError()) == reasons.REPLICA
+
+
+@pytest.mark.parametrize("error", [OSError("READONLY"), asyncpg.PostgresError("MOVED"), ValueError("OOM")])
+def test_a_word_in_another_error_is_no_code_of_redis(error: Exception) -> None:
+    assert reasons.of_redis(error) is None
+
+
+def test_an_error_of_ours_carries_its_reason_and_no_text_decides() -> None:
+    assert reasons.of_database(Unavailable(reasons.STANDBY_AWAY.says)) is None
+    assert reasons.of_database(Unavailable("PostgreSQL is away", reasons.STANDBY_AWAY)) == reasons.STANDBY_AWAY
+    assert reasons.of_redis(Unfit(" ".join(reasons.CLUSTER))) is None
+    assert reasons.of_redis(Unfit(reasons.CLUSTER)) == reasons.CLUSTER
+    assert str(Unfit(reasons.CLUSTER)) == " ".join(reasons.CLUSTER)
+
+
+def test_a_program_s_text_becomes_a_type_in_one_place() -> None:
+    busy = migrations._meaning("Error: pq: canceling statement due to lock timeout")
+    assert isinstance(busy, migrations.TableInUse)
+    assert type(migrations._meaning("Error: pq: syntax error")) is migrations.MigrationError
+    assert reasons.told(busy) == str(busy), "it is an error of ours, like the one that it is a kind of"

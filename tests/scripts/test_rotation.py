@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +15,14 @@ from config.keyring import Key, Keyring, KeyringFile
 from scripts import turnserver_conf
 from server import Server
 from tests.client import Account, ask
-from tests.running import ROOT, Services, place, serving
+from tests.running import ROOT, Services, inherited, place, serving
+from tests.waiting import WAIT
 
 
 def script(name: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", f"scripts.{name}", *arguments],
-        env={"PATH": os.environ["PATH"], **settings},
+        env={**inherited("PATH"), **settings},
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -53,7 +53,7 @@ async def test_a_rotation_logs_nobody_out(services: Services, tmp_path: Path) ->
             reload(one)
             assert kid((await _login(one, alice))["access_token"]) == told[1]["kid"]
             reload(two)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WAIT):
                 while kid((fresh := await _login(one, alice))["access_token"]) != told[0]["kid"]:
                     await asyncio.sleep(0.2)
             for url in (one.url, two.url):

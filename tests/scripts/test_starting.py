@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from config import settings
-from tests.running import ROOT
+from tests.running import ROOT, inherited
 
 SCRIPTS = sorted(
     path
@@ -21,7 +20,7 @@ NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SCRI
 
 
 def started(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    environment |= {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {**inherited("PATH"), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, *command]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 

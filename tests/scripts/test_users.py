@@ -18,6 +18,7 @@ from models.database import Database
 from tests.client import Account, Answer, ask
 from tests.running import Services, connected, periodic, place, serving
 from tests.scripts.program import script
+from tests.waiting import SLACK, WAIT
 
 CHANGES = ("suspend", "unsuspend", "end-sessions", "delete")
 
@@ -49,7 +50,7 @@ async def reset(account: Account, password: str) -> Answer:
 
 async def waiting(connection: Any) -> None:
     """Somebody in this database waits for a lock."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         while not await connection.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         ):
@@ -72,7 +73,7 @@ async def test_show_tells_what_helps_and_nothing_secret(services: Services) -> N
         credentials = {"public_id": alice.public_id, "password": alice.password}
         await ask(server.url, "POST", "/auth/login", credentials, headers=headers)
         async with alice.socket():
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(WAIT):
                 while not await db.fetchval("SELECT is_online FROM users"):
                     await asyncio.sleep(0.02)
             shown = await script(shared, "users", "show", alice.public_id.upper(), "--json")
@@ -123,8 +124,8 @@ async def test_a_suspended_account_is_out_at_once_and_can_not_come_back(services
                 "sessions_ended": 2,
             }
             for socket in (a, t):
-                assert (await socket.expect("closed", 1))["code"] == 4401
-            assert time.monotonic() - ended < 1
+                assert (await socket.expect("closed"))["code"] == 4401
+            assert time.monotonic() - ended < 1 + SLACK
             await b.silent(0.1)
         for url in (one.url, two.url):
             for device in (alice, tablet):
@@ -180,13 +181,15 @@ async def test_whoever_signs_in_during_a_suspension_is_not_left_in(services: Ser
     async with place(services) as shared, serving(shared) as server, connected(shared) as db:
         alice = await Account().register(server.url)
         # The password is right and checked, and then the suspension comes: the login waits for it.
-        async with db.transaction():
-            await db.execute("UPDATE users SET suspended_at = now()")
-            login = asyncio.create_task(alice.login())
-            await waiting(db)
-        told = await login
+        told = None
+        while told is None or told.status == 503:  # on a busy machine it may wait for longer than a request may
+            async with db.transaction():
+                await db.execute("UPDATE users SET suspended_at = now()")
+                login = asyncio.create_task(alice.login())
+                await waiting(db)
+            told = await login
+            await db.execute("UPDATE users SET suspended_at = NULL")
         assert (told.status, told.code) == (403, "account_suspended")
-        await db.execute("UPDATE users SET suspended_at = NULL")
 
         # The other way round the suspension waits for the login, and ends its session.
         async with Database(shared.dsn, 2).open() as own, own.transaction():
@@ -223,7 +226,7 @@ async def test_ending_sessions_signs_out_everywhere_and_login_is_open(services: 
             done = await script(shared, "users", "end-sessions", alice.public_id, "--json")
             assert (done.code, done.json["sessions_ended"]) == (0, 2)
             for socket in (a, t):
-                assert (await socket.expect("closed", 1))["code"] == 4401
+                assert (await socket.expect("closed"))["code"] == 4401
             await b.silent(0.1)
         assert (await refresh(tablet)).status == 401
         assert (await alice.login()).status == 200
@@ -244,7 +247,7 @@ async def test_without_redis_servers_ask_the_database(services: Services, redis:
             assert done.code == 0
             assert "within ten seconds" in done.err
             await periodic(server, "ended_sessions")()
-            assert (await socket.expect("closed", 1))["code"] == 4401
+            assert (await socket.expect("closed"))["code"] == 4401
 
 
 # Delete -----------------------------------------------------------------------------------------------------------
@@ -267,7 +270,7 @@ async def test_delete_asks_first_and_erases_what_its_owner_could(services: Servi
         async with alice.socket() as socket:
             done = await script(shared, "users", "delete", alice.public_id, "--json", given=f"{alice.public_id}\n")
             assert (done.code, done.json["changed"], done.json["sessions_ended"]) == (0, True, 1)
-            assert (await socket.expect("closed", 1))["code"] == 4401
+            assert (await socket.expect("closed"))["code"] == 4401
         referring = await db.fetch(
             """SELECT c.conrelid::regclass::text AS name, a.attname AS field
                FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
@@ -308,7 +311,7 @@ async def test_a_dry_run_foretells_and_changes_nothing(services: Services) -> No
                 assert (dry.code, dry.err) == (0, "")
                 foretold[command] = dry.json
             await socket.silent(0.2)
-        async with asyncio.timeout(5):  # presence is written a moment after the socket closes
+        async with asyncio.timeout(WAIT):  # presence is written a moment after the socket closes
             while await db.fetchval("SELECT is_online FROM users"):
                 await asyncio.sleep(0.05)
         after = await contents()

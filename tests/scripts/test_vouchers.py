@@ -13,7 +13,7 @@ import pytest
 from models import vouchers
 from tests.client import Account
 from tests.plugins.paying import buy, new_prid, purchase, stored
-from tests.running import ROOT, Services, place, serving
+from tests.running import ROOT, Services, inherited, place, serving
 from tests.scripts.program import script
 
 
@@ -146,6 +146,6 @@ async def test_wrong_usage_and_what_is_not_there(services: Services) -> None:
 def test_they_are_made_by_the_path_of_the_script_as_well() -> None:
     """``python scripts/vouchers.py``, as the description of the product has it."""
     command = [sys.executable, "scripts/vouchers.py", "create", "--tier", "premium", "--days", "30", "--dry-run"]
-    environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "DATABASE_URL": "postgres://h/x"}
+    environment = {**inherited("PATH"), "PYTHONDONTWRITEBYTECODE": "1", "DATABASE_URL": "postgres://h/x"}
     ended = subprocess.run([*command, "--env-file", os.devnull], cwd=ROOT, env=environment, capture_output=True)
     assert (ended.returncode, ended.stderr[:7]) == (1, b"failed:"), ended.stderr

@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
-T = TypeVar("T")
+from config.values import WebAddress
 
-Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
+T = TypeVar("T")
 
 
 def p256(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -44,7 +44,7 @@ class Account(BaseModel):
     client_email: str
     private_key: str = Field(repr=False)
     private_key_id: str = ""
-    token_uri: Url = "https://oauth2.googleapis.com/token"  # noqa: S105  # a URL
+    token_uri: WebAddress = "https://oauth2.googleapis.com/token"  # noqa: S105  # a URL
 
 
 def account(path: Path) -> Account:

@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import structlog
-from redis.exceptions import ResponseError
 
+from config.reasons import redis_code
 from handlers.tasks import ended
 from plugins.push.queue.queue import REDIS_ERRORS, Entry, Queue
 
@@ -48,7 +48,7 @@ class Lane:
                     await self._room.wait()
                 self._start(await self._claim_abandoned() or await self._queue.read(self.name, self._free))
             except REDIS_ERRORS as error:
-                opened = opened and not (isinstance(error, ResponseError) and "NOGROUP" in str(error))
+                opened = opened and redis_code(error) != "NOGROUP"
                 log.warning("push_lane_away", lane=self.name, cause=type(error).__name__)
                 await asyncio.sleep(RETRY)
             except Exception:

@@ -14,7 +14,7 @@ import structlog
 
 from handlers.alerts import Listener
 from handlers.sockets.hub import Hub, Peer
-from handlers.tasks import ended
+from handlers.tasks import Worker, ended
 from models import calls, push
 from models.database import Database, Unavailable
 from plugins.push.queue.jobs import LIFE, Job
@@ -52,7 +52,7 @@ class MissedActivity(Listener):
         self._seen: dict[UUID, int] = {}
         self._opened: dict[UUID, int] = {}
         self._lost_checks = asyncio.Semaphore(MAX_LOST_CHECKS)
-        self._wake = asyncio.Event()
+        self._writer = Worker("push_gathering", self._write, gather=FLUSH_DELAY)
         self._tasks: set[asyncio.Task[None]] = set()
         self._retrying = False
 
@@ -65,17 +65,17 @@ class MissedActivity(Listener):
             chat.senders.add(sender_id)
         elif len(self._chats) < MAX_CHATS:
             self._chats[chat_id] = _Chat(members, sender_id, self._queue.now())
-            self._wake.set()
+            self._writer.wake()
         else:
             self._queue.refused += 1
 
     def prekeys_low(self, user_id: UUID) -> None:
         self._low[user_id] = self._queue.now()
-        self._wake.set()
+        self._writer.wake()
 
     def seen(self, user_id: UUID) -> None:
         self._seen[user_id] = self._queue.now()
-        self._wake.set()
+        self._writer.wake()
 
     def watch(self, user_id: UUID, online: bool) -> None:
         """A user's first socket on this instance opened: they see now what happened before. The close of the last one
@@ -86,7 +86,7 @@ class MissedActivity(Listener):
     async def welcome(self, peer: Peer) -> None:
         """A socket opened: its device receives the frames of a ring there, not as pushes."""
         self._opened[peer.session.session_id] = self._queue.now()
-        self._wake.set()
+        self._writer.wake()
 
     def ring(self, call_id: UUID, callee_id: UUID, expires_at: datetime) -> None:
         job = Job("call_offer", callee_id, call_id, self._queue.now(), self._queue.at(expires_at))
@@ -156,31 +156,27 @@ class MissedActivity(Listener):
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Queue the collected events until the block ends; then queue the rest first."""
-        writer = asyncio.create_task(self._write())
         self._hub.watchers.append(self.watch)
-        self._hub.losses.append(self.lost)
+        self._hub.silence_watchers.append(self.lost)
         try:
-            yield
+            async with self._writer.running():
+                yield
         finally:
             self._hub.watchers.remove(self.watch)
-            self._hub.losses.remove(self.lost)
-            await ended(writer, *self._tasks)
+            self._hub.silence_watchers.remove(self.lost)
+            await ended(*self._tasks)
             with contextlib.suppress(Unavailable, *REDIS_ERRORS):
                 await self._flush()
 
     async def _write(self) -> None:
-        while True:
-            await self._wake.wait()
-            await asyncio.sleep(FLUSH_DELAY)
-            self._wake.clear()
-            try:
-                await self._flush()
-            except (Unavailable, *REDIS_ERRORS) as error:
-                log.warning("push_not_queued", cause=type(error).__name__)
-                self._wake.set()
-                await asyncio.sleep(RETRY)
-            except Exception:
-                log.exception("push_gathering_failed")
+        try:
+            await self._flush()
+        except (Unavailable, *REDIS_ERRORS) as error:
+            log.warning("push_not_queued", cause=type(error).__name__)
+            self._writer.wake()
+            await asyncio.sleep(RETRY)
+        except Exception:
+            log.exception("push_gathering_failed")
 
     async def _flush_seen(self) -> None:
         seen, opened, self._seen, self._opened = self._seen, self._opened, {}, {}
@@ -240,7 +236,7 @@ class MissedActivity(Listener):
 
     def _retry_large(self) -> None:
         self._retrying = False
-        self._wake.set()
+        self._writer.wake()
 
     def _put_back(self, chat_id: UUID, chat: _Chat) -> None:
         newer = self._chats.setdefault(chat_id, chat)
@@ -252,7 +248,7 @@ class MissedActivity(Listener):
         people: dict[UUID, list[UUID]] = {}
         for chat_id, chat in chats.items():
             for number, user_id in enumerate(chat.members):
-                if not self._hub.here(user_id):
+                if not self._hub.is_here(user_id):
                     people.setdefault(user_id, []).append(chat_id)
                 if number % SLICE == SLICE - 1:
                     await asyncio.sleep(0)

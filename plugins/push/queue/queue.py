@@ -21,7 +21,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from config import channels
-from handlers.tasks import ended
+from config.reasons import redis_code
+from handlers.tasks import Worker, ended
 from plugins.push.queue import scripts
 from plugins.push.queue.jobs import Job
 
@@ -37,7 +38,7 @@ DELAY, FREE_PUSHES, MAX_DELAY = 1_000, 5, 600_000  # ms a message waits; pushes 
 LIFE = 25 * 3600  # seconds for which a user's state is kept; a job lives for 24 hours
 RING_LIFE = 180  # seconds for which a ring's state is kept; it rings for 60, and its pushes may come 60 later
 DUE_BATCH = 500  # jobs that become due in one step
-SETTLE_BATCH = 64  # entries that are settled in one step
+SETTLE_BATCH = 64  # entries that are outcome in one step
 BLOCK = 1_000  # ms that a read waits for an entry; less than the client's timeout
 REDIS_TIMEOUT = 1.0  # seconds after which Redis counts as away
 
@@ -102,7 +103,7 @@ class Queue:
         self._clock_offset = 0.0  # ms by which Redis's clock is ahead of ours
         self._sooner = asyncio.Event()
         self._outcomes: deque[tuple[Outcome, asyncio.Future[None]]] = deque()
-        self._wake = asyncio.Event()
+        self._outcome_writer = Worker("push_queue", self._write_outcomes)
         self.refused = 0  # jobs for which there was no room
 
     def now(self) -> int:
@@ -118,11 +119,12 @@ class Queue:
         """Move due jobs to the judge, and write outcomes, until the block ends."""
         with contextlib.suppress(*REDIS_ERRORS):
             await self._move_due()
-        tasks = [asyncio.create_task(work) for work in (self._clock(), self._write_outcomes())]
+        clock = asyncio.create_task(self._clock())
         try:
-            yield
+            async with self._outcome_writer.running():
+                yield
         finally:
-            await ended(*tasks)
+            await ended(clock)
             with contextlib.suppress(*REDIS_ERRORS):
                 while self._outcomes:
                     await self._write_batch()
@@ -222,7 +224,7 @@ class Queue:
         try:
             await self._redis.xgroup_create(name, GROUP, id="0", mkstream=True)
         except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
+            if redis_code(error) != "BUSYGROUP":
                 raise
 
     async def read(self, name: str, most: int) -> list[Entry]:
@@ -262,16 +264,13 @@ class Queue:
         entry will be claimed again."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._outcomes.append((outcome, done))
-        self._wake.set()
+        self._outcome_writer.wake()
         await done
 
     async def _write_outcomes(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._outcomes:
-                with contextlib.suppress(*REDIS_ERRORS):
-                    await self._write_batch()
+        while self._outcomes:
+            with contextlib.suppress(*REDIS_ERRORS):
+                await self._write_batch()
 
     async def _write_batch(self) -> None:
         batch = [self._outcomes.popleft() for _ in range(min(SETTLE_BATCH, len(self._outcomes)))]

@@ -1,0 +1,10 @@
+"""Examples of what is no feature's."""
+
+from __future__ import annotations
+
+from tests.examples.recorder import Recorder
+
+
+async def play(recorder: Recorder) -> None:
+    for path in ("/health", "/health/ready", "/health/live"):
+        await recorder.ask("GET", path)
