@@ -103,7 +103,7 @@ async def erase(changes: ChatChanges, user_id: UUID, actor: str | None = None) -
     """
     db = changes.db
     while True:
-        await participants.depart(changes, user_id)
+        await participants.remove_from_all(changes, user_id)
         await messages.forget_sender(db, user_id)
         async with db.transaction():
             account = await _lock(db, user_id)

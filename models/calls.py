@@ -1,4 +1,4 @@
-"""Calls: one row a call; every transition is one statement that carries its own condition."""
+"""Calls: one row for each call. Each transition is one statement that includes its condition."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from models.presence import is_contact, sees_presence
 from models.sweeps import Due, Sweep
 from models.users import User
 
-RING_SECONDS = 60  # seed: a call that nobody answers is missed
-ANSWER_SECONDS = 60  # an answer waits as long for a caller who is away as the ring may have lasted
-CANDIDATES = 300  # a call, contract section 6; a phone with many networks gathers a few dozen
-RESERVED = 20  # candidates that an instance sets aside at once: one statement for each phone of a usual call
-SWEPT = 500  # calls that one statement of a sweep ends
+RING_SECONDS = 60  # seed: a call that is not answered by then is missed
+ANSWER_SECONDS = 60  # an answer waits for a disconnected caller as long as the ring may have lasted
+MAX_CANDIDATES = 300  # candidates of a call, contract section 6; a phone with many networks gathers a few dozen
+CANDIDATES_RESERVED = 20  # candidates that an instance reserves at once: one statement for each phone of a usual call
+SWEEP_BATCH = 500  # calls that one statement of a sweep ends
 HEARTBEAT_HOURS = 1  # seed: an answered call without a heartbeat for this long has ended
 
 
@@ -45,8 +45,8 @@ class CallSession(Table):
 
 
 class Call(NamedTuple):
-    """The part of a call that its participants are told of. Of a ``silent`` one the callee is told nothing: they had
-    blocked the caller."""
+    """The part of a call that its participants may see. A callee who has blocked the caller does not see the call at
+    all: it is ``silent``."""
 
     id: UUID
     caller_id: UUID | None
@@ -62,7 +62,7 @@ class Call(NamedTuple):
         return self.status in ("ringing", "accepted")
 
     def concerns(self, user_id: UUID) -> bool:
-        """Whether the user takes part and may know of it."""
+        """True if the user is a participant and may see the call."""
         return user_id == self.caller_id or (user_id == self.callee_id and not self.silent)
 
 
@@ -95,9 +95,10 @@ UNION ALL SELECT superseded.*, false, false FROM superseded
 """
 
 
-class Rung(NamedTuple):
-    """What an offer met: the call now ringing (or already there), whether it is new, and the calls it ended. Of a new
-    one also whether the caller may see the callee's presence, and is a contact of theirs."""
+class RingOutcome(NamedTuple):
+    """The outcome of an offer: the call that rings now or already existed, ``new`` if it rings now, and the calls that
+    the offer ended. For a new call ``visible`` is true if the caller may see the callee's presence, and ``contact`` if
+    the caller is a contact of the callee."""
 
     call: Call
     new: bool
@@ -106,11 +107,12 @@ class Rung(NamedTuple):
     contact: bool = False
 
 
-async def ring(db: Database, call_id: UUID, caller_id: UUID, callee_id: UUID, call_type: str) -> Rung | None:
-    """Start a call between two users, ending the caller's earlier one or an answered one between them.
+async def ring(db: Database, call_id: UUID, caller_id: UUID, callee_id: UUID, call_type: str) -> RingOutcome | None:
+    """Start a call between two users. Ends an earlier call from the caller to the callee, and an answered one between
+    the two.
 
-    ``new`` is False when ``call.id`` is another call that already rings between them (glare), or when this very id
-    was offered before. None when there is no such callee.
+    ``new`` is False if another call already rings between them (glare), or if this id was offered before. Returns None
+    if there is no such callee.
     """
     for _ in range(5):  # a concurrent offer of the same pair may come between our two statements; rarely twice
         try:
@@ -119,7 +121,7 @@ async def ring(db: Database, call_id: UUID, caller_id: UUID, callee_id: UUID, ca
             return None
         rows = [Call(*row[:-2]) for row in found]
         if rows and rows[0].id == call_id:
-            return Rung(rows[0], True, rows[1:], found[0]["visible"], found[0]["contact"])
+            return RingOutcome(rows[0], True, rows[1:], found[0]["visible"], found[0]["contact"])
         met = await db.row(
             f"""SELECT {_CALL} FROM call_sessions
                 WHERE id = $1 OR ({_PAIR.format("$2::uuid", "$3::uuid")} AND {_LIVE} AND NOT silent)
@@ -129,21 +131,21 @@ async def ring(db: Database, call_id: UUID, caller_id: UUID, callee_id: UUID, ca
             callee_id,
         )
         if met is not None and (met["id"] == call_id or met["caller_id"] != caller_id):
-            return Rung(Call(*met), False, rows)
+            return RingOutcome(Call(*met), False, rows)
     raise asyncpg.SerializationError("offers of one pair keep colliding")
 
 
-class Answered(NamedTuple):
-    """A call that was answered: whether by this answer (the same one may come again), and whether the callee may see
-    the caller's presence."""
+class AnswerOutcome(NamedTuple):
+    """An answered call. ``new`` is False if the same answer was received before; ``visible`` is true if the callee may
+    see the caller's presence."""
 
     call: Call
     new: bool
     visible: bool
 
 
-async def answer(db: Database, call_id: UUID, callee_id: UUID, answer_hash: bytes) -> Answered | None:
-    """ringing → accepted, by the callee, while it rings. None when this answer is not the one that answered it."""
+async def answer(db: Database, call_id: UUID, callee_id: UUID, answer_hash: bytes) -> AnswerOutcome | None:
+    """ringing → accepted, by the callee, while it rings. Returns None if the call was not answered by this answer."""
     row = await db.row(
         f"""WITH answered AS (
                 UPDATE call_sessions
@@ -166,21 +168,21 @@ async def answer(db: Database, call_id: UUID, callee_id: UUID, answer_hash: byte
         callee_id,
         answer_hash,
     )
-    return None if row is None else Answered(Call(*row[:-2]), row["new"], row["visible"])
+    return None if row is None else AnswerOutcome(Call(*row[:-2]), row["new"], row["visible"])
 
 
 async def reserve_candidates(db: Database, call_id: UUID) -> int:
-    """Set some of a live call's candidates aside for the asking instance; how many, 0 when all are used up."""
+    """Reserve some of a live call's candidates for this instance. Returns their number, 0 if all are used up."""
     taken = await db.execute(
-        f"""UPDATE call_sessions SET candidates = candidates + {RESERVED}
-            WHERE id = $1 AND {_LIVE} AND candidates <= {CANDIDATES - RESERVED}""",
+        f"""UPDATE call_sessions SET candidates = candidates + {CANDIDATES_RESERVED}
+            WHERE id = $1 AND {_LIVE} AND candidates <= {MAX_CANDIDATES - CANDIDATES_RESERVED}""",
         call_id,
     )
-    return RESERVED * taken
+    return CANDIDATES_RESERVED * taken
 
 
 async def hang_up(db: Database, call_id: UUID, user_id: UUID, reason: str) -> Call | None:
-    """End a live call of the user's. What it becomes depends on who hangs up, and when (contract section 6)."""
+    """End a live call of the user. The new status depends on who hangs up, and when (contract section 6)."""
     return await _one_call(
         db,
         f"""UPDATE call_sessions SET ended_at = now(),
@@ -196,8 +198,8 @@ async def hang_up(db: Database, call_id: UUID, user_id: UUID, reason: str) -> Ca
     )
 
 
-async def beat(db: Database, call_id: UUID, user_id: UUID) -> bool:
-    """Note that an answered call is still alive."""
+async def record_heartbeat(db: Database, call_id: UUID, user_id: UUID) -> bool:
+    """Record that an answered call is still alive. Returns False if the user has no such call."""
     return (
         await db.execute(
             f"UPDATE call_sessions SET last_heartbeat = now() WHERE id = $1 AND {_CONCERNS} AND status = 'accepted'",
@@ -209,7 +211,7 @@ async def beat(db: Database, call_id: UUID, user_id: UUID) -> bool:
 
 
 async def expire(db: Database, call_id: UUID) -> Call | None:
-    """ringing → missed, when the call has rung long enough; by whichever instance comes first."""
+    """ringing → missed, if the call has rung long enough and no other instance was first."""
     return await _one_call(
         db,
         f"""UPDATE call_sessions SET status = 'missed', ended_at = now(), end_reason = 'timeout'
@@ -219,25 +221,25 @@ async def expire(db: Database, call_id: UUID) -> Call | None:
     )
 
 
-def _overdue(name: str, rows: str, order: str, outcome: str) -> tuple[Due, str]:
+def _sweep_statement(name: str, rows: str, order: str, outcome: str) -> tuple[Due, str]:
     due = Due(name, "id", f"call_sessions WHERE {rows}", order)
     return due, f"UPDATE call_sessions SET ended_at = now(), {outcome} WHERE id IN ({due.batch}) RETURNING {_CALL}"
 
 
-_OVERDUE = (
-    _overdue(
+_SWEEPS = (
+    _sweep_statement(
         "calls_ringing",
         f"status = 'ringing' AND started_at <= now() - interval '{RING_SECONDS} seconds'",
         "started_at",
         "status = 'missed', end_reason = 'timeout'",
     ),
-    _overdue(
+    _sweep_statement(
         "calls_silent",
         f"status = 'accepted' AND last_heartbeat <= now() - interval '{HEARTBEAT_HOURS} hours'",
         "last_heartbeat",
         "status = 'ended', end_reason = 'heartbeat_lost'",
     ),
-    _overdue(
+    _sweep_statement(
         "calls_deserted",
         f"{_LIVE} AND (caller_id IS NULL OR callee_id IS NULL)",
         "id",
@@ -246,9 +248,9 @@ _OVERDUE = (
 )
 
 
-def overdue(db: Database, ended: Callable[[Call], None]) -> list[Sweep]:
-    """End every call that rang or was silent too long, or whose other account was erased. Run on every instance, each
-    call is ended by one, which calls ``ended`` with it."""
+def sweeps(db: Database, ended: Callable[[Call], None]) -> list[Sweep]:
+    """Sweeps that end calls that rang or lacked heartbeats for too long, or of which an account was erased. They run on
+    every instance; the one that ends a call passes it to ``ended``."""
 
     def sweep(due: Due, statement: str) -> Sweep:
         async def work(limit: int) -> int:
@@ -257,25 +259,25 @@ def overdue(db: Database, ended: Callable[[Call], None]) -> list[Sweep]:
                 ended(Call(*row))
             return len(rows)
 
-        return Sweep(due, work, SWEPT)
+        return Sweep(due, work, SWEEP_BATCH)
 
-    return [sweep(due, statement) for due, statement in _OVERDUE]
+    return [sweep(due, statement) for due, statement in _SWEEPS]
 
 
 async def get(db: Database, call_id: UUID) -> Call | None:
     return await _one_call(db, f"SELECT {_CALL} FROM call_sessions WHERE id = $1", call_id)
 
 
-class WaitingFor(NamedTuple):
-    """A call of which something may wait for a user: the ``offer`` and its candidates, else the answer."""
+class PendingFrames(NamedTuple):
+    """A call whose frames may wait for a user: if ``offer``, the offer and its candidates, else the answer."""
 
     call_id: UUID
     offer: bool
 
 
-async def waiting_for(db: Database, user_id: UUID, at_most: int) -> list[WaitingFor]:
-    """The calls of which something may wait for a user just now: their own that were answered a moment ago; then those
-    that ring for them, contacts' first, the oldest first. Not of who is blocked meanwhile."""
+async def list_pending(db: Database, user_id: UUID, at_most: int) -> list[PendingFrames]:
+    """List the calls whose frames may wait for a user now: the user's own that were just answered; then calls that ring
+    for them, from contacts first, the oldest first. Leaves out callers whom the user has blocked meanwhile."""
     rows = await db.fetch(
         f"""SELECT id, false AS offer FROM call_sessions
             WHERE caller_id = $1 AND status = 'accepted' AND accepted_at > now() - interval '{ANSWER_SECONDS} seconds'
@@ -289,11 +291,11 @@ async def waiting_for(db: Database, user_id: UUID, at_most: int) -> list[Waiting
         user_id,
         at_most,
     )
-    return [WaitingFor(*row) for row in rows]
+    return [PendingFrames(*row) for row in rows]
 
 
-async def rings_until(db: Database, callee_id: UUID) -> list[tuple[UUID, datetime]]:
-    """The calls that ring for a user just now, each with the end of its ring."""
+async def list_ringing(db: Database, callee_id: UUID) -> list[tuple[UUID, datetime]]:
+    """List the calls that ring for a user now, each with the end of its ring."""
     over = CallSession.started_at + interval(f"{RING_SECONDS} seconds")
     rows = await db.rows(
         CallSession.select(CallSession.id, over.alias("over")).where(
@@ -312,8 +314,10 @@ async def _one_call(db: Database, sql: str, *args: object) -> Call | None:
     return Call(*row) if row else None
 
 
-# What the history shows of a call: the seed's columns.
-SHOWN = tuple(name for name in CallSession._meta.columns if name not in ("silent", "candidates", "answer_hash"))
+# The columns of a call in the history: those of the seed.
+HISTORY_COLUMNS = tuple(
+    name for name in CallSession._meta.columns if name not in ("silent", "candidates", "answer_hash")
+)
 
 _HISTORY = """
 SELECT c.id, c.caller_id, c.callee_id, c.call_type::text, c.status::text, c.started_at, c.accepted_at, c.ended_at,
@@ -328,7 +332,7 @@ ORDER BY c.created_at DESC, c.id DESC LIMIT {limit}
 async def history(
     db: Database, user_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None
 ) -> list[asyncpg.Record]:
-    """A user's calls with their peers, newest first; ``before`` is the place (created_at, id) of the last one seen."""
+    """A user's calls with their peers, newest first. ``before`` is (created_at, id) of the last one seen."""
     earlier = "AND (created_at, id) < ($3, $4)" if before else ""
     page = f"{earlier} ORDER BY created_at DESC, id DESC LIMIT $2"
     calls = (
@@ -339,6 +343,6 @@ async def history(
 
 
 async def detail(db: Database, user_id: UUID, call_id: UUID) -> asyncpg.Record | None:
-    """One call of the user's, as in the history."""
+    """One call of the user, as in the history."""
     calls = "SELECT * FROM call_sessions WHERE id = $2 AND (caller_id = $1 OR (callee_id = $1 AND NOT silent))"
     return await db.row(_HISTORY.format(calls=calls, limit="1"), user_id, call_id)

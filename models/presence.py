@@ -1,5 +1,5 @@
-"""Presence: which instance holds sockets of whom, so that ``users.is_online`` and ``users.last_seen`` are true, and who
-may see them."""
+"""Presence: which instances hold sockets of which users, so that ``users.is_online`` and ``users.last_seen`` are true,
+and who may see them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from models.users import User
 
 STALE_SECONDS = 40  # an instance silent for this long is dead; with a sweep every 10 s that is within the 60 s promised
 
-BATCH = 500  # users that one statement takes away from dead instances
+BATCH = 500  # connections of dead instances that one statement removes
 
 
 class Instance(Table):
@@ -36,11 +36,11 @@ class Connection(Table):
 
 
 def is_contact(viewer: str) -> str:
-    """SQL: whether the row of ``users`` at hand counts ``viewer`` as a contact: that user has verified the viewer,
-    written to them in a chat of two, called them, or answered their call. What the viewer did doesn't count.
+    """SQL: true if ``viewer`` is a contact of the user in the present row of ``users``: that user has verified the
+    viewer, written to them in a chat of two, called them, or answered their call. Actions of the viewer don't count.
 
-    ``OFFSET 0`` keeps PostgreSQL from reading all who blocked or verified the viewer, which may be 100,000, to look the
-    few rows at hand up among them (30 ms instead of 0.5).
+    ``OFFSET 0`` keeps PostgreSQL from reading all users who have blocked or verified the viewer, maybe 100,000, to find
+    the few rows among them (30 ms instead of 0.5).
     """
     return f"""(
         EXISTS (SELECT 1 FROM user_verifications
@@ -49,11 +49,11 @@ def is_contact(viewer: str) -> str:
 
 
 def sees_presence(viewer: str) -> str:
-    """SQL: whether ``viewer`` (a parameter such as ``$2``) may see the presence of the row of ``users`` at hand. This
-    is the one place where that is decided.
+    """SQL: true if ``viewer`` (a parameter such as ``$2``) may see the presence of the user in the present row of
+    ``users``. This is the only place that decides it.
 
-    Not across a block, whichever way; else as that user's ``settings.privacy.last_seen`` says: ``everyone`` (also when
-    unset), ``contacts`` (see ``is_contact``) or ``nobody``.
+    False if either has blocked the other; else as that user's ``settings.privacy.last_seen`` says: ``everyone`` (also
+    if unset), ``contacts`` (see ``is_contact``) or ``nobody``.
     """
     return f"""
         (users.id = {viewer} OR (
@@ -65,20 +65,21 @@ def sees_presence(viewer: str) -> str:
                 ELSE true END))"""
 
 
-async def seen(db: Database, asked: Sequence[tuple[UUID, UUID]]) -> list[Row]:
-    """For each (user, viewer) who may see that user's presence: ``user_id, viewer, is_online, last_seen``."""
+async def list_visible(db: Database, pairs: Sequence[tuple[UUID, UUID]]) -> list[Row]:
+    """``user_id, viewer, is_online, last_seen`` of those pairs (user, viewer) in which the viewer may see the user's
+    presence."""
     return await db.fetch(
-        f"""SELECT users.id AS user_id, asked.viewer, is_online, last_seen
-            FROM unnest($1::uuid[], $2::uuid[]) AS asked (user_id, viewer)
-            JOIN users ON users.id = asked.user_id WHERE {sees_presence("asked.viewer")}""",
-        [user for user, _ in asked],
-        [viewer for _, viewer in asked],
+        f"""SELECT users.id AS user_id, pairs.viewer, is_online, last_seen
+            FROM unnest($1::uuid[], $2::uuid[]) AS pairs (user_id, viewer)
+            JOIN users ON users.id = pairs.user_id WHERE {sees_presence("pairs.viewer")}""",
+        [user for user, _ in pairs],
+        [viewer for _, viewer in pairs],
     )
 
 
-async def beat(db: Database, instance_id: UUID) -> bool:
-    """Say that the instance lives; True when it was not known, or was silent for so long that a sweep may have taken
-    some of its users, so that it must announce its users again."""
+async def record_heartbeat(db: Database, instance_id: UUID) -> bool:
+    """Record that the instance lives. Returns True if it must record all its users again: it was unknown, or silent for
+    so long that a sweep may have removed some of them."""
     return bool(
         await db.value(
             f"""WITH before AS (SELECT beat_at FROM instances WHERE id = $1)
@@ -91,8 +92,8 @@ async def beat(db: Database, instance_id: UUID) -> bool:
 
 
 async def arrive(db: Database, instance_id: UUID, users: Sequence[UUID]) -> list[UUID]:
-    """The users' first sockets on the instance opened; those who were offline until now. Rows are locked in the order
-    of their ids."""
+    """Record that users have opened their first socket on the instance. Returns those who were offline until now. Locks
+    rows in the order of their ids."""
     rows = await db.fetch(
         """WITH here AS (
                INSERT INTO connections (user_id, instance_id)
@@ -108,21 +109,21 @@ async def arrive(db: Database, instance_id: UUID, users: Sequence[UUID]) -> list
     return [row["id"] for row in rows if not row["is_online"]]
 
 
-# Locks are taken in one order everywhere, users by their ids and then their connections, as an erasure does; else the
-# two could wait for each other. Not for update: who refers to a user, in a chat or a message, needn't wait for this.
+# Lock in the same order everywhere, users by their ids and then their connections, as the erasure of an account does;
+# otherwise the two could deadlock. Not FOR UPDATE: rows that refer to a user, in a chat or a message, need not wait.
 _LOCK = "SELECT 1 FROM users WHERE id = ANY ($1::uuid[]) ORDER BY id FOR NO KEY UPDATE"
 
 
 async def leave(db: Database, instance_id: UUID, users: Sequence[UUID]) -> list[UUID]:
-    """The users' last sockets on the instance closed; those who have none anywhere, and are offline."""
+    """Record that users have closed their last socket on the instance. Returns those who are now offline."""
     async with db.transaction():
         await db.execute(_LOCK, list(users))
-        return await _take_away(db, [instance_id], users)
+        return await _remove_connections(db, [instance_id], users)
 
 
-async def _take_away(db: Database, instances: Sequence[UUID], users: Sequence[UUID]) -> list[UUID]:
-    """Forget the users' connections to the instances; those who are offline now. The rows of the users are locked, so
-    that what the second statement sees stays true."""
+async def _remove_connections(db: Database, instances: Sequence[UUID], users: Sequence[UUID]) -> list[UUID]:
+    """Delete the users' connections to the instances. Returns the users who are now offline. The caller has locked the
+    users' rows, so that what the second statement sees stays true."""
     await db.execute(
         "DELETE FROM connections WHERE instance_id = ANY ($1::uuid[]) AND user_id = ANY ($2::uuid[])",
         list(instances),
@@ -139,15 +140,15 @@ async def _take_away(db: Database, instances: Sequence[UUID], users: Sequence[UU
 
 
 _DEAD = f"i.beat_at < now() - interval '{STALE_SECONDS} seconds'"
-# The instance is locked: it can't come back, or take another user on, while its users are taken away.
-_LEFT = Due(
+# Locks the instance: it can't come back, or add a user, while its users are removed.
+_DEAD_CONNECTIONS = Due(
     "dead_connections",
     "c.instance_id, c.user_id",
     f"connections c JOIN instances i ON i.id = c.instance_id WHERE {_DEAD}",
     "i.beat_at",
     lock="FOR UPDATE OF i SKIP LOCKED",
 )
-_EMPTY = Due(
+_DEAD_INSTANCES = Due(
     "dead_instances",
     "i.id",
     f"instances i WHERE {_DEAD} AND NOT EXISTS (SELECT 1 FROM connections WHERE instance_id = i.id)",
@@ -156,32 +157,32 @@ _EMPTY = Due(
 
 
 def sweeper(db: Database, watch: Watch, offline: Callable[[Sequence[UUID]], None]) -> Sweeper:
-    """What takes dead instances away, with the presence they held; ``offline`` is called with users who are so now."""
+    """Remove dead instances and their connections. Calls ``offline`` with the users who are now offline."""
 
     async def leave_all(limit: int) -> int:
         async with db.transaction():
-            rows = await db.fetch(_LEFT.batch, limit)
+            rows = await db.fetch(_DEAD_CONNECTIONS.batch, limit)
             users, instances = [row["user_id"] for row in rows], {row["instance_id"] for row in rows}
             await db.execute(_LOCK, users)
-            gone = await _take_away(db, list(instances), users)
+            gone = await _remove_connections(db, list(instances), users)
         if gone:
             offline(gone)
         return len(rows)
 
     async def forget(limit: int) -> int:
-        return await db.execute(f"DELETE FROM instances WHERE id IN ({_EMPTY.batch})", limit)
+        return await db.execute(f"DELETE FROM instances WHERE id IN ({_DEAD_INSTANCES.batch})", limit)
 
-    return Sweeper(db, watch, Sweep(_LEFT, leave_all, BATCH), Sweep(_EMPTY, forget, BATCH))
+    return Sweeper(db, watch, Sweep(_DEAD_CONNECTIONS, leave_all, BATCH), Sweep(_DEAD_INSTANCES, forget, BATCH))
 
 
 async def sweep(db: Database) -> list[UUID]:
-    """Take dead instances away; who is offline now."""
+    """Remove dead instances. Returns the users who are now offline."""
     gone: list[UUID] = []
     await sweeper(db, UNWATCHED, gone.extend).run()
     return gone
 
 
-async def end(db: Database, instance_id: UUID) -> list[UUID]:
-    """The instance stops in order, and counts as dead at once; who is offline now."""
+async def stop(db: Database, instance_id: UUID) -> list[UUID]:
+    """Remove an instance that stops in order. Returns the users who are now offline."""
     await db.do(Instance.update(beat_at=SQL("'-infinity'")).where(Instance.id == instance_id))
     return await sweep(db)

@@ -27,6 +27,7 @@ GUIDES = {
     "contacts": "messaging.md#blocks",
     "files": "files.md",
     "messages": "messaging.md",
+    "pins": "messaging.md#pinned-messages",
     "prekeys": "messaging.md#encryption",
     "presence": "messaging.md#presence",
     "push": "push.md",

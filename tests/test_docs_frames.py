@@ -36,15 +36,16 @@ from handlers.wire.errors import ApiError
 from models import calls
 from models.database import Unavailable
 from plugins import turn
+from plugins.calls import pending
 from plugins.calls import shapes as call_shapes
-from plugins.calls import waiting
 from plugins.calls.shapes import Hangup
 from plugins.chats import chats, invites
 from plugins.chats import typing as typing_
 from plugins.chats.shapes import NewChat
 from plugins.messages import messages
 from plugins.messages import shapes as message_shapes
-from plugins.presence import watching
+from plugins.pins import shapes as pin_shapes
+from plugins.presence import subscriptions
 from server import Server
 from tests import canaries
 from tests.client import Account, Answer, Socket, ask, b64
@@ -316,7 +317,7 @@ async def test_what_calls_are_refused_with(services: Services, monkeypatch: pyte
             await on.says(m, "client call_hangup")
             await on.hears(m, "server error not_participant")
         on.server.app.limits.on = True
-        monkeypatch.setattr(calls, "CANDIDATES", 0)
+        monkeypatch.setattr(calls, "MAX_CANDIDATES", 0)
         await on.says(a, "client ice_candidate")
         await on.hears(a, "server error rate_limited, candidates")
 
@@ -424,13 +425,20 @@ async def test_the_frames_of_a_message(services: Services) -> None:
             for _ in range(2):
                 await on.asks(on.bob, "DELETE", reaction)
             await on.hears(a, "server reaction_removed")
+            for _ in range(2):
+                await on.asks(on.bob, "PUT", f"/messages/{MESSAGE}/pin")
+            await on.hears(a, "server message_pinned")
+            await on.asks(on.alice, "GET", f"/chats/{DIRECT}/pins", answer="http pins")
+            for _ in range(2):
+                await on.asks(on.bob, "DELETE", f"/messages/{MESSAGE}/pin")
+            await on.hears(a, "server message_unpinned")
             await on.asks(on.alice, "DELETE", f"/messages/{MESSAGE}")
             await on.hears(b, "server message_deleted")
             await on.says(a, "client message_send")
             await on.hears(a, "server ack of message_send, repeated")
             events = (await on.bob.get(since)).json["events"]
-            assert [event["seq"] for event in events] == [2, 3, 4, 5, 6]
-            assert [event["seq"] for event in events if event["type"] == "message_deleted"] == [2, 3, 6]
+            assert [event["seq"] for event in events] == [2, 3, 4, 5, 6, 7, 8]
+            assert [event["seq"] for event in events if event["type"] == "message_deleted"] == [2, 3, 8]
             await on.says(a, "client typing")
             await on.hears(a, "server ack of typing")
             await on.hears(b, "server typing")
@@ -625,6 +633,11 @@ async def test_roles_may_do_what_the_table_says(services: Services) -> None:
                 ],
                 "post, type": [await post(who, chat)],
                 "react": [await who.put(f"{posted}/reactions/%F0%9F%91%8D", {})],
+                "pin, unpin a message": [
+                    await who.put(f"{posted}/pin", {}),
+                    await who.delete(f"{posted}/pin"),
+                    await who.delete(f"{chat}/pins"),
+                ],
                 "edit one's own message": [await who.put(await own(who, role, chat), edit)],
                 "delete one's own message": [await who.delete(await own(who, role, chat))],
                 "delete another's message": [await who.delete(posted)],
@@ -660,25 +673,27 @@ async def test_roles_may_do_what_the_table_says(services: Services) -> None:
 
 def test_limits_of_messages_are_those_of_the_code() -> None:
     table = " ".join(cell for row in rows(MESSAGING, "Limits of messages") for cell in row)
+    sizes = chats.MAX_PARTICIPANTS
     most = next(m.max_length for m in NewChat.model_fields["participants"].metadata if hasattr(m, "max_length"))
     for limit in (
         f"{message_shapes.MAX_PAYLOAD >> 10} KiB",
         f"{message_shapes.MAX_METADATA >> 10} KiB of JSON",
         f"{peer.FRAMES_PER_SECOND} frames/s, a burst of {peer.FRAME_BURST}",
-        f"{chats.MOST['direct']}; {chats.MOST['group']:,}; in a channel {chats.MOST['channel']:,}",
+        f"{sizes['direct']}; {sizes['group']:,}; in a channel {sizes['channel']:,}",
         f"{most:,} others",
-        f"{invites.MOST} invites",
-        f"{messages.REACTIONS} reactions",
-        f"{watching.MOST} people",
+        f"{invites.MAX_INVITES} invites",
+        f"{messages.MAX_REACTIONS} reactions",
+        f"{pin_shapes.MAX_PINS} pinned messages",
+        f"{subscriptions.MAX_WATCHED} people",
         "1,000 events, 200 messages",
     ):
         assert limit in table
     text = MESSAGING.read_text()
-    assert f"more than one in {typing_.EVERY:.0f} seconds" in text
+    assert f"more than one in {typing_.INTERVAL:.0f} seconds" in text
     types = {named(row[0])[0]: row[1] for row in rows(MESSAGING, "Types")}
-    assert types.keys() == chats.MOST.keys()
+    assert types.keys() == chats.MAX_PARTICIPANTS.keys()
     for kind, who in types.items():
-        assert f"{chats.MOST[kind]:,}" in who or (chats.MOST[kind] == 2 and who == "two people")
+        assert f"{chats.MAX_PARTICIPANTS[kind]:,}" in who or (chats.MAX_PARTICIPANTS[kind] == 2 and who == "two people")
 
 
 # The socket ----------------------------------------------------------------------------------------------------------
@@ -843,9 +858,9 @@ def test_limits_are_those_of_the_code() -> None:
         f"{peer.FRAMES_PER_SECOND} frames/s, a burst of {peer.FRAME_BURST}",
         f"{peer.MAX_QUEUED:,} frames or {peer.MAX_QUEUED_BYTES >> 20} MiB",
         f"{hub.SOCKETS_PER_USER} sockets",
-        f"{calls.CANDIDATES} candidates",
+        f"{calls.MAX_CANDIDATES} candidates",
         f"{call_shapes.PAYLOAD >> 10} KiB; {call_shapes.CANDIDATE_PAYLOAD >> 10} KiB",
-        f"{waiting.RING_BYTES >> 10} KiB",
+        f"{pending.RING_BYTES >> 10} KiB",
     ):
         assert limit in table
     assert f"ping every {hub.PING_EVERY} seconds" in REALTIME.read_text()

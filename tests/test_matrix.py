@@ -240,6 +240,10 @@ ROUTES: dict[str, tuple[Ask, str]] = {
         lambda w, p: (f"/messages/{w.message_id}", {"encrypted_payload": "AAAA"}),
         "401 404 404 403 200",
     ),
+    f"GET /chats/{ID}/pins": (lambda w, p: (f"/chats/{w.group}/pins", None), "401 404 404 200 200"),
+    f"DELETE /chats/{ID}/pins": (lambda w, p: (f"/chats/{w.group}/pins", None), "401 404 404 403 204"),
+    f"PUT /messages/{ID}/pin": (lambda w, p: (f"/messages/{w.message_id}/pin", {}), "401 404 404 403 204"),
+    f"DELETE /messages/{ID}/pin": (lambda w, p: (f"/messages/{w.message_id}/pin", None), "401 404 404 403 204"),
     f"DELETE /messages/{ID}": (lambda w, p: (f"/messages/{w.message_id}", None), "401 404 404 403 204"),
     f"PUT /messages/{ID}/reactions/([^/]+)": (
         lambda w, p: (f"/messages/{w.message_id}/reactions/%F0%9F%91%8D", {}),

@@ -34,6 +34,8 @@ class FairQueue(Generic[K, T]):
     def __init__(self, quantum: int, most: int, most_weight: int, each: int | None = None) -> None:
         self._quantum, self._most, self._most_weight = quantum, most, most_weight
         self._each = most if each is None else each
+        # While no key has two items, which is the usual case and on the hot path, there are no lines.
+        self._lone: dict[K, tuple[int, T]] = {}
         self._lines: dict[K, _Line[K, T]] = {}
         self._turns: deque[_Line[K, T]] = deque()
         self._begun = False  # the first line has received its quantum
@@ -45,6 +47,15 @@ class FairQueue(Generic[K, T]):
 
     def put(self, key: K, weight: int, item: T) -> bool:
         """Append an item under its key. Returns False if there is no space for it."""
+        if not self._lines:
+            if key not in self._lone:
+                if self._count >= self._most or self.weight + weight > self._most_weight:
+                    return False
+                self._lone[key] = (weight, item)
+                self._count += 1
+                self.weight += weight
+                return True
+            self._line_up()
         line = self._lines.get(key)
         if line is None:
             if self._count >= self._most or self.weight + weight > self._most_weight:
@@ -67,6 +78,7 @@ class FairQueue(Generic[K, T]):
 
     def put_back(self, key: K, weight: int, item: T) -> None:
         """Append an item that was taken before, also beyond the limits."""
+        self._line_up()
         line = self._lines.get(key)
         if line is None:
             line = self._lines[key] = _Line(key)
@@ -83,8 +95,10 @@ class FairQueue(Generic[K, T]):
         single item. Two items of one key with the same ``identity`` are never returned together: the second one, and
         the items behind it, stay for the next call."""
         limit = self.weight if most_weight is None else most_weight
-        if len(self._lines) == self._count <= most and self.weight <= limit:
-            return self._take_all()
+        if self._lone:
+            if self._count <= most and self.weight <= limit:
+                return self._take_lone()
+            self._line_up()
         taken: list[T] = []
         repeated: list[_Line[K, T]] = []
         seen: set[tuple[K, Hashable]] = set()
@@ -131,11 +145,18 @@ class FairQueue(Generic[K, T]):
         self.weight -= weight
         return taken
 
-    def _take_all(self) -> list[T]:
-        """Remove and return one item of each key, where no key has more: the usual case, on the hot path."""
-        taken = [line.items[0][1] for line in self._turns]
-        self._lines.clear()
-        self._turns.clear()
-        self._begun = False
+    def _take_lone(self) -> list[T]:
+        """Remove and return all items, where no key has two."""
+        taken = [item for _, item in self._lone.values()]
+        self._lone.clear()
         self._count = self.weight = 0
         return taken
+
+    def _line_up(self) -> None:
+        """Give each key its line, in the order in which they came."""
+        for key, (weight, item) in self._lone.items():
+            line = self._lines[key] = _Line(key)
+            line.items.append((weight, item))
+            line.weight = weight
+            self._turns.append(line)
+        self._lone.clear()

@@ -45,6 +45,15 @@ class ReactionEvent(_Event):
     emoji: str
 
 
+class PinEvent(_Event):
+    """A user pinned or unpinned a message. A pin that ends because its message was deleted or has expired makes no
+    event."""
+
+    type: Literal["message_pinned", "message_unpinned"]
+    message_id: UUID
+    user_id: UUID
+
+
 class ReceiptEvent(_Event):
     """From servers before receipts were marks. It holds its ``seq`` in ``/sync`` until it is too old to be kept; the
     server makes no new ones."""
@@ -103,6 +112,7 @@ ChatEvent = Annotated[
     MessageNew
     | MessageDeleted
     | ReactionEvent
+    | PinEvent
     | ReceiptEvent
     | ParticipantEvent
     | ParticipantInvited

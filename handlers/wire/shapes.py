@@ -196,8 +196,7 @@ def read_uuid(value: Any) -> UUID:
     """Parse a UUID with all its hyphens or none, as a NativeUUID. Raises ValueError."""
     # NativeUUID would accept hyphens anywhere.
     if isinstance(value, str) and (
-        (len(value) == 36 and value[8] == value[13] == value[18] == value[23] == "-")
-        or (len(value) == 32 and "-" not in value)
+        (len(value) == 36 and value[8:24:5] == "----") or (len(value) == 32 and "-" not in value)
     ):
         try:
             return NativeUUID(value)

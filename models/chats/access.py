@@ -1,4 +1,4 @@
-"""Access: who takes part in a chat and what they may do there, remembered and never believed past its time."""
+"""Access: a cache of who is in each chat and what they may do there, checked by its version before it is relied on."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from models.chats.events import SEVERED
 from models.chats.visibility import HiddenFrom
 from models.database import Database
 
-# Participants remembered, of all chats together: an id and its place in dictionaries are some 200 bytes, so this is
-# 60 MB at the most. The chats that were not used for longest go first.
-REMEMBERED = 300_000
+# Participants in the cache, of all chats together. An id and its places in dictionaries take some 200 bytes, so this is
+# at most 60 MB. The least recently used chats are dropped first.
+MAX_PARTICIPANTS = 300_000
 
 
 class View(NamedTuple):
-    """A chat as it was when its ``access`` had this number. ``severed``: one of the two has blocked the other after
-    accepting the chat. ``live`` is false when it was deleted, and its participants are only kept to be notified.
-    ``joined`` has the seq by which those came who were not there from the beginning. ``audience`` are the participants
-    who see the chat: all but those for whom a block conceals it."""
+    """A chat as it was when its ``access`` had this number.
+
+    ``severed``: one of the two has blocked the other after accepting the chat. ``live`` is false once the chat is
+    deleted; its participants are then kept only to be notified. ``joined`` has the joining seq of participants who were
+    not there from the beginning. ``audience`` is the participants who see the chat: all except those from whom a block
+    conceals it.
+    """
 
     access: int
     type: str
@@ -43,16 +46,16 @@ class View(NamedTuple):
 
 
 class Access:
-    """Views of chats. A view may be out of date: whoever changes something by it names its ``access`` in the statement,
-    and looks again when that was not the present one."""
+    """A cache of views of chats. A view may be out of date: a statement that relies on one compares its ``access``, and
+    the caller loads the view again if the chat has a newer one."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
         self._views: OrderedDict[UUID, View] = OrderedDict()
         self._count = 0
 
-    def remembered(self, chat_id: UUID) -> View | None:
-        """What is remembered of a chat."""
+    def cached(self, chat_id: UUID) -> View | None:
+        """The view in the cache, perhaps out of date; None if there is none."""
         view = self._views.get(chat_id)
         if view is not None:
             self._views.move_to_end(chat_id)
@@ -64,28 +67,28 @@ class Access:
             self._count -= len(view.roles)
 
     def clear(self) -> None:
-        """Forget all chats: in a database that was put back the same numbers may stand for something else."""
+        """Forget all chats: in a restored database the same numbers may mean something else."""
         self._views.clear()
         self._count = 0
 
     async def view(self, chat_id: UUID, access: int = 0) -> View | None:
-        """A chat as it is since ``access`` at least; None when there is no such chat."""
-        view = self.remembered(chat_id)
+        """A view that is at least as new as ``access``; None if there is no such chat."""
+        view = self.cached(chat_id)
         if view is None or view.access < access:
-            view = await self.fresh(chat_id)
+            view = await self.load(chat_id)
         return view
 
-    async def present(self, chat_id: UUID) -> View | None:
-        """A chat as it is now; where nothing has changed since it was remembered, for the price of one row."""
-        view = self.remembered(chat_id)
+    async def current(self, chat_id: UUID) -> View | None:
+        """A chat as it is now. Reads one row if the view in the cache is up to date."""
+        view = self.cached(chat_id)
         if view is not None:
             access = await self._db.value("SELECT access FROM chat_threads WHERE id = $1", chat_id)
             if access == view.access:
                 return view
-        return await self.fresh(chat_id)
+        return await self.load(chat_id)
 
     async def members(self, chat_id: UUID, access: int, seq: int) -> Collection[UUID]:
-        """The participants who see a chat since ``access`` at least, and were there when ``seq`` happened."""
+        """The participants who see a chat and were in it at ``seq``, by a view at least as new as ``access``."""
         view = await self.view(chat_id, access)
         if view is None:
             return ()
@@ -94,18 +97,18 @@ class Access:
         return [user_id for user_id in view.audience if view.joined.get(user_id, 1) <= seq]
 
     async def hidden_from(self, chat_id: UUID, access: int, scope: str) -> Container[UUID]:
-        """Who takes part in a chat since ``access`` at least, and may not see an event of this scope."""
+        """The participants who may not see an event of this scope, by a view at least as new as ``access``."""
         view = await self.view(chat_id, access)
         return () if view is None else HiddenFrom(view.type, view.roles, view.joined, scope)
 
-    async def fresh(self, chat_id: UUID) -> View | None:
-        """A chat as it is now."""
+    async def load(self, chat_id: UUID) -> View | None:
+        """Read a chat, and replace the view in the cache."""
         row = await self._db.row(
             f"""SELECT t.access, t.type::text,
                       ARRAY(SELECT user_id FROM chat_participants WHERE chat_id = t.id ORDER BY user_id) AS users,
                       ARRAY(SELECT role::text FROM chat_participants WHERE chat_id = t.id ORDER BY user_id) AS roles,
                       ARRAY(SELECT joined_seq FROM chat_participants WHERE chat_id = t.id ORDER BY user_id) AS joined,
-                      CASE WHEN t.type = 'channel' THEN '{{}}' ELSE  -- none is concealed from its 100,000 readers
+                      CASE WHEN t.type = 'channel' THEN '{{}}' ELSE  -- it is never concealed from its 100,000 readers
                           ARRAY(SELECT user_id FROM chat_participants WHERE chat_id = t.id AND concealed)
                       END AS concealed,
                       {SEVERED} AS severed,
@@ -115,7 +118,7 @@ class Access:
         )
         newer = self._views.get(chat_id)
         if newer is not None and row is not None and newer.access > row["access"]:
-            return newer  # somebody asked after us, and was answered before
+            return newer  # another task loaded a newer view meanwhile
         self.forget(chat_id)
         if row is None:
             return None
@@ -126,6 +129,6 @@ class Access:
         view = View(row["access"], row["type"], roles, row["severed"], row["live"], joined, concealed, audience)
         self._views[chat_id] = view
         self._count += len(view.roles)
-        while self._count > REMEMBERED and len(self._views) > 1:
+        while self._count > MAX_PARTICIPANTS and len(self._views) > 1:
             self.forget(next(iter(self._views)))
         return view

@@ -1,4 +1,4 @@
-"""Listing: a user's chats as they see them, each with its newest message and how much of it is unread."""
+"""Chat lists: a user's chats as they see them, each with its newest message and its unread count."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from models.chats.visibility import SEEN_FROM, UNEXPIRED
 from models.database import Database, Row
 from models.paging import cut, json_size, taken, text_size
 
-# Messages of one user's chats that have expired and are not erased yet: counts leave them out.
+# Messages of one user's chats that have expired and are not erased yet: they don't count as unread.
 _DUE = """due AS MATERIALIZED (
     SELECT m.chat_id, m.number, m.sender_id FROM messages m
     JOIN chat_participants p ON p.chat_id = m.chat_id AND p.user_id = {user}
@@ -19,7 +19,7 @@ _DUE = """due AS MATERIALIZED (
 
 
 def due(user: str) -> str:
-    """The table ``due`` that UNREAD wants, of the user in that parameter."""
+    """SQL: the table ``due`` that UNREAD reads. ``user`` is a parameter such as ``$1``."""
     return _DUE.format(user=user)
 
 
@@ -28,7 +28,7 @@ UNREAD = """greatest(0, t.last_number - p.read_number - p.own_after
         SELECT count(*) FROM due WHERE due.chat_id = t.id AND due.number > p.read_number
             AND due.sender_id IS DISTINCT FROM p.user_id) ELSE 0 END)"""
 
-# What a participant says of a chat holds until there is a newer message (models/chats/views.py).
+# A participant's setting for a chat lasts until there is a newer message (models/chats/views.py).
 _HIDDEN = "coalesce(v.hidden_number >= t.last_number, false)"
 _NOT_DELETED = "(v.deleted_number IS NULL OR v.deleted_number < t.last_number)"
 
@@ -55,7 +55,7 @@ LEFT JOIN LATERAL (
     FROM messages m WHERE m.chat_id = t.id AND m.seq >= t.seen_from AND {UNEXPIRED} ORDER BY m.seq DESC LIMIT 1
 ) AS m ON true
 """
-# The JSON of an entry but for its participants.
+# Bytes of JSON of an entry, without its participants.
 _SIZE = f"700 + {text_size('title', 'avatar_url')} + {json_size('settings')} + {MESSAGE_SIZE}"
 _PAGE = f"AND {_HIDDEN} = $3 {{earlier}} ORDER BY t.updated_at DESC, t.id DESC LIMIT $2 + 1"
 _WEIGHED = cut(f"SELECT page.*, {_SIZE} AS size FROM ({_ENTRIES}) AS page", "size", "updated_at DESC, id DESC", "$2")
@@ -67,20 +67,19 @@ _ONE = _ENTRIES.format(which="AND t.id = $2")
 async def entries(
     db: Database, user_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None, *, hidden: bool = False
 ) -> tuple[list[dict[str, Any]], bool]:
-    """A page of a user's chats, those that they see or those that they have hidden, with the newest message and how
-    much is unread, the last active first; and whether there are more. ``size`` is what each takes without its
-    participants."""
+    """A page of a user's visible or ``hidden`` chats, the last active first, each with its newest message and unread
+    count; and True if there are more. ``size`` is the bytes of JSON of each without its participants."""
     return taken(await db.fetch(_EARLIER if before else _ALL, user_id, limit, hidden, *(before or ())))
 
 
 async def entry(db: Database, user_id: UUID, chat_id: UUID) -> Row | None:
-    """One chat as in the list; None when the user is not in it, or has deleted it for themselves."""
+    """One chat as in the list; None if the user is not in it, or has deleted it for themselves."""
     return await db.row(_ONE, user_id, chat_id)
 
 
-async def place_of(db: Database, user_id: UUID, chat_id: UUID) -> Row | None:
-    """``type, role, joined_seq`` of a participant; None for others, and where the chat was deleted, be it for them
-    alone."""
+async def membership_of(db: Database, user_id: UUID, chat_id: UUID) -> Row | None:
+    """``type, role, joined_seq`` of a participant; None for other users, and for a chat that was deleted, even if only
+    for them."""
     return await db.row(
         f"""SELECT t.type::text, p.role::text, p.joined_seq FROM chat_participants p
             JOIN chat_threads t ON t.id = p.chat_id

@@ -1,4 +1,4 @@
-"""Chats: making, changing and ending them."""
+"""Chats: create, change and end them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from models.database import Database
 
 
 class NewChat(NamedTuple):
-    """What makes a chat; ``others`` are its participants besides the owner."""
+    """A chat to be created; ``others`` are its participants besides the owner."""
 
     type: str
     title: str | None
@@ -28,38 +28,38 @@ class NewChat(NamedTuple):
     others: Sequence[UUID]
 
 
-def _pair(one: UUID, other: UUID) -> bytes:
+def _pair_hash(one: UUID, other: UUID) -> bytes:
     low, high = sorted((one.bytes, other.bytes))
     return hashlib.sha256(low + high).digest()
 
 
 async def create(changes: ChatChanges, owner: UUID, chat: NewChat) -> tuple[UUID, bool] | None:
-    """Make a chat: its id, and whether it is new, not a direct chat that the two have already.
-    None when the owner has blocked the other one of a chat of two that they don't have.
+    """Create a chat. Returns its id, and True if it is new, False if it is the direct chat that the two already have.
+    Returns None if the owner has blocked the other user and the two have no such chat.
 
-    The chat of two is concealed from who has blocked its maker. In chats of many some of the others are invited instead
-    of being added (models/chats/invitations.py).
+    A chat of two is concealed from a user who has blocked its creator. In other chats some users are invited instead of
+    being added (models/chats/invitations.py).
     """
     db, two = changes.db, chat.type in ("direct", "secret") and len(chat.others) == 1
-    pair = _pair(owner, chat.others[0]) if chat.type == "direct" else None
+    pair = _pair_hash(owner, chat.others[0]) if chat.type == "direct" else None
     async with db.transaction():
         own = others = False
         if two:
             await concealment.lock_pair(db, owner, chat.others[0])
             own, others = await concealment.blocks_between(db, owner, chat.others[0])
         if own:
-            known = None if pair is None else await _shown(db, owner, pair)
+            known = None if pair is None else await _visible_direct_chat(db, owner, pair)
             return None if known is None else (known, False)
         invited: dict[UUID, bool] = {}
         if chat.others and not two:
             among = () if chat.type == "channel" else chat.others
-            invited = await invitations.required(db, owner, chat.others, among)
+            invited = await invitations.find_invite_only(db, owner, chat.others, among)
         people = [owner, *(other for other in chat.others if other not in invited)]
-        # All of them before the chat refers to one, and in the order of their ids, as an erasure locks them.
+        # Lock all users before the chat refers to one, in the order of their ids, as the erasure of an account does.
         await db.execute(
             "SELECT 1 FROM users WHERE id = ANY ($1::uuid[]) ORDER BY id FOR KEY SHARE", [owner, *chat.others]
         )
-        # Rounds: the one that is there may be deleted between the two statements.
+        # Try again: an existing chat may be deleted between the two statements.
         for _ in range(5):
             chat_id = await db.value(
                 """INSERT INTO chat_threads (type, title, avatar_url, created_by, settings, pair, participant_count)
@@ -99,8 +99,8 @@ async def create(changes: ChatChanges, owner: UUID, chat: NewChat) -> tuple[UUID
         return chat_id, True
 
 
-async def _shown(db: Database, user_id: UUID, pair: bytes) -> UUID | None:
-    """The direct chat of a pair, if the user may see it."""
+async def _visible_direct_chat(db: Database, user_id: UUID, pair: bytes) -> UUID | None:
+    """The direct chat of a pair, if the user sees it."""
     chat_id: UUID | None = await db.scalar(
         ChatThread.select(ChatThread.id)
         .join(ChatParticipant)
@@ -114,8 +114,8 @@ async def _shown(db: Database, user_id: UUID, pair: bytes) -> UUID | None:
     return chat_id
 
 
-async def masked(change: Change) -> list[UUID]:
-    """The participants who don't see how a locked chat of two is described."""
+async def find_masked(change: Change) -> list[UUID]:
+    """The participants who don't see title, avatar and settings of a locked chat of two."""
     rows = await change.db.rows(
         ChatParticipant.select(ChatParticipant.user)
         .where(ChatParticipant.chat == change.chat_id, ChatParticipant.masked)
@@ -125,24 +125,24 @@ async def masked(change: Change) -> list[UUID]:
 
 
 async def update(change: Change, columns: Mapping[str, Any]) -> None:
-    """Set title, avatar_url or settings of a locked chat, with the event. A participant who did not see how it was
-    described describes it from the beginning."""
+    """Set title, avatar_url or settings of a locked chat, and append the event. If the participant did not see the old
+    ones, all three are replaced."""
     columns = dict(columns)
-    if change.two and change.user_id in await masked(change):
+    if change.is_pair and change.user_id in await find_masked(change):
         columns = {"title": None, "avatar_url": None, "settings": {}, **columns}
         await change.db.do(ChatParticipant.update(masked=False).where(ChatParticipant.chat == change.chat_id))
     await change.db.do(ChatThread.update(columns).where(ChatThread.id == change.chat_id))
-    # What describes a chat of two is not shown to who had blocked the one who gave it.
-    scope = f"u{change.user_id}" if change.two and await masked(change) else EVERYBODY
+    # A user who blocked the author of a title, avatar or settings does not see them.
+    scope = f"u{change.user_id}" if change.is_pair and await find_masked(change) else EVERYBODY
     await change.append_chat("chat_updated", scope=scope)
 
 
 async def end(change: Change) -> None:
-    """End a locked chat, and append the event: nobody may read or write in it from now on. What was in it is erased by
-    models/chats/purge.py."""
-    await change.append_chat("chat_deleted", masked=change.two and bool(await masked(change)))
+    """End a locked chat, and append the event. Participants can't read or write in it from then on;
+    models/chats/purge.py erases its content."""
+    await change.append_chat("chat_deleted", masked=change.is_pair and bool(await find_masked(change)))
     await change.db.do(
         ChatThread.update(deleted_at=fn.now(), access=ChatThread.access + 1).where(ChatThread.id == change.chat_id)
     )
     await change.db.do(ChatInvite.delete().where(ChatInvite.chat == change.chat_id))
-    await invitations.end_all(change)
+    await invitations.delete_all(change)

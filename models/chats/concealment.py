@@ -1,8 +1,8 @@
-"""Concealment: chats that a participant does not see because they have blocked somebody in them.
+"""Concealment: chats that participants don't see because they have blocked somebody in them.
 
-A block conceals the chats of the two that the blocker never accepted. The chat goes on for the other one, whose
-messages are stored and acknowledged as ever, and reach no one else. What was sent meanwhile is never shown to the
-blocker (docs/decisions/0038-a-block-is-absolute.md).
+A block conceals those chats of the two users that the blocker never accepted. For the other user the chat goes on: the
+server stores and acknowledges their messages, and delivers them to no one else. The blocker never sees what was sent
+meanwhile (docs/decisions/0038-a-block-is-absolute.md).
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from models.chats.events import POSITION
 from models.chats.tables import ChatDeparture, ChatParticipant
 from models.database import Database, any_of
 
-# The seq and the number of what never happens: a membership that begins there shows nothing.
+# A seq and message number that are never reached: a membership that begins there shows nothing.
 NEVER = 2**62
 
-# Messages from each end of a chat that are searched for one of the blocker's, some 20 ms: the other one may have
+# Messages at each end of a chat that are searched for one by the blocker, in some 20 ms: the other user may have
 # written a million, and the chat is locked.
-SEARCHED = 10_000
+MAX_SEARCHED = 10_000
 
-# Whether the participant ``p`` has accepted their chat of two. A server of the version before does not note it: then
-# their messages say it. The database notes in user_contacts who has written to a user, so that few chats are searched.
+# True if the participant ``p`` has accepted their chat of two. A server of the previous version does not record it;
+# then their messages show it. user_contacts has the users that a user has written to, so few chats are searched.
 ACCEPTED = f"""(p.accepted IS TRUE OR ((p.accepted IS NULL OR EXISTS (
         SELECT 1 FROM chat_participants other
         JOIN user_contacts c ON c.user_id = p.user_id AND c.contact_id = other.user_id
         WHERE other.chat_id = p.chat_id AND other.user_id <> p.user_id))
     AND EXISTS (SELECT 1 FROM (
-        (SELECT sender_id FROM messages WHERE chat_id = p.chat_id ORDER BY seq LIMIT {SEARCHED}) UNION ALL
-        (SELECT sender_id FROM messages WHERE chat_id = p.chat_id ORDER BY seq DESC LIMIT {SEARCHED})
+        (SELECT sender_id FROM messages WHERE chat_id = p.chat_id ORDER BY seq LIMIT {MAX_SEARCHED}) UNION ALL
+        (SELECT sender_id FROM messages WHERE chat_id = p.chat_id ORDER BY seq DESC LIMIT {MAX_SEARCHED})
     ) AS m WHERE m.sender_id = p.user_id)))"""
 
 _LOCK_PAIR = """SELECT pg_advisory_xact_lock(hashtextextended(
@@ -37,12 +37,13 @@ _LOCK_PAIR = """SELECT pg_advisory_xact_lock(hashtextextended(
 
 
 async def lock_pair(db: Database, one: UUID, other: UUID) -> None:
-    """Let blocks of these two, and new chats of two, wait for each other until the transaction ends. Before any row."""
+    """Serialize blocks between two users, and new chats of the two, until the transaction ends. Call it before locking
+    any row."""
     await db.execute(_LOCK_PAIR, str(one), str(other))
 
 
-async def _chats_of(db: Database, one: UUID, other: UUID) -> list[UUID]:
-    """The chats of these two, locked, under a new access number: who may write there has changed."""
+async def _lock_shared_chats(db: Database, one: UUID, other: UUID) -> list[UUID]:
+    """Lock the chats of these two users, and raise their access number, because the right to write has changed."""
     rows = await db.fetch(
         """WITH shared AS (
                SELECT t.id FROM chat_participants mine
@@ -57,9 +58,9 @@ async def _chats_of(db: Database, one: UUID, other: UUID) -> list[UUID]:
 
 
 async def conceal_pair(db: Database, blocker: UUID, blocked: UUID) -> list[UUID]:
-    """Conceal the chats of two that the blocker never accepted. Returns those that they saw until now: not chats that
-    they had deleted, or that never came to them."""
-    chat_ids = await _chats_of(db, blocker, blocked)
+    """Conceal the chats of two that the blocker never accepted. Returns those that they saw until now, without chats
+    that they had deleted or never received."""
+    chat_ids = await _lock_shared_chats(db, blocker, blocked)
     rows = await db.fetch(
         f"""SELECT p.chat_id, coalesce(v.deleted_number >= t.last_number, false) AS gone
             FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
@@ -75,8 +76,8 @@ async def conceal_pair(db: Database, blocker: UUID, blocked: UUID) -> list[UUID]
 
 
 async def conceal(db: Database, chat_ids: Sequence[UUID], user_ids: Sequence[UUID], *, seen: bool = True) -> None:
-    """Conceal locked chats from participants: from lists, histories and ``/sync``. Their other devices learn of it from
-    ``/sync``, as of a chat that was deleted, if they have ``seen`` it. Watermarks stay as the others see them."""
+    """Conceal locked chats from participants: in lists, histories and ``/sync``. If they have ``seen`` the chats,
+    ``/sync`` reports them as deleted. Other users still see the same watermarks."""
     if not chat_ids or not user_ids:
         return
     await db.do(
@@ -94,11 +95,11 @@ async def conceal(db: Database, chat_ids: Sequence[UUID], user_ids: Sequence[UUI
         NEVER,
     )
     if seen:
-        await note_gone(db, chat_ids, user_ids)
+        await report_deleted(db, chat_ids, user_ids)
 
 
-async def note_gone(db: Database, chat_ids: Sequence[UUID], user_ids: Sequence[UUID]) -> None:
-    """Let ``/sync`` say to these users that nothing in these chats up to now is theirs any more."""
+async def report_deleted(db: Database, chat_ids: Sequence[UUID], user_ids: Sequence[UUID]) -> None:
+    """Let ``/sync`` report to these users that these chats are deleted up to now."""
     await db.do(
         ChatDeparture.delete().where(
             any_of(ChatDeparture.chat, chat_ids),
@@ -118,10 +119,10 @@ async def note_gone(db: Database, chat_ids: Sequence[UUID], user_ids: Sequence[U
 
 
 async def reveal_pair(db: Database, blocker: UUID, blocked: UUID) -> None:
-    """Give the blocker the chats of two back as if they had deleted them for themselves: they come with the next
-    message, or when the blocker makes the chat, and begin there. Title, avatar and settings that the other one gave
-    while they were blocked stay masked."""
-    chat_ids = await _chats_of(db, blocker, blocked)
+    """End the concealment of chats of two after a block, as if the blocker had deleted them for themselves: they come
+    back with the next message, or when the blocker opens the chat, and begin there. Title, avatar and settings that the
+    other user set while blocked stay masked."""
+    chat_ids = await _lock_shared_chats(db, blocker, blocked)
     await db.execute(
         """WITH revealed AS (
                UPDATE chat_participants p SET concealed = false, joined_seq = t.last_seq + 1,
@@ -138,7 +139,7 @@ async def reveal_pair(db: Database, blocker: UUID, blocked: UUID) -> None:
 
 
 async def blocks_between(db: Database, one: UUID, other: UUID) -> tuple[bool, bool]:
-    """Whether the first of two has blocked the second, and the second the first."""
+    """Two flags: True if the first user has blocked the second, and True if the second has blocked the first."""
     row = await db.row(
         """SELECT EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = $1 AND blocked_id = $2) AS own,
                   EXISTS (SELECT 1 FROM user_blocks WHERE blocker_id = $2 AND blocked_id = $1) AS others""",

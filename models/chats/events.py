@@ -1,4 +1,4 @@
-"""Events: what changes in a chat, each with its row and its place in one order for all."""
+"""Events: the durable changes of a chat, in one order for everybody."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ChatEvent(Table):
 
 
 class ChatGone(Table):
-    """Which messages of a block of 4,096 are gone, by number."""
+    """The numbers of the messages that are gone, for each block of 4,096 numbers."""
 
     chat = peewee.ForeignKeyField(ChatThread, on_delete="CASCADE")
     block = peewee.BigIntegerField()
@@ -45,29 +45,30 @@ class ChatGone(Table):
         primary_key = peewee.CompositeKey("chat", "block")
 
 
-# The position of what this transaction does; once for each statement.
+# SQL: the position of this transaction's events; use it once in a statement.
 POSITION = "(SELECT base + pg_current_xact_id()::text::bigint FROM sync_epoch)"
 
-# Whether one of the two in a direct or secret chat ``t`` has blocked the other after accepting the chat: then neither
-# may write. A blocker who never accepted it does not see it, and the other one may go on (models/chats/concealment.py).
+# True if one of the two in a direct or secret chat ``t`` has blocked the other after accepting the chat: then neither
+# may write. A blocker who never accepted it does not see it, and the other user can go on
+# (models/chats/concealment.py).
 SEVERED = """(t.type IN ('direct', 'secret') AND EXISTS (
     SELECT 1 FROM chat_participants one
     JOIN chat_participants other ON other.chat_id = t.id AND other.user_id <> one.user_id
     JOIN user_blocks ON blocker_id = one.user_id AND blocked_id = other.user_id
     WHERE one.chat_id = t.id AND NOT one.concealed))"""
 
-# What is kept of an event for the server itself: the role before a change of it, and how the chat was.
+# Data of an event that only the server uses: the role before it changed, and the chat as it was.
 INTERNAL = ("was", "chat")
 
-# What brings a chat to the top of the list, as new messages do. A receipt, or a change of what was said, does not.
+# Events that move a chat to the top of the list, as new messages do. Receipts, edits and reactions don't.
 ACTIVE = ("chat_created", "chat_updated", "participant_added", "participant_removed", "participant_role")
 
-# A chat as events have it, the same for all participants; $2 is true for a chat without what describes it.
+# A chat as events show it to all participants; without title, avatar and settings if $2 is true.
 _CHAT = f"SELECT {thread_columns('$2::boolean')} FROM chat_threads t WHERE t.id = $1"
 
 
 class ScopedFrame(dict[str, Any]):
-    """The frame of an event, with who may see it: ``scope`` (models/chats/visibility.py), which is not sent."""
+    """The frame of an event. Its ``scope`` says who may see it (models/chats/visibility.py), and is not sent."""
 
     __slots__ = ("scope",)
 
@@ -77,8 +78,8 @@ class ScopedFrame(dict[str, Any]):
 
 
 class Event(NamedTuple):
-    """A durable change at its place in a chat. ``fields`` are what its type bears beside these, ``scope`` says who may
-    see it (models/chats/visibility.py)."""
+    """A durable change at its place in a chat. ``fields`` are the other fields of its type; ``scope`` says who may see
+    it (models/chats/visibility.py)."""
 
     type: str
     chat_id: UUID
@@ -89,7 +90,7 @@ class Event(NamedTuple):
 
     @property
     def frame(self) -> ScopedFrame:
-        """As clients get it, from a socket and from ``/sync``."""
+        """The event as clients receive it, on a socket and from ``/sync``."""
         frame = {"type": self.type, "chat_id": self.chat_id, "seq": self.seq, "created_at": self.created_at}
         return ScopedFrame({**frame, **self.fields}, self.scope)
 
@@ -98,11 +99,11 @@ class Event(NamedTuple):
 class Change:
     """A chat whose row is locked until the transaction ends, as one of its participants sees it.
 
-    ``role`` is None for a user who takes no part, or does not see the chat; ``severed``: one of the two has
-    blocked the other after accepting the chat. It is opened by ``ChatChanges`` (models/chats/changes.py), which
-    announces ``events`` after the commit, to the participants that the chat has under ``access``. ``notices`` are users
-    who are notified though they take no part: by this event, or, where it is None, that the chat has changed for them.
-    The user ``payer`` is charged for the frames; it is None where the server itself sends.
+    ``role`` is None for a user who is not in the chat, or does not see it. ``severed``: one of the two has blocked the
+    other after accepting the chat. ``ChatChanges`` (models/chats/changes.py) opens a change, and after the commit
+    announces ``events`` to the participants that the chat has under ``access``. ``notices`` maps further users
+    to the event that they are sent; None notifies them that the chat has changed for them.
+    ``payer`` is the user who is charged for the frames; None if the server itself sends.
     """
 
     db: Database
@@ -119,13 +120,13 @@ class Change:
     payer: UUID | None = None
 
     @property
-    def two(self) -> bool:
-        """Whether it is a chat of two, whose participants never change."""
+    def is_pair(self) -> bool:
+        """True for a chat of two, whose participants never change."""
         return self.type in ("direct", "secret")
 
     @property
     def may_write(self) -> bool:
-        """Whether the participant may do what others get to see as theirs."""
+        """True if the participant may post, edit or react."""
         return self.role not in (None, "restricted") and not self.severed
 
     @property
@@ -144,14 +145,16 @@ class Change:
         about: int | None = None,
     ) -> Event:
         """Add an event: its row, and what it is sent with (``fields``; when None, the row's own columns). ``about`` is
-        the seq of the message that it changes."""
+        the seq of the message that it names."""
+        assert (message_id is None) == (about is None)  # else it would be shown to those who don't see the message
         seq, created_at = await self._insert(kind, message_id, user_id, data or {})
         sent = event_fields(kind, message_id, user_id, data or {}) if fields is None else fields
         return self._add(kind, seq, created_at, sent, scope_of(self.type, kind, about, user_id, data or {}))
 
     async def append_chat(self, kind: str, *, scope: str = EVERYBODY, masked: bool = False) -> Event:
-        """Add an event of the chat itself, by the participant, sent with the chat as it is then; ``masked``: without
-        what describes it. The row keeps how the chat was then, for those who leave before it changes again."""
+        """Add an event of the chat itself, by the participant. It is sent with the chat as it is now; if ``masked``,
+        without title, avatar and settings. The row stores the chat as it is now, for participants who leave before it
+        changes again."""
         seq, created_at = await self._insert(kind, None, self.user_id, {})
         chat = await self.db.row(_CHAT, self.chat_id, masked)
         return self._add(kind, seq, created_at, {"chat": dict(chat or {})}, scope)
@@ -190,7 +193,7 @@ class Change:
         return row["seq"], row["created_at"]
 
     async def append_for(self, kind: str, messages: Mapping[UUID, int], data: Mapping[str, Any]) -> None:
-        """Add the same event for each of these messages, in their order; they are given with their seqs."""
+        """Add the same event for each of these messages, in their order. ``messages`` maps their ids to their seqs."""
         rows = await self.db.fetch(
             f"""WITH moved AS (
                     UPDATE chat_threads SET last_seq = last_seq + cardinality($3::uuid[]),
@@ -212,14 +215,14 @@ class Change:
             self._add(kind, row["seq"], row["created_at"], sent, scope)
 
     async def renew_access(self) -> None:
-        """Who may do what is another thing from now on: what instances remember of it is out of date."""
+        """Invalidate what instances have cached about who is in the chat and what they may do."""
         self.access = await self.db.value(
             "UPDATE chat_threads SET access = access + 1 WHERE id = $1 RETURNING access", self.chat_id
         )
 
 
 def event_fields(kind: str, message_id: UUID | None, user_id: UUID | None, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row of ``chat_events`` tells of itself."""
+    """The fields of an event, from its row in ``chat_events``."""
     fields: dict[str, Any] = {}
     if message_id is not None:
         fields["message_id"] = message_id

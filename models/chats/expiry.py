@@ -1,4 +1,4 @@
-"""Expiry: messages whose time has come, and how they are erased."""
+"""Expiry: find messages that have expired, and erase them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from models.database import Database
 from models.sweeps import Due
 
 SERVER = UUID(int=0)  # in place of a user: the server erases what has expired
-LOCK_MS = 250  # a chat that somebody holds for longer waits for the next run
+LOCK_MS = 250  # milliseconds to wait for a chat; one that is locked for longer is left to the next run
 
 EXPIRED = Due(
     "message_expiry",
@@ -23,8 +23,8 @@ EXPIRED = Due(
 )
 
 
-async def expired(db: Database, limit: int) -> list[tuple[UUID, list[UUID]]]:
-    """Messages whose time has come, by chat."""
+async def find_expired(db: Database, limit: int) -> list[tuple[UUID, list[UUID]]]:
+    """Messages that have expired, by chat."""
     rows = await db.fetch(
         f"SELECT chat_id, array_agg(id) AS ids FROM ({EXPIRED.batch}) AS due GROUP BY chat_id ORDER BY chat_id", limit
     )
@@ -32,8 +32,8 @@ async def expired(db: Database, limit: int) -> list[tuple[UUID, list[UUID]]]:
 
 
 async def expire(changes: ChatChanges, chat_id: UUID, message_ids: Sequence[UUID]) -> int:
-    """Erase messages of a chat whose time has come; how many they were. Raises LockNotAvailableError when somebody else
-    holds the chat for longer than LOCK_MS: the others' time has come as well."""
+    """Erase expired messages of a chat. Returns how many were erased. Raises LockNotAvailableError if the chat stays
+    locked for longer than LOCK_MS: other chats have expired messages, too."""
     async with changes.db.transaction():
         await changes.db.execute(f"SET LOCAL lock_timeout = {LOCK_MS}")
         async with changes.lock(chat_id, SERVER, charged=False) as change:

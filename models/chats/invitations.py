@@ -1,8 +1,8 @@
-"""Invitations: users who are asked into a chat of many instead of being added.
+"""Invitations: requests to users to join a chat of many, instead of adding them.
 
-They are asked when their settings say so, and when somebody in the chat is blocked by them. To all others every
-invitation looks the same until it is accepted: whether it was declined, or never shown because the inviter is blocked,
-is not visible (docs/decisions/0038-a-block-is-absolute.md).
+A user is invited if their settings say so, or if they have blocked somebody in the chat. To all others every invitation
+looks the same until it is accepted: they can't see that it was declined, or was never shown because the inviter is
+blocked (docs/decisions/0038-a-block-is-absolute.md).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from models.database import Database, Enum, Row, Table
 from models.presence import is_contact
 from models.users import User
 
-WAITING = 500  # invitations of a user; beyond it the oldest are declined
-OF_CHAT = 1024  # invitations of a chat that are not answered
-SHOWN = 100  # of them that a chat shows: their profiles are part of an answer that ends by bytes
+MAX_PER_USER = 500  # open invitations of a user; the oldest beyond it are declined
+MAX_PER_CHAT = 1024  # open invitations of a chat
+MAX_SHOWN = 100  # invited users that a chat shows: their profiles share a response that is limited in bytes
 
 
 class ChatInvitation(Table):
-    """``state``: ``waiting``; ``declined``, which all but the invited user see as waiting; ``withdrawn`` after it was
-    declined; ``inside``: a participant who does not see the chat until they accept."""
+    """``state`` is ``waiting``; ``declined``, which all except the invited user see as waiting; ``withdrawn``, after it
+    was declined; or ``inside``: the user is a participant, and sees the chat again when they accept."""
 
     chat = peewee.ForeignKeyField(ChatThread, on_delete="CASCADE")
     user = peewee.ForeignKeyField(User, on_delete="CASCADE")
@@ -42,17 +42,17 @@ class ChatInvitation(Table):
         primary_key = peewee.CompositeKey("chat", "user")
 
 
-# Who is asked -------------------------------------------------------------------------------------------------------
+# Who is invited -----------------------------------------------------------------------------------------------------
 
 
-async def required(
+async def find_invite_only(
     db: Database, adder: UUID, user_ids: Sequence[UUID], among: Sequence[UUID], chat_id: UUID | None = None
 ) -> dict[UUID, bool]:
-    """The users that this adder may only invite; True where the invitation must not be shown to the user either.
+    """Find the users that this adder can only invite. The value is True if the user must not see the invitation.
 
-    A user who has blocked the adder is invited without noticing, and so is one who takes additions from contacts only.
-    A user is asked who wants to be asked by strangers, or has blocked somebody ``among`` these or in the (locked) chat;
-    in a channel only its owner and admins count, since readers don't meet.
+    Users who have blocked the adder, or who accept additions only from contacts, are invited without noticing. Users
+    see the invitation if they require one from strangers, or have blocked somebody ``among`` these users or in the
+    (locked) chat; in a channel only its owner and admins count, since readers don't meet.
     """
     rows = await db.fetch(
         f"""SELECT * FROM (
@@ -76,8 +76,8 @@ async def required(
     return {row["id"]: row["unseen"] for row in rows}
 
 
-async def count(change: Change, but: UUID | None = None) -> int:
-    """How many are invited into a locked chat, and not in it; they count against its size."""
+async def count_open(change: Change, but: UUID | None = None) -> int:
+    """Count the open invitations of a locked chat, except that of user ``but``. They count against its size."""
     number: int = await change.db.value(
         """SELECT count(*) FROM chat_invitations
            WHERE chat_id = $1 AND state IN ('waiting', 'declined') AND user_id IS DISTINCT FROM $2""",
@@ -91,8 +91,8 @@ async def count(change: Change, but: UUID | None = None) -> int:
 
 
 async def invite(change: Change, user_id: UUID, role: str, *, unseen: bool) -> bool:
-    """Invite a user into a locked chat, with an event; False when they are invited already. ``unseen``: the user is not
-    to notice, as when they declined an earlier invitation into this chat."""
+    """Invite a user into a locked chat, and append the event. Returns False if they are already invited. An ``unseen``
+    invitation is not shown to the user, nor is one into a chat whose invitation they have declined before."""
     state: str | None = await change.db.value(
         """INSERT INTO chat_invitations AS known (chat_id, user_id, invited_by, role, state)
            VALUES ($1, $2, $3, $4::text::participant_role, $5)
@@ -110,22 +110,22 @@ async def invite(change: Change, user_id: UUID, role: str, *, unseen: bool) -> b
     event = await change.append("participant_invited", user_id=user_id, data={"by": str(change.user_id)})
     if state == "waiting":
         change.notices[user_id] = event
-        await _waits(change, user_id, event.seq)
+        await _make_visible(change, user_id, event.seq)
     return True
 
 
-async def _waits(change: Change, user_id: UUID, seq: int) -> None:
-    """Let the user's devices find the event in ``/sync``, and nothing else of the chat; the oldest invitations make
-    room."""
+async def _make_visible(change: Change, user_id: UUID, seq: int) -> None:
+    """Show the event in the user's ``/sync``, and nothing else of the chat. Declines the oldest invitations beyond
+    MAX_PER_USER."""
     await change.db.execute(
         "UPDATE chat_invitations SET seq = $3 WHERE chat_id = $1 AND user_id = $2", change.chat_id, user_id, seq
     )
-    await _show_event(change, user_id, seq)
+    await _show_in_sync(change, user_id, seq)
     await change.db.execute(
-        # Materialized: else the list may be sorted again for each of its rows.
+        # Materialized: otherwise the list may be sorted again for each of its rows.
         f"""WITH oldest AS MATERIALIZED (
                 SELECT chat_id FROM chat_invitations WHERE user_id = $1 AND state = 'waiting' AND chat_id <> $2
-                ORDER BY created_at DESC, chat_id DESC OFFSET {WAITING - 1}
+                ORDER BY created_at DESC, chat_id DESC OFFSET {MAX_PER_USER - 1}
             ), locked AS MATERIALIZED (
                 SELECT i.chat_id FROM oldest JOIN chat_invitations i ON i.chat_id = oldest.chat_id
                 WHERE i.user_id = $1 AND i.state = 'waiting' FOR UPDATE OF i SKIP LOCKED
@@ -137,7 +137,7 @@ async def _waits(change: Change, user_id: UUID, seq: int) -> None:
     )
 
 
-async def _show_event(change: Change, user_id: UUID, seq: int) -> None:
+async def _show_in_sync(change: Change, user_id: UUID, seq: int) -> None:
     await change.db.execute(
         """INSERT INTO chat_departures (chat_id, user_id, joined_seq, left_seq, position)
            SELECT id, $2, $3, $3, last_position FROM chat_threads WHERE id = $1
@@ -149,9 +149,9 @@ async def _show_event(change: Change, user_id: UUID, seq: int) -> None:
 
 
 async def ask_to_stay(change: Change, newcomer: UUID) -> None:
-    """Conceal a locked chat, into which ``newcomer`` comes, from participants who have blocked them and were put there
-    by others without ever having written, joined or accepted: they are asked. The others see no difference. Readers of
-    a channel don't meet, and are not asked."""
+    """Ask participants who have blocked the ``newcomer`` of a locked chat if they want to stay: conceal the chat from
+    them and invite them. Only participants that others have added, and who have never written, joined or accepted, are
+    asked. Others see no difference. In a channel readers don't meet, so they are not asked."""
     if change.type == "channel":
         return
     rows = await change.db.fetch(
@@ -177,8 +177,8 @@ async def ask_to_stay(change: Change, newcomer: UUID) -> None:
 
 
 async def withdraw(change: Change, user_id: UUID) -> bool:
-    """Take an invitation into a locked chat back, with the event of a removal; False when there is none."""
-    # The user before the invitation, as an erasure locks them: what follows refers to the user.
+    """Withdraw an invitation into a locked chat, and append the event of a removal. Returns False if there is none."""
+    # Lock the user before the invitation, as the erasure of an account does: the rows below refer to the user.
     await change.db.execute("SELECT 1 FROM users WHERE id = $1 FOR KEY SHARE", user_id)
     row = await change.db.row(
         """SELECT role::text, state FROM chat_invitations
@@ -190,8 +190,8 @@ async def withdraw(change: Change, user_id: UUID) -> bool:
         return False
     event = await change.append("participant_removed", user_id=user_id, data={"role": row["role"]})
     if row["state"] == "waiting":
-        await end(change, user_id)
-        await _show_event(change, user_id, event.seq)
+        await delete(change, user_id)
+        await _show_in_sync(change, user_id, event.seq)
         change.notices[user_id] = event
     else:
         await change.db.execute(
@@ -202,27 +202,27 @@ async def withdraw(change: Change, user_id: UUID) -> bool:
     return True
 
 
-async def end(change: Change, user_id: UUID) -> None:
-    """Forget the invitation of a user who comes into a locked chat or leaves it."""
+async def delete(change: Change, user_id: UUID) -> None:
+    """Delete the invitation of a user who joins or leaves a locked chat."""
     await change.db.execute("DELETE FROM chat_invitations WHERE chat_id = $1 AND user_id = $2", change.chat_id, user_id)
 
 
-async def end_all(change: Change) -> None:
-    """Forget the invitations into a locked chat that ends; those who saw one find in ``/sync`` that it is gone."""
+async def delete_all(change: Change) -> None:
+    """Delete the invitations into a locked chat that ends. ``/sync`` reports the end to users who saw theirs."""
     waiting = await change.db.fetch(
         "SELECT user_id FROM chat_invitations WHERE chat_id = $1 AND state = 'waiting'", change.chat_id
     )
     if waiting:
-        await concealment.note_gone(change.db, [change.chat_id], [row["user_id"] for row in waiting])
+        await concealment.report_deleted(change.db, [change.chat_id], [row["user_id"] for row in waiting])
     await change.db.execute("DELETE FROM chat_invitations WHERE chat_id = $1", change.chat_id)
 
 
 # What the invited user does -----------------------------------------------------------------------------------------
 
 
-async def take(change: Change, user_id: UUID) -> Row | None:
-    """End the invitation that a user accepts: ``state``, and the ``role`` in which they come in; None when they see
-    none. Only the owner makes admins, so an admin's invitation is worth what its maker still is."""
+async def consume(change: Change, user_id: UUID) -> Row | None:
+    """Delete the invitation that a user accepts. Returns its ``state`` and the ``role`` that the user gets; None if
+    they see none. Only the owner makes admins, so the role is ``admin`` only if the inviter still is the owner."""
     return await change.db.row(
         """DELETE FROM chat_invitations i WHERE chat_id = $1 AND user_id = $2 AND state IN ('waiting', 'inside')
            RETURNING state, CASE WHEN role = 'admin' AND NOT EXISTS (
@@ -234,8 +234,8 @@ async def take(change: Change, user_id: UUID) -> Row | None:
     )
 
 
-async def stay(change: Change, user_id: UUID) -> None:
-    """Show a locked chat of many again to a participant who was asked; for them it begins now."""
+async def reveal(change: Change, user_id: UUID) -> None:
+    """End the concealment of a locked chat of many for a participant who stays; for them it begins now."""
     await change.db.execute(
         """UPDATE chat_participants p SET concealed = false, accepted = true, joined_seq = t.last_seq + 1,
                delivered_seq = greatest(delivered_seq, t.last_seq), read_seq = greatest(read_seq, t.last_seq),
@@ -255,8 +255,9 @@ async def stay(change: Change, user_id: UUID) -> None:
 
 
 async def decline(db: Database, user_id: UUID, chat_ids: Sequence[UUID] | None) -> list[Row]:
-    """Decline invitations of a user into these chats, or all: ``chat_id, invited_by, state`` (as it was). Those that
-    are ``inside`` are left as they are, for that needs the chat locked. No event: others don't notice."""
+    """Decline invitations of a user into these chats, or into all. Returns ``chat_id, invited_by`` and the old
+    ``state``. Those that are ``inside`` stay unchanged, because their chat has to be locked first. Appends no event:
+    others don't notice."""
     async with db.transaction():
         rows = await db.fetch(
             """SELECT chat_id, invited_by, state FROM chat_invitations
@@ -271,12 +272,12 @@ async def decline(db: Database, user_id: UUID, chat_ids: Sequence[UUID] | None) 
             user_id,
             waiting,
         )
-        await concealment.note_gone(db, waiting, [user_id])
+        await concealment.report_deleted(db, waiting, [user_id])
     return rows
 
 
 async def decline_from(db: Database, user_id: UUID, inviter: UUID) -> list[UUID]:
-    """Decline what somebody invited the user into, who blocks them; which chats."""
+    """Decline the open invitations that the user has from an inviter that they block. Returns their chats."""
     rows = await db.fetch(
         """WITH due AS (
                SELECT chat_id FROM chat_invitations WHERE user_id = $1 AND invited_by = $2 AND state = 'waiting'
@@ -288,15 +289,15 @@ async def decline_from(db: Database, user_id: UUID, inviter: UUID) -> list[UUID]
     )
     chat_ids = [row["chat_id"] for row in rows]
     if chat_ids:
-        await concealment.note_gone(db, chat_ids, [user_id])
+        await concealment.report_deleted(db, chat_ids, [user_id])
     return chat_ids
 
 
-# Looking ------------------------------------------------------------------------------------------------------------
+# Reading ------------------------------------------------------------------------------------------------------------
 
-# What an invited user sees of the chat: what it is, and who invited them. Not what happens in it, nor when.
-_SEEN = """SELECT t.id, t.type::text, t.title, t.avatar_url, t.created_by, t.created_at, i.created_at AS updated_at,
-        i.role::text, i.seq AS last_seq, t.participant_count,
+# What an invited user sees: what chat it is, and who invited them; not what happens in it, nor when.
+_INVITATION = """SELECT t.id, t.type::text, t.title, t.avatar_url, t.created_by, t.created_at,
+        i.created_at AS updated_at, i.role::text, i.seq AS last_seq, t.participant_count,
         u.id AS inviter_id, u.public_id, u.display_name, u.avatar_url AS inviter_avatar
     FROM chat_invitations i JOIN chat_threads t ON t.id = i.chat_id AND t.deleted_at IS NULL
     LEFT JOIN users u ON u.id = i.invited_by
@@ -304,25 +305,25 @@ _SEEN = """SELECT t.id, t.type::text, t.title, t.avatar_url, t.created_by, t.cre
 
 
 async def entries(db: Database, user_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None) -> list[Row]:
-    """The invitations that a user has to answer, the latest first."""
+    """A page of the open invitations that a user sees, the latest first."""
     earlier = "AND (i.created_at, i.chat_id) < ($3, $4)" if before else ""
     return await db.fetch(
-        f"{_SEEN} {earlier} ORDER BY i.created_at DESC, i.chat_id DESC LIMIT $2", user_id, limit, *(before or ())
+        f"{_INVITATION} {earlier} ORDER BY i.created_at DESC, i.chat_id DESC LIMIT $2", user_id, limit, *(before or ())
     )
 
 
 async def entry(db: Database, user_id: UUID, chat_id: UUID) -> Row | None:
-    """The invitation of a user into one chat; None when there is none to answer."""
-    return await db.row(f"{_SEEN} AND i.chat_id = $2", user_id, chat_id)
+    """The open invitation of a user into a chat; None if they see none."""
+    return await db.row(f"{_INVITATION} AND i.chat_id = $2", user_id, chat_id)
 
 
-async def invited(db: Database, chat_id: UUID) -> list[Row]:
-    """Who was invited into a chat and has not come in, for those who are in it; the latest first, at most SHOWN."""
+async def list_invited(db: Database, chat_id: UUID) -> list[Row]:
+    """The open invitations of a chat as its participants see them, the latest first, at most MAX_SHOWN."""
     return await db.fetch(
         f"""SELECT u.id AS user_id, u.public_id, u.display_name, u.avatar_url, i.invited_by AS by,
                   i.created_at AS invited_at
            FROM chat_invitations i JOIN users u ON u.id = i.user_id
            WHERE i.chat_id = $1 AND i.state IN ('waiting', 'declined')
-           ORDER BY i.created_at DESC, i.user_id DESC LIMIT {SHOWN}""",
+           ORDER BY i.created_at DESC, i.user_id DESC LIMIT {MAX_SHOWN}""",
         chat_id,
     )

@@ -1,4 +1,4 @@
-"""Invites: tokens that let people into a chat of many, and whom they don't let in."""
+"""Invites: tokens with which users join a chat of many."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _SHOWN = (
 )
 
 
-def _opens(user: str) -> str:
-    """SQL: whether the invite ``i`` lets the user in, a parameter such as ``$2``.
+def _admits(user: str) -> str:
+    """SQL: true if the invite ``i`` admits the user, a parameter such as ``$2``.
 
-    Not when it has expired or is used up, nor when its maker may not invite any more; not who was banned, and who was
-    removed only when the invite was made after that.
+    It does not if it has expired or is used up, if its creator can no longer invite, if the user is banned, or if they
+    were removed after it was created.
     """
     return f"""
         (i.max_uses IS NULL OR i.uses < i.max_uses) AND (i.expires_at IS NULL OR i.expires_at > now())
@@ -56,9 +56,9 @@ def _hash(token: str) -> bytes:
 
 
 async def create(change: Change, token: str, max_uses: int | None, expires_in: int | None, at_most: int) -> Row | None:
-    """Store an invite, of which only the token's hash is kept; None when the chat has ``at_most`` of them.
+    """Store an invite with the hash of its token. Returns None if the chat already has ``at_most`` invites.
 
-    Its time is taken under the chat's lock, as that of a removal is, so the two are in the order of what happened.
+    Its time is read under the chat's lock, as that of a removal is, so the times of the two are in order.
     """
     return await change.db.row(
         f"""INSERT INTO chat_invites AS i (chat_id, created_by, token_hash, max_uses, expires_at, created_at)
@@ -82,20 +82,20 @@ async def entries(db: Database, chat_id: UUID) -> list[Row]:
     )
 
 
-async def withdraw(change: Change, invite_id: UUID) -> bool:
-    """Delete an invite of a locked chat; False when it has no such invite."""
+async def revoke(change: Change, invite_id: UUID) -> bool:
+    """Delete an invite of a locked chat. Returns False if there is no such invite."""
     invite = (ChatInvite.id == invite_id, ChatInvite.chat == change.chat_id)
     return await change.db.do(ChatInvite.delete().where(*invite)) == 1
 
 
-async def withdraw_all_of(change: Change, user_id: UUID) -> None:
-    """Delete the invites that a user has made for a locked chat."""
+async def revoke_all_by(change: Change, user_id: UUID) -> None:
+    """Delete the invites into a locked chat that a user has created."""
     theirs = (ChatInvite.chat == change.chat_id, ChatInvite.created_by == user_id)
     await change.db.do(ChatInvite.delete().where(*theirs))
 
 
 async def chat_of(db: Database, token: str) -> UUID | None:
-    """The chat that an invite is for, also when it lets nobody in any more."""
+    """The chat of an invite, also if the invite is no longer valid."""
     chat_id: UUID | None = await db.scalar(
         ChatInvite.select(ChatInvite.chat).where(ChatInvite.token_hash == _hash(token))
     )
@@ -103,11 +103,11 @@ async def chat_of(db: Database, token: str) -> UUID | None:
 
 
 async def use(change: Change, token: str) -> bool:
-    """Use an invite to a locked chat once; False when it does not let this user in."""
+    """Use an invite into a locked chat once. Returns False if it does not admit this user."""
     return (
         await change.db.execute(
             f"""UPDATE chat_invites i SET uses = uses + 1
-                WHERE i.token_hash = $1 AND i.chat_id = $2 AND {_opens("$3")}""",
+                WHERE i.token_hash = $1 AND i.chat_id = $2 AND {_admits("$3")}""",
             _hash(token),
             change.chat_id,
             change.user_id,
@@ -117,15 +117,15 @@ async def use(change: Change, token: str) -> bool:
 
 
 async def preview(db: Database, token: str, user_id: UUID) -> Row | None:
-    """``chat_id, type, title, avatar_url, participant_count, joined`` of the chat that an invite lets the user into, or
-    is for and the user is in; None for any other."""
+    """``chat_id, type, title, avatar_url, participant_count, joined`` of the chat of an invite; None if it does not
+    admit the user, unless they are already in the chat."""
     return await db.row(
         f"""SELECT t.id AS chat_id, t.type::text, t.title, t.avatar_url, t.participant_count, mine.joined
             FROM chat_invites i JOIN chat_threads t ON t.id = i.chat_id AND t.deleted_at IS NULL,
                 LATERAL (SELECT EXISTS (SELECT 1 FROM chat_participants p
                                         WHERE p.chat_id = t.id AND p.user_id = $2 AND NOT p.concealed)
                          AS joined) AS mine
-            WHERE i.token_hash = $1 AND (mine.joined OR {_opens("$2")})""",
+            WHERE i.token_hash = $1 AND (mine.joined OR {_admits("$2")})""",
         _hash(token),
         user_id,
     )

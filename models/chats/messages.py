@@ -1,4 +1,4 @@
-"""Messages: ciphertext with its metadata. The statement that stores them, and what is done to them afterwards."""
+"""Messages: store, read, edit, erase and react to ciphertext with its metadata."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import UUID
 import peewee
 
 from models.chats.events import POSITION, Change
-from models.chats.message_row import MESSAGE_SIZE, erased, message_columns
+from models.chats.message_row import MESSAGE_SIZE, detached, erased, message_columns
 from models.chats.tables import ChatThread
 from models.chats.visibility import UNEXPIRED, VISIBLE
 from models.database import JSONB, Database, Row, Table
@@ -68,7 +68,7 @@ class MessageReaction(Table):
 
 
 class Post(NamedTuple):
-    """A message to be stored. ``access`` is that of the view by which its sender was let post (models/chats/access.py);
+    """A message to be stored. ``access`` is that of the view that let its sender post (models/chats/access.py);
     ``expires_in`` is in seconds."""
 
     id: UUID
@@ -87,8 +87,8 @@ class Post(NamedTuple):
 
 
 class Posted(NamedTuple):
-    """Where a message stands in its chat. ``payload_hash`` is set when the sender had posted this client_id before:
-    then it and the rest are of that message."""
+    """The place of a message in its chat. ``payload_hash`` is set if the sender had posted this client_id before; then
+    all fields are those of the earlier message."""
 
     id: UUID
     chat_id: UUID
@@ -98,9 +98,9 @@ class Posted(NamedTuple):
     payload_hash: int | None
 
 
-# Each message is stored unless its sender has stored this client_id before, or the access of its chat is not the one
-# that it relied on: then nothing is said of it. Chats are locked in the order of their ids, so that two instances don't
-# wait for each other in a circle; numbers are given under that lock, and so in the order of commits.
+# Stores each message, unless its sender has stored this client_id before, or the access of its chat is not the one that
+# it relied on; in the second case it returns no row for it. Chats are locked in the order of their ids, so that two
+# instances don't deadlock. Numbers are assigned under that lock, so they are in the order of commits.
 _POST = f"""
 WITH given AS (
     SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::bytea[], $6::bigint[], $7::text[],
@@ -156,20 +156,22 @@ SELECT asked, id, chat_id, seq, created_at, expires_at, payload_hash FROM known
 
 
 async def post(db: Database, posts: Sequence[Post]) -> list[Posted | None]:
-    """Store messages in one statement, and say of each where it stands; None when it relied on an access that is out of
-    date. No two may have one sender and client_id. It is all or nothing for what is an error to the database. A message
-    that was stored before is on the standby, too, when this returns."""
+    """Store messages in one statement. Returns the place of each; None if it relied on an outdated access.
+
+    No two of them may have the same sender and client_id. A database error stores none of them. A message that was
+    stored before is on the standby, too, when this returns.
+    """
     rows = await db.fetch(_POST, *map(list, zip(*posts, strict=True)))
     found = {row[0]: Posted(*row[1:]) for row in rows}
-    # What was stored just now has waited for all that was committed before it.
+    # A new message has already waited for all earlier commits.
     if found and all(posted.payload_hash is not None for posted in found.values()):
         await db.replicated()
     return [found.get(post.id) for post in posts]
 
 
-async def stored(db: Database, sender_id: UUID, client_id: UUID) -> Posted | None:
-    """What a sender has stored under this client_id, whatever became of it or of the sender's rights; on the standby,
-    too, when this returns."""
+async def find_stored(db: Database, sender_id: UUID, client_id: UUID) -> Posted | None:
+    """The message that a sender has stored under this client_id, even if it was erased since or the sender has lost
+    their rights. It is on the standby, too, when this returns."""
     row = await db.row(
         """SELECT id, chat_id, abs(seq) AS seq, created_at, expires_at, payload_hash FROM messages
            WHERE sender_id = $1 AND client_id = $2""",
@@ -184,27 +186,27 @@ async def stored(db: Database, sender_id: UUID, client_id: UUID) -> Posted | Non
 
 # Reading ------------------------------------------------------------------------------------------------------------
 
-# A message ``m`` in its chat ``t`` with the participant ``p`` who asks, $1.
-_FOR_PARTICIPANT = """messages m
+# A message ``m`` in its chat ``t``, with the participant ``p`` who requests it, $1.
+FOR_PARTICIPANT = """messages m
     JOIN chat_threads t ON t.id = m.chat_id AND t.deleted_at IS NULL
     JOIN chat_participants p ON p.chat_id = m.chat_id AND p.user_id = $1 AND NOT p.concealed"""
 
 
-async def seen_by(db: Database, message_id: UUID, user_id: UUID) -> Row | None:
-    """``chat_id, seq`` of a message that is there and that a user may see, else None."""
+async def locate_visible(db: Database, message_id: UUID, user_id: UUID) -> Row | None:
+    """``chat_id, seq`` of a message that a user sees, else None."""
     return await db.row(
-        f"SELECT m.chat_id, m.seq FROM {_FOR_PARTICIPANT} WHERE m.id = $2 AND {VISIBLE}", user_id, message_id
+        f"SELECT m.chat_id, m.seq FROM {FOR_PARTICIPANT} WHERE m.id = $2 AND {VISIBLE}", user_id, message_id
     )
 
 
-async def visible(db: Database, user_id: UUID, message_id: UUID) -> Row | None:
+async def get_visible(db: Database, user_id: UUID, message_id: UUID) -> Row | None:
     """A message as a user sees it, else None."""
     return await db.row(
-        f"SELECT {message_columns('$1')} FROM {_FOR_PARTICIPANT} WHERE m.id = $2 AND {VISIBLE}", user_id, message_id
+        f"SELECT {message_columns('$1')} FROM {FOR_PARTICIPANT} WHERE m.id = $2 AND {VISIBLE}", user_id, message_id
     )
 
 
-_HISTORY = f"""SELECT {message_columns("$1")} FROM {_FOR_PARTICIPANT}
+_HISTORY = f"""SELECT {message_columns("$1")} FROM {FOR_PARTICIPANT}
     WHERE m.chat_id = $2 AND m.seq > $3 AND m.seq < $4 AND {VISIBLE}"""
 _NEWEST_FIRST = cut(_HISTORY, MESSAGE_SIZE, "seq DESC", "$5")
 _OLDEST_FIRST = cut(_HISTORY, MESSAGE_SIZE, "seq", "$5")
@@ -213,8 +215,8 @@ _OLDEST_FIRST = cut(_HISTORY, MESSAGE_SIZE, "seq", "$5")
 async def history(
     db: Database, user_id: UUID, chat_id: UUID, *, before: int | None, after: int | None, limit: int
 ) -> tuple[list[Row], bool]:
-    """A page of the messages of a chat as a user sees them, none for who takes no part, and whether there are more: the
-    oldest first when ``after`` a seq is asked for, else the newest first."""
+    """A page of the messages of a chat as a user sees them, and True if there are more. The oldest come first if
+    ``after`` is given, else the newest. Empty if the user is not in the chat."""
     rows = await db.fetch(
         _NEWEST_FIRST if after is None else _OLDEST_FIRST, user_id, chat_id, after or 0, before or 2**63 - 1, limit
     )
@@ -222,7 +224,7 @@ async def history(
 
 
 async def get(db: Database, message_id: UUID, viewer: UUID) -> Row | None:
-    """One message that is there, with its ``number``, as ``viewer`` sees it, whose right is judged elsewhere."""
+    """A message with its ``number``, as ``viewer`` sees it; None if it is gone. The caller checks their right."""
     return await db.row(
         f"""SELECT {message_columns("$1")}, m.number FROM messages m JOIN chat_threads t ON t.id = m.chat_id
             WHERE m.id = $2 AND m.seq > 0 AND {UNEXPIRED}""",
@@ -231,13 +233,13 @@ async def get(db: Database, message_id: UUID, viewer: UUID) -> Row | None:
     )
 
 
-# Changing: each in a Change, so with the chat locked ---------------------------------------------------------------
+# Changing: each with the chat locked, in a Change -----------------------------------------------------------------
 
 
 async def edit(
     change: Change, message_id: UUID, payload: bytes, message_type: str | None, metadata: dict[str, Any] | None
 ) -> None:
-    """Replace a message's payload; where the others are None they stay."""
+    """Replace a message's payload, and the other columns unless they are None."""
     await change.db.execute(
         """UPDATE messages SET encrypted_payload = $2, message_type = coalesce($3, message_type),
                metadata = coalesce($4, metadata), edited_at = now()
@@ -249,8 +251,8 @@ async def edit(
     )
 
 
-# The payload goes and the place is left to a row of chat_events; the sender, if it was theirs and unread by themselves,
-# has one less of their own to subtract.
+# Erases the payload, and puts a row of chat_events in the message's place. If a sender has not read
+# past their own message, they have one less to subtract from their unread count.
 _ERASE = f"""
 WITH doomed AS (
     SELECT id, chat_id, seq, number, position, sender_id, created_at FROM messages
@@ -260,11 +262,7 @@ WITH doomed AS (
 ), placed AS (
     INSERT INTO chat_events (chat_id, seq, position, type, message_id, data, created_at)
     SELECT chat_id, seq, position, 'message_deleted', id, jsonb_build_object('reason', $3::text), created_at FROM doomed
-), reads AS (
-    DELETE FROM message_reads WHERE message_id IN (SELECT id FROM doomed)
-), reactions AS (
-    DELETE FROM message_reactions WHERE message_id IN (SELECT id FROM doomed)
-), own AS (
+), {detached("SELECT id FROM doomed")}, own AS (
     UPDATE chat_participants p SET own_after = own_after - many
     FROM (SELECT doomed.sender_id, count(*) AS many FROM doomed
           JOIN chat_participants author ON author.chat_id = $1 AND author.user_id = doomed.sender_id
@@ -291,7 +289,7 @@ SELECT 1 FROM messages WHERE chat_id = $1 AND id = ANY ($2::uuid[]) AND seq > 0 
 
 
 async def erase(change: Change, message_ids: Sequence[UUID], reason: str) -> list[UUID]:
-    """Erase messages of a chat, each with an event; those that were there."""
+    """Erase messages of a chat, and append an event for each. Returns those that were still there."""
     # A receipt does not lock the chat: it locks its participant, then messages. Lock both in the same order, before
     # the statement that reads what receipts write (``read_number``, ``own_after``, ``message_reads``).
     for lock in (_LOCK_SENDERS, _LOCK_MESSAGES):
@@ -302,8 +300,8 @@ async def erase(change: Change, message_ids: Sequence[UUID], reason: str) -> lis
     return list(gone)
 
 
-async def accept(change: Change) -> None:
-    """Note that the participant has accepted a locked chat, by what they did in it."""
+async def note_accepted(change: Change) -> None:
+    """Record that the participant has accepted a locked chat, because they acted in it."""
     await change.db.execute(
         """UPDATE chat_participants SET accepted = true
            WHERE chat_id = $1 AND user_id = $2 AND accepted IS DISTINCT FROM true""",
@@ -312,13 +310,13 @@ async def accept(change: Change) -> None:
     )
 
 
-# Older servers stored emoji as they came: with U+FE0F and without it they are the same reaction.
+# Older servers stored emoji as received: with and without U+FE0F they are the same reaction.
 _SELECTOR = "\ufe0f"
 
 
 async def react(change: Change, message_id: UUID, seq: int, emoji: str, at_most: int) -> bool | None:
-    """Add a reaction to the message at a seq. False when it was there; None when the user has ``at_most`` kinds on this
-    message already."""
+    """Add a reaction to the message at a seq. Returns False if it was already there; None if the user already has
+    ``at_most`` kinds on this message."""
     known = await change.db.fetch(
         "SELECT emoji FROM message_reactions WHERE message_id = $1 AND user_id = $2", message_id, change.user_id
     )
@@ -332,7 +330,7 @@ async def react(change: Change, message_id: UUID, seq: int, emoji: str, at_most:
         change.user_id,
         emoji,
     )
-    await accept(change)
+    await note_accepted(change)
     await change.append(
         "reaction_added", message_id=message_id, user_id=change.user_id, data={"emoji": emoji}, about=seq
     )
@@ -340,7 +338,7 @@ async def react(change: Change, message_id: UUID, seq: int, emoji: str, at_most:
 
 
 async def unreact(change: Change, message_id: UUID, seq: int, emoji: str) -> bool:
-    """Take a reaction to the message at a seq back; False when there was none."""
+    """Remove a reaction to the message at a seq. Returns False if there was none."""
     taken = await change.db.fetch(
         """DELETE FROM message_reactions
            WHERE message_id = $1 AND user_id = $2 AND replace(emoji, $4, '') = replace($3, $4, '') RETURNING emoji""",
@@ -357,14 +355,16 @@ async def unreact(change: Change, message_id: UUID, seq: int, emoji: str) -> boo
 
 
 async def forget_sender(db: Database, user_id: UUID) -> None:
-    """Take an account's name off its messages, and its reads and reactions away, a batch a statement: an erasure that
-    did all at once would hold up everybody."""
+    """Remove an account from its messages and pins, and delete its reads and reactions. Works in batches, because one
+    statement for all would block other users."""
     for statement in (
         "UPDATE messages SET sender_id = NULL WHERE id IN (SELECT id FROM messages WHERE sender_id = $1 LIMIT 2000)",
         """DELETE FROM message_reads WHERE user_id = $1 AND message_id IN
                (SELECT message_id FROM message_reads WHERE user_id = $1 LIMIT 2000)""",
         """DELETE FROM message_reactions WHERE user_id = $1 AND message_id IN
                (SELECT message_id FROM message_reactions WHERE user_id = $1 LIMIT 2000)""",
+        """UPDATE pinned_messages SET pinned_by = NULL WHERE message_id IN
+               (SELECT message_id FROM pinned_messages WHERE pinned_by = $1 LIMIT 2000)""",
     ):
         while await db.execute(statement, user_id):
             continue

@@ -1,4 +1,4 @@
-"""Participants: who is in a chat and in which role, coming and going."""
+"""Participants: add and remove them, change their roles, and list them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ROLES = ("owner", "admin", "member", "restricted")  # the highest first
 GOVERNING = ROLES[:2]  # who may invite
 
 
-async def named(db: Database, public_ids: Sequence[str]) -> dict[str, UUID]:
-    """Users by their public ids, in lower case."""
+async def find_by_public_id(db: Database, public_ids: Sequence[str]) -> dict[str, UUID]:
+    """Users by their public ids in lower case."""
     rows = await db.fetch(
         "SELECT lower(public_id) AS name, id FROM users WHERE lower(public_id) = ANY ($1::text[])",
         [public_id.lower() for public_id in public_ids],
@@ -29,7 +29,7 @@ async def named(db: Database, public_ids: Sequence[str]) -> dict[str, UUID]:
 
 
 async def role_of(change: Change, user_id: UUID) -> str | None:
-    """A participant's role in a locked chat."""
+    """A participant's role in a locked chat; None if the user is not in it."""
     role: str | None = await change.db.value(
         "SELECT role::text FROM chat_participants WHERE chat_id = $1 AND user_id = $2", change.chat_id, user_id
     )
@@ -37,7 +37,7 @@ async def role_of(change: Change, user_id: UUID) -> str | None:
 
 
 async def is_concealed(change: Change, user_id: UUID) -> bool:
-    """Whether a locked chat is concealed from a participant."""
+    """True if a locked chat is concealed from a participant."""
     return bool(
         await change.db.value(
             "SELECT concealed FROM chat_participants WHERE chat_id = $1 AND user_id = $2", change.chat_id, user_id
@@ -46,17 +46,20 @@ async def is_concealed(change: Change, user_id: UUID) -> bool:
 
 
 async def exists(change: Change, user_id: UUID) -> bool:
-    """Whether there is such an account, which can't be erased until the transaction ends."""
+    """True if the account exists. It can't be erased until the transaction ends."""
     return bool(await change.db.value("SELECT 1 FROM users WHERE id = $1 FOR KEY SHARE", user_id))
 
 
 async def add(change: Change, user_id: UUID, role: str, *, accepted: bool) -> bool:
-    """Let a user in; False when they are in already. They have read what they may not see, and what stood against them
-    before is over: ``role`` says what is left of it. ``accepted``: they come by what they did themselves."""
+    """Add a user to a locked chat. Returns False if they are already in it.
+
+    What happened before counts as read. Earlier sanctions end; ``role`` already includes what is left of them.
+    ``accepted``: they join by their own action.
+    """
     if await role_of(change, user_id) is not None:
         return False
     await sanctions.lift(change, user_id)
-    await invitations.end(change, user_id)
+    await invitations.delete(change, user_id)
     await views.forget(change, user_id)
     event = await change.append("participant_added", user_id=user_id, data={"role": role})
     await change.db.execute(
@@ -70,23 +73,24 @@ async def add(change: Change, user_id: UUID, role: str, *, accepted: bool) -> bo
         accepted,
     )
     await invitations.ask_to_stay(change, user_id)
-    await _counted(change, 1)
+    await _add_to_count(change, 1)
     return True
 
 
 async def remove(change: Change, user_id: UUID) -> Event | None:
-    """Take a user out of a locked chat: the event, which is the last one that they may see; None when they are not in.
+    """Remove a user from a locked chat. Returns the event, which is the last one that they may see; None if they are
+    not in the chat.
 
-    Their invites end with it. A restriction is remembered, and so is when they were removed by somebody else.
+    Revokes their invites. Stores a restriction, and the time if another user removes them.
     """
     role = await role_of(change, user_id)
     if role is None:
         return None
     event = await change.append("participant_removed", user_id=user_id, data={"role": role})
     if role in GOVERNING:
-        await invites.withdraw_all_of(change, user_id)
+        await invites.revoke_all_by(change, user_id)
     removed = user_id != change.user_id
-    await sanctions.note_departure(change, user_id, restricted=role == "restricted", removed=removed)
+    await sanctions.record_departure(change, user_id, restricted=role == "restricted", removed=removed)
     await change.db.execute(
         """WITH gone AS (DELETE FROM chat_participants WHERE chat_id = $1 AND user_id = $2 RETURNING joined_seq)
            INSERT INTO chat_departures (chat_id, user_id, joined_seq, left_seq, position)
@@ -96,12 +100,12 @@ async def remove(change: Change, user_id: UUID) -> Event | None:
         event.seq,
     )
     await views.forget(change, user_id)
-    await invitations.end(change, user_id)
-    await _counted(change, -1)
+    await invitations.delete(change, user_id)
+    await _add_to_count(change, -1)
     return event
 
 
-async def _counted(change: Change, more: int) -> None:
+async def _add_to_count(change: Change, more: int) -> None:
     change.participant_count += more
     await change.db.execute(
         "UPDATE chat_threads SET participant_count = participant_count + $2 WHERE id = $1", change.chat_id, more
@@ -110,19 +114,19 @@ async def _counted(change: Change, more: int) -> None:
 
 
 async def set_role(change: Change, user_id: UUID, role: str) -> None:
-    """Give a participant a role. Who gives ``owner`` away becomes admin: there is never more than one owner.
+    """Change a participant's role. An owner who hands the chat over becomes admin: there is never more than one owner.
 
-    The invites of a participant who may not invite any more end.
+    Revokes the invites of a participant who can no longer invite.
     """
     if role == "owner":
-        await _set(change, change.user_id, "admin")
-    await _set(change, user_id, role)
+        await _set_role(change, change.user_id, "admin")
+    await _set_role(change, user_id, role)
     if role not in GOVERNING:
-        await invites.withdraw_all_of(change, user_id)
+        await invites.revoke_all_by(change, user_id)
     await change.renew_access()
 
 
-async def _set(change: Change, user_id: UUID, role: str) -> None:
+async def _set_role(change: Change, user_id: UUID, role: str) -> None:
     was = await role_of(change, user_id)
     await change.db.execute(
         "UPDATE chat_participants SET role = $3::text::participant_role WHERE chat_id = $1 AND user_id = $2",
@@ -133,10 +137,10 @@ async def _set(change: Change, user_id: UUID, role: str) -> None:
     await change.append("participant_role", user_id=user_id, data={"role": role, "was": was})
 
 
-# Who is shown to whom ------------------------------------------------------------------------------------------------
+# Participants as shown ----------------------------------------------------------------------------------------------
 
-# Watermarks are shown to the two of a direct chat, and not across a block. Where the chat is concealed they are those
-# of somebody who does not answer.
+# Watermarks are shown to the two of a direct chat, unless one has blocked the other. If the chat is concealed they are
+# shown as those of a user who does not answer.
 _PERSON = """p.user_id, users.public_id, users.display_name, users.avatar_url, users.fingerprint, p.role::text,
     p.delivered_seq, p.read_seq, t.type = 'direct' AND (p.user_id = $1 OR p.concealed OR NOT EXISTS (
         SELECT 1 FROM user_blocks b WHERE (b.blocker_id, b.blocked_id) IN ((p.user_id, $1), ($1, p.user_id)))) AS marked
@@ -153,10 +157,10 @@ def _person(row: Mapping[str, Any]) -> dict[str, Any]:
     return person
 
 
-async def listed(
+async def list_page(
     db: Database, viewer: UUID, chat_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None
 ) -> tuple[list[dict[str, Any]], bool]:
-    """A page of a chat's participants with their profiles, who joined last first; and whether there are more."""
+    """A page of a chat's participants with their profiles, the last to join first; and True if there are more."""
     rows = await db.fetch(_EARLIER if before else _LATEST, viewer, chat_id, limit, *(before or ()))
     people, more = taken(rows)
     return [_person(person) for person in people], more
@@ -170,10 +174,10 @@ _LATEST = cut(_LISTED, _PERSON_SIZE, _ORDER, "$3")
 _EARLIER = cut(f"{_LISTED} AND (p.joined_at, p.user_id) < ($4, $5)", _PERSON_SIZE, _ORDER, "$3")
 
 
-SHOWN = 8  # participants that a list shows of each chat (contract section 7)
+MAX_FIRST = 8  # participants that a list shows of each chat (contract section 7)
 
-# The viewer first, then the owner, admins, and the others, whom readers of a channel don't see. Each part reads no more
-# than it shows, from an index of its own.
+# The viewer first, then the owner, admins, and the others, whom readers of a channel don't see. Each part reads at most
+# MAX_FIRST rows, from its own index.
 _SHOWN = f"""
 SELECT wanted.place, t.id AS chat_id, {_PERSON}
 FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, place)
@@ -187,16 +191,16 @@ LATERAL (
     UNION ALL
     (SELECT user_id, role, delivered_seq, read_seq, concealed FROM chat_participants
      WHERE chat_id = t.id AND role IN ('owner', 'admin') AND role = 'admin' AND user_id <> $1
-     ORDER BY user_id LIMIT {SHOWN})
+     ORDER BY user_id LIMIT {MAX_FIRST})
     UNION ALL
     (SELECT user_id, role, delivered_seq, read_seq, concealed FROM chat_participants
      WHERE chat_id = t.id AND role NOT IN ('owner', 'admin') AND user_id <> $1
        AND (t.type <> 'channel' OR mine.role IN ('owner', 'admin'))
-     ORDER BY user_id LIMIT {SHOWN})
-    LIMIT {SHOWN}
+     ORDER BY user_id LIMIT {MAX_FIRST})
+    LIMIT {MAX_FIRST}
 ) AS p JOIN users ON users.id = p.user_id
 """
-# As many chats as fit, in their order, each with all that are shown of it: those of one chat have one total.
+# As many chats as one page has room for, in their order: all rows of a chat have the same total.
 _SHOWN_PAGE = f"""
 SELECT * FROM (
     SELECT page.*, {_PERSON_SIZE} AS size, sum({_PERSON_SIZE}) OVER (ORDER BY place) AS total FROM ({_SHOWN}) AS page
@@ -204,16 +208,16 @@ SELECT * FROM (
 """
 
 
-class Shown(NamedTuple):
-    """Some participants of a chat, and how many bytes of JSON they take."""
+class FirstParticipants(NamedTuple):
+    """The first participants of a chat, and their bytes of JSON."""
 
     people: list[dict[str, Any]]
     size: int
 
 
-async def shown(db: Database, viewer: UUID, chat_ids: Sequence[UUID]) -> dict[UUID, Shown]:
-    """Some participants of each of the viewer's chats: at most 8, the viewer among them. Of the chats, in their order,
-    as many as one page has room for."""
+async def first_participants(db: Database, viewer: UUID, chat_ids: Sequence[UUID]) -> dict[UUID, FirstParticipants]:
+    """The first participants of the viewer's chats: at most MAX_FIRST of each, including the viewer. Returns as many of
+    the chats, in their order, as one page has room for."""
     found: dict[UUID, list[dict[str, Any]]] = {}
     sizes: dict[UUID, int] = {}
     for row in await db.fetch(_SHOWN_PAGE, viewer, list(chat_ids)):
@@ -225,16 +229,18 @@ async def shown(db: Database, viewer: UUID, chat_ids: Sequence[UUID]) -> dict[UU
         people.sort(
             key=lambda person: (person["user_id"] != viewer, ROLES.index(person["role"]), person["public_id"].lower())
         )
-    return {chat_id: Shown(people, sizes[chat_id]) for chat_id, people in found.items()}
+    return {chat_id: FirstParticipants(people, sizes[chat_id]) for chat_id, people in found.items()}
 
 
-# An account that is erased ------------------------------------------------------------------------------------------
+# When an account is erased ------------------------------------------------------------------------------------------
 
 
-async def depart(changes: ChatChanges, user_id: UUID) -> None:
-    """Take a user out of all their chats, one transaction each. A chat that they owned goes to the admin who joined
-    first, and a chat of two to the other; one without admins has no owner from then on, and one in which nobody is left
-    ends."""
+async def remove_from_all(changes: ChatChanges, user_id: UUID) -> None:
+    """Remove a user from all their chats, in one transaction for each.
+
+    A chat that they own goes to the admin who joined first, a chat of two to the other user. Without an admin it has no
+    owner from then on. A chat without participants ends.
+    """
     db = changes.db
     while True:
         chat_ids = [
@@ -250,10 +256,10 @@ async def depart(changes: ChatChanges, user_id: UUID) -> None:
                         "DELETE FROM chat_participants WHERE chat_id = $1 AND user_id = $2", chat_id, user_id
                     )
                 elif change.role is not None:
-                    await _depart(change)
+                    await _leave(change)
         if len(chat_ids) < 500:
             break
-    # Their name as the maker of chats, which is looked at whenever a transaction changes such a chat twice.
+    # Remove them as creator of chats: PostgreSQL checks that reference when a transaction changes such a chat twice.
     while await db.execute(
         """UPDATE chat_threads SET created_by = NULL WHERE id IN (
                SELECT id FROM chat_threads WHERE created_by = $1 ORDER BY id LIMIT 500 FOR NO KEY UPDATE)""",
@@ -263,30 +269,30 @@ async def depart(changes: ChatChanges, user_id: UUID) -> None:
 
 
 async def leave_concealed(change: Change) -> None:
-    """Take a user, who was asked whether to stay, out of a locked chat; to the others they leave."""
-    await _depart(change)
+    """Remove a user who does not want to stay from a locked chat. To others they leave."""
+    await _leave(change)
 
 
-async def _depart(change: Change) -> None:
+async def _leave(change: Change) -> None:
     owner = change.role == "owner"
     await remove(change, change.user_id)
     if await end_if_empty(change) or not owner:
         return
-    # Never a plain member: who was let in to read or to write should not find themselves in charge of the others.
+    # Never a plain member: a user who joined to read or write should not suddenly govern the others.
     heir = await change.db.value(
         """SELECT user_id FROM chat_participants WHERE chat_id = $1 AND ($2 OR (role = 'admin' AND NOT concealed))
            ORDER BY role, joined_at, user_id LIMIT 1""",
         change.chat_id,
-        change.two,
+        change.is_pair,
     )
     if heir is not None:
-        await _set(change, heir, "owner")
+        await _set_role(change, heir, "owner")
         await change.renew_access()
 
 
 async def end_if_empty(change: Change) -> bool:
-    """End a locked chat in which nobody is left, or which all who are left have deleted; whether it was so."""
-    if change.participant_count > 0 and not (change.two and await views.left_to_nobody(change)):
+    """End a locked chat if all its participants have left or deleted it. Returns True if it ended."""
+    if change.participant_count > 0 and not (change.is_pair and await views.all_have_deleted(change)):
         return False
     await end(change)
     return True

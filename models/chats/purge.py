@@ -1,4 +1,4 @@
-"""Purges: what is in deleted chats is erased, and of each chat only what ``/sync`` still has to say stays."""
+"""Purges: erase the content of deleted chats, except what ``/sync`` still has to report."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import peewee
 
-from models.chats.message_row import erased
+from models.chats.message_row import detached, erased
 from models.database import Database, Table
 from models.sweeps import Due, Sweep
 
-BATCH = 500  # chats, and messages and events, of one statement: some 20 ms, 60 on a busy machine
+BATCH = 500  # chats, and rows of their content, in one statement: some 20 ms, 60 on a busy machine
 
 
 class ChatPurge(Table):
-    """A deleted chat that may have messages or events left. A trigger on chats enters it; no foreign key."""
+    """A deleted chat that may still have content. A trigger on chats inserts the row. No foreign key."""
 
     chat_id = peewee.UUIDField(primary_key=True)
     due_at = peewee.DateTimeField()
@@ -25,8 +25,8 @@ class ChatPurge(Table):
 
 _CHATS = Due("deleted_chats", "chat_id", "chat_purges WHERE due_at <= now()", "due_at, chat_id")
 
-# What is erased, and the files that were shared in a chat, which stay their owners'. At most $1 rows in all, so that a
-# batch of one is one row, which is to blame when it fails. The event of a chat's end stays, and that of each who left.
+# The rows to erase, and the files shared in a chat, which their owners keep. At most $1 rows in all: if a batch of one
+# fails, its row is the cause. The event of a chat's end stays, and that of each participant who left.
 _DOOMED = f"""
 WITH due AS (
     {_CHATS.batch}
@@ -71,16 +71,12 @@ SELECT coalesce((SELECT ROW(id)::text FROM messages_), (SELECT ROW(chat_id, seq)
 FROM due""",
 )
 
-# Of a message stays that its sender posted it, under which client_id: who repeats it gets the stored answer.
-# When fewer rows than $1 were found they are all that these chats had. Then a chat leaves the queue; one that has rows
-# that failed, and are passed over, waits in it until it is worth another look.
+# Of a message its sender and client_id stay, so that a repeated post still gets the stored response. Fewer than $1 rows
+# mean that these chats have no more. Then a chat leaves the queue; a chat with rows that failed, and are skipped, waits
+# in it for another attempt.
 _PURGE = f"""{_DOOMED}, gone AS (
     UPDATE messages m SET {erased("'deleted'")} WHERE m.id IN (SELECT id FROM messages_) RETURNING 1
-), reads AS (
-    DELETE FROM message_reads WHERE message_id IN (SELECT id FROM messages_)
-), reactions AS (
-    DELETE FROM message_reactions WHERE message_id IN (SELECT id FROM messages_)
-), untold AS (
+), {detached("SELECT id FROM messages_")}, untold AS (
     DELETE FROM chat_events WHERE (chat_id, seq) IN (SELECT chat_id, seq FROM events_) RETURNING 1
 ), parted AS (
     UPDATE files SET chat_id = NULL WHERE id IN (SELECT id FROM files_) RETURNING 1
@@ -112,11 +108,12 @@ SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM untold) + (SELECT cou
 
 
 async def purge(db: Database, batch: int) -> int:
-    """Erase at most so many messages and events of deleted chats, and let go of chats that have none, and of their
-    files; how many rows that changed."""
+    """Erase at most ``batch`` rows of deleted chats and release their files. A chat without rows leaves the queue.
+    Returns the number of rows that were changed."""
     changed: int = await db.value(_PURGE, batch)
     return changed
 
 
 def sweep(db: Database) -> Sweep:
+    """Purge deleted chats, as a sweep."""
     return Sweep(DUE, lambda limit: purge(db, limit), BATCH)

@@ -1,7 +1,7 @@
-"""Receipts: how far a participant has received and read a chat, and who may see that.
+"""Receipts: move and read the marks of how far participants have received and read a chat.
 
 Watermarks are columns of ``chat_participants``; ``chat_marks`` has the position (models/chats/sync.py)
-at which they last moved. A receipt does not lock the chat, so it never waits for a message that is posted
+at which they last moved. A receipt does not lock the chat, so it never waits for a post
 (docs/decisions/0037-receipts-are-marks.md).
 """
 
@@ -19,16 +19,16 @@ from models.chats.messages import erase
 from models.chats.visibility import SEEN_FROM, UNEXPIRED, VISIBLE, blocked
 from models.database import Database, Row
 
-# Messages that one receipt notes one by one, the newest ones; of those before them the watermark says enough.
-NOTED = 1000
-ERASED = 500  # messages that one statement of a receipt in a secret chat erases
-ABOVE = 1000  # marks of a page that ends above the horizon: more do not move while one transaction is at work
-SMALL = 64  # participants of a chat in which everybody sees all marks (contract section 7)
+# Messages that one receipt records one by one: the newest ones. For older ones the watermark is enough.
+MAX_RECORDED = 1000
+ERASE_BATCH = 500  # messages that a receipt in a secret chat erases in one statement
+MAX_ABOVE_HORIZON = 1000  # marks of a page that ends above the horizon: no more than that move during one transaction
+SMALL_CHAT = 64  # participants up to which all see all marks of a chat (contract section 7)
 
 
 class Advance(NamedTuple):
-    """Where a participant's watermarks are after a receipt. ``viewers`` are users who may see that they moved: blocks
-    are not looked at yet. ``unread_count`` counts messages by others."""
+    """A participant's watermarks after a receipt. ``viewers`` are the users who may see the move, not yet filtered by
+    blocks. ``unread_count`` counts messages by others."""
 
     moved: bool
     marked_unread: bool
@@ -38,9 +38,9 @@ class Advance(NamedTuple):
     viewers: list[UUID]
 
 
-# One statement, in which the row of the participant is locked first. It computes from a snapshot, so it changes the row
-# only if that is still the version in the snapshot (``xmin``): a message of their own that is posted meanwhile would be
-# counted wrongly in ``own_after``. What came before they may see anything was neither read nor counted.
+# One statement, which locks the participant's row first. It computes from a snapshot, so it changes the row only if
+# that is still the version in the snapshot (``xmin``): otherwise a message that the participant posts meanwhile would
+# be counted wrongly in ``own_after``. Messages from before the first one they may see are neither read nor counted.
 #
 # Messages are locked with SKIP LOCKED: one that is skipped is being erased, or marked as delivered by another receipt.
 # So this statement waits for nothing while it holds the participant's row. ``arrived`` counts ``noted`` in order to run
@@ -80,7 +80,7 @@ WITH {due("$2")}, place AS MATERIALIZED (
     SELECT m.id, m.seq, m.sender_id FROM moved, LATERAL (
         SELECT id, seq, sender_id FROM messages
         WHERE chat_id = $1 AND seq > moved.read_after AND seq <= moved.new_read AND sender_id IS DISTINCT FROM $2
-        ORDER BY seq DESC LIMIT {NOTED} FOR KEY SHARE SKIP LOCKED) AS m
+        ORDER BY seq DESC LIMIT {MAX_RECORDED} FOR KEY SHARE SKIP LOCKED) AS m
     WHERE moved.type <> 'channel'
 ), reads AS (
     INSERT INTO message_reads (message_id, user_id) SELECT id, $2 FROM noted ON CONFLICT DO NOTHING
@@ -89,7 +89,8 @@ WITH {due("$2")}, place AS MATERIALIZED (
         SELECT m.id FROM moved, LATERAL (
             SELECT id FROM messages WHERE NOT delivered AND id IN (
                 SELECT id FROM messages WHERE chat_id = $1 AND seq > moved.delivered_after
-                    AND seq <= moved.new_delivered AND sender_id IS DISTINCT FROM $2 ORDER BY seq DESC LIMIT {NOTED})
+                    AND seq <= moved.new_delivered AND sender_id IS DISTINCT FROM $2 ORDER BY seq DESC
+                LIMIT {MAX_RECORDED})
                 AND (SELECT count(*) FROM noted) >= 0
             FOR NO KEY UPDATE SKIP LOCKED) AS m
         WHERE moved.type <> 'channel')
@@ -101,7 +102,8 @@ WITH {due("$2")}, place AS MATERIALIZED (
 SELECT t.type, EXISTS (SELECT 1 FROM moved) AS moved, t.marked_unread, new_delivered AS delivered_seq,
        new_read AS read_seq, {UNREAD} AS unread_count,
        CASE WHEN t.type = 'channel' THEN ARRAY[$2]
-            WHEN t.participant_count <= {SMALL} THEN ARRAY(SELECT user_id FROM chat_participants WHERE chat_id = $1)
+            WHEN t.participant_count <= {SMALL_CHAT}
+                THEN ARRAY(SELECT user_id FROM chat_participants WHERE chat_id = $1)
             ELSE ARRAY[$2] || ARRAY(
                 SELECT DISTINCT sender_id FROM noted JOIN chat_participants p
                     ON p.chat_id = $1 AND p.user_id = sender_id AND noted.seq >= {SEEN_FROM}) END AS viewers,
@@ -111,10 +113,11 @@ FROM target t JOIN p ON true
 
 
 async def advance(changes: ChatChanges, user_id: UUID, chat_id: UUID, delivered: int, read: int) -> Advance | None:
-    """Move a participant's watermarks forward, as far as the chat goes; what is read was delivered. Returns None if the
-    user is not in the chat.
+    """Move a participant's watermarks forward, at most to the end of the chat; what is read is also delivered. Returns
+    None if the user is not in the chat.
 
-    In a channel no message notes who has read it. In a secret chat what was delivered is erased, with the chat locked.
+    In a channel reads are not recorded for each message. In a secret chat delivered messages are erased, with the chat
+    locked.
     """
     db, given = changes.db, (chat_id, user_id, delivered, read)
     row = await db.row(_ADVANCE, *given, False)
@@ -128,7 +131,7 @@ async def advance(changes: ChatChanges, user_id: UUID, chat_id: UUID, delivered:
             row = await db.row(_ADVANCE, *given, False)
     if row is None:
         return None
-    if not row["moved"]:  # it may be a repetition of one that was given up while it waited for the standby
+    if not row["moved"]:  # it may repeat a receipt that timed out while it waited for the standby
         await db.replicated()
     return _advance(row)
 
@@ -145,18 +148,18 @@ async def _advance_and_erase(
         row = await db.row(_ADVANCE, chat_id, user_id, delivered, read, True) if change else None
         if change is None or row is None:
             return None
-        while reached := await _delivered(change, row["delivered_seq"]):
+        while reached := await _find_delivered(change, row["delivered_seq"]):
             await erase(change, reached, "delivered")
         after = await db.row(_ADVANCE, chat_id, user_id, 0, 0, True)  # what is unread now
         assert after is not None
     return _advance(row)._replace(unread_count=after["unread_count"])
 
 
-async def _delivered(change: Change, delivered: int) -> list[UUID]:
-    """The messages to a participant that have reached them."""
+async def _find_delivered(change: Change, delivered: int) -> list[UUID]:
+    """Find messages that were delivered to a participant, a batch of the oldest."""
     rows = await change.db.fetch(
         f"""SELECT id FROM messages WHERE chat_id = $1 AND seq > 0 AND seq <= $3 AND sender_id IS DISTINCT FROM $2
-            ORDER BY seq LIMIT {ERASED}""",
+            ORDER BY seq LIMIT {ERASE_BATCH}""",
         change.chat_id,
         change.user_id,
         delivered,
@@ -166,26 +169,26 @@ async def _delivered(change: Change, delivered: int) -> list[UUID]:
 
 # Who may see which marks --------------------------------------------------------------------------------------------
 
-# True of a participant ``p`` from whom a block conceals the chat of two ``t``: their marks stand still, and the other
-# one goes on seeing them, as those of somebody who does not answer.
+# True if a block conceals the chat of two ``t`` from participant ``p``: their marks don't move, and the other user
+# still sees them, as those of a user who does not answer.
 _SILENT = "(p.concealed AND t.type IN ('direct', 'secret'))"
 
-# True if participant ``mine`` may see the mark of participant ``p`` in their chat ``t``. In a large chat they see those
-# who may have read a message that they posted: ``posted_first`` and ``posted_last`` bound these messages.
+# True if participant ``mine`` may see the mark of participant ``p`` in their chat ``t``. In a large chat these are the
+# marks of participants who may have read a message that ``mine`` posted, from ``posted_first`` to ``posted_last``.
 _SEES = f"""(p.user_id = mine.user_id OR (t.type <> 'channel'
     AND (NOT {blocked("p.user_id", "mine.user_id")} OR {_SILENT})
-    AND (t.participant_count <= {SMALL} OR (mine.posted_first > 0 AND p.read_seq >= mine.posted_first
+    AND (t.participant_count <= {SMALL_CHAT} OR (mine.posted_first > 0 AND p.read_seq >= mine.posted_first
         AND (p.concealed OR mine.posted_last >= {SEEN_FROM})))))"""
 
-# True if participant ``mine`` sees their chat ``t``: no block conceals it, and they have not deleted it for themselves.
+# True if participant ``mine`` sees the chat ``t``: no block conceals it, and they have not deleted it for themselves.
 _THERE = """(t.deleted_at IS NULL AND NOT mine.concealed AND NOT EXISTS (
     SELECT 1 FROM chat_views v WHERE v.chat_id = t.id AND v.user_id = mine.user_id
         AND v.deleted_number >= t.last_number))"""
 
 
 async def marks(db: Database, user_id: UUID, chat_id: UUID) -> list[dict[str, Any]] | None:
-    """``user_id, delivered_seq, read_seq`` of the participants whose marks a user may see, their own among them; None
-    if the user is not in the chat."""
+    """``user_id, delivered_seq, read_seq`` of the participants whose marks a user may see, including their own; None if
+    the user is not in the chat."""
     rows = await db.fetch(
         f"""SELECT p.user_id, p.delivered_seq, p.read_seq FROM chat_participants mine
             JOIN chat_threads t ON t.id = mine.chat_id
@@ -211,8 +214,8 @@ ORDER BY r.read_at DESC, r.user_id DESC LIMIT $3
 async def reads(
     db: Database, sender_id: UUID, message_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None
 ) -> list[Row] | None:
-    """``user_id, read_at`` of the participants who have read a message, the last one first; None if it is not a message
-    that this user has sent and can see. Reads across a block are left out."""
+    """``user_id, read_at`` of the participants who have read a message, the last reader first; None unless this user
+    has sent the message and still sees it. Reads across a block are left out."""
     sent = await db.value(
         f"""SELECT 1 FROM messages m JOIN chat_threads t ON t.id = m.chat_id AND t.deleted_at IS NULL
             JOIN chat_participants p ON p.chat_id = m.chat_id AND p.user_id = $1
@@ -229,8 +232,8 @@ async def reads(
 Mark = dict[str, Any]  # ``chat_id, user_id, delivered_seq, read_seq``
 
 
-class Moved(NamedTuple):
-    """A page of marks that moved since a position, and the position from which the next page goes on."""
+class MarksPage(NamedTuple):
+    """A page of marks that moved since a position, and the position where the next page begins."""
 
     marks: list[Mark]
     since: int
@@ -263,37 +266,37 @@ SELECT horizon, n.position, n.chat_id, n.user_id, n.delivered_seq, n.read_seq, n
 _MARK = ("chat_id", "user_id", "delivered_seq", "read_seq")
 
 
-async def moved(db: Database, user_id: UUID, since: int, limit: int) -> Moved:
-    """The marks of a user's chats that moved at or after a position, in its order: of the next ``limit`` those that the
-    user may see.
+async def moved_marks(db: Database, user_id: UUID, since: int, limit: int) -> MarksPage:
+    """The marks of a user's chats that moved at or after a position, in that order: of the next ``limit`` marks those
+    that the user may see.
 
-    Each mark moves in a transaction of its own, so no two have one position. Below the horizon all of them can be seen:
-    ``since`` never goes beyond it, nor beyond a mark that was seen, which is on the disk. So a page that ends above the
-    horizon has no place behind which the next one could begin: then it has all of them, up to ABOVE.
+    Each mark moves in its own transaction, so each has its own position. Below the horizon all of them are visible.
+    ``since`` never goes beyond it, nor beyond a mark that was read, which is on disk. So the next page can't begin
+    after a page that ends above the horizon: such a page has all marks, up to MAX_ABOVE_HORIZON.
     """
     rows = await db.fetch(_MOVED, user_id, since, limit + 1)
     if len(rows) > limit and rows[limit - 1]["position"] >= rows[0]["horizon"]:
-        limit = ABOVE
+        limit = MAX_ABOVE_HORIZON
         rows = await db.fetch(_MOVED, user_id, since, limit + 1)
     page = [row for row in rows if row["position"] is not None][:limit]
     if not page:
-        return Moved([], since, False)
+        return MarksPage([], since, False)
     last, horizon = page[-1]["position"], rows[0]["horizon"]
     shown = [{name: row[name] for name in _MARK} for row in page if row["seen"]]
-    return Moved(shown, max(since, min(last + 1, horizon)), len(rows) > limit and last < horizon)
+    return MarksPage(shown, max(since, min(last + 1, horizon)), len(rows) > limit and last < horizon)
 
 
-class Standing(NamedTuple):
-    """How participants of some chats stand: their marks by (chat, user), which of these have the chat no more because
-    they deleted it for themselves, and pairs of users with a block between them, either way round."""
+class CurrentMarks(NamedTuple):
+    """Marks of participants by (chat, user); those participants who have deleted the chat for themselves or don't see
+    it; and pairs of users with a block between them, in both orders."""
 
     marks: dict[tuple[UUID, UUID], tuple[int, int]]
     deleted: set[tuple[UUID, UUID]]
     severed: set[tuple[UUID, UUID]]
 
 
-async def standing(db: Database, places: Collection[tuple[UUID, UUID]]) -> Standing:
-    """The present marks of participants, given as (chat, user). Those who have left are missing."""
+async def current_marks(db: Database, places: Collection[tuple[UUID, UUID]]) -> CurrentMarks:
+    """The present marks of participants, given as (chat, user). Users who have left are missing."""
     users = list({user_id for _, user_id in places})
     rows = await db.fetch(
         f"""SELECT mine.chat_id, mine.user_id, mine.delivered_seq, mine.read_seq, {_THERE} AS there
@@ -308,15 +311,15 @@ async def standing(db: Database, places: Collection[tuple[UUID, UUID]]) -> Stand
         users,
     )
     pairs = [(row["blocker_id"], row["blocked_id"]) for row in blocks]
-    return Standing(
+    return CurrentMarks(
         {(row["chat_id"], row["user_id"]): (row["delivered_seq"], row["read_seq"]) for row in rows},
         {(row["chat_id"], row["user_id"]) for row in rows if not row["there"]},
         {*pairs, *((other, one) for one, other in pairs)},
     )
 
 
-async def severed_from(db: Database, user_id: UUID, others: Collection[UUID]) -> set[UUID]:
-    """Those of the others who have blocked the user, or whom the user has blocked."""
+async def find_across_block(db: Database, user_id: UUID, others: Collection[UUID]) -> set[UUID]:
+    """Find those of the ``others`` who have blocked the user or are blocked by them."""
     rows = await db.fetch(
         f"""SELECT other FROM unnest($2::uuid[]) AS other WHERE {blocked("other", "$1")}""", user_id, list(others)
     )

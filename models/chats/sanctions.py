@@ -1,4 +1,4 @@
-"""Sanctions: what stands against users who are not in a chat, and decides whether and how they come back."""
+"""Sanctions: restrictions, removals and bans of users who are not in a chat. They decide if and how users come back."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from models.users import User
 
 
 class ChatSanction(Table):
-    """``restricted``: was restricted, and comes back as that. ``removed_at``: no invite made before lets them in.
-    ``banned_at``: nothing lets them in."""
+    """``restricted``: the user comes back restricted. ``removed_at``: older invites don't admit them. ``banned_at``:
+    nothing admits them."""
 
     chat = peewee.ForeignKeyField(ChatThread, on_delete="CASCADE")
     user = peewee.ForeignKeyField(User, on_delete="CASCADE")
@@ -31,16 +31,16 @@ class ChatSanction(Table):
         primary_key = peewee.CompositeKey("chat", "user")
 
 
-# Each of these but ``bans`` is called with the chat locked. Times are those of the clock under that lock, not of the
-# transaction's begin, which may be earlier than what another transaction did before this one got the lock.
+# Call all of these except ``bans`` with the chat locked. Times are read from the clock under that lock. The
+# time at which the transaction began may be earlier than changes by another one that had the lock before.
 
 
 def _of(change: Change, user_id: UUID) -> tuple[peewee.Expression, ...]:
     return ChatSanction.chat == change.chat_id, ChatSanction.user == user_id
 
 
-async def note_departure(change: Change, user_id: UUID, *, restricted: bool, removed: bool) -> None:
-    """Remember of a user who goes what must outlast it; nothing of who leaves without having been restricted."""
+async def record_departure(change: Change, user_id: UUID, *, restricted: bool, removed: bool) -> None:
+    """Store the restriction or removal of a user who goes; nothing for an unrestricted user who leaves."""
     if not restricted and not removed:
         return
     await change.db.do(
@@ -59,26 +59,26 @@ async def note_departure(change: Change, user_id: UUID, *, restricted: bool, rem
     )
 
 
-async def against(change: Change, user_id: UUID) -> Row | None:
-    """``restricted, banned_at`` of a user who is not in the chat; None when nothing stands against them."""
+async def get(change: Change, user_id: UUID) -> Row | None:
+    """``restricted, banned_at`` of a user who is not in the chat; None if they have no sanction."""
     return await change.db.one(
         ChatSanction.select(ChatSanction.restricted, ChatSanction.banned_at).where(*_of(change, user_id))
     )
 
 
-def remaining(sanction: Row | None, role: str) -> str:
-    """The role in which a user comes back: a restriction lasts until an admin changes the role, or the owner makes them
-    admin."""
+def role_on_return(sanction: Row | None, role: str) -> str:
+    """The role with which a user comes back. A restriction lasts until an admin changes the role, or the owner makes
+    them admin."""
     return "restricted" if sanction is not None and sanction["restricted"] and role == "member" else role
 
 
 async def lift(change: Change, user_id: UUID) -> None:
-    """Forget what stood against a user, who is in the chat again."""
+    """Delete the sanctions of a user who comes back."""
     await change.db.do(ChatSanction.delete().where(*_of(change, user_id)))
 
 
 async def ban(change: Change, user_id: UUID, at_most: int) -> bool:
-    """Ban a user who is not in the chat (any more); again changes nothing. False when ``at_most`` others are banned."""
+    """Ban a user who is not in the chat; idempotent. Returns False if ``at_most`` other users are banned."""
     return (
         await change.db.execute(
             """INSERT INTO chat_sanctions AS known (chat_id, user_id, removed_at, banned_at)
@@ -96,7 +96,7 @@ async def ban(change: Change, user_id: UUID, at_most: int) -> bool:
 
 
 async def unban(change: Change, user_id: UUID) -> bool:
-    """Lift a ban; False when there is none. The user was removed all the same, so older invites stay closed to them."""
+    """Lift a ban. Returns False if there is none. The removal stays, so older invites don't admit the user."""
     lifted = ChatSanction.update(banned_at=None).where(*_of(change, user_id), ChatSanction.banned_at.is_null(False))
     return await change.db.do(lifted) == 1
 
@@ -104,7 +104,7 @@ async def unban(change: Change, user_id: UUID) -> bool:
 async def bans(
     db: Database, chat_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None
 ) -> tuple[list[dict[str, Any]], bool]:
-    """A page of who is banned from a chat, the latest first; and whether there are more."""
+    """A page of the users who are banned from a chat, the latest ban first; and True if there are more."""
     return taken(await db.fetch(_EARLIER if before else _LATEST, chat_id, limit, *(before or ())))
 
 

@@ -1,4 +1,4 @@
-"""Sealed inboxes: where messages arrive of which not even the server knows who sent them."""
+"""Sealed inboxes: they receive messages whose senders not even the server knows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from models.users import User
 
 
 def key_hash(key: bytes) -> bytes:
-    """What is kept of an access key: whoever reads the database can't write into inboxes."""
+    """The hash of an access key. Only it is stored, so a leaked database does not give write access to inboxes."""
     return hashlib.sha256(key).digest()
 
 
 async def set_key(changes: ChatChanges, user_id: UUID, key: bytes | None) -> None:
-    """Open a user's inbox under a key, or close it (None); what is in it stays."""
+    """Open a user's inbox under a key, or close it if the key is None; its messages stay."""
     db = changes.db
     async with db.transaction():
         row = await db.row(
@@ -32,14 +32,14 @@ async def set_key(changes: ChatChanges, user_id: UUID, key: bytes | None) -> Non
         chat_id = row["chat_id"]  # None also when its owner has deleted it
         if chat_id is None and key is not None:
             new = await create(changes, user_id, NewChat("secret", None, None, {}, ()))
-            assert new is not None  # it has no other who could be blocked
+            assert new is not None  # it has no second user who could be blocked
             chat_id, _ = new
         opened = {"sealed_access_key": key and key_hash(key), "sealed_chat_id": chat_id}
         await db.do(User.update(**opened, updated_at=fn.now()).where(User.id == user_id))
 
 
 async def inbox(db: Database, public_id: str) -> Row | None:
-    """``sealed_access_key`` and ``sealed_chat_id`` of who has opened an inbox."""
+    """``sealed_access_key`` and ``sealed_chat_id`` of a user; None if they have no open inbox."""
     return await db.row(
         """SELECT sealed_access_key, sealed_chat_id FROM users
            WHERE lower(public_id) = lower($1) AND sealed_access_key IS NOT NULL AND sealed_chat_id IS NOT NULL""",

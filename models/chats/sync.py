@@ -1,14 +1,14 @@
-"""Sync: every event of a user's chats since a cursor, none skipped, whatever the order in which transactions commit.
+"""Sync: every event of a user's chats since a cursor, none skipped, in whatever order transactions commit.
 
-An event's position is the id of its transaction, or that of an older event in its chat where that is greater. So within
-a chat positions never fall; and when PostgreSQL says that all transactions below some id are over (the horizon of a
-snapshot), every event with a smaller position can be seen. A cursor is such a horizon, and for the few chats that had
-events at or after it, how far they were seen. What comes later, from whichever instance, is at or after the horizon and
-behind that, so the next page finds it. This needs neither clocks nor a lock that all writers share.
+An event's position is the id of its transaction, or the position of an older event in its chat if that is greater. So
+positions never fall within a chat. When PostgreSQL reports that all transactions below an id are over (the horizon of a
+snapshot), every event with a smaller position is visible. A cursor holds such a horizon, and for the few chats with
+events at or after it, the last seq that was seen. Later events, from any instance, are at or after the horizon and
+after that seq, so the next page finds them. This needs neither clocks nor a lock that all writers share.
 
-A horizon is never taken further than the newest position in the user's own chats: that is on the disk. The ids above it
-may be of transactions that were rolled back, of which PostgreSQL knows nothing after a crash, and which it gives out
-again, to events below a cursor that had gone beyond them.
+A horizon never exceeds the newest position in the user's own chats, because that is on disk. Higher ids may belong to
+transactions that were rolled back. After a crash PostgreSQL has no record of these and assigns their ids again, to
+events that would be below a cursor with a higher horizon.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from uuid import UUID
 
 from config.pages import MAX_PAGE
 from models.chats.events import event_fields
-from models.chats.message_row import MESSAGE_SIZE, NOW, THEN, message_columns
+from models.chats.message_row import CURRENT_REACTIONS, MESSAGE_SIZE, PAST_REACTIONS, message_columns
 from models.chats.tables import thread_columns
 from models.chats.visibility import UNEXPIRED, Membership, scope_of
 from models.database import Database, Row
@@ -27,8 +27,8 @@ from models.paging import json_size, text_size
 
 
 class Moment(NamedTuple):
-    """What a snapshot of the database says of time: positions below ``horizon`` are complete, those from ``end`` on
-    have not begun."""
+    """The time of a snapshot of the database: all events below the position ``horizon`` are visible; transactions from
+    ``end`` on have not begun."""
 
     epoch: UUID
     horizon: int
@@ -36,8 +36,8 @@ class Moment(NamedTuple):
 
 
 class Span(NamedTuple):
-    """The events of a chat, from ``first`` to ``last``, that happened in one membership, and the position of the last
-    one. With ``deletion`` there are none: the user has deleted the chat for themselves, up to ``last``."""
+    """The events of a chat from ``first`` to ``last``, within one membership, and the position of the last one. With
+    ``deletion`` there are no events: the user has deleted the chat for themselves, up to ``last``."""
 
     chat_id: UUID
     first: int
@@ -48,7 +48,7 @@ class Span(NamedTuple):
 
 
 class Range(NamedTuple):
-    """Events of a chat to be read, from one seq to another, in one membership."""
+    """Events of a chat to read, from one seq to another, within one membership."""
 
     chat_id: UUID
     first: int
@@ -63,8 +63,8 @@ FROM sync_epoch
 """
 
 
-async def now(db: Database, user_id: UUID) -> tuple[Moment, dict[UUID, int]]:
-    """The present moment, and the newest seq of those of the user's chats that have events not below its horizon."""
+async def current_moment(db: Database, user_id: UUID) -> tuple[Moment, dict[UUID, int]]:
+    """The present moment, and the newest seq of those of the user's chats with events at or after its horizon."""
     rows = await db.fetch(
         f"""WITH moment AS MATERIALIZED ({_NOW}), mine AS (
                 SELECT t.id AS chat_id, t.last_seq, t.last_position AS position
@@ -83,7 +83,7 @@ async def now(db: Database, user_id: UUID) -> tuple[Moment, dict[UUID, int]]:
     return moment, {row["chat_id"]: row["last_seq"] for row in rows if row["chat_id"]}
 
 
-# Of a chat that was deleted only its end is told, and to who had left before, that they did: the rest is being erased.
+# Of a deleted chat only its end is reported, and to users who left before, their leaving: the rest is being erased.
 _SPANS = f"""
 WITH moment AS MATERIALIZED ({_NOW}), spans AS (
     SELECT t.id AS chat_id, CASE WHEN t.deleted_at IS NULL THEN p.joined_seq ELSE t.last_seq END AS begins,
@@ -107,11 +107,11 @@ FROM moment LEFT JOIN next ON true ORDER BY next.chat_id, last
 """
 
 
-async def spans(
+async def next_spans(
     db: Database, user_id: UUID, since: int, behind: tuple[UUID, int], limit: int
 ) -> tuple[Moment, list[Span]]:
-    """The moment, and the next spans of the user's that have events at or after the position ``since``, in the order of
-    their chats, behind a seq of one chat."""
+    """The moment, and the user's next spans with events at or after the position ``since``, in the order of chats,
+    after ``behind``: a chat and a seq in it."""
     rows = await db.fetch(_SPANS, user_id, since, *behind, limit)
     moment = Moment(rows[0]["epoch"], rows[0]["horizon"], rows[0]["end"])
     found = []
@@ -123,9 +123,9 @@ async def spans(
 
 
 # A message that has expired, and is about to be erased, is shown as what it will be. ``about`` is the seq of the
-# message that an event changes, and is looked up only where a membership began later than the chat; of a message whose
-# row is gone it is 1, which such a membership does not see. The events are cut to a page: ``more`` is true of the last
-# one if others did not fit.
+# message that an event names, and is looked up only where a membership began later than the chat: others see them all.
+# Of a message whose row is gone it is 1, which such a membership does not see. The events are cut to a page: ``more``
+# is true of the last one if others did not fit.
 _EVENTS = f"""
 SELECT * FROM (
 SELECT range.place, e.*, {json_size("e.data")} AS size, sum({json_size("e.data")}) OVER so_far AS total,
@@ -140,7 +140,7 @@ LATERAL (
     UNION ALL
     SELECT seq, type::text, created_at, message_id, user_id, data,
            CASE WHEN late AND message_id IS NOT NULL
-                THEN coalesce((SELECT abs(m.seq) FROM messages m WHERE m.id = message_id), 1) ELSE 1 END
+                THEN coalesce((SELECT abs(m.seq) FROM messages m WHERE m.id = message_id), 1) END
     FROM chat_events c WHERE c.chat_id = range.chat_id AND c.seq BETWEEN range.first AND range.last
 ) AS e WINDOW so_far AS (ORDER BY range.place, e.seq ROWS UNBOUNDED PRECEDING)
 ) AS page WHERE total <= {MAX_PAGE} OR number = 1 ORDER BY place, seq
@@ -148,8 +148,8 @@ LATERAL (
 
 
 async def events(db: Database, ranges: Sequence[Range]) -> list[tuple[Range, Row]]:
-    """The events of chats from a seq to another one, range by range and in each by seq, with their range; as many as
-    one page has room for."""
+    """The events of these ranges, each with its range, in the order of the ranges and by seq; as many as one page has
+    room for."""
     rows = await db.fetch(
         _EVENTS,
         [given.chat_id for given in ranges],
@@ -161,14 +161,14 @@ async def events(db: Database, ranges: Sequence[Range]) -> list[tuple[Range, Row
 
 
 def sees(membership: Membership, row: Row) -> bool:
-    """True if a row of ``events``, of the time of this membership, may be shown to its user."""
+    """True if a row of ``events``, from the time of this membership, may be shown."""
     return membership.sees(scope_of(membership.type, row["type"], row["about"], row["user_id"], row["data"]))
 
 
-# A member sees messages as they are now, if this membership still lasts in this very snapshot. To who has left
-# (``until``) a message that was edited, erased or has expired since is hidden, for what it was is not known any more;
-# reactions are shown as they were. In the order in which they are wanted, as many as one page has room for; one that is
-# not there any more has no ``chat_id``.
+# A participant sees messages as they are now, if the membership still lasts in this snapshot. For a user who has left
+# (``until``) a message that was edited or erased since, or has expired, is hidden, because its earlier content is gone;
+# reactions are shown as they were. The rows are in the order of the request, as many as one page has room for; a
+# message that is gone has no ``chat_id``.
 _MESSAGES = f"""
 SELECT * FROM (
 SELECT message.*, {MESSAGE_SIZE} AS size, sum({MESSAGE_SIZE}) OVER (ORDER BY place) AS total FROM (
@@ -185,16 +185,16 @@ FROM unnest($2::uuid[], $3::bigint[], $4::bigint[]) WITH ORDINALITY AS w (id, un
 LEFT JOIN messages m ON m.id = w.id LEFT JOIN chat_threads t ON t.id = m.chat_id
 OFFSET 0) AS message) AS page WHERE total <= {MAX_PAGE} OR place = 1
 """
-_PRESENT = _MESSAGES.format(columns=message_columns("$1", NOW))
-_PAST = _MESSAGES.format(columns=message_columns("$1", THEN))
+_PRESENT = _MESSAGES.format(columns=message_columns("$1", CURRENT_REACTIONS))
+_PAST = _MESSAGES.format(columns=message_columns("$1", PAST_REACTIONS))
 
 
 async def messages(
     db: Database, user_id: UUID, wanted: Collection[tuple[UUID, Membership]]
 ) -> dict[tuple[UUID, int | None], Row | None]:
-    """Messages as a user may see them in these memberships, each by its id and the last seq of the membership (None
-    while it lasts): ``hidden``; else ``gone`` for the ``reason``; else as it is shown, with its ``size``. None for one
-    that is not there; those that a page has no room for are missing."""
+    """Messages as a user may see them in these memberships, by message id and last seq of the membership (None while it
+    lasts). Each is ``hidden``; or ``gone`` with a ``reason``; or has the columns to show, and its ``size``. None for a
+    message that does not exist. Those that a page has no room for are missing."""
     found: dict[tuple[UUID, int | None], Row | None] = {}
     for statement, pairs in (
         (_PRESENT, [pair for pair in wanted if pair[1].left is None]),
@@ -224,8 +224,8 @@ SELECT * FROM (
 
 
 async def threads(db: Database, user_id: UUID, chat_ids: Sequence[UUID]) -> dict[UUID, dict[str, Any] | None]:
-    """Chats as events bear them, with ``inside``: whether the user takes part, and so may see them as they are; and
-    their ``size``. None for one that is not there; those that a page has no room for are missing."""
+    """Chats as events show them, with their ``size`` and ``inside``: true if the user is in the chat, and so may see it
+    as it is. None for a chat that does not exist. Those that a page has no room for are missing."""
     rows = await db.fetch(_THREADS, user_id, list(chat_ids))
     return {
         row["wanted"]: {name: value for name, value in row.items() if name not in ("wanted", "place", "total")}
@@ -236,5 +236,5 @@ async def threads(db: Database, user_id: UUID, chat_ids: Sequence[UUID]) -> dict
 
 
 def fields_of(row: Row) -> dict[str, Any]:
-    """What an event of ``events`` bears beside type, chat, seq and time, but for ``message`` and ``chat``."""
+    """The fields of a row of ``events`` besides type, chat, seq and time, without ``message`` and ``chat``."""
     return event_fields(row["type"], row["message_id"], row["user_id"], row["data"])

@@ -1,4 +1,4 @@
-"""Threads: the tables of chats and of who takes part in them."""
+"""Chat tables: chats, their participants, marks and departures."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class ChatParticipant(Table):
 
 
 class ChatMark(Table):
-    """When a participant's watermarks last moved; no row if they never did. Deleted with the participant."""
+    """The position at which a participant's watermarks last moved; no row if they never did. Deleted with the
+    participant."""
 
     chat_id = peewee.UUIDField()
     user_id = peewee.UUIDField()
@@ -63,7 +64,7 @@ class ChatMark(Table):
 
 
 class ChatDeparture(Table):
-    """Somebody who takes part no more, and which events were theirs to see."""
+    """A membership that ended, with the events it shows: from ``joined_seq`` to ``left_seq``."""
 
     chat = peewee.ForeignKeyField(ChatThread, on_delete="CASCADE")
     user = peewee.ForeignKeyField(User, on_delete="CASCADE")
@@ -78,7 +79,7 @@ class ChatDeparture(Table):
 
 
 def thread_columns(masked: str = "false") -> str:
-    """The columns of a chat ``t`` as events bear it, without what describes it where ``masked`` is true."""
+    """The columns of a chat ``t`` as events show it; without title, avatar and settings if ``masked`` is true."""
     return f"""t.id, t.type::text, CASE WHEN NOT {masked} THEN t.title END AS title,
         CASE WHEN NOT {masked} THEN t.avatar_url END AS avatar_url, t.created_by,
         CASE WHEN {masked} THEN '{{}}' ELSE t.settings END AS settings, t.created_at, t.updated_at,

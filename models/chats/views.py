@@ -1,4 +1,4 @@
-"""Views: how a participant wants to see a chat, and a direct chat that one of the two has deleted for themselves."""
+"""Views: a participant's own settings for a chat, and direct chats that one of the two has deleted for themselves."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from models.users import User
 
 
 class ChatView(Table):
-    """No row for a participant who has not said anything. ``hidden_number`` and ``deleted_number`` are of the newest
-    message when the chat was hidden or deleted: a message after it brings the chat back, and writes nothing here."""
+    """A participant without settings has no row. ``hidden_number`` and ``deleted_number`` are the number of the newest
+    message when the chat was hidden or deleted: a later message brings the chat back without a write here."""
 
     chat = peewee.ForeignKeyField(ChatThread, on_delete="CASCADE")
     user = peewee.ForeignKeyField(User, on_delete="CASCADE")
@@ -32,16 +32,16 @@ class ChatView(Table):
         primary_key = peewee.CompositeKey("chat", "user")
 
 
-# Whether the user ($1) has deleted the chat ($2) for themselves, and no message came since.
+# A row if the user ($1) has deleted the chat ($2) for themselves, and no message came since.
 _DELETED = """SELECT 1 FROM chat_views gone JOIN chat_threads now ON now.id = gone.chat_id
     WHERE gone.chat_id = $2 AND gone.user_id = $1 AND gone.deleted_number >= now.last_number"""
 
 
-async def change(db: Database, user_id: UUID, chat_id: UUID, fields: Mapping[str, Any]) -> bool:
-    """Set some of ``hidden, archived, muted_until, marked_unread`` for a participant. False when the user is not in the
-    chat, or has deleted it.
+async def update(db: Database, user_id: UUID, chat_id: UUID, fields: Mapping[str, Any]) -> bool:
+    """Set some of ``hidden, archived, muted_until, marked_unread`` for a participant. Returns False if the user is not
+    in the chat, or has deleted it.
 
-    The participant's row is locked: a removal comes before or after, and leaves no view behind.
+    The participant's row is locked, so that a concurrent removal leaves no view behind.
     """
     return (
         await db.execute(
@@ -69,30 +69,30 @@ async def change(db: Database, user_id: UUID, chat_id: UUID, fields: Mapping[str
 
 
 async def forget(change: Change, user_id: UUID) -> None:
-    """Delete the view of a user who comes into a locked chat or has gone from it."""
+    """Delete the view of a user who joins or has left a locked chat."""
     await change.db.do(ChatView.delete().where(ChatView.chat == change.chat_id, ChatView.user == user_id))
 
 
-async def read(db: Database, user_id: UUID, chat_id: UUID) -> bool:
+async def clear_unread_mark(db: Database, user_id: UUID, chat_id: UUID) -> bool:
     """Clear ``marked_unread``, because the participant has read the chat. Returns True if it was set."""
     marked = (ChatView.chat == chat_id, ChatView.user == user_id, ChatView.marked_unread)
     return await db.do(ChatView.update(marked_unread=False).where(*marked)) == 1
 
 
-# A direct chat that goes for one ------------------------------------------------------------------------------------
+# Deleting a chat for one user -------------------------------------------------------------------------------------
 
 
-async def deleted(db: Database, user_id: UUID, chat_id: UUID) -> bool:
-    """Whether the user has deleted this chat for themselves, and no message came since."""
+async def is_deleted(db: Database, user_id: UUID, chat_id: UUID) -> bool:
+    """True if the user has deleted this chat for themselves, and no message came since."""
     return bool(await db.value(_DELETED, user_id, chat_id))
 
 
 async def delete(change: Change) -> None:
-    """Delete a locked chat for the participant alone: nothing up to now is theirs to see any more, and none of it is
-    unread. Their watermarks stay, which the other one sees: they have not read what they delete.
+    """Delete a locked chat for the participant alone: they no longer see anything up to now, and none of it is unread.
+    Their watermarks, which the other user sees, stay: deleting a message does not mean that it was read.
 
-    Other devices of theirs learn of it from ``/sync``: by a departure that leaves nothing to show, of which one is
-    enough. No event, or the other one would notice.
+    ``/sync`` reports it to their other devices by a departure that shows nothing; the latest one is enough. Appends no
+    event, which the other user would notice.
     """
     own = change.chat_id, change.user_id
     await change.db.execute(
@@ -124,7 +124,7 @@ async def delete(change: Change) -> None:
 
 
 async def reopen(db: Database, user_id: UUID, chat_id: UUID) -> bool:
-    """List a direct chat again that the user has deleted, still without its past; whether it was deleted."""
+    """List a direct chat that the user has deleted again, without its past. Returns True if it was deleted."""
     return (
         await db.execute(
             f"""UPDATE chat_views SET deleted_number = NULL
@@ -137,8 +137,8 @@ async def reopen(db: Database, user_id: UUID, chat_id: UUID) -> bool:
     )
 
 
-async def left_to_nobody(change: Change) -> bool:
-    """Whether all who are left in a locked chat have deleted it for themselves, and no message came since."""
+async def all_have_deleted(change: Change) -> bool:
+    """True if all remaining participants of a locked chat have deleted it for themselves, and no message came since."""
     return not await change.db.value(
         """SELECT EXISTS (
                SELECT 1 FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id

@@ -1,8 +1,8 @@
-"""Visibility: what a membership of a chat lets its user see. The one rule for sockets, ``/sync``, histories and counts.
+"""Visibility: what a membership of a chat lets its user see. One rule for sockets, ``/sync``, histories and counts.
 
-A membership is bounded on both sides. Of what was there before it one sees nothing, whatever is done to it afterwards;
-channels and clouds are kept to be read from their beginning. Of what happened after its end one sees nothing either: a
-message that was changed since is shown as it was, or hidden. In a channel readers do not see each other
+A membership is bounded on both sides. Its user sees nothing from before it, not even later changes of earlier messages;
+only channels and clouds can be read from their beginning. The user sees nothing from after its end either: a message
+that was changed since is shown as it was, or hidden. In a channel readers do not see each other
 (docs/decisions/0032-what-a-membership-shows.md).
 """
 
@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 GOVERNING = ("owner", "admin")
-OPEN = ("channel", "cloud")  # who joins sees everything
+OPEN = ("channel", "cloud")  # new participants see everything
 
 UNEXPIRED = "(m.expires_at IS NULL OR m.expires_at > now())"
-# Of a participant ``p`` of a chat ``t``: the first seq that they may see.
+# The first seq that participant ``p`` of chat ``t`` may see.
 SEEN_FROM = "CASE WHEN t.type IN ('channel', 'cloud') THEN 1 ELSE p.joined_seq END"
-# Whether participant ``p`` of chat ``t`` sees its message ``m``: it is there, in their time, and not expired.
+# True if participant ``p`` of chat ``t`` sees its message ``m``: it exists, is in their time, and has not expired.
 VISIBLE = f"(m.seq > 0 AND m.seq >= {SEEN_FROM} AND {UNEXPIRED})"
 
 
@@ -29,10 +29,9 @@ def blocked(one: str, other: str) -> str:
         WHERE (b.blocker_id, b.blocked_id) IN (({one}, {other}), ({other}, {one})))"""
 
 
-# The scope of an event says who sees it, of those who took part when it happened: everybody (``""``), those who may see
-# the message at a seq (``m17``), or the owner, the admins and one user (``u`` with the user's id).
+# The scope of an event says which of the participants at its time see it: everybody (``""``), those who may see the
+# message at a seq (``m17``), or the owner, the admins and one user (``u`` with the user's id).
 EVERYBODY = ""
-_ABOUT_MESSAGES = ("message_edited", "message_deleted", "reaction_added", "reaction_removed")
 _ABOUT_READERS = ("participant_invited", "participant_added", "participant_removed", "participant_role")
 
 
@@ -42,20 +41,21 @@ def seen_from(kind: str, joined_seq: int) -> int:
 
 
 def scope_of(chat_type: str, event: str, about: int | None, user_id: UUID | None, data: Mapping[str, Any]) -> str:
-    """The scope of an event. ``about`` is the seq of the message that it changes, ``user_id`` is who reacted, came or
-    went, ``data`` is what is stored with it: a ``role``, and for a change of it the one before, ``was``."""
+    """The scope of an event. ``about`` is the seq of the message that it names, None if it names none; ``user_id`` is
+    who reacted, came or went, ``data`` is what is stored with it: a ``role``, and for a change of it the one before,
+    ``was``. Users see an event of any type only if they see the message that it names."""
     if chat_type == "channel":
         governs = data.get("role") in GOVERNING or data.get("was") in GOVERNING
         if event in ("reaction_added", "reaction_removed") or (event in _ABOUT_READERS and not governs):
             return f"u{user_id}"
-    elif chat_type != "cloud" and event in _ABOUT_MESSAGES and about is not None:
+    elif chat_type != "cloud" and about is not None:
         return f"m{about}"
     return EVERYBODY
 
 
 class Membership(NamedTuple):
-    """One stay of a user in a chat. ``joined`` and ``left`` are the seqs of its first and its last event; ``left`` is
-    None while it lasts. ``role`` is None once it has ended."""
+    """The time of a user in a chat. ``joined`` and ``left`` are the seqs of its first and last event; ``left`` is None
+    while it lasts. ``role`` is None once it has ended."""
 
     type: str
     user_id: UUID
@@ -68,7 +68,7 @@ class Membership(NamedTuple):
         return seen_from(self.type, self.joined)
 
     def sees(self, scope: str) -> bool:
-        """True if an event of this scope, which happened during the stay, may be shown."""
+        """True if an event of this scope, from the time of this membership, may be shown."""
         if scope.startswith("m"):
             return int(scope[1:]) >= self.seen_from
         return not scope or self.role in GOVERNING or scope[1:] == str(self.user_id)
@@ -76,7 +76,7 @@ class Membership(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class HiddenFrom:
-    """The participants who may not see an event of this scope, as a set that is never written out: a channel has
+    """The participants who may not see an event of this scope, as a set that is never built, because a channel has
     100,000. ``joined`` has only those who were not there from the beginning."""
 
     type: str

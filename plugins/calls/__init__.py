@@ -11,18 +11,18 @@ from config.settings import Section
 from config.values import Rate, RateLimit
 from handlers.sockets.socket import Event
 from handlers.wire.costs import READS, UPDATES, WRITES
-from models.calls import overdue
+from models.calls import sweeps
 from models.sweeps import Sweeper
 from plugins import App, Every, Plugin
 from plugins.calls import frames, http, shapes
-from plugins.calls.calls import NEWS, Calls
+from plugins.calls.calls import CHANNEL, Calls
 from plugins.calls.candidates import Candidates
 from plugins.calls.history import History
+from plugins.calls.pending import PendingOffers
 from plugins.calls.refusals import OF_A_CALL, CallIdConflict, CannotCallSelf, Glare, UserNotFound
 from plugins.calls.tally import Tally
-from plugins.calls.waiting import PendingOffers
 
-SECONDS = 10.0  # a run of the sweep; the next one goes on
+SWEEP_SECONDS = 10.0  # of a run; the next one continues
 
 
 class Settings(Section):
@@ -53,17 +53,17 @@ def setup(app: App, settings: Settings) -> Plugin:
         Tally(app.metrics),
     )
     history = History(app.db)
-    ending = Sweeper(app.db, app.sweeps, *overdue(app.db, calls.overdue))
+    ending = Sweeper(app.db, app.sweeps, *sweeps(app.db, calls.end_overdue))
 
     async def sweep() -> None:
         try:
-            await ending.run(SECONDS)
+            await ending.run(SWEEP_SECONDS)
         finally:
-            calls.forget_silent()
+            calls.forget_stale()
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        await app.bus.subscribe(NEWS, calls.hear)
+        await app.bus.subscribe(CHANNEL, calls.receive)
         async with pending.running():
             try:
                 yield
@@ -85,12 +85,12 @@ def setup(app: App, settings: Settings) -> Plugin:
                 limits={"rate_limit_offers": "user"},
             ),
             "call_answer": Event(shapes.Answer, calls.answer, cost=UPDATES, refuses=OF_A_CALL),
-            "ice_candidate": Event(shapes.Candidate, candidates.take, cost=READS, refuses=OF_A_CALL),
+            "ice_candidate": Event(shapes.Candidate, candidates.forward, cost=READS, refuses=OF_A_CALL),
             "call_hangup": Event(shapes.Hangup, calls.hangup, cost=UPDATES, refuses=OF_A_CALL),
             "call_heartbeat": Event(shapes.Heartbeat, calls.heartbeat, cost=UPDATES, refuses=OF_A_CALL),
         },
         sends=frames.SENT,
-        # The seed's task. Rings are timed by the instance that took the offer; this is for those whose instance died.
+        # From the seed. The instance that received an offer times its ring; the sweep is for instances that died.
         periodic=(Every(30, sweep, "call_timeouts"),),
         lifespan=lifespan,
         welcome=pending.greet,

@@ -1,4 +1,4 @@
-"""Signalling: who may do what to a call, and who hears of it. The row decides; frames follow the commit."""
+"""Signalling: who may do what with a call, and who is notified. The row decides; frames follow the commit."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from models.calls import RING_SECONDS, Call
 from models.database import Database, Unavailable
 from plugins.calls import frames, shapes
 from plugins.calls.candidates import Candidates
-from plugins.calls.refusals import CallIdConflict, CannotCallSelf, Glare, UserNotFound, why_not
+from plugins.calls.pending import PendingOffers, answer_key
+from plugins.calls.refusals import CallIdConflict, CannotCallSelf, Glare, UserNotFound, explain_refusal
 from plugins.calls.tally import Tally
-from plugins.calls.waiting import PendingOffers, answer_key
 
 log = structlog.get_logger(__name__)
 
-NEWS = "calls:news"  # the Redis channel on which instances tell each other which calls were answered or are over
-OUTAGES = (RedisError, OSError, TimeoutError)
-SLACK = 0.1  # seconds after the ring's end: the row's clock is PostgreSQL's
+CHANNEL = "calls:news"  # every instance subscribes: calls that were answered or have ended
+REDIS_ERRORS = (RedisError, OSError, TimeoutError)
+SLACK = 0.1  # seconds after the ring's end, because PostgreSQL's clock decides
 
 
 class Calls:
-    """What happens to calls, and the frames about it to every socket of the two."""
+    """Handles the frames of calls, and sends frames to every socket of both participants."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Calls:
     # Frames from clients ------------------------------------------------------------------------------------------
 
     async def offer(self, peer: Peer, offer: shapes.Offer) -> frames.Rings:
-        """Ring the callee. The ack says whether any of their sockets took it, and when the ring ends."""
+        """Ring the callee. The ack says if any of their sockets received the offer, and when the ring ends."""
         caller = peer.session.user_id
         if offer.to_user_id == caller:
             raise CannotCallSelf
@@ -78,15 +78,15 @@ class Calls:
         self._tally.started(call.call_type)
         for old in rung.superseded:
             self._end(old, "superseded", by=peer)
-        self._candidates.learn(call, len(offer.encrypted_payload))
+        self._candidates.remember(call, len(offer.encrypted_payload))
         loop = asyncio.get_running_loop()
-        self._rings[call.id] = loop.call_later(RING_SECONDS + SLACK, self._ring_over, call.id)
+        self._rings[call.id] = loop.call_later(RING_SECONDS + SLACK, self._expire_soon, call.id)
         delivered = False
         if not call.silent:
             callee = offer.to_user_id
             own = frames.fields(call, caller, callee, offer.encrypted_payload)
             ring: frames.CallOffer = {"type": "call_offer", **own, "expires_at": expires}
-            self._pending.begin(call.id, callee, ring, known=rung.contact)
+            self._pending.begin(call.id, callee, ring, contact=rung.contact)
             delivered = await self._hub.deliver(callee, ring, key=str(call.id))
             if not delivered:
                 self._alerts.ring(call.id, callee, expires)
@@ -94,25 +94,25 @@ class Calls:
             "call_id": call.id,
             "status": call.status,
             "expires_at": expires,
-            # Whether a socket is open is presence, and hidden from those from whom that is.
+            # This is presence, so hide it from callers who may not see the callee's.
             "delivered": delivered if rung.visible else None,
         }
 
     async def answer(self, peer: Peer, answer: shapes.Answer) -> frames.Answered:
-        """Accept a ringing call; the first of the callee's devices wins, and the others stop ringing. The ack says
-        whether any socket of the caller's took the answer; it waits for those that open within a minute."""
+        """Accept a ringing call. The first of the callee's devices wins, and the others stop ringing. The ack says if
+        any socket of the caller received the answer, which also waits for sockets that open within a minute."""
         callee = peer.session.user_id
         answer_hash = hashlib.sha256(answer.encrypted_payload.encode()).digest()
         answered = await calls.answer(self._db, answer.call_id, callee, answer_hash)
         if answered is None:
-            raise await why_not(self._db, answer.call_id, callee)
+            raise await explain_refusal(self._db, answer.call_id, callee)
         call, caller = answered.call, answered.call.caller_id
         delivered = False
         if answered.new:
             self._tally.answered(call.call_type)
-            self._settled(call.id, peer)
-            self._candidates.learn(call)
-            self._bus.publish(NEWS, f"{call.id} answered".encode())
+            self._stop_ringing(call.id, peer)
+            self._candidates.remember(call)
+            self._bus.publish(CHANNEL, f"{call.id} answered".encode())
             own = frames.fields(call, caller, callee)
             elsewhere: frames.CallHangup = {"type": "call_hangup", **own, "reason": "answered_elsewhere"}
             self._hub.send(callee, elsewhere, skip=peer.peer_id, key=last_of(str(call.id)))
@@ -122,7 +122,7 @@ class Calls:
                 self._pending.begin_answer(call.id, caller, frame)
                 delivered = await self._hub.deliver(caller, frame, key=answer_key(call.id))
         elif caller is not None:
-            delivered = await self._online(caller)
+            delivered = await self._is_online(caller)
         ack: frames.Answered = {
             "call_id": call.id,
             "status": call.status,
@@ -130,17 +130,17 @@ class Calls:
         }
         return ack if answered.new else {**ack, "repeated": True}
 
-    async def _online(self, user_id: UUID) -> bool:
-        """Whether a socket of the user's is open; False while Redis is away, for those of other instances."""
+    async def _is_online(self, user_id: UUID) -> bool:
+        """True if the user has an open socket; while Redis is away, on this instance."""
         try:
             return not await self._hub.absent([user_id])
-        except OUTAGES:
+        except REDIS_ERRORS:
             return False
 
     async def hangup(self, peer: Peer, hangup: shapes.Hangup) -> frames.HungUp:
-        """End a call. Of a finished one it is acked and changes nothing."""
+        """End a call. A hangup of an ended call is acknowledged and changes nothing."""
         user_id = peer.session.user_id
-        for _ in range(3):  # the offer may be committed between the two statements
+        for _ in range(3):  # the offer may commit between the two statements
             call = await calls.hang_up(self._db, hangup.call_id, user_id, hangup.reason)
             if call is not None:
                 self._end(call, call.end_reason or "hangup", by=peer, payload=hangup.encrypted_payload)
@@ -149,21 +149,21 @@ class Calls:
             if call is None or not call.concerns(user_id) or not call.live:
                 break
         if call is None or call.live or not call.concerns(user_id):
-            raise await why_not(self._db, hangup.call_id, user_id)
+            raise await explain_refusal(self._db, hangup.call_id, user_id)
         return {"call_id": call.id, "status": call.status, "end_reason": call.end_reason}
 
     async def heartbeat(self, peer: Peer, heartbeat: shapes.Heartbeat) -> frames.Beaten:
         """Keep an answered call alive."""
-        if not await calls.beat(self._db, heartbeat.call_id, peer.session.user_id):
-            raise await why_not(self._db, heartbeat.call_id, peer.session.user_id)
-        if self._candidates.arrived(peer, heartbeat.call_id):
+        if not await calls.record_heartbeat(self._db, heartbeat.call_id, peer.session.user_id):
+            raise await explain_refusal(self._db, heartbeat.call_id, peer.session.user_id)
+        if self._candidates.confirm_answer(peer, heartbeat.call_id):
             self._pending.end_answer(heartbeat.call_id)
         return {"call_id": heartbeat.call_id}
 
     # The end of a ring, and of a call -------------------------------------------------------------------------------
 
-    def _settled(self, call_id: UUID, by: Peer | None) -> None:
-        """The call rings no more, on whichever instance it was answered or ended."""
+    def _stop_ringing(self, call_id: UUID, by: Peer | None) -> None:
+        """Stop the ring of a call that was answered or has ended, on any instance."""
         ring = self._rings.pop(call_id, None)
         if ring is not None:
             ring.cancel()
@@ -171,12 +171,12 @@ class Calls:
         self._alerts.ring_over(call_id, by.session.session_id if by else None)
 
     def _end(self, call: Call, reason: str, by: Peer | None = None, payload: str | None = None) -> None:
-        """Count the end of a call, and notify every socket of both, but the one that did it, that it is over."""
+        """Count the end of a call, and notify every socket of both participants except the one that ended it."""
         self._tally.ended(call.status, call.end_reason)
         self._candidates.forget(call.id)
-        self._settled(call.id, by)
+        self._stop_ringing(call.id, by)
         self._pending.end_answer(call.id)
-        self._bus.publish(NEWS, f"{call.id} ended".encode())
+        self._bus.publish(CHANNEL, f"{call.id} ended".encode())
         sender = by.session.user_id if by else None
         for user_id, other in ((call.caller_id, call.callee_id), (call.callee_id, call.caller_id)):
             if user_id is None or not call.concerns(user_id):
@@ -186,23 +186,23 @@ class Calls:
             from_user_id = other if sender is None else sender
             fields = frames.fields(call, from_user_id, user_id, None if own else payload)
             frame: frames.CallHangup = {"type": "call_hangup", **fields, "reason": shown}
-            # An offer that another instance is just passing on must not ring after this.
+            # An offer that another instance is just sending must not ring after this.
             self._hub.send(user_id, frame, skip=by.peer_id if own and by else "", key=last_of(str(call.id)))
 
-    def hear(self, _: str, message: bytes) -> None:
-        """Another instance tells what became of a call. (One's own news come back as well, and change nothing.)"""
-        call, _, news = message.decode().partition(" ")
+    def receive(self, _: str, message: bytes) -> None:
+        """Receive the end or answer of a call from an instance. Its own messages come back, too, and change nothing."""
+        call, _, state = message.decode().partition(" ")
         call_id = UUID(call)
-        if news == "ended":
+        if state == "ended":
             self._candidates.forget(call_id)
         else:
-            self._candidates.answered(call_id)
+            self._candidates.note_answered(call_id)
         ring = self._rings.pop(call_id, None)
         if ring is not None:
             ring.cancel()
-        self._pending.ended_elsewhere(call_id, answered=news != "ended")
+        self._pending.ended_elsewhere(call_id, answered=state != "ended")
 
-    def _ring_over(self, call_id: UUID) -> None:
+    def _expire_soon(self, call_id: UUID) -> None:
         self._rings.pop(call_id, None)
         task = asyncio.get_running_loop().create_task(self._expire(call_id))
         self._tasks.add(task)
@@ -217,11 +217,11 @@ class Calls:
         if call is not None:
             self._end(call, "timeout")
 
-    def overdue(self, call: Call) -> None:
-        """A sweep has ended a call that rang or was silent too long."""
+    def end_overdue(self, call: Call) -> None:
+        """Notify the participants that a sweep has ended their call."""
         self._end(call, "timeout" if call.end_reason == "timeout" else "connection_lost")
 
-    def forget_silent(self) -> None:
-        """Forget what no client asked about."""
-        self._candidates.forget_silent()
-        self._pending.forget_silent()
+    def forget_stale(self) -> None:
+        """Forget calls of which no frame came for long."""
+        self._candidates.forget_stale()
+        self._pending.forget_stale()

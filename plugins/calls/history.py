@@ -19,17 +19,17 @@ class History:
         return [_entry(user_id, row) for row in await calls.history(self._db, user_id, limit, before)]
 
     async def call(self, user_id: UUID, call_id: UUID) -> dict[str, Any] | None:
-        """One call of the user's; None when there is no such call of theirs."""
+        """One call of the user; None if they have no such call."""
         row = await calls.detail(self._db, user_id, call_id)
         return _entry(user_id, row) if row else None
 
 
 def _entry(user_id: UUID, row: Row) -> dict[str, Any]:
-    """CallSession: the row's columns with ``direction``, ``peer`` (null when that account is gone) and
+    """CallSession: the row's columns with ``direction``, ``peer`` (null if that account is gone) and
     ``duration_seconds`` (null for a call that was not answered or has not ended)."""
     answered, ended = row["accepted_at"], row["ended_at"]
     return {
-        **{column: row[column] for column in calls.SHOWN},
+        **{column: row[column] for column in calls.HISTORY_COLUMNS},
         "direction": "outgoing" if row["caller_id"] == user_id else "incoming",
         "peer": row["peer_id"]
         and {

@@ -1,4 +1,4 @@
-"""What is answered to a call frame that can't be done (contract section 6)."""
+"""Errors in response to call frames (contract section 6)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.database import Database
 class NotParticipant(Forbidden):
     """A call of others."""
 
-    code, message = "not_participant", "Only the two of a call may do this."
+    code, message = "not_participant", "Only the participants of a call can do this."
 
 
 class CallNotFound(NotFound):
@@ -25,7 +25,7 @@ class CallNotFound(NotFound):
 class InvalidState(Conflict):
     """The call is in a state that does not allow this; ``call_id`` and ``status`` say which."""
 
-    code, message = "invalid_state", "The call is in a state that does not allow this."
+    code, message = "invalid_state", "The state of the call does not allow this."
     body_fields = MappingProxyType({"call_id": str, "status": str})
 
 
@@ -44,25 +44,25 @@ class UserNotFound(NotFound):
 class CannotCallSelf(InvalidRequest):
     """An offer to yourself."""
 
-    code, message = "cannot_call_self", "One can't call oneself."
+    code, message = "cannot_call_self", "You can't call yourself."
 
 
 class Glare(Conflict):
     """The other side is calling already; ``call_id`` says by which call."""
 
-    code, message = "glare", "The other side is calling you already."
+    code, message = "glare", "This user is already calling you."
     body_fields = MappingProxyType({"call_id": str})
 
 
-OF_A_CALL = (CallNotFound, NotParticipant, InvalidState)  # what why_not answers
+OF_A_CALL = (CallNotFound, NotParticipant, InvalidState)  # what explain_refusal returns
 
 
-async def why_not(db: Database, call_id: UUID, user_id: UUID) -> ApiError:
-    """Why the database did not let a user do something to a call."""
+async def explain_refusal(db: Database, call_id: UUID, user_id: UUID) -> ApiError:
+    """The error that explains why a statement about a call changed nothing for this user."""
     call = await calls.get(db, call_id)
     if call is None:
         return CallNotFound()
     if not call.concerns(user_id):
-        # Whom a silent call is kept from gets the same answer as about a call that never was.
+        # A callee who must not see a silent call gets the same error as for a call that does not exist.
         return CallNotFound() if user_id == call.callee_id else NotParticipant()
     return InvalidState(fields={"call_id": str(call_id), "status": call.status})

@@ -1,5 +1,5 @@
-"""The frames of a call (seed; contract section 6), and what is told of it afterwards. ``from_user_id`` is the server's
-to set, so no shape takes it."""
+"""The frames of a call that clients send (seed; contract section 6), and calls in the history. Only the server sets
+``from_user_id``, so no shape accepts it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from handlers.wire.shapes import Id, Shape
 
 
 def _standard(value: str) -> str:
-    """Standard, padded base64: what answers bear (contract section 1). The bytes stay opaque."""
+    """Convert base64 to the standard, padded form of responses (contract section 1). The bytes stay opaque."""
     if "-" in value or "_" in value:
         value = value.replace("-", "+").replace("_", "/")
     value = value.rstrip("=")

@@ -1,4 +1,4 @@
-"""The tally: how many calls began to ring and were answered, and how they ended."""
+"""Call metrics: calls that began to ring, were answered, and ended, by status and reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from prometheus_client import Counter
 from handlers.metrics import Metrics
 
 TYPES = ("audio", "video")
-# Every end that models/calls.py gives a call, so that the series of each is there before the first one.
+# Every end of a call in models/calls.py, so that each series exists before the first one.
 ENDS = (
     ("ended", "hangup"),
     ("ended", "superseded"),

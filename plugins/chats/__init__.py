@@ -1,4 +1,4 @@
-"""Chats of all five types: participants, roles, invites, bans, views, and who is typing (contract section 7)."""
+"""Chats of all five types: participants, roles, invites, bans, views and typing (contract section 7)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Settings(AvatarSettings):
     )
 
 
-PURGING = 10.0  # seconds; the next run goes on
+PURGE_SECONDS = 10.0  # of a run; the next one continues
 
 
 def setup(app: App, settings: Settings) -> Plugin:
@@ -77,7 +77,7 @@ def setup(app: App, settings: Settings) -> Plugin:
             (f"/chats/{ID}/invites", http.InvitesHandler, {"invites": invites}),
             (f"/chats/{ID}/invites/{ID}", http.InviteHandler, {"invites": invites}),
         ),
-        periodic=(Every(30, lambda: purging.run(PURGING), "deleted_chats"),),
-        events={"typing": Event(shapes.Typing, typing.typing, cost=POSTS, refuses=(Forbidden, NotFound))},
+        periodic=(Every(30, lambda: purging.run(PURGE_SECONDS), "deleted_chats"),),
+        events={"typing": Event(shapes.Typing, typing.forward, cost=POSTS, refuses=(Forbidden, NotFound))},
         sends=(shapes.TypingFrame, *chat_events.OF_CHATS),
     )

@@ -75,8 +75,8 @@ class ChatsHandler(ApiHandler):
         if body.participants:
             await self.limit("participants", self._people, user, len(body.participants))
             self.spend_rows(len(body.participants))
-        chat, new = await self._chats.create(self.session.user_id, body)
-        reply_chat(self, chat, 201 if new else 200)
+        chat, is_new = await self._chats.create(self.session.user_id, body)
+        reply_chat(self, chat, 201 if is_new else 200)
 
 
 class ChatHandler(ApiHandler):
@@ -268,7 +268,7 @@ class InviteHandler(ApiHandler):
     @operation({204: None}, refuses=(Forbidden, NotFound, Conflict), cost=UPDATES)
     async def delete(self, chat_id: UUID, invite_id: UUID) -> None:
         """Withdraw an invite, as the owner or an admin; `conflict` in a chat of two."""
-        await self._invites.withdraw(self.session.user_id, chat_id, invite_id)
+        await self._invites.revoke(self.session.user_id, chat_id, invite_id)
         self.reply_nothing()
 
 

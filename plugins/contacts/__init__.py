@@ -14,13 +14,13 @@ class Settings(Section):
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    given = {"contacts": Contacts(app.db, app.alerts, app.hub)}
+    arguments = {"contacts": Contacts(app.db, app.alerts, app.hub)}
     return Plugin(
         name="contacts",
         routes=(
-            ("/users/me/verifications", http.Verifications, given),
-            ("/users/me/blocks", http.Blocks, given),
-            (f"/users/{USER}/verify", http.Verify, given),
-            (f"/users/{USER}/block", http.Block, given),
+            ("/users/me/verifications", http.Verifications, arguments),
+            ("/users/me/blocks", http.Blocks, arguments),
+            (f"/users/{USER}/verify", http.Verify, arguments),
+            (f"/users/{USER}/block", http.Block, arguments),
         ),
     )

@@ -15,7 +15,7 @@ from handlers.http.pages import PageCursor
 from handlers.tokens import Session
 from handlers.wire.errors import Forbidden, NotFound
 from models import files, orphans, subscriptions
-from models.chats import chat_list as listing
+from models.chats import chat_list
 from models.database import Database, Row
 from models.storage import Link, Reader, Storage, new_key
 from models.sweeps import Sweep, Sweeper, Watch
@@ -86,7 +86,7 @@ class Files:
         name, tier = await self._tier(session)
         if new.size > tier.file_bytes:
             raise FileTooLarge(f"The tier {name} allows files of at most {tier.file_bytes} bytes.")
-        if new.chat_id is not None and await listing.place_of(self._db, session.user_id, new.chat_id) is None:
+        if new.chat_id is not None and await chat_list.membership_of(self._db, session.user_id, new.chat_id) is None:
             raise NotFound("There is no such chat.")
         with storage_errors():
             await self._storage.check()  # before the database has a file that can't be uploaded

@@ -1,4 +1,4 @@
-"""Cursors of ``/sync``: how far a client has seen all its chats, in a text that it need not understand."""
+"""Cursors of ``/sync``: which events of all its chats a client has seen, as an opaque text."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 VERSION = 1
-# Chats whose place each of a cursor's two lists bears; of those beyond it some events may be shown twice, and none is
-# missed. With both the text has 11,638 characters, which a request's first line and the shape have room for.
-SEEN = 180
-_HEAD = struct.Struct(">B16sIQB")  # version, epoch, when it was made (seconds since 1970), since, what follows
+# Chats in each of a cursor's two lists. Events of further chats may be shown twice, but none is skipped. With both
+# lists full the text has 11,638 characters, which a request's first line and the shape have room for.
+MAX_SEEN = 180
+_HEAD = struct.Struct(">B16sIQB")  # version, epoch, time of creation (Unix seconds), since, 1 if _PAGE follows
 _PAGE = struct.Struct(">Q16sQH")  # target, chat and seq of the last event shown, number of entries for the target
 _ENTRY = struct.Struct(">16sQ")  # chat, seq
 ZERO = UUID(int=0)
-_MARKS = UUID(int=1)  # in place of a chat: this entry has the position of marks. Older servers pass it over
+_MARKS = UUID(int=1)  # in place of a chat: this entry has the position of marks; older servers ignore it
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """All events below the position ``since`` were seen, and of the chats in ``seen`` those up to that seq.
+    """All events below the position ``since`` were seen, and in the chats in ``seen`` those up to that seq.
 
-    In the middle of a walk through all chats also where it is (``at``, a chat and a seq), and what the cursor at its
-    end will be: ``target`` is its ``since``, and ``reached`` what is known of its ``seen``.
+    During a walk through all chats, ``at`` is its place (a chat and a seq), and the cursor at its end is prepared:
+    ``target`` is its ``since``, and ``reached`` the known part of its ``seen``.
 
-    Marks are walked by themselves: all that moved below ``marks`` were seen.
+    Marks have their own walk: all that moved below ``marks`` were seen.
     """
 
     epoch: UUID
@@ -41,17 +41,17 @@ class Cursor:
 
     def text(self) -> str:
         parts = [_HEAD.pack(VERSION, self.epoch.bytes, self.made, self.since, self.target is not None)]
-        reached = list(self.reached.items())[:SEEN]
+        reached = list(self.reached.items())[:MAX_SEEN]
         if self.target is not None:
             parts.append(_PAGE.pack(self.target, self.at[0].bytes, self.at[1], len(reached)))
             parts += [_ENTRY.pack(chat.bytes, seq) for chat, seq in reached]
         parts.append(_ENTRY.pack(_MARKS.bytes, self.marks))
-        parts += [_ENTRY.pack(chat.bytes, seq) for chat, seq in list(self.seen.items())[:SEEN]]
+        parts += [_ENTRY.pack(chat.bytes, seq) for chat, seq in list(self.seen.items())[:MAX_SEEN]]
         return base64.urlsafe_b64encode(b"".join(parts)).decode().rstrip("=")
 
     @classmethod
     def read(cls, text: str) -> Cursor:
-        """A cursor from its text. Raises ValueError for one that isn't ours."""
+        """Parse a cursor. Raises ValueError for a text that is not one of ours."""
         try:
             raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
             version, epoch, made, since, paging = _HEAD.unpack_from(raw)
@@ -62,15 +62,15 @@ class Cursor:
                 at = UUID(bytes=chat), seq
             entries = [(UUID(bytes=chat), seq) for chat, seq in _ENTRY.iter_unpack(raw[place:])]
         except (struct.error, binascii.Error, UnicodeEncodeError) as error:
-            raise ValueError("not a cursor of ours") from error
+            raise ValueError("not a cursor of this server") from error
         numbers = [since, target or 0, at[1], *(seq for _, seq in entries)]
         if version != VERSION or paging > 1 or count > len(entries) or max(numbers) >= 2**62:
-            raise ValueError("not a cursor of ours")
+            raise ValueError("not a cursor of this server")
         seen = dict(entries[count:])
-        marks = seen.pop(_MARKS, since)  # of a server that knew no marks: they moved after this, if ever
+        marks = seen.pop(_MARKS, since)  # from a server without marks: if any have moved, then after this
         return cls(UUID(bytes=epoch), made, since, seen, target, at, dict(entries[:count]), marks)
 
     @property
     def age(self) -> float:
-        """Seconds since it was made."""
+        """Seconds since it was created."""
         return time.time() - self.made

@@ -21,7 +21,7 @@ from plugins.messages.sealed import Inboxes
 from plugins.messages.sync import CursorExpired, Sync
 
 _NO_EMOJI = InvalidRequest("Some fields are not valid.", details=[Fault("emoji", "not one emoji of at most 64 bytes")])
-LONGEST = 256 * 1024  # bytes of JSON that one message may have, with 200 reactions
+MAX_MESSAGE_BYTES = 256 * 1024  # bytes of JSON that one message may have, with 200 reactions
 BY_USER = {"rate_limit_messages": "user"}
 
 
@@ -77,14 +77,14 @@ class OneMessage(ApiHandler):
     @operation({200: Message}, refuses=(NotFound,), cost=READS)
     async def get(self, message_id: UUID) -> None:
         """Get one message, as the history shows it."""
-        await self.reserve(LONGEST)
+        await self.reserve(MAX_MESSAGE_BYTES)
         self.reply(await self._messages.get(self.session.user_id, message_id))
 
     @operation({200: Message}, refuses=(Forbidden, NotFound), limits=BY_USER, cost=POSTS)
     async def put(self, message_id: UUID, body: shapes.Edit) -> None:
         """Edit one of your messages; `message_type` and `metadata` stay if you leave them out."""
         await self.limit("messages", self._rate, str(self.session.user_id))
-        await self.reserve(LONGEST)
+        await self.reserve(MAX_MESSAGE_BYTES)
         self.reply(await self._messages.edit(self.session.user_id, message_id, body))
 
     @operation({204: None}, refuses=(Forbidden, NotFound), limits=BY_USER, cost=POSTS)

@@ -1,4 +1,4 @@
-"""What a message is known by: its id, and the few bytes that tell its payload from another one."""
+"""Ids of messages, and short hashes that distinguish their payloads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from asyncpg.pgproto.pgproto import UUID as NativeUUID
 
 _FIXED = 0x7 << 76 | 0x2 << 62  # the version and the variant
 _RANDOM = (1 << 80) - 1 & ~(0xF << 76 | 0x3 << 62)
-_BYTES, _AHEAD = 10, 400  # of an id's random part; ids whose parts are fetched in one system call: it costs 4 % of one
+_BYTES, _AHEAD = 10, 400  # bytes of an id's random part; ids per system call, at 4 % of the cost of a call for each
 
 
 def _random_parts() -> Iterator[int]:
@@ -26,14 +26,14 @@ _parts = _random_parts()
 
 
 def new_id() -> UUID:
-    """A UUID of version 7 (RFC 9562): in the order of time, so that the index grows at its end.
+    """Create a UUID of version 7 (RFC 9562). It is ordered by time, so that the index grows at its end.
 
-    Its 74 random bits come from the system. Python's generator would be one for all users: 430 ids of one's own give
-    its state, and with it how many messages all others send.
+    Its 74 random bits come from the system. All users would share Python's generator: 430 of their own ids would reveal
+    its state to a user, and with it how many messages all others send.
     """
     return NativeUUID((time.time_ns() // 1_000_000 << 80 | next(_parts)).to_bytes(16))
 
 
 def payload_hash(payload: bytes) -> int:
-    """Tells a payload from another one in 8 bytes; nobody gains anything by finding two alike."""
+    """Hash a payload to 8 bytes, to detect a different one under the same client_id. A collision gains nothing."""
     return int.from_bytes(hashlib.blake2b(payload, digest_size=8).digest(), signed=True)

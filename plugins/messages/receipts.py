@@ -28,22 +28,22 @@ class Receipts:
         if after is None:
             raise _NO_CHAT
         if after.moved:
-            self._marks.moved(chat_id, user_id, after.viewers)
-        # Also by a receipt that moves nothing: the user has looked at the chat.
-        if request.read_seq > 0 and after.marked_unread and await views.read(self._db, user_id, chat_id):
+            self._marks.announce(chat_id, user_id, after.viewers)
+        # Also for a receipt that moves nothing, because the user has opened the chat.
+        if request.read_seq > 0 and after.marked_unread and await views.clear_unread_mark(self._db, user_id, chat_id):
             self._hub.send(user_id, chat_changed(chat_id))
         return {name: getattr(after, name) for name in ("delivered_seq", "read_seq", "unread_count")}
 
     async def marks(self, user_id: UUID, chat_id: UUID) -> list[dict[str, Any]]:
         """The marks of a chat that the user may see. Raises NotFound."""
-        found = await receipts.marks(self._db, user_id, chat_id)
-        if found is None:
+        marks = await receipts.marks(self._db, user_id, chat_id)
+        if marks is None:
             raise _NO_CHAT
-        return found
+        return marks
 
     async def reads(self, user_id: UUID, message_id: UUID, query: PageQuery) -> list[dict[str, Any]]:
-        """A page of who has read a message of the user's, and one more if there is one. Raises NotFound."""
-        found = await receipts.reads(self._db, user_id, message_id, query.limit + 1, query.cursor)
-        if found is None:
-            raise NotFound("You have sent no such message.")
-        return [dict(row) for row in found]
+        """A page of the readers of a message that the user sent, and one more if there is one. Raises NotFound."""
+        reads = await receipts.reads(self._db, user_id, message_id, query.limit + 1, query.cursor)
+        if reads is None:
+            raise NotFound("You have not sent this message.")
+        return [dict(row) for row in reads]

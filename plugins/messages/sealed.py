@@ -1,4 +1,4 @@
-"""Sealed sender: messages to an inbox whose key one knows, from somebody whom the server does not learn."""
+"""Sealed sender: deliver messages to an inbox for its access key, without learning the sender."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Inboxes:
         self._limits, self._rate = limits, rate
 
     async def deliver(self, key: str, request: Sealed) -> tuple[dict[str, Any], bool]:
-        """Put a message into an inbox; ``id`` and ``created_at``, and whether it is new. Nothing is kept or logged of
-        who sends it. Raises RateLimited, and Unauthorized, the same for a wrong key, an unknown user and one without an
-        inbox."""
+        """Deliver a message to an inbox. Returns its ``id`` and ``created_at``, and True if it is new. Stores and logs
+        nothing about the sender. Raises RateLimited, NotFound, Conflict, Unavailable, and Unauthorized, the same for a
+        wrong key, an unknown user and a user without an inbox."""
         try:
-            given = sealed.key_hash(unb64(key))
+            key_hash = sealed.key_hash(unb64(key))
         except ValueError:
             raise Unauthorized("This key opens no inbox of that user.") from None
         row = await sealed.inbox(self._db, request.public_id)
-        kept = row["sealed_access_key"] if row else bytes(32)
-        if not hmac.compare_digest(given, kept) or row is None:
+        expected = row["sealed_access_key"] if row else bytes(32)
+        if not hmac.compare_digest(key_hash, expected) or row is None:
             raise Unauthorized("This key opens no inbox of that user.")
-        # Not before: who has no key could else keep it shut for those who have.
+        # After the check of the key: otherwise users without it could use up the rate of those who have it.
         await self._limits.spend("sealed-inbox", str(row["sealed_chat_id"]), self._rate)
         view = await self._access.view(row["sealed_chat_id"])
         if view is None or not view.live:

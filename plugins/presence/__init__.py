@@ -13,7 +13,13 @@ from handlers.sockets.socket import Event
 from handlers.wire.costs import READS
 from plugins import App, Every, Plugin
 from plugins.presence.presence import Presence
-from plugins.presence.watching import CHANNEL, VIEWS, PresenceFrame, PresenceSubscriptions, Subscribe
+from plugins.presence.subscriptions import (
+    NEWS_CHANNEL,
+    VISIBILITY_CHANNEL,
+    PresenceFrame,
+    PresenceSubscriptions,
+    Subscribe,
+)
 
 
 class Settings(Section):
@@ -27,12 +33,12 @@ def setup(app: App, settings: Settings) -> Plugin:
         app.db, app.bus, app.limits, settings.rate_limit_presence, app.metrics, app.instance_id
     )
     presence = Presence(app.db, app.hub, app.alerts, subscriptions.announce, app.sweeps)
-    app.alerts.visibility = subscriptions.look_again
+    app.alerts.visibility = subscriptions.refresh
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        await app.bus.subscribe(CHANNEL, subscriptions.hear)
-        await app.bus.subscribe(VIEWS, subscriptions.hear_views)
+        await app.bus.subscribe(NEWS_CHANNEL, subscriptions.receive)
+        await app.bus.subscribe(VISIBILITY_CHANNEL, subscriptions.receive_views)
         async with presence.lifespan(), subscriptions.running():
             yield
 

@@ -18,44 +18,44 @@ from models.sweeps import UNWATCHED, Watch
 
 log = structlog.get_logger(__name__)
 
-GATHER = 0.05  # seconds in which comings and goings are gathered into one statement
-SWEPT_WITHIN = presence.STALE_SECONDS + 20.0  # seconds since the death of an instance when it is swept, at the most
-SWEEPING = 10.0  # seconds of a run; the next one goes on
-BATCH = 500  # users a statement
+GATHER_SECONDS = 0.05  # seconds of changes that one statement writes
+SWEPT_WITHIN = presence.STALE_SECONDS + 20.0  # seconds after its death in which an instance is swept
+SWEEP_SECONDS = 10.0  # of a run; the next one continues
+BATCH = 500  # users in one statement
 
 
 class Presence:
-    """Writes a user's first and last socket on this instance down, in batches and in order. ``tell`` is called with
-    those for whom that made a difference."""
+    """Records the first and last socket of users on this instance, in batches and in order. Passes the users who came
+    online or went offline to ``announce``."""
 
     def __init__(
         self,
         db: Database,
         hub: Hub,
         alerts: Alerts,
-        tell: Callable[[Sequence[UUID]], None],
+        announce: Callable[[Sequence[UUID]], None],
         sweeps: Watch = UNWATCHED,
     ) -> None:
-        self._db, self._hub, self._alerts, self._id, self._tell = db, hub, alerts, hub.instance_id, tell
+        self._db, self._hub, self._alerts, self._id, self._announce = db, hub, alerts, hub.instance_id, announce
         self._sweeper = presence.sweeper(db, sweeps, self._swept)
         self._changed: dict[UUID, bool] = {}
-        self._writer = Worker("presence", self._write, gather=GATHER)
+        self._writer = Worker("presence", self._write, gather=GATHER_SECONDS)
 
     def watch(self, user_id: UUID, online: bool) -> None:
-        """Note a change; only the last one before the next write counts."""
+        """Queue a change. A later one replaces it if it is not written yet."""
         self._changed[user_id] = online
         self._writer.wake()
 
     @contextlib.asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
         self._hub.watchers.append(self.watch)
-        await presence.beat(self._db, self._id)
+        await presence.record_heartbeat(self._db, self._id)
         try:
             async with self._writer.running():
                 yield
         finally:
             try:
-                self._tell(await presence.end(self._db, self._id))
+                self._announce(await presence.stop(self._db, self._id))
             except Unavailable:
                 log.warning("presence_left_to_others")  # their sweep ends it within a minute
 
@@ -66,7 +66,7 @@ class Presence:
             for start in range(0, len(users), BATCH):
                 batch = users[start : start + BATCH]
                 try:
-                    self._tell(await record(self._db, self._id, batch))
+                    self._announce(await record(self._db, self._id, batch))
                 except Exception as error:
                     # PostgreSQL is away, or another instance took us for dead and removed our row; the next beat
                     # brings it back. What happened since counts more than what is put back.
@@ -76,16 +76,16 @@ class Presence:
                     await asyncio.sleep(1)
 
     async def beat(self) -> None:
-        """Say that this instance lives, and sweep those that don't."""
-        if await presence.beat(self._db, self._id):
-            # Somebody took us for dead and swept our users away: they are all here still.
+        """Record that this instance lives, and sweep dead ones."""
+        if await presence.record_heartbeat(self._db, self._id):
+            # Another instance considered us dead and removed our users: they are still here.
             for user_id in self._hub.users():
                 self.watch(user_id, True)
-        await self._sweeper.run(SWEEPING)
+        await self._sweeper.run(SWEEP_SECONDS)
 
     def _swept(self, offline: Sequence[UUID]) -> None:
-        """Users of an instance that died, who are offline now."""
+        """Announce users of a dead instance who are now offline."""
         log.info("dead_instances_swept", users=len(offline))
-        self._tell(offline)
+        self._announce(offline)
         for user_id in offline:
             self._alerts.lost(user_id, SWEPT_WITHIN)

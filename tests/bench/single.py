@@ -8,5 +8,5 @@ import server
 from plugins.messages import journal
 
 if __name__ == "__main__":
-    journal.MOST = 1
+    journal.BATCH_MESSAGES = 1
     sys.exit(server.main())

@@ -13,6 +13,7 @@ from tests.history.view import (
     OF_CHATS,
     OF_MESSAGES,
     OF_PARTICIPANTS,
+    OF_PINS,
     OF_REACTIONS,
     Conflict,
     Event,
@@ -175,8 +176,11 @@ class Checker:
         for chat, log in self.logs.items():
             inside = set(self.ledger.founders.get(chat, ()))
             reactions: set[tuple[str, str, str]] = set()
+            pins: set[str] = set()
             unknown = self._forgotten(chat)
-            blurred = any(event.kind in OF_REACTIONS for event in unknown)  # of these only the places are known
+            blurred = any(
+                event.kind in OF_REACTIONS | OF_PINS for event in unknown
+            )  # of these only the places are known
             for event in sorted([*log.values(), *unknown], key=lambda event: event.seq):
                 repeated = False
                 if event.kind in ("participant_added", "participant_removed"):
@@ -187,6 +191,12 @@ class Checker:
                     key, adds = (event.about, event.by, event.what), event.kind == "reaction_added"
                     repeated = adds == (key in reactions)
                     (reactions.add if adds else reactions.discard)(key)
+                elif event.kind in OF_PINS and not blurred:
+                    adds = event.kind == "message_pinned"
+                    repeated = adds == (event.about in pins)
+                    (pins.add if adds else pins.discard)(event.about)
+                elif event.kind == "message_deleted":  # without an event for its pin
+                    pins.discard(event.about)
                 elif event.kind == "receipt":
                     repeated = True
                 if repeated:
@@ -266,7 +276,8 @@ class Checker:
                     about_others = known.kind in OF_REACTIONS | OF_PARTICIPANTS
                     must, may = False, about_others and seen.user not in (known.about, known.by)
                 else:
-                    changes = known.kind in OF_REACTIONS | OF_MESSAGES and self._places.get(known.about, seq) != seq
+                    of_message = known.kind in OF_REACTIONS | OF_PINS | OF_MESSAGES
+                    changes = of_message and self._places.get(known.about, seq) != seq
                     must = may = changes and self._places[known.about] < first
                 if event.kind != "hidden" and must:
                     self.fault("leaked", chat, f"{seen.name} is shown what was done to a message from before", seq)

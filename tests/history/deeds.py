@@ -40,6 +40,7 @@ class Actor:
             (8, self.edit),
             (4, self.delete),
             (9, self.react),
+            (2, self.pin),
             (9, self.receipt),
             (6, self.membership),
             (2, self.wander),
@@ -155,6 +156,21 @@ class Actor:
             if refusal.lost == 0:
                 send.reactions[mine] = before
             self.refused(refusal, chat)
+
+    async def pin(self, chat: str) -> None:
+        """Pin or unpin a message, or unpin all."""
+        chosen = self._chosen(list(self.client.recent[chat]))
+        if chosen is None:
+            return
+        one = f"/messages/{chosen[1]}/pin"
+        method, path = self.luck.choice(
+            (("PUT", one), ("PUT", one), ("PUT", one), ("DELETE", one), ("DELETE", f"/chats/{chat}/pins"))
+        )
+        try:
+            await self.line.surely(lambda: self.line.ask(method, path))
+            self.ledger.counts["pinned"] += 1
+        except Refused as refusal:
+            self.refused(refusal, chat, OUTSIDE | {"conflict"})
 
     async def receipt(self, chat: str) -> None:
         seqs = self.client.views[chat].events

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.history.checker import Mark, Place, Row, Seen, Shown, Stored
 from tests.history.ledger import Known, Ledger
-from tests.history.view import OF_MESSAGES, OF_REACTIONS, Event, Message, View
+from tests.history.view import OF_MESSAGES, OF_PINS, OF_REACTIONS, Event, Message, View
 
 CHAT = "11111111-1111-4111-8111-111111111111"
 CREATED = "2026-01-01T00:00:00Z"
@@ -133,7 +133,7 @@ class Imagined:
     @staticmethod
     def _shown(event: Event, start: int) -> Event:
         """An event as it is shown to a member since ``start``."""
-        changes = event.kind in OF_REACTIONS | OF_MESSAGES and event.kind != "message_new"
+        changes = event.kind in OF_REACTIONS | OF_PINS | OF_MESSAGES and event.kind != "message_new"
         old = changes and int(event.about[1:]) < start
         return Event("hidden", event.chat, event.seq) if old else event
 

@@ -187,6 +187,14 @@ def reaction_repeated(case: Case) -> None:
     case.alice.views[CHAT].add(Event.read(case.server.events[-1]))
 
 
+def pin_repeated(case: Case) -> None:
+    for _ in range(2):
+        case.server.happen("message_pinned", message_id=case.first, user_id=BOB)
+    case.stored = case.server.stored()
+    for wire in case.server.events[-2:]:
+        case.alice.views[CHAT].add(Event.read(wire))
+
+
 def added_twice(case: Case) -> None:
     case.server.happen("participant_added", user_id=CAROL, role="member")
     case.stored = case.server.stored()
@@ -276,6 +284,7 @@ def hidden_without_reason(case: Case) -> None:
         (mark_going_back, "marks"),
         (mark_of_a_channel, "marks"),
         (reaction_repeated, "order"),
+        (pin_repeated, "order"),
         (added_twice, "order"),
         (not_expired, "content"),
         (shown_to_the_removed, "membership"),

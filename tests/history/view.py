@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 OF_CHATS = frozenset({"chat_created", "chat_updated", "chat_deleted"})
 OF_PARTICIPANTS = frozenset({"participant_added", "participant_removed", "participant_role"})
 OF_REACTIONS = frozenset({"reaction_added", "reaction_removed"})
+OF_PINS = frozenset({"message_pinned", "message_unpinned"})
 OF_MESSAGES = frozenset({"message_new", "message_edited", "message_deleted"})
-KINDS = OF_CHATS | OF_PARTICIPANTS | OF_REACTIONS | OF_MESSAGES | {"receipt", "hidden"}
+KINDS = OF_CHATS | OF_PARTICIPANTS | OF_REACTIONS | OF_PINS | OF_MESSAGES | {"receipt", "hidden"}
 
 
 class Message(NamedTuple):
@@ -32,8 +33,8 @@ class Message(NamedTuple):
 class Event(NamedTuple):
     """A durable event.
 
-    ``about`` is the message's id, or the user's whom a participant_* event is about; ``by`` who reacted or read;
-    ``what`` the emoji, the role, the reason or the watermarks.
+    ``about`` is the message's id, or the user's whom a participant_* event is about; ``by`` who reacted, pinned or
+    read; ``what`` the emoji, the role, the reason or the watermarks.
     """
 
     kind: str
@@ -73,6 +74,8 @@ class Event(NamedTuple):
             return cls(kind, chat, seq, wire["message_id"], what=wire["reason"])
         if kind in OF_REACTIONS:
             return cls(kind, chat, seq, wire["message_id"], wire["user_id"], wire["emoji"])
+        if kind in OF_PINS:
+            return cls(kind, chat, seq, wire["message_id"], wire["user_id"])
         if kind == "receipt":
             return cls(kind, chat, seq, by=wire["user_id"], what=f"{wire['delivered_seq']}/{wire['read_seq']}")
         if kind in OF_PARTICIPANTS:

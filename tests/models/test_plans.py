@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from models import accounts, calls, contacts, files, prekeys, push, sessions, tombstones, users
-from models.chats import chats, invites, sanctions, views
+from models.chats import chats, invites, pins, sanctions, views
 from models.database import Database
 from models.postgres.orm import numbered
 from tests.running import Services, place
@@ -49,7 +49,7 @@ async def test_each_finds_its_rows_by_an_index(services: Services) -> None:
         explaining = Explaining(db)
         asked: Any = explaining
         change: Any = SimpleNamespace(db=asked, chat_id=one, user_id=other)
-        key = prekeys.Signed(1, b"k", b"s")
+        key: Any = SimpleNamespace(key_id=1, public_key=b"k", signature=b"s")
         for query in (
             accounts.find(asked, "anna"),
             users.set_password(asked, one, "hash", instead_of="other"),
@@ -77,17 +77,18 @@ async def test_each_finds_its_rows_by_an_index(services: Services) -> None:
             push.drop(asked, one, now, None),
             push.sibling(asked, one, "fcm"),
             prekeys._kyber_known(asked, one, [b"k"]),
-            calls.rings_until(asked, one),
-            chats.masked(change),
-            chats._shown(asked, one, b"pair"),
+            calls.list_ringing(asked, one),
+            chats.find_masked(change),
+            chats._visible_direct_chat(asked, one, b"pair"),
             invites.entries(asked, one),
-            invites.withdraw(change, one),
-            invites.withdraw_all_of(change, one),
+            invites.revoke(change, one),
+            invites.revoke_all_by(change, one),
             invites.chat_of(asked, "token"),
-            sanctions.against(change, one),
+            sanctions.get(change, one),
             sanctions.unban(change, one),
             views.forget(change, one),
-            views.read(asked, one, other),
+            views.clear_unread_mark(asked, one, other),
+            pins.unpin(change, one, 1),
         ):
             before = len(explaining.plans)
             await query

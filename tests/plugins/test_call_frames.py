@@ -228,15 +228,15 @@ async def test_a_socket_hears_all_that_happened_during_its_greeting(services: Se
 @contextlib.asynccontextmanager
 async def greeting_held_up() -> AsyncIterator[tuple[asyncio.Event, asyncio.Event]]:
     """Hold up the next greeting: an event when it has come so far, and one that lets it go on."""
-    went, go, look = asyncio.Event(), asyncio.Event(), calls.waiting_for
+    went, go, look = asyncio.Event(), asyncio.Event(), calls.list_pending
 
-    async def slow(db: Database, user_id: UUID, at_most: int) -> list[calls.WaitingFor]:
+    async def slow(db: Database, user_id: UUID, at_most: int) -> list[calls.PendingFrames]:
         went.set()
         await go.wait()
         return await look(db, user_id, at_most)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calls, "waiting_for", slow)
+        patch.setattr(calls, "list_pending", slow)
         yield went, go
 
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from plugins.calls import calls as calls_module
-from plugins.calls.waiting import PendingOffers
+from plugins.calls.pending import PendingOffers
 from tests.client import Account, Socket, ask
 from tests.running import Services, periodic, place, program, serving
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from plugins.chats.chats import MOST
+from plugins.chats.chats import MAX_PARTICIPANTS
 from tests.client import Account
 from tests.plugins.chatting import Json, chat, history, message, pages, say, seen, town
 from tests.plugins.test_concealed_chats import block, cursor, synced, unblock
@@ -273,7 +273,7 @@ async def test_all_are_declined_and_their_makers_blocked_in_one_call(services: S
 async def test_invitations_count_against_the_size_of_a_chat(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(MOST, "group", 3)
+    monkeypatch.setitem(MAX_PARTICIPANTS, "group", 3)
     async with town(services, people=5) as made:
         alice, bob, carol, dave, erin = made.people
         for one in (bob, carol):

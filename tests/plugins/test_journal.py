@@ -73,11 +73,11 @@ async def test_one_who_floods_it_takes_no_place_of_others(
             await asyncio.sleep(0.5)
         # Of small ones all wait; of large ones a third of all bytes that may, and the rest is refused.
         assert (waiting == sockets * EACH) == (size == 10)
-        assert waiting * size <= journal.WAITING_BYTES / 3
+        assert waiting * size <= journal.QUEUE_BYTES / 3
         await quiet.raw(frame(chats[1], b"hello"))
         await asyncio.sleep(0.3)
         commits.gate.set()
         await quiet.expect("ack")
         assert UUID(other.user_id) in commits.senders[1], "in the next commit, whatever waits"
         assert len(commits.senders[1]) > 1
-        assert max(map(len, commits.senders)) <= journal.MOST
+        assert max(map(len, commits.senders)) <= journal.BATCH_MESSAGES

@@ -45,7 +45,7 @@ async def test_a_dead_instance_is_swept_with_its_presence(services: Services) ->
         alice, bob = await Account().register(server.url), await Account().register(server.url)
         db, dead = server.app.db, uuid4()
         ids = await db.fetch("SELECT id FROM users ORDER BY public_id = $1 DESC", alice.public_id)
-        await presence.beat(db, dead)
+        await presence.record_heartbeat(db, dead)
         await presence.arrive(db, dead, [row["id"] for row in ids])
         async with bob.socket():
             async with asyncio.timeout(WAIT):
@@ -79,7 +79,7 @@ async def test_arrivals_and_leavings_at_once_end_in_the_truth(services: Services
         user = await db.value("SELECT id FROM users")
         one, two = uuid4(), uuid4()
         for instance in (one, two):
-            await presence.beat(db, instance)
+            await presence.record_heartbeat(db, instance)
         for _ in range(30):
             await presence.arrive(db, one, [user])
             await asyncio.gather(presence.leave(db, one, [user]), presence.arrive(db, two, [user]))

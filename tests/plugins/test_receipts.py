@@ -22,7 +22,7 @@ from tests.running import Services
 from tests.waiting import WAIT
 
 Mark = tuple[str, int, int]
-QUIET = coalescing.EVERY + 0.5  # seconds after which whatever waits has been sent
+QUIET = coalescing.INTERVAL + 0.5  # seconds after which whatever waits has been sent
 
 
 def plain(marks: Iterable[Json]) -> list[Mark]:
@@ -143,9 +143,9 @@ async def test_a_quiet_chat_gets_a_frame_at_once_and_a_busy_one_each_two_seconds
         lasted = time.monotonic() - began
         await asyncio.sleep(QUIET)
         watching.cancel()
-        assert 1 <= len(arrived) <= lasted / coalescing.EVERY + 1
+        assert 1 <= len(arrived) <= lasted / coalescing.INTERVAL + 1
         for one, next_ in zip([began, *arrived], arrived, strict=False):
-            assert next_ - one >= coalescing.EVERY - 0.3
+            assert next_ - one >= coalescing.INTERVAL - 0.3
         assert set((await listed(alice, here)).values()) == {(0, 0), (30, 30)}
 
 
@@ -350,7 +350,7 @@ async def test_marks_above_the_horizon_come_all_at_once(services: Services) -> N
 async def test_marks_that_are_hidden_from_the_viewer_do_not_hold_up_the_pages(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pages_of_sync, "MARKS", 5)
+    monkeypatch.setattr(pages_of_sync, "MAX_MARKS", 5)
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         here, small = await chat(*made.people), await chat(*made.people)

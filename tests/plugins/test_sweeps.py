@@ -273,11 +273,11 @@ async def test_presence_of_a_dead_instance_ends_beside_bad_rows_and_in_batches(s
 async def test_an_instance_that_was_swept_in_part_announces_all_its_users_again(services: Services) -> None:
     async with place(services) as shared, Database(shared.dsn, 2).open() as db:
         instance = uuid4()
-        assert await presence.beat(db, instance)
-        assert not await presence.beat(db, instance)
+        assert await presence.record_heartbeat(db, instance)
+        assert not await presence.record_heartbeat(db, instance)
         await db.execute("UPDATE instances SET beat_at = now() - interval '41 s'")
-        assert await presence.beat(db, instance), "a sweep may have taken some of them"
-        assert not await presence.beat(db, instance)
+        assert await presence.record_heartbeat(db, instance), "a sweep may have taken some of them"
+        assert not await presence.record_heartbeat(db, instance)
 
 
 @pytest.mark.gen_test(timeout=60)

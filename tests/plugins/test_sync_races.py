@@ -175,7 +175,7 @@ async def test_there_is_more_as_long_as_a_walk_has_left_something_behind(service
                 (await alice.post("/chats", {"type": "group", "title": name, "participants": [bob.public_id]})).json[
                     "id"
                 ]
-                for name in ("one", "two", "three")
+                for name in ("one", "is_pair", "three")
             ]
         )
         reader = Reader(bob, [server.url], luck)

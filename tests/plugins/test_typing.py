@@ -40,7 +40,7 @@ async def test_the_others_hear_it_and_not_too_often(
             for socket in (a, tablet, b, c, d):
                 await socket.silent(0.1)
         assert (await d.send("typing", chat_id=group["id"]))["code"] == "not_found"
-        assert typing.EVERY == 3
+        assert typing.INTERVAL == 3
         await asyncio.sleep(max(0, started + 3.5 - time.monotonic()))
         await a.send("typing", chat_id=group["id"])
         for socket in (b, c):

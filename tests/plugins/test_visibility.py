@@ -407,6 +407,7 @@ def test_the_rule_is_of_types_roles_and_bounds() -> None:
     about_old = scope_of("group", "message_edited", 3, None, {})
     assert Membership("group", one, "member", 3).sees(about_old)
     assert not Membership("group", one, "owner", 4).sees(about_old), "an owner who came later, too"
+    assert scope_of("direct", "a_type_to_come", 3, other, {}) == about_old, "whatever it says of a message"
     for kind in ("cloud", "channel"):
         assert Membership(kind, one, None, 9, 12).sees(scope_of(kind, "message_edited", 3, None, {}))
     came = scope_of("channel", "participant_added", None, other, {"role": "member"})

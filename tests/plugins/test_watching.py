@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from models.database import Database, Row, Unavailable
-from plugins.presence import watching
+from plugins.presence import subscriptions
 from tests.client import Account, Socket, ask
 from tests.running import Services, place, serving
 
@@ -124,7 +124,7 @@ async def test_what_hides_somebody_is_taken_back_from_open_sockets(services: Ser
 async def test_a_block_while_a_list_is_read_is_not_missed(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     async with place(services) as shared, serving(shared) as one:
         alice, bob = [await Account(one_time=0).register(one.url) for _ in range(2)]
-        seen, went, go = watching.presence.seen, asyncio.Event(), asyncio.Event()
+        seen, went, go = subscriptions.presence.list_visible, asyncio.Event(), asyncio.Event()
 
         async def slow(db: Database, asked: Sequence[tuple[UUID, UUID]]) -> list[Row]:
             rows = await seen(db, asked)
@@ -136,7 +136,7 @@ async def test_a_block_while_a_list_is_read_is_not_missed(services: Services, mo
         async with alice.socket() as watcher, bob.socket():
             while not (await bob.get("/users/me")).json["is_online"]:
                 await asyncio.sleep(0.02)
-            monkeypatch.setattr(watching.presence, "seen", slow)
+            monkeypatch.setattr(subscriptions.presence, "list_visible", slow)
             asking = asyncio.ensure_future(watcher.send("presence_subscribe", user_ids=[bob.user_id]))
             await went.wait()
             assert (await bob.put(f"/users/{alice.public_id}/block", {})).status == 204
@@ -151,10 +151,10 @@ async def test_a_block_while_a_list_is_read_is_not_missed(services: Services, mo
 async def test_a_presence_is_taken_back_though_the_database_was_away(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "RETRY", 0.05)
+    monkeypatch.setattr(subscriptions, "RETRY_SECONDS", 0.05)
     async with place(services) as shared, serving(shared) as one:
         alice, bob = [await Account(one_time=0).register(one.url) for _ in range(2)]
-        seen, failed = watching.presence.seen, []
+        seen, failed = subscriptions.presence.list_visible, []
 
         async def away(db: Database, asked: Sequence[tuple[UUID, UUID]]) -> list[Row]:
             if len(failed) < 2:
@@ -167,7 +167,7 @@ async def test_a_presence_is_taken_back_though_the_database_was_away(
                 await asyncio.sleep(0.02)
             await watcher.send("presence_subscribe", user_ids=[bob.user_id])
             await watcher.expect("presence")
-            monkeypatch.setattr(watching.presence, "seen", away)
+            monkeypatch.setattr(subscriptions.presence, "list_visible", away)
             await bob.put("/users/me", {"settings": {"privacy": {"last_seen": "nobody"}}})
             await _taken_back(watcher, bob)
 

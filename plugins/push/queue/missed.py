@@ -145,7 +145,7 @@ class MissedActivity(Listener):
 
     async def _queue_missed(self, user_id: UUID, seconds: float) -> None:
         moment = self._queue.now()
-        for call_id, over in await calls.rings_until(self._db, user_id):
+        for call_id, over in await calls.list_ringing(self._db, user_id):
             self.ring(call_id, user_id, over)
         missed = await push.missed(self._db, user_id, seconds)
         jobs = [Occurrence(self._job("message_new", user_id, chat_id, moment), chat_id) for chat_id in missed]

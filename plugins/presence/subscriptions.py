@@ -26,15 +26,15 @@ from models.database import Database
 
 log = structlog.get_logger(__name__)
 
-CHANNEL = "presence:news"  # heard by every instance: users who have come or gone
-VIEWS = "presence:views"  # heard by every instance: who may see whom has changed
-MOST = 200  # users that a socket may watch, contract section 7
-BATCH = 500  # pairs of user and viewer asked for in one statement
-RETRY = 1.0  # seconds after PostgreSQL did not answer
+NEWS_CHANNEL = "presence:news"  # every instance subscribes: users who came online or went offline
+VISIBILITY_CHANNEL = "presence:views"  # every instance subscribes: users whose visibility has changed
+MAX_WATCHED = 200  # users that a socket may subscribe to, contract section 7
+BATCH = 500  # pairs of user and viewer in one statement
+RETRY_SECONDS = 1.0  # seconds after PostgreSQL did not answer
 
-Shown = tuple[bool, datetime | None]  # is_online, last_seen
-Pair = tuple[UUID, UUID | None]  # a user, and one viewer of theirs; all of them where it is None
-HIDDEN: Shown = (False, None)  # as profiles show it, too
+State = tuple[bool, datetime | None]  # is_online, last_seen
+Pair = tuple[UUID, UUID | None]  # a user, and one viewer of theirs; all viewers if it is None
+HIDDEN: State = (False, None)  # as profiles show it, too
 
 
 class Subscribe(Shape):
@@ -43,7 +43,7 @@ class Subscribe(Shape):
     For each user who lets you see it a `presence` comes at once, before the ack; and another one whenever they come or
     go, or hide or show it."""
 
-    user_ids: Annotated[list[Id], Field(max_length=MOST)]
+    user_ids: Annotated[list[Id], Field(max_length=MAX_WATCHED)]
 
 
 class PresenceFrame(TypedDict):
@@ -59,30 +59,32 @@ class PresenceFrame(TypedDict):
 
 
 class PresenceSubscriptions:
-    """Shows sockets the comings and goings of users who let them see it. Whether they do is asked each time, and what a
-    socket was shown is remembered, so that it can be taken back when a block or a setting hides it."""
+    """Sends presence frames to subscribed sockets. Checks each time if the viewer may see the user, and remembers what
+    it has sent, so that it can send "offline" when a block or a setting hides a user."""
 
     def __init__(self, db: Database, bus: Bus, limits: Limits, rate: Rate, metrics: Metrics, instance_id: UUID) -> None:
         self._db, self._bus, self._limits, self._rate, self._origin = db, bus, limits, rate, instance_id.hex
         self._metrics = metrics
         self._watchers: dict[UUID, set[Peer]] = {}
-        self._watched: dict[Peer, dict[UUID, Shown]] = {}
-        self._asking: dict[Peer, set[UUID]] = {}  # sockets whose list is being read, and who has changed meanwhile
+        self._watched: dict[Peer, dict[UUID, State]] = {}
+        # Sockets whose list is being read, with the users who changed meanwhile.
+        self._loading: dict[Peer, set[UUID]] = {}
         self._changed: dict[Pair, None] = {}
-        self._worker = Worker("presence_watching", self._work)
+        self._worker = Worker("presence_watching", self._send_changes)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Show until the block ends."""
-        self._bus.on_return.append(self._look_at_all)
+        """Send changes until the block ends."""
+        self._bus.on_return.append(self._refresh_all)
         async with self._worker.running():
             try:
                 yield
             finally:
-                self._bus.on_return.remove(self._look_at_all)
+                self._bus.on_return.remove(self._refresh_all)
 
     async def subscribe(self, peer: Peer, request: Subscribe) -> None:
-        """Watch these users instead of those before; how they are is shown at once. Raises RateLimited."""
+        """Subscribe a socket to these users instead of the earlier ones, and send their presence. Raises
+        RateLimited."""
         await self._limits.spend("presence", str(peer.session.user_id), self._rate)
         self._forget(peer)
         users = frozenset(request.user_ids)
@@ -90,15 +92,15 @@ class PresenceSubscriptions:
         for user_id in users:
             self._watchers.setdefault(user_id, set()).add(peer)
         viewer = peer.session.user_id
-        changed = self._asking[peer] = set()
+        changed = self._loading[peer] = set()
         try:
-            rows = await presence.seen(self._db, [(user_id, viewer) for user_id in users])
+            rows = await presence.list_visible(self._db, [(user_id, viewer) for user_id in users])
         finally:
-            del self._asking[peer]
+            del self._loading[peer]
         for row in rows:
             shown[row["user_id"]] = row["is_online"], row["last_seen"]
             peer.send(_frame(row["user_id"], shown[row["user_id"]]))
-        self._note((user_id, viewer) for user_id in changed)  # what was read may be older than the change
+        self._mark_changed((user_id, viewer) for user_id in changed)  # what was read may be older than the change
 
     def _forget(self, peer: Peer) -> None:
         for user_id in self._watched.pop(peer, ()):
@@ -112,46 +114,48 @@ class PresenceSubscriptions:
         for peer in [peer for peer in self._watched if peer.closing]:
             self._forget(peer)
 
-    # News -------------------------------------------------------------------------------------------------------------
+    # Changes ----------------------------------------------------------------------------------------------------------
 
     def announce(self, users: Sequence[UUID]) -> None:
-        """These users have come or gone: show it to who watches them, on all instances."""
+        """Send the presence of users who came online or went offline to subscribers on all instances."""
         if users:
-            self._note((user_id, None) for user_id in users)
-            self._bus.publish(CHANNEL, orjson.dumps([self._origin, *map(str, users)]))
+            self._mark_changed((user_id, None) for user_id in users)
+            self._bus.publish(NEWS_CHANNEL, orjson.dumps([self._origin, *map(str, users)]))
 
-    def look_again(self, user_id: UUID, viewer: UUID | None) -> None:
-        """What a viewer (or anybody) may see of a user may have changed: show it or take it back, on all instances."""
-        self._note([(user_id, viewer)])
-        self._bus.publish(VIEWS, orjson.dumps([self._origin, str(user_id), str(viewer) if viewer else None]))
+    def refresh(self, user_id: UUID, viewer: UUID | None) -> None:
+        """Send a user's presence again, on all instances, as far as a viewer may see it; to all viewers if None."""
+        self._mark_changed([(user_id, viewer)])
+        self._bus.publish(
+            VISIBILITY_CHANNEL, orjson.dumps([self._origin, str(user_id), str(viewer) if viewer else None])
+        )
 
-    def hear(self, _: str, message: bytes) -> None:
-        """Another instance announces users who have come or gone."""
+    def receive(self, _: str, message: bytes) -> None:
+        """Receive users who came online or went offline from another instance."""
         origin, *users = orjson.loads(message)
         if origin != self._origin:
-            self._note((UUID(user_id), None) for user_id in users)
+            self._mark_changed((UUID(user_id), None) for user_id in users)
 
-    def hear_views(self, _: str, message: bytes) -> None:
-        """Another instance says that what a viewer may see of a user has changed."""
+    def receive_views(self, _: str, message: bytes) -> None:
+        """Receive a user and a viewer whose visibility has changed from another instance."""
         origin, user_id, viewer = orjson.loads(message)
         if origin != self._origin:
-            self._note([(UUID(user_id), UUID(viewer) if viewer else None)])
+            self._mark_changed([(UUID(user_id), UUID(viewer) if viewer else None)])
 
-    def _look_at_all(self) -> None:
-        """Redis was away, and news with it."""
-        self._note((user_id, None) for user_id in list(self._watchers))
+    def _refresh_all(self) -> None:
+        """Check all users, because Redis was away and its messages are lost."""
+        self._mark_changed((user_id, None) for user_id in list(self._watchers))
 
-    def _note(self, pairs: Iterable[Pair]) -> None:
+    def _mark_changed(self, pairs: Iterable[Pair]) -> None:
         for user_id, viewer in pairs:
             watchers = self._watchers.get(user_id)
             if watchers is None:
                 continue
             self._changed[user_id, viewer] = None
-            for peer in self._asking.keys() & watchers if self._asking else ():
-                self._asking[peer].add(user_id)
+            for peer in self._loading.keys() & watchers if self._loading else ():
+                self._loading[peer].add(user_id)
             self._worker.wake()
 
-    async def _work(self) -> None:
+    async def _send_changes(self) -> None:
         changed, self._changed = self._changed, {}
         pairs = {
             (user_id, peer.session.user_id): None
@@ -159,23 +163,23 @@ class PresenceSubscriptions:
             for peer in self._watchers.get(user_id, ())
             if viewer in (None, peer.session.user_id) and not peer.closing
         }
-        asked = list(pairs)
-        for start in range(0, len(asked), BATCH):
-            batch = asked[start : start + BATCH]
+        queue = list(pairs)
+        for start in range(0, len(queue), BATCH):
+            batch = queue[start : start + BATCH]
             try:
-                rows = await presence.seen(self._db, batch)
-            except Exception as error:  # whatever it is: a presence that must be taken back would stay
-                log.warning("presence_not_shown", pairs=len(asked) - start, cause=type(error).__name__)
-                self._changed = {**dict.fromkeys(asked[start:]), **self._changed}
+                rows = await presence.list_visible(self._db, batch)
+            except Exception as error:  # any error: a presence that must be hidden would stay
+                log.warning("presence_not_shown", pairs=len(queue) - start, cause=type(error).__name__)
+                self._changed = {**dict.fromkeys(queue[start:]), **self._changed}
                 self._worker.wake()
-                await asyncio.sleep(RETRY)
+                await asyncio.sleep(RETRY_SECONDS)
                 break
-            found = {(row["user_id"], row["viewer"]): (row["is_online"], row["last_seen"]) for row in rows}
+            visible = {(row["user_id"], row["viewer"]): (row["is_online"], row["last_seen"]) for row in rows}
             for user_id, viewer in batch:
-                self._show(user_id, viewer, found.get((user_id, viewer), HIDDEN))
+                self._show(user_id, viewer, visible.get((user_id, viewer), HIDDEN))
 
-    def _show(self, user_id: UUID, viewer: UUID, state: Shown) -> None:
-        """Bring the viewer's sockets to a state. What hides somebody is never dropped because a client is slow."""
+    def _show(self, user_id: UUID, viewer: UUID, state: State) -> None:
+        """Send a state to the viewer's sockets. A frame that hides a user is never dropped because a client is slow."""
         frame = None
         for peer in self._watchers.get(user_id, ()):
             if peer.session.user_id != viewer or peer.closing or self._watched[peer].get(user_id) == state:
@@ -186,6 +190,6 @@ class PresenceSubscriptions:
                 self._metrics.count_sent("presence", 1)
 
 
-def _frame(user_id: UUID, state: Shown) -> PresenceFrame:
+def _frame(user_id: UUID, state: State) -> PresenceFrame:
     is_online, last_seen = state
     return {"type": "presence", "user_id": user_id, "is_online": is_online, "last_seen": last_seen}

@@ -1,5 +1,5 @@
-"""What waits for a user who is away: an offer and its candidates while it rings, an answer and its candidates for a
-minute; in Redis, bounded in bytes."""
+"""Pending call frames in Redis for users without an open socket: an offer with its candidates while it rings, an answer
+with its candidates for a minute. Bounded in bytes."""
 
 from __future__ import annotations
 
@@ -25,24 +25,27 @@ from models.database import Database
 
 log = structlog.get_logger(__name__)
 
-REDIS_TIMEOUT = 1.0  # seconds; a Redis that needs longer counts as away, and then nothing waits
-QUEUE, QUEUE_BYTES = 5_000, 16 << 20  # changes not written yet, and their bytes; beyond it the oldest are dropped
+REDIS_TIMEOUT = 1.0  # seconds; a slower Redis counts as away, and then no frames are stored
+QUEUE, QUEUE_BYTES = (
+    5_000,
+    16 << 20,
+)  # changes that are not written yet, and their bytes; the oldest beyond it are dropped
 BATCH, BATCH_BYTES = 256, 1 << 20  # changes in one pipeline
-_AWAY = (RedisError, OSError, TimeoutError)
+REDIS_ERRORS = (RedisError, OSError, TimeoutError)
 
-# What one ring, one user and all users together may let wait. What a frame needs besides its payload is some 400 bytes.
+# Bytes that one ring, one user and all users together may store. A frame takes some 400 bytes besides its payload.
 RING_BYTES = 256 * 1024  # payloads of a ring; an offer of 10 KiB and 100 candidates of 600 bytes are 70 KiB
-_LIST_BYTES = RING_BYTES + calls.CANDIDATES * 400
-SENDER_BYTES = 1 << 20  # of one user's frames, in a minute: a dozen usual rings, or three that are full
-STRANGER_BYTES = 1 << 20  # for one user, in a minute: what strangers let wait ...
-RECEIVER_BYTES = 2 << 20  # ... and with contacts, who find room when strangers have used up theirs
-WINDOW = 60  # seconds; no list lives longer, so that never more waits than what two windows let in
-RINGS = 32  # that greet a socket; contacts' come first
-GREETING_BYTES = 1 << 20  # that greet a socket; as much as it may have queued
+MAX_LIST_BYTES = RING_BYTES + calls.MAX_CANDIDATES * 400
+SENDER_BYTES = 1 << 20  # from one user, in a minute: a dozen usual rings, or three that are full
+STRANGER_BYTES = 1 << 20  # for one user, in a minute, from strangers ...
+RECEIVER_BYTES = 2 << 20  # ... and with contacts, who still have room when strangers have used up theirs
+WINDOW_SECONDS = 60  # no list lives longer, so at most the bytes of two windows are stored
+MAX_RINGS = 32  # sent to a new socket; those of contacts come first
+GREETING_BYTES = 1 << 20  # sent to a new socket; as much as its queue holds
 
-# KEYS: the list, then counters of bytes. ARGV: the frame, the list's time to live (0: only behind what waits already),
-# the counters' window, their bounds. Counters only grow, and vanish with their window: what has a bound is how much
-# begins to wait within a window, so no end of a call that gets lost can leave one too high.
+# KEYS: the list, then counters of bytes. ARGV: the frame, the list's time to live (0: only append to an existing list),
+# the counters' window, their bounds. Counters only grow, and expire with their window: they bound the bytes that are
+# added within a window, so a lost end of a call can't leave a counter too high.
 _KEEP = """
 local size, ends = #ARGV[1], tonumber(ARGV[2])
 if ends == 0 and redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
@@ -56,18 +59,18 @@ redis.call('RPUSH', KEYS[1], ARGV[1])
 if ends > 0 then redis.call('EXPIRE', KEYS[1], ends) end
 return 1
 """
-_KEEP_SHA = hashlib.sha1(_KEEP.encode(), usedforsecurity=False).hexdigest()  # by which Redis knows a script
+_KEEP_SHA = hashlib.sha1(_KEEP.encode(), usedforsecurity=False).hexdigest()  # the name of the script in Redis
 
 
-class _Ring(NamedTuple):
-    """A list that began here."""
+class _OpenList(NamedTuple):
+    """A list that this instance has begun."""
 
-    receiver_bytes: int  # that may wait for its user, this list's among them
-    until: float  # monotonic; it is over then at the latest
+    receiver_bytes: int  # bound of the bytes for its user, including this list
+    until: float  # monotonic; its latest end
 
 
-class _Change(NamedTuple):
-    """The begin of a list (``ends`` is its time to live), one more frame of it, or its end (no frame)."""
+class _ListChange(NamedTuple):
+    """The begin of a list (``ends`` is its time to live in seconds), one more frame of it, or its end (no frame)."""
 
     name: str
     user_id: UUID | None = None
@@ -78,86 +81,86 @@ class _Change(NamedTuple):
 
 
 class PendingOffers:
-    """Two lists of frames for each call: what rings for its callee, and the answer for its caller.
+    """Stores two lists of frames for each call: the offer for its callee, and the answer for its caller.
 
-    Nothing waits for Redis here: what is to be kept is queued, and one task writes it in order. Each frame has a key,
-    by which a socket shows it once, whichever way it comes. When a frame is kept it is sent once more, for a socket
-    that opened too late for the first time and looked at the list too early.
+    Callers don't wait for Redis: changes are queued, and one task writes them in order. Each frame has a key, so that a
+    socket sends it only once. A stored frame is sent again, for a socket that opened after the first time and read the
+    list too early.
     """
 
     def __init__(self, db: Database, redis: Redis, hub: Hub, all_bytes: int) -> None:
         self._db, self._redis, self._hub, self._all_bytes = db, redis, hub, all_bytes
-        self._changes: deque[_Change] = deque()
+        self._changes: deque[_ListChange] = deque()
         self._bytes = 0
         self._writer = Worker("calls_waiting", self._write)
-        self._rings: dict[str, _Ring] = {}  # lists that began here, and may be there still
+        self._rings: dict[str, _OpenList] = {}  # lists that this instance has begun, and that may still exist
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Write until the block ends; what is queued then is written first."""
+        """Write until the block ends; then write the rest of the queue."""
         try:
             async with self._writer.running():
                 yield
         finally:
             await self._write()
 
-    def begin(self, call_id: UUID, callee_id: UUID, offer: Mapping[str, Any], *, known: bool) -> None:
-        """Keep the offer until its ring is over. ``known`` callers are contacts of the callee."""
-        bound = RECEIVER_BYTES if known else STRANGER_BYTES
+    def begin(self, call_id: UUID, callee_id: UUID, offer: Mapping[str, Any], *, contact: bool) -> None:
+        """Store an offer until its ring is over. ``contact``: the caller is a contact of the callee."""
+        bound = RECEIVER_BYTES if contact else STRANGER_BYTES
         self._begin(_offer(call_id), callee_id, bound, calls.RING_SECONDS, str(call_id), offer)
 
     def begin_answer(self, call_id: UUID, caller_id: UUID, answer: Mapping[str, Any]) -> None:
-        """Keep the answer for the caller's sockets that open in the next minute: the one that was open may be of a
-        network that has just gone."""
+        """Store an answer for sockets of the caller that open in the next minute: the open one may belong to a network
+        that has just gone."""
         self._begin(_answer(call_id), caller_id, RECEIVER_BYTES, calls.ANSWER_SECONDS, answer_key(call_id), answer)
 
     def _begin(self, name: str, user_id: UUID, bound: int, seconds: int, key: str, frame: Mapping[str, Any]) -> None:
-        self._rings[name] = _Ring(bound, time.monotonic() + seconds)
-        self._put(_Change(name, user_id, key, frame, seconds, _size(frame)))
+        self._rings[name] = _OpenList(bound, time.monotonic() + seconds)
+        self._put(_ListChange(name, user_id, key, frame, seconds, _size(frame)))
 
     def add(self, call_id: UUID, callee_id: UUID, key: str, candidate: Mapping[str, Any]) -> None:
-        """Keep a candidate behind its offer; where no offer waits (any more) nothing is kept."""
-        self._put(_Change(_offer(call_id), callee_id, key, candidate, size=_size(candidate)))
+        """Store a candidate after its offer; does nothing if the offer is not stored (any more)."""
+        self._put(_ListChange(_offer(call_id), callee_id, key, candidate, size=_size(candidate)))
 
     def add_to_answer(self, call_id: UUID, caller_id: UUID, key: str, candidate: Mapping[str, Any]) -> None:
-        """Keep a candidate behind the answer."""
-        self._put(_Change(_answer(call_id), caller_id, key, candidate, size=_size(candidate)))
+        """Store a candidate after the answer."""
+        self._put(_ListChange(_answer(call_id), caller_id, key, candidate, size=_size(candidate)))
 
     def end_ring(self, call_id: UUID) -> None:
-        """Drop what rings: the call was answered, or is over."""
+        """Drop the offer: the call was answered or has ended."""
         self._end(_offer(call_id))
 
     def end_answer(self, call_id: UUID) -> None:
-        """Drop the answer: the caller has it, or the call is over."""
+        """Drop the answer: the caller has it, or the call has ended."""
         self._end(_answer(call_id))
 
     def ended_elsewhere(self, call_id: UUID, *, answered: bool) -> None:
-        """Another instance has dropped what waits. Of a list that began here something may not have been written yet:
-        it is dropped after that once more."""
+        """Drop lists that another instance has dropped, if they began here: their frames may still be in this
+        instance's queue, and be written after that."""
         for name in (_offer(call_id),) if answered else (_offer(call_id), _answer(call_id)):
             if name in self._rings:
                 self._end(name)
 
     def _end(self, name: str) -> None:
         self._rings.pop(name, None)
-        self._put(_Change(name))
+        self._put(_ListChange(name))
 
-    def forget_silent(self) -> None:
-        """Forget lists whose end nobody told us."""
+    def forget_stale(self) -> None:
+        """Forget lists that have expired."""
         now = time.monotonic()
         for name in [name for name, ring in self._rings.items() if ring.until < now]:
             del self._rings[name]
 
     async def greet(self, peer: Peer) -> None:
-        """Send a socket that has opened in time what waits for its user: answers to their own calls, then the offers,
-        each with its candidates in order; no faster than the client reads."""
+        """Send a new socket the frames that wait for its user: answers to their own calls, then offers, each with its
+        candidates in order, no faster than the client reads."""
         room = GREETING_BYTES
-        for call_id, offer in await calls.waiting_for(self._db, peer.session.user_id, RINGS):
+        for call_id, offer in await calls.list_pending(self._db, peer.session.user_id, MAX_RINGS):
             name = _offer(call_id) if offer else _answer(call_id)
             try:
                 async with asyncio.timeout(REDIS_TIMEOUT):
                     kept: list[bytes] = await self._redis.lrange(name, 0, -1)  # type: ignore[assignment]
-            except _AWAY as error:
+            except REDIS_ERRORS as error:
                 log.warning("waiting_not_read", cause=type(error).__name__)
                 return
             for entry in kept:
@@ -167,7 +170,7 @@ class PendingOffers:
                 key, _, frame = entry.partition(b"\n")
                 peer.send(orjson.loads(frame), key.decode())
 
-    def _put(self, change: _Change) -> None:
+    def _put(self, change: _ListChange) -> None:
         self._changes.append(change)
         self._bytes += change.size
         while len(self._changes) > QUEUE or self._bytes > QUEUE_BYTES:
@@ -175,7 +178,7 @@ class PendingOffers:
             log.warning("waiting_dropped")
         self._writer.wake()
 
-    def _next(self) -> _Change:
+    def _next(self) -> _ListChange:
         change = self._changes.popleft()
         self._bytes -= change.size
         return change
@@ -192,7 +195,7 @@ class PendingOffers:
         try:
             async with asyncio.timeout(REDIS_TIMEOUT):
                 answers = await self._keep(batch)
-        except Exception as error:  # whatever it is, the next batch must go
+        except Exception as error:  # any error: the next batch must be written
             log.warning("waiting_not_kept", changes=len(batch), cause=type(error).__name__)
             return
         refused = 0
@@ -205,8 +208,8 @@ class PendingOffers:
         if refused:
             log.warning("waiting_not_kept", changes=refused, cause="refused")
 
-    async def _keep(self, batch: Sequence[_Change]) -> list[Any]:
-        """Have Redis make the changes; its answer to each, 1 for a frame that it keeps."""
+    async def _keep(self, batch: Sequence[_ListChange]) -> list[Any]:
+        """Write changes to Redis. Returns its reply to each, 1 for a frame that it has stored."""
         for _ in range(2):
             pipeline = self._redis.pipeline(transaction=False)
             for change in batch:
@@ -216,20 +219,20 @@ class PendingOffers:
                 entry: Any = change.key.encode() + b"\n" + encode(change.frame)  # redis-py's stubs know only str
                 counters = self._counters(change)
                 names, bounds = [change.name, *counters], counters.values()
-                pipeline.evalsha(_KEEP_SHA, len(names), *names, entry, change.ends, WINDOW, *bounds)
+                pipeline.evalsha(_KEEP_SHA, len(names), *names, entry, change.ends, WINDOW_SECONDS, *bounds)
             answers: list[Any] = await pipeline.execute(raise_on_error=False)
             if not any(isinstance(answer, NoScriptError) for answer in answers):
                 break
-            await self._redis.script_load(_KEEP)  # Redis has started anew; nothing was kept
+            await self._redis.script_load(_KEEP)  # Redis has restarted; no frame was stored
         return answers
 
-    def _counters(self, change: _Change) -> dict[str, int]:
-        """The counters that a frame goes into, with the bound of each. Who is a contact is known where the ring began;
-        a candidate that came to another instance counts as a stranger's."""
+    def _counters(self, change: _ListChange) -> dict[str, int]:
+        """The counters of a frame, each with its bound. Only the instance where the ring began knows if the caller is a
+        contact; candidates on other instances count as a stranger's."""
         assert change.frame is not None
         ring = self._rings.get(change.name)
         return {
-            f"call:bytes:{change.name}": _LIST_BYTES,
+            f"call:bytes:{change.name}": MAX_LIST_BYTES,
             f"call:bytes:from:{change.frame['from_user_id']}": SENDER_BYTES,
             f"call:bytes:for:{change.user_id}": ring.receiver_bytes if ring else STRANGER_BYTES,
             "call:bytes": self._all_bytes,
@@ -241,7 +244,7 @@ def _size(frame: Mapping[str, Any]) -> int:
 
 
 def answer_key(call_id: UUID) -> str:
-    """The key by which a socket gets an answer once."""
+    """The key of an answer, so that a socket sends it only once."""
     return f"{call_id}/answer"
 
 
