@@ -59,7 +59,8 @@ async def _keep(_: asyncpg.Connection) -> None:
 @contextlib.contextmanager
 def _connecting() -> Iterator[None]:
     """Raise HostAway for whatever prevents a connection: a wrong password, or a deadlock with another instance that
-    begins the same epoch. For whoever waits for a connection each of them is an outage; the others are logged."""
+    begins the same epoch. A request that waits for a connection gets an outage for each of them; the others are
+    logged."""
     try:
         yield
     except AWAY:

@@ -136,7 +136,7 @@ async def test_a_relay_that_is_open_to_all_is_found_out() -> None:
     async with relaying(conf=conf) as relay:
         said = await found(relay)
         assert said["turn", "strangers"].state == said["turn", "expired"].state == "wrong"
-        assert "everybody" in said["turn", "strangers"].says
+        assert "anyone" in said["turn", "strangers"].says
 
 
 @pytest.mark.gen_test
