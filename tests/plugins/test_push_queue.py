@@ -219,7 +219,7 @@ async def test_who_does_not_look_is_pushed_to_ever_more_seldom(services: Service
         await registered(bob, "fcm")
         group = await chat(alice, bob)
         redis = made.servers[0].app.redis
-        await redis.hset(queue.pace(UUID(bob.user_id)), group["id"], str(queue.CALM + 3))
+        await redis.hset(queue.pace(UUID(bob.user_id)), group["id"], str(queue.FREE_PUSHES + 3))
         said = time.time()
         await say(alice, group)
         async with asyncio.timeout(WAIT):
