@@ -1,4 +1,4 @@
-"""Mimu's server: assembles config, models, handlers and plugins, and runs them until it is told to stop."""
+"""Mimu's server: assembles config, models, handlers and plugins, and runs them until a signal stops it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ OUTAGES = (Unavailable, RedisError, ConnectionError, TimeoutError, asyncpg.Trans
 
 @dataclass(frozen=True)
 class Configuration:
-    """All settings, read and judged: the core's, and a section for each enabled feature."""
+    """All settings, validated: the core's, and a section for each enabled feature."""
 
     core: Core
     sections: Mapping[str, Section]
@@ -78,7 +78,7 @@ class Configuration:
 
 
 def configure(values: Mapping[str, str], *, make_secrets: bool = True) -> Configuration:
-    """Read and judge the settings. In development missing secrets are made and kept in the data folder.
+    """Read and validate the settings. In development missing secrets are made and kept in the data folder.
 
     Raises SettingsError with every fault at once.
     """
@@ -149,7 +149,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
     core = configuration.core
     async with contextlib.AsyncExitStack() as stack:
         instance_id = uuid4()
-        # First, so that what comes last is still told.
+        # First, so that it can still export the last spans.
         traced = await stack.enter_async_context(tracing.traces(core.otel_exporter_otlp_endpoint, instance_id))
         database_url, redis_url = await _services(core, stack)
         redis = await stack.enter_async_context(redis_client(redis_url))
@@ -310,7 +310,7 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
     )
     routes, claimed_events, sends, claimed_checks = plugins.joined([house, *features])
     for kind, event in claimed_events.items():
-        events[kind] = replace(event, handle=app.traces.framed(kind, event.handle))
+        events[kind] = replace(event, handle=app.traces.trace_frames(kind, event.handle))
     checks.update(claimed_checks)
     # Without Redis this server still serves its own users, and without a storage all but files; a load balancer that
     # took it out would serve nobody.
@@ -336,7 +336,7 @@ async def serve(configuration: Configuration) -> None:
     stop = asyncio.Event()
     starting = asyncio.current_task()
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(logs.complained)
+    loop.set_exception_handler(logs.log_loop_error)
 
     def end() -> None:
         if starting is not None and not stop.is_set():
@@ -391,7 +391,7 @@ def main() -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(configuration))
     except (embedded.EmbeddedError, migrations.MigrationError, plugins.Clash, Unavailable, OSError, *REFUSED) as error:
-        log.error("start_failed", reason=reasons.explained(error))
+        log.error("start_failed", reason=reasons.explain(error))
         return 1
     return 0
 

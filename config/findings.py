@@ -1,4 +1,4 @@
-"""Findings: what an examination of an installation says, part by part, and what is to be done about it."""
+"""Findings of an examination of an installation: for each part, what it found and what to do."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-# weak: it works, and something will go wrong with it some day. skipped: it could not be asked, or there is nothing.
+# weak: it works now but will cause trouble. skipped: it could not be checked, or does not apply.
 State = Literal["good", "weak", "wrong", "skipped"]
 
-# Seconds by which clocks may differ. More than the first is a machine that nobody keeps in time; by the second tokens
-# look as if they came from the future, and S3 and Apple are not far from refusing what we sign.
+# Seconds by which clocks may differ. Beyond the first the machine does not synchronize its clock; beyond the second
+# tokens seem to come from the future, and S3 and Apple will soon reject our signatures.
 CLOCK_WEAK, CLOCK_WRONG = 3.0, 60.0
 
 
 class Finding(NamedTuple):
-    """What became of one part. Neither sentence may bear a secret: both are shown, and sent to who helps."""
+    """The result for one part. Its texts must not contain a secret: operators send them to others for help."""
 
     part: str
     state: State
@@ -40,13 +40,13 @@ def skipped(part: str, because: str) -> Finding:
 
 
 class StopExamination(Exception):
-    """Raised where an examination can find no more; the text says why, after the word "because"."""
+    """Raised when an examination can't go on; the text is the reason, to be shown after "because"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """One thing that is looked at. ``look`` yields findings as they come, any number for a part. It may raise
-    StopExamination: then the parts without a finding are shown as skipped."""
+    """A set of checks. ``look`` yields findings one by one, any number for each part. It may raise StopExamination; the
+    parts without a finding are then skipped."""
 
     name: str
     title: str
@@ -55,11 +55,9 @@ class Examination:
 
 
 def clock(part: str, ahead: float, whose: str) -> Finding:
-    """What it means that another clock is ``ahead`` of ours, in seconds, or behind it."""
+    """Judge a clock that is ``ahead`` of ours by so many seconds (negative: behind)."""
     off = abs(ahead)
     if off < CLOCK_WEAK:
         return good(part, f"The clocks of {whose} and of this machine agree.")
     says = f"The clock of {whose} is {off:.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's."
-    return (weak if off < CLOCK_WRONG else wrong)(
-        part, says, "Keep both machines in time with NTP (chrony, timesyncd)."
-    )
+    return (weak if off < CLOCK_WRONG else wrong)(part, says, "Synchronize both machines with NTP (chrony, timesyncd).")

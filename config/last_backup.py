@@ -21,7 +21,7 @@ class LastBackup(NamedTuple):
     keys: Path | None = None
 
 
-def note(folder: Path, made_at: str, *, whole: bool, backup: Path | None = None, keys: Path | None = None) -> None:
+def write(folder: Path, made_at: str, *, whole: bool, backup: Path | None = None, keys: Path | None = None) -> None:
     """Write down that a backup was made (``2026-11-30T04:00:00Z``), and where it lies. Raises OSError."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = folder / f"{NAME}.part"
@@ -32,7 +32,7 @@ def note(folder: Path, made_at: str, *, whole: bool, backup: Path | None = None,
     part.replace(folder / NAME)
 
 
-def last(folder: Path) -> LastBackup | None:
+def read(folder: Path) -> LastBackup | None:
     """The last backup that was noted; None for a note that is not there, or can't be read."""
     try:
         noted = json.loads((folder / NAME).read_text())

@@ -119,7 +119,7 @@ def catch_all() -> None:
     warnings.showwarning = warned
 
 
-def complained(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+def log_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """What asyncio complains of (the loop's exception handler). Its own words end where it would name a callback or a
     task with all that they hold."""
     words = str(context.get("message", "")).partition(" callback ")[0].partition(" <")[0]

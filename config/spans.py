@@ -38,12 +38,12 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from config.logs import TRACE
-from config.traces import Ended, H, ReportOutcome, Traces
+from config.traces import EndRequest, H, ReportOutcome, Traces
 from config.version import VERSION
 
 log = structlog.get_logger(__name__)
 
-FAREWELL = 2.0  # seconds in which a server that stops tries to send what is left
+SHUTDOWN_SECONDS = 2.0  # seconds in which a server that stops tries to send what is left
 
 
 class Spans(Traces):
@@ -57,7 +57,7 @@ class Spans(Traces):
 
     # Requests -------------------------------------------------------------------------------------------------------
 
-    def request(self, method: str, route: str | None, request_id: str, carrier: Mapping[str, str]) -> Ended | None:
+    def request(self, method: str, route: str | None, request_id: str, carrier: Mapping[str, str]) -> EndRequest | None:
         attributes = {"http.request.method": method, "mimu.request_id": request_id}
         if route is not None:
             attributes["http.route"] = route
@@ -70,10 +70,10 @@ class Spans(Traces):
         attach(set_span_in_context(span))  # the task ends with the request, and this with the task
         if span.is_recording():
             structlog.contextvars.bind_contextvars(trace_id=_id(span))
-        return functools.partial(self._answered, span)
+        return functools.partial(self._end_request, span)
 
     @staticmethod
-    def _answered(span: Span, status: int) -> None:
+    def _end_request(span: Span, status: int) -> None:
         if status:
             span.set_attribute("http.response.status_code", status)
         if status >= 500 or not status:
@@ -83,7 +83,7 @@ class Spans(Traces):
 
     # Frames ---------------------------------------------------------------------------------------------------------
 
-    def framed(self, kind: str, handle: H) -> H:
+    def trace_frames(self, kind: str, handle: H) -> H:
         name, attributes = f"frame {kind}", {"mimu.frame.type": kind}
 
         def traced(*given: Any) -> Any:
@@ -98,11 +98,11 @@ class Spans(Traces):
                 _end(span, error)
                 raise
             if isinstance(answer, asyncio.Future):
-                answer.add_done_callback(functools.partial(_done, span))
+                answer.add_done_callback(functools.partial(_end_by_result, span))
             elif answer is None or isinstance(answer, Mapping):
                 span.end()
             else:
-                return _followed(span, answer)
+                return _end_after(span, answer)
             return answer
 
         return traced  # type: ignore[return-value]  # it takes and returns what the other does
@@ -200,7 +200,7 @@ def _end(span: Span, error: BaseException) -> None:
     span.end()
 
 
-def _done(span: Span, answer: asyncio.Future[Any]) -> None:
+def _end_by_result(span: Span, answer: asyncio.Future[Any]) -> None:
     error = asyncio.CancelledError() if answer.cancelled() else answer.exception()
     if error is None:
         span.end()
@@ -208,7 +208,7 @@ def _done(span: Span, answer: asyncio.Future[Any]) -> None:
         _end(span, error)
 
 
-async def _followed(span: Span, answer: Awaitable[Any]) -> Any:
+async def _end_after(span: Span, answer: Awaitable[Any]) -> Any:
     try:
         with _current(span):
             found = await answer
@@ -222,7 +222,7 @@ async def _followed(span: Span, answer: Awaitable[Any]) -> Any:
 # The way out ----------------------------------------------------------------------------------------------------------
 
 
-class _Way(SpanExporter):
+class _LoggingExporter(SpanExporter):
     """The exporter, in the processor's thread. It says once that the collector is away, and once that it is back; what
     is in its queue beyond 2,048 spans meanwhile is dropped."""
 
@@ -264,16 +264,16 @@ async def exporting(endpoint: str | None, instance_id: UUID) -> AsyncIterator[Sp
     own = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" in os.environ or endpoint is None
     exporter = OTLPSpanExporter(None if own else f"{endpoint}/v1/traces")
     provider = TracerProvider(resource=Resource.create(given), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(_Way(exporter)))
+    provider.add_span_processor(BatchSpanProcessor(_LoggingExporter(exporter)))
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # it would tell of each attempt
     log.info("traces_on")
     try:
         yield Spans(provider.get_tracer("mimu", VERSION))
     finally:
-        await _farewell(provider.shutdown)
+        await _shut_down(provider.shutdown)
 
 
-async def _farewell(shutdown: Callable[[], None]) -> None:
+async def _shut_down(shutdown: Callable[[], None]) -> None:
     """Send what is left, in a thread that nobody waits for any longer when the collector is away."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
@@ -284,5 +284,5 @@ async def _farewell(shutdown: Callable[[], None]) -> None:
 
     threading.Thread(target=work, name="traces", daemon=True).start()
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(FAREWELL):
+        async with asyncio.timeout(SHUTDOWN_SECONDS):
             await ended.wait()

@@ -8,11 +8,11 @@ import os
 import socket
 from collections.abc import AsyncIterator
 
-# Of the time that the supervisor waits, after which it is notified again: two may be late.
-SHARE = 3
+# Notifications within the supervisor's timeout: two may be lost.
+NOTIFICATIONS_PER_TIMEOUT = 3
 
 
-def tell(state: str) -> None:
+def notify(state: str) -> None:
     """Send ``READY=1``, ``STOPPING=1`` or ``WATCHDOG=1``. Raises OSError when the supervisor's socket is not there."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
@@ -24,7 +24,7 @@ def tell(state: str) -> None:
 
 
 def watchdog_seconds() -> float | None:
-    """After how many seconds of silence the supervisor ends us (WatchdogSec=); None when it doesn't."""
+    """Return the seconds of silence after which the supervisor kills us (WatchdogSec=), or None if it does not."""
     microseconds, process = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID")
     if not microseconds.isdecimal() or not int(microseconds) or process not in (None, "", str(os.getpid())):
         return None
@@ -36,18 +36,18 @@ async def serving() -> AsyncIterator[None]:
     """Report that the server serves, and that its loop turns, until the block ends; then that it stops. A loop that
     hangs reports nothing, and the supervisor starts another server."""
     seconds = watchdog_seconds()
-    tell("READY=1")
-    feeding = asyncio.create_task(_feed(seconds / SHARE)) if seconds else None
+    notify("READY=1")
+    watchdog = asyncio.create_task(_notify_watchdog(seconds / NOTIFICATIONS_PER_TIMEOUT)) if seconds else None
     try:
         yield
     finally:
-        tell("STOPPING=1")  # from here on systemd counts TimeoutStopSec
-        if feeding is not None:
-            feeding.cancel()
+        notify("STOPPING=1")  # from here on systemd counts TimeoutStopSec
+        if watchdog is not None:
+            watchdog.cancel()
 
 
-async def _feed(every: float) -> None:
+async def _notify_watchdog(every: float) -> None:
     while True:
         with contextlib.suppress(OSError):  # full or gone: the next one may get there
-            tell("WATCHDOG=1")
+            notify("WATCHDOG=1")
         await asyncio.sleep(every)

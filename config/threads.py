@@ -1,4 +1,4 @@
-"""Threads that do the loop's heavy work and give way to it, or wait in its place."""
+"""Threads for heavy or blocking work; they must not delay the event loop."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def step_back() -> None:
-    """What a thread begins with that computes for long without the interpreter's lock: from now on it runs whenever
-    the loop does not.
+def run_only_when_idle() -> None:
+    """Thread initializer: run only while the event loop is idle. For long computations without the interpreter's lock.
 
     On Linux each thread has a policy of its own, and an idle one gives way at once; with a nice value alone a frame
     waits for the end of its time slice (p99 28 ms against 4 on one core).
@@ -30,9 +29,9 @@ def step_back() -> None:
         os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
 
 
-def lean_back() -> None:
-    """What a thread begins with that works in short pieces, and takes the lock in between: the loop comes first, but
-    what holds the lock still gets its turn beside other processes.
+def lower_priority() -> None:
+    """Thread initializer: lower the priority. For short pieces of work that take the interpreter's lock in between: the
+    loop runs first, but a thread that holds the lock still gets its turn beside other processes.
 
     A tenth of the loop's weight (sched(7)) is enough for the loop to run at once when it wakes up. With the idle
     policy, or a nice value of 19, such a thread waited for PostgreSQL to be done with the lock in its hands.
@@ -43,10 +42,10 @@ def lean_back() -> None:
             os.setpriority(os.PRIO_PROCESS, tid, os.getpriority(os.PRIO_PROCESS, tid) + 10)
 
 
-async def aside(work: Callable[[], T]) -> T:
-    """What comes of work that waits for somebody else, in a thread of its own. Who is cancelled leaves it behind, and
-    so does the program at its end: a stranger who answers a byte at a time keeps a thread of ``asyncio.to_thread`` for
-    as long as he likes, and ``asyncio.run`` would wait for it."""
+async def in_daemon_thread(work: Callable[[], T]) -> T:
+    """Run blocking work in a daemon thread and return its result. A cancelled caller does not wait for the thread, nor
+    does the program when it exits: a peer that sends one byte at a time can block a thread of ``asyncio.to_thread`` for
+    any time, and ``asyncio.run`` would wait for it."""
     loop = asyncio.get_running_loop()
     found: asyncio.Future[T] = loop.create_future()
 
@@ -67,5 +66,5 @@ async def aside(work: Callable[[], T]) -> T:
         with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
             loop.call_soon_threadsafe(tell, come, error)
 
-    threading.Thread(target=run, name="aside", daemon=True).start()
+    threading.Thread(target=run, name="in_daemon_thread", daemon=True).start()
     return await found

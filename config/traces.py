@@ -9,11 +9,11 @@ from contextvars import Context
 from typing import Any, TypeVar
 
 H = TypeVar("H", bound=Callable[..., Any])
-Ended = Callable[[int], None]  # gets the status of an answer; 0 when nobody was left to take it
+EndRequest = Callable[[int], None]  # gets the status of an answer; 0 when nobody was left to take it
 ReportOutcome = Callable[[str, int], None]  # gets the outcome of a push, and the provider's status
 
 
-def _nobody(*_: object) -> None:
+def _ignore(*_: object) -> None:
     """Nobody wants to know."""
 
 
@@ -22,13 +22,13 @@ class Traces:
 
     on = False
 
-    def request(self, method: str, route: str | None, request_id: str, carrier: Mapping[str, str]) -> Ended | None:
+    def request(self, method: str, route: str | None, request_id: str, carrier: Mapping[str, str]) -> EndRequest | None:
         """A request begins, and is what goes on in this task from now on; Tornado has refused methods that a client
         made up. ``carrier`` are the headers of a proxy that is trusted, else nothing. What is returned is to be called
         at the end."""
         return None
 
-    def framed(self, kind: str, handle: H) -> H:
+    def trace_frames(self, kind: str, handle: H) -> H:
         """The function that handles frames of a type, with whatever must be around it."""
         return handle
 
@@ -42,4 +42,4 @@ class Traces:
 
     def push(self, provider: str, kind: str) -> AbstractContextManager[ReportOutcome]:
         """A push on its way to a provider, which is told its outcome."""
-        return contextlib.nullcontext(_nobody)
+        return contextlib.nullcontext(_ignore)

@@ -75,7 +75,7 @@ def _url(fault: Callable[[str], str | None], *schemes: str) -> AfterValidator:
             parts = urlsplit(value.get_secret_value())
             # PostgreSQL takes several hosts, each with its port: then there is no single port to judge.
             port = 0 if "," in parts.netloc else parts.port or 0
-            # A password ends at a / or # that is not escaped, and what is left of it would be told as a host or a port.
+            # A password ends at a / or # that is not escaped, and the rest would appear in errors as a host or port.
             cut = "@" not in parts.netloc and "@" in parts.path + parts.fragment
             known = parts.scheme in schemes and bool(parts.netloc or parts.path) and port >= 0 and not cut
         except ValueError:

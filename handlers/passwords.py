@@ -15,7 +15,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from pydantic import AfterValidator, Field
 
-from config.threads import processors, step_back
+from config.threads import processors, run_only_when_idle
 from config.values import Rate
 from handlers.limits.fair_queue import FairQueue
 from handlers.limits.rates import CLIENT_KEY, Limits
@@ -88,7 +88,7 @@ class Passwords:
         self._limits = limits
         self._hasher = PasswordHasher(**ARGON2)
         self._free = min(THREADS, processors())
-        self._threads = ThreadPoolExecutor(self._free, "argon2", initializer=step_back)
+        self._threads = ThreadPoolExecutor(self._free, "argon2", initializer=run_only_when_idle)
         self._queue: FairQueue[object, asyncio.Future[None]] = FairQueue(1, MAX_QUEUED, MAX_QUEUED, MAX_QUEUED_EACH)
         self._running = 0
         self._rejections = 0  # requests whose rejection is delayed now

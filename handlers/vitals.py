@@ -91,7 +91,7 @@ def show_backups(metrics: Metrics, folder: Path) -> None:
     started = time.time()
 
     def made_at() -> float:
-        found = last_backup.last(folder)
+        found = last_backup.read(folder)
         return found.made_at if found else started
 
     text = "When the last backup of this data folder was made; while there is none, when the server started."

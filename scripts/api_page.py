@@ -161,9 +161,9 @@ def _below(kind: type[ApiError]) -> Iterator[type[ApiError]]:
 def main() -> int:
     parser = command.parser("api_page", __doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when the page is out of date")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     text = page()
-    if asked.check:
+    if options.check:
         due = not PAGE.exists() or PAGE.read_text() != text
         print(f"{PAGE.name} is out of date" if due else "up to date")
         return int(due)

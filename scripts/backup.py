@@ -56,20 +56,20 @@ class Asked:
     verify: bool
 
 
-async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Storage, tell: Tell) -> dict[str, Any]:
+async def run(options: Asked, core: Core, values: Mapping[str, str], storage: Storage, tell: Tell) -> dict[str, Any]:
     """Make a backup; what is told of it."""
     began = time.monotonic()
-    secrets = keys.gathered(core, values) if asked.keys else {}
-    with asked.shelf.held(), asked.shelf.place() as (work, final):
+    secrets = keys.gathered(core, values) if options.keys else {}
+    with options.shelf.held(), options.shelf.place() as (work, final):
         async with command.database(core) as dsn:
-            listing = work / LISTING if asked.files else None
+            listing = work / LISTING if options.files else None
             said, count = await _dump(dsn, work, listing, tell)
             copied = lost = None
             if listing:
-                before = asked.shelf.backups()[-1:]
+                before = options.shelf.backups()[-1:]
                 async with storage.running():
                     last = before[0] if before else None
-                    copied = await stored.take(storage, listing, count, work, last, tell, sure=asked.verify)
+                    copied = await stored.take(storage, listing, count, work, last, tell, sure=options.verify)
                 listing.unlink()
                 lost = copied.damaged + copied.unreadable + await _lost(dsn, copied.without)
             parts = [part(work, path) for path in sorted((work / DATABASE).iterdir())]
@@ -79,19 +79,19 @@ async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Stor
             manifest.write(work)
             tell("waiting for the disk")
             await asyncio.to_thread(sync_below, work)
-            if asked.verify:
+            if options.verify:
                 await asyncio.to_thread(verify_parts, work, manifest, tell)
                 name = f"mimu_verify_{os.getpid()}"
                 await restoring.proven(dsn, into(dsn, name), name, work, manifest, tell)
         archive = None
-        if asked.keys:
-            asked.keys.mkdir(mode=0o700, parents=True, exist_ok=True)
-            archive = asked.shelf.keys(final, asked.keys)
+        if options.keys:
+            options.keys.mkdir(mode=0o700, parents=True, exist_ok=True)
+            archive = options.shelf.keys(final, options.keys)
             keys.write(archive, secrets)
-        asked.shelf.finish(work, final)
+        options.shelf.finish(work, final)
         # For the server, which shows how old the last one is, before what is only tidying.
         noted = _noted(core.mimu_data_dir, manifest.made_at, whole=not lost, backup=final, keys=archive)
-        removed = asked.shelf.thin(asked.keep, asked.keys) if asked.keep else []
+        removed = options.shelf.thin(options.keep, options.keys) if options.keep else []
     return {
         "backup": str(final),
         "keys": archive and str(archive),
@@ -102,8 +102,8 @@ async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Stor
         "lost": lost,
         "unreadable": copied.unreadable if copied else [],
         "noted": noted,
-        "stepped_over": [str(path) for path in asked.shelf.foreign],
-        "verified": asked.verify,
+        "stepped_over": [str(path) for path in options.shelf.foreign],
+        "verified": options.verify,
         "removed": [str(path) for path in removed],
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -112,7 +112,7 @@ async def run(asked: Asked, core: Core, values: Mapping[str, str], storage: Stor
 def _noted(folder: Path, made_at: str, *, whole: bool, backup: Path, keys: Path | None) -> bool:
     """Whether the note of it could be written: the backup is whole either way."""
     try:
-        last_backup.note(folder, made_at, whole=whole, backup=backup, keys=keys)
+        last_backup.write(folder, made_at, whole=whole, backup=backup, keys=keys)
     except OSError:
         return False
     return True
@@ -178,21 +178,21 @@ def main() -> int:
         parser.error("--keys and --without-keys contradict each other")
     output = given.output.absolute()
     where = None if given.without_keys else (given.keys or output).absolute()
-    asked = Asked(Shelf(output), given.keep, given.files == "copy", where, given.verify)
-    return command.outcome(
-        lambda: _done(asked, given),
+    options = Asked(Shelf(output), given.keep, given.files == "copy", where, given.verify)
+    return command.run(
+        lambda: _done(options, given),
         failed="backup failed",
         interrupted="stopped; nothing is left of it",
         failures=(BackupError,),
     )
 
 
-async def _done(asked: Asked, given: argparse.Namespace) -> int:
+async def _done(options: Asked, given: argparse.Namespace) -> int:
     os.umask(0o077)
-    core, values, storage = command.beside_files(given.env_file)
+    core, values, storage = command.settings_and_storage(given.env_file)
     logs.configure("warning")
     with progress() as tell:
-        told = await run(asked, core, values, storage, tell)
+        told = await run(options, core, values, storage, tell)
     if given.json:
         print(json.dumps(told))
     else:

@@ -32,16 +32,16 @@ can be interrupted at any time. Exit codes: 0 done, 1 failed, 78 wrong settings.
 """
 
 
-async def run(asked: argparse.Namespace) -> int:
+async def run(options: argparse.Namespace) -> int:
     """Clean up, or with ``--dry-run`` only count what is due, and say how many rows, and files' bytes, that is."""
     wanted: dict[str, type[Section]] = {"": Core, "cleanup": Retention, "files": StorageSettings}
-    core, retention, stored = load(wanted, command.given(asked.env_file)).values()
+    core, retention, stored = load(wanted, command.read_settings(options.env_file)).values()
     assert isinstance(core, Core) and isinstance(retention, Retention) and isinstance(stored, StorageSettings)
     where = await command.cluster(core)
     storage = opened.storage(stored, core.mimu_data_dir)
     with progress() as tell:
         async with Database(where, max_connections=2).open() as db:
-            if asked.dry_run:
+            if options.dry_run:
                 rows = await cleanup.due(db, retention)
                 bodies = await files.waiting(db)
             else:
@@ -52,8 +52,8 @@ async def run(asked: argparse.Namespace) -> int:
                     bodies = await orphans.remove(db, storage)
     if bodies:
         rows[STORED] = bodies
-    what = "due" if asked.dry_run else "removed"
-    if asked.json:
+    what = "due" if options.dry_run else "removed"
+    if options.json:
         print(json.dumps({what: rows}))
     else:
         told = [f"{number:>10}  {table}" for table, number in rows.items() if number]
@@ -65,9 +65,9 @@ def main() -> int:
     parser = command.parser("cleanup", __doc__, EPILOG)
     command.common(parser)
     parser.add_argument("--dry-run", action="store_true", help="change nothing; count what would be removed")
-    asked = parser.parse_args()
-    return command.outcome(
-        lambda: run(asked), failed="cleanup failed", interrupted="stopped; what is removed stays removed"
+    options = parser.parse_args()
+    return command.run(
+        lambda: run(options), failed="cleanup failed", interrupted="stopped; what is removed stays removed"
     )
 
 

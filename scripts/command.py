@@ -167,7 +167,7 @@ def redis(core: Core) -> str:
     return url
 
 
-def given(env_file: Path | None) -> dict[str, str]:
+def read_settings(env_file: Path | None) -> dict[str, str]:
     """All settings, read before this process becomes the user of the data folder. Raises SettingsError."""
     values = environment(env_file)
     become_owner(Path(values.get("MIMU_DATA_DIR", "var")))
@@ -211,23 +211,23 @@ def user(uid: int) -> str:
         return str(uid)
 
 
-def made_for_the_server(core: Core) -> None:
+def refuse_new_folder_as_root(core: Core) -> None:
     """Raises SettingsError when root would make the data folder of a production: the servers' user could not use it."""
     if os.geteuid() == 0 and core.production and not core.mimu_data_dir.exists():
         fault = f"MIMU_DATA_DIR: {core.mimu_data_dir} is not there, and root must not make it:"
         raise SettingsError([f"{fault} make it for the server's user"])
 
 
-def beside_files(env_file: Path | None) -> tuple[Core, dict[str, str], Storage]:
+def settings_and_storage(env_file: Path | None) -> tuple[Core, dict[str, str], Storage]:
     """The house's settings, all values that were given, and the storage of files. Raises SettingsError."""
-    values = given(env_file)
+    values = read_settings(env_file)
     wanted: dict[str, type[Section]] = {"": Core, "files": StorageSettings}
     core, stored = load(wanted, values).values()
     assert isinstance(core, Core) and isinstance(stored, StorageSettings)
     return core, values, opened.storage(stored, core.mimu_data_dir)
 
 
-async def confirmed(question: str, word: str = "yes") -> bool:
+async def confirm(question: str, word: str = "yes") -> bool:
     """True if the operator types ``word``, or a name that the question asks for."""
     # On standard error: standard output may be read by a program.
     print(f"{question} Type {word} to go on: ", end="", file=sys.stderr, flush=True)
@@ -235,7 +235,7 @@ async def confirmed(question: str, word: str = "yes") -> bool:
     return answer.strip() == word
 
 
-def outcome(
+def run(
     work: Callable[[], Coroutine[Any, Any, int] | int],
     *,
     failed: str,
@@ -283,12 +283,12 @@ def fail(reason: str) -> int:
     return FAILED
 
 
-def misuse(reason: str) -> int:
+def usage_error(reason: str) -> int:
     """The exit code of wrong usage that only settings show, after its reason; parsers have ``error`` for the rest."""
     print(reason, file=sys.stderr)
     return WRONG_USAGE
 
 
-def shown(moment: datetime | None) -> str | None:
+def format_time(moment: datetime | None) -> str | None:
     """A time as scripts tell it: in UTC, to the second."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None

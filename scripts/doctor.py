@@ -30,7 +30,7 @@ from config.values import web_address
 from handlers.sockets.hub import PING_EVERY
 from handlers.tokens import Tokens
 from scripts import command
-from scripts.checks import database, examined, machine, nginx, public, redis, settings, storage
+from scripts.checks import database, machine, nginx, public, redis, run_examination, settings, storage
 
 SECONDS = 20.0  # for each thing; all are looked at together, and the slowest, a coturn that drops packets, takes 15
 HANDSHAKE = 60  # seconds that a token of nobody's is good for
@@ -59,10 +59,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=SECONDS, help=f"seconds for each (default: {SECONDS:g})")
     parser.add_argument("--strict", action="store_true", help="what is weak is wrong, too")
     command.common(parser)
-    asked = parser.parse_args(words)
-    if not asked.timeout > 0:
+    options = parser.parse_args(words)
+    if not options.timeout > 0:
         parser.error("--timeout counts seconds")
-    return asked
+    return options
 
 
 def _url(text: str) -> str:
@@ -87,7 +87,7 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def examinations(asked: argparse.Namespace, values: Mapping[str, str]) -> list[Examination]:
+def examinations(options: argparse.Namespace, values: Mapping[str, str]) -> list[Examination]:
     """All that can be looked at with these settings, in the order in which it is told. Raises SettingsError."""
     configuration = server.configure(_with_kept_secrets(values), make_secrets=False)
     core = configuration.core
@@ -96,9 +96,9 @@ def examinations(asked: argparse.Namespace, values: Mapping[str, str]) -> list[E
         field.upper(): getattr(section, field) for section in sections.values() for field in type(section).model_fields
     }
     found = [
-        settings.examination(named, values, asked.env_file or ENV_FILE),
+        settings.examination(named, values, options.env_file or ENV_FILE),
         machine.examination(core),
-        database.examination(core, asked.instances),
+        database.examination(core, options.instances),
         redis.examination(core),
     ]
     stored = configuration.sections.get("files")
@@ -109,9 +109,9 @@ def examinations(asked: argparse.Namespace, values: Mapping[str, str]) -> list[E
             examine = getattr(module, "examine", None)
             if examine is not None:
                 found.append(examine(core, configuration.sections[name]))
-        url = _public(asked, configuration)
-        found.append(nginx.examination(_nginx(asked, core), url and urlsplit(url).hostname, PING_EVERY))
-        found.append(public.examination(_door(url, asked, configuration)))
+        url = _public(options, configuration)
+        found.append(nginx.examination(_nginx(options, core), url and urlsplit(url).hostname, PING_EVERY))
+        found.append(public.examination(_target(url, options, configuration)))
     except (OSError, ValueError, TypeError) as error:
         found.append(_unreadable(core.keyring_path, error))
     return found
@@ -127,19 +127,21 @@ def _with_kept_secrets(values: Mapping[str, str]) -> dict[str, str]:
     return given
 
 
-def _nginx(asked: argparse.Namespace, core: Core) -> Path | None:
+def _nginx(options: argparse.Namespace, core: Core) -> Path | None:
     """nginx's configuration: the one that was named, else the system's where this is a production."""
-    return Path(asked.nginx) if asked.nginx else nginx.FILE if core.production else None
+    return Path(options.nginx) if options.nginx else nginx.FILE if core.production else None
 
 
-def _public(asked: argparse.Namespace, configuration: server.Configuration) -> str | None:
+def _public(options: argparse.Namespace, configuration: server.Configuration) -> str | None:
     """The public address: as it was named, else of the settings, else the one that nginx serves."""
-    url = asked.url or getattr(configuration.sections.get("files"), "files_public_url", None)
-    file = _nginx(asked, configuration.core)
+    url = options.url or getattr(configuration.sections.get("files"), "files_public_url", None)
+    file = _nginx(options, configuration.core)
     return url or (nginx.public_url(file) if file else None)
 
 
-def _door(url: str | None, asked: argparse.Namespace, configuration: server.Configuration) -> public.Door | None:
+def _target(
+    url: str | None, options: argparse.Namespace, configuration: server.Configuration
+) -> public.PublicAddress | None:
     core = configuration.core
     if url is None and not core.port:
         return None
@@ -148,7 +150,7 @@ def _door(url: str | None, asked: argparse.Namespace, configuration: server.Conf
         warnings.simplefilter("ignore")  # that the secret is short is a finding
         nobody = tokens.issue(uuid4(), uuid4(), "doctor", "")
     own = f"http://127.0.0.1:{core.port}"
-    return public.Door(url or own, core, nobody, asked.token_file, public=url is not None)
+    return public.PublicAddress(url or own, core, nobody, options.token_file, public=url is not None)
 
 
 def _unreadable(path: Path, error: Exception) -> Examination:
@@ -162,7 +164,7 @@ def _unreadable(path: Path, error: Exception) -> Examination:
 
 async def look(chosen: Sequence[Examination], seconds: float) -> dict[str, list[Finding]]:
     """What each of them finds, all at the same time."""
-    found = await asyncio.gather(*(examined(examination, seconds) for examination in chosen))
+    found = await asyncio.gather(*(run_examination(examination, seconds) for examination in chosen))
     return {examination.name: findings for examination, findings in zip(chosen, found, strict=True)}
 
 
@@ -188,27 +190,27 @@ def _counts(found: Mapping[str, Sequence[Finding]]) -> Counter[str]:
     return Counter(finding.state for findings in found.values() for finding in findings)
 
 
-async def run(asked: argparse.Namespace) -> int:
+async def run(options: argparse.Namespace) -> int:
     """Examine, and show what was found. Raises SettingsError when the settings can't be read at all."""
-    values = command.given(asked.env_file)
+    values = command.read_settings(options.env_file)
     unusable = False
     try:
-        chosen = examinations(asked, values)
+        chosen = examinations(options, values)
     except SettingsError as error:
         unusable = True
         chosen = [settings.unusable(error.faults)]
-    if asked.only and not unusable:
-        unknown = set(asked.only) - {examination.name for examination in chosen}
+    if options.only and not unusable:
+        unknown = set(options.only) - {examination.name for examination in chosen}
         if unknown:
             names = ", ".join(examination.name for examination in chosen)
-            return command.misuse(f"--only: there is no {', '.join(sorted(unknown))}; there are {names}")
-        chosen = [examination for examination in chosen if examination.name in asked.only]
+            return command.usage_error(f"--only: there is no {', '.join(sorted(unknown))}; there are {names}")
+        chosen = [examination for examination in chosen if examination.name in options.only]
     begun = time.monotonic()
-    found = await look(chosen, asked.timeout)
+    found = await look(chosen, options.timeout)
     seconds = time.monotonic() - begun
     counts = _counts(found)
-    well = not counts["wrong"] and not (asked.strict and counts["weak"])
-    if asked.json:
+    well = not counts["wrong"] and not (options.strict and counts["weak"])
+    if options.json:
         rows = [{"examination": name, **finding._asdict()} for name, findings in found.items() for finding in findings]
         counted = {state: counts[state] for state in MARKS}
         print(json.dumps({"well": well, "counts": counted, "seconds": round(seconds, 1), "findings": rows}))
@@ -220,10 +222,10 @@ async def run(asked: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    asked = parse()
+    options = parse()
     logs.configure("error")
     logging.disable()  # what it stumbles over is a finding, and said once
-    return command.outcome(lambda: run(asked), failed="the examination failed")
+    return command.run(lambda: run(options), failed="the examination failed")
 
 
 if __name__ == "__main__":

@@ -28,21 +28,21 @@ class Address(Section):
     database_url: DatabaseUrl | None = Field(None, description="The database to bring up to date.")
 
 
-async def run(asked: argparse.Namespace) -> int:
+async def run(options: argparse.Namespace) -> int:
     """0 when the database is (now) up to date. ``--check`` changes nothing, and 1 means that something is due."""
-    dsn = _address(asked)
-    if asked.check:
+    dsn = _address(options)
+    if options.check:
         due = sorted(set(migrations.versions()) - set(await migrations.applied(dsn)))
-        _say(asked.json, {"due": due}, f"due: {', '.join(due)}" if due else "up to date")
+        _say(options.json, {"due": due}, f"due: {', '.join(due)}" if due else "up to date")
         return 1 if due else 0
     done = await migrations.migrate(dsn, report=lambda text: print(text, file=sys.stderr, flush=True))
-    _say(asked.json, {"applied": done}, f"applied: {', '.join(done)}" if done else "up to date")
+    _say(options.json, {"applied": done}, f"applied: {', '.join(done)}" if done else "up to date")
     return 0
 
 
-def _address(asked: argparse.Namespace) -> str:
+def _address(options: argparse.Namespace) -> str:
     """The address of the database. Raises SettingsError."""
-    [address] = load({"": Address}, command.given(asked.env_file)).values()
+    [address] = load({"": Address}, command.read_settings(options.env_file)).values()
     assert isinstance(address, Address)
     if address.database_url is None:
         raise SettingsError(["DATABASE_URL: missing; the embedded database is migrated by the server itself"])
@@ -57,8 +57,8 @@ def main() -> int:
     parser = command.parser("migrate", __doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 when a migration is due")
     command.common(parser)
-    asked = parser.parse_args()
-    return command.outcome(lambda: run(asked), failed="migration failed", failures=(migrations.MigrationError,))
+    options = parser.parse_args()
+    return command.run(lambda: run(options), failed="migration failed", failures=(migrations.MigrationError,))
 
 
 if __name__ == "__main__":

@@ -40,71 +40,71 @@ usage; 3 all are there but those that the old storage lacks, or has damaged, whi
 """
 
 
-def _storages(asked: argparse.Namespace) -> tuple[Core, Storage, Storage, str]:
+def _storages(options: argparse.Namespace) -> tuple[Core, Storage, Storage, str]:
     """The settings, both storages, and the name of the new one. Raises SettingsError."""
-    changes = environment(asked.to, {})  # now, for only root may be able to read it
-    values = command.given(asked.env_file)
+    changes = environment(options.to, {})  # now, for only root may be able to read it
+    values = command.read_settings(options.env_file)
     given = {name: value for name, value in values.items() if not name.startswith("S3_")}
     given |= {name: value for name, value in changes.items() if name.startswith("S3_")}
     wanted: dict[str, type[Section]] = {"": Core, "files": StorageSettings}
     core, old = load(wanted, values).values()
     new = load({"files": StorageSettings}, given)["files"]
     assert isinstance(core, Core) and isinstance(old, StorageSettings) and isinstance(new, StorageSettings)
-    if asked.dry_run:
+    if options.dry_run:
         new = new.model_copy(update={"s3_create_bucket": False})
     name = opened.name(new, core.mimu_data_dir)
     if name == opened.name(old, core.mimu_data_dir):
-        raise SettingsError([f"{asked.to}: it names {name}, where the files are already"])
+        raise SettingsError([f"{options.to}: it names {name}, where the files are already"])
     return core, opened.storage(old, core.mimu_data_dir), opened.storage(new, core.mimu_data_dir), name
 
 
-async def run(asked: argparse.Namespace) -> dict[str, Any]:
+async def run(options: argparse.Namespace) -> dict[str, Any]:
     """Move the files, or say what is to be moved; what came of it."""
-    core, source, target, name = _storages(asked)
+    core, source, target, name = _storages(options)
     async with command.database(core) as dsn:
-        if asked.finish:
+        if options.finish:
             async with restoring.target(dsn) as place:
                 await place.alone()
         connection = await connect(dsn, timeout=5, server_settings={"application_name": "mimu-move-files"})
         try:
-            if asked.dry_run:
+            if options.dry_run:
                 moved, unfinished = await moving.lacking(connection, target), await moving.unfinished(connection)
             else:
-                moved, unfinished = await _move(asked, core, connection, source, target, name)
+                moved, unfinished = await _move(options, core, connection, source, target, name)
         finally:
             await connection.close()
-    return {"to": name, **asdict(moved), "unfinished": unfinished, "finished": asked.finish}
+    return {"to": name, **asdict(moved), "unfinished": unfinished, "finished": options.finish}
 
 
 async def _move(
-    asked: argparse.Namespace, core: Core, connection: Any, source: Storage, target: Storage, name: str
+    options: argparse.Namespace, core: Core, connection: Any, source: Storage, target: Storage, name: str
 ) -> tuple[moving.Moved, int]:
-    command.made_for_the_server(core)
+    command.refuse_new_folder_as_root(core)
     # One for each storage that files were moved to.
     noted = hashlib.sha256(name.encode()).hexdigest()[:16]
     with moving.journal(core.mimu_data_dir / "moving", noted) as notes, progress() as tell:
         async with source.running(), target.running():
             await target.check()
-            moved = await moving.move(connection, source, target, notes, tell, verify=asked.verify)
-        if not asked.finish:
+            moved = await moving.move(connection, source, target, notes, tell, verify=options.verify)
+        if not options.finish:
             return moved, await moving.unfinished(connection)
         forgotten = await moving.forget_unfinished(connection)
         notes.done()
         return moved, forgotten
 
 
-def _say(told: dict[str, Any], asked: argparse.Namespace) -> None:
+def _say(told: dict[str, Any], options: argparse.Namespace) -> None:
     size = f"{told['bytes'] / 1e6:.1f} MB"
-    if asked.dry_run:
+    if options.dry_run:
         print(f"to be copied to {told['to']}: {told['copied']} files, {size}; {told['present']} are there")
         print(f"uploads under way, which begin again after the move: {told['unfinished']}")
         return
     print(f"copied to {told['to']}: {told['copied']} files, {size}; {told['present']} were there")
     if told["removed"]:
         print(f"removed there, since they were deleted here: {told['removed']}")
-    if asked.finish:
+    if options.finish:
         print(f"uploads under way that were forgotten: {told['unfinished']}")
-        print(f"Now put the lines of {asked.to} into the settings of all servers and scripts, and start the servers.")
+        print(f"Now put the lines of {options.to} into the settings of all servers and scripts, and start the servers.")
     else:
         print("Files that are uploaded from now on are not there: run it again, and once more with --finish when all")
         print("servers are stopped.")
@@ -120,30 +120,30 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--finish", action="store_true", help="the last run, with all servers stopped: uploads under way are forgotten"
     )
     command.common(parser)
-    asked = parser.parse_args(words)
-    if asked.dry_run and (asked.finish or asked.verify):
+    options = parser.parse_args(words)
+    if options.dry_run and (options.finish or options.verify):
         parser.error("--dry-run copies nothing, so there is nothing to finish or to verify")
-    return asked
+    return options
 
 
 def main() -> int:
-    asked = parse()
-    return command.outcome(
-        lambda: _done(asked),
+    options = parse()
+    return command.run(
+        lambda: _done(options),
         failed="the files are not moved",
         interrupted="stopped; run it again to go on",
         failures=(BackupError, moving.MoveError),
     )
 
 
-async def _done(asked: argparse.Namespace) -> int:
+async def _done(options: argparse.Namespace) -> int:
     os.umask(0o077)
     logs.configure("error")
-    told = await run(asked)
-    if asked.json:
+    told = await run(options)
+    if options.json:
         print(json.dumps(told))
     else:
-        _say(told, asked)
+        _say(told, options)
     await asyncio.to_thread(sys.stdout.flush)
     for what, keys in (("the old storage lacks", told["missing"]), ("damaged in the old storage", told["damaged"])):
         if keys:

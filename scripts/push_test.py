@@ -62,7 +62,7 @@ BY_STATUS = {
     404: "The provider does not know the token any more.",
     410: "The provider does not know the token any more.",
     413: "The provider finds the push too large.",
-    429: "The provider is being asked too much.",
+    429: "The provider receives too many requests.",
     500: "The provider made a mistake.",
     503: "The provider is overloaded or being repaired.",
 }
@@ -74,27 +74,27 @@ def explained(verdict: Mapping[str, Any]) -> str:
     return words or "That is not an answer that its documentation explains."
 
 
-async def run(asked: argparse.Namespace, core: Core) -> int:
+async def run(options: argparse.Namespace, core: Core) -> int:
     redis_url = command.redis(core)
     async with Database(await command.cluster(core), max_connections=2).open() as db:
-        possible = re.fullmatch("[A-Za-z0-9_]{3,32}", asked.public_id)
-        found = await accounts.find(db, asked.public_id) if possible else None
+        possible = re.fullmatch("[A-Za-z0-9_]{3,32}", options.public_id)
+        found = await accounts.find(db, options.public_id) if possible else None
         if found is None:
             return command.fail("there is no such user")
         rows = await push.tokens(db, found["id"])
-    if asked.list:
-        _show(asked, rows)
+    if options.list:
+        _show(options, rows)
         return 0
-    chosen = next((row for row in rows if asked.token in (None, row["id"])), None)
+    chosen = next((row for row in rows if options.token in (None, row["id"])), None)
     if chosen is None:
-        return command.fail("they have no such token" if asked.token else "they have no device registered")
+        return command.fail("they have no such token" if options.token else "they have no device registered")
     async with Redis.from_url(redis_url, socket_connect_timeout=2, socket_timeout=REPLY_TIMEOUT + 5) as redis:
         verdict = await _sent(redis, found["id"], chosen["id"])
     if verdict is None:
         return command.fail(
             f"nobody sent it within {REPLY_TIMEOUT} s: no server runs, or none has a key for {chosen['provider']}"
         )
-    if asked.json:
+    if options.json:
         print(json.dumps({"token_id": str(chosen["id"]), **verdict, "explanation": explained(verdict)}))
     else:
         said = f"{verdict['status']} {verdict['reason']}".strip() if verdict["status"] else verdict["reason"]
@@ -115,12 +115,12 @@ async def _sent(redis: Redis, user_id: UUID, token_id: UUID) -> dict[str, Any] |
     return json.loads(answer[1]) if answer else None
 
 
-def _show(asked: argparse.Namespace, rows: Sequence[Row]) -> None:
+def _show(options: argparse.Namespace, rows: Sequence[Row]) -> None:
     shown = [
         {"id": str(row["id"]), "provider": row["provider"], "registered_at": row["registered_at"].isoformat()}
         for row in rows
     ]
-    if asked.json:
+    if options.json:
         print(json.dumps(shown))
         return
     for row in shown:
@@ -133,8 +133,8 @@ def main() -> int:
     parser.add_argument("--token", type=UUID, help="the id of the device's token")
     parser.add_argument("--list", action="store_true", help="send nothing; show the account's tokens")
     command.common(parser)
-    asked = parser.parse_args()
-    return command.outcome(lambda: run(asked, settings.core(command.given(asked.env_file))), failed="failed")
+    options = parser.parse_args()
+    return command.run(lambda: run(options, settings.core(command.read_settings(options.env_file))), failed="failed")
 
 
 if __name__ == "__main__":

@@ -73,10 +73,10 @@ async def database(core: Core, name: str | None) -> AsyncIterator[str]:
 
 
 async def restore(
-    asked: argparse.Namespace, core: Core, values: Mapping[str, str], storage: Storage, tell: Tell
+    options: argparse.Namespace, core: Core, values: Mapping[str, str], storage: Storage, tell: Tell
 ) -> dict[str, Any]:
     """Restore a backup; what is told of it."""
-    folder = asked.backup.absolute()
+    folder = options.backup.absolute()
     manifest = Manifest.read(folder)
     if manifest.schema > migrations.versions()[-1]:
         raise BackupError(
@@ -85,35 +85,35 @@ async def restore(
         )
     await asyncio.to_thread(verify, folder, manifest, tell)
     told: dict[str, Any] = {"backup": str(folder), "made_at": manifest.made_at, "schema": manifest.schema}
-    if asked.check:
+    if options.check:
         return {**told, "rows": manifest.rows, "files": manifest.files and manifest.files.count}
-    secrets = keys.read(asked.keys) if asked.keys else {}
-    files = manifest.files if asked.files == "copy" and asked.into is None else None
-    async with database(core, asked.into) as dsn, target(dsn) as place:
+    secrets = keys.read(options.keys) if options.keys else {}
+    files = manifest.files if options.files == "copy" and options.into is None else None
+    async with database(core, options.into) as dsn, target(dsn) as place:
         await _possible(place, manifest)
         await place.alone()
-        await _agreed(asked, dsn, place, f"restores the backup of {manifest.made_at}")
+        await _agreed(options, dsn, place, f"restores the backup of {manifest.made_at}")
         async with place.closed(folder.name):
             await place.alone()  # a supervisor may have started one while we asked
-            told["keys"] = keys.put_back(core, values, secrets, force=asked.force)
+            told["keys"] = keys.put_back(core, values, secrets, force=options.force)
             await place.empty()
-        await place.fill(folder, asked.jobs, tell)
+        await place.fill(folder, options.jobs, tell)
         if files is not None:
             async with storage.running():
                 await stored.put_back(storage, folder, files, tell)
         told["files"] = files and files.count
         without = files.without if files else ()
-        return {**told, **await _settle(asked, core, place, without, tell)}
+        return {**told, **await _settle(options, core, place, without, tell)}
 
 
-async def settle(asked: argparse.Namespace, core: Core, tell: Tell) -> dict[str, Any]:
+async def settle(options: argparse.Namespace, core: Core, tell: Tell) -> dict[str, Any]:
     """Make a database that was put back by other means safe; what is told of it."""
-    async with database(core, asked.into) as dsn, target(dsn) as place:
+    async with database(core, options.into) as dsn, target(dsn) as place:
         await migrations.ready(dsn)
         await place.alone()
-        await _agreed(asked, dsn, place, "ends all sessions and withdraws all one-time prekeys", over=True)
+        await _agreed(options, dsn, place, "ends all sessions and withdraws all one-time prekeys", over=True)
         await place.alone()  # a supervisor may have started one while we asked
-        return await _settle(asked, core, place, (), tell)
+        return await _settle(options, core, place, (), tell)
 
 
 async def _possible(place: Target, manifest: Manifest) -> None:
@@ -122,31 +122,31 @@ async def _possible(place: Target, manifest: Manifest) -> None:
     await find("pg_restore", place.postgresql)  # before the database is emptied
 
 
-async def _agreed(asked: argparse.Namespace, dsn: str, place: Target, what: str, *, over: bool = False) -> None:
+async def _agreed(options: argparse.Namespace, dsn: str, place: Target, what: str, *, over: bool = False) -> None:
     """Raises BackupError when there is something to be lost, or the operator does not say yes."""
     name = await place.name()
     lost = None if over else await place.holds()
-    if lost and not asked.force:
+    if lost and not options.force:
         raise BackupError(f"the database {name} has {lost}: restore into an empty one, or replace them with --force")
-    if asked.yes:
+    if options.yes:
         return
     replaced = f", in place of {lost}, which are lost" if lost else ""
     where = f"{name} at {urlsplit(dsn).hostname or 'this machine'}"
-    if not await command.confirmed(f"This {what} in {where}{replaced}."):
+    if not await command.confirm(f"This {what} in {where}{replaced}."):
         raise BackupError("not confirmed; nothing was changed")
 
 
 async def _settle(
-    asked: argparse.Namespace, core: Core, place: Target, without: tuple[str, ...], tell: Tell
+    options: argparse.Namespace, core: Core, place: Target, without: tuple[str, ...], tell: Tell
 ) -> dict[str, Any]:
     tell("making it safe")
     keyring = None
-    if not asked.keep_sessions and asked.into is None:
+    if not options.keep_sessions and options.into is None:
         # Before servers can start: with the old secret they would take tokens of sessions that ended since the backup.
         KeyringFile(core.keyring_path).renew("jwt")
         keyring = str(core.keyring_path)
-    done = await place.settle(keep_sessions=asked.keep_sessions, without=without)
-    if asked.into is None:
+    done = await place.settle(keep_sessions=options.keep_sessions, without=without)
+    if options.into is None:
         await command.move_fence(core, await place.identity())
     tell("gathering statistics")
     await place.analyze()
@@ -198,33 +198,33 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="restore so many tables at a time (default: 1)")
     parser.add_argument("--yes", action="store_true", help="don't ask")
     command.common(parser)
-    asked = parser.parse_args()
-    if (asked.backup is None) != asked.settle:
+    options = parser.parse_args()
+    if (options.backup is None) != options.settle:
         parser.error("name a backup, or --settle")
-    if asked.jobs < 1 or (asked.into and asked.keys):
-        parser.error("--jobs counts from 1" if asked.jobs < 1 else "--into restores no secrets")
-    return asked
+    if options.jobs < 1 or (options.into and options.keys):
+        parser.error("--jobs counts from 1" if options.jobs < 1 else "--into restores no secrets")
+    return options
 
 
 def main() -> int:
-    asked = _parse()
-    return command.outcome(
-        lambda: _done(asked),
+    options = _parse()
+    return command.run(
+        lambda: _done(options),
         failed="restore failed",
         interrupted="interrupted; if it had begun, no server starts until it is run again",
         failures=(BackupError, migrations.MigrationError),
     )
 
 
-async def _done(asked: argparse.Namespace) -> int:
+async def _done(options: argparse.Namespace) -> int:
     os.umask(0o077)
-    core, values, storage = command.beside_files(asked.env_file)
-    if not asked.check:
-        command.made_for_the_server(core)
+    core, values, storage = command.settings_and_storage(options.env_file)
+    if not options.check:
+        command.refuse_new_folder_as_root(core)
     logs.configure("warning")
     with progress() as tell:
-        told = await (settle(asked, core, tell) if asked.settle else restore(asked, core, values, storage, tell))
-    if asked.json:
+        told = await (settle(options, core, tell) if options.settle else restore(options, core, values, storage, tell))
+    if options.json:
         print(json.dumps(told))
     else:
         _say(told)

@@ -39,24 +39,24 @@ def given(kind: str, core: Core, values: dict[str, str]) -> list[str]:
     return [named, *previous]
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Rotate one secret, or say what would be. Raises SettingsError, OSError, ValueError."""
-    delay = DELAY[asked.kind] if asked.delay is None else asked.delay
-    values = command.given(asked.env_file)
+    delay = DELAY[options.kind] if options.delay is None else options.delay
+    values = command.read_settings(options.env_file)
     core = settings.core(values)
-    command.made_for_the_server(core)
-    life = core.jwt_expiration_hours * 3600 if asked.kind == "jwt" else TURN_LIFE
+    command.refuse_new_folder_as_root(core)
+    life = core.jwt_expiration_hours * 3600 if options.kind == "jwt" else TURN_LIFE
     file = KeyringFile(core.keyring_path)
-    before = given(asked.kind, core, values)
-    keys = file.rotate(asked.kind, before, delay=delay, keep=life + CLOCKS, dry_run=asked.dry_run)
+    before = given(options.kind, core, values)
+    keys = file.rotate(options.kind, before, delay=delay, keep=life + CLOCKS, dry_run=options.dry_run)
     told = [{"kid": key.kid, "signs_from": _time(key.active_at), "accepted_until": _time(key.until)} for key in keys]
-    if asked.json:
-        print(json.dumps({"file": str(file.path), "dry_run": asked.dry_run, "keys": told}))
+    if options.json:
+        print(json.dumps({"file": str(file.path), "dry_run": options.dry_run, "keys": told}))
         return 0
-    print(f"{'would write' if asked.dry_run else 'wrote'} {file.path}")
+    print(f"{'would write' if options.dry_run else 'wrote'} {file.path}")
     for key in told:
         print(f"{key['kid']}  signs from {key['signs_from']}  accepted until {key['accepted_until']}")
-    if asked.kind == "turn":
+    if options.kind == "turn":
         print("Give coturn the new secret before it signs: python -m scripts.turnserver_conf, then restart coturn.")
     return 0
 
@@ -75,8 +75,8 @@ def main() -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be, and change nothing")
     command.common(parser)
-    asked = parser.parse_args()
-    return command.outcome(lambda: run(asked), failed="rotation failed", failures=(ValueError,))
+    options = parser.parse_args()
+    return command.run(lambda: run(options), failed="rotation failed", failures=(ValueError,))
 
 
 if __name__ == "__main__":

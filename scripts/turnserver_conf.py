@@ -190,29 +190,29 @@ def accepted(core: Core, values: dict[str, str]) -> list[str]:
     return [key.secret if isinstance(key, Key) else key for key in keys if isinstance(key, str) or key.accepted(now)]
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Write the configuration. Raises SettingsError, OSError, ValueError."""
-    output: Path = asked.output
-    if asked.networks:
+    output: Path = options.output
+    if options.networks:
         output.write_text(with_networks(TEMPLATE.read_text()))
-        return _written(asked, 0)
-    values = environment(asked.env_file)  # as root, if we are: the file is coturn's
+        return _written(options, 0)
+    values = environment(options.env_file)  # as root, if we are: the file is coturn's
     secrets = accepted(settings.core(values), values)
     before = output.read_text() if output.exists() else ""
-    given = {name: getattr(asked, name) for name in ("realm", "external_ip", "cert", "pkey")}
+    given = {name: getattr(options, name) for name in ("realm", "external_ip", "cert", "pkey")}
     try:
-        whose = owner(output, asked.user)
+        whose = owner(output, options.user)
     except KeyError:
-        raise ValueError(f"there is no user {asked.user}") from None
+        raise ValueError(f"there is no user {options.user}") from None
     write(output, render(TEMPLATE.read_text(), secrets, before, **given), whose)
     with contextlib.suppress(KeyError):
         if os.geteuid() == 0 and not readable(output, ACCOUNT):
             print(f"{ACCOUNT} can't read it, and coturn must not start like that: --user {ACCOUNT}", file=sys.stderr)
-    return _written(asked, len(secrets))
+    return _written(options, len(secrets))
 
 
-def _written(asked: argparse.Namespace, secrets: int) -> int:
-    print(json.dumps({"file": str(asked.output), "secrets": secrets}) if asked.json else f"wrote {asked.output}")
+def _written(options: argparse.Namespace, secrets: int) -> int:
+    print(json.dumps({"file": str(options.output), "secrets": secrets}) if options.json else f"wrote {options.output}")
     return 0
 
 
@@ -226,8 +226,8 @@ def main() -> int:
     parser.add_argument("--cert", help="certificate chain for turns:")
     parser.add_argument("--pkey", help="its private key")
     command.common(parser)
-    asked = parser.parse_args()
-    return command.outcome(lambda: run(asked), failed="not written", failures=(ValueError,))
+    options = parser.parse_args()
+    return command.run(lambda: run(options), failed="not written", failures=(ValueError,))
 
 
 if __name__ == "__main__":

@@ -67,30 +67,30 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-async def run(asked: argparse.Namespace, core: Core) -> int:
+async def run(options: argparse.Namespace, core: Core) -> int:
     """Do what was asked for, and say what that was."""
     async with Database(await command.cluster(core), max_connections=2).open() as db:
         # What can't be a public id is not asked for: PostgreSQL would take offence at some of it.
-        possible = re.fullmatch("[A-Za-z0-9_]{3,32}", asked.public_id)
-        found = await accounts.find(db, asked.public_id) if possible else None
+        possible = re.fullmatch("[A-Za-z0-9_]{3,32}", options.public_id)
+        found = await accounts.find(db, options.public_id) if possible else None
         if found is None:
             return command.fail("there is no such user")
-        if asked.command == "show":
-            _say(asked, await _shown(db, found))
+        if options.command == "show":
+            _say(options, await _shown(db, found))
             return 0
-        if asked.dry_run:
-            _say(asked, {"dry_run": True, **_foreseen(asked.command, found)})
+        if options.dry_run:
+            _say(options, {"dry_run": True, **_foreseen(options.command, found)})
             return 0
-        if asked.command == "delete" and not asked.yes:
+        if options.command == "delete" and not options.yes:
             name = found["public_id"]
-            if not await command.confirmed(f"This erases {name} for ever.", name):
+            if not await command.confirm(f"This erases {name} for ever.", name):
                 return command.fail("not confirmed; nothing was changed")
-        change = await CHANGES[asked.command](db, found["id"], asked.actor)
+        change = await CHANGES[options.command](db, found["id"], options.actor)
     if change is None:
         return command.fail("there is no such user any more")
     if change.ended:
         await _announce(core, change.ended)
-    _say(asked, _told(asked.command, found, changed=change.changed, ended=len(change.ended)))
+    _say(options, _told(options.command, found, changed=change.changed, ended=len(change.ended)))
     return 0
 
 
@@ -100,20 +100,20 @@ async def _shown(db: Database, found: Row) -> dict[str, object]:
     return {
         "user_id": str(found["id"]),
         "public_id": found["public_id"],
-        "created_at": command.shown(found["created_at"]),
+        "created_at": command.format_time(found["created_at"]),
         "is_online": found["is_online"],
-        "last_seen": command.shown(found["last_seen"]),
-        "suspended_at": command.shown(found["suspended_at"]),
+        "last_seen": command.format_time(found["last_seen"]),
+        "suspended_at": command.format_time(found["suspended_at"]),
         "one_time_prekeys": remaining.one_time,
         "kyber_prekeys": remaining.kyber,
-        "signed_prekey_created_at": command.shown(signed["created_at"] if signed else None),
+        "signed_prekey_created_at": command.format_time(signed["created_at"] if signed else None),
         "sessions": [
             {
                 "id": str(session["id"]),
                 "platform": session["platform"],
                 "client_version": session["client_version"],
-                "created_at": command.shown(session["created_at"]),
-                "last_used_at": command.shown(session["last_used_at"]),
+                "created_at": command.format_time(session["created_at"]),
+                "last_used_at": command.format_time(session["last_used_at"]),
             }
             for session in await sessions.live(db, found["id"])
         ],
@@ -156,8 +156,8 @@ async def _announce(core: Core, ended: Sequence[sessions.Ended]) -> None:
         print(f"Redis is away ({type(error).__name__}); the servers will notice within ten seconds", file=sys.stderr)
 
 
-def _say(asked: argparse.Namespace, value: dict[str, object]) -> None:
-    if asked.json:
+def _say(options: argparse.Namespace, value: dict[str, object]) -> None:
+    if options.json:
         print(json.dumps(value))
         return
     for name, said in value.items():
@@ -176,8 +176,8 @@ def _plain(value: object) -> object:
 
 
 def main() -> int:
-    asked = parse()
-    return command.outcome(lambda: run(asked, settings.core(command.given(asked.env_file))), failed="failed")
+    options = parse()
+    return command.run(lambda: run(options, settings.core(command.read_settings(options.env_file))), failed="failed")
 
 
 if __name__ == "__main__":

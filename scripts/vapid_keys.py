@@ -48,24 +48,24 @@ def public(path: Path) -> str:
     return base64.urlsafe_b64encode(point).decode().rstrip("=")
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Make the key unless there is one, and show its public half. Raises SettingsError, OSError and more."""
-    values = environment(asked.env_file)  # as root, if we are: the key may be for /etc
-    named = asked.file or values.get("VAPID_PRIVATE_KEY_FILE")
+    values = environment(options.env_file)  # as root, if we are: the key may be for /etc
+    named = options.file or values.get("VAPID_PRIVATE_KEY_FILE")
     if named is None:
-        return command.misuse("name a file; VAPID_PRIVATE_KEY_FILE does not name one either")
+        return command.usage_error("name a file; VAPID_PRIVATE_KEY_FILE does not name one either")
     path = Path(named)
     there = path.exists()
-    if not there and not asked.dry_run:
+    if not there and not options.dry_run:
         make(path)
         # Root may write to /etc, and the servers must be able to read it.
         if held := command.other_owner(Path(values.get("MIMU_DATA_DIR", "var"))):
             os.chown(path, held.st_uid, held.st_gid)
     key = public(path) if path.exists() else None
-    if asked.json:
-        print(json.dumps({"file": str(path), "made": not there and not asked.dry_run, "public_key": key}))
+    if options.json:
+        print(json.dumps({"file": str(path), "made": not there and not options.dry_run, "public_key": key}))
         return 0
-    print(f"{'kept' if there else 'would make' if asked.dry_run else 'made'} {path}")
+    print(f"{'kept' if there else 'would make' if options.dry_run else 'made'} {path}")
     if key:
         print(f"public key: {key}")
         print(f"settings: VAPID_PRIVATE_KEY_FILE={path.resolve()} and VAPID_SUBJECT=mailto:YOU@YOUR.DOMAIN")
@@ -77,9 +77,9 @@ def main() -> int:
     parser.add_argument("file", type=Path, nargs="?", help="where the key is to be (default: VAPID_PRIVATE_KEY_FILE)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     command.common(parser)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     failures = (ValueError, TypeError)
-    return command.outcome(lambda: run(asked), failed="no key could be read or written", failures=failures)
+    return command.run(lambda: run(options), failed="no key could be read or written", failures=failures)
 
 
 if __name__ == "__main__":

@@ -58,41 +58,43 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     revoke.add_argument("which", metavar="WHICH", nargs="*", help="an id, or -")
     revoke.add_argument("--batch", type=command.label, help="all those of that batch")
     revoke.add_argument("--cancel", action="store_true", help="of used ones, end what they bought")
-    asked = parser.parse_args(words)
-    if asked.command == "revoke" and bool(asked.which) == bool(asked.batch):
+    options = parser.parse_args(words)
+    if options.command == "revoke" and bool(options.which) == bool(options.batch):
         parser.error("name vouchers, or a --batch")
-    return asked
+    return options
 
 
-async def run(asked: argparse.Namespace, core: Core) -> int:
+async def run(options: argparse.Namespace, core: Core) -> int:
     """Do what was asked for, and say what that was."""
     async with Database(await command.cluster(core), max_connections=2).open() as db:
-        if asked.command == "create":
-            return await _create(asked, db)
-        if asked.command == "list":
-            return await _list(asked, db)
-        return await _revoke(asked, db)
+        if options.command == "create":
+            return await _create(options, db)
+        if options.command == "list":
+            return await _list(options, db)
+        return await _revoke(options, db)
 
 
-async def _create(asked: argparse.Namespace, db: Database) -> int:
-    if asked.dry_run:
-        print(json.dumps({"dry_run": True, "codes": asked.count}) if asked.json else f"codes: {asked.count}")
+async def _create(options: argparse.Namespace, db: Database) -> int:
+    if options.dry_run:
+        print(json.dumps({"dry_run": True, "codes": options.count}) if options.json else f"codes: {options.count}")
         return 0
-    expires = datetime.now(UTC) + timedelta(days=asked.valid_days) if asked.valid_days else None
-    codes = await vouchers.create(db, asked.tier, asked.days, asked.count, expires_at=expires, batch=asked.batch)
-    print(json.dumps(codes) if asked.json else "\n".join(codes))
+    expires = datetime.now(UTC) + timedelta(days=options.valid_days) if options.valid_days else None
+    codes = await vouchers.create(
+        db, options.tier, options.days, options.count, expires_at=expires, batch=options.batch
+    )
+    print(json.dumps(codes) if options.json else "\n".join(codes))
     return 0
 
 
-async def _list(asked: argparse.Namespace, db: Database) -> int:
+async def _list(options: argparse.Namespace, db: Database) -> int:
     code_hash = None
-    if asked.code:
+    if options.code:
         code = vouchers.read(sys.stdin.readline())
         if code is None:
             return command.fail("that is no code; something in it is mistyped")
         code_hash = subscriptions.proof_hash("voucher", code)
-    rows = await vouchers.listed(db, proof_hash=code_hash, batch=asked.batch, state=asked.state)
-    if asked.json:
+    rows = await vouchers.listed(db, proof_hash=code_hash, batch=options.batch, state=options.state)
+    if options.json:
         print(json.dumps([_shown(row) for row in rows]))
     else:
         for row in rows:
@@ -102,17 +104,17 @@ async def _list(asked: argparse.Namespace, db: Database) -> int:
                 row["tier"],
                 f"{row['days']} days",
                 row["state"],
-                command.shown(ended) or "-",
+                command.format_time(ended) or "-",
                 row["batch"] or "-",
             )
             print("  ".join(str(part) for part in parts))
     return 0
 
 
-async def _revoke(asked: argparse.Namespace, db: Database) -> int:
+async def _revoke(options: argparse.Namespace, db: Database) -> int:
     ids, hashes, wrong = [], [], 0
-    given = [word for word in asked.which if word != "-"]
-    given += [line.strip() for line in sys.stdin if line.strip()] if "-" in asked.which else []
+    given = [word for word in options.which if word != "-"]
+    given += [line.strip() for line in sys.stdin if line.strip()] if "-" in options.which else []
     for word in given:
         code = vouchers.read(word)
         if code is not None:
@@ -122,34 +124,34 @@ async def _revoke(asked: argparse.Namespace, db: Database) -> int:
             ids.append(UUID(word))
         except ValueError:
             wrong += 1
-    found = await vouchers.revoke(db, ids=ids, hashes=hashes, batch=asked.batch, dry_run=asked.dry_run)
+    found = await vouchers.revoke(db, ids=ids, hashes=hashes, batch=options.batch, dry_run=options.dry_run)
     states = [row["state"] for row in found]
     cancelled = 0
-    if asked.cancel and not asked.dry_run:
+    if options.cancel and not options.dry_run:
         for row in found:
             if row["state"] == "used":
                 cancelled += bool(await subscriptions.cancel(db, row["proof_hash"]))
-    missing = wrong + len(set(ids)) + len(set(hashes)) - len(found) if asked.which else int(not found)
+    missing = wrong + len(set(ids)) + len(set(hashes)) - len(found) if options.which else int(not found)
     told = {
         "revoked": states.count("revoked"),
         "used": states.count("used"),
         "cancelled": cancelled,
         "missing": missing,
     }
-    if asked.dry_run:
+    if options.dry_run:
         told = {"dry_run": True, **told}
-    print(json.dumps(told) if asked.json else "\n".join(f"{name}: {number}" for name, number in told.items()))
+    print(json.dumps(told) if options.json else "\n".join(f"{name}: {number}" for name, number in told.items()))
     return command.FAILED if missing else 0
 
 
 def _shown(row: Row) -> dict[str, object]:
-    times = {name: command.shown(row[name]) for name in ("created_at", "expires_at", "used_at", "revoked_at")}
+    times = {name: command.format_time(row[name]) for name in ("created_at", "expires_at", "used_at", "revoked_at")}
     return {"id": str(row["id"]), **{name: row[name] for name in ("tier", "days", "batch", "state")}, **times}
 
 
 def main() -> int:
-    asked = parse()
-    return command.outcome(lambda: run(asked, settings.core(command.given(asked.env_file))), failed="failed")
+    options = parse()
+    return command.run(lambda: run(options, settings.core(command.read_settings(options.env_file))), failed="failed")
 
 
 if __name__ == "__main__":

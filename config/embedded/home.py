@@ -62,7 +62,7 @@ class Home:
     def data(self) -> Path:
         return self.path / "data"
 
-    def give(self, tree: Path) -> None:
+    def give_to_user(self, tree: Path) -> None:
         """Make everything in ``tree`` the user's. Costs nothing when it is already."""
         if self.user is None or tree.stat().st_uid == self.user.pw_uid:
             return
@@ -77,7 +77,7 @@ class Home:
         part.unlink(missing_ok=True)
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(text)
-        self.give(part)
+        self.give_to_user(part)
         return part.replace(path)
 
     def sync(self) -> None:
@@ -90,7 +90,7 @@ class Home:
 
 
 @contextmanager
-def inhabit(folder: Path, name: str) -> Iterator[Home]:
+def lock_home(folder: Path, name: str) -> Iterator[Home]:
     """The home of the program ``name`` in the data folder, locked. Raises EmbeddedError."""
     with suppress(OSError):  # the lock says what is wrong with it
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

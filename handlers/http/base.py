@@ -16,7 +16,7 @@ import structlog
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from config.logs import error_fields
-from config.traces import Ended
+from config.traces import EndRequest
 from handlers.http.accounting import AccountingHandler
 from handlers.http.answering import MAX_BODY as MAX_BODY
 from handlers.http.origins import is_allowed
@@ -94,7 +94,7 @@ class ApiHandler(AccountingHandler):
         self._chunks: list[bytes] = []
         application.active += 1
         self._active = True
-        self._end_trace: Ended | None = None
+        self._end_trace: EndRequest | None = None
         self._failed: Exception | None = None
         try:
             super().__init__(application, request, **kwargs)

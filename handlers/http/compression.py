@@ -7,7 +7,7 @@ import re
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
-from config.threads import processors, step_back
+from config.threads import processors, run_only_when_idle
 
 MIN_BYTES = 1024  # shorter answers would save less than the header costs
 # Longer answers are compressed in a thread: 32 KiB take 0.4 ms, a page of 1 MiB would block the loop for 20 ms.
@@ -24,7 +24,7 @@ class Compressor:
     """Compresses in threads that run only while the event loop is idle."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(processors(), "gzip", initializer=step_back)
+        self._threads = ThreadPoolExecutor(processors(), "gzip", initializer=run_only_when_idle)
 
     async def compress(self, content: bytes) -> bytes:
         return await asyncio.get_running_loop().run_in_executor(self._threads, compress, content)

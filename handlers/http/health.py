@@ -56,7 +56,7 @@ class CachedCheck:
             self._run = asyncio.create_task(self._outcome())
         error = await asyncio.shield(self._run)  # because other callers wait for it, too
         if error is not None:
-            raise Unfit(reasons.explained(error)) from error
+            raise Unfit(reasons.explain(error)) from error
 
     async def _outcome(self) -> Exception | None:
         try:
@@ -90,7 +90,7 @@ class Examiner:
         except Exception as error:
             self._log(name, error)
             self.faults.pop(name, None)
-            if fault := reasons.fault(name, error):
+            if fault := reasons.fault_name(name, error):
                 self.faults[name] = fault
             return "error"
         self.faults.pop(name, None)
@@ -103,7 +103,7 @@ class Examiner:
         before, moment = self._logged.get(name, ("", 0.0))
         if cause != before or now - moment >= LOG_INTERVAL:
             self._logged[name] = cause, now
-            reason = str(error) if isinstance(error, Unfit) else reasons.explained(error)
+            reason = str(error) if isinstance(error, Unfit) else reasons.explain(error)
             log.warning("check_failed", check=name, cause=cause, reason=reason)
 
 

@@ -77,13 +77,21 @@ class Bus:
 
     def _register_metrics(self, metrics: Metrics) -> tuple[Histogram, Histogram]:
         """Register the metrics. Returns the histograms that we observe ourselves."""
-        metrics.add_gauge("mimu_redis_up", "Whether the subscriptions to Redis stand.", lambda: self.up)
+        metrics.add_gauge("mimu_redis_up", "1 while the subscriptions to Redis are connected.", lambda: self.up)
         metrics.add_counter(
-            "mimu_redis_reconnects_total", "Times they came back.", lambda: max(self._connections - 1, 0)
+            "mimu_redis_reconnects_total",
+            "Reconnections of the subscriptions to Redis.",
+            lambda: max(self._connections - 1, 0),
         )
         metrics.add_gauge("mimu_bus_queue_messages", "Messages that wait for Redis.", lambda: len(self._queue))
-        metrics.add_counter("mimu_bus_messages_published_total", "Messages that Redis took.", lambda: self._published)
-        metrics.add_counter("mimu_bus_messages_dropped_total", "Messages that Redis never got.", lambda: self._dropped)
+        metrics.add_counter(
+            "mimu_bus_messages_published_total", "Messages published to Redis.", lambda: self._published
+        )
+        metrics.add_counter(
+            "mimu_bus_messages_dropped_total",
+            "Messages that were dropped before Redis accepted them.",
+            lambda: self._dropped,
+        )
         published = Histogram(
             "mimu_redis_publish_duration_seconds",
             "Time of one command to Redis, with up to 256 messages for other instances.",

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from config.threads import lean_back, processors
+from config.threads import lower_priority, processors
 from models.storage import Busy, Hashes, Link, PendingUpload, Progress, StorageAway, StorageFull, checked_key
 
 T = TypeVar("T")
@@ -50,8 +50,8 @@ class LocalStorage:
         self._folder = folder
         self._reading = ThreadPoolExecutor(READ_THREADS, "files")
         # These threads hash as well, which needs a processor.
-        self.writing = ThreadPoolExecutor(processors(), "files-write", initializer=lean_back)
-        self.syncing = ThreadPoolExecutor(SYNC_THREADS, "files-sync", initializer=lean_back)
+        self.writing = ThreadPoolExecutor(processors(), "files-write", initializer=lower_priority)
+        self.syncing = ThreadPoolExecutor(SYNC_THREADS, "files-sync", initializer=lower_priority)
         self.hashes = Hashes()
 
     @contextlib.asynccontextmanager

@@ -127,7 +127,9 @@ class Journal:
             registry=metrics.registry,
         )
         metrics.add_gauge("mimu_journal_queue_messages", "Messages that wait for a commit.", lambda: len(self._queue))
-        metrics.add_gauge("mimu_journal_queue_bytes", "Bytes that they weigh.", lambda: self._queue.weight)
+        metrics.add_gauge(
+            "mimu_journal_queue_bytes", "Bytes of the messages that wait for a commit.", lambda: self._queue.weight
+        )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -113,10 +113,12 @@ def setup(app: App, settings: Settings) -> Plugin:
     queue, breaker, tally = Queue(app.redis, str(app.instance_id)), Breaker(), Tally(app.metrics)
     lanes: list[Lane] = []
     app.metrics.add_counter(
-        "mimu_push_jobs_refused_total", "Jobs for which the queue had no room.", lambda: queue.refused
+        "mimu_push_jobs_refused_total", "Jobs that were dropped because the queue was full.", lambda: queue.refused
     )
     app.metrics.add_counter(
-        "mimu_push_jobs_poisoned_total", "Jobs set aside.", lambda: sum(lane.poisoned for lane in lanes)
+        "mimu_push_jobs_poisoned_total",
+        "Unusable entries that were removed from the queue.",
+        lambda: sum(lane.poisoned for lane in lanes),
     )
     if not providers:
         return Plugin("push", routes=routes, lifespan=_idle)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from config.findings import Examination, Finding, StopExamination, good, skipped, weak, wrong
-from config.threads import aside
+from config.threads import in_daemon_thread
 from plugins.turn import stun
 from plugins.turn.client import TCP, Client, Forged, Line, Refused, Transport, bind, connected
 
@@ -242,7 +242,7 @@ async def _tls(relay: Relay, address: str) -> AsyncIterator[Finding]:
         return
     trust = ssl.create_default_context()
     try:
-        days = await aside(lambda: _days(relay.host, address, relay.tls_port, trust))
+        days = await in_daemon_thread(lambda: _days(relay.host, address, relay.tls_port, trust))
     except ssl.SSLCertVerificationError as error:
         says = f"Its certificate is not trusted: {error.verify_message or 'it does not verify'}."
         yield wrong("tls", says, f"Install one for {relay.host}, with its whole chain, and restart coturn.")

@@ -1,4 +1,4 @@
-"""Asking: one HTTP request the way a stranger would make it, with every header as it is written here."""
+"""HTTP requests of the doctor, made the way a stranger would make them, with exactly the headers given here."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from email.message import Message
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from config.threads import aside
+from config.threads import in_daemon_thread
 
 HTTP_TIMEOUT = 5.0  # seconds for a connection, and for each answer
-MOST = 1 << 20  # bytes of an answer that are read
+MAX_BODY = 1 << 20  # bytes that are read of a response
 
-Failed = (OSError, http.client.HTTPException, ValueError)  # no answer came, or none that is HTTP
+Failed = (OSError, http.client.HTTPException, ValueError)  # no response came, or it is not HTTP
 
 
 class HttpResponse(NamedTuple):
-    """What was answered; ``ahead`` are the seconds by which the Date of it is ahead of our clock, ``own`` is the
-    address from which we asked."""
+    """A response. ``ahead`` is the number of seconds by which its Date is ahead of our clock; ``own`` is the address
+    that we sent the request from."""
 
     status: int
     headers: Message
@@ -36,7 +36,7 @@ class HttpResponse(NamedTuple):
 
     @property
     def json(self) -> dict[str, Any]:
-        """The body's object; empty when it is none."""
+        """The JSON object in the body; empty if the body is not one."""
         with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(self.body)
             if isinstance(found, dict):
@@ -51,24 +51,24 @@ async def ask(
     headers: Mapping[str, str] | None = None,
     body: bytes = b"",
     declared: int | None = None,
-    patience: float = HTTP_TIMEOUT,
+    seconds: float = HTTP_TIMEOUT,
 ) -> HttpResponse:
-    """Ask without following redirects. ``declared`` is a length to announce of which nothing but ``body`` is sent.
-    Raises one of Failed. Proxies of the environment are not used; SSL_CERT_FILE names further authorities."""
-    async with asyncio.timeout(3 * patience):  # to connect, to send and to answer, however small the pieces are
-        return await aside(lambda: _ask(url, method, dict(headers or {}), body, declared, patience))
+    """Send a request without following redirects. ``declared`` is the Content-Length to send, even if ``body`` is
+    shorter. Raises one of Failed. Ignores proxies of the environment; SSL_CERT_FILE names further authorities."""
+    async with asyncio.timeout(3 * seconds):  # to connect, send and receive, however small the pieces are
+        return await in_daemon_thread(lambda: _ask(url, method, dict(headers or {}), body, declared, seconds))
 
 
 def _ask(
-    url: str, method: str, headers: dict[str, str], body: bytes, declared: int | None, patience: float
+    url: str, method: str, headers: dict[str, str], body: bytes, declared: int | None, seconds: float
 ) -> HttpResponse:
     parts = urlsplit(url)
     connection: http.client.HTTPConnection
     if parts.scheme == "https":
         trust = ssl.create_default_context()
-        connection = http.client.HTTPSConnection(parts.netloc, timeout=patience, context=trust)
+        connection = http.client.HTTPSConnection(parts.netloc, timeout=seconds, context=trust)
     else:
-        connection = http.client.HTTPConnection(parts.netloc, timeout=patience)
+        connection = http.client.HTTPConnection(parts.netloc, timeout=seconds)
     with contextlib.closing(connection):
         begun, moment = time.monotonic(), time.time()
         connection.putrequest(method, (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
@@ -78,17 +78,19 @@ def _ask(
         for name, value in headers.items():
             connection.putheader(name, value)
         connection.endheaders()
-        with contextlib.suppress(ConnectionError):  # who refuses a body may close before it is sent; then comes why
+        with contextlib.suppress(
+            ConnectionError
+        ):  # a server that rejects a body may close before it is sent, after its response
             connection.send(body)
         own = str(connection.sock.getsockname()[0])
         answer = connection.getresponse()
         ahead = _ahead(answer.headers.get("Date"), moment, time.time())
-        read = b"" if answer.status == 101 else answer.read(MOST)
+        read = b"" if answer.status == 101 else answer.read(MAX_BODY)
         return HttpResponse(answer.status, answer.headers, read, time.monotonic() - begun, ahead, own)
 
 
 def _ahead(date: str | None, before: float, after: float) -> float | None:
-    """By how much a Date header is ahead of the moments between which it was made; it tells whole seconds."""
+    """Return the seconds by which a Date header, which has whole seconds, is ahead of the time it was made."""
     try:
         moment = email.utils.parsedate_to_datetime(date or "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Disks: how much is left on one, in bytes and in files."""
+"""Disks: free space, in bytes and in files."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from pathlib import Path
 
 from config.findings import Finding, good, weak, wrong
 
-# The server keeps 5 % of the disk of files free, at most 1 GiB, and tells uploads 507 then (models/storage/local.py).
+# The server keeps 5 % of the disk free, at most 1 GiB, and rejects uploads with 507 below that
+# (models/storage/local.py).
 KEPT, KEPT_PART = 1 << 30, 0.05
-SOON = 3  # times that: somebody has time to act
+SOON = 3  # times that: the operator has time to act
 INODES = 0.05
 
 
 def room(part: str, folder: Path, before: str = "") -> Finding:
-    """What is left on the disk that ``folder`` lies on. Raises OSError."""
+    """Check the free space of the disk that holds ``folder``. Raises OSError."""
     disk = os.statvfs(folder)
     free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
     kept = min(KEPT, size * KEPT_PART)
     says = f"{before}{free / 2**30:.1f} GiB of {size / 2**30:.1f} are free."
-    do = "Make room on that disk, or move to a larger one."
+    do = "Free space on that disk, or move to a larger one."
     if disk.f_files and disk.f_favail < disk.f_files * INODES:
-        return wrong(part, f"{before}only {disk.f_favail:,} more files fit on the disk (inodes).", do)
+        return wrong(part, f"{before}the disk has inodes for only {disk.f_favail:,} more files.", do)
     if free < kept:
-        return wrong(part, f"{says} Uploads are refused.", do)
+        return wrong(part, f"{says} The server rejects uploads.", do)
     if free < SOON * kept:
-        return weak(part, f"{says} At {kept / 2**30:.1f} uploads are refused.", do)
+        return weak(part, f"{says} Below {kept / 2**30:.1f} the server rejects uploads.", do)
     return good(part, says)

@@ -1,4 +1,4 @@
-"""The machine, as this process sees it: Python and packages, files, memory, disk and clock."""
+"""The machine as this process sees it: Python and packages, files, memory, disk and clock."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PYTHON = (3, 11)
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOCKS = ROOT / "requirements"
 UNIT = Path("/etc/systemd/system/mimu@.service")
-# Sockets, of which each is an open file. Below the first the server runs dry with some hundred phones; from the second
-# on the memory of a small machine ends first (15 KiB each).
+# Open files; each socket is one. With fewer than the first the server runs out at some hundred phones; with more than
+# the second the memory of a small machine runs out first (15 KiB each).
 FEW_FILES, FILES = 1024, 16_384
 FULL = 0.8
-SPARE = 256  # open files that are no sockets of clients: databases, logs, uploads, libraries
+SPARE = 256  # open files other than sockets of clients: databases, logs, uploads, libraries
 MEMORY = 256 << 20  # bytes: the server itself takes 90 MiB, two password hashes at a time 38, and its sockets the rest
-UNSYNCHRONIZED, TIME_ERROR = 0x40, 5  # linux/timex.h: STA_UNSYNC, and adjtimex's answer for the same
+UNSYNCHRONIZED, TIME_ERROR = 0x40, 5  # linux/timex.h: STA_UNSYNC, and adjtimex's return value for the same
 
 PARTS = ("python", "packages", "user", "open files", "memory", "disk", "clock", *backups.PARTS, *coturn.PARTS)
 
@@ -44,7 +44,7 @@ def examination(core: Core) -> Examination:
         folder = next(path for path in (core.mimu_data_dir, *core.mimu_data_dir.absolute().parents) if path.exists())
         yield room("disk", folder, f"{core.mimu_data_dir}: ")
         yield _clock()
-        for finding in (*backups.looked_at(core), *coturn.looked_at(core)):
+        for finding in (*backups.findings(core), *coturn.findings(core)):
             yield finding
 
     return Examination("machine", "This machine", PARTS, look)
@@ -59,7 +59,7 @@ def _python() -> Finding:
 
 def _packages(lock: Path) -> Finding:
     if not lock.exists():
-        return skipped("packages", "The lock file is not here.")
+        return skipped("packages", "The lock file is missing.")
     pinned, other = 0, []
     for name, version in locked(lock.read_text()):
         try:
@@ -70,15 +70,15 @@ def _packages(lock: Path) -> Finding:
         if installed != version:
             other.append(f"{name} {installed} for {version}")
     if other:
-        says = f"{len(other)} of {pinned} packages are not those that were tested: {', '.join(other[:3])}"
+        says = f"{len(other)} of {pinned} packages are not the tested versions: {', '.join(other[:3])}"
         return weak(
             "packages", says + (" …" if len(other) > 3 else "."), f"pip install -r {lock.parent.name}/{lock.name}"
         )
-    return good("packages", f"All {pinned} are as locked.")
+    return good("packages", f"All {pinned} packages are the locked versions.")
 
 
 def locked(text: str) -> Iterator[tuple[str, str]]:
-    """Names and versions of a lock file; those that are for some systems only are left out."""
+    """Yield names and versions of a lock file, without those for some systems only."""
     for line in text.splitlines():
         found = re.match(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;\\]+)\s*(;)?", line)
         if found and not found[3]:
@@ -87,9 +87,9 @@ def locked(text: str) -> Iterator[tuple[str, str]]:
 
 def _user() -> Finding:
     if os.geteuid() == 0:
-        says = "This is root, who may do everything: what the server may not do, does not show."
-        return weak("user", says, "Run the doctor, and the server, as a user of its own.")
-    return good("user", "This is an ordinary user.")
+        says = "This is root, whose rights hide what the server's user may not do."
+        return weak("user", says, "Run the doctor and the server as a separate user.")
+    return good("user", "This is not root.")
 
 
 def _open_files(root: Path) -> Finding:
@@ -104,19 +104,19 @@ def _open_files(root: Path) -> Finding:
         soft, who = unit, f"{unit:,} open files by {UNIT.name}:"
     else:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        who = f"{soft:,} open files, if the server is started as this was:"
+        who = f"{soft:,} open files, if the server starts like this process:"
     if soft == resource.RLIM_INFINITY:
         return good("open files", "There is no limit.")
     says = f"{who} {max(0, soft - SPARE):,} sockets."
-    do = "Raise it where the server is started: LimitNOFILE of systemd, ulimits of compose, ulimit -n."
+    do = "Raise the limit of the server: LimitNOFILE of systemd, ulimits of compose, ulimit -n."
     if soft < FEW_FILES or any((server.open or 0) > FULL * server.limit for server in found):
         return wrong("open files", says, do)
     return weak("open files", says, do) if soft < FILES else good("open files", says)
 
 
 class Server(NamedTuple):
-    """A process of this installation's that runs on this machine: how many files it may open, and has open. That last
-    is None where it may not be seen: under systemd's PrivateUsers each server has a user namespace."""
+    """A running server of this installation: its limit of open files and their number. The number is None if it is
+    hidden: under systemd's PrivateUsers each server has a user namespace."""
 
     pid: int
     limit: int
@@ -124,7 +124,7 @@ class Server(NamedTuple):
 
 
 def _unit_files(unit: Path) -> int | None:
-    """LimitNOFILE of the servers' unit and its drop-ins, the last of which counts; None where there is no such unit."""
+    """Return LimitNOFILE of the servers' unit and its drop-ins (the last one counts), or None without a unit."""
     found = None
     for path in (unit, *sorted(unit.with_name(f"{unit.name}.d").glob("*.conf"))):
         with contextlib.suppress(OSError):
@@ -134,7 +134,7 @@ def _unit_files(unit: Path) -> int | None:
 
 
 def servers(root: Path) -> Iterator[Server]:
-    """Those that run here, by what was started and where (Linux); or, where that is hidden, by whose Python it is."""
+    """Yield the running servers, by command and folder (Linux); if those are hidden, by the path of their Python."""
     number: int | None
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -148,7 +148,7 @@ def servers(root: Path) -> Iterator[Server]:
                 number = len(list((process / "fd").iterdir()))
             except PermissionError:
                 if not Path(words[0].decode(errors="replace")).is_relative_to(root):
-                    continue  # somebody else's
+                    continue  # another installation's
                 number = None
         except OSError:  # it has ended
             continue
@@ -167,27 +167,27 @@ def _memory() -> Finding:
         if most != "max":
             limits.append(int(most) - int((group / "memory.current").read_text()))
     except (OSError, ValueError):
-        if not limits:  # no Linux; without a group of its own the machine's counts
-            return skipped("memory", "This system does not say how much there is.")
+        if not limits:  # not Linux; without a control group the machine's memory counts
+            return skipped("memory", "This system does not report its memory.")
     left = min(limits)
-    says = f"{left >> 20:,} MiB are left."
+    says = f"{left >> 20:,} MiB are free."
     if left < MEMORY:
-        return weak("memory", says, "Give it more, or let less run beside it.")
+        return weak("memory", says, "Add memory, or run less beside the server.")
     return good("memory", says)
 
 
 def _clock() -> Finding:
     state = synchronized()
     if state is None:
-        return skipped("clock", "This system does not say whether it is kept in time.")
+        return skipped("clock", "This system does not report whether its clock is synchronized.")
     if state:
-        return good("clock", "The kernel says that it is kept in time.")
-    says = "The kernel knows of nobody who keeps its clock in time."
+        return good("clock", "The kernel reports a synchronized clock.")
+    says = "The kernel reports that nothing synchronizes its clock."
     return weak("clock", says, "Run chrony or systemd-timesyncd here, or on the host of this container.")
 
 
 class _Timex(ctypes.Structure):
-    """struct timex of Linux, as far as it is read; the rest is room."""
+    """struct timex of Linux, up to the last field that we read; the rest is padding."""
 
     _fields_ = (
         ("modes", ctypes.c_uint),
@@ -201,7 +201,7 @@ class _Timex(ctypes.Structure):
 
 
 def synchronized() -> bool | None:
-    """Whether NTP keeps the kernel's clock, or None when that can't be asked (adjtimex(2), which changes nothing)."""
+    """True if NTP synchronizes the kernel's clock; None if unknown. Uses adjtimex(2), which changes nothing here."""
     try:
         adjtimex = ctypes.CDLL(None, use_errno=True).adjtimex
     except (OSError, AttributeError):

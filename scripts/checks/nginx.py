@@ -1,4 +1,4 @@
-"""The proxy: the servers that nginx passes requests on to, and what its files do to sockets and to the TLS key."""
+"""The proxy: the servers behind nginx, its limits for sockets, and the access to the TLS key."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from scripts.checks.asking import Failed, ask
 from scripts.checks.nginx_conf import Directive, Malformed
 
 FILE = Path("/etc/nginx/nginx.conf")
-COPY = Path("/etc/mimu/tls/privkey.pem")  # coturn's, by config/deploy/certbot/deploy-hook.sh
-LIVE_TIMEOUT = 2.0  # seconds for a server to say that it lives
+COPY = Path("/etc/mimu/tls/privkey.pem")  # coturn's copy, made by config/deploy/certbot/deploy-hook.sh
+LIVE_TIMEOUT = 2.0  # seconds for /health/live to answer
 CONNECTIONS = 512  # nginx's own default
-READ_TIMEOUT = 60.0  # likewise
+READ_TIMEOUT = 60.0  # seconds; nginx's own default
 SPARE = 5.0  # seconds by which a ping may come late: the loop, the network
-# Connections of a worker, of which a socket takes two: the open files of scripts/checks/machine.py, twice.
+# Connections of a worker; a socket takes two. Twice the numbers of open files in scripts/checks/machine.py.
 FEW, ENOUGH = 2 * 1024, 2 * 8192
 
 PARTS = ("file", "servers", "sockets", "connections", "key")
@@ -34,7 +34,7 @@ class Site(NamedTuple):
 
     @property
     def name(self) -> str | None:
-        """The first name that is one host's."""
+        """The first name that is not a wildcard."""
         names = [name for one in self.server.all("server_name") for name in one.words]
         return next((name for name in names if name[0].isalnum() and "." in name), None)
 
@@ -48,13 +48,13 @@ class Site(NamedTuple):
         return None
 
     def around(self, path: str) -> list[Directive]:
-        """The blocks that a request of this path meets."""
+        """Return the blocks that apply to a request for this path, the outermost first."""
         inner = nginx_conf.location(self.server, path)
         return [self.main, self.http, self.server, *([inner] if inner else [])]
 
 
 def site(file: Path, host: str | None = None) -> Site | None:
-    """Mimu's server block: that of the host, else the first with TLS that has a location for ``/ws``. Raises
+    """Find Mimu's server block: the one for ``host``, else the first with TLS and a location for ``/ws``. Raises
     OSError and Malformed."""
     main = nginx_conf.read(file)
     for http in main.all("http"):
@@ -69,7 +69,7 @@ def site(file: Path, host: str | None = None) -> Site | None:
 
 
 def public_url(file: Path) -> str | None:
-    """The address that nginx serves Mimu at, for want of another."""
+    """Return the URL at which nginx serves Mimu, or None."""
     try:
         found = site(file)
     except (OSError, Malformed):
@@ -80,8 +80,8 @@ def public_url(file: Path) -> str | None:
 
 
 def examination(file: Path | None, host: str | None, ping: float) -> Examination:
-    """``file`` is nginx.conf, None where no nginx is ours to look at; ``ping`` are the seconds between two pings of a
-    socket."""
+    """``file`` is nginx.conf, or None if there is none to check; ``ping`` is the number of seconds between two pings of
+    a socket."""
 
     async def look() -> AsyncIterator[Finding]:
         if file is None:
@@ -90,13 +90,13 @@ def examination(file: Path | None, host: str | None, ping: float) -> Examination
         try:
             found = site(file, host) or site(file)
         except FileNotFoundError:
-            yield skipped("file", f"{file} is not here: --nginx FILE names another.")
+            yield skipped("file", f"{file} does not exist; --nginx FILE names another.")
             raise StopExamination("there is no nginx here") from None
         except (OSError, Malformed) as error:
             yield skipped("file", f"{file} can't be read ({type(error).__name__}).")
             raise StopExamination("its configuration can't be read") from None
         if found is None:
-            yield skipped("file", f"{file} passes nothing on to Mimu's /ws by TLS.")
+            yield skipped("file", f"{file} has no server with TLS that passes /ws to Mimu.")
             raise StopExamination("it does not serve Mimu") from None
         yield good("file", f"{file} serves {found.name or 'Mimu'}.")
         async for finding in _servers(found):
@@ -112,20 +112,20 @@ def examination(file: Path | None, host: str | None, ping: float) -> Examination
 async def _servers(found: Site) -> AsyncIterator[Finding]:
     addresses = list(dict.fromkeys(_addresses(found)))
     if not addresses:
-        yield skipped("servers", "Its servers are named in a way that is not read here.")
+        yield skipped("servers", "The doctor can't read how nginx names the servers.")
         return
     alive = await asyncio.gather(*map(_lives, addresses))
     for address, lives in zip(addresses, alive, strict=True):
         if not lives:
             port = address.rpartition(":")[2]
-            says = f"No server answers at {address}, which nginx passes requests on to."
+            says = f"No server answers at {address}, to which nginx passes requests."
             yield wrong("servers", says, f"systemctl status mimu@{port}; systemctl restart mimu@{port}")
     if all(alive):
         yield good("servers", f"Servers answer at {', '.join(addresses)}.")
 
 
 def _addresses(found: Site) -> Iterator[str]:
-    """The servers behind ``/ws``, as ``host:port``."""
+    """Yield the servers behind ``/ws`` as ``host:port``."""
     target = (nginx_conf.value("proxy_pass", found.around("/ws")) or ("",))[0]
     if not target.startswith("http://") or "$" in target:
         return
@@ -139,7 +139,7 @@ def _addresses(found: Site) -> Iterator[str]:
 
 async def _lives(address: str) -> bool:
     try:
-        answer = await ask(f"http://{address}/health/live", patience=LIVE_TIMEOUT)
+        answer = await ask(f"http://{address}/health/live", seconds=LIVE_TIMEOUT)
     except Failed:
         return False
     return answer.status == 200 and answer.json.get("status") == "live"
@@ -147,13 +147,13 @@ async def _lives(address: str) -> bool:
 
 def _sockets(found: Site, ping: float) -> Finding:
     words = nginx_conf.value("proxy_read_timeout", found.around("/ws"))
-    patience = nginx_conf.seconds(words[0]) if words else READ_TIMEOUT
-    if patience is None:
-        return skipped("sockets", "proxy_read_timeout of /ws is said in a way that is not read here.")
-    says = f"A socket may be silent for {patience:g} s (proxy_read_timeout), and is pinged every {ping:g} s"
-    if patience < ping + SPARE:
+    timeout = nginx_conf.seconds(words[0]) if words else READ_TIMEOUT
+    if timeout is None:
+        return skipped("sockets", "The doctor can't read proxy_read_timeout of /ws.")
+    says = f"A socket may be silent for {timeout:g} s (proxy_read_timeout), and is pinged every {ping:g} s"
+    if timeout < ping + SPARE:
         do = "In location = /ws: proxy_read_timeout 90s; proxy_send_timeout 90s; then: systemctl reload nginx"
-        return wrong("sockets", f"{says}: nginx closes those on which nothing else happens.", do)
+        return wrong("sockets", f"{says}: nginx closes idle sockets.", do)
     return good("sockets", f"{says}.")
 
 
@@ -167,7 +167,7 @@ def _connections(found: Site) -> Finding:
     if number < FEW:
         return wrong("connections", says, do)
     if files and files[0].isdecimal() and int(files[0]) < number:
-        return weak("connections", f"{says} worker_rlimit_nofile lets it have {int(files[0]):,} of them.", do)
+        return weak("connections", f"{says} worker_rlimit_nofile allows only {int(files[0]):,}.", do)
     return good("connections", says) if number >= ENOUGH else weak("connections", says, do)
 
 
@@ -183,9 +183,9 @@ def _key(found: Site) -> Iterator[Finding]:
             if open_to_others(key):
                 exposed.append(key)
         except OSError as error:
-            yield skipped("key", f"{key} can't be looked at ({type(error).__name__}), so others can't either.")
+            yield skipped("key", f"{key} can't be reached by this user ({type(error).__name__}), nor by others.")
     for key in exposed:
         says = f"The TLS key {key} can be read by every user of this machine."
         yield wrong("key", says, f"Run: chmod o= {key}; then get a new certificate: others may have the key.")
     if keys and not exposed:
-        yield good("key", "The TLS key is closed to other users.")
+        yield good("key", "Other users can't read the TLS key.")

@@ -1,5 +1,5 @@
-"""The configuration of nginx, read as nginx reads it: directives in their blocks, with what ``include`` names in its
-place, and which location serves a path (nginx.org: "Beginner's Guide" and ngx_http_core_module)."""
+"""Parser for the configuration of nginx: directives in their blocks, ``include`` resolved, and which location serves a
+path (nginx.org: "Beginner's Guide" and ngx_http_core_module)."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Directive(NamedTuple):
 
 
 class Malformed(ValueError):
-    """A file that nginx would not take either, or more of them than we read."""
+    """A file that nginx would reject as well, or more files than MOST_FILES."""
 
 
 def read(path: Path) -> Directive:
-    """The whole configuration, as one block. Raises OSError and Malformed."""
+    """Read the whole configuration as one block. Raises OSError and Malformed."""
     try:
         return Directive("main", (), tuple(_file(path, path.parent, [0])))
     except RecursionError:
@@ -50,7 +50,7 @@ def _file(path: Path, folder: Path, files: list[int]) -> Iterator[Directive]:
 
 
 def _tokens(text: str) -> Iterator[tuple[str, bool]]:
-    """Words and marks; True for a mark."""
+    """Yield words and marks; True for a mark."""
     at = 0
     while at < len(text):
         found = _TOKEN.match(text, at)
@@ -70,7 +70,7 @@ def _block(tokens: Iterator[tuple[str, bool]], folder: Path, files: list[int], *
             words.append(text)
         elif text == "}":
             if not nested or words:
-                raise Malformed("a block is not closed rightly")
+                raise Malformed("a block is not closed correctly")
             return
         elif not words:
             raise Malformed("a directive has no name")
@@ -96,7 +96,7 @@ def _included(folder: Path, pattern: str) -> list[Path]:
 
 
 def location(server: Directive, path: str) -> Directive | None:
-    """The location of a server that serves a path."""
+    """Return the location of a server that serves a path, or None."""
     prefix: Directive | None = None
     patterns: list[Directive] = []
     for one in server.all("location"):
@@ -114,13 +114,13 @@ def location(server: Directive, path: str) -> Directive | None:
             try:
                 if re.search(one.words[1], path, re.IGNORECASE if one.words[0] == "~*" else 0):
                     return one
-            except re.error:  # one of PCRE's that Python does not know
+            except re.error:  # PCRE syntax that Python does not have
                 continue
     return prefix
 
 
 def value(name: str, blocks: Sequence[Directive]) -> tuple[str, ...] | None:
-    """What a directive says in the innermost of these blocks that has it, the outermost being the first."""
+    """Return the words of a directive in the innermost block that has it; ``blocks`` begins with the outermost."""
     for block in reversed(blocks):
         found = block.all(name)
         if found:
@@ -129,7 +129,7 @@ def value(name: str, blocks: Sequence[Directive]) -> tuple[str, ...] | None:
 
 
 def seconds(text: str) -> float | None:
-    """A time of nginx's: ``90s``, ``1m30s``, ``1500ms``, or seconds."""
+    """Parse a time of nginx into seconds: ``90s``, ``1m30s``, ``1500ms``, or a number. None if it is not one."""
     units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800, "M": 2_592_000, "y": 31_536_000, "": 1}
     if not re.fullmatch(r"(\d+(ms|[smhdwMy])?)+", text):
         return None

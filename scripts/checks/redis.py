@@ -1,4 +1,4 @@
-"""Redis: whether it is there, takes writes, carries messages, and forgets nothing."""
+"""Redis: whether it is reachable, accepts writes, delivers messages, and keeps its keys."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from config.settings import Core
 REDIS_TIMEOUT = 3  # seconds to connect, and for each answer
 MINIMUM = 7
 PINGS = 20
-SLOW = 5  # milliseconds; a request that is limited waits for one answer, a frame to another instance for one more
+SLOW = 5  # milliseconds; a rate-limited request waits for one reply, a frame to another instance for one more
 FULL_SOON, FULL = 0.75, 0.95
 
 PARTS = ("reachable", "version", "writes", "channels", "persistence", "eviction", "memory", "latency")
@@ -40,7 +40,7 @@ def examination(core: Core) -> Examination:
     async def look() -> AsyncIterator[Finding]:
         url = core.redis_url.get_secret_value() if core.redis_url else embedded.valkey_of(core.mimu_data_dir)
         if url is None:
-            yield skipped("reachable", "There is no REDIS_URL, and the embedded one runs only with its server.")
+            yield skipped("reachable", "REDIS_URL is unset, and the embedded Valkey runs only while its server runs.")
             raise StopExamination("Redis does not run")
         redis = Redis.from_url(
             url,
@@ -57,27 +57,27 @@ def examination(core: Core) -> Examination:
             except (RedisError, OSError, TimeoutError, ValueError) as error:
                 yield wrong("reachable", *_refused(error))
                 raise StopExamination("Redis can't be reached") from None
-            yield good("reachable", f"Redis let us in after {(time.monotonic() - begun) * 1e3:.0f} ms.")
-            told: dict[str, Any] | None
+            yield good("reachable", f"The connection was accepted after {(time.monotonic() - begun) * 1e3:.0f} ms.")
+            info: dict[str, Any] | None
             try:
-                told = await redis.info("everything")
+                info = await redis.info("everything")
             except NoPermissionError:
-                told = None
-            if told is None:
+                info = None
+            if info is None:
                 do = "Allow it: ACL SETUSER ... +info"
-                yield weak("version", "This user may not ask INFO, so little can be told.", do)
+                yield weak("version", "This user may not run INFO, so most checks are impossible.", do)
             else:
-                yield _version(told)
-                if _mode(told) == "sentinel":
+                yield _version(info)
+                if _mode(info) == "sentinel":
                     raise StopExamination("this is a Sentinel")
-            async for finding in _writes(redis, told or {}):
+            async for finding in _writes(redis, info or {}):
                 yield finding
             async for finding in _channels(redis):
                 yield finding
-            if told is not None:
-                yield _persistence(told)
-                yield _eviction(told)
-                yield _memory(told)
+            if info is not None:
+                yield _persistence(info)
+                yield _eviction(info)
+                yield _memory(info)
             yield await _latency(redis)
         except (RedisError, OSError, TimeoutError) as error:
             raise StopExamination(f"Redis did not answer ({type(error).__name__})") from None
@@ -88,38 +88,38 @@ def examination(core: Core) -> Examination:
 
 
 def _refused(error: Exception) -> tuple[str, str]:
-    """What is wrong, and what to do: by the kind of the error, for its text may quote the address."""
+    """Return what is wrong and what to do, by the type of the error: its text may contain the URL."""
     if known := reasons.of_redis(error):
         return known
     if isinstance(error, AuthenticationError | NoPermissionError) or reasons.redis_code(error) == "WRONGPASS":
-        return "Redis does not take the user or the password of REDIS_URL.", "Compare it with requirepass, or the ACL."
+        return "Redis rejects the user or the password of REDIS_URL.", "Compare it with requirepass, or the ACL."
     if isinstance(error, BusyLoadingError):
-        return "Redis is reading its data.", "Look again in a minute."
+        return "Redis is loading its data.", "Try again in a minute."
     if isinstance(error, socket.gaierror) or isinstance(error.__cause__, socket.gaierror):
-        return "The host of REDIS_URL has no address.", "See whether its name is right, and DNS works here."
+        return "The host of REDIS_URL has no address.", "Check its name, and that DNS works here."
     name = type(error).__name__
-    return f"Redis can't be reached ({name}).", "See that it runs, and that REDIS_URL and firewalls let us in."
+    return f"Redis can't be reached ({name}).", "Check that it runs, and check REDIS_URL and firewalls."
 
 
 def _mode(info: dict[str, Any]) -> object:
-    """``standalone``, ``sentinel`` or ``cluster``, by Redis's name for it or Valkey's."""
+    """``standalone``, ``sentinel`` or ``cluster``, from Redis's field or Valkey's."""
     return info.get("redis_mode", info.get("server_mode"))
 
 
-def _version(told: dict[str, Any]) -> Finding:
-    if _mode(told) == "sentinel":
+def _version(info: dict[str, Any]) -> Finding:
+    if _mode(info) == "sentinel":
         return wrong("version", *reasons.SENTINEL)
-    valkey = "valkey_version" in told
-    name, version = ("Valkey", told["valkey_version"]) if valkey else ("Redis", str(told["redis_version"]))
-    if told.get("cluster_enabled") == 1:
-        do = "Name a single one, or a primary with replicas."
-        return wrong("version", f"{name} {version} is a cluster, where Lua scripts of several keys fail.", do)
+    valkey = "valkey_version" in info
+    name, version = ("Valkey", info["valkey_version"]) if valkey else ("Redis", str(info["redis_version"]))
+    if info.get("cluster_enabled") == 1:
+        do = "Use a single Redis, or a primary with replicas."
+        return wrong("version", f"{name} {version} is a cluster, where Lua scripts with several keys fail.", do)
     if not valkey and int(version.partition(".")[0]) < MINIMUM:
         return wrong("version", f"Redis {version} is too old.", "Upgrade it to 7 or newer, or to Valkey.")
     return good("version", f"{name} {version}.")
 
 
-async def _writes(redis: Any, told: dict[str, Any]) -> AsyncIterator[Finding]:
+async def _writes(redis: Any, info: dict[str, Any]) -> AsyncIterator[Finding]:
     key, value = f"doctor:{secrets.token_hex(8)}", secrets.token_hex(8)
     try:
         await redis.set(key, value, ex=10)
@@ -127,13 +127,13 @@ async def _writes(redis: Any, told: dict[str, Any]) -> AsyncIterator[Finding]:
         same = await redis.eval(script, 1, key) == value
         await redis.delete(key)
     except ReadOnlyError:
-        yield wrong("writes", "This is a replica, which takes no writes.", "Let REDIS_URL name the primary.")
+        yield wrong("writes", "This is a replica, which accepts no writes.", "Set REDIS_URL to the primary.")
     except OutOfMemoryError:
-        do = "Raise maxmemory, and see what fills it: redis-cli --bigkeys"
-        yield wrong("writes", "Redis is full, and refuses writes.", do)
+        do = "Raise maxmemory, and find what fills it: redis-cli --bigkeys"
+        yield wrong("writes", "Redis is full and rejects writes.", do)
     except NoPermissionError:
         do = "Allow it all: ACL SETUSER ... ~* &* +@all -@dangerous +info"
-        yield wrong("writes", "This user may not do what the server does.", do)
+        yield wrong("writes", "This user may not run all commands that the server needs.", do)
     except ResponseError as error:
         misplaced = reasons.of_redis(error)
         if misplaced is reasons.CLUSTER or misplaced is reasons.SENTINEL:
@@ -141,67 +141,71 @@ async def _writes(redis: Any, told: dict[str, Any]) -> AsyncIterator[Finding]:
             return
         kind = reasons.redis_code(error)
         known = kind if kind in ("MISCONF", "NOREPLICAS", "OOM") else type(error).__name__
-        yield wrong("writes", f"Redis refuses writes ({known}).", "Its own log says why; its disk may be full.")
+        yield wrong("writes", f"Redis rejects writes ({known}).", "See its log; its disk may be full.")
     else:
-        if told.get("role") == "slave":
-            yield wrong("writes", "This is a replica that takes writes, and loses them.", "Name the primary.")
+        if info.get("role") == "slave":
+            yield wrong(
+                "writes", "This is a replica that accepts writes and loses them.", "Set REDIS_URL to the primary."
+            )
         elif same:
-            yield good("writes", "It takes writes and runs scripts.")
+            yield good("writes", "It accepts writes and runs scripts.")
         else:
-            yield wrong("writes", "It does not give back what it was given.", "See what stands in between.")
+            yield wrong("writes", "A value that was written is not read back.", "Check for a proxy in between.")
 
 
 async def _channels(redis: Any) -> AsyncIterator[Finding]:
     name = f"doctor:{secrets.token_hex(8)}"
     try:
-        async with redis.pubsub() as heard:
-            await heard.subscribe(name)
-            await heard.get_message(timeout=REDIS_TIMEOUT)  # that we are subscribed
+        async with redis.pubsub() as subscription:
+            await subscription.subscribe(name)
+            await subscription.get_message(timeout=REDIS_TIMEOUT)  # the confirmation
             await redis.publish(name, "here")
-            message = await heard.get_message(ignore_subscribe_messages=True, timeout=REDIS_TIMEOUT)
+            message = await subscription.get_message(ignore_subscribe_messages=True, timeout=REDIS_TIMEOUT)
     except NoPermissionError:
         yield wrong("channels", "This user may not use channels.", "Allow them: ACL SETUSER ... &* +@pubsub")
         return
     if message and message["data"] == "here":
-        yield good("channels", "What is published is heard.")
+        yield good("channels", "Published messages are received.")
     else:
-        do = "See that REDIS_URL names one Redis, the same for all, and no proxy that knows no channels."
-        yield wrong("channels", "What is published is not heard: instances do not hear each other.", do)
+        do = "Set REDIS_URL to the same Redis for all servers, without a proxy that lacks channels."
+        yield wrong("channels", "Published messages are not received, so instances can't notify each other.", do)
 
 
-def _persistence(told: dict[str, Any]) -> Finding:
+def _persistence(info: dict[str, Any]) -> Finding:
     failed = [
         name
         for name in ("aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status")
-        if told.get(name, "ok") != "ok"
+        if info.get(name, "ok") != "ok"
     ]
     if failed:
-        return wrong("persistence", f"Redis failed to write to its disk ({failed[0]}).", "Is that disk full?")
-    if told.get("aof_enabled") != 1:
-        says = "The append-only file is off: a restart loses pushes that wait, rate limits and calls that ring."
+        return wrong(
+            "persistence", f"Redis failed to write to its disk ({failed[0]}).", "Check whether that disk is full."
+        )
+    if info.get("aof_enabled") != 1:
+        says = "The append-only file is off: a restart loses queued pushes, rate limits and ringing calls."
         return weak("persistence", says, "Set: appendonly yes")
     return good("persistence", "Every write goes into the append-only file.")
 
 
-def _eviction(told: dict[str, Any]) -> Finding:
-    policy = told.get("maxmemory_policy")
+def _eviction(info: dict[str, Any]) -> Finding:
+    policy = info.get("maxmemory_policy")
     if policy == "noeviction":
-        return good("eviction", "A full Redis refuses writes, and forgets nothing.")
-    says = f"When it is full, Redis drops keys ({policy}): rate limits, and pushes that wait."
-    judged = wrong if told.get("maxmemory") else weak
-    return judged("eviction", says, "Set: maxmemory-policy noeviction")
+        return good("eviction", "A full Redis rejects writes and drops no keys.")
+    says = f"When it is full, Redis drops keys ({policy}): rate limits and queued pushes."
+    severity = wrong if info.get("maxmemory") else weak
+    return severity("eviction", says, "Set: maxmemory-policy noeviction")
 
 
-def _memory(told: dict[str, Any]) -> Finding:
-    used, most = int(told.get("used_memory", 0)), int(told.get("maxmemory", 0))
+def _memory(info: dict[str, Any]) -> Finding:
+    used, most = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
     mib = f"{used >> 20} MiB"
     if not most:
-        says = f"It uses {mib}, and may take whatever the machine has."
+        says = f"It uses {mib}, and has no limit."
         return weak(
-            "memory", says, "Set maxmemory to half of what it may have: rewriting its file needs as much again."
+            "memory", says, "Set maxmemory to half of the memory for Redis: rewriting its file needs as much again."
         )
     says = f"It uses {mib} of {most >> 20}."
-    do = "Raise maxmemory, and see what fills it: redis-cli --bigkeys"
+    do = "Raise maxmemory, and find what fills it: redis-cli --bigkeys"
     if used > FULL * most:
         return wrong("memory", says, do)
     return weak("memory", says, do) if used > FULL_SOON * most else good("memory", says)
@@ -213,8 +217,8 @@ async def _latency(redis: Any) -> Finding:
         begun = time.perf_counter()
         await redis.ping()
         took.append((time.perf_counter() - begun) * 1e3)
-    usual = statistics.quantiles(took, n=4)[0]  # not the median: we look at other things meanwhile, and are late
+    usual = statistics.quantiles(took, n=4)[0]  # not the median: the other examinations run meanwhile and delay us
     if usual > SLOW:
-        says = f"An answer takes {usual:.0f} ms, and most requests wait for one."
-        return weak("latency", says, "Bring Redis nearer to the servers, and see what it is busy with: SLOWLOG GET")
-    return good("latency", f"An answer takes {usual:.1f} ms.")
+        says = f"A reply takes {usual:.0f} ms, and most requests wait for one."
+        return weak("latency", says, "Move Redis closer to the servers, and find slow commands: SLOWLOG GET")
+    return good("latency", f"A reply takes {usual:.1f} ms.")

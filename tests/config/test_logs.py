@@ -108,7 +108,7 @@ async def test_a_server_in_production_says_nothing_but_json(services: Services, 
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport server\n"
         # For program(), which waits for a line, and then asks.
         f"def tell(state):\n    if state == 'READY=1':\n        print('http://127.0.0.1:{port}', flush=True)\n"
-        "server.supervisor.tell = tell\n"
+        "server.supervisor.notify = tell\n"
         "sys.exit(server.main())\n"
     )
     secrets = {"MIMU_ENV": "production", "RATE_LIMITS": "on", "PORT": str(port)}

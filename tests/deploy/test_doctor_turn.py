@@ -145,7 +145,7 @@ async def test_nobody_there_is_said_at_once() -> None:
     said = await examine(nobody, "turn")
     assert said["turn", "answers"].state == "wrong"
     assert said["turn", "tcp"].state == "wrong"
-    assert said["turn", "peers"].says == "Not looked at, because it does not answer."
+    assert said["turn", "peers"].says == "Not checked, because it does not answer."
     said = await examine({**nobody, "TURN_HOST": "nowhere.invalid"}, "turn")
     assert said["turn", "address"].says == "nowhere.invalid has no address."
 

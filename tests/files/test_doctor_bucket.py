@@ -41,7 +41,7 @@ async def test_each_fault_of_a_bucket_has_its_name(s3: Seaweed, tmp_path: Path) 
         finding = (await found(s3, tmp_path, **changed))["storage", "reachable"]
         return finding.state, finding.says
 
-    assert await reachable(S3_SECRET_KEY=secrets.token_hex(20)) == ("wrong", "S3 does not take our signature.")
+    assert await reachable(S3_SECRET_KEY=secrets.token_hex(20)) == ("wrong", "S3 rejects our signature.")
     assert await reachable(S3_ACCESS_KEY="somebody-else") == ("wrong", "S3 does not know S3_ACCESS_KEY.")
     nothing = {"S3_BUCKET": "nothing-here"}
     assert (await reachable(**nothing, S3_CREATE_BUCKET="false"))[0] == "wrong"

@@ -53,7 +53,7 @@ class Installation:
     def place(self) -> Place:
         return Place(self.settings["DATABASE_URL"], self.settings["REDIS_URL"])
 
-    async def examined(
+    async def run_examination(
         self, only: str, changed: Mapping[str, str], proxy: nginx.Proxy | None = None, instances: int = 2
     ) -> Found:
         """What the doctor finds, with the settings of the file and some that were changed."""

@@ -86,7 +86,7 @@ async def test_backups_by_root_do_not_end_those_of_each_night(services: Services
         first = await script(None, "backup", *words, **given)
         assert first.code == 0, first.err
         assert foreign(shelf) == foreign(data) == []
-        noted = last_backup.last(data)
+        noted = last_backup.read(data)
         assert noted is not None
         assert noted.whole
         assert abs(noted.made_at - time.time()) < 60
@@ -117,11 +117,11 @@ async def test_backups_by_root_do_not_end_those_of_each_night(services: Services
 
 
 def test_a_note_that_can_not_be_read_is_none(tmp_path: Path) -> None:
-    assert last_backup.last(tmp_path) is None
+    assert last_backup.read(tmp_path) is None
     for text in ("", "{}", '{"made_at": 5, "whole": 1}', '["x"]'):
         (tmp_path / last_backup.NAME).write_text(text)
-        assert last_backup.last(tmp_path) is None
-    last_backup.note(tmp_path, "2026-11-30T04:00:00Z", whole=False)
-    assert last_backup.last(tmp_path) == last_backup.LastBackup(1796011200.0, False)
+        assert last_backup.read(tmp_path) is None
+    last_backup.write(tmp_path, "2026-11-30T04:00:00Z", whole=False)
+    assert last_backup.read(tmp_path) == last_backup.LastBackup(1796011200.0, False)
     assert json.loads((tmp_path / last_backup.NAME).read_text())["whole"] is False
     assert Shelf(tmp_path).foreign == []

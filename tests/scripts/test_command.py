@@ -57,7 +57,7 @@ def test_all_scripts_share_the_parser_and_the_exit_codes() -> None:
             assert not re.search(r'ArgumentParser\(|"--env-file"|"--json"|\b78\b(?! wrong| the settings)', text), path
             if path.stem not in ("configuration_page", "api_page"):  # these read no settings
                 assert "command.common(" in text, path
-                assert "command.outcome(" in text, path
+                assert "command.run(" in text, path
 
 
 def raising(error: BaseException) -> Callable[[], int]:
@@ -84,13 +84,13 @@ def test_exit_codes(error: BaseException, code: int, printed: str, capsys: pytes
 
     works: tuple[Any, ...] = (work, coroutine)
     for one in works:
-        assert command.outcome(one, failed="it failed", failures=(ValueError,)) == code
+        assert command.run(one, failed="it failed", failures=(ValueError,)) == code
         assert capsys.readouterr() == ("", printed)
 
 
 def test_an_error_that_a_script_does_not_expect_is_a_bug() -> None:
     with pytest.raises(LookupError):
-        command.outcome(raising(LookupError()), failed="it failed", failures=(ValueError,))
+        command.run(raising(LookupError()), failed="it failed", failures=(ValueError,))
 
 
 @pytest.mark.parametrize("text", ["0", "11", "-1", "1.5", "", "²", "٣"])

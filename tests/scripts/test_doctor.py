@@ -21,7 +21,7 @@ from config.findings import CLOCK_WEAK, CLOCK_WRONG, Examination, Finding, StopE
 from config.settings import environment
 from models.postgres import migrations
 from scripts import doctor
-from scripts.checks import examined, machine, nginx
+from scripts.checks import machine, nginx, run_examination
 from tests import canaries
 from tests.deploy.relay import SHIPPED, folder, relaying
 from tests.providers.certificates import certified
@@ -205,7 +205,7 @@ async def _embedded(folder_: Path) -> None:
     assert found.bad() == {}
     assert found["database", "room"].state == "good"  # its disk is this machine's
     assert found["public", "upgrade"].state == "good"  # by the secret that the server made for itself
-    assert found["public", "forwarded"].says == "A stranger's own X-Forwarded-For is not believed."
+    assert found["public", "forwarded"].says == "The server does not trust X-Forwarded-For of strangers."
 
 
 @pytest.mark.gen_test
@@ -221,7 +221,7 @@ async def _given_up(services: Services, tmp_path: Path, port: int) -> None:
         found = await examine(given, "database,redis", seconds=2)
         assert asyncio.get_running_loop().time() - begun < 2 + SLACK
     assert found["database", "reachable"].says == "No answer within 2 s."
-    assert found["database", "migrations"].says == "Not looked at, because it took too long."
+    assert found["database", "migrations"].says == "Not checked, because it took too long."
     assert found["redis", "reachable"].state == "good"
 
 
@@ -235,14 +235,14 @@ async def test_an_examination_ends_well_whatever_happens_in_it() -> None:
         yield good("one", "It is.")
         raise RuntimeError("postgres://user:password@host")
 
-    said = await examined(Examination("x", "X", ("one", "two", "three"), half), 1)
+    said = await run_examination(Examination("x", "X", ("one", "two", "three"), half), 1)
     assert [(finding.part, finding.state) for finding in said] == [
         ("one", "good"),
         ("two", "skipped"),
         ("three", "skipped"),
     ]
-    assert said[2].says == "Not looked at, because two is away."
-    said = await examined(Examination("x", "X", ("one", "two", "three"), broken), 1)
+    assert said[2].says == "Not checked, because two is away."
+    said = await run_examination(Examination("x", "X", ("one", "two", "three"), broken), 1)
     assert [(finding.part, finding.state) for finding in said] == [
         ("one", "good"),
         ("two", "wrong"),
@@ -405,8 +405,8 @@ def test_packages_that_drifted_are_named(tmp_path: Path) -> None:
     lock = tmp_path / "server.txt"
     installed = {name: metadata.version(name) for name in real}
     lock.write_text("".join(f"{name}=={version} \\\n    --hash=sha256:00\n" for name, version in installed.items()))
-    assert machine._packages(lock) == good("packages", f"All {len(real)} are as locked.")
+    assert machine._packages(lock) == good("packages", f"All {len(real)} packages are the locked versions.")
     lock.write_text("tornado==1.0\nnot-of-this-world==2.0\npydantic==" + installed["pydantic"])
-    says = f"2 of 3 packages are not those that were tested: tornado {installed['tornado']} for 1.0"
+    says = f"2 of 3 packages are not the tested versions: tornado {installed['tornado']} for 1.0"
     assert machine._packages(lock).says == f"{says}, not-of-this-world missing for 2.0."
     assert machine._packages(tmp_path / "none").state == "skipped"

@@ -227,11 +227,11 @@ FAULTS = [
     ),
     Fault(
         "the proxy passes a wrong Host", with_line(HOST, "$host$mimu_port", "$proxy_host"),
-        "public", "host", "takes itself for mimu", "proxy_set_header Host",
+        "public", "host", "its name is mimu", "proxy_set_header Host",
     ),
     Fault(
         "the proxy passes no X-Forwarded-Proto", with_line(SCHEME, "$scheme", '""'),
-        "public", "scheme", "believes that clients come by http:", "proxy_set_header X-Forwarded-Proto $scheme",
+        "public", "scheme", "believes that clients use http:", "proxy_set_header X-Forwarded-Proto $scheme",
     ),
     Fault(
         "the proxy ends sockets before they are pinged", with_line(READ, "90s", "20s"),
@@ -243,11 +243,11 @@ FAULTS = [
     ),
     Fault(
         "the proxy passes no upgrades", with_line(UPGRADE, "$mimu_upgrade", '""'),
-        "public", "upgrade", "a handshake becomes an ordinary request", "pass Upgrade and Connection on",
+        "public", "upgrade", "a handshake into an ordinary request", "pass Upgrade and Connection",
     ),
     Fault(
         "the proxy collects uploads", with_line(WHOLE, "off", "on"),
-        "public", "uploads", "collected by the proxy", "proxy_request_buffering off",
+        "public", "uploads", "proxy buffers uploads", "proxy_request_buffering off",
     ),
     Fault(
         "the database lacks a migration",
@@ -287,20 +287,20 @@ FAULTS = [
     ),
     Fault(
         "PgBouncer refuses what the servers send", with_a_pooler,
-        "database", "as the server", "PgBouncer refuses", "ignore_startup_parameters = ",
+        "database", "as the server", "PgBouncer rejects", "ignore_startup_parameters = ",
     ),
     Fault(
         "the disk of PostgreSQL is full", with_a_full_disk,
-        "database", "room", "The disk of PostgreSQL is full.", "Make room on it",
+        "database", "room", "The disk of PostgreSQL is full.", "Free space on it",
     ),
     Fault(
         "Redis is a read-only replica", with_redis("REPLICAOF", "127.0.0.1", "1"),
-        "redis", "writes", "This is a replica, which takes no writes.", "Let REDIS_URL name the primary.",
+        "redis", "writes", "This is a replica, which accepts no writes.", "Set REDIS_URL to the primary.",
     ),
     Fault(
         "Redis is a node of a Cluster",
         with_redis("CLUSTER", "ADDSLOTSRANGE", "0", "16383", options=("cluster-enabled yes",)),
-        "redis", "version", "is a cluster", "Name a single one, or a primary with replicas.",
+        "redis", "version", "is a cluster", "Use a single Redis, or a primary with replicas.",
     ),
     Fault(
         "REDIS_URL has the port of a Sentinel", with_a_sentinel,
@@ -344,9 +344,9 @@ def complaints(found: Found) -> dict[tuple[str, str], str]:
 async def test_a_good_installation_and_each_of_25_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(FAULTS) == len({fault.name for fault in FAULTS}) == 25
     async with installation(monkeypatch) as here:
-        found = await here.examined(EVERYTHING, {})
+        found = await here.run_examination(EVERYTHING, {})
         if complaints(found):  # other tests may keep the machine from answering in time
-            found = await here.examined(EVERYTHING, {})
+            found = await here.run_examination(EVERYTHING, {})
         assert complaints(found) == {}
         good = [
             ("machine", "backup"), ("machine", "backup access"), ("machine", "backup keys"), ("nginx", "servers"),
@@ -357,7 +357,7 @@ async def test_a_good_installation_and_each_of_25_faults(monkeypatch: pytest.Mon
         result = []
         for fault in FAULTS:
             async with fault.plant(here) as planted:
-                found = await here.examined(fault.examination, planted.settings, planted.proxy)
+                found = await here.run_examination(fault.examination, planted.settings, planted.proxy)
                 result.append(missed(fault, found))
         assert [one for one in result if one] == []
-        assert (await here.examined("database", {}, instances=3))["database", "instances"].state == "wrong"
+        assert (await here.run_examination("database", {}, instances=3))["database", "instances"].state == "wrong"

@@ -48,15 +48,15 @@ async def test_faults_of_a_proxy(services: Services, trusted: Path) -> None:
 
         assert (await found(Proxy())).bad() == {}
         for proxy, part, state, words in (
-            (Proxy(hsts=False), "hsts", "weak", "no Strict-Transport-Security"),
-            (Proxy(upgrades=False), "upgrade", "wrong", "becomes an ordinary request (400)"),
-            (Proxy(appends=False), "forwarded", "wrong", "X-Forwarded-For is believed"),
-            (Proxy(largest=200 * 1024), "body limit", "weak", "in its own words"),
-            (Proxy(largest=1 << 20), "uploads", "wrong", "refuses large uploads (413)"),
-            (Proxy(collects=True), "uploads", "weak", "collected by the proxy"),
+            (Proxy(hsts=False), "hsts", "weak", "Strict-Transport-Security is missing"),
+            (Proxy(upgrades=False), "upgrade", "wrong", "into an ordinary request (400)"),
+            (Proxy(appends=False), "forwarded", "wrong", "trusts X-Forwarded-For"),
+            (Proxy(largest=200 * 1024), "body limit", "weak", "with its own page"),
+            (Proxy(largest=1 << 20), "uploads", "wrong", "rejects large uploads (413)"),
+            (Proxy(collects=True), "uploads", "weak", "proxy buffers uploads"),
             (Proxy(ahead=30), "clock", "weak", "ahead of this machine's"),
             (Proxy(ahead=-3600), "clock", "wrong", "behind this machine's"),
-            (Proxy(drops="X-Request-ID"), "request id", "weak", "does not come back"),
+            (Proxy(drops="X-Request-ID"), "request id", "weak", "is not returned"),
         ):
             said = await found(proxy)
             bad = said.bad()
@@ -67,10 +67,10 @@ async def test_faults_of_a_proxy(services: Services, trusted: Path) -> None:
                 assert bad.keys() == {("public", part)}
         said = await found(Proxy(hides=True))
         assert said.bad() == {}
-        assert said["public", "forwarded"].says == "The proxy answers for /metrics itself, where it would show."
+        assert said["public", "forwarded"].says == "The proxy answers /metrics itself, so this can't be checked."
         # Another secret than the server's: what it signs is refused there.
         said = await found(Proxy(), JWT_SECRET="another-secret-0123456789abcdefghijklmn")
-        assert "takes no token that our JWT_SECRET signs" in said["public", "upgrade"].says
+        assert "rejects tokens signed with our JWT_SECRET" in said["public", "upgrade"].says
 
 
 @pytest.mark.gen_test
@@ -103,7 +103,7 @@ async def test_a_socket_is_opened_with_an_account(services: Services, trusted: P
 
         state, words = await said(alice.token)
         assert (state, words.startswith("A socket opens, and a frame is answered in ")) == ("good", True)
-        assert await said("no-token-at-all") == ("wrong", "The token opens no socket (401).")
+        assert await said("no-token-at-all") == ("wrong", "The server rejects the token (401).")
         proxy.upgrades = False
         assert (await said(alice.token))[0] == "wrong"
 
@@ -128,7 +128,7 @@ async def test_certificates(days: int, name: str, state: str, words: str, truste
         finding = said["public", "certificate"]
         assert (finding.state, words in finding.says) == (state, True), finding
         if state == "wrong":
-            assert said["public", "metrics"].says == "Not looked at, because the certificate is not trusted."
+            assert said["public", "metrics"].says == "Not checked, because the certificate is not trusted."
 
 
 class Page(RequestHandler):
@@ -163,7 +163,7 @@ async def test_what_answers_may_be_ill_or_another() -> None:
         assert said["public", "upgrade"].state == "skipped"
     async with pages(health=Ill) as url:
         said = await examine({}, "public", url=url)
-        assert said["public", "health"].says == "Mimu says that it is not well: redis."
+        assert said["public", "health"].says == "Mimu reports failed checks: redis."
     said = await examine({}, "public", url=f"http://127.0.0.1:{free_port()}")
     assert said["public", "health"].says == "There is no answer (ConnectionRefusedError)."
     said = await examine({}, "public", url="https://nowhere.invalid")
@@ -192,7 +192,7 @@ async def test_who_answers_a_byte_at_a_time_keeps_nobody() -> None:
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server, asyncio.timeout(20):
         with pytest.raises(TimeoutError):
-            await ask(url, patience=0.1)
+            await ask(url, seconds=0.1)
         said = await script(None, "doctor", "--only", "public", "--url", url, "--timeout", "0.5", "--json")
         ended.set()
         await asyncio.gather(*filter(None, dripping))
@@ -204,5 +204,5 @@ async def test_who_answers_a_byte_at_a_time_keeps_nobody() -> None:
 async def test_who_leaves_out_the_s_is_sent_to_https() -> None:
     async with pages() as url:
         assert (await public.redirected(f"{url}/")).state == "good"
-        assert (await public.redirected(f"{url}/plain")).says == "Without TLS there is an answer, too (200)."
+        assert (await public.redirected(f"{url}/plain")).says == "Requests without TLS are answered (200)."
     assert (await public.redirected(f"http://127.0.0.1:{free_port()}/")).state == "good"

@@ -41,7 +41,7 @@ def elsewhere(dsn: str, **parts: str) -> str:
 async def test_a_database_that_is_out_of_reach_is_said_why(services: Services, tmp_path: Path) -> None:
     async with place(services) as shared:
         for changed, words in (
-            ({"password": "wrong-" + secrets.token_hex(8)}, "takes neither the user nor the password"),
+            ({"password": "wrong-" + secrets.token_hex(8)}, "rejects the user or the password"),
             ({"path": "/nothing"}, "has no database of the name"),
             ({"port": str(free_port())}, "can't be reached (ConnectionRefusedError)"),
         ):
@@ -70,13 +70,13 @@ async def test_faults_of_a_database(services: Services, monkeypatch: pytest.Monk
 
         last = migrations.versions()[-1]
         await connection.execute("DELETE FROM schema_migrations WHERE version = $1", last)
-        assert await found("migrations") == ("wrong", f"The database lacks {last}, and no server starts.")
+        assert await found("migrations") == ("wrong", f"The database lacks {last}, so no server starts.")
         await connection.execute("INSERT INTO schema_migrations VALUES ($1), ('9999')", last)
         assert await found("migrations") == ("weak", "The database has 9999 of a newer release.")
         await connection.execute("DELETE FROM schema_migrations WHERE version = '9999'")
 
         await connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
-        assert await found("durability") == ("wrong", "synchronous_commit is off: what was acked may be lost.")
+        assert await found("durability") == ("wrong", "synchronous_commit is off: acknowledged messages may be lost.")
         await connection.execute(f"ALTER DATABASE {name} RESET synchronous_commit")
         await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
         assert (await found("primary"))[0] == "wrong"
@@ -139,15 +139,15 @@ async def test_faults_of_redis(tmp_path: Path) -> None:
         policy = await spoiled("eviction", "maxmemory-policy", "allkeys-lru")
         assert policy == (
             "wrong",
-            "When it is full, Redis drops keys (allkeys-lru): rate limits, and pushes that wait.",
+            "When it is full, Redis drops keys (allkeys-lru): rate limits and queued pushes.",
         )
         assert (await spoiled("memory", "maxmemory", "0"))[0] == "weak"
         full = await spoiled("writes", "maxmemory", "1000")
-        assert full == ("wrong", "Redis is full, and refuses writes.")
-        assert (await spoiled("writes", "min-replicas-to-write", "1"))[1] == "Redis refuses writes (NOREPLICAS)."
+        assert full == ("wrong", "Redis is full and rejects writes.")
+        assert (await spoiled("writes", "min-replicas-to-write", "1"))[1] == "Redis rejects writes (NOREPLICAS)."
 
         await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
-        assert (await found("writes"))[1] == "This is a replica, which takes no writes."
+        assert (await found("writes"))[1] == "This is a replica, which accepts no writes."
         await redis.execute_command("REPLICAOF", "NO", "ONE")
 
         # A user who may less than the server needs.
@@ -163,7 +163,7 @@ async def test_faults_of_redis(tmp_path: Path) -> None:
             assert (await found(part, REDIS_URL=narrow))[0] == state, rules
 
         wrong = f"redis://:{secrets.token_hex(8)}@127.0.0.1:{urlsplit(url).port}/0"
-        assert (await found("reachable", REDIS_URL=wrong))[1].startswith("Redis does not take the user or the password")
+        assert (await found("reachable", REDIS_URL=wrong))[1].startswith("Redis rejects the user or the password")
     assert (await found("reachable"))[1].startswith("Redis can't be reached")
 
 

@@ -147,10 +147,10 @@ async def test_what_pgbouncer_refuses_is_named(services: Services, tmp_path: Pat
     async with place(services) as shared, pgbouncer(shared) as dsn:
         given = {**shared.environment, "DATABASE_URL": dsn, "MIMU_DATA_DIR": str(tmp_path), "MIMU_ENV": "development"}
         found = (await examine(given, "database")).bad()
-        assert "PgBouncer refuses" in found["database", "as the server"]
+        assert "PgBouncer rejects" in found["database", "as the server"]
         code, said = await started(**{**given, "PORT": "0"})
         assert code == 1
-        assert "PgBouncer refuses" in said
+        assert "PgBouncer rejects" in said
         assert "ignore_startup_parameters" in said
 
 
@@ -210,7 +210,7 @@ async def test_a_synchronous_standby_that_is_away_is_named() -> None:
             async with Database(dsn, 3).open() as db, asyncio.timeout(WAIT):
                 with pytest.raises(Unavailable, match="synchronous standby") as caught:
                     await takes_writes(db, uuid4())
-                assert reasons.fault("database", caught.value) == "standby_away"
+                assert reasons.fault_name("database", caught.value) == "standby_away"
             given = {"DATABASE_URL": dsn, "MIMU_ENV": "development"}
             found = (await examine(given, "database", seconds=18))["database", "commits"]
             assert found.state == "wrong"
@@ -226,10 +226,10 @@ def test_a_reason_holds_no_secret() -> None:
         asyncpg.DataError(f"invalid input syntax: {secret}"),
         refused,
     ):
-        assert secret not in reasons.told(error) + reasons.explained(error)
+        assert secret not in reasons.describe_chain(error) + reasons.explain(error)
     outer = RedisConnectionError("Error 1 connecting to redis:6380.")
     outer.__cause__ = ssl.SSLCertVerificationError(1, "certificate verify failed")
-    assert "SSLCertVerificationError" in reasons.told(outer)
+    assert "SSLCertVerificationError" in reasons.describe_chain(outer)
     assert "REDIS_URL" in str(reasons.of_redis(outer))
 
 
@@ -275,4 +275,4 @@ def test_a_program_s_text_becomes_a_type_in_one_place() -> None:
     busy = migrations._meaning("Error: pq: canceling statement due to lock timeout")
     assert isinstance(busy, migrations.TableInUse)
     assert type(migrations._meaning("Error: pq: syntax error")) is migrations.MigrationError
-    assert reasons.told(busy) == str(busy), "it is an error of ours, like the one that it is a kind of"
+    assert reasons.describe_chain(busy) == str(busy), "it is an error of ours, like the one that it is a kind of"
