@@ -1,1 +1,1 @@
-"""The tables: what is stored, and the statements that read and change it. Nothing here knows the wire or a feature."""
+"""The tables, and the statements that read and change them. Nothing here depends on the wire or a feature."""

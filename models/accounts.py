@@ -1,4 +1,4 @@
-"""What is done to a whole account: erasing it, and what operators do, each with its line in the audit log."""
+"""Whole accounts: erase them, and the operators' commands, each with its line in the audit log."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from models.users import User
 
 
 async def find(db: Database, public_id: str) -> Row | None:
-    """``id, public_id, created_at, is_online, last_seen, suspended_at``, and ``endable``: how many sessions ending all
-    of them would end."""
+    """Return ``id, public_id, created_at, is_online, last_seen, suspended_at``, and ``endable``: the number of sessions
+    that are not revoked."""
     live = Session.select(fn.count(Session.id)).where(Session.user == User.id, Session.revoked_at.is_null())
     return await db.one(
         User.select(
@@ -34,20 +34,20 @@ async def find(db: Database, public_id: str) -> Row | None:
 
 
 class Change(NamedTuple):
-    """Whether anything was changed (and noted), and the sessions that ended: tell the servers of them."""
+    """True if the account was changed (and audited), and the sessions that ended: announce them to the servers."""
 
     changed: bool
     ended: list[sessions.Ended]
 
 
 async def _lock(db: Database, user_id: UUID) -> Row | None:
-    """The account's row, first of all that is changed with it: whoever signs in meanwhile waits, and then finds the
-    change, or was before us and is found by it."""
+    """Lock the account's row before all that changes with it. A login at the same time waits and then sees the change,
+    or comes first and is included in it."""
     return await db.row("SELECT public_id, suspended_at FROM users WHERE id = $1 FOR UPDATE", user_id)
 
 
 async def suspend(db: Database, user_id: UUID, actor: str) -> Change | None:
-    """Keep an account from signing in, and end its sessions; None when it is gone."""
+    """Suspend an account, and end its sessions; None if it is gone."""
     async with db.transaction():
         account = await _lock(db, user_id)
         if account is None:
@@ -62,7 +62,7 @@ async def suspend(db: Database, user_id: UUID, actor: str) -> Change | None:
 
 
 async def unsuspend(db: Database, user_id: UUID, actor: str) -> Change | None:
-    """Let an account sign in again; None when it is gone. The sessions that it had stay ended."""
+    """Let an account sign in again; None if it is gone. Its former sessions stay ended."""
     async with db.transaction():
         account = await _lock(db, user_id)
         if account is None:
@@ -76,7 +76,7 @@ async def unsuspend(db: Database, user_id: UUID, actor: str) -> Change | None:
 
 
 async def end_sessions(db: Database, user_id: UUID, actor: str) -> Change | None:
-    """Sign an account out everywhere; None when it is gone."""
+    """End all sessions of an account; None if it is gone."""
     async with db.transaction():
         account = await _lock(db, user_id)
         if account is None:
@@ -88,18 +88,18 @@ async def end_sessions(db: Database, user_id: UUID, actor: str) -> Change | None
 
 
 async def delete(db: Database, user_id: UUID, actor: str) -> Change | None:
-    """Erase an account as its owner can; None when it is gone."""
+    """Erase an account, as its owner can; None if it is gone."""
     ended = await erase(ChatChanges(db, announce_nothing), user_id, actor)
     return None if ended is None else Change(True, ended)
 
 
 async def erase(changes: ChatChanges, user_id: UUID, actor: str | None = None) -> list[sessions.Ended] | None:
-    """Erase an account with all that is its own (contract section 10): the sessions that ended; None when it is gone.
-    With an ``actor`` it is noted in the audit log.
+    """Erase an account with all its data (contract section 10). Returns the sessions that ended; None if it is gone.
+    With an ``actor`` it writes a line to the audit log.
 
-    It leaves its chats first, each by itself, for chats are locked before accounts everywhere; then its name is taken
-    off its messages, many at a time. What a crash in between leaves is an account that can be erased. At the end its
-    row is locked: a session that is opened meanwhile is ended with the others, or is not opened at all.
+    It leaves its chats first, one by one, because chats are locked before accounts everywhere; then it removes the
+    sender from its messages in batches. After a crash in between the account can still be erased. At the end its row is
+    locked: a session that opens at the same time ends with the others, or does not open.
     """
     db = changes.db
     while True:
@@ -110,7 +110,7 @@ async def erase(changes: ChatChanges, user_id: UUID, actor: str | None = None) -
             if account is None:
                 return None
             if await db.exists(ChatParticipant.select().where(ChatParticipant.user == user_id)):
-                continue  # let into a chat a moment ago; with the row locked nobody can do that any more
+                continue  # added to a chat a moment ago; while the row is locked this can't happen again
             ended = await sessions.end_all(db, user_id)
             if actor is not None:
                 await audit.note(db, actor, "delete", user_id, account["public_id"])

@@ -1,4 +1,4 @@
-"""The audit log: what operators did to whom. A line is written in the transaction of the change it tells of."""
+"""The audit log: the operators' changes to accounts. A line is written in the transaction of its change."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ class AuditEntry(Table):
 
 
 async def note(db: Database, actor: str, action: str, user_id: UUID, public_id: str) -> None:
-    """Write a line, in the caller's transaction. ``actor`` is who did it, ``action`` a verb."""
+    """Write a line, in the caller's transaction. ``actor`` names the operator, ``action`` is a verb."""
     await db.do(AuditEntry.insert(actor=actor, action=action, user_id=user_id, public_id=public_id))

@@ -1,4 +1,4 @@
-"""Batches: what many requests ask of the same table at the same time, asked in one statement."""
+"""Batches: combine concurrent look-ups of many requests in the same table into one statement."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from typing import Generic, TypeVar
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-MOST = 128  # keys of one statement: enough to share its cost, few enough not to keep the last one waiting
+MAX_KEYS = 128  # keys of one statement: enough to share its cost, few enough not to delay the last one
 
 
 class Batch(Generic[Key, Value]):
-    """Answers keys by ``load``, which gets several at once and answers in their order.
+    """Loads keys with ``load``, which gets several at once and returns the values in their order.
 
-    There is no lingering: a key that comes alone is asked for at once, and those that come while a statement is on its
-    way go together in the next. A busy server thus shares what a statement costs, an idle one waits for nobody.
+    It never waits for more keys: a single key is loaded at once, and keys that arrive while a statement runs go
+    together into the next. So a busy server shares the cost of a statement, and an idle one adds no delay.
     """
 
     def __init__(self, load: Callable[[Sequence[Key]], Awaitable[Sequence[Value]]]) -> None:
         self._load = load
-        self._asked: deque[tuple[Key, asyncio.Future[Value]]] = deque()
+        self._queue: deque[tuple[Key, asyncio.Future[Value]]] = deque()
         self._running: asyncio.Task[None] | None = None
 
     async def get(self, key: Key) -> Value:
-        """The answer to one key. Raises what ``load`` raised."""
+        """Return the value of one key. Raises what ``load`` raised."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Value] = loop.create_future()
-        self._asked.append((key, answer))
+        future: asyncio.Future[Value] = loop.create_future()
+        self._queue.append((key, future))
         if self._running is None:
-            # In a context of its own: the first one's may hold a transaction.
+            # In a new context: that of the first caller may have an open transaction.
             self._running = loop.create_task(self._run(), context=Context())
-        return await answer
+        return await future
 
     async def _run(self) -> None:
         try:
-            while self._asked:
-                taken = [self._asked.popleft() for _ in range(min(MOST, len(self._asked)))]
+            while self._queue:
+                batch = [self._queue.popleft() for _ in range(min(MAX_KEYS, len(self._queue)))]
                 try:
-                    answers = await self._load([key for key, _ in taken])
+                    values = await self._load([key for key, _ in batch])
                 except Exception as error:
-                    for _, answer in taken:
-                        if not answer.done():
-                            answer.set_exception(error)
+                    for _, future in batch:
+                        if not future.done():
+                            future.set_exception(error)
                     continue
-                for (_, answer), found in zip(taken, answers, strict=True):
-                    if not answer.done():
-                        answer.set_result(found)
+                for (_, future), value in zip(batch, values, strict=True):
+                    if not future.done():
+                        future.set_result(value)
         finally:
             self._running = None

@@ -1,17 +1,17 @@
-"""Cleanup: rows that have served their purpose are removed, in batches that hold no lock for long.
+"""Cleanup: remove rows that are no longer needed, in batches that hold no lock for long.
 
-Every batch is one statement, and so a transaction of its own. It takes rows that nobody else holds (SKIP LOCKED): it
-waits for no request, and several cleanups at once share the work.
+Every batch is one statement, and so one transaction. It skips locked rows (SKIP LOCKED): it waits for no request, and
+several cleanups at once share the work.
 
-**Prekeys.** A key id that a phone sent before must be refused for ever (contract section 3), so the ids outlive the
-rows, exactly, as a set of ranges for each user and kind: ``spent_prekeys``. A phone counts its keys, so a whole life
-of them is one or a few ranges, where the rows take 200 bytes each, and a Kyber key ten times that. A highest id, up to
-which all is refused, would be smaller still, and wrong: libsignal's apps begin to count at a random id and wrap around,
-and would be refused ids that they never sent. A trigger on the tables of prekeys refuses what is in the set.
+**Prekeys.** A key id that a phone sent before must be rejected for ever (contract section 3), so the ids outlive the
+rows, exactly, as a set of ranges for each user and kind: ``spent_prekeys``. A phone counts its keys, so all of them
+are one or a few ranges, where the rows take 200 bytes each, and a Kyber key ten times that. A highest id, up to which
+all are rejected, would be smaller still, and wrong: libsignal's apps begin to count at a random id and wrap around, so
+ids that they never sent would be rejected. A trigger on the tables of prekeys rejects ids in the set.
 
-**Sessions.** One is of no use when it was revoked, or 30 days after its last use: then it is too idle to be refreshed,
-and the last access token issued to it, which lives 30 days at the most, has expired as well. Until then the row must
-stay, even when ``expires_at`` has passed: without it, changing the password could not end those tokens.
+**Sessions.** A row is not needed after the session was revoked, or 30 days after its last use: then it is too idle to
+be refreshed, and the last access token issued to it, which lives at most 30 days, has expired as well. Until then the
+row must stay, even after ``expires_at``: without it, changing the password could not end those tokens.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from models.sweeps import UNWATCHED, Due, Sweep, Sweeper
 from models.tombstones import PREKEY_HASH
 from models.users import User
 
-BATCH = 1000  # rows a statement: 10 to 60 ms, with millions of rows; a statement that takes 1.5 s is given up
-# Until then a starting server asks which sessions have ended. The longest life that JWT_EXPIRATION_HOURS may give, not
+BATCH = 1000  # rows per statement: 10 to 60 ms, with millions of rows; a statement that takes 1.5 s is cancelled
+# A starting server reads sessions that ended within this time. The longest life that JWT_EXPIRATION_HOURS allows, not
 # the present one: tokens keep the life they were issued with. An hour more for clocks that differ.
 ENDED_KEPT = timedelta(hours=720 + 1)
-# A challenge is judged by a server's clock, and removed by the database's: one removed too early could be used again.
+# A server's clock checks a challenge, the database's removes it: if that is too early, it could be used again.
 CHALLENGES_KEPT = timedelta(hours=1)
-FAILURES_KEPT = timedelta(days=2)  # after a sweep might have tried again: the row is gone, or was done
-INVITES_KEPT = timedelta(days=7)  # after their end: long enough for who made one to see that it has ended
-COUNTING = 3600.0  # seconds; to count is to read all that is due, which after years may be long
+FAILURES_KEPT = timedelta(days=2)  # after a sweep may try again: by then the row is gone, or was done
+INVITES_KEPT = timedelta(days=7)  # after they expire, so that their creator can see it
+COUNT_TIMEOUT = 3600.0  # seconds; counting reads all rows that are due, which may take long after years
 
 
 class SpentPrekeys(Table):
-    """The ids of a user's prekeys that are refused though their rows are gone."""
+    """The ids of a user's prekeys that are rejected although their rows are gone."""
 
     user = peewee.ForeignKeyField(User, on_delete="CASCADE")
     kind = Enum("prekey_kind")
@@ -54,8 +54,8 @@ class SpentPrekeys(Table):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One kind of rows. Both statements give one row with a number for each table: ``count`` of all that is due, its
-    parameters being ``due.args``; ``remove`` of the batch of ``$1`` that it has removed, the others following."""
+    """One kind of rows. Both statements return one row with a number for each table: ``count`` counts all rows that are
+    due, with the parameters ``due.args``; ``remove`` removes a batch of ``$1`` rows, ``due.args`` follow."""
 
     due: Due
     count: str
@@ -63,8 +63,8 @@ class Step:
 
 
 def _plain(table: str, key: str, moment: str, kept: timedelta) -> Step:
-    """Rows of which nothing need be remembered, ``kept`` after ``moment``. The oldest go first, for that is how the
-    index has them."""
+    """Rows that are removed without a trace, ``kept`` after ``moment``. The oldest go first, in the order of the
+    index."""
     due = Due(table, key, f"{table} WHERE {moment} < now() - $2::interval", moment, args=(kept,))
     return Step(
         due,
@@ -81,10 +81,10 @@ def _plain(table: str, key: str, moment: str, kept: timedelta) -> Step:
 def _prekeys(
     table: str, kind: str, name: str, moment: str, which: str, kept: timedelta, *, hashed: bool = False
 ) -> Step:
-    """Prekeys, whose ids are noted as they go, and with ``hashed`` the hashes of the keys; reported as ``name``.
+    """Prekeys, whose ids (with ``hashed`` also their hashes) are stored when the rows go; reported as ``name``.
 
-    The owners are locked with their keys: the note refers to them, and the deletion of an account locks the two in the
-    other order. Notes are written in the order of users, so that two cleanups don't wait for each other in a circle.
+    The owners are locked with their keys: ``spent_prekeys`` refers to them, and the deletion of an account locks the
+    two in the other order. Rows are written in the order of users, so that two cleanups don't deadlock.
     """
     due = Due(
         name,
@@ -122,8 +122,8 @@ _OVER = f"least(revoked_at, (last_used_at AT TIME ZONE 'UTC' + interval '{IDLE_D
 
 
 def _sessions(kept: timedelta) -> Step:
-    """Sessions with their spent refresh tokens, of which one session may have thousands: a batch takes so many tokens,
-    and the sessions that had none left before it."""
+    """Sessions with their spent refresh tokens, of which one session may have thousands: a batch removes tokens, and
+    those sessions that had none left before it."""
     due = Due("sessions", "id", f"sessions WHERE {_OVER} < now() - $2::interval", _OVER, args=(kept,))
     over = f"{_OVER} < now() - $1::interval"
     return Step(
@@ -147,8 +147,8 @@ def _sessions(kept: timedelta) -> Step:
 
 
 def _deleted_chats(kept: timedelta) -> Step:
-    """Chats that were deleted, with who took part: a channel may have 100,000 of them, so a batch takes so many, and
-    the chats that had none left before it. Of these all else was erased before (models/chats/purge.py)."""
+    """Deleted chats with their participants: a channel may have 100,000, so a batch removes participants, and those
+    chats that had none left before it. Everything else of these chats is erased already (models/chats/purge.py)."""
     purged = "NOT EXISTS (SELECT 1 FROM chat_purges WHERE chat_id = chat_threads.id)"
     due = Due(
         "chat_threads",
@@ -180,9 +180,9 @@ def _deleted_chats(kept: timedelta) -> Step:
 
 
 def steps(retention: Retention) -> list[Step]:
-    """What there is to clean up."""
+    """Return the kinds of rows to clean up."""
     keys = timedelta(days=retention.prekey_retention_days)
-    found = [
+    kinds = [
         _prekeys("one_time_prekeys", "one_time", "one_time_prekeys", "used_at", "p.used", keys),
         _prekeys("kyber_prekeys", "kyber", "kyber_prekeys", "used_at", "p.used", keys),
         _prekeys(
@@ -212,40 +212,40 @@ def steps(retention: Retention) -> list[Step]:
         _plain("files", "id", "expires_at", timedelta()),  # uploads that were not finished in time
         _plain("sweep_failures", "sweep, key", "retry_at", FAILURES_KEPT),
     ]
-    # What /sync tells no more. A day longer than its cursors live, for clocks that differ.
-    told = timedelta(days=retention.sync_retention_days + 1)
-    found += [
-        _plain("chat_events", "chat_id, seq", "created_at", told),
-        _plain("chat_departures", "chat_id, user_id, left_seq", "left_at", told),
+    # Events that /sync no longer returns. A day longer than its cursors live, for clocks that differ.
+    synced = timedelta(days=retention.sync_retention_days + 1)
+    kinds += [
+        _plain("chat_events", "chat_id, seq", "created_at", synced),
+        _plain("chat_departures", "chat_id, user_id, left_seq", "left_at", synced),
         _plain("chat_invites", "id", "expires_at", INVITES_KEPT),
-        # Without payload since they were deleted: kept so that who posts one again is not taken for posting another.
-        _plain("messages", "id", "deleted_at", told),
-        _deleted_chats(told),
+        # Deleted messages, without payload: kept so that a client that posts one again does not create another.
+        _plain("messages", "id", "deleted_at", synced),
+        _deleted_chats(synced),
     ]
     if retention.call_retention_days:
-        # From their end: a call that rings or goes on has none, and is never due.
-        found.append(_plain("call_sessions", "id", "ended_at", timedelta(days=retention.call_retention_days)))
-    return found
+        # After they ended: a call that rings or goes on has no end, and is never due.
+        kinds.append(_plain("call_sessions", "id", "ended_at", timedelta(days=retention.call_retention_days)))
+    return kinds
 
 
 async def due(db: Database, retention: Retention) -> dict[str, int]:
-    """How many rows of each table a cleanup would remove now."""
-    counted: dict[str, int] = {}
+    """Count the rows of each table that a cleanup would remove now."""
+    counts: dict[str, int] = {}
     async with db.pool.acquire() as connection, connection.transaction(readonly=True):
         await connection.execute("SET LOCAL statement_timeout = 0")  # the limit is for requests
         for step in steps(retention):
-            row = await connection.fetchrow(step.count, *step.due.args, timeout=COUNTING)
-            counted.update(row or {})
-    return counted
+            row = await connection.fetchrow(step.count, *step.due.args, timeout=COUNT_TIMEOUT)
+            counts.update(row or {})
+    return counts
 
 
 def sweeps(db: Database, retention: Retention, removed: Callable[[Mapping[str, int]], None]) -> list[Sweep]:
-    """What removes each kind; ``removed`` is called with how many rows of each table a batch was."""
+    """Return a sweep for each kind. It calls ``removed`` with the number of rows per table after each batch."""
 
     def sweep(step: Step) -> Sweep:
         async def work(limit: int) -> int:
             row = await db.row(step.remove, limit, *step.due.args)
-            assert row is not None  # counts always are
+            assert row is not None  # a count always returns a row
             removed(dict(row))
             return sum(row.values())
 
@@ -259,17 +259,17 @@ async def clean(
     retention: Retention,
     *,
     seconds: float = float("inf"),
-    tell: Callable[[dict[str, int]], None] = lambda _: None,
+    report: Callable[[dict[str, int]], None] = lambda _: None,
 ) -> dict[str, int]:
-    """Remove what is due, for about so many seconds at the most; how many rows of each table. ``tell`` is called with
-    that after each batch. Raises what a step raised whose statement is wrong, after the others."""
+    """Remove rows that are due, for about ``seconds`` at most. Returns the number of rows per table, and calls
+    ``report`` with it after each batch. If a statement is wrong, its error is raised after the other steps."""
     total: dict[str, int] = {}
 
     def removed(rows: Mapping[str, int]) -> None:
         for table, number in rows.items():
             total[table] = total.get(table, 0) + number
         if any(rows.values()):
-            tell(total)
+            report(total)
 
     await Sweeper(db, UNWATCHED, *sweeps(db, retention, removed)).run(seconds)
     return total

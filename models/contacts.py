@@ -1,4 +1,4 @@
-"""Contacts: whom a user has verified, blocked, written to or called."""
+"""Contacts: the users that a user has verified, blocked, written to or called."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.chats.events import Change
 from models.database import Database, Enum, Row, Table
 from models.users import User
 
-MAX_BLOCKS = 10_000  # a list that long is a script's, and every block is a row to look up
+MAX_BLOCKS = 10_000  # only scripts make longer lists, and every block is a row to look up
 
 
 class UserVerification(Table):
@@ -41,8 +41,8 @@ class UserBlock(Table):
 
 
 class UserContact(Table):
-    """``user`` has written to ``contact`` in a chat of two or accepted one, called them, or answered their call.
-    Messages are noted by the database itself, calls by models/calls.py."""
+    """``user`` has written to ``contact`` in a private chat or accepted one, called them, or answered their call. A
+    trigger stores the contact for messages, models/calls.py for calls."""
 
     user = peewee.ForeignKeyField(User, on_delete="CASCADE")
     contact = peewee.ForeignKeyField(User, on_delete="CASCADE")
@@ -56,9 +56,9 @@ class UserContact(Table):
 async def verify(
     db: Database, verifier_id: UUID, verified_id: UUID, fingerprint: str, method: str, trust: str, notes: str | None
 ) -> Row | None:
-    """Note that one user compared another's fingerprint; replaces an earlier note.
+    """Mark a contact's fingerprint as verified; replaces an earlier verification.
 
-    None when the other does not have that fingerprint (any more).
+    Returns None if the contact does not have that fingerprint (any more).
     """
     return await db.row(
         """WITH noted AS (
@@ -88,7 +88,7 @@ async def unverify(db: Database, verifier_id: UUID, verified_id: UUID) -> bool:
 
 
 async def verifications(db: Database, verifier_id: UUID, limit: int, before: tuple[datetime, UUID] | None) -> list[Row]:
-    """A user's verifications with the public ids of those verified, the latest first."""
+    """Return a user's verifications with the contacts' public ids, the latest first."""
     page = (
         UserVerification.select(
             UserVerification.id,
@@ -111,7 +111,7 @@ async def verifications(db: Database, verifier_id: UUID, limit: int, before: tup
 
 
 async def note_partner(change: Change) -> None:
-    """Note the other one of a locked chat of two as a contact of the user, who has accepted the chat."""
+    """Store the other participant of a locked private chat as a contact of the user, who has accepted the chat."""
     await change.db.execute(
         """INSERT INTO user_contacts (user_id, contact_id)
            SELECT $2, user_id FROM chat_participants WHERE chat_id = $1 AND user_id <> $2
@@ -122,8 +122,8 @@ async def note_partner(change: Change) -> None:
 
 
 async def block(db: Database, blocker_id: UUID, blocked_id: UUID, at_most: int) -> list[UUID] | None:
-    """Block a user: the chats that are not shown to the blocker any more; None when that would make more than
-    ``at_most`` blocks. Again changes nothing."""
+    """Block a user. Returns the chats that are hidden from the blocker now; None if there would be more than
+    ``at_most`` blocks. Repeating changes nothing."""
     async with db.transaction():
         await concealment.lock_pair(db, blocker_id, blocked_id)
         blocked = await db.value(
@@ -155,7 +155,7 @@ async def unblock(db: Database, blocker_id: UUID, blocked_id: UUID) -> bool:
 
 
 async def blocks(db: Database, blocker_id: UUID, limit: int, before: tuple[datetime, UUID] | None) -> list[Row]:
-    """Whom a user has blocked, the latest first: ``user_id, public_id, display_name, blocked_at``."""
+    """Return a user's blocks, the latest first: ``user_id, public_id, display_name, blocked_at``."""
     page = (
         UserBlock.select(
             User.id.alias("user_id"), User.public_id, User.display_name, UserBlock.created_at.alias("blocked_at")

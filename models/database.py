@@ -1,4 +1,4 @@
-"""The database: one asyncpg pool, on which peewee's queries and plain SQL run alike, in the same transactions."""
+"""The database: one asyncpg pool, on which both peewee's queries and plain SQL run, in the same transactions."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from models.postgres.pool import COMMAND_SECONDS as COMMAND_SECONDS
 from models.postgres.pool import Held, Pool, Usage, last_life
 from models.postgres.statements import Watch, Watched
 
-# For statements that run thousands of times a second: they are planned once, not for each set of parameters, and by
-# index whatever the tables hold at that moment. A plan made while they are empty would else read all of them later.
+# For statements that run thousands of times a second: PostgreSQL plans them once, not for each set of parameters, and
+# uses indexes however small the tables are then. A plan made for empty tables would read all rows later.
 _STEADY = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -48,55 +48,55 @@ class Special(peewee.Field):
 
     def __init__(self, type_name: str, **options: Any) -> None:
         super().__init__(**options)
-        self.field_type = type_name  # type: ignore[misc]  # peewee's own way to name a column's type
+        self.field_type = type_name  # type: ignore[misc]  # peewee's way to name a column's type
 
 
 class Enum(Special):
     """A column of a PostgreSQL enum type.
 
     A label is written into the statement, and read as text (``Call.status.label``): for a parameter or a column of an
-    enum asyncpg would look its type up on each connection, and no index with a condition would serve a parameter.
+    enum asyncpg would look up its type on each connection, and no partial index would match a parameter.
     """
 
     def db_value(self, value: str | None) -> SQL:
         if value is None:
             return SQL("NULL")
         if not _LABEL.fullmatch(value):
-            raise ValueError(f"no label of {self.field_type}: {value!r}")
+            raise ValueError(f"not a label of {self.field_type}: {value!r}")
         return SQL(f"'{value}'")
 
     @property
     def label(self) -> peewee.Cast:
-        """The value as text, for what a query returns."""
+        """The value as text, for the columns that a query returns."""
         return self.cast("text")
 
 
 class Table(AioModel):
-    """A table. It is bound to no database: a query is run by the Database it is given to."""
+    """A table. It is bound to no database: the Database that gets a query runs it."""
 
 
 def returned(*fields: peewee.Field) -> list[peewee.Node]:
-    """The columns that a query returns, those of enums as text."""
+    """Return the columns of a query's result, those of enums as text."""
     return [field.label if isinstance(field, Enum) else field for field in fields]
 
 
 def in_sql(fields: Iterable[peewee.Field], alias: str) -> str:
-    """The same columns for SQL: ``f.id, f.state::text``."""
+    """Return the same columns as SQL: ``f.id, f.state::text``."""
     return ", ".join(f"{alias}.{field.column_name}" + "::text" * isinstance(field, Enum) for field in fields)
 
 
 def any_of(field: peewee.Node, values: Iterable[object]) -> peewee.Expression:
-    """``field = ANY (values)``: one statement for all lengths, where ``IN`` would be another one for each."""
+    """``field = ANY (values)``: one statement for all lengths, where ``IN`` would be one for each length."""
     return field == fn.ANY(peewee.Value(list(values), converter=False, unpack=False))
 
 
 def interval(text: str) -> SQL:
-    """A span of time that the code knows, such as ``30 days``."""
+    """An interval with a constant text, such as ``30 days``."""
     return SQL(f"interval '{text}'")
 
 
 class _Transaction:
-    """The transaction that is open, its connection, and what is done after its commit."""
+    """An open transaction: its connection, and the work to do after its commit."""
 
     def __init__(self, pool: Pool, raw: Raw) -> None:
         self.pool, self.raw = pool, raw
@@ -110,8 +110,8 @@ class Database:
     """One PostgreSQL. ``rows``, ``one``, ``scalar``, ``exists`` and ``do`` take a peewee query; ``fetch``, ``row``,
     ``value``, ``execute`` and ``many`` take SQL with ``$1`` (docs/decisions/0002 has the line between the two).
 
-    All of them join the transaction that is open around them, return asyncpg's rows, and raise asyncpg's errors, or
-    Unavailable when the server is away.
+    All of them join the surrounding transaction, return asyncpg's rows, and raise asyncpg's errors, or Unavailable if
+    the server is away.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Database:
         name: str = "mimu",
         watch: Watch | None = None,
     ) -> None:
-        """``name`` is what PostgreSQL shows of us: ``pg_stat_activity.application_name``."""
+        """``name`` is shown in ``pg_stat_activity.application_name``."""
         self.cluster = where if isinstance(where, Cluster) else Cluster(where)
         self._name, self._watch = name, watch or Watch()
         shown = {"application_name": name, **(settings or {})}
@@ -135,7 +135,7 @@ class Database:
         """Connect until the block ends."""
         if self.cluster.current is None and len(self.cluster.hosts) > 1:
             with outages():
-                await self.cluster.elect()  # no request waits yet: all hosts have time to answer
+                await self.cluster.elect()  # no request waits yet, so all hosts have time to answer
         await self._pool.open()
         try:
             yield self
@@ -143,9 +143,9 @@ class Database:
             await self._pool.close()
 
     def steady(self) -> Database:
-        """The same database over one connection of its own, for the statements that everybody waits for: it waits for
-        no other one, and plans each of them once."""
-        watch = replace(self._watch, acquired=Watch().acquired)  # it is no one's pool
+        """Return the same database over one separate connection, for the statements that all users wait for: they don't
+        queue behind others, and are planned once."""
+        watch = replace(self._watch, acquired=Watch().acquired)  # one connection is no pool to measure
         return Database(self.cluster, 1, _STEADY, name=self._name, watch=watch)
 
     def usage(self) -> Usage:
@@ -158,7 +158,7 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
-        """Everything in the block commits together, or not at all. Start no task inside: it would share the
+        """Commit everything in the block together, or roll it back. Start no task inside: it would share the
         connection."""
         outer = self._current()
         if outer is not None:
@@ -188,16 +188,15 @@ class Database:
             yield
             await self.execute(commit)
         except Unavailable:
-            raise  # the connection is given up with its transaction; asking it again would only take longer
+            raise  # the connection is closed with its transaction; a ROLLBACK on it would only take longer
         except BaseException:
             with contextlib.suppress(Unavailable):
                 await self.execute(roll_back)
             raise
 
     def after_commit(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Await ``work`` when the outermost transaction has committed and given its connection back; not at all when
-        the transaction or savepoint that is open now is rolled back. What it raises reaches who opened the
-        transaction."""
+        """Await ``work`` after the outermost transaction has committed and released its connection; not if the present
+        transaction or savepoint is rolled back. Its errors are raised from the outermost ``transaction`` block."""
         current = self._current()
         assert current is not None, "no transaction is open"
         current.after.append(work)
@@ -205,16 +204,16 @@ class Database:
     # peewee's queries -------------------------------------------------------------------------------------------------
 
     async def rows(self, query: peewee.Query) -> list[Row]:
-        """All rows that a query returns."""
+        """Return all rows of a query."""
         return (await self._orm.cursor_of(query)).rows
 
     async def one(self, query: peewee.Query) -> Row | None:
-        """The first row that a query returns."""
+        """Return the first row of a query; None if there is none."""
         rows = await self.rows(query)
         return rows[0] if rows else None
 
     async def scalar(self, query: peewee.Query) -> Any:
-        """The first column of the first row; None when there is no row."""
+        """Return the first column of the first row; None if there is no row."""
         rows = await self.rows(query)
         return rows[0][0] if rows else None
 
@@ -223,7 +222,7 @@ class Database:
         return bool(await self.rows(query.columns(SQL("1")).limit(1)))
 
     async def do(self, query: peewee.Query) -> int:
-        """Run an INSERT, UPDATE or DELETE; the number of rows it changed."""
+        """Run an INSERT, UPDATE or DELETE. Returns the number of changed rows."""
         return (await self._orm.cursor_of(query)).rowcount
 
     # SQL --------------------------------------------------------------------------------------------------------------
@@ -244,7 +243,7 @@ class Database:
                 return await connection.fetchval(sql, *args)
 
     async def execute(self, sql: str, *args: Any) -> int:
-        """Run a statement; the number of rows it changed."""
+        """Run a statement. Returns the number of changed rows."""
         async with self.connection() as connection:
             with Watched(self._watch, sql):
                 status: str = await connection.execute(sql, *args)
@@ -258,10 +257,10 @@ class Database:
                     await connection.executemany(sql, rows)
 
     async def replicated(self) -> None:
-        """Wait until everything that was committed before is where commits have to be: with
-        ``synchronous_standby_names`` on a standby, too. A statement that was given up while it waited for that is
-        committed here all the same, and who finds its rows must not take them for safe. Raises Unavailable also when
-        another host has become the database since the statement before, which found them: it need not have them."""
+        """Wait until everything that was committed before is replicated as commits have to be: with
+        ``synchronous_standby_names`` also on a standby. A statement that timed out while it waited for that is still
+        committed here, and a reader of its rows must not treat them as safe. Raises Unavailable also if another host
+        came into use since the previous statement, which read them: it need not have them."""
         before, sql = last_life.get(), "SELECT pg_logical_emit_message(true, 'mimu', '')"
         async with self.connection() as connection:
             if before not in ((), last_life.get()):
@@ -270,15 +269,15 @@ class Database:
                 await connection.execute(sql)
 
     def connection(self) -> Held:
-        """The connection of the transaction we are in, else one of the pool's while the block lasts."""
+        """Return the connection of the surrounding transaction, else one of the pool's for the block."""
         return Held(self._pool, self._joined())
 
     def _joined(self) -> Raw | None:
-        """The connection of the transaction around us."""
+        """Return the connection of the surrounding transaction, if any."""
         current = self._current()
         return None if current is None else current.raw
 
     def _current(self) -> _Transaction | None:
-        """The transaction of this database around us."""
+        """Return the surrounding transaction of this database, if any."""
         current = _transaction.get()
         return current if current is not None and current.pool is self._pool else None

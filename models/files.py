@@ -1,4 +1,4 @@
-"""Files: who owns which bytes, who may read them, how far uploads have come, and what a user may still store."""
+"""Files: their owners and readers, the progress of uploads, and the space that users have."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class File(Table):
 
 
 class FileUsage(Table):
-    """What a user's files take."""
+    """The space that a user's files use."""
 
     user = peewee.ForeignKeyField(User, primary_key=True, on_delete="CASCADE")
     bytes = peewee.BigIntegerField()
@@ -54,7 +54,7 @@ class FileUsage(Table):
 
 
 class FileRemoval(Table):
-    """Bytes to be removed from the storage."""
+    """Bytes to remove from the storage."""
 
     storage_key = peewee.TextField(primary_key=True)
     upload_id = peewee.TextField(null=True)
@@ -65,7 +65,7 @@ class FileRemoval(Table):
 
 
 class NewFile(NamedTuple):
-    """A file that is to be uploaded."""
+    """A file to upload."""
 
     owner_id: UUID
     chat_id: UUID | None
@@ -81,10 +81,10 @@ class NewFile(NamedTuple):
 class Removal(NamedTuple):
     storage_key: str
     upload_id: str | None
-    noted: str = ""  # the key, as the sweep's notes have it
+    sweep_key: str = ""  # the key in the form of ``sweep_failures``
 
 
-# What is read of a file: all of it.
+# All columns of a file.
 _COLUMNS = returned(*File._meta.sorted_fields)
 _ALL = in_sql(File._meta.sorted_fields, "f")
 
@@ -101,12 +101,12 @@ SELECT $1, $2::uuid, $3, $4::bytea, $5::text, $6::text, $7::boolean, $8::bigint,
 
 
 class Gone(Exception):
-    """The account, or the chat, was deleted a moment ago."""
+    """The account or the chat was deleted a moment ago."""
 
 
 async def reserve(db: Database, file: NewFile, limit: int) -> Row | None:
-    """Take room for a file among the ``limit`` bytes that its owner may have, and enter it; None when there is none.
-    Raises Gone."""
+    """Insert a file and count its size against the ``limit`` bytes of its owner; None if that is exceeded. Raises
+    Gone."""
     try:
         return await db.row(_RESERVE, *file, limit)
     except asyncpg.ForeignKeyViolationError:
@@ -114,12 +114,12 @@ async def reserve(db: Database, file: NewFile, limit: int) -> Row | None:
 
 
 async def usage(db: Database, user_id: UUID) -> tuple[int, int]:
-    """How many bytes a user's files take, and how many they are."""
+    """Return how many bytes a user's files use, and how many files there are."""
     row = await db.one(FileUsage.select(FileUsage.bytes, FileUsage.files).where(FileUsage.user == user_id))
     return (row["bytes"], row["files"]) if row else (0, 0)
 
 
-# Who may read a complete file, at this moment: its owner, members of its chat, and everybody while it is an avatar.
+# Who may read a complete file now: its owner, members of its chat, and all users while it is an avatar.
 _MAY_READ = f"""
 SELECT {_ALL} FROM files f WHERE f.id = $1 AND (f.owner_id = $2 OR f.state = 'complete' AND (
     EXISTS (SELECT 1 FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
@@ -129,12 +129,12 @@ SELECT {_ALL} FROM files f WHERE f.id = $1 AND (f.owner_id = $2 OR f.state = 'co
 
 
 async def readable(db: Database, file_id: UUID, reader: UUID) -> Row | None:
-    """A file as somebody may see it just now; None when they may not, or there is none."""
+    """Return a file if the reader may read it now, else None."""
     return await db.row(_MAY_READ, file_id, reader)
 
 
 async def entries(db: Database, owner: UUID, limit: int, before: tuple[datetime, UUID] | None = None) -> list[Row]:
-    """A user's own files, the newest first."""
+    """Return a user's own files, the newest first."""
     page = File.select(*_COLUMNS).where(File.owner == owner)
     page = page.order_by(File.created_at.desc(), File.id.desc()).limit(limit)
     if before:
@@ -143,14 +143,14 @@ async def entries(db: Database, owner: UUID, limit: int, before: tuple[datetime,
 
 
 async def unfinished(db: Database, file_id: UUID) -> Row | None:
-    """A file that is being uploaded and hasn't run out."""
+    """Return a file that is being uploaded and hasn't expired."""
     return await db.one(
         File.select(*_COLUMNS).where(File.id == file_id, File.state == "uploading", File.expires_at > fn.now())
     )
 
 
 async def owned(db: Database, file_id: UUID, owner: UUID, *, resumable: bool | None = None) -> Row | None:
-    """A file of that owner's, complete or not run out."""
+    """Return a file of that owner, unless its upload has expired."""
     file = File.select(*_COLUMNS).where(
         File.id == file_id, File.owner == owner, File.expires_at.is_null() | (File.expires_at > fn.now())
     )
@@ -160,19 +160,19 @@ async def owned(db: Database, file_id: UUID, owner: UUID, *, resumable: bool | N
 
 
 async def give_to_chat(db: Database, file_id: UUID, owner: UUID, chat_id: UUID) -> bool:
-    """Let a complete file of that owner's be one of a chat, whose participants may read it then. False when there is no
-    such file, or it is one of another chat."""
-    given = File.update(chat=chat_id).where(
+    """Attach a complete file of that owner to a chat, so that its participants may read it. False if there is no such
+    file, or it belongs to another chat."""
+    attach = File.update(chat=chat_id).where(
         File.id == file_id,
         File.owner == owner,
         File.state == "complete",
         File.chat.is_null() | (File.chat == chat_id),
     )
-    return await db.do(given) == 1
+    return await db.do(attach) == 1
 
 
 def pending_upload(row: Row) -> PendingUpload:
-    """Where in the storage an upload is, and how far it has come."""
+    """Return a file's upload as the storage needs it."""
     return PendingUpload(
         row["storage_key"],
         row["size"],
@@ -185,23 +185,23 @@ def pending_upload(row: Row) -> PendingUpload:
 
 
 async def begin(db: Database, file_id: UUID, upload_id: str) -> bool:
-    """Note what the storage calls an upload; not over another."""
-    begun = File.update(upload_id=upload_id).where(
+    """Store the storage's id of an upload; False if the file has one already."""
+    change = File.update(upload_id=upload_id).where(
         File.id == file_id, File.state == "uploading", File.upload_id.is_null()
     )
-    return await db.do(begun) == 1
+    return await db.do(change) == 1
 
 
 async def note(db: Database, file_id: UUID, since: int, progress: Progress, sha256: bytes | None = None) -> bool:
-    """Note how far an upload has come, if it stood at ``since`` until now."""
-    noted = File.update(received=progress.received, part_etags=list(progress.etags), received_sha256=sha256).where(
+    """Store the progress of an upload, if it was at ``since`` until now."""
+    change = File.update(received=progress.received, part_etags=list(progress.etags), received_sha256=sha256).where(
         File.id == file_id, File.received == since, File.state == "uploading", File.expires_at > fn.now()
     )
-    return await db.do(noted) == 1
+    return await db.do(change) == 1
 
 
 async def complete(db: Database, file_id: UUID, sha256: bytes) -> Row | None:
-    """A file is all there, and is what was announced; None when it is gone, or was completed before."""
+    """Mark a file as complete and checked; None if it is gone, or was completed before."""
     return await db.one(
         File.update(
             state="complete",
@@ -219,7 +219,7 @@ async def complete(db: Database, file_id: UUID, sha256: bytes) -> Row | None:
 
 
 async def delete(db: Database, file_id: UUID, owner: UUID) -> Removal | None:
-    """Forget a file of that owner's, and give its room back; its bytes are to be removed."""
+    """Delete a file of that owner, and release its space; the caller has to remove its bytes."""
     row = await db.row(
         """WITH unworn AS (
                UPDATE users SET avatar_url = NULL WHERE id = $2 AND avatar_url = '/files/' || $1::uuid || '/content'
@@ -236,12 +236,12 @@ REMOVALS = Due("file_removals", "storage_key", "file_removals WHERE due_at <= no
 
 
 async def expire(db: Database, batch: int = 1000) -> int:
-    """Forget uploads that were not finished in time, at most so many; how many they were."""
+    """Delete at most ``batch`` uploads that expired before they were finished. Returns how many."""
     return await db.execute(f"DELETE FROM files WHERE id IN ({UNFINISHED.batch})", batch)
 
 
 async def removals(db: Database, batch: int) -> list[Removal]:
-    """Bytes that are due to be removed, of which no other server or script is told for the next five minutes."""
+    """Claim bytes that are due to be removed: no other server or script gets them for the next five minutes."""
     rows = await db.fetch(
         f"""UPDATE file_removals SET due_at = now() + interval '5 minutes' WHERE storage_key IN ({REMOVALS.batch})
             RETURNING storage_key, upload_id, ROW(storage_key)::text""",
@@ -251,17 +251,17 @@ async def removals(db: Database, batch: int) -> list[Removal]:
 
 
 async def removed(db: Database, keys: Sequence[str]) -> None:
-    """These bytes are gone."""
+    """Delete the removals of bytes that are gone."""
     await db.do(FileRemoval.delete().where(any_of(FileRemoval.storage_key, keys)))
 
 
 async def removed_at_once(db: Database, key: str) -> None:
-    """These bytes are gone; unless their file was being uploaded, for then more may come."""
+    """Delete the removal of bytes that are gone; not if the file was being uploaded: then more may arrive."""
     await db.do(FileRemoval.delete().where(FileRemoval.storage_key == key, FileRemoval.due_at <= fn.now()))
 
 
 async def waiting(db: Database) -> int:
-    """How many files' bytes are due to be removed."""
+    """Return how many files' bytes are due to be removed."""
     due: int = await db.scalar(
         FileRemoval.select(fn.count(FileRemoval.storage_key)).where(FileRemoval.due_at <= fn.now())
     )

@@ -1,9 +1,9 @@
-"""Moving files to another storage: each is copied, read back there, and compared with the SHA-256 in the database.
+"""Moving files to another storage: copy each file, read it back there, and compare it with the SHA-256 in the database.
 
-Servers may run on the old storage meanwhile. A file never changes once it is complete, and an object or a file appears
-under its key only when it is whole; so a second run copies what is new, and takes a file of the right size for copied.
-What is deleted meanwhile must not stay in the new storage, which has no row of it to be swept by: a journal has the key
-of each file before its bytes are copied, and the next run removes those that the database has no more.
+Servers may run on the old storage in the meantime. A complete file never changes, and an object or a file appears under
+its key only when it is whole; so a second run copies new files, and skips those that are there in the right size.
+Files that are deleted in the meantime must not stay in the new storage, where no row would lead a sweep to them: a
+journal has the key of each file before its bytes are copied, and the next run removes those without a row.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import asyncpg
 
 from models.storage import Storage, StorageAway
 
-AT_ONCE = 4  # files: each takes 10 to 20 MB of memory on its way into S3 and back, and a place on the disk between
+CONCURRENCY = 4  # files: each needs 10 to 20 MB of memory on its way into S3 and back, and disk space in between
 PAGE = 1000  # rows, and lines of the journal, at a time
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class MoveError(Exception):
@@ -33,8 +33,8 @@ class MoveError(Exception):
 
 @dataclass
 class Moved:
-    """What came of it. ``missing`` has the keys of files that the old storage lacks, ``damaged`` of those that are not
-    what they were: the new one has none of these."""
+    """The result of a move. ``missing`` has the keys of files that the old storage lacks, ``damaged`` of those whose
+    bytes have changed: none of these is in the new storage."""
 
     copied: int = 0
     bytes: int = 0
@@ -55,7 +55,7 @@ class Journal:
         self._file.flush()
 
     def pages(self) -> Iterator[list[str]]:
-        """All keys, some at a time; a line that a crash has cut off is none."""
+        """Yield all keys, a page at a time; a line that a crash has cut off does not count."""
         with self._path.open(encoding="ascii", errors="replace") as lines:
             page = []
             for line in lines:
@@ -67,38 +67,39 @@ class Journal:
             yield page
 
     def done(self) -> None:
-        """All is moved, and the servers are on the new storage from now on."""
+        """Delete the journal: all is moved, and the servers use the new storage from now on."""
         self._path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def journal(folder: Path, name: str) -> Iterator[Journal]:
-    """The journal ``name`` in a folder, which is made, with room for files on their way. Raises MoveError when another
-    process has it."""
+    """Open the journal ``name`` in a folder, which is created, with a folder for files in transit. Raises MoveError if
+    another process has it open."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder / name).open("a", encoding="ascii") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise MoveError("files are being moved there already, by another process") from None
+            raise MoveError("another process is moving files there already") from None
         file.write("\n")  # after a line that a crash has cut off
-        way = folder / f"{name}.files"  # what a killed run left there is copied again
-        shutil.rmtree(way, ignore_errors=True)
-        way.mkdir(mode=0o700)
+        transit = folder / f"{name}.files"  # files that a killed run left here are copied again
+        shutil.rmtree(transit, ignore_errors=True)
+        transit.mkdir(mode=0o700)
         try:
-            yield Journal(file, way)
+            yield Journal(file, transit)
         finally:
-            shutil.rmtree(way, ignore_errors=True)
+            shutil.rmtree(transit, ignore_errors=True)
 
 
 async def _count_complete(connection: asyncpg.Connection) -> int:
-    """How many complete files the database has."""
+    """Count the complete files in the database."""
     count: int = await connection.fetchval("SELECT count(*) FROM files WHERE state = 'complete'")
     return count
 
 
 async def complete(connection: asyncpg.Connection) -> AsyncIterator[tuple[str, int, bytes]]:
-    """Key, size and SHA-256 of each complete file, by their keys; a page at a time, so no transaction stays open."""
+    """Yield key, size and SHA-256 of each complete file, ordered by key; reads by page, so no transaction stays
+    open."""
     last = ""
     while rows := await connection.fetch(
         """SELECT storage_key, size, sha256 FROM files WHERE state = 'complete' AND storage_key > $1
@@ -112,7 +113,7 @@ async def complete(connection: asyncpg.Connection) -> AsyncIterator[tuple[str, i
 
 
 async def lacking(connection: asyncpg.Connection, target: Storage) -> Moved:
-    """What would be copied: nothing is changed. Raises StorageAway."""
+    """Count what a move would copy; changes nothing. Raises StorageAway."""
     moved = Moved()
     async for key, size, _ in complete(connection):
         if await target.size(key) == size:
@@ -123,66 +124,73 @@ async def lacking(connection: asyncpg.Connection, target: Storage) -> Moved:
 
 
 async def move(
-    connection: asyncpg.Connection, source: Storage, target: Storage, notes: Journal, tell: Tell, *, verify: bool
+    connection: asyncpg.Connection, source: Storage, target: Storage, journal_: Journal, report: Report, *, verify: bool
 ) -> Moved:
-    """Copy what the target lacks; with ``verify`` what is there is read, too. Raises StorageAway, StorageFull, OSError.
-
-    Again is the same: what broke off goes on where it was."""
+    """Copy the files that the target lacks; with ``verify`` also read those that it has. Can be repeated: it continues
+    where the last run stopped. Raises StorageAway, StorageFull, OSError."""
     moved, total = Moved(), await _count_complete(connection)
-    moved.removed = await _forget(connection, target, notes, tell)
+    moved.removed = await _remove_deleted(connection, target, journal_, report)
     files, turn = complete(connection), asyncio.Lock()
 
-    async def some() -> None:
+    async def work() -> None:
         while True:
             async with turn:
-                one = await anext(files, None)
-            if one is None:
+                file = await anext(files, None)
+            if file is None:
                 return
-            await _one(*one, source, target, notes, moved, verify=verify)
+            await _move_one(*file, source, target, journal_, moved, verify=verify)
             done = moved.copied + moved.present + len(moved.missing) + len(moved.damaged)
-            tell(f"{done} of {total} files, {moved.bytes / 1e6:.0f} MB copied")
+            report(f"{done} of {total} files, {moved.bytes / 1e6:.0f} MB copied")
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(AT_ONCE):
-                group.create_task(some())
+            for _ in range(CONCURRENCY):
+                group.create_task(work())
     except ExceptionGroup as failed:
-        one = failed.exceptions[0]  # is reason enough
-        raise one from one.__cause__
-    moved.missing = await _still_known(connection, moved.missing)  # the others were deleted meanwhile
+        first = failed.exceptions[0]  # one is enough for the operator
+        raise first from first.__cause__
+    moved.missing = await _existing(connection, moved.missing)  # the others were deleted in the meantime
     return moved
 
 
-async def _one(
-    key: str, size: int, sha256: bytes, source: Storage, target: Storage, notes: Journal, moved: Moved, *, verify: bool
+async def _move_one(
+    key: str,
+    size: int,
+    sha256: bytes,
+    source: Storage,
+    target: Storage,
+    journal_: Journal,
+    moved: Moved,
+    *,
+    verify: bool,
 ) -> None:
     if await target.size(key) == size and (not verify or await target.digest(key) == sha256):
         moved.present += 1
         return
-    way = notes.folder / key
+    transit = journal_.folder / key
     try:
         try:
-            found = await source.copy_out(key, way)
+            digest = await source.copy_out(key, transit)
         except FileNotFoundError:
             moved.missing.append(key)
             return
-        if found != sha256:
+        if digest != sha256:
             moved.damaged.append(key)
             return
-        notes.note(key)
-        await target.copy_in(key, way)
+        journal_.note(key)
+        await target.copy_in(key, transit)
     finally:
-        way.unlink(missing_ok=True)
+        transit.unlink(missing_ok=True)
     if await target.digest(key) != sha256:
         await target.remove(key, None)
-        raise StorageAway(f"{key} is not there what it was here")
+        raise StorageAway(f"the copy of {key} differs")
     moved.copied, moved.bytes = moved.copied + 1, moved.bytes + size
 
 
-async def _forget(connection: asyncpg.Connection, target: Storage, notes: Journal, tell: Tell) -> int:
-    """Remove from the target what an earlier run has copied and the database has no more; how many files."""
+async def _remove_deleted(connection: asyncpg.Connection, target: Storage, journal_: Journal, report: Report) -> int:
+    """Remove from the target files that an earlier run copied and the database no longer has. Returns how many."""
     removed = 0
-    for keys in notes.pages():
+    for keys in journal_.pages():
         gone = await connection.fetch(
             """SELECT DISTINCT key FROM unnest($1::text[]) AS key
                WHERE NOT EXISTS (SELECT 1 FROM files WHERE storage_key = key)""",
@@ -193,21 +201,21 @@ async def _forget(connection: asyncpg.Connection, target: Storage, notes: Journa
                 continue
             await target.remove(key, None)
             removed += 1
-            tell(f"{removed} files removed that were deleted meanwhile")
+            report(f"{removed} files removed that were deleted in the meantime")
     return removed
 
 
-async def _still_known(connection: asyncpg.Connection, keys: list[str]) -> list[str]:
+async def _existing(connection: asyncpg.Connection, keys: list[str]) -> list[str]:
     rows = await connection.fetch("SELECT storage_key FROM files WHERE storage_key = ANY ($1)", keys)
     return sorted(key for (key,) in rows)
 
 
 async def unfinished(connection: asyncpg.Connection) -> int:
-    """How many uploads are under way, whose parts only the old storage has."""
+    """Count the unfinished uploads, whose parts only the old storage has."""
     count: int = await connection.fetchval("SELECT count(*) FROM files WHERE state = 'uploading'")
     return count
 
 
 async def forget_unfinished(connection: asyncpg.Connection) -> int:
-    """Forget uploads that are under way; how many. Clients begin them again."""
+    """Delete the unfinished uploads. Returns how many. Clients begin them again."""
     return int((await connection.execute("DELETE FROM files WHERE state = 'uploading'")).rpartition(" ")[2])

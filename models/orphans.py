@@ -1,4 +1,4 @@
-"""Orphans: bytes in the storage whose row is gone, removed in batches. What can't be removed now is tried again."""
+"""Orphans: bytes in the storage whose row is gone. They are removed in batches, and failures are tried again."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from models.sweeps import UNWATCHED, RowsFailed, Sweep, Sweeper
 log = structlog.get_logger(__name__)
 
 BATCH = 100
-AT_ONCE = 8  # requests to the storage at a time: its answers are waited for, not its speed
+CONCURRENCY = 8  # requests to the storage at a time: they mostly wait for responses
 
 
-def sweep(db: Database, storage: Storage, gone: Callable[[int], None]) -> Sweep:
-    """Remove bytes; ``gone`` is called with the number of files of each batch. The work raises StorageAway when a whole
-    batch could not be removed. Safe beside others: each batch is given to one of them."""
-    turns = asyncio.Semaphore(AT_ONCE)
+def sweep(db: Database, storage: Storage, removed: Callable[[int], None]) -> Sweep:
+    """Return a sweep that removes bytes, and calls ``removed`` with the number of files of each batch. The work raises
+    StorageAway if no file of a batch could be removed. Several instances may run it: each batch goes to one of them."""
+    turns = asyncio.Semaphore(CONCURRENCY)
 
     async def one(removal: files.Removal) -> Exception | None:
         async with turns:
@@ -31,7 +31,7 @@ def sweep(db: Database, storage: Storage, gone: Callable[[int], None]) -> Sweep:
                 log.warning("file_not_removed", cause=str(error))
                 return error
             except Exception as error:
-                return error  # of this file: the others go on
+                return error  # about this file: the others go on
             return None
 
     async def work(limit: int) -> int:
@@ -39,10 +39,10 @@ def sweep(db: Database, storage: Storage, gone: Callable[[int], None]) -> Sweep:
         errors = await asyncio.gather(*map(one, batch))
         done = [removal.storage_key for removal, error in zip(batch, errors, strict=True) if error is None]
         await files.removed(db, done)
-        gone(len(done))
-        # Where the storage was away the row says when to try again: it would be for all of them.
+        removed(len(done))
+        # If the storage was away, due_at says when to try again: it concerns all files, so none is blamed.
         failed = {
-            removal.noted: error
+            removal.sweep_key: error
             for removal, error in zip(batch, errors, strict=True)
             if error is not None and not isinstance(error, StorageAway)
         }
@@ -56,16 +56,16 @@ def sweep(db: Database, storage: Storage, gone: Callable[[int], None]) -> Sweep:
 
 
 async def remove(
-    db: Database, storage: Storage, *, seconds: float = float("inf"), tell: Callable[[int], None] = lambda _: None
+    db: Database, storage: Storage, *, seconds: float = float("inf"), report: Callable[[int], None] = lambda _: None
 ) -> int:
-    """Remove what is due, for about so many seconds at the most; how many files' bytes. Raises StorageAway when a
-    whole batch could not be removed."""
+    """Remove bytes that are due, for about ``seconds`` at most. Returns the number of files. Raises StorageAway if no
+    file of a batch could be removed."""
     total = 0
 
-    def gone(files: int) -> None:
+    def removed(files: int) -> None:
         nonlocal total
         total += files
-        tell(total)
+        report(total)
 
-    await Sweeper(db, UNWATCHED, sweep(db, storage, gone)).run(seconds)
+    await Sweeper(db, UNWATCHED, sweep(db, storage, removed)).run(seconds)
     return total

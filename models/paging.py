@@ -1,7 +1,8 @@
-"""Pages that end by bytes: the statement that reads a page weighs its rows, and sends only those that fit.
+"""Pages limited by bytes: the statement that reads a page adds up the sizes of its rows, and returns only those that
+fit.
 
-PostgreSQL knows the length of a value without reading it (``octet_length`` of a value that is stored apart), so a row
-that does not fit costs nothing. What weighs a row is the JSON that it becomes, or a little more.
+PostgreSQL knows the length of a value without reading it (``octet_length`` of a TOASTed value), so a row that does not
+fit costs nothing. The size of a row is that of its JSON, or a little more.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ _HELPERS = ("total", "number", "more")
 
 
 def cut(rows: str, size: str, order: str, limit: str) -> str:
-    """The statement that reads a page of ``rows``, a SELECT in any order: at most ``limit`` (a parameter) of them, at
-    most MAX_PAGE bytes by ``size``, at least one. ``size`` and ``order`` are in columns of ``rows``."""
+    """Return the statement that reads a page of ``rows``, a SELECT in any order: at most ``limit`` (a parameter) of
+    them, at most MAX_PAGE bytes by ``size``, at least one. ``size`` and ``order`` use columns of ``rows``."""
     return f"""
 SELECT * FROM (
     SELECT page.*, sum({size}) OVER place AS total, row_number() OVER place AS number,
@@ -28,13 +29,13 @@ SELECT * FROM (
 
 
 def taken(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], bool]:
-    """The rows that such a statement gave, and whether there are more of them."""
+    """Return the rows of such a statement, and True if there are more."""
     page = [{name: value for name, value in row.items() if name not in _HELPERS} for row in rows]
     return page, more_behind(rows)
 
 
 def more_behind(rows: Sequence[Row]) -> bool:
-    """True if there are more rows than such a statement gave."""
+    """True if there are more rows than such a statement returned."""
     return bool(rows and rows[-1]["more"])
 
 
@@ -51,14 +52,14 @@ def json_size(*columns: str) -> str:
 
 
 class Page:
-    """What is put together of several statements, entry by entry, until it is full."""
+    """A page that is filled from several statements, entry by entry, up to MAX_PAGE bytes."""
 
     def __init__(self) -> None:
         self._size = 0
         self._empty = True
 
     def add(self, size: int) -> bool:
-        """Count an entry; False if it does not fit any more. The first one always does."""
+        """Count an entry; False if it does not fit. The first one always fits."""
         if not self._empty and self._size + size > MAX_PAGE:
             return False
         self._empty = False

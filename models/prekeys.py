@@ -1,4 +1,4 @@
-"""Prekeys: signed, one-time and Kyber keys that others fetch to open a Signal session with someone offline."""
+"""Prekeys: signed, one-time and Kyber keys that others fetch to open a Signal session with an offline user."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class KyberPrekey(Table):
 
 
 class SupersededPrekey(Table):
-    """A signed or last-resort prekey that was replaced, and whose row was cleaned up."""
+    """A signed or last-resort prekey that was replaced, and whose row was removed by the cleanup."""
 
     user = peewee.ForeignKeyField(User, on_delete="CASCADE")
     key_hash = peewee.BlobField()
@@ -98,7 +98,7 @@ K = TypeVar("K", bound=Unsigned)
 
 
 class Reused(Exception):
-    """A key id that was sent before with another key, or a key that was sent before; ``kind`` is the field's name."""
+    """A key id was sent before with another key, or a key was sent before; ``kind`` is the field's name."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
@@ -106,7 +106,7 @@ class Reused(Exception):
 
 
 class TooMany(Exception):
-    """There would be more unused keys of a kind than are kept; ``left`` are there without the new ones."""
+    """There would be too many unused keys of a kind; ``left`` is their number without the new ones."""
 
     def __init__(self, kind: str, left: int) -> None:
         super().__init__(kind)
@@ -116,8 +116,8 @@ class TooMany(Exception):
 async def add(db: Database, user_id: UUID, upload: Upload, *, at_most: int) -> None:
     """Store keys, in the caller's transaction or its own. Raises Reused, TooMany.
 
-    A key that is there under the same id stays as it is, also when it was handed out meanwhile: an upload whose answer
-    was lost can be repeated.
+    A key that is stored under the same id stays as it is, even if it was handed out in the meantime: so a client can
+    repeat an upload whose response was lost.
     """
     async with db.transaction():
         # Two uploads at once: the second waits, so that one of two new signed prekeys is superseded by the other.
@@ -132,8 +132,8 @@ async def add(db: Database, user_id: UUID, upload: Upload, *, at_most: int) -> N
             await _replace_last_resort(db, user_id, upload.last_resort_kyber_prekey)
 
 
-# What is found here may only go meanwhile: the user's row is locked against other uploads. A key that the cleanup
-# removes between a look and the insertion has its id noted, and is refused by the trigger on the table.
+# Between a SELECT and an INSERT here keys may only disappear: the user's row is locked against other uploads. If the
+# cleanup removes a key in between, its id is in ``spent_prekeys``, and the trigger on the table rejects it.
 
 
 async def _replace_signed(db: Database, user_id: UUID, key: Signed) -> None:
@@ -225,15 +225,15 @@ def _is_current(known: Sequence[asyncpg.Record], key: Signed) -> bool:
 
 
 def _fresh(keys: Sequence[K], known: Sequence[asyncpg.Record], kind: str) -> list[K]:
-    """Those of the keys that are not there yet. Raises Reused for an id that another key has."""
-    there = {row["key_id"]: bytes(row["public_key"]) for row in known}
-    if any(there.get(key.key_id, key.public_key) != key.public_key for key in keys):
+    """Return the keys that are not stored yet. Raises Reused for an id of another key."""
+    stored = {row["key_id"]: bytes(row["public_key"]) for row in known}
+    if any(stored.get(key.key_id, key.public_key) != key.public_key for key in keys):
         raise Reused(kind)
-    return [key for key in keys if key.key_id not in there]
+    return [key for key in keys if key.key_id not in stored]
 
 
 async def _superseded(db: Database, user_id: UUID, public_keys: Sequence[bytes]) -> bool:
-    """True if one of the keys was superseded, and its row cleaned up."""
+    """True if one of the keys was replaced before, and its row removed by the cleanup."""
     hashes = [tombstones.of_prekey(key) for key in public_keys]
     return await db.exists(
         SupersededPrekey.select().where(SupersededPrekey.user == user_id, any_of(SupersededPrekey.key_hash, hashes))
@@ -243,7 +243,7 @@ async def _superseded(db: Database, user_id: UUID, public_keys: Sequence[bytes])
 async def _kyber_known(db: Database, user_id: UUID, public_keys: Sequence[bytes]) -> bool:
     """True if the user sent one of the keys before, as a one-time or as a last-resort key.
 
-    The signature covers the key alone: who has only the access token could put it in place again.
+    The signature covers only the key: a thief of the access token alone could store an old key again.
     """
     there = KyberPrekey.select().where(KyberPrekey.user == user_id, any_of(KyberPrekey.public_key, public_keys))
     return await db.exists(there) or await _superseded(db, user_id, public_keys)
@@ -251,7 +251,7 @@ async def _kyber_known(db: Database, user_id: UUID, public_keys: Sequence[bytes]
 
 @contextlib.contextmanager
 def _reused(kind: str) -> Iterator[None]:
-    """Raise Reused when a key that is inserted in the block is there already."""
+    """Raise Reused if a key that is inserted in the block exists already."""
     try:
         yield
     except asyncpg.UniqueViolationError:
@@ -259,7 +259,7 @@ def _reused(kind: str) -> Iterator[None]:
 
 
 async def signed_prekey(db: Database, user_id: UUID) -> asyncpg.Record | None:
-    """The current one: ``id, key_id, public_key, signature, created_at``."""
+    """Return the current one: ``id, key_id, public_key, signature, created_at``."""
     return await db.row(
         "SELECT id, key_id, public_key, signature, created_at FROM signed_prekeys"
         " WHERE user_id = $1 AND superseded_at IS NULL",
@@ -267,13 +267,13 @@ async def signed_prekey(db: Database, user_id: UUID) -> asyncpg.Record | None:
     )
 
 
-# A standby may take over between two looks of models/postgres/epochs.py, and not know what was handed out last:
-# until the database is settled it hands out none. Costs 45 µs.
+# A standby may take over between two checks of models/postgres/epochs.py, and lack the latest claims: until the new
+# epoch has begun no prekey is handed out. Costs 45 µs.
 _HERE = "(SELECT place = database_place() FROM sync_epoch)"
 
 
 async def claim(db: Database, user_id: UUID) -> asyncpg.Record | None:
-    """Hand out one one-time prekey, once, ever: ``id, key_id, public_key``; None when none is left.
+    """Hand out one one-time prekey, once, ever: ``id, key_id, public_key``; None if none is left.
 
     SKIP LOCKED lets concurrent fetches take different keys; without it they get duplicates, or wait and miss some.
     """
@@ -287,7 +287,7 @@ async def claim(db: Database, user_id: UUID) -> asyncpg.Record | None:
 
 
 async def claim_kyber(db: Database, user_id: UUID) -> asyncpg.Record | None:
-    """Hand out one Kyber prekey, once; when none is left the last-resort one, which stays."""
+    """Hand out one Kyber prekey, once; if none is left, the last-resort one, which stays."""
     return await db.row(
         f"""UPDATE kyber_prekeys SET used = true, used_at = now()
            WHERE id = (SELECT id FROM kyber_prekeys WHERE user_id = $1 AND NOT used AND NOT last_resort AND {_HERE}
@@ -311,7 +311,7 @@ class Remaining(NamedTuple):
 
 
 async def remaining(db: Database, user_id: UUID) -> Remaining:
-    """How many keys can still be handed out once."""
+    """Count the keys that can still be handed out."""
     row = await db.row(
         """SELECT (SELECT count(*) FROM one_time_prekeys WHERE user_id = $1 AND NOT used),
                   (SELECT count(*) FROM kyber_prekeys WHERE user_id = $1 AND NOT used AND NOT last_resort)""",
@@ -321,11 +321,11 @@ async def remaining(db: Database, user_id: UUID) -> Remaining:
     return Remaining(*row)
 
 
-LOW = 10  # fewer one-time prekeys than this and the owner is notified (contract section 3)
+LOW = 10  # with fewer one-time prekeys than this the owner is notified (contract section 3)
 
 
 async def left(db: Database, user_id: UUID, at_most: int) -> int:
-    """How many one-time prekeys are left, counted no further than ``at_most``."""
+    """Count the one-time prekeys that are left, up to ``at_most``."""
     return await db.value(  # type: ignore[no-any-return]
         "SELECT count(*) FROM (SELECT 1 FROM one_time_prekeys WHERE user_id = $1 AND NOT used LIMIT $2) AS unused",
         user_id,
@@ -334,7 +334,7 @@ async def left(db: Database, user_id: UUID, at_most: int) -> int:
 
 
 async def used_up(db: Database, user_id: UUID) -> bool:
-    """Whether a user had one-time prekeys, and none is left. Who never sent any wants none."""
+    """True if a user had one-time prekeys, and none is left. False if the user never uploaded any."""
     return await db.value(  # type: ignore[no-any-return]
         """SELECT NOT EXISTS (SELECT 1 FROM one_time_prekeys WHERE user_id = $1 AND NOT used)
               AND (EXISTS (SELECT 1 FROM spent_prekeys WHERE user_id = $1 AND kind = 'one_time')

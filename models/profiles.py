@@ -1,4 +1,4 @@
-"""Profiles: what one user may see of others, and of themselves."""
+"""Profiles: what users may see of others, and of themselves."""
 
 from __future__ import annotations
 
@@ -37,52 +37,51 @@ _BY_NAME = _profiles("text", "lower(users.public_id) = lower(asked.name)")
 _BY_ID = _profiles("uuid", "users.id = asked.name")
 
 
-async def profiles(db: Database, asked: Sequence[tuple[UUID | str, UUID]]) -> list[Row | None]:
-    """For each (user id or public id, viewer) that user as the viewer may see them: presence is false and null where
-    hidden."""
-    found: list[Row | None] = [None] * len(asked)
-    names = [(user, viewer, place) for place, (user, viewer) in enumerate(asked) if isinstance(user, str)]
-    ids = [(user, viewer, place) for place, (user, viewer) in enumerate(asked) if isinstance(user, UUID)]
+async def profiles(db: Database, requests: Sequence[tuple[UUID | str, UUID]]) -> list[Row | None]:
+    """Return for each (user id or public id, viewer) the profile as the viewer may see it: presence is false and null
+    if hidden."""
+    results: list[Row | None] = [None] * len(requests)
+    names = [(user, viewer, place) for place, (user, viewer) in enumerate(requests) if isinstance(user, str)]
+    ids = [(user, viewer, place) for place, (user, viewer) in enumerate(requests) if isinstance(user, UUID)]
     for statement, wanted in ((_BY_NAME, names), (_BY_ID, ids)):
         if wanted:
             for row in await db.fetch(statement, *(list(column) for column in zip(*wanted, strict=True))):
-                found[row["place"]] = row
-    return found
+                results[row["place"]] = row
+    return results
 
 
 async def me(db: Database, user_id: UUID) -> Row | None:
-    """A user as they see themselves, with the identity key."""
+    """Return a user's own profile, with the identity key."""
     return await db.row(
         f"SELECT {_COLUMNS}, settings, is_online, last_seen, identity_key, sealed_chat_id FROM users WHERE id = $1",
         user_id,
     )
 
 
-# A range of an index, where LIKE with a parameter could use one only in a plan made for that very q: an id that begins
-# with q is q or comes after it, and before q with the sign that follows `z`, the last one an id may bear.
+# A range of an index; LIKE with a parameter uses an index only in a plan made for that q. An id that begins with q is q
+# or sorts after it, and before q followed by the character after `z`, the last one that an id may contain.
 _AFTER_ALL = "{"
-# How often one id can hold the same part behind its first letter: 32 letters hold 30 pairs there.
+# How often one id can contain the same part after its first letter: 32 letters contain 30 pairs there.
 _REPEATS = 30
 
 
 @functools.cache
 def _find(limit: int) -> str:
-    """The statement for at most ``limit`` rows.
+    """Return the statement for at most ``limit`` rows.
 
-    Parts of ids are only looked for when fewer than ``limit`` ids begin with q. An id that does, or that holds q
-    several times, must then hide no other: were all that are met so, ``limit`` of them would still be found among
-    ``limit * _REPEATS`` rotations. So much is read at most, however many match; and since ids seldom repeat
-    themselves, twice ``limit`` nearly always does.
+    It searches inside ids only if fewer than ``limit`` ids begin with q. Ids that do, or that contain q several times,
+    must not displace others: even if all were so, ``limit * _REPEATS`` rotations contain ``limit`` of them. It reads at
+    most that many, however many match; and since ids seldom repeat a part, twice ``limit`` is nearly always enough.
 
-    Limits are numbers, q and the viewer come by ``(SELECT $1)``, so that PostgreSQL knows the former and not the latter
-    when it plans: it makes one plan for all and keeps it, instead of spending more on plans than on their execution.
+    Limits are numbers, q and the viewer come as ``(SELECT $1)``, so that PostgreSQL knows only the former when it
+    plans: it makes one plan for all and keeps it, instead of spending more on planning than on execution.
     """
     q, after = "(SELECT $1::text)", "(SELECT $2::text)"
     return f"""
         WITH beginning AS MATERIALIZED (
             SELECT lower(public_id) AS name FROM users
             WHERE lower(public_id) >= {q} AND lower(public_id) < {after} ORDER BY 1 LIMIT {limit}
-        ), met AS MATERIALIZED (  -- read only as far as it is asked for
+        ), met AS MATERIALIZED (  -- read only as far as needed
             SELECT split_part(rotation, '/', 2) || split_part(rotation, '/', 1) AS name FROM user_rotations
             WHERE rotation >= {q} AND rotation < {after} AND (SELECT count(*) < {limit} FROM beginning)
             ORDER BY rotation LIMIT {limit * _REPEATS}
@@ -99,13 +98,13 @@ def _find(limit: int) -> str:
         )
         SELECT id AS user_id, public_id, display_name, avatar_url, fingerprint,
                is_online AND {sees_presence("(SELECT $3::uuid)")} AS is_online
-        FROM found, LATERAL (  -- by its index, one at a time, however small the table was when the plan was made
+        FROM found, LATERAL (  -- by its index, one at a time, however small the table was when it was planned
             SELECT * FROM users WHERE lower(public_id) = name OFFSET 0
         ) AS users ORDER BY place, name"""
 
 
 async def find(db: Database, q: str, viewer: UUID, limit: int) -> list[Row]:
-    """Accounts whose public id contains ``q`` (2 letters or more): the same one first, then those that begin with it,
-    then the rest, each by the alphabet. Of a rest that is too large some are shown, not the first by the alphabet."""
+    """Return accounts whose public id contains ``q`` (2 letters or more): an exact match first, then ids that begin
+    with it, then the rest, each in alphabetical order. If the rest is too large, it is an arbitrary part of it."""
     q = q.lower()
     return await db.fetch(_find(limit), q, q + _AFTER_ALL, viewer)

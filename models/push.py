@@ -1,4 +1,4 @@
-"""Push: tokens by which devices are reached that have no socket open, and what their owners want to be woken for."""
+"""Push: the tokens of devices, which are used while they have no open socket, and their owners' preferences."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PushSettings(Table):
 
 
 class NewToken(NamedTuple):
-    """What a client registers; ``p256dh`` and ``auth`` are the keys of a Web Push subscription."""
+    """A token that a client registers; ``p256dh`` and ``auth`` are the keys of a Web Push subscription."""
 
     provider: str
     token: str
@@ -55,7 +55,7 @@ class NewToken(NamedTuple):
     quiet: bool
 
 
-# A session that can still be refreshed; one that can't has no device behind it.
+# Sessions that can still be refreshed; others no longer have a device.
 _LIVE = f"""s.revoked_at IS NULL AND s.expires_at > now() AND s.last_used_at > now() - interval '{IDLE_DAYS} days'"""
 _FIELDS = (
     PushToken.id,
@@ -69,15 +69,14 @@ _SHOWN = in_sql(_FIELDS, "t")
 
 
 async def register(db: Database, user_id: UUID, session_id: UUID, token: NewToken, at_most: int) -> Row | None:
-    """Keep a token for a session, or keep it anew; with ``new``. Of a user's tokens beyond ``at_most`` those go that
-    were registered longest ago. None when the session has ended.
+    """Store a token for a session, or update it. Returns it, with ``new``; None if the session has ended. If the user
+    has more than ``at_most`` tokens, the ones that were registered longest ago are deleted.
 
-    The user's row is locked, so that two registrations count each other; FOR SHARE waits for an end of the session that
-    is under way.
+    The user's row is locked, so that two registrations count each other; FOR SHARE waits if the session is being ended.
     """
     async with db.transaction():
         await db.execute("SELECT 1 FROM users WHERE id = $1 FOR NO KEY UPDATE", user_id)
-        kept = await db.row(
+        row = await db.row(
             f"""WITH live AS (
                     SELECT s.id, s.user_id FROM sessions s WHERE s.id = $2 AND s.user_id = $1 AND {_LIVE} FOR SHARE
                 )
@@ -96,11 +95,11 @@ async def register(db: Database, user_id: UUID, session_id: UUID, token: NewToke
         latest = PushToken.select(PushToken.id).where(PushToken.user == user_id)
         latest = latest.order_by(PushToken.registered_at.desc(), PushToken.id)
         await db.do(PushToken.delete().where(PushToken.id.in_(latest.offset(at_most))))
-        return kept
+        return row
 
 
 async def tokens(db: Database, user_id: UUID) -> list[Row]:
-    """A user's tokens, the one registered last first; not what they are."""
+    """Return a user's tokens without the tokens themselves, the most recently registered first."""
     return await db.rows(
         PushToken.select(*returned(*_FIELDS))
         .join(Session)
@@ -110,7 +109,7 @@ async def tokens(db: Database, user_id: UUID) -> list[Row]:
 
 
 async def remove(db: Database, user_id: UUID, token_id: UUID) -> bool:
-    """Forget a token of the user's."""
+    """Delete a token of the user."""
     return await db.do(PushToken.delete().where(PushToken.id == token_id, PushToken.user == user_id)) == 1
 
 
@@ -118,7 +117,7 @@ async def remove(db: Database, user_id: UUID, token_id: UUID) -> bool:
 
 
 async def settings(db: Database, user_id: UUID) -> Row | None:
-    """``kinds, quiet_hours, muted_chats``; None for who has not said anything."""
+    """Return ``kinds, quiet_hours, muted_chats``; None if the user has set nothing."""
     return await db.one(
         PushSettings.select(PushSettings.kinds, PushSettings.quiet_hours, PushSettings.muted_chats).where(
             PushSettings.user == user_id
@@ -127,7 +126,7 @@ async def settings(db: Database, user_id: UUID) -> Row | None:
 
 
 async def change_settings(db: Database, user_id: UUID, kinds: Sequence[str], changes: Mapping[str, Any]) -> None:
-    """Set some columns; ``kinds`` is what a user gets who has not said anything."""
+    """Set some columns; ``kinds`` is the default if the user has set nothing before."""
     await db.execute(
         """INSERT INTO push_settings AS p (user_id, kinds, quiet_hours, muted_chats)
            SELECT id, coalesce($3::jsonb, $2::jsonb), $5::jsonb, coalesce($6::jsonb, '{}') FROM users WHERE id = $1
@@ -147,7 +146,7 @@ async def change_settings(db: Database, user_id: UUID, kinds: Sequence[str], cha
 
 
 async def reachable(db: Database, users: Sequence[UUID]) -> set[UUID]:
-    """Those of the users who have a token."""
+    """Return those of the users who have a token."""
     rows = await db.fetch(
         f"""SELECT DISTINCT t.user_id FROM push_tokens t JOIN sessions s ON s.id = t.session_id
             WHERE t.user_id = ANY ($1::uuid[]) AND {_LIVE}""",
@@ -157,7 +156,7 @@ async def reachable(db: Database, users: Sequence[UUID]) -> set[UUID]:
 
 
 async def blocks(db: Database, users: Sequence[UUID], senders: Sequence[UUID]) -> set[tuple[UUID, UUID]]:
-    """Who of the users has blocked whom of the senders."""
+    """Return the pairs (user, sender) in which the user has blocked the sender."""
     rows = await db.fetch(
         """SELECT blocker_id, blocked_id FROM user_blocks
            WHERE blocker_id = ANY ($1::uuid[]) AND blocked_id = ANY ($2::uuid[])""",
@@ -168,8 +167,8 @@ async def blocks(db: Database, users: Sequence[UUID], senders: Sequence[UUID]) -
 
 
 async def missed(db: Database, user_id: UUID, seconds: float) -> list[UUID]:
-    """A user's chats in which others have posted in the last so many seconds what the user's apps did not say that they
-    have received; the busiest lately first, and not more than 100."""
+    """Return at most 100 of a user's chats with messages of others from the last ``seconds`` that the user's apps have
+    not acknowledged; the most recently active first."""
     rows = await db.fetch(
         f"""SELECT t.id FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id
            WHERE p.user_id = $1 AND NOT p.concealed AND t.deleted_at IS NULL AND t.last_seq > p.delivered_seq
@@ -187,8 +186,8 @@ async def missed(db: Database, user_id: UUID, seconds: float) -> list[UUID]:
     return [row["id"] for row in rows]
 
 
-# The newest message that a user has to read in a chat: unread, there, not expired, and its sender not blocked. It is
-# looked for among the last events, so that a chat full of one's own messages costs no more than others.
+# The newest message that a user has to read in a chat: unread, not deleted or expired, and its sender not blocked. Only
+# the last 4,096 events are searched, so that a chat full of the user's own messages costs no more than others.
 _NEWEST = f"""
     SELECT newest.seq, newest.created_at
     FROM chat_participants p JOIN chat_threads t ON t.id = p.chat_id AND t.deleted_at IS NULL, LATERAL (
@@ -200,10 +199,10 @@ _NEWEST = f"""
     WHERE p.chat_id = g.chat_id AND p.user_id = g.user_id AND NOT p.concealed"""
 
 
-async def wanted(db: Database, asked: Sequence[tuple[UUID, UUID | None]]) -> list[list[Row]]:
-    """For each pair of user and chat (or None) the user's tokens, with what the user wants to be woken for: ``kinds``
-    and ``quiet_hours`` (None for who has not said anything), ``muted``; ``unread_seq`` and ``unread_at``: the newest
-    message that is left to be read, None where there is none. Nothing where the user isn't in the chat."""
+async def wanted(db: Database, requests: Sequence[tuple[UUID, UUID | None]]) -> list[list[Row]]:
+    """Return for each pair of user and chat (or None) the user's tokens, with the user's preferences ``kinds`` and
+    ``quiet_hours`` (None if not set), ``muted``, and ``unread_seq`` and ``unread_at`` of the newest unread message
+    (None if there is none). No tokens if the user isn't in the chat."""
     rows = await db.fetch(
         f"""WITH asked AS MATERIALIZED (
                 SELECT g.*, unread.seq AS unread_seq, unread.created_at AS unread_at
@@ -223,17 +222,18 @@ async def wanted(db: Database, asked: Sequence[tuple[UUID, UUID | None]]) -> lis
             WHERE g.chat_id IS NULL OR EXISTS (
                 SELECT 1 FROM chat_participants c
                 WHERE c.chat_id = g.chat_id AND c.user_id = g.user_id AND NOT c.concealed)""",
-        [user_id for user_id, _ in asked],
-        [chat_id for _, chat_id in asked],
+        [user_id for user_id, _ in requests],
+        [chat_id for _, chat_id in requests],
     )
-    found: list[list[Row]] = [[] for _ in asked]
+    results: list[list[Row]] = [[] for _ in requests]
     for row in rows:
-        found[row["place"] - 1].append(row)
-    return found
+        results[row["place"] - 1].append(row)
+    return results
 
 
 async def ringing(db: Database, rings: Sequence[tuple[UUID, UUID]]) -> set[UUID]:
-    """Those of the calls, each given with its callee, that ring for the callee now, who has not blocked the caller."""
+    """Return those of the calls (pairs of callee and call) that ring now, and whose callee has not blocked the
+    caller."""
     rows = await db.fetch(
         """SELECT c.id FROM unnest($1::uuid[], $2::uuid[]) AS g (callee_id, call_id)
            JOIN call_sessions c ON c.id = g.call_id AND c.callee_id = g.callee_id AND c.status = 'ringing'
@@ -245,7 +245,7 @@ async def ringing(db: Database, rings: Sequence[tuple[UUID, UUID]]) -> set[UUID]
 
 
 async def low_on_prekeys(db: Database, users: Sequence[UUID], enough: int) -> set[UUID]:
-    """Those of the users who have fewer one-time prekeys left than that."""
+    """Return those of the users who have fewer than ``enough`` one-time prekeys left."""
     rows = await db.fetch(
         """SELECT given.user_id FROM unnest($1::uuid[]) AS given (user_id) WHERE (
                SELECT count(*) FROM (
@@ -258,19 +258,19 @@ async def low_on_prekeys(db: Database, users: Sequence[UUID], enough: int) -> se
 
 
 async def devices(db: Database, token_ids: Sequence[UUID]) -> list[Row | None]:
-    """What a provider must be told of each token; None where it is gone."""
+    """Return for each token what its provider needs to send a push; None if the token is gone."""
     rows = await db.fetch(
         f"""SELECT {_SHOWN}, t.user_id, t.token, t.p256dh, t.auth FROM push_tokens t
             JOIN sessions s ON s.id = t.session_id AND {_LIVE} WHERE t.id = ANY ($1::uuid[])""",
         list(token_ids),
     )
-    found = {row["id"]: row for row in rows}
-    return [found.get(token_id) for token_id in token_ids]
+    by_id = {row["id"]: row for row in rows}
+    return [by_id.get(token_id) for token_id in token_ids]
 
 
 async def drop(db: Database, token_id: UUID, registered_at: datetime, gone_since: datetime | None) -> bool:
-    """Forget a token that its provider doesn't know any more: unless it was registered again, after we looked
-    (``registered_at``) or after the moment since which the provider says that it was gone."""
+    """Delete a token that its provider no longer knows, unless it was registered again: after we read it
+    (``registered_at``), or after the time since when the provider has not known it. True if it was deleted."""
     if gone_since is not None and registered_at >= gone_since:
         return False
     token = (PushToken.id == token_id, PushToken.registered_at == registered_at)
@@ -278,8 +278,8 @@ async def drop(db: Database, token_id: UUID, registered_at: datetime, gone_since
 
 
 async def wake(db: Database, token_id: UUID, seconds: int) -> float:
-    """Note that a device is woken in the background now; 0. When that was done less than ``seconds`` ago: nothing, and
-    how long it has to wait."""
+    """Record that a device is woken in the background now, and return 0. If that was less than ``seconds`` ago, record
+    nothing and return how long to wait."""
     waits = await db.value(
         """WITH woken AS (
                UPDATE push_tokens SET woken_at = now()
@@ -296,16 +296,16 @@ async def wake(db: Database, token_id: UUID, seconds: int) -> float:
 
 
 async def not_woken(db: Database, token_id: UUID) -> None:
-    """It was not woken after all."""
+    """Undo ``wake``: the push failed."""
     await db.do(PushToken.update(woken_at=None).where(PushToken.id == token_id))
 
 
 async def sibling(db: Database, session_id: UUID, provider: str) -> UUID | None:
-    """A session's token of another provider, the one registered last."""
-    found: UUID | None = await db.scalar(
+    """Return a session's most recently registered token of another provider."""
+    token_id: UUID | None = await db.scalar(
         PushToken.select(PushToken.id)
         .where(PushToken.session == session_id, PushToken.provider == provider)
         .order_by(PushToken.registered_at.desc())
         .limit(1)
     )
-    return found
+    return token_id

@@ -1,4 +1,4 @@
-"""Sessions: signed-in devices. A row is the arbiter of refresh rotation; tokens are known by their SHA-256 only."""
+"""Sessions: signed-in devices. A row decides on the rotation of refresh tokens; only their SHA-256 is stored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from peewee import Tuple, fn
 from models.database import Database, Row, Table, interval
 from models.users import User
 
-IDLE_DAYS, WHOLE_DAYS = 30, 180  # contract section 2
+IDLE_DAYS, MAX_DAYS = 30, 180  # contract section 2
 PAGE = 5000  # ended sessions of one statement
 
 
@@ -53,7 +53,7 @@ class EndedSession(Table):
 
 
 class TokenLifetime(Table):
-    """How long access tokens live, by the settings that servers have run with, and when one last did."""
+    """Lifetimes of access tokens in the settings of running servers, each with when a server last used it."""
 
     seconds = peewee.DoubleField(primary_key=True)
     seen_at = peewee.DateTimeField()
@@ -81,17 +81,17 @@ class SpentChallenge(Table):
 async def open_(
     db: Database, session_id: UUID, user_id: UUID, token_hash: bytes, platform: str | None, client_version: str | None
 ) -> bool | None:
-    """Insert a session whose current refresh token has this hash. False when the account is suspended, None when it is
+    """Insert a session whose current refresh token has this hash. False if the account is suspended, None if it is
     gone.
 
-    FOR SHARE waits for a suspension under way, and makes the next one wait for us: it then finds this session to end.
+    FOR SHARE waits for a suspension in progress, and makes the next one wait for us, so that it also ends this session.
     """
     return await db.value(  # type: ignore[no-any-return]
         f"""WITH owner AS (
                 SELECT id, suspended_at IS NULL AS welcome FROM users WHERE id = $2 FOR SHARE
             ), opened AS (
                 INSERT INTO sessions (id, user_id, token_hash, platform, client_version, expires_at)
-                SELECT $1, id, $3, $4, $5, now() + interval '{WHOLE_DAYS} days' FROM owner WHERE welcome
+                SELECT $1, id, $3, $4, $5, now() + interval '{MAX_DAYS} days' FROM owner WHERE welcome
             )
             SELECT welcome FROM owner""",
         session_id,
@@ -103,7 +103,7 @@ async def open_(
 
 
 class Rotated(NamedTuple):
-    """``token_hash`` is the successor that counts: of several candidates the one that the session now has."""
+    """``token_hash`` is the successor, among several candidates, that the session now has."""
 
     user_id: UUID
     public_id: str
@@ -120,10 +120,10 @@ async def rotate(
     platform: str | None,
     client_version: str | None,
 ) -> Rotated | None:
-    """Replace the current token by ``successors[0]``, in one conditional statement; None when it may not be.
+    """Replace the current token by ``successors[0]``, in one conditional statement; None if that is not allowed.
 
-    The token rotated away last, presented again within the grace time while its successor (any of ``successors``:
-    the signing secret may have changed meanwhile) is unused, changes nothing and gets the same successor.
+    If the previous token is sent again within the grace time, while its successor (any of ``successors``: the signing
+    secret may have changed in between) is unused, nothing changes, and the same successor is returned.
     """
     row = await db.row(
         f"""WITH before AS (
@@ -164,7 +164,7 @@ class Ended(NamedTuple):
 
 
 async def _end(db: Database, condition: str, *args: object) -> list[Ended]:
-    """End the live sessions that meet the condition, and note it where instances that missed the news look."""
+    """End the live sessions that meet the condition, and store it for instances that missed the announcement."""
     rows = await db.fetch(
         f"""WITH ended AS (
                 UPDATE sessions SET revoked_at = now() WHERE revoked_at IS NULL AND {condition} RETURNING id, user_id
@@ -178,7 +178,7 @@ async def _end(db: Database, condition: str, *args: object) -> list[Ended]:
 
 
 async def end(db: Database, user_id: UUID, session_id: UUID) -> list[Ended]:
-    """End one live session of a user's; empty when there is no such one."""
+    """End one live session of a user; empty if there is none."""
     return await _end(db, "id = $1 AND user_id = $2", session_id, user_id)
 
 
@@ -188,7 +188,7 @@ async def end_all(db: Database, user_id: UUID, but: UUID | None = None) -> list[
 
 
 async def spent(db: Database, session_id: UUID, token_hash: bytes) -> bool:
-    """Whether the session had this refresh token before."""
+    """True if the session had this refresh token before."""
     return await db.exists(
         SpentRefreshToken.select().where(
             SpentRefreshToken.token_hash == token_hash, SpentRefreshToken.session == session_id
@@ -197,7 +197,7 @@ async def spent(db: Database, session_id: UUID, token_hash: bytes) -> bool:
 
 
 async def suspended(db: Database, session_id: UUID, token_hash: bytes) -> bool:
-    """Whether the refresh token is or was this session's, and its account is suspended."""
+    """True if the refresh token is or was this session's, and its account is suspended."""
     return await db.value(  # type: ignore[no-any-return]
         """SELECT EXISTS (
                SELECT 1 FROM sessions JOIN users ON users.id = sessions.user_id
@@ -210,13 +210,13 @@ async def suspended(db: Database, session_id: UUID, token_hash: bytes) -> bool:
 
 
 async def end_reused(db: Database, session_id: UUID) -> list[Ended]:
-    """End the session of a spent token that was presented again; empty when it had ended before."""
+    """End the session of a spent token that was sent again; empty if it had ended before."""
     return await _end(db, "id = $1", session_id)
 
 
 async def ended_since(db: Database, moment: datetime) -> list[Ended]:
-    """Sessions that ended after a moment: what an instance that missed the announcements asks. Page by page, for at a
-    server's start they are those of as long as a token lives."""
+    """Return the sessions that ended after a moment, for an instance that may have missed announcements. It reads by
+    page: at a server's start they are those of a token's whole lifetime."""
     ended: list[Ended] = []
     place = Tuple(EndedSession.ended_at, EndedSession.session_id)
     page = EndedSession.select(EndedSession.session_id, EndedSession.user_id, EndedSession.ended_at)
@@ -231,7 +231,7 @@ async def ended_since(db: Database, moment: datetime) -> list[Ended]:
 
 
 async def note_lifetime(db: Database, seconds: float) -> None:
-    """Note that a server issues tokens that live so long. Call it before the first is issued, and every minute."""
+    """Store that a server issues tokens with this lifetime. Call it before the first is issued, and every minute."""
     await db.do(
         TokenLifetime.insert(seconds=seconds).on_conflict(
             conflict_target=[TokenLifetime.seconds],
@@ -241,7 +241,8 @@ async def note_lifetime(db: Database, seconds: float) -> None:
 
 
 async def longest_lifetime(db: Database, margin: float) -> float:
-    """The longest life, in seconds, of the tokens that are about; ``margin`` seconds after its end one is not."""
+    """Return the longest lifetime, in seconds, of tokens that may still be valid, or expired less than ``margin``
+    seconds ago."""
     over = TokenLifetime.seen_at + (TokenLifetime.seconds + margin) * interval("1 second")
     longest = await db.scalar(TokenLifetime.select(fn.max(TokenLifetime.seconds)).where(over > fn.now()))
     return longest or 0.0
@@ -250,7 +251,7 @@ async def longest_lifetime(db: Database, margin: float) -> float:
 async def live(
     db: Database, user_id: UUID, limit: int = 1000, before: tuple[datetime, UUID] | None = None
 ) -> list[Row]:
-    """A user's sessions that can still be refreshed, the one used last first."""
+    """Return a user's sessions that can still be refreshed, the most recently used first."""
     page = (
         Session.select(Session.id, Session.platform, Session.client_version, Session.created_at, Session.last_used_at)
         .where(Session.user == user_id, *refreshable())
@@ -263,10 +264,10 @@ async def live(
 
 
 async def now(db: Database) -> datetime:
-    """The database's clock, by which rows are stamped."""
+    """Return the time of the database's clock, which stamps rows."""
     return await db.value("SELECT now()")  # type: ignore[no-any-return]
 
 
 async def spend_challenge(db: Database, nonce: bytes, expires_at: datetime) -> bool:
-    """Use a challenge up; False when it was used before."""
+    """Use up a challenge; False if it was used before."""
     return await db.do(SpentChallenge.insert(nonce=nonce, expires_at=expires_at).on_conflict_ignore()) == 1

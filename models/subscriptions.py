@@ -38,7 +38,7 @@ class Subscription(Table):
 
 
 class SpentProof(Table):
-    """A payment that can buy nothing any more."""
+    """A payment that was used or refunded, and can't buy anything."""
 
     proof_hash = peewee.TextField(primary_key=True)
 
@@ -47,7 +47,7 @@ class SpentProof(Table):
 
 
 class Purchase(NamedTuple):
-    """What is bought, and by which payment. ``signature`` is the owner's, which the caller has checked."""
+    """A purchase and its payment. ``signature`` is the owner's; the caller has checked it."""
 
     prid_hash: str
     fingerprint: str
@@ -58,21 +58,21 @@ class Purchase(NamedTuple):
 
 
 def proof_hash(method: str, proof: str) -> str:
-    """What is kept of a payment's proof, hex. No salt: what proves a payment has 80 random bits and more."""
+    """Return the stored hash of a payment's proof, in hex. No salt: a proof has at least 80 random bits."""
     return hashlib.sha256(f"mimu-proof-v1|{method}|{proof}".encode()).hexdigest()
 
 
-# Expiry is judged here, when somebody reads; the status is only written down later.
+# A reader computes expiry here; a sweep updates the stored status later.
 _STATUS = "CASE WHEN s.status = 'active' AND s.expires_at <= now() THEN 'expired' ELSE s.status::text END AS status"
 _SHOWN = f"s.id AS subscription_id, s.prid_hash, s.tier::text, {_STATUS}, s.activated_at, s.expires_at"
-# Not what was bought before an account took the fingerprint that has not proven to be the buyer's.
+# Without subscriptions of a former owner of the fingerprint, unless the present one has proven to be the buyer.
 _THEIRS = "NOT s.metadata ? 'withheld'"
 _LIVE = f"s.status = 'active' AND (s.expires_at IS NULL OR s.expires_at > now()) AND {_THEIRS}"
 
-# To whom a change is told, looked up as it happens: it is stored nowhere.
+# The user to notify of a change, looked up when it happens: this link is not stored.
 _OWNER = f"(SELECT users.id FROM users WHERE users.fingerprint = s.user_fingerprint AND {_THEIRS}) AS owner"
 
-# All of a purchase or nothing. A voucher is used up by the same statement; of 50 that come at once one finds it unused.
+# A purchase in one statement, all or nothing. It also uses up a voucher; of 50 concurrent purchases one succeeds.
 _BUY = f"""
 WITH voucher AS (
     UPDATE vouchers SET used_at = now()
@@ -95,8 +95,8 @@ WITH voucher AS (
 SELECT {_SHOWN}, {_OWNER} FROM bought AS s
 """
 
-# A renewal that begins where the cancelled time would have ended moves forward by as much as was left of it: else the
-# time that was paid back would still be had.
+# A renewal that begins after the cancelled time moves forward by the remaining cancelled time: otherwise the user would
+# keep the refunded time.
 _CANCEL = f"""
 WITH cancelled AS (
     UPDATE subscriptions SET status = 'cancelled' WHERE payment_proof = $1 AND status <> 'cancelled' RETURNING *
@@ -125,26 +125,26 @@ SELECT {_SHOWN}, {_OWNER} FROM expired AS s
 
 
 async def _lock(db: Database, fingerprint: str) -> None:
-    """Change the subscriptions of one fingerprint one after the other: a renewal begins where the last one ends."""
+    """Serialize changes to the subscriptions of one fingerprint: a renewal begins where the last one ends."""
     await db.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", fingerprint)
 
 
 async def tier(db: Database, fingerprint: str) -> TierName | None:
-    """The best tier that is paid for just now; expiry is judged here, not by a sweep."""
+    """Return the best tier that is paid for now; None if there is none."""
     return await db.value(  # type: ignore[no-any-return]
         f"SELECT max(tier)::text FROM subscriptions s WHERE user_fingerprint = $1 AND {_LIVE}", fingerprint
     )
 
 
 async def signing_key(db: Database, fingerprint: str) -> bytes | None:
-    """The signing key of who has that fingerprint."""
+    """Return the signing key of the user with that fingerprint."""
     return await db.scalar(  # type: ignore[no-any-return]
         User.select(User.signing_public_key).where(User.fingerprint == fingerprint)
     )
 
 
 async def clashing(db: Database, purchase: Purchase) -> list[Row]:
-    """The subscriptions with that PRID or payment, each with ``same``: whether this very purchase made it."""
+    """Return the subscriptions with that PRID or payment, each with ``same``: true if it is of this same purchase."""
     return await db.fetch(
         f"""SELECT {_SHOWN}, (prid_hash = $1 AND user_fingerprint = $2 AND tier = $3::subscription_tier
                               AND payment_method = $4 AND payment_proof = $5) AS same
@@ -158,20 +158,22 @@ async def clashing(db: Database, purchase: Purchase) -> list[Row]:
 
 
 async def buy(db: Database, purchase: Purchase, days: int) -> Row | None:
-    """Enter a purchase, with its ``owner`` (a user's id, to tell them). Its time begins now, or when what its owner has
-    of that tier ends. None when the payment or the PRID was used meanwhile, or the voucher is good no more."""
+    """Store a purchase. Returns the subscription with its ``owner`` (the id of the user to notify). It begins now, or
+    when the owner's subscription of that tier ends. None if the payment or the PRID was used in the meantime, or the
+    voucher is no longer valid."""
     try:
         async with db.transaction():
             await _lock(db, purchase.fingerprint)
             return await db.row(_BUY, *purchase, days)
     except asyncpg.UniqueViolationError:
-        return None  # the PRID; what the payment would have cost is rolled back
+        return None  # the PRID; the use of the payment is rolled back
 
 
 async def cancel(db: Database, proof_hash: str) -> list[Row]:
-    """Take back what a payment bought or could still buy; each subscription that changed, with its ``owner``."""
+    """Cancel the subscription of a payment, and make the payment unusable. Returns each changed subscription with its
+    ``owner``."""
     async with db.transaction():
-        # First of all, so that a purchase with this payment is over, or will find it spent.
+        # First of all: a concurrent purchase with this payment has committed, or will find it spent.
         await db.do(SpentProof.insert(proof_hash=proof_hash).on_conflict_ignore())
         fingerprint = await db.scalar(
             Subscription.select(Subscription.user_fingerprint).where(Subscription.payment_proof == proof_hash)
@@ -183,12 +185,12 @@ async def cancel(db: Database, proof_hash: str) -> list[Row]:
 
 
 async def expire(db: Database, limit: int = BATCH) -> list[Row]:
-    """Mark what has ended, at most so many, each by one server; the subscriptions with their ``owner``."""
+    """Mark at most ``limit`` ended subscriptions as expired; only one server gets each. Returns them with ``owner``."""
     return await db.fetch(_EXPIRE, limit)
 
 
 async def bought_before(db: Database, fingerprint: str) -> list[Row]:
-    """What was bought under a fingerprint: ``id, prid_hash, tier, signature`` of each."""
+    """Return ``id, prid_hash, tier, signature`` of each subscription of a fingerprint."""
     return await db.rows(
         Subscription.select(
             Subscription.id, Subscription.prid_hash, Subscription.tier.label, Subscription.signature
@@ -197,7 +199,7 @@ async def bought_before(db: Database, fingerprint: str) -> list[Row]:
 
 
 async def withhold(db: Database, fingerprint: str, withheld: Sequence[UUID]) -> None:
-    """Keep these subscriptions from who has the fingerprint now, and give up all others of it."""
+    """Withhold these subscriptions from the present owner of the fingerprint, and release all others of it."""
     await db.execute(
         """UPDATE subscriptions SET metadata = metadata - 'withheld'
                || CASE WHEN id = ANY ($2::uuid[]) THEN '{"withheld": true}'::jsonb ELSE '{}' END
@@ -207,20 +209,20 @@ async def withhold(db: Database, fingerprint: str, withheld: Sequence[UUID]) -> 
     )
 
 
-LISTED = 1000  # 400 KB; nobody pays that often
+MAX_LISTED = 1000  # 400 KB; more than any user has
 
 
 async def live(db: Database, fingerprint: str) -> list[Row]:
-    """What that fingerprint has just now, the latest first, at most LISTED."""
+    """Return the current subscriptions of a fingerprint, the latest first, at most MAX_LISTED."""
     return await db.fetch(
         f"""SELECT {_SHOWN} FROM subscriptions s WHERE s.user_fingerprint = $1 AND {_LIVE}
-            ORDER BY s.activated_at DESC, s.id LIMIT {LISTED}""",
+            ORDER BY s.activated_at DESC, s.id LIMIT {MAX_LISTED}""",
         fingerprint,
     )
 
 
 async def of_prid(db: Database, prid_hashes: Sequence[str]) -> Row | None:
-    """A subscription of one of these PRIDs that is paid for just now, with its owner's ``signing_public_key``."""
+    """Return a current subscription of one of these PRIDs, with its owner's ``signing_public_key``."""
     return await db.row(
         f"""SELECT {_SHOWN}, users.signing_public_key
             FROM subscriptions s JOIN users ON users.fingerprint = s.user_fingerprint

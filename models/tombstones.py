@@ -1,11 +1,11 @@
-"""Tombstones: names and keys of erased accounts, which are not given out again for a while.
+"""Tombstones: names and keys of erased accounts, which can't be registered again for a while.
 
-Somebody else under the public id of an erased account would be found, invited and written to in its place. A public
-identity key proves nothing: whoever fetched a bundle has it, and could register it with the fingerprint that contacts
-have verified.
+Another user with the public id of an erased account would be found, invited and written to in its place. A public
+identity key proves nothing: everyone who fetched a bundle has it, and could register it with the fingerprint that
+contacts have verified.
 
-The signed prekeys of an erased account are here, too, until its last subscription ends: their signatures were handed
-out with every bundle, so that they prove nothing, either.
+The signed prekeys of an erased account are here, too, until its last subscription ends: every bundle contained their
+signatures, so they prove nothing, either.
 """
 
 from __future__ import annotations
@@ -70,15 +70,15 @@ ON CONFLICT (hash) DO UPDATE SET until = greatest(tombstones.until, excluded.unt
 
 
 async def bury(db: Database, user_id: UUID) -> None:
-    """Remember the name and keys of an account, in the transaction that erases it, before it does."""
+    """Store the name and keys of an account, in the transaction that erases it, before the deletion."""
     await db.execute(_BURY, user_id)
 
 
 async def buried(db: Database, hashes: Sequence[bytes]) -> set[bytes]:
-    """Those of the hashes that still have a tombstone.
+    """Return those of the hashes that still have a tombstone.
 
-    Ask after the account was inserted: an insertion that met the old account has waited for its erasure, and only then
-    is the tombstone seen.
+    Call it after the account was inserted: an insertion that conflicts with the old account waits for its erasure, and
+    only then the tombstone is visible.
     """
     rows = await db.rows(
         Tombstone.select(Tombstone.hash).where(any_of(Tombstone.hash, hashes), Tombstone.until > fn.now())

@@ -33,20 +33,20 @@ class User(Table):
     updated_at = peewee.DateTimeField()
     suspended_at = peewee.DateTimeField(null=True)
     sealed_access_key = peewee.BlobField(null=True)
-    sealed_chat_id = peewee.UUIDField(null=True)  # no field of peewee's for it: chats know users
+    sealed_chat_id = peewee.UUIDField(null=True)  # no foreign key field here: the chats' model imports this one
 
     class Meta:
         table_name = "users"
 
 
 def named(public_id: str) -> peewee.Expression:
-    """True of the user with this public id, whatever its case."""
+    """The condition for the user with this public id, in any case."""
     return fn.lower(User.public_id) == fn.lower(public_id)
 
 
 class UserRotation(Table):
-    """A part of an id from some letter to its end, a slash, and what comes before: what search looks through. The
-    database keeps it itself."""
+    """A part of an id from some letter to its end, a slash, and the part before: the index of the search. A trigger
+    maintains it."""
 
     rotation = peewee.TextField(primary_key=True)
 
@@ -55,7 +55,7 @@ class UserRotation(Table):
 
 
 class NewUser(NamedTuple):
-    """What registration stores of an account; keys raw, the password hashed."""
+    """The columns that registration stores; keys raw, the password hashed."""
 
     public_id: str
     password_hash: str
@@ -76,7 +76,7 @@ class Taken(Exception):
 
 
 async def create(db: Database, user: NewUser) -> UUID:
-    """Insert an account; its id. Raises Taken (``public_id`` or ``identity_key``)."""
+    """Insert an account. Returns its id. Raises Taken (``public_id`` or ``identity_key``)."""
     try:
         return await db.scalar(User.insert(**user._asdict()).returning(User.id))  # type: ignore[no-any-return]
     except asyncpg.UniqueViolationError as error:
@@ -104,7 +104,7 @@ async def credentials_of(db: Database, user_id: UUID) -> Credentials | None:
 
 
 class Identity(NamedTuple):
-    """The public keys that an account proves itself by."""
+    """The public keys of an account."""
 
     id: UUID
     public_id: str
@@ -118,7 +118,7 @@ _IDENTITY = "SELECT id, public_id, fingerprint, identity_key, signing_public_key
 
 
 async def identity(db: Database, user: UUID | str) -> Identity | None:
-    """The identity of a user, by user id (a UUID) or public id."""
+    """Return the identity of a user, by user id (a UUID) or public id."""
     if isinstance(user, UUID):
         return await identity_of(db, user)
     row = await db.row(f"{_IDENTITY} WHERE lower(public_id) = lower($1)", user)
@@ -136,7 +136,7 @@ async def identity_by_key(db: Database, identity_key: bytes) -> Identity | None:
 
 
 async def set_password(db: Database, user_id: UUID, password_hash: str, *, instead_of: str | None = None) -> bool:
-    """Replace the hash, where it is still ``instead_of`` (any when None)."""
+    """Replace the hash if it still is ``instead_of`` (None: in any case)."""
     change = User.update(password_hash=password_hash, updated_at=fn.now()).where(User.id == user_id)
     if instead_of is not None:
         change = change.where(User.password_hash == instead_of)
@@ -144,22 +144,22 @@ async def set_password(db: Database, user_id: UUID, password_hash: str, *, inste
 
 
 async def available(db: Database, public_id: str) -> bool:
-    """True if no account has this public id, and none that was erased lately."""
-    taken = await db.exists(User.select().where(named(public_id)))
-    return not taken and not await tombstones.buried(db, [tombstones.of_name(public_id)])
+    """True if no account has this public id, and no account with it was erased recently."""
+    exists = await db.exists(User.select().where(named(public_id)))
+    return not exists and not await tombstones.buried(db, [tombstones.of_name(public_id)])
 
 
 async def delete(db: Database, user_id: UUID) -> bool:
-    """Erase an account, in the caller's transaction. What is its own goes with it (keys, sessions, contacts,
-    reactions); what others share with it (calls, messages in groups) stays without its name."""
+    """Erase an account with its keys, sessions, contacts and reactions, in the caller's transaction. Data shared with
+    others (calls, messages in groups) stays, without the user."""
     await tombstones.bury(db, user_id)
     return await db.do(User.delete().where(User.id == user_id)) == 1
 
 
 class SettingsChange(NamedTuple):
-    """What to merge into a user's settings: keys to set and to remove, and the same for what is below ``privacy``.
+    """A change to merge into a user's settings: keys to set and to remove, and the same for the keys of ``privacy``.
 
-    ``clear`` begins with no settings at all; ``privacy`` is None where nothing below it changes.
+    ``clear`` removes all settings first; ``privacy`` is None if none of its keys changes.
     """
 
     clear: bool = False
@@ -176,14 +176,14 @@ _MERGED = f"""(
     || CASE WHEN $5::jsonb IS NULL THEN '{{}}'
        ELSE jsonb_build_object('privacy', (CASE WHEN $2 THEN '{{}}' ELSE {_PRIVACY} END - $6::text[]) || $5::jsonb) END
 )"""
-# The length of JSON without the blanks that PostgreSQL writes between its parts: those that are in no string.
+# The length of JSON without the spaces that PostgreSQL writes between its parts: those outside of strings.
 _LENGTH = f"""octet_length({_MERGED}::text) - regexp_count(regexp_replace({_MERGED}::text, {_STRING}, '', 'g'), ' ')"""
 
 
 async def update(
     db: Database, user_id: UUID, columns: Mapping[str, Any], settings: SettingsChange | None, at_most: int
 ) -> bool:
-    """Set columns of a profile, and merge settings into what is there, all in one statement.
+    """Set columns of a profile, and merge settings into the present ones, in one statement.
 
     False if the account is gone, or its settings would have more than ``at_most`` bytes of JSON.
     """

@@ -1,4 +1,4 @@
-"""Vouchers: codes that people can type, of which only a hash is kept, and that buy one subscription each."""
+"""Vouchers: codes that people can type, stored only as hashes, each of which buys one subscription."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from peewee import Case, fn
 from models.database import Database, Enum, Row, Table, any_of
 from models.subscriptions import proof_hash
 
-# Crockford's base 32: no I, L, O and U, which look like others or make words.
+# Crockford's base 32: without I, L, O and U, which look like other symbols or form words.
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 RANDOM, CHECK = 17, 3  # symbols of 5 bits: 85 random bits, and a checksum
 GROUP = 5
 
-# The largest prime that three symbols hold. 32 is not divisible by it, nor is any power of 32 less one up to the length
-# of a code, so that one wrong symbol, and any two that changed places, are always noticed.
+# The largest prime that fits into three symbols. It divides neither 32 nor any power of 32 less one up to the length of
+# a code, so that one wrong symbol, and any two swapped ones, are always detected.
 _MODULUS = 32749
 
-# What people type, or a keyboard that is set to Russian makes of it. Whatever separates groups goes.
+# Look-alikes that people type, also on a Russian keyboard, and separators of groups, which are removed.
 _READ = str.maketrans(
     {"O": "0", "I": "1", "L": "1", **dict(zip("АВЕКМНОРСТУХ", "ABEKMH0PCTYX", strict=True))}
     | dict.fromkeys("-\u2010\u2011\u2012\u2013\u2014_.", None)
@@ -49,14 +49,14 @@ def _text(number: int, symbols: int) -> str:
 
 
 def make() -> str:
-    """A new code, in groups: ``7Q2KD-0M3HX-V8TNB-4RY8F``."""
+    """Create a new code, in groups: ``7Q2KD-0M3HX-V8TNB-4RY8F``."""
     number = secrets.randbits(5 * RANDOM)
     code = _text(number, RANDOM) + _text(number % _MODULUS, CHECK)
     return "-".join(code[place : place + GROUP] for place in range(0, RANDOM + CHECK, GROUP))
 
 
 def read(typed: str) -> str | None:
-    """The code that somebody typed, without its groups; None for what is no code, or has a slip in it."""
+    """Return the typed code in canonical form, without groups; None if it is not a code, or mistyped."""
     code = "".join(typed.upper().translate(_READ).split())
     if len(code) != RANDOM + CHECK or set(code) - set(ALPHABET):
         return None
@@ -74,7 +74,7 @@ def _number(code: str) -> int:
 async def create(
     db: Database, tier: str, days: int, count: int, *, expires_at: datetime | None = None, batch: str | None = None
 ) -> list[str]:
-    """Make so many codes; they can't be shown again."""
+    """Create ``count`` codes; they can't be shown again."""
     codes = [make() for _ in range(count)]
     hashes = [proof_hash("voucher", str(read(code))) for code in codes]
     await db.execute(
@@ -90,7 +90,7 @@ async def create(
 
 
 def _state() -> Case:
-    """A code is good until one of these is so; in this order, since one that was used is used whatever came after."""
+    """The state of a code, "good" until one of these applies; in this order: a used code stays used."""
     return Case(
         None,
         (
@@ -103,7 +103,7 @@ def _state() -> Case:
 
 
 async def days(db: Database, proof_hash: str, tier: str) -> int | None:
-    """How many days of a tier a code is good for just now; None when it isn't."""
+    """Return how many days of a tier a code buys now; None if it is not valid."""
     good = Voucher.select(Voucher.days).where(
         Voucher.proof_hash == proof_hash, Voucher.tier == tier, _state() == "good"
     )
@@ -113,8 +113,8 @@ async def days(db: Database, proof_hash: str, tier: str) -> int | None:
 async def listed(
     db: Database, *, proof_hash: str | None = None, batch: str | None = None, state: str | None = None
 ) -> list[Row]:
-    """``id, tier, days, batch, state, created_at, expires_at, used_at, revoked_at``, the oldest first."""
-    found = Voucher.select(
+    """Return ``id, tier, days, batch, state, created_at, expires_at, used_at, revoked_at``, the oldest first."""
+    query = Voucher.select(
         Voucher.id,
         Voucher.tier.label,
         Voucher.days,
@@ -126,12 +126,12 @@ async def listed(
         Voucher.revoked_at,
     ).order_by(Voucher.created_at, Voucher.id)
     if proof_hash is not None:
-        found = found.where(Voucher.proof_hash == proof_hash)
+        query = query.where(Voucher.proof_hash == proof_hash)
     if batch is not None:
-        found = found.where(Voucher.batch == batch)
+        query = query.where(Voucher.batch == batch)
     if state is not None:
-        found = found.where(_state() == state)
-    return await db.rows(found)
+        query = query.where(_state() == state)
+    return await db.rows(query)
 
 
 async def revoke(
@@ -142,14 +142,16 @@ async def revoke(
     batch: str | None = None,
     dry_run: bool = False,
 ) -> list[Row]:
-    """Keep codes from being used; ``id, state, proof_hash`` of each that was named: ``revoked``, now or before, or
-    ``used``, which it stays. With ``dry_run`` nothing is changed."""
-    named = any_of(Voucher.id, ids) | any_of(Voucher.proof_hash, hashes)
+    """Revoke codes. Returns ``id, state, proof_hash`` of each selected code: ``revoked``, now or before, or ``used``,
+    which it stays. With ``dry_run`` nothing changes."""
+    selected = any_of(Voucher.id, ids) | any_of(Voucher.proof_hash, hashes)
     if batch is not None:
-        named |= Voucher.batch == batch
+        selected |= Voucher.batch == batch
     unused = Voucher.used_at.is_null()
     shown = (Voucher.id, Case(None, ((unused, "revoked"),), "used").alias("state"), Voucher.proof_hash)
     if dry_run:
-        return await db.rows(Voucher.select(*shown).where(named))
+        return await db.rows(Voucher.select(*shown).where(selected))
     now = Case(None, ((unused, fn.now()),))
-    return await db.rows(Voucher.update(revoked_at=fn.coalesce(Voucher.revoked_at, now)).where(named).returning(*shown))
+    return await db.rows(
+        Voucher.update(revoked_at=fn.coalesce(Voucher.revoked_at, now)).where(selected).returning(*shown)
+    )

@@ -1,4 +1,4 @@
-"""Cleanup: what ``python -m scripts.cleanup`` does, done by the servers themselves every hour."""
+"""Cleanup: the servers themselves do the work of ``python -m scripts.cleanup`` every hour."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ log = structlog.get_logger(__name__)
 Settings = Retention
 
 INTERVAL = 3600  # seconds; nothing here is so large or so secret that an hour matters
-# A server that stops waits for the run in flight, and has 30 s in all before it is killed. With the rests between, 10 s
-# are some 100,000 rows: two millions a day for each instance. What is more than that is for the script.
-SECONDS = 10.0
+# A server that stops waits for the run in progress, and has 30 s in total before it is killed. With the pauses between
+# batches, 10 s are some 100,000 rows: two million a day for each instance. For more there is the script.
+RUN_SECONDS = 10.0
 
 
 class Cleanup:
@@ -28,10 +28,10 @@ class Cleanup:
         self._sweeper = Sweeper(db, watch, *cleanup.sweeps(db, retention, self._removed.update))
 
     async def run(self) -> None:
-        """Remove what is due, and log how much that was."""
+        """Remove rows that are due, and log how many."""
         self._removed.clear()
         try:
-            await self._sweeper.run(SECONDS)
+            await self._sweeper.run(RUN_SECONDS)
         finally:
             if self._removed.total():
                 log.info("cleaned_up", **{table: number for table, number in self._removed.items() if number})

@@ -52,8 +52,8 @@ document at `/openapi.json`, with its own features and rate limits.
 READING = """\
 ## How to read it
 
-A route wants an access token unless it is **public**. Any part of a path that ends in `_id` is a UUID. What is
-*optional* may be left out; what is *not always there* may be missing in an answer. UUIDs, times and base64 have
+A route wants an access token unless it is **public**. Parts of a path that end in `_id` are UUIDs, but for `public_id`.
+What is *optional* may be left out; what is *not always there* may be missing in an answer. UUIDs, times and base64 have
 [one form](protocol.md#values).
 
 Each route lists the errors that are its own. Besides these, any route may answer {common}. Each frame from a client

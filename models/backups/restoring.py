@@ -1,7 +1,7 @@
-"""A database that is being put back: emptied, filled by pg_restore, and made to forget what it must not know any more.
+"""Restoring a database: empty it, fill it by pg_restore, and withdraw what must not be used again.
 
-From the first change to the last there is a table in it that no server starts with (``epochs.UNFINISHED``). What breaks
-off half-way leaves that, and is begun again.
+From the first change to the last it contains a table that keeps servers from starting (``epochs.UNFINISHED``). An
+interrupted restore leaves that table, and has to be run again.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from models.postgres.cluster import connect
 from models.postgres.identity import Identity, identify
 
 _SCRATCH = "made for a moment by scripts.backup --verify"
-LEAVING = 2.0  # seconds in which who was just stopped is gone
-LOCK = 0x6D696D76  # of PostgreSQL's advisory locks; the one of migrations is one less
+DISCONNECT_SECONDS = 2.0  # until the connections of servers that were just stopped are closed
+LOCK = 0x6D696D76  # key of an advisory lock; the one of migrations is one less
 
-# All that isn't PostgreSQL's own or an extension's, and isn't our mark.
+# All objects except PostgreSQL's own, those of extensions, and our marker table.
 _OBJECTS = """
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
@@ -49,12 +49,16 @@ WHERE t.typnamespace = 'public'::regnamespace AND t.typtype IN ('e', 'd') AND NO
 
 @contextlib.asynccontextmanager
 async def target(dsn: str) -> AsyncIterator[Target]:
-    """The database to restore into, for one who restores at a time. Raises BackupError."""
-    patient = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0", "application_name": "mimu-restore"}
-    connection = await connect(dsn, timeout=5, server_settings=patient)
+    """Open the database to restore into; only one restore may run at a time. Raises BackupError."""
+    no_timeouts = {
+        "statement_timeout": "0",
+        "idle_in_transaction_session_timeout": "0",
+        "application_name": "mimu-restore",
+    }
+    connection = await connect(dsn, timeout=5, server_settings=no_timeouts)
     try:
         if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):
-            raise BackupError("another restore into this database is under way")
+            raise BackupError("another restore into this database is in progress")
         yield Target(connection, dsn)
     finally:
         await connection.close()
@@ -69,20 +73,20 @@ class Target:
         return self._connection.get_server_version().major
 
     async def identity(self) -> Identity:
-        """Which database it is, and at which point of its life."""
+        """Return the identity of the database: its system, timeline and epoch."""
         return await identify(self._connection)
 
     async def name(self) -> str:
         return await self._connection.fetchval("SELECT current_database()")  # type: ignore[no-any-return]
 
     async def schema(self) -> str:
-        """The newest migration that it has."""
+        """Return the newest migration that was applied."""
         newest: str = await self._connection.fetchval("SELECT max(version) FROM schema_migrations")
         return newest
 
     async def alone(self) -> None:
-        """Raises BackupError when anybody else is connected, and stays: servers, most likely."""
-        deadline = time.monotonic() + LEAVING
+        """Wait until no one else is connected. Raises BackupError if others stay: servers, most likely."""
+        deadline = time.monotonic() + DISCONNECT_SECONDS
         while others := await self._connection.fetch(
             """SELECT DISTINCT coalesce(nullif(split_part(application_name, '/', 1), ''), 'a program without a name')
                FROM pg_stat_activity
@@ -94,22 +98,23 @@ class Target:
             await asyncio.sleep(0.1)
 
     async def holds(self) -> str | None:
-        """What would be lost: None when there is nothing, or only what a restore that broke off has left."""
+        """Describe what would be lost; None if there is nothing, or only the rest of an interrupted restore."""
         if await self._connection.fetchval("SELECT to_regclass($1)", epochs.UNFINISHED) is not None:
             return None
-        found = await self._connection.fetch(_OBJECTS, epochs.UNFINISHED)
-        if not found:
+        objects = await self._connection.fetch(_OBJECTS, epochs.UNFINISHED)
+        if not objects:
             return None
-        names = {row["relname"] for row in found if row["nspname"] == "public"}
+        names = {row["relname"] for row in objects if row["nspname"] == "public"}
         if {"users", "schema_migrations"} <= names:
             accounts: int = await self._connection.fetchval("SELECT count(*) FROM users")
-            # Migrated, and nobody has used it yet: as compose leaves it.
+            # Migrated, but not used yet: as Docker Compose leaves it.
             return f"{accounts} accounts" if accounts else None
-        return f"{len(found)} tables and other things that are not Mimu's"
+        return f"{len(objects)} tables and other objects that are not Mimu's"
 
     @contextlib.asynccontextmanager
     async def closed(self, backup: str) -> AsyncIterator[None]:
-        """No server starts on it from now on. If the block fails, which then has changed nothing, all is as it was."""
+        """Keep servers from starting on it from now on. Undone if the block fails, which must then have changed
+        nothing."""
         before = await self._connection.fetchval("SELECT to_regclass($1)", epochs.UNFINISHED)
         await self._connection.execute(
             f"CREATE TABLE IF NOT EXISTS {epochs.UNFINISHED} (backup text NOT NULL, at timestamptz NOT NULL)"
@@ -123,25 +128,25 @@ class Target:
             raise
 
     async def empty(self) -> None:
-        """Drop what is in it, but for the mark."""
+        """Drop everything in it except the marker table."""
         async with self._connection.transaction():
             for (drop,) in await self._connection.fetch(_DROPS):
                 await self._connection.execute(drop)
 
     async def fill(self, folder: Path, jobs: int, tell: Tell) -> None:
-        """Put the dump of a backup back: in one transaction, or faster in several. Raises BackupError."""
+        """Restore the dump of a backup: in one transaction, or faster in several ``jobs``. Raises BackupError."""
         tell("restoring the database")
         how = ["--single-transaction"] if jobs == 1 else [f"--jobs={jobs}"]
         arguments = ["--no-owner", "--no-privileges", "--exit-on-error", *how, str(folder / DATABASE)]
         await run(await find("pg_restore", self.postgresql), *arguments, dsn=self._dsn)
 
     async def rows(self, tables: Sequence[str]) -> dict[str, int]:
-        """How many rows tables have."""
+        """Count the rows of tables."""
         return {name: await self._connection.fetchval(f'SELECT count(*) FROM "{name}"') for name in tables}
 
     async def settle(self, *, keep_sessions: bool, without: Sequence[str] = ()) -> dict[str, Any]:
-        """Begin a new epoch, end sessions, drop uploads that were not finished and files of which there are no bytes,
-        and let servers start: all at once. What was done."""
+        """Begin a new epoch, end sessions, delete unfinished uploads and files without bytes, and let servers start, in
+        one transaction. Returns what was done."""
         async with self._connection.transaction():
             withdrawn = await epochs.begin(self._connection)
             ended = 0 if keep_sessions else await self._end_sessions()
@@ -160,7 +165,7 @@ class Target:
         }
 
     async def _end_sessions(self) -> int:
-        # As models/sessions.py ends one: servers refuse the access tokens of what is in ended_sessions.
+        # As models/sessions.py ends them: servers reject the access tokens of sessions in ended_sessions.
         return await self._connection.fetchval(  # type: ignore[no-any-return]
             """WITH ended AS (
                    UPDATE sessions SET revoked_at = now() WHERE revoked_at IS NULL RETURNING id, user_id
@@ -171,17 +176,17 @@ class Target:
         )
 
     async def analyze(self) -> None:
-        """Statistics are not in a dump, and without them queries are planned badly until autovacuum comes by."""
+        """Gather statistics: a dump has none, and without them queries are planned badly until autovacuum runs."""
         await self._connection.execute("ANALYZE")
 
 
 @contextlib.asynccontextmanager
 async def scratch(dsn: str, name: str) -> AsyncIterator[None]:
-    """A database of that name, made from nothing and dropped at the end. Raises BackupError when the role may make
-    none."""
+    """Create an empty database of that name, and drop it at the end. Raises BackupError if the role may not create
+    one."""
     connection = await connect(dsn, timeout=5)
     try:
-        # What a run that was killed has left; while another one is at work in its own, that can't be dropped.
+        # Drop the database of a killed run; the database of a running one can't be dropped.
         for (left,) in await connection.fetch(
             "SELECT quote_ident(datname) FROM pg_database WHERE shobj_description(oid, 'pg_database') = $1", _SCRATCH
         ):
@@ -190,24 +195,24 @@ async def scratch(dsn: str, name: str) -> AsyncIterator[None]:
         try:
             await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
         except asyncpg.InsufficientPrivilegeError as error:
-            raise BackupError("to verify a backup a database is made for a moment; the role needs CREATEDB") from error
+            raise BackupError("verifying a backup needs a temporary database; the role needs CREATEDB") from error
         try:
             await connection.execute(f"COMMENT ON DATABASE \"{name}\" IS '{_SCRATCH}'")
             yield
         finally:
-            # Not WITH (FORCE): autovacuum, which is PostgreSQL's own, would be a reason to refuse. It leaves by itself.
+            # Not WITH (FORCE): with autovacuum, which is PostgreSQL's own, it would fail. Autovacuum leaves by itself.
             await asyncio.shield(connection.execute(f'DROP DATABASE IF EXISTS "{name}"'))
     finally:
         await connection.close()
 
 
 async def proven(dsn: str, into: str, name: str, folder: Path, manifest: Manifest, tell: Tell) -> None:
-    """Restore the dump of a backup into a database that is made for it, and compare what is there with what was
-    counted. Raises BackupError."""
-    async with scratch(dsn, name), target(into) as made:
-        await made.fill(folder, 1, tell)
+    """Restore the dump of a backup into a temporary database, and compare its row counts with the manifest's. Raises
+    BackupError."""
+    async with scratch(dsn, name), target(into) as temporary:
+        await temporary.fill(folder, 1, tell)
         tell("counting")
-        found = await made.rows(list(manifest.rows))
-    wrong = [table for table, number in manifest.rows.items() if found[table] != number]
+        counts = await temporary.rows(list(manifest.rows))
+    wrong = [table for table, number in manifest.rows.items() if counts[table] != number]
     if wrong:
-        raise BackupError(f"restored, {', '.join(wrong)} has other rows than were counted")
+        raise BackupError(f"restored, {', '.join(wrong)} has another number of rows than in the backup")

@@ -1,4 +1,4 @@
-"""The shelf: the folder that backups are made into, one at a time, where the old ones go when there are enough."""
+"""The shelf: the folder in which backups are made, one at a time, and from which old ones are removed."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _ASIDE = re.compile(rf"\.{_NAME.pattern}\.(unfinished|removed)", re.ASCII)
 
 
 class Shelf:
-    """Backups in a folder. Its own are those with our names: nothing else in it is ever touched."""
+    """The backups in a folder, recognized by their names: nothing else in it is ever touched."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # What another user, most often root, has left here: it stays, and is stepped over.
+        # Backups of another user, most often root: they stay, and are skipped.
         self.foreign: list[Path] = []
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep others from it, and clear away what was broken off. Raises BackupError, OSError."""
+        """Lock the folder against other runs, and remove interrupted backups. Raises BackupError, OSError."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._lock() as lock:
             try:
@@ -46,37 +46,37 @@ class Shelf:
         try:
             return path.open("ab")
         except PermissionError:
-            path.unlink()  # root's; the folder is ours
+            path.unlink()  # the file is root's, the folder is ours
             return path.open("ab")
 
     def _remove(self, folder: Path) -> None:
         try:
             shutil.rmtree(folder)
         except PermissionError:
-            self._step_over(folder)
+            self._skip(folder)
 
-    def _step_over(self, path: Path) -> None:
+    def _skip(self, path: Path) -> None:
         if path not in self.foreign:
             self.foreign.append(path)
 
     def backups(self) -> list[Path]:
-        """The finished backups, the oldest first."""
-        found = []
+        """Return the finished backups, the oldest first."""
+        finished = []
         for path in self.folder.iterdir():
             if _NAME.fullmatch(path.name):
                 if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-                    self._step_over(path)
+                    self._skip(path)
                 elif (path / MANIFEST).is_file():
-                    found.append(path)
-        return sorted(found)
+                    finished.append(path)
+        return sorted(finished)
 
     def keys(self, backup: Path, elsewhere: Path | None = None) -> Path:
-        """Where the keys of a backup are: beside it, unless they were put elsewhere."""
+        """Return the path of a backup's keys: beside it, or in the folder ``elsewhere``."""
         return (elsewhere or self.folder) / f"{backup.name}-keys.tar"
 
     @contextlib.contextmanager
     def place(self) -> Iterator[tuple[Path, Path]]:
-        """A folder to fill, and what it will be called; ``finish`` does that. What is not finished is removed."""
+        """Create a folder to fill; yields it and its final path. Without ``finish`` it is removed at the end."""
         while True:
             final = self.folder / datetime.now(UTC).strftime("mimu-%Y%m%dT%H%M%SZ")
             if not final.exists():
@@ -91,16 +91,17 @@ class Shelf:
                 shutil.rmtree(work)
 
     def finish(self, work: Path, final: Path) -> None:
-        """From now on it is a backup, also after a power cut."""
+        """Rename a folder to its final path, durably: from now on it is a backup."""
         work.rename(final)
         sync(self.folder)
 
     def thin(self, keep: int, elsewhere: Path | None = None) -> list[Path]:
-        """Remove all backups but the newest ones, with their keys, also those that are elsewhere; which they were."""
+        """Remove all but the ``keep`` newest backups, with their keys, also those elsewhere. Returns the removed
+        ones."""
         old = self.backups()[:-keep]
         for path in old:
             aside = self.folder / f".{path.name}.removed"
-            path.rename(aside)  # never half a backup under its name
+            path.rename(aside)  # so that a partly removed backup never has a backup's name
             sync(self.folder)
             self._remove(aside)
             for archive in {self.keys(path), self.keys(path, elsewhere)}:
@@ -109,5 +110,5 @@ class Shelf:
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files in a folder, those of other backups that it links to as well."""
+    """Return the size of all files in a folder in bytes, including hard links to other backups."""
     return sum((Path(way) / name).stat().st_size for way, _, names in os.walk(folder) for name in names)

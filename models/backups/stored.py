@@ -1,7 +1,7 @@
-"""The users' files of a backup: copied out of the storage after the database was dumped, each checked as it is copied.
+"""The users' files of a backup: copied from the storage after the database was dumped, each checked while it is copied.
 
-After it: so none is missing that the database knows, but those that their owners deleted in between. A file never
-changes once it is complete, so the next backup beside this one links to what is there, and costs only what is new.
+In this order every file in the dump is copied, except those that their owners deleted in between. A complete file never
+changes, so the next backup in the same folder links to existing files, and needs space only for new ones.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.backups import FILE_SUMS, FILES, Files, Tell, digest, file_path, listed
-from models.backups.dump import StoredFile, written_down
+from models.backups.dump import StoredFile, read_listing
 from models.storage import Storage, StorageAway
 
-AT_ONCE = 8  # files: their disks or servers are waited for, not their speed
+CONCURRENCY = 8  # files at a time: they mostly wait for disks or servers
 
 
 @dataclass
 class Copied:
-    """What came of it. ``without`` has the keys of files that were not there, ``damaged`` of those that are not what
-    they were, ``unreadable`` of those that are another user's: none of these is in the backup."""
+    """The result. ``without`` has the keys of files that are missing, ``damaged`` of those whose bytes have changed,
+    ``unreadable`` of those that belong to another user: none of these is in the backup."""
 
     count: int = 0
     bytes: int = 0
@@ -39,42 +39,42 @@ class Copied:
 async def _each(
     files: Iterator[tuple[str, ...] | StoredFile], work: Callable[..., Awaitable[None]], tell: Tell, of: int
 ) -> None:
-    """Do something with each, some at a time; what fails ends it all."""
+    """Call ``work`` for each file, CONCURRENCY at a time; the first error ends all."""
     done = 0
 
-    async def some() -> None:
+    async def worker() -> None:
         nonlocal done
-        for one in files:
-            await work(*one)
+        for file in files:
+            await work(*file)
             done += 1
             tell(f"copying files, {done} of {of}")
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(AT_ONCE):
-                group.create_task(some())
+            for _ in range(CONCURRENCY):
+                group.create_task(worker())
     except ExceptionGroup as failed:
-        one = failed.exceptions[0]  # is reason enough
-        raise one from one.__cause__
+        first = failed.exceptions[0]  # one is enough for the operator
+        raise first from first.__cause__
 
 
 async def take(
     storage: Storage, listing: Path, count: int, folder: Path, before: Path | None, tell: Tell, *, sure: bool = False
 ) -> Copied:
-    """Copy the files of a listing, so many, into a backup, or link to those of the backup ``before``; if it must be
-    ``sure``, to those only that are read and found to be what they were. Raises StorageAway, OSError."""
+    """Copy the ``count`` files of a listing into a backup, or link to those of the backup ``before``; with ``sure``
+    only to files that are read and unchanged. Raises StorageAway, OSError."""
     copied = Copied()
     (folder / FILES).mkdir(mode=0o700)
 
-    async def one(key: str, size: int, sha256: bytes) -> None:
+    async def copy(key: str, size: int, sha256: bytes) -> None:
         path = file_path(folder, key)
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        proof = sha256 if sure else None
-        if before is not None and await asyncio.to_thread(_linked, file_path(before, key), path, size, proof):
+        expected = sha256 if sure else None
+        if before is not None and await asyncio.to_thread(_link, file_path(before, key), path, size, expected):
             copied.linked += 1
         else:
             try:
-                found = await storage.copy_out(key, path)
+                actual = await storage.copy_out(key, path)
             except FileNotFoundError:
                 path.unlink(missing_ok=True)
                 copied.without.append(key)
@@ -85,17 +85,17 @@ async def take(
                 path.unlink(missing_ok=True)
                 copied.unreadable.append(key)
                 return
-            if found != sha256:
+            if actual != sha256:
                 path.unlink()
                 copied.damaged.append(key)
                 return
         copied.count += 1
         copied.bytes += size
 
-    await _each(written_down(listing), one, tell, count)
+    await _each(read_listing(listing), copy, tell, count)
     absent = {*copied.without, *copied.damaged, *copied.unreadable}
     with (folder / FILE_SUMS).open("x") as file:
-        for key, _, sha256 in written_down(listing):
+        for key, _, sha256 in read_listing(listing):
             if key not in absent:
                 file.write(f"{sha256.hex()}  {file_path(folder, key).relative_to(folder).as_posix()}\n")
         file.flush()
@@ -103,11 +103,10 @@ async def take(
     return copied
 
 
-def _linked(old: Path, new: Path, size: int, proof: bytes | None) -> bool:
-    """Give a file of an older backup a second name; False where there is none that is as it was, or the disk knows no
-    such thing."""
+def _link(old: Path, new: Path, size: int, sha256: bytes | None) -> bool:
+    """Hard-link a file of an older backup; False if there is no unchanged one, or the disk does not support links."""
     try:
-        if old.stat().st_size != size or (proof is not None and digest(old) != proof.hex()):
+        if old.stat().st_size != size or (sha256 is not None and digest(old) != sha256.hex()):
             return False
         new.hardlink_to(old)
     except OSError:
@@ -116,9 +115,10 @@ def _linked(old: Path, new: Path, size: int, proof: bytes | None) -> bool:
 
 
 async def put_back(storage: Storage, folder: Path, files: Files, tell: Tell) -> None:
-    """Put the files of a verified backup back. Again is the same. Raises StorageAway, StorageFull, OSError."""
+    """Copy the files of a verified backup into the storage. Can be repeated. Raises StorageAway, StorageFull,
+    OSError."""
 
-    async def one(_: str, key: str) -> None:
+    async def restore(_: str, key: str) -> None:
         await storage.copy_in(key, file_path(folder, key))
 
-    await _each(iter(listed(folder)), one, tell, files.count)
+    await _each(iter(listed(folder)), restore, tell, files.count)

@@ -1,15 +1,15 @@
-"""Epochs: the lives of a database. It begins a new one when it was put back to an earlier time.
+"""Epochs: the lives of a database. A new one begins when the database was reset to an earlier time.
 
-What clients and servers know then is ahead of it. Cursors of ``/sync`` count transactions that are counted anew, so
-they are told by their epoch; and one-time prekeys that are unused here may have been handed out since, so none of them
-is ever handed out again: their ids move to ``spent_prekeys``, where they are refused as before, and their owners upload
-others. Servers look with each new connection, before it is used, and every 15 seconds; until then the statements that
-claim a prekey find none (models/prekeys.py).
+Clients and servers may then have seen a later state. Cursors of ``/sync`` count transactions, whose numbers are used
+again, so each cursor contains its epoch. One-time prekeys that are unused here may have been handed out since, so none
+of them is ever handed out again: their ids move to ``spent_prekeys``, where they are still rejected, and their owners
+upload new ones. Servers check with each new connection, before it is used, and every 15 seconds; until then the
+statements that claim a prekey find none (models/prekeys.py).
 
-How it is noticed is ``database_place()`` (migration 0007). A dump that is restored is in another cluster, another
-database or other tables; a cluster that was recovered to a moment is on a new timeline. So is one whose standby took
-over, and rightly: what the standby had not got yet is lost. A snapshot of the disk put in place of a later state looks
-like the state it is of; who does that says so with ``scripts.restore --settle``.
+``database_place()`` (migration 0007) detects it. A restored dump is in another cluster, another database or other
+tables; a cluster that was recovered to a point in time is on a new timeline. So is one whose standby took over, and
+rightly: transactions that the standby lacked are lost. A disk snapshot that replaces a later state looks like the
+original; after that the operator runs ``scripts.restore --settle``.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from models.postgres.outages import outages
 log = structlog.get_logger(__name__)
 
 BEGIN_SECONDS = 600.0  # for a statement that withdraws all prekeys
-UNFINISHED = "restore_unfinished"  # a table that is there while a restore is under way, and after one that broke off
+UNFINISHED = "restore_unfinished"  # a table that exists during a restore, and after one that was interrupted
 
 
 class SyncEpoch(Table):
-    """One row: what positions are counted from, and in which life of which database."""
+    """One row: the base of positions, and the epoch and place of the database."""
 
     single = peewee.BooleanField(primary_key=True, default=True)
     epoch = peewee.UUIDField()
@@ -48,8 +48,7 @@ class SyncEpoch(Table):
         table_name = "sync_epoch"
 
 
-# In the order of users, as the cleanup writes them: two that write the notes of many don't wait for each other in a
-# circle.
+# In the order of users, as the cleanup writes them, so that the two don't deadlock.
 _FORGET = """
 WITH gone AS (
     DELETE FROM {table} WHERE {which} RETURNING user_id, key_id
@@ -64,7 +63,7 @@ _FORGETS = (
     _FORGET.format(table="one_time_prekeys", which="true", kind="one_time"),
     _FORGET.format(table="kyber_prekeys", which="NOT last_resort", kind="kyber"),
 )
-# Positions of events stay above all that there are, whatever the ids of transactions begin with.
+# New positions of events stay above all present ones, whatever the next transaction id is.
 _BEGIN = """
 UPDATE sync_epoch SET epoch = gen_random_uuid(), place = database_place(),
     system_identifier = (SELECT system_identifier FROM pg_control_system()),
@@ -72,38 +71,38 @@ UPDATE sync_epoch SET epoch = gen_random_uuid(), place = database_place(),
 """
 
 
-# What servers noted of the life of their tokens since then is lost: 30 days is the longest that a setting may give.
+# The lifetimes that servers stored since then are lost: 30 days is the longest that a setting allows.
 _LIFETIMES = """
 INSERT INTO token_lifetimes (seconds) VALUES (2592000) ON CONFLICT (seconds) DO UPDATE SET seen_at = now()
 """
 
 
 async def begin(connection: asyncpg.Connection) -> int:
-    """Begin a new epoch, in the caller's transaction; how many one-time prekeys are not handed out any more."""
-    # A backup of an older version has no such table yet; the migration that makes it enters the same.
+    """Begin a new epoch, in the caller's transaction. Returns how many one-time prekeys it withdraws."""
+    # A backup of an older version lacks this table; the migration that creates it inserts the same row.
     if await connection.fetchval("SELECT to_regclass('token_lifetimes') IS NOT NULL"):
         await connection.execute(_LIFETIMES)
-    gone = [await connection.fetchval(sql) for sql in _FORGETS]
+    withdrawn = [await connection.fetchval(sql) for sql in _FORGETS]
     await connection.execute(_BEGIN)
-    return sum(gone)
+    return sum(withdrawn)
 
 
 async def settle(where: str | Cluster) -> int | None:
-    """Begin a new epoch if the database is not where it was; the number of prekeys that are withdrawn, None when all is
-    as it was. Takes as long as it takes: over a connection of its own, without the time limits of requests."""
+    """Begin a new epoch if the database's place has changed. Returns the number of withdrawn prekeys; None if it has
+    not changed. Uses a separate connection, without the time limits of requests."""
     cluster = where if isinstance(where, Cluster) else Cluster(where)
     host = cluster.current or await cluster.elect()
     return (await _settle(cluster, host))[0]
 
 
 async def _settle(cluster: Cluster, host: Host) -> tuple[int | None, UUID, Identity]:
-    """The same on one host; with the epoch that was there before, and what the database is then."""
+    """The same on one host; also returns the former epoch, and the new identity of the database."""
     connection = await dial(cluster.dsn, host, timeout=5, command_timeout=BEGIN_SECONDS)
     try:
-        cluster.keep(connection, host, await identify(connection))  # it ends when another host is the database
+        cluster.keep(connection, host, await identify(connection))  # it closes when another host comes into use
         withdrawn = None
         async with connection.transaction():
-            # Of several servers that start one does it, and the others find it done.
+            # If several servers start, one does it, and the others find it done.
             row: Any = await connection.fetchrow("SELECT epoch, place = database_place() FROM sync_epoch FOR UPDATE")
             if not row[1]:
                 withdrawn = await begin(connection)
@@ -113,17 +112,17 @@ async def _settle(cluster: Cluster, host: Host) -> tuple[int | None, UUID, Ident
 
 
 class Epoch:
-    """The epoch of a server's database, as clients are told it.
+    """The epoch of a server's database, as clients receive it.
 
-    Before the first connection is used, and whenever a connection reaches a database that is not where it was, a new
-    epoch is begun. Until that is done no connection is given out, so nothing is stored under a former one.
+    Before the first connection is used, and whenever a connection reaches a database whose place has changed, a new
+    epoch begins. Until then the pool returns no connection, so nothing is stored under a former one.
     """
 
     def __init__(self, db: Database) -> None:
         self._db, self._cluster = db, db.cluster
         self._cluster.settle = self._begin
         self._cluster.fence.moved.append(self._moved)
-        self.changed: list[Callable[[], None]] = []  # called when the epoch is another one than clients know
+        self.changed: list[Callable[[], None]] = []  # called when the epoch changes
 
     @property
     def id(self) -> UUID:
@@ -131,17 +130,17 @@ class Epoch:
         return (mark and mark.epoch) or UUID(int=0)
 
     def shown(self) -> str:
-        """The present epoch as clients get it."""
+        """Return the present epoch as clients receive it."""
         return str(self.id)
 
     async def look(self) -> None:
-        """Begin a new epoch if need be, and learn the present one. Raises Unavailable."""
+        """Begin a new epoch if necessary, and read the present one. Raises Unavailable."""
         async with self._db.connection() as connection:
             seen = await identify(connection)
         if not seen.settled:
             with outages():
                 await self._cluster.begin()
-        elif seen.epoch != self.id:  # a connection that was let in stays where it is: this one follows ours
+        elif seen.epoch != self.id:  # the connection was accepted, so its epoch follows ours
             await self._cluster.fence.advance(seen, self.id)
 
     async def _begin(self, cluster: Cluster, host: Host) -> None:

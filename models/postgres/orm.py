@@ -1,17 +1,16 @@
-"""Queries of peewee, which peewee-async runs on the connections that SQL runs on.
+"""Queries of peewee, which peewee-async runs on the same connections as SQL.
 
-peewee writes the statement, peewee-async runs it, and all else is ours: the connection of the transaction around it or
-one of the pool's, its timeouts, what counts as an outage, who watches. So a peewee query and SQL differ in how they are
-written, and in nothing that happens to them.
+peewee writes the statement, peewee-async runs it, and the rest is ours: the connection (of the surrounding transaction
+or the pool), its timeouts, outages, metrics and traces. So a peewee query and SQL differ only in how they are written.
 
-We rely on this, of peewee-async 2.1 and peewee 4.3. tests/models/test_orm.py checks each of them, and says which one a
-new version lacks:
+We rely on these features of peewee-async 2.1 and peewee 4.3. tests/models/test_orm.py checks each of them, and shows
+which one a new version lacks:
 
 - ``PostgresqlDatabase.aio_execute(query, fetch_results)`` writes the statement, and calls ``aio_execute_sql``;
-- ``aio_execute_sql`` takes the connection from ``aio_connection()``, which we override, runs the statement by
-  ``connection.cursor().execute(sql, parameters)``, and returns what ``fetch_results(database, cursor)`` does;
-- ``pool_backend_cls`` names the class of a pool that it makes by itself, and of which we never ask anything;
-- ``peewee.PeeweeException.orig`` is the driver's error in place of which peewee raised its own;
+- ``aio_execute_sql`` gets the connection from ``aio_connection()``, which we override, runs the statement by
+  ``connection.cursor().execute(sql, parameters)``, and returns the result of ``fetch_results(database, cursor)``;
+- ``pool_backend_cls`` names the class of the pool that it creates itself, which we never use;
+- ``peewee.PeeweeException.orig`` is the driver's error that peewee replaced with its own;
 - a field's ``db_value`` may return a piece of SQL, and an INSERT of a model without a database returns nothing.
 
 All of these are public names; ``connection_context``, ``PoolBackend`` and transactions of peewee-async are not used.
@@ -38,14 +37,15 @@ _READS = ("SELECT", "WITH", "(")
 
 @functools.lru_cache(maxsize=2048)
 def numbered(sql: str) -> str:
-    """peewee's ``%s`` as PostgreSQL's ``$1, $2, …``."""
+    """Replace peewee's ``%s`` by PostgreSQL's ``$1, $2, …``."""
     parts = sql.split("%s")
     joined = "".join(f"{part}${number}" for number, part in enumerate(parts[:-1], 1)) + parts[-1]
     return joined.replace("%%", "%")
 
 
 class Cursor:
-    """The cursor that peewee-async expects. ``rows`` are asyncpg's, ``rowcount`` is how many were read or changed."""
+    """The cursor that peewee-async expects. ``rows`` are asyncpg's, ``rowcount`` is the number of rows read or
+    changed."""
 
     def __init__(self, raw: Raw, watch: Watch) -> None:
         self._raw, self._watch = raw, watch
@@ -56,7 +56,7 @@ class Cursor:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Nothing is open: the rows are all here."""
+        """Nothing to close: all rows are read."""
 
     async def execute(self, query: str, parameters: Sequence[Any]) -> None:
         sql = numbered(query)
@@ -70,13 +70,13 @@ class Cursor:
 
 
 def changed(status: str) -> int:
-    """How many rows a statement changed, by its status, such as ``UPDATE 2``."""
+    """Return how many rows a statement changed, from its status, such as ``UPDATE 2``."""
     number = status.rpartition(" ")[2]
     return int(number) if number.isdecimal() else 0
 
 
 class _Lent:
-    """A connection of ours as peewee-async wants one, for one statement."""
+    """One of our connections in the form that peewee-async needs, for one statement."""
 
     def __init__(self, held: AbstractAsyncContextManager[Raw], watch: Watch) -> None:
         self._held, self._watch = held, watch
@@ -92,19 +92,19 @@ class _Lent:
         await self._held.__aexit__(kind, error, trace)
 
     def cursor(self) -> Cursor:
-        assert self._raw is not None, "no connection was taken"
+        assert self._raw is not None, "no connection was acquired"
         return Cursor(self._raw, self._watch)
 
 
 class _NoPool:
-    """What peewee-async makes in place of a pool: it never asks it for anything."""
+    """A stand-in for the pool that peewee-async creates and never uses here."""
 
     def __init__(self, **_: Any) -> None:
-        """The connections come from ``Orm.aio_connection``."""
+        """Connections come from ``Orm.aio_connection``."""
 
 
 class Orm(PostgresqlDatabase):
-    """peewee-async's database, on connections that ``lend`` gives for one statement each."""
+    """peewee-async's database, on connections from ``lend``, one per statement."""
 
     pool_backend_cls = _NoPool
 
@@ -116,7 +116,7 @@ class Orm(PostgresqlDatabase):
         return _Lent(self._lend(), self._watch)
 
     async def cursor_of(self, query: peewee.Query) -> Cursor:
-        """Execute a query. Raises what asyncpg does, as SQL would, and Unavailable."""
+        """Execute a query. Raises asyncpg's errors, like SQL, and Unavailable."""
         try:
             cursor: Cursor = await self.aio_execute(query, _cursor)
         except peewee.PeeweeException as error:

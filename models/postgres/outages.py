@@ -1,4 +1,4 @@
-"""Outages: which errors of asyncpg mean that PostgreSQL is away, and not that a statement is wrong."""
+"""Outages: the errors of asyncpg that mean that PostgreSQL is away, not that a statement is wrong."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from models.postgres.hosts import describe
 
 
 class Unavailable(Exception):
-    """PostgreSQL is away, or too busy to answer in time. Nothing was half done: a transaction rolls back. ``reason`` is
-    there where more is known than that."""
+    """PostgreSQL is away, or too busy to answer in time. Nothing is left half done: a transaction rolls back.
+    ``reason`` is given if more is known."""
 
     def __init__(self, why: str = "", reason: Reason | None = None) -> None:
         super().__init__(why)
         self.reason = reason
 
 
-# What asyncpg raises when the server is gone, going, starting or full, or can't read or write its files.
+# Raised by asyncpg when the server is down, stopping, starting or full, or can't access its files.
 AWAY = (
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
@@ -40,13 +40,13 @@ AWAY = (
     OSError,
     TimeoutError,
 )
-# SQLSTATE classes of what two who want the same must expect: a constraint, a deadlock, a serialization failure.
+# SQLSTATE classes of expected conflicts: a constraint, a deadlock, a serialization failure.
 _CONFLICTS = ("23", "40")
 
 
 @contextlib.contextmanager
 def outages() -> Iterator[None]:
-    """Raises Unavailable for an outage, and anything else as it is."""
+    """Raise Unavailable for an outage; other errors pass."""
     try:
         yield
     except AWAY as error:
@@ -54,8 +54,8 @@ def outages() -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """Return ``disk_full``, ``unavailable`` for any other outage, ``conflict`` for what is to be expected, and
-    ``mistake`` for the rest: ours."""
+    """Return ``disk_full``, ``unavailable`` for any other outage, ``conflict`` for an expected conflict, and
+    ``mistake`` for our own bugs."""
     if isinstance(error, asyncpg.DiskFullError) or isinstance(error.__cause__, asyncpg.DiskFullError):
         return "disk_full"
     if isinstance(error, (Unavailable, *AWAY)):

@@ -1,4 +1,4 @@
-"""The pool: asyncpg's, of connections to the database that is in use."""
+"""The pool: asyncpg's, with connections to the host in use."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from models.postgres.statements import Watch
 
 log = structlog.get_logger(__name__)
 
-# A request may wait 3 s in all (contract section 1): this long for a connection, then this long for its answer.
+# A request may wait 3 s in total (contract section 1): so long for a connection, then so long for the result.
 ACQUIRE_SECONDS, COMMAND_SECONDS = 1.2, 1.5
 
 _SESSION = {
     "timezone": "UTC",
-    "statement_timeout": "10000",  # ms; a statement whose client gave up must not go on for ever
-    "idle_in_transaction_session_timeout": "10000",  # ms; nor hold its locks when our process hangs
-    # Where PostgreSQL can compile plans it does so by their estimated cost, which says nothing of ours: a statement of
-    # half a millisecond took 660, each time, because _STEADY makes what it avoids look expensive.
+    "statement_timeout": "10000",  # ms; a statement whose client timed out must not run for ever
+    "idle_in_transaction_session_timeout": "10000",  # ms; nor hold its locks if our process hangs
+    # PostgreSQL decides by the estimated cost if it compiles a plan, and _STEADY distorts these costs: a statement of
+    # half a millisecond took 660 ms, each time.
     "jit": "off",
 }
 
@@ -37,11 +37,11 @@ _SESSION = {
 # that has ended since, and empty before the first one.
 last_life: ContextVar[tuple[int, ...] | None] = ContextVar("last_life", default=())
 
-CANCEL_SECONDS = 0.5  # for PostgreSQL to cancel a statement that we gave up; then the connection is given up, too
+CANCEL_SECONDS = 0.5  # for PostgreSQL to cancel a statement that timed out; then the connection is closed
 
 
 async def _codecs(connection: asyncpg.Connection) -> None:
-    # As binary: a JSONB value travels with its version byte, and orjson's bytes need no decoding.
+    # In binary: a JSONB value is sent with its version byte, and orjson's bytes need no decoding.
     await connection.set_type_codec(
         "jsonb",
         schema="pg_catalog",
@@ -52,14 +52,15 @@ async def _codecs(connection: asyncpg.Connection) -> None:
 
 
 async def _keep(_: asyncpg.Connection) -> None:
-    """Instead of asyncpg's reset, which costs a round trip for each release (5.7k against 16.8k queries/s). The price:
-    no LISTEN, SET or session advisory lock on a pooled connection."""
+    """Replace asyncpg's reset, which costs a round trip per release (5.7k against 16.8k queries/s). The price: no
+    LISTEN, SET or session advisory lock on a pooled connection."""
 
 
 @contextlib.contextmanager
 def _connecting() -> Iterator[None]:
     """Raise HostAway for whatever prevents a connection: a wrong password, or a deadlock with another instance that
-    begins the same epoch. For whoever waits for a connection each of them is an outage; the others are logged."""
+    begins the same epoch. A request that waits for a connection gets an outage for each of them; the others are
+    logged."""
     try:
         yield
     except AWAY:
@@ -95,7 +96,7 @@ class Pool:
             )
 
     async def raw(self) -> Raw:
-        """A connection, within ACQUIRE_SECONDS. Raises Unavailable."""
+        """Acquire a connection within ACQUIRE_SECONDS. Raises Unavailable."""
         began = time.perf_counter()
         self.waiting += 1
         try:
@@ -126,9 +127,9 @@ class Pool:
             raise
 
     async def give_back(self, raw: Raw, seconds: float | None = None) -> None:
-        """Return a connection to the pool. One whose statement is being cancelled ends after ``seconds``."""
-        with contextlib.suppress(*AWAY):  # it may have ended meanwhile, and then it is in the pool no more
-            # Nothing resets a connection here, so one that comes back inside a transaction must not be used again.
+        """Return a connection to the pool. If its statement can't be cancelled within ``seconds``, it is closed."""
+        with contextlib.suppress(*AWAY):  # it may have closed in the meantime, and left the pool
+            # Connections are not reset, so one that comes back inside a transaction must not be used again.
             if raw.is_in_transaction():
                 raw.terminate()
             if self.pool is not None:
@@ -154,7 +155,7 @@ class Pool:
 
 
 class Usage(NamedTuple):
-    """Of a pool: how many connections it may have, has, and has idle, and how many wait for one."""
+    """The use of a pool: maximum, open and idle connections, and how many callers wait for one."""
 
     most: int
     size: int
@@ -163,7 +164,7 @@ class Usage(NamedTuple):
 
 
 class Held:
-    """A connection for one block, which waits for it and for its answers no longer than a request may."""
+    """A connection for one block. It waits for the connection and for results no longer than a request may."""
 
     __slots__ = ("_own", "_pool", "_raw")
 
@@ -181,7 +182,7 @@ class Held:
                 self._pool.cluster.silences = 0
                 await self._pool.give_back(self._raw)
             else:
-                # After a timeout asyncpg waits here for its own cancelling; no request has to.
+                # After a timeout asyncpg waits here until the statement is cancelled; the request need not wait.
                 self._pool.give_back_later(self._raw)
         if isinstance(error, AWAY):
             self._pool.cluster.failed(error)

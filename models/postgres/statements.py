@@ -1,4 +1,4 @@
-"""Statements: what one does, who of us runs it, and how long it takes, for whoever watches; never its values."""
+"""Statements: their operation, caller and duration, for metrics and traces; never their values."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from types import TracebackType
 from config.logs import STATEMENT
 from models.postgres.outages import cause
 
-ROOMS = ("models.", "plugins.", "handlers.", "scripts.", "server")
-OWN = (__name__, "models.database", "models.batch", "models.postgres.orm")
-PLAIN = frozenset(("SELECT", "INSERT", "UPDATE", "DELETE", "BEGIN", "COMMIT", "ROLLBACK"))
+PACKAGES = ("models.", "plugins.", "handlers.", "scripts.", "server")
+INTERNAL = (__name__, "models.database", "models.batch", "models.postgres.orm")  # never named as a caller
+OPERATIONS = frozenset(("SELECT", "INSERT", "UPDATE", "DELETE", "BEGIN", "COMMIT", "ROLLBACK"))
 
 _WORD = re.compile(r"\s*(?:--[^\n]*\s+)*\(?(\w+)")
-# Not the UPDATE of a lock, nor that of ON CONFLICT.
+# Except the UPDATE of a lock and of ON CONFLICT.
 _WRITES = re.compile(r"\b(INSERT INTO|(?<!FOR )(?<!KEY )(?<!DO )UPDATE|DELETE FROM)\b")
 
 
 @functools.lru_cache(maxsize=2048)
 def operation(sql: str) -> str:
-    """What a statement does, in one word of PLAIN or ``OTHER``: of one that begins with WITH, what it writes first."""
-    found = _WORD.match(sql)
-    word = found[1].upper() if found else ""
+    """Return a statement's operation, a word of OPERATIONS or ``OTHER``; after WITH that of its first write."""
+    match = _WORD.match(sql)
+    word = match[1].upper() if match else ""
     if word == "WITH":
         writes = _WRITES.search(sql)
         word = writes[1].partition(" ")[0] if writes else "SELECT"
-    return word if word in PLAIN else "OTHER"
+    return word if word in OPERATIONS else "OTHER"
 
 
 def caller() -> str:
-    """The function of ours that runs a statement just now, as ``models.calls.ring``."""
+    """Return the name of our function that runs a statement now, such as ``models.calls.ring``."""
     frame = sys._getframe(1)
     while True:
         module = frame.f_globals.get("__name__", "")
-        if module.startswith(ROOMS) and module not in OWN:
+        if module.startswith(PACKAGES) and module not in INTERNAL:
             return f"{module}.{frame.f_code.co_qualname}"
         if frame.f_back is None:
             return "unknown"
@@ -47,7 +47,7 @@ def caller() -> str:
 
 
 def _nothing(*_: object) -> None:
-    """Nobody watches."""
+    """The default callback."""
 
 
 Span = Callable[[str, str], AbstractContextManager[None]]
@@ -55,9 +55,9 @@ Span = Callable[[str, str], AbstractContextManager[None]]
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Who is told of statements: ``acquired`` of the seconds until there was a connection, ``answered`` of a
-    statement's operation and its seconds, ``failed`` of the cause when it went wrong. ``span`` is around each
-    statement, and gets its operation and its caller."""
+    """Callbacks for statements: ``acquired`` gets the seconds until there was a connection, ``answered`` a statement's
+    operation and its seconds, ``failed`` the cause of an error. ``span`` is a context around each statement, and gets
+    its operation and its caller."""
 
     acquired: Callable[[float], None] = _nothing
     answered: Callable[[str, float], None] = _nothing
@@ -66,7 +66,7 @@ class Watch:
 
 
 class Watched:
-    """The time in which one statement is at work. What it raises gets a note that names its caller, for the log."""
+    """A context that measures one statement. Its exceptions get a note that names the caller, for the log."""
 
     __slots__ = ("_began", "_span", "_sql", "_watch")
 

@@ -1,6 +1,6 @@
-"""Storage: where the bytes of files lie, a local disk or an S3 bucket, and what both can do with them.
+"""Storage: the bytes of files, on a local disk or in an S3 bucket, behind one interface.
 
-It knows keys, which are made here and nowhere else, and no names, owners or chats: those are rows (models/files.py).
+A storage uses keys, which only this module creates. Names, owners and chats are rows (models/files.py).
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-REMEMBERED = 1000  # unfinished uploads of which the hash so far is kept, some 200 bytes each
+MAX_HASHES = 1000  # unfinished uploads whose partial hash is kept, some 200 bytes each
 
 _KEY = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 class StorageAway(Exception):
-    """The storage does not answer, or not as it should. Nothing was half done."""
+    """The storage does not answer, or answers with an error. Nothing is left half done."""
 
 
 class StorageFull(Exception):
-    """There is no room for more. What was there is there still."""
+    """The storage has no room for more bytes. Those that were stored stay."""
 
 
 class Busy(Exception):
-    """Somebody else is writing this file."""
+    """Another process is writing this file."""
 
 
 def new_key() -> str:
-    """A name for a new file's bytes, which nobody can guess."""
+    """Return a random key for a new file's bytes; it can't be guessed."""
     return secrets.token_hex(16)
 
 
-def proven(key: str) -> str:
-    """The key, if it is one: whatever a row may hold, no path is made of anything else."""
+def checked_key(key: str) -> str:
+    """Return the key if it is well-formed, else raise ValueError: no path is built from anything else."""
     if not _KEY.fullmatch(key):
         raise ValueError("not a storage key")
     return key
@@ -49,7 +49,7 @@ def proven(key: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An address that lets whoever has it do one thing, for so many seconds, with these headers."""
+    """A URL that allows one operation without a token, for ``seconds``, with these headers."""
 
     method: str
     url: str
@@ -58,14 +58,14 @@ class Link:
 
 
 class Progress(NamedTuple):
-    """What of an upload is safe: so many bytes, and the tags of the parts that they were stored in (S3)."""
+    """The durable part of an upload: how many bytes, and the ETags of the parts that contain them (S3)."""
 
     received: int
     etags: tuple[str, ...] = ()
 
 
 class PendingUpload(NamedTuple):
-    """An unfinished file: how large it will be, and how far it has come."""
+    """An unfinished file: its final size, and how much was received."""
 
     key: str
     size: int
@@ -77,96 +77,95 @@ class PendingUpload(NamedTuple):
 
 
 class Writer(Protocol):
-    """Takes the next bytes of a file."""
+    """Writes the next bytes of a file."""
 
     @property
     def offset(self) -> int:
-        """How many bytes it has taken, with those that were there before."""
+        """How many bytes the file has, including those of earlier writers."""
 
     @property
     def digest(self) -> bytes | None:
-        """SHA-256 of them, if it has seen them all."""
+        """SHA-256 of these bytes; None if some of them were not hashed."""
 
     async def write(self, blocks: Sequence[bytes]) -> Progress | None:
-        """Take bytes; what is safe now, if that is worth noting. Raises StorageAway, StorageFull."""
+        """Write bytes. Returns the progress if more became durable, else None. Raises StorageAway, StorageFull."""
 
     async def pause(self) -> Progress:
-        """Make safe what was taken: it survives kill -9 and a power cut. Raises StorageAway, StorageFull."""
+        """Make all bytes durable: they survive kill -9 and a power cut. Raises StorageAway, StorageFull."""
 
     async def close(self, *, noted: bool) -> None:
-        """Let go of the file. ``noted``: what ``pause`` told was written down, and the next writer begins there."""
+        """Close the file. ``noted``: the result of ``pause`` was stored, and the next writer begins there."""
 
 
 class Reader(Protocol):
     async def read(self, start: int, length: int) -> bytes:
-        """So many bytes; fewer only at the end. Raises OSError."""
+        """Read ``length`` bytes; fewer only at the end. Raises OSError."""
 
 
 class Storage(Protocol):
-    """What a storage can do. Each method may raise StorageAway."""
+    """The interface of a storage. Each method may raise StorageAway. A settled file is one that is complete."""
 
     def running(self) -> AbstractAsyncContextManager[None]:
         """Open it until the block ends."""
 
     async def check(self) -> None:
-        """Whether it is there and takes files. Raises StorageFull, too."""
+        """Check that the storage answers and accepts files. Raises StorageFull, too."""
 
-    async def room(self) -> int | None:
-        """Bytes that are free, where that can be known."""
+    async def free_bytes(self) -> int | None:
+        """Return the free bytes; None if unknown (S3)."""
 
     def part_size(self, size: int) -> int:
-        """Of the parts that a resumable upload of ``size`` bytes is stored in; 0 when it is in one piece."""
+        """Return the size of the parts of a resumable upload of ``size`` bytes; 0 if it is stored in one piece."""
 
-    def put_link(self, place: PendingUpload) -> Link | None:
-        """Where a client puts the whole file itself; None when only this server can."""
+    def put_link(self, upload: PendingUpload) -> Link | None:
+        """Return the link to which a client uploads the whole file; None if it has to pass through this server."""
 
     def content(self, key: str, method: str) -> Link | AbstractAsyncContextManager[Reader]:
-        """A settled file: where a client gets it itself by ``method``, or the file to be opened here, which raises
-        FileNotFoundError when it is lost."""
+        """Return a link by which a client gets a settled file with ``method``, or a context that opens the file here.
+        Opening raises FileNotFoundError if the bytes are lost."""
 
-    async def begin(self, place: PendingUpload) -> str | None:
-        """What the storage calls a new resumable upload, if it wants to be told with every later call."""
+    async def begin(self, upload: PendingUpload) -> str | None:
+        """Begin a resumable upload. Returns the storage's id of it, for later calls; None if it needs none."""
 
-    async def abort(self, place: PendingUpload, upload_id: str) -> None:
-        """Take back a ``begin``."""
+    async def abort(self, upload: PendingUpload, upload_id: str) -> None:
+        """Undo a ``begin``."""
 
-    async def writer(self, place: PendingUpload) -> Writer:
-        """Go on at ``place.received``. Raises Busy."""
+    async def writer(self, upload: PendingUpload) -> Writer:
+        """Return a writer that continues at ``upload.received``. Raises Busy."""
 
-    async def settle(self, place: PendingUpload) -> int | None:
-        """Put a file that was received together, durably; its size, or None when it is not all there. Again is the
-        same."""
+    async def settle(self, upload: PendingUpload) -> int | None:
+        """Make a received file complete, durably. Returns its size; None if bytes are missing. Can be repeated."""
 
     async def size(self, key: str) -> int | None:
-        """How many bytes a settled file has; None when there is none."""
+        """Return the size of a settled file in bytes; None if there is none."""
 
     async def digest(self, key: str) -> bytes:
-        """SHA-256 of a settled file."""
+        """Read a settled file, and return its SHA-256."""
 
     async def remove(self, key: str, upload_id: str | None) -> None:
-        """Remove all there is of a file; also nothing."""
+        """Remove all bytes of a file. Not an error if there are none."""
 
     async def copy_out(self, key: str, target: Path) -> bytes:
-        """Copy a settled file to a new one of this machine, durably; its SHA-256. Raises FileNotFoundError."""
+        """Copy a settled file to a new local file, durably. Returns its SHA-256. Raises FileNotFoundError."""
 
     async def copy_in(self, key: str, source: Path) -> None:
-        """Put a settled file back, durably, over what there is of it. Raises StorageFull, too."""
+        """Store a local file as a settled one, durably; replaces existing bytes. Raises StorageFull, too."""
 
 
 class Hashes:
-    """The hashes so far of unfinished uploads. They live in memory only: after a restart the file is read again."""
+    """Partial hashes of unfinished uploads, in memory only: after a restart the file is read again to hash it."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, tuple[int, _Hash]] = OrderedDict()
+        self._hashes: OrderedDict[str, tuple[int, _Hash]] = OrderedDict()
 
     def take(self, key: str, offset: int) -> _Hash | None:
-        """The hash of a file's first bytes, to go on with."""
+        """Return the hash of a file's first ``offset`` bytes, and forget it; None if it is not known."""
         if offset == 0:
             return hashlib.sha256()
-        known = self._known.pop(key, None)
-        return known[1] if known and known[0] == offset else None
+        entry = self._hashes.pop(key, None)
+        return entry[1] if entry and entry[0] == offset else None
 
-    def keep(self, key: str, offset: int, known: _Hash) -> None:
-        self._known[key] = offset, known
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
+    def keep(self, key: str, offset: int, hash_: _Hash) -> None:
+        self._hashes[key] = offset, hash_
+        if len(self._hashes) > MAX_HASHES:
+            self._hashes.popitem(last=False)

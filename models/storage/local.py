@@ -1,6 +1,6 @@
-"""A local disk: files in a folder, written and read in threads, and safe on the disk before anybody is told so.
+"""A local disk: files in a folder, written and read in threads, and durable before they are confirmed.
 
-A file is ``ab/abcd…`` by its key, and ``ab/abcd….part`` while it is being received.
+The path of a file is ``ab/abcd…`` by its key, and ``ab/abcd….part`` while it is being received.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from config.threads import lower_priority, processors
-from models.storage import Busy, Hashes, Link, PendingUpload, Progress, StorageAway, StorageFull, proven
+from models.storage import Busy, Hashes, Link, PendingUpload, Progress, StorageAway, StorageFull, checked_key
 
 T = TypeVar("T")
 
-READING = 8  # threads that wait for the disk: it has some requests under way at a time, more would wait in the kernel
-SYNCING = 2  # that make it write: each keeps a processor busy that the loop may want
+READ_THREADS = 8  # threads that wait for the disk; more requests would only wait in the kernel
+SYNC_THREADS = 2  # threads that flush: each keeps a processor busy that the event loop may need
 COPY_BYTES = 1 << 20  # read at a time when a file is copied
-SYNC_BYTES = 8 << 20  # kill -9 costs an upload no more than two of these, and its end waits for no more to be written
-# The disk may be PostgreSQL's as well, which stops when it is full: files leave it this much, or a part of a small one.
+SYNC_BYTES = 8 << 20  # kill -9 costs an upload at most two of these, and its end waits for no more to be written
+# PostgreSQL may share the disk, and stops when it is full: files leave this much free, or a part of a small disk.
 KEEP_FREE, KEEP_FREE_PART = 1 << 30, 0.05
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
-def troubles() -> Iterator[None]:
-    """Tell errors of a disk as what they mean; that a file isn't there is told as it is."""
+def disk_errors() -> Iterator[None]:
+    """Convert errors of a disk to StorageFull and StorageAway; FileNotFoundError passes."""
     try:
         yield
     except FileNotFoundError:
@@ -48,10 +48,10 @@ def troubles() -> Iterator[None]:
 class LocalStorage:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._reading = ThreadPoolExecutor(READING, "files")
-        # They hash as well, which a processor is needed for.
+        self._reading = ThreadPoolExecutor(READ_THREADS, "files")
+        # These threads hash as well, which needs a processor.
         self.writing = ThreadPoolExecutor(processors(), "files-write", initializer=lower_priority)
-        self.syncing = ThreadPoolExecutor(SYNCING, "files-sync", initializer=lower_priority)
+        self.syncing = ThreadPoolExecutor(SYNC_THREADS, "files-sync", initializer=lower_priority)
         self.hashes = Hashes()
 
     @contextlib.asynccontextmanager
@@ -64,10 +64,10 @@ class LocalStorage:
                 await asyncio.to_thread(threads.shutdown)
 
     async def run(self, work: Callable[[], T], threads: ThreadPoolExecutor | None = None) -> T:
-        """Run blocking work in a thread, to its end even when nobody waits for it any more."""
+        """Run blocking work in a thread. It runs to its end even if the caller is cancelled."""
 
         def translated() -> T:
-            with troubles():
+            with disk_errors():
                 return work()
 
         running = asyncio.get_running_loop().run_in_executor(threads or self._reading, translated)
@@ -76,25 +76,25 @@ class LocalStorage:
     async def check(self) -> None:
         def look() -> None:
             tempfile.TemporaryFile(dir=self._folder).close()
-            self.ask_for_room()
+            self.check_space()
 
         try:
             await self.run(look)
         except FileNotFoundError as error:
             raise StorageAway("the folder is gone") from error
 
-    def ask_for_room(self) -> None:
-        """Raises StorageFull when the disk has less left than it is to keep."""
+    def check_space(self) -> None:
+        """Raise StorageFull if the disk has less space left than it has to keep free."""
         disk = os.statvfs(self._folder)
         if disk.f_bavail * disk.f_frsize < min(KEEP_FREE, disk.f_blocks * disk.f_frsize * KEEP_FREE_PART):
             raise StorageFull
 
-    async def room(self) -> int | None:
+    async def free_bytes(self) -> int | None:
         disk = await self.run(lambda: os.statvfs(self._folder))
         return disk.f_bavail * disk.f_frsize
 
     def path(self, key: str) -> Path:
-        return self._folder / proven(key)[:2] / key
+        return self._folder / checked_key(key)[:2] / key
 
     def part(self, key: str) -> Path:
         return self.path(key).with_suffix(".part")
@@ -109,22 +109,22 @@ class LocalStorage:
         return None
 
     async def abort(self, _: PendingUpload, __: str) -> None:
-        """There is nothing to take back."""
+        """Nothing to undo."""
 
-    async def writer(self, place: PendingUpload) -> LocalWriter:
-        descriptor = await self.run(lambda: self._open(place))
-        return LocalWriter(self, place, descriptor)
+    async def writer(self, upload: PendingUpload) -> LocalWriter:
+        descriptor = await self.run(lambda: self._open(upload))
+        return LocalWriter(self, upload, descriptor)
 
-    def _open(self, place: PendingUpload) -> int:
-        path = self.part(place.key)
+    def _open(self, upload: PendingUpload) -> int:
+        path = self.part(upload.key)
         if not path.parent.exists():
             path.parent.mkdir(mode=0o700, exist_ok=True)
             _sync(self._folder)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            # Of other instances on this folder; in this one the plugin sees to it that there is one writer.
+            # Against other instances on this folder; in this one the plugin ensures that there is one writer.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_size < place.received:
+            if os.fstat(descriptor).st_size < upload.received:
                 raise StorageAway("part of an upload is lost")
         except BlockingIOError:
             os.close(descriptor)
@@ -134,16 +134,16 @@ class LocalStorage:
             raise
         return descriptor
 
-    async def settle(self, place: PendingUpload) -> int | None:
-        if place.received < place.size:
+    async def settle(self, upload: PendingUpload) -> int | None:
+        if upload.received < upload.size:
             return None
 
         def publish() -> int | None:
-            path, part = self.path(place.key), self.part(place.key)
+            path, part = self.path(upload.key), self.part(upload.key)
             with contextlib.suppress(FileNotFoundError):
                 part.rename(path)
                 _sync(path.parent)
-            return self._size(place.key)
+            return self._size(upload.key)
 
         return await self.run(publish)
 
@@ -202,25 +202,25 @@ class LocalStorage:
 
 
 def private(path: str, flags: int) -> int:
-    """Opens a new file that nobody else may read."""
+    """Open a new file that only its owner may read."""
     return os.open(path, flags, 0o600)
 
 
 def write(blocks: Iterable[bytes], target: Path) -> bytes:
-    """Write a new file, durably; its SHA-256."""
-    found = hashlib.sha256()
+    """Write a new file, durably. Returns its SHA-256."""
+    hash_ = hashlib.sha256()
     with open(target, "xb", opener=private, buffering=0) as file:
         for block in blocks:
             rest = memoryview(block)
-            while rest:  # a disk that is nearly full takes less than it is given, and says why the next time
+            while rest:  # a nearly full disk writes less than it should, and raises the error with the next write
                 rest = rest[file.write(rest) :]
-            found.update(block)
+            hash_.update(block)
         os.fsync(file.fileno())
-    return found.digest()
+    return hash_.digest()
 
 
 def _sync(folder: Path) -> None:
-    """Make names in a folder durable."""
+    """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -237,13 +237,13 @@ class LocalReader:
 
 
 class LocalWriter:
-    """Writes behind ``place.received``. The disk is told to keep it every SYNC_BYTES, while more is being written."""
+    """Writes from ``upload.received`` on. It flushes every SYNC_BYTES in the background, while more is written."""
 
-    def __init__(self, storage: LocalStorage, place: PendingUpload, descriptor: int) -> None:
-        self._storage, self._key, self._descriptor = storage, place.key, descriptor
-        self._hash = storage.hashes.take(place.key, place.received)
-        self.offset = place.received
-        self._asked = place.received  # how far the disk was told to keep it
+    def __init__(self, storage: LocalStorage, upload: PendingUpload, descriptor: int) -> None:
+        self._storage, self._key, self._descriptor = storage, upload.key, descriptor
+        self._hash = storage.hashes.take(upload.key, upload.received)
+        self.offset = upload.received
+        self._sync_offset = upload.received  # up to where a flush was started
         self._syncing: tuple[int, asyncio.Future[None]] | None = None
         self._work: asyncio.Future[Any] | None = None
 
@@ -257,18 +257,18 @@ class LocalWriter:
 
     async def write(self, blocks: Sequence[bytes]) -> Progress | None:
         self.offset += await self._run(lambda: self._write(blocks), self._storage.writing)
-        if self.offset - self._asked < SYNC_BYTES:
+        if self.offset - self._sync_offset < SYNC_BYTES:
             return None
-        safe = await self._synced()
-        self._asked = self.offset
+        durable = await self._wait_synced()
+        self._sync_offset = self.offset
         self._syncing = self.offset, asyncio.ensure_future(self._sync())
-        return None if safe is None else Progress(safe)
+        return None if durable is None else Progress(durable)
 
     def _write(self, blocks: Sequence[bytes]) -> int:
-        self._storage.ask_for_room()
+        self._storage.check_space()
         length = sum(map(len, blocks))
         written = os.pwritev(self._descriptor, blocks, self.offset)
-        if written < length:  # a signal, or a disk that is nearly full; the rest tells which
+        if written < length:  # a signal, or a nearly full disk, which raises with the rest
             rest = memoryview(b"".join(blocks))
             while written < length:
                 written += os.pwrite(self._descriptor, rest[written:], self.offset + written)
@@ -280,8 +280,8 @@ class LocalWriter:
     async def _sync(self) -> None:
         await self._storage.run(lambda: os.fdatasync(self._descriptor), self._storage.syncing)
 
-    async def _synced(self) -> int | None:
-        """Wait for what the disk was told last; how far that is."""
+    async def _wait_synced(self) -> int | None:
+        """Wait for the last flush. Returns the offset up to which it flushed; None if there was none."""
         syncing, self._syncing = self._syncing, None
         if syncing is None:
             return None
@@ -290,10 +290,10 @@ class LocalWriter:
         return offset
 
     async def pause(self) -> Progress:
-        await self._synced()
+        await self._wait_synced()
 
         def keep() -> None:
-            # What a failed write, or an earlier writer, has left behind this is of no use.
+            # Cut off what a failed write or an earlier writer left after the offset.
             if os.fstat(self._descriptor).st_size > self.offset:
                 os.ftruncate(self._descriptor, self.offset)
             os.fsync(self._descriptor)
@@ -304,9 +304,9 @@ class LocalWriter:
 
     async def close(self, *, noted: bool) -> None:
         with contextlib.suppress(StorageAway, StorageFull):
-            await self._synced()
+            await self._wait_synced()
             if self._work is not None:
-                await self._work  # its descriptor may not become another file's
+                await self._work  # before its descriptor can be reused for another file
         if noted and self._hash is not None:
             self._storage.hashes.keep(self._key, self.offset, self._hash)
         self._hash = None

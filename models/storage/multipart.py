@@ -1,4 +1,4 @@
-"""Multipart: an S3 object put together of parts that arrive over hours, from several requests and servers."""
+"""Multipart: an S3 object assembled from parts that arrive over hours, through several requests and servers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from models.storage import StorageAway
 from models.storage.requests import Part, Requests
 
-QUICK = 1.5  # seconds where somebody waits for no more than a yes: within the 2 s of /health
+QUICK_TIMEOUT = 1.5  # seconds for a check of the bucket: within the 2 s of /health
 
 
 class Multipart:
@@ -17,13 +17,13 @@ class Multipart:
         self._requests = requests
 
     async def bucket(self, *, create: bool) -> None:
-        """See that the bucket is there; make it if that is allowed. Raises StorageAway."""
-        answer = await self._requests.ask("HEAD", "", patience=QUICK, tries=1)
+        """Check that the bucket exists; create it if that is allowed. Raises StorageAway."""
+        answer = await self._requests.ask("HEAD", "", patience=QUICK_TIMEOUT, tries=1)
         if answer.status == 404 and create:
             region = self._requests.region
             place = f"<LocationConstraint>{region}</LocationConstraint>" if region != "us-east-1" else ""
             body = f"<CreateBucketConfiguration>{place}</CreateBucketConfiguration>".encode() if place else b""
-            answer = await self._requests.ask("PUT", "", body=body, patience=QUICK, tries=1)
+            answer = await self._requests.ask("PUT", "", body=body, patience=QUICK_TIMEOUT, tries=1)
             if answer.status == 409:  # another instance was quicker
                 return
         if answer.status >= 300:
@@ -31,13 +31,13 @@ class Multipart:
 
     async def begin(self, key: str) -> str:
         answer = await self._requests.ask("POST", key, {"uploads": ""})
-        found = re.search(r"<UploadId>([^<]+)</UploadId>", answer.text)
-        if answer.status != 200 or found is None:
+        match = re.search(r"<UploadId>([^<]+)</UploadId>", answer.text)
+        if answer.status != 200 or match is None:
             raise StorageAway(f"a multipart upload: {answer.status}")
-        return html.unescape(found[1])
+        return html.unescape(match[1])
 
     async def part(self, key: str, upload_id: str, number: int, part: Part) -> str:
-        """Put a part, from 1; its tag. Again replaces it."""
+        """Put a part, numbered from 1; repeating replaces it. Returns its ETag."""
         answer = await self._requests.ask(
             "PUT", key, {"partNumber": str(number), "uploadId": upload_id}, part, bulk=True
         )
@@ -47,7 +47,7 @@ class Multipart:
         return etag
 
     async def complete(self, key: str, upload_id: str, etags: Sequence[str]) -> bool:
-        """Put the parts together. False when S3 knows no such upload: it was done before, or taken back."""
+        """Assemble the parts. Returns False if S3 has no such upload: it was completed or aborted before."""
         parts = "".join(
             f"<Part><PartNumber>{number}</PartNumber><ETag>{html.escape(etag, quote=False)}</ETag></Part>"
             for number, etag in enumerate(etags, 1)
@@ -56,7 +56,7 @@ class Multipart:
         answer = await self._requests.ask("POST", key, {"uploadId": upload_id}, body)
         if answer.status == 404:
             return False
-        # S3 begins to answer 200 before it knows, and may end in an error.
+        # S3 may send 200 first, and an error in the body.
         if answer.status != 200 or "<Error>" in answer.text:
             raise StorageAway(f"the end of a multipart upload: {answer.status}")
         return True

@@ -11,13 +11,13 @@ from models.storage.requests import Part, Requests
 
 
 class Objects:
-    """Raises StorageAway when S3 does not answer, or not as it should."""
+    """The objects of a bucket. Methods raise StorageAway if S3 does not answer, or answers with an error."""
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
 
     async def size(self, name: str) -> int | None:
-        """The size of an object in bytes; None when there is none."""
+        """Return the size of an object in bytes; None if there is none."""
         answer = await self._requests.ask("HEAD", name)
         if answer.status == 404:
             return None
@@ -26,30 +26,30 @@ class Objects:
         return int(answer.headers["Content-Length"])
 
     async def read(self, name: str, start: int, end: int) -> bytes:
-        """The bytes from ``start`` to before ``end``. Raises FileNotFoundError when there is no such object."""
+        """Read the bytes from ``start`` to before ``end``. Raises FileNotFoundError if there is no such object."""
         headers = {"Range": f"bytes={start}-{end - 1}"}
         answer = await self._requests.ask("GET", name, headers=headers, bulk=True)
         if answer.status == 404:
             raise FileNotFoundError(name)
-        # A server that knows no ranges would answer 200 with the whole object.
+        # A server without support for ranges would send 200 with the whole object.
         if answer.status != 206 or len(answer.body) != end - start:
             raise StorageAway(f"a range: {answer.status}")
         return answer.body
 
     async def put(self, name: str, body: bytes | Part) -> None:
-        """Put an object, in place of the one that is there."""
+        """Put an object; replaces an existing one."""
         answer = await self._requests.ask("PUT", name, body=body, bulk=True)
         if answer.status != 200:
             raise StorageAway(f"an object: {answer.status}")
 
     async def remove(self, name: str) -> None:
-        """Remove an object, if it is there."""
+        """Remove an object, if it exists."""
         answer = await self._requests.ask("DELETE", name)
         if answer.status not in (200, 204, 404):
             raise StorageAway(f"a removal: {answer.status}")
 
     async def listed(self, prefix: str) -> AsyncIterator[str]:
-        """The names that begin with ``prefix``."""
+        """Yield the names that begin with ``prefix``."""
         query = {"list-type": "2", "prefix": prefix}
         while True:
             answer = await self._requests.ask("GET", "", query)

@@ -1,4 +1,4 @@
-"""Which storage the settings ask for."""
+"""The storage that the settings configure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from models.storage.s3 import S3Storage
 
 
 def storage(settings: StorageSettings, data_dir: Path) -> Storage:
-    """S3 where an endpoint is set, else the folder ``files`` of MIMU_DATA_DIR. It is to be opened by ``running``."""
+    """Return the storage: S3 if an endpoint is set, else the folder ``files`` of MIMU_DATA_DIR. Open it with
+    ``running``."""
     if settings.s3_endpoint is None:
         return LocalStorage(data_dir / "files")
     return S3Storage(settings, data_dir / "spool")
 
 
 def name(settings: StorageSettings, data_dir: Path) -> str:
-    """Which storage that is, for operators."""
+    """Return a description of that storage, for operators."""
     if settings.s3_endpoint is None:
         return f"the folder {(data_dir / 'files').absolute()}"
     return f"the bucket {settings.s3_bucket} at {settings.s3_endpoint}"

@@ -1,7 +1,7 @@
-"""Requests to S3: signed in their addresses (sigv4.py), sent by the standard library from threads.
+"""Requests to S3: signed in their URLs (sigv4.py), sent by the standard library from threads.
 
-Threads, since TLS of a large body would keep the loop busy, and a body then goes straight from a file to the socket.
-Large bodies have threads of their own, so that a question with a short answer never waits behind them.
+Threads, because TLS of a large body would keep the loop busy, and a body goes straight from a file to the socket. Large
+bodies have separate threads, so that a request with a short response never waits behind them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from models.storage import StorageAway
 from models.storage.sigv4 import Signer
 
 CONNECT = 2.0  # seconds for a connection, with TLS
-TIMEOUT = 20.0  # seconds for a socket that says nothing, and for a whole answer
-TRIES, FIRST_REST, RESTS = 4, 0.1, 3.0  # 0.1, 0.3, 0.9 s between tries, some more or less: about 1.5 s in all
-LAST_TRY = 10.0  # seconds after the first; with TIMEOUT a request takes half a minute at the most
+TIMEOUT = 20.0  # seconds that a socket may be silent, and for a whole response
+TRIES, FIRST_PAUSE, PAUSE_FACTOR = 4, 0.1, 3.0  # 0.1, 0.3, 0.9 s between tries, with jitter: about 1.5 s in total
+LAST_TRY = 10.0  # seconds after the first; with TIMEOUT a request takes at most half a minute
 SIGNED_SECONDS = 300
-THREADS = 8  # for questions, and as many for large bodies
+THREADS = 8  # for short requests, and as many for large bodies
 BLOCK = 256 * 1024
 LARGEST = 32 << 20  # bytes of an answer that are read
 AGAIN = (408, 429, 500, 502, 503, 504)
@@ -50,8 +50,8 @@ class Part(NamedTuple):
 
 
 class Requests:
-    """Sends requests to one bucket. A request that S3 did not answer, or answered with a passing trouble, is sent
-    again; then StorageAway is raised."""
+    """Sends requests to one bucket. A request without a response, or with a temporary error, is sent again; in the end
+    StorageAway is raised."""
 
     def __init__(self, signer: Signer) -> None:
         self.region = signer.region
@@ -76,11 +76,11 @@ class Requests:
         patience: float = TIMEOUT,
         tries: int = TRIES,
     ) -> S3Response:
-        """The answer to a request for an object, or for the bucket if ``key`` is empty; ``bulk`` is for large bodies
-        and answers. Raises StorageAway."""
+        """Send a request for an object, or for the bucket if ``key`` is empty, and return the response; ``bulk`` is for
+        large bodies and responses. Raises StorageAway."""
 
         def send() -> S3Response:
-            rest, last = FIRST_REST, time.monotonic() + LAST_TRY
+            pause, last = FIRST_PAUSE, time.monotonic() + LAST_TRY
             for left in reversed(range(tries)):
                 try:
                     url = self._signer.sign(method, key, SIGNED_SECONDS, query=query)
@@ -91,8 +91,8 @@ class Requests:
                 except (OSError, http.client.HTTPException) as error:
                     cause = type(error).__name__
                 if left and time.monotonic() < last:
-                    time.sleep(rest * _RANDOM.uniform(0.5, 1.5))
-                    rest *= RESTS
+                    time.sleep(pause * _RANDOM.uniform(0.5, 1.5))
+                    pause *= PAUSE_FACTOR
                 else:
                     break
             raise StorageAway(cause)
@@ -108,7 +108,7 @@ class Requests:
         try:
             connection.connect()
             connection.sock.settimeout(patience)
-            # Lengths are said by us: http.client would send a file of unknown length in chunks, which S3 doesn't take.
+            # We set the length: http.client would send a file of unknown length in chunks, which S3 doesn't accept.
             length = body.length if isinstance(body, Part) else len(body)
             connection.putrequest(method, f"{parts.path}?{parts.query}", skip_accept_encoding=True)
             for name, value in {**headers, "Content-Length": str(length)}.items():
@@ -141,7 +141,7 @@ def _send(connection: http.client.HTTPConnection, part: Part) -> None:
 
 
 def _read(answer: http.client.HTTPResponse) -> bytes:
-    """The body of an answer, in time. Raises TimeoutError; IncompleteRead when it ends too early."""
+    """Read the body of a response within TIMEOUT. Raises TimeoutError; IncompleteRead if it ends too early."""
     until, blocks, size = time.monotonic() + TIMEOUT, [], 0
     while block := answer.read(BLOCK):
         blocks.append(block)

@@ -1,8 +1,8 @@
-"""S3: objects in a bucket. Clients put and get them by signed addresses; resumable uploads pass through this server.
+"""S3: objects in a bucket. Clients put and get them by signed URLs; resumable uploads pass through this server.
 
-A file is the object ``abcd…`` by its key. A resumable upload is stored in parts of one size (multipart.py); what has
-come of the next part, when a request ends, waits in ``tails/abcd…/N``; N is how far the upload has come. Not under the
-file's own name: to servers that keep objects in folders, an object and what lies under it are a clash.
+A file is the object ``abcd…`` by its key. A resumable upload is stored in parts of one size (multipart.py). When a
+request ends, the received beginning of the next part is stored in ``tails/abcd…/N``; N is the offset of the upload. It
+is not below the file's name: in servers that keep objects in folders an object can't also be a folder.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import IO, TypeVar
 import structlog
 
 from config.storage import StorageSettings
-from models.storage import Hashes, Link, PendingUpload, Progress, StorageAway, proven
-from models.storage.local import private, troubles
+from models.storage import Hashes, Link, PendingUpload, Progress, StorageAway, checked_key
+from models.storage.local import disk_errors, private
 from models.storage.multipart import Multipart
 from models.storage.objects import Objects
 from models.storage.requests import Part, Requests
@@ -32,12 +32,12 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 PUT_SECONDS = 3600  # the largest file at 5 Mbit/s
-GET_SECONDS = 300  # to begin with: S3 looks at the time when a request comes, not while it is answered
-# S3 takes parts of 5 MiB and more, 10,000 of them; a larger part costs more when a connection breaks.
+GET_SECONDS = 300  # to begin a download: S3 checks the time when a request arrives, not while it responds
+# S3 accepts parts of 5 MiB and more, up to 10,000; a larger part costs more when a connection breaks.
 PART_SIZE, MAX_PARTS = 8 << 20, 10_000
-READ_SIZE = 8 << 20  # of an object that is hashed: what one costs in memory
+READ_SIZE = 8 << 20  # bytes read at a time to hash an object; this much memory for each
 ONE_PUT = 64 << 20  # a file up to this size is copied in with one request
-FRESH = 1.0  # seconds; what begins asks whether the storage is there, for what is retried takes long to fail
+CHECK_LIFE = 1.0  # seconds that a check is valid; new work checks the storage first, since retries take long to fail
 
 _OPAQUE = {"response-content-type": "application/octet-stream", "response-content-disposition": "attachment"}
 
@@ -48,7 +48,7 @@ class S3Storage:
         self._create = settings.s3_create_bucket
         self._spools = folder
         self.hashes = Hashes()
-        self._well = 0.0
+        self._checked_at = 0.0
         access, secret = settings.s3_access_key, settings.s3_secret_key.get_secret_value()
 
         def signer(endpoint: str) -> Signer:
@@ -65,7 +65,7 @@ class S3Storage:
         try:
             await self.check()
         except StorageAway as error:
-            # Everything but files works without it; it is asked again before each upload.
+            # Everything but files works without it; each upload checks it again.
             log.warning("storage_away", cause=str(error))
         try:
             yield
@@ -77,38 +77,38 @@ class S3Storage:
         await self._requests.close()
 
     async def check(self) -> None:
-        if time.monotonic() - self._well > FRESH:
+        if time.monotonic() - self._checked_at > CHECK_LIFE:
             await self.multipart.bucket(create=self._create)
-            self._well = time.monotonic()
+            self._checked_at = time.monotonic()
 
-    async def room(self) -> int | None:
-        return None  # a bucket has no end that could be asked for
+    async def free_bytes(self) -> int | None:
+        return None  # S3 reports no limit of a bucket
 
-    def put_link(self, place: PendingUpload) -> Link | None:
-        # All of these are signed: another length or type is refused, and so is a second try once the object is there,
-        # which nobody may change after it was checked.
+    def put_link(self, upload: PendingUpload) -> Link | None:
+        # All of these are signed. S3 rejects another length or type, and a second upload once the object exists: it
+        # must not change after it was checked.
         headers = {"Content-Type": "application/octet-stream", "If-None-Match": "*"}
-        signed = {**headers, "Content-Length": str(place.size)}
-        url = self._public.sign("PUT", proven(place.key), PUT_SECONDS, headers=signed)
+        signed = {**headers, "Content-Length": str(upload.size)}
+        url = self._public.sign("PUT", checked_key(upload.key), PUT_SECONDS, headers=signed)
         return Link("PUT", url, headers, PUT_SECONDS)
 
     def part_size(self, size: int) -> int:
         return max(PART_SIZE, -(-size // MAX_PARTS))
 
     def content(self, key: str, method: str) -> Link:
-        return Link(method, self._public.sign(method, proven(key), GET_SECONDS, query=_OPAQUE), {}, GET_SECONDS)
+        return Link(method, self._public.sign(method, checked_key(key), GET_SECONDS, query=_OPAQUE), {}, GET_SECONDS)
 
-    async def begin(self, place: PendingUpload) -> str | None:
+    async def begin(self, upload: PendingUpload) -> str | None:
         await self.check()
-        return await self.multipart.begin(proven(place.key)) if place.size > place.part_size else None
+        return await self.multipart.begin(checked_key(upload.key)) if upload.size > upload.part_size else None
 
-    async def abort(self, place: PendingUpload, upload_id: str) -> None:
-        await self.multipart.abort(proven(place.key), upload_id)
+    async def abort(self, upload: PendingUpload, upload_id: str) -> None:
+        await self.multipart.abort(checked_key(upload.key), upload_id)
 
-    async def writer(self, place: PendingUpload) -> S3Writer:
+    async def writer(self, upload: PendingUpload) -> S3Writer:
         await self.check()
         spool = await self.run(lambda: tempfile.TemporaryFile(dir=self._spools))  # noqa: SIM115  # the writer closes it
-        writer = S3Writer(self, place, spool)
+        writer = S3Writer(self, upload, spool)
         try:
             await writer.fetch_tail()
         except BaseException:
@@ -117,35 +117,35 @@ class S3Storage:
         return writer
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run blocking work on the local disk, to its end even when nobody waits for it any more."""
+        """Run blocking work on the local disk. It runs to its end even if the caller is cancelled."""
 
         def translated() -> T:
-            with troubles():
+            with disk_errors():
                 return work()
 
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, translated))
 
-    async def settle(self, place: PendingUpload) -> int | None:
-        key = proven(place.key)
-        if place.resumable and place.received < place.size:
+    async def settle(self, upload: PendingUpload) -> int | None:
+        key = checked_key(upload.key)
+        if upload.resumable and upload.received < upload.size:
             return None
         await self.check()
-        if place.etags and place.upload_id is not None:
-            await self.multipart.complete(key, place.upload_id, place.etags)
-        if place.resumable:
+        if upload.etags and upload.upload_id is not None:
+            await self.multipart.complete(key, upload.upload_id, upload.etags)
+        if upload.resumable:
             await self.remove_tails(key)
         return await self.size(key)
 
     async def size(self, key: str) -> int | None:
-        return await self.objects.size(proven(key))
+        return await self.objects.size(checked_key(key))
 
     async def digest(self, key: str) -> bytes:
-        found = hashlib.sha256()
-        async for block in self._blocks(key, await self._known(key)):
-            await asyncio.to_thread(found.update, block)
-        return found.digest()
+        hash_ = hashlib.sha256()
+        async for block in self._blocks(key, await self._known_size(key)):
+            await asyncio.to_thread(hash_.update, block)
+        return hash_.digest()
 
-    async def _known(self, key: str) -> int:
+    async def _known_size(self, key: str) -> int:
         """The size of a file. Raises FileNotFoundError."""
         size = await self.size(key)
         if size is None:
@@ -154,31 +154,31 @@ class S3Storage:
 
     async def _blocks(self, key: str, size: int) -> AsyncIterator[bytes]:
         for start in range(0, size, READ_SIZE):
-            yield await self.objects.read(proven(key), start, min(start + READ_SIZE, size))
+            yield await self.objects.read(checked_key(key), start, min(start + READ_SIZE, size))
 
     async def remove(self, key: str, upload_id: str | None) -> None:
         await self.check()
         if upload_id is not None:
-            await self.multipart.abort(proven(key), upload_id)
+            await self.multipart.abort(checked_key(key), upload_id)
         await self.remove_tails(key)
-        await self.objects.remove(proven(key))
+        await self.objects.remove(checked_key(key))
 
     async def copy_out(self, key: str, target: Path) -> bytes:
-        found, size = hashlib.sha256(), await self._known(key)
+        hash_, size = hashlib.sha256(), await self._known_size(key)
         file = await self.run(lambda: open(target, "xb", opener=private))  # noqa: SIM115  # closed below
         try:
             async for block in self._blocks(key, size):
                 await self.run(functools.partial(file.write, block))
-                await asyncio.to_thread(found.update, block)
+                await asyncio.to_thread(hash_.update, block)
             await self.run(file.flush)
             await self.run(lambda: os.fsync(file.fileno()))
         finally:
             file.close()
-        return found.digest()
+        return hash_.digest()
 
     async def copy_in(self, key: str, source: Path) -> None:
         await self.check()
-        name = proven(key)
+        name = checked_key(key)
         with source.open("rb") as file:
             size = await asyncio.to_thread(lambda: os.fstat(file.fileno()).st_size)
             if size <= ONE_PUT:
@@ -197,20 +197,20 @@ class S3Storage:
                 raise
 
     async def remove_tails(self, key: str, kept: str | None = None) -> None:
-        # All are known before the first goes: a list that is read on while it shrinks would leave some out.
-        for name in [name async for name in self.objects.listed(f"tails/{proven(key)}/")]:
+        # List all before removing the first: a listing that shrinks while it is read would skip some.
+        for name in [name async for name in self.objects.listed(f"tails/{checked_key(key)}/")]:
             if name != kept:
                 await self.objects.remove(name)
 
 
 class S3Writer:
-    """Collects a part in a file without a name, and puts it when it is full."""
+    """Collects a part in an unnamed temporary file, and puts it to S3 when it is full."""
 
-    def __init__(self, storage: S3Storage, place: PendingUpload, spool: IO[bytes]) -> None:
-        self._storage, self._place, self._spool = storage, place, spool
-        self._hash = storage.hashes.take(place.key, place.received)
-        self._etags = place.etags
-        self._parted = min(len(place.etags) * place.part_size, place.received)
+    def __init__(self, storage: S3Storage, upload: PendingUpload, spool: IO[bytes]) -> None:
+        self._storage, self._upload, self._spool = storage, upload, spool
+        self._hash = storage.hashes.take(upload.key, upload.received)
+        self._etags = upload.etags
+        self._parted = min(len(upload.etags) * upload.part_size, upload.received)
         self._spooled = 0
 
     @property
@@ -222,14 +222,14 @@ class S3Writer:
         return None if self._hash is None else self._hash.digest()
 
     def _tail(self, offset: int) -> str:
-        return f"tails/{proven(self._place.key)}/{offset}"
+        return f"tails/{checked_key(self._upload.key)}/{offset}"
 
     async def fetch_tail(self) -> None:
-        """Get back what has come of the next part."""
-        length = self._place.received - self._parted
+        """Fetch the received beginning of the next part."""
+        length = self._upload.received - self._parted
         if length:
             try:
-                tail = await self._storage.objects.read(self._tail(self._place.received), 0, length)
+                tail = await self._storage.objects.read(self._tail(self._upload.received), 0, length)
             except FileNotFoundError as error:
                 raise StorageAway("part of an upload is lost") from error
             await self._storage.run(lambda: self._keep(tail))
@@ -243,7 +243,7 @@ class S3Writer:
         rest = memoryview(b"".join(blocks))
         progress = None
         while rest:
-            piece = rest[: self._place.part_size - self._spooled]
+            piece = rest[: self._upload.part_size - self._spooled]
 
             def keep(piece: memoryview = piece) -> None:
                 self._keep(piece)
@@ -253,27 +253,27 @@ class S3Writer:
             await self._storage.run(keep)
             self._spooled += len(piece)
             rest = rest[len(piece) :]
-            if self._spooled == self._place.part_size and self.offset < self._place.size:
+            if self._spooled == self._upload.part_size and self.offset < self._upload.size:
                 await self._put_part()
                 progress = Progress(self._parted, self._etags)
         return progress
 
     async def _put_part(self) -> None:
-        place = self._place
-        assert place.upload_id is not None
+        upload = self._upload
+        assert upload.upload_id is not None
         await self._storage.run(self._spool.flush)
-        part = Part(self._spool, self._spooled)  # type: ignore[arg-type]  # BinaryIO is IO[bytes] by another name
-        etag = await self._storage.multipart.part(place.key, place.upload_id, len(self._etags) + 1, part)
+        part = Part(self._spool, self._spooled)  # type: ignore[arg-type]  # BinaryIO is another name of IO[bytes]
+        etag = await self._storage.multipart.part(upload.key, upload.upload_id, len(self._etags) + 1, part)
         self._etags = (*self._etags, etag)
         self._parted += self._spooled
         self._spooled = 0
 
     async def pause(self) -> Progress:
-        whole = self.offset == self._place.size
+        whole = self.offset == self._upload.size
         if self._spooled and whole and self._etags:
             await self._put_part()
         elif self._spooled:
-            await self._put_object(proven(self._place.key) if whole else self._tail(self.offset))
+            await self._put_object(checked_key(self._upload.key) if whole else self._tail(self.offset))
         return Progress(self.offset, self._etags)
 
     async def _put_object(self, name: str) -> None:
@@ -286,9 +286,9 @@ class S3Writer:
 
     async def close(self, *, noted: bool) -> None:
         if noted and self._hash is not None:
-            self._storage.hashes.keep(self._place.key, self.offset, self._hash)
+            self._storage.hashes.keep(self._upload.key, self.offset, self._hash)
         self._hash = None
         await self._storage.run(self._spool.close)
         if noted:
-            with contextlib.suppress(StorageAway):  # the file's removal finds them, too
-                await self._storage.remove_tails(self._place.key, self._tail(self.offset))
+            with contextlib.suppress(StorageAway):  # removing the file removes them, too
+                await self._storage.remove_tails(self._upload.key, self._tail(self.offset))

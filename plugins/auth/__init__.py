@@ -49,7 +49,7 @@ def setup(app: App, settings: Settings) -> Plugin:
     accounts = Accounts(
         app.db, app.passwords, sessions, app.revocations, app.tokens.keyring, libsignal=settings.libsignal
     )
-    confirmed = {"accounts": accounts, "rate": settings.rate_limit_login}
+    password_checked = {"accounts": accounts, "rate": settings.rate_limit_login}
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -69,7 +69,7 @@ def setup(app: App, settings: Settings) -> Plugin:
                 },
             ),
             ("/auth/available", http.AvailableHandler, {"accounts": accounts, "rate": settings.rate_limit_available}),
-            ("/auth/login", http.LoginHandler, confirmed),
+            ("/auth/login", http.LoginHandler, password_checked),
             (
                 "/auth/refresh",
                 http.RefreshHandler,
@@ -91,9 +91,9 @@ def setup(app: App, settings: Settings) -> Plugin:
             ("/auth/logout", http.LogoutHandler, {"sessions": sessions}),
             ("/auth/sessions", http.SessionsHandler, {"sessions": sessions}),
             ("/auth/sessions/([0-9a-fA-F-]{36})", http.SessionHandler, {"sessions": sessions}),
-            ("/auth/change-password", http.ChangePasswordHandler, confirmed),
+            ("/auth/change-password", http.ChangePasswordHandler, password_checked),
         ),
-        # Every 10 s: with Redis away a revoked session must be refused within 15 s (contract section 2).
+        # Every 10 s: with Redis away a revoked session must be rejected within 15 s (contract section 2).
         periodic=(Every(10, sessions.catch_up, "ended_sessions"),),
         lifespan=lifespan,
     )

@@ -1,4 +1,4 @@
-"""Accounts: registration, login and the password reset that only the owner of the keys can do."""
+"""Accounts: registration, login, and a password reset that requires the owner's keys."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from models import prekeys, sessions, subscriptions, tombstones, users
 from models.database import Database, Row
 from plugins.auth.refusals import IdentityKeyTaken, InvalidProof, PublicIdTaken
 from plugins.auth.sessions import Sessions
-from plugins.auth.shapes import ChangePassword, Login, Register, ResetPassword, SignedIn, reserved
+from plugins.auth.shapes import ChangePassword, Login, Register, ResetPassword, SignedIn, is_reserved
 
 CHALLENGE_SECONDS = 300  # contract section 2
 MAX_KEYS = 100  # of a kind in one registration
 
-TAKEN = {"public_id": PublicIdTaken, "identity_key": IdentityKeyTaken}
+TAKEN_ERRORS = {"public_id": PublicIdTaken, "identity_key": IdentityKeyTaken}
 
 
 class Accounts:
@@ -50,10 +50,10 @@ class Accounts:
 
     async def available(self, public_id: str) -> bool:
         """True if an account could be registered under this public id now."""
-        return not reserved(public_id) and await users.available(self._db, public_id)
+        return not is_reserved(public_id) and await users.available(self._db, public_id)
 
-    def judge(self, request: Register) -> None:
-        """The checks that span fields. Raises InvalidRequest with all that fail."""
+    def validate(self, request: Register) -> None:
+        """Check what spans several fields. Raises InvalidRequest with all faults."""
         faults = keys.find_faults(request, request.identity_key, request.signing_public_key, libsignal=self._libsignal)
         if self._libsignal and request.last_resort_kyber_prekey is None:
             faults.append(keys.missing_last_resort())
@@ -63,7 +63,7 @@ class Accounts:
             raise InvalidRequest("Some fields are not valid.", details=faults)
 
     async def register(self, request: Register, client: Client) -> SignedIn:
-        """Create an account with its keys and first session, all or nothing. Raises Conflict."""
+        """Create an account with its keys and first session in one transaction. Raises Conflict."""
         account = users.NewUser(
             public_id=request.public_id,
             password_hash=await self._passwords.hash(request.password),
@@ -77,21 +77,21 @@ class Accounts:
         try:
             async with self._db.transaction():
                 user_id = await users.create(self._db, account)
-                await self._judge_inheritance(request)
+                await self._check_inheritance(request)
                 await prekeys.add(self._db, user_id, request, at_most=MAX_KEYS)
                 signed_in = await self._sessions.open(user_id, request.public_id, request.fingerprint, client)
         except users.Taken as taken:
-            raise TAKEN[taken.field] from None
+            raise TAKEN_ERRORS[taken.field] from None
         except prekeys.Reused as reused:
             raise Conflict(f"The same key appears twice in {reused.kind}.") from None
         await self._sessions.remember(signed_in.session_id, signed_in.refresh_token)
         return signed_in
 
-    async def _judge_inheritance(self, request: Register) -> None:
-        """Settle what a new account takes over of an erased one: never the public id, the identity key only with a
-        proof, and subscriptions only from who bought them. Raises PublicIdTaken, IdentityKeyTaken.
+    async def _check_inheritance(self, request: Register) -> None:
+        """Check what a new account may take over from an erased one: never the public id, the identity key only with a
+        proof, and subscriptions only if it has the buyer's key. Raises PublicIdTaken, IdentityKeyTaken.
 
-        The signature of a signed prekey is in every bundle, so that a prekey which was seen before proves nothing.
+        Every bundle contains the signature of a signed prekey, so a prekey that was used before proves nothing.
         """
         name = tombstones.of_name(request.public_id)
         identity = tombstones.of_identity(request.identity_key)
@@ -104,15 +104,15 @@ class Accounts:
             raise IdentityKeyTaken
         bought = await subscriptions.bought_before(self._db, request.fingerprint)
         if bought:
-            withheld = [
+            withheld = [  # subscriptions that stay hidden from the new account
                 row["id"]
                 for row in bought
-                if not proven and (prekey in buried or not _buyer(request.signing_public_key, row))
+                if not proven and (prekey in buried or not _is_buyer(request.signing_public_key, row))
             ]
             await subscriptions.withhold(self._db, request.fingerprint, withheld)
 
     async def login(self, request: Login, client: Client) -> SignedIn:
-        """A new session for who knows the password. Raises InvalidCredentials, AccountSuspended."""
+        """Open a session with the password. Raises InvalidCredentials, AccountSuspended."""
         account = await users.credentials(self._db, request.public_id)
         password_hash = account.password_hash if account else None
         match = await self._passwords.check(request.public_id.lower(), password_hash, request.password)
@@ -134,23 +134,23 @@ class Accounts:
             raise InvalidCredentials
         password_hash = await self._passwords.hash(request.new_password)
         async with self._db.transaction():
-            # Only where the confirmed password still is the password: a reset may have come between.
+            # Only if the confirmed password is still current: a reset may have come between.
             if not await users.set_password(self._db, account.id, password_hash, instead_of=account.password_hash):
-                raise Conflict("The password was changed at the same time.")
+                raise Conflict("The password was changed by another request at the same time.")
             ended = await sessions.end_all(self._db, account.id, but=session.session_id)
         self._revocations.announce(ended)
 
     # Password reset -----------------------------------------------------------------------------------------------
 
     def challenge(self, identity_key: bytes) -> ProofRequired:
-        """The answer to a reset without proof; the same for known and unknown keys, and nothing is stored."""
+        """Return the error for a reset without proof. It is the same for known and unknown keys; nothing is stored."""
         body = os.urandom(16) + struct.pack(">Q", int(time.time()) + CHALLENGE_SECONDS)
         sealed = body + self._keyring.derive("reset", body + identity_key)
         challenge = base64.urlsafe_b64encode(sealed).decode()
         return ProofRequired(fields={"challenge": challenge, "expires_in": CHALLENGE_SECONDS})
 
-    def _opened(self, challenge: str, identity_key: bytes) -> tuple[bytes, datetime] | None:
-        """The nonce and end of a challenge that we gave for this key and that has not expired."""
+    def _open_challenge(self, challenge: str, identity_key: bytes) -> tuple[bytes, datetime] | None:
+        """Return the nonce and expiry of a challenge; None if we did not issue it for this key, or it has expired."""
         try:
             sealed = base64.b64decode(challenge, altchars=b"-_", validate=True)
         except ValueError:
@@ -164,12 +164,13 @@ class Accounts:
         return (body[:16], datetime.fromtimestamp(expires, UTC)) if expires > time.time() else None
 
     async def reset_password(self, request: ResetPassword, client: Client) -> SignedIn:
-        """Set a new password for who signs the challenge, and end every session; for a suspended account nothing.
+        """Set a new password if the owner signed the challenge, and end every session; rolled back for a suspended
+        account.
 
         Raises InvalidProof, AccountSuspended.
         """
         assert request.challenge is not None
-        opened = self._opened(request.challenge, request.identity_key)
+        opened = self._open_challenge(request.challenge, request.identity_key)
         owner = await users.identity_by_key(self._db, request.identity_key)
         if opened is None or owner is None or not _proves(owner, request):
             raise InvalidProof
@@ -192,7 +193,7 @@ def _proves(owner: users.Identity, request: ResetPassword) -> bool:
     return keys.signed_by(owner.identity_key, owner.signing_public_key, request.signature, message)
 
 
-def _buyer(signing_key: bytes, bought: Row) -> bool:
+def _is_buyer(signing_key: bytes, bought: Row) -> bool:
     """True if a subscription was bought with a signature by this key."""
     messages = keys.purchase_messages(bought["prid_hash"], bought["tier"])
     return any(keys.ed25519(signing_key, bought["signature"], message) for message in messages)

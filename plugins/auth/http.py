@@ -72,14 +72,14 @@ class RegisterHandler(ApiHandler):
         key that signed the purchase.
         """
         async with self._counted():
-            self._accounts.judge(body)  # after the limits: 100 keys that are no good cost the loop 12 ms
+            self._accounts.validate(body)  # after the limits: 100 invalid keys cost the loop 12 ms
             self.count_client()
             signed_in = await self._accounts.register(body, self.client)
         self.reply(signed_in, 201)
 
     @contextlib.asynccontextmanager
     async def _counted(self) -> AsyncIterator[None]:
-        """Count a registration against both limits, then take back the one that it does not belong to."""
+        """Count a registration against both limits, then refund the limit that does not apply."""
         limits, key = self.application.limits, limit_key(self.address)
         await limits.spend("register", key, self._rate, shown=True)
         try:
@@ -164,7 +164,7 @@ class RefreshHandler(ApiHandler):
         """
         token = body.refresh_token
         if await self._sessions.has_seen(token):
-            # Each leaves a row for as long as the session may last. Who doesn't have the token can't use this up.
+            # Each leaves a row for as long as the session may last. Only the token's owner can use up this limit.
             await self.limit("refresh", self._rate, str(family(token)))
         else:
             await self.limit("refresh-unknown", self._unknown_rate)
@@ -226,7 +226,7 @@ class SessionsHandler(ApiHandler):
         """List your sessions, the one used last first."""
         await self.reserve()
         own = self.session
-        sessions = await self._sessions.listed(own.user_id, own.session_id, query.limit + 1, query.cursor)
+        sessions = await self._sessions.list_live(own.user_id, own.session_id, query.limit + 1, query.cursor)
         reply_page(self, query, sessions, "last_used_at", "id")
 
 

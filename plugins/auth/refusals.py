@@ -1,4 +1,4 @@
-"""What registering and signing in may be refused for."""
+"""Errors of registration, login, refresh and password reset."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from handlers.wire.errors import Conflict, Forbidden, Unauthorized
 class PublicIdTaken(Conflict):
     """An account has the public id, or one that was deleted in the last 180 days had it."""
 
-    code, message = "public_id_taken", "This public id is taken, or an account that had it was deleted lately."
+    code, message = "public_id_taken", "This public id is taken, or an account with this id was deleted recently."
 
 
 class IdentityKeyTaken(Conflict):
@@ -16,13 +16,13 @@ class IdentityKeyTaken(Conflict):
     not signed by it."""
 
     code = "identity_key_taken"
-    message = "This identity key is or was registered. If it is yours, sign the signed prekey with it (XEdDSA)."
+    message = "This identity key is or was registered. If it is yours, use it to sign the signed prekey (XEdDSA)."
 
 
 class TokenReused(Unauthorized):
-    """A refresh token that was spent before; its session has ended."""
+    """A refresh token that was used before; its session has ended."""
 
-    code, message = "token_reused", "The refresh token was used before; the session has ended."
+    code, message = "token_reused", "This refresh token was used before; the session has ended."
 
 
 class InvalidProof(Forbidden):

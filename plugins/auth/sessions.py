@@ -1,4 +1,4 @@
-"""Sessions: refresh tokens that rotate, and what this instance must know of ended ones."""
+"""Sessions: refresh tokens that rotate, and ended sessions that this instance must reject."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from plugins.auth.shapes import Refreshed, SignedIn
 
 log = structlog.get_logger(__name__)
 
-NOTED = 60.0  # seconds between two notes of how long this server's tokens live
-OVERLAP = 30.0  # seconds; rows stamped before the last look but committed after it
+NOTE_INTERVAL = 60.0  # seconds between two updates of the stored lifetime of this server's tokens
+OVERLAP = 30.0  # seconds; covers rows stamped before the last query but committed after it
 REDIS_TIMEOUT = 0.25  # seconds; the look-up only saves PostgreSQL work, so it may not cost time
 
 
 class Sessions:
-    """Opens, refreshes and ends sessions; keeps this instance's knowledge of ended ones fresh."""
+    """Opens, refreshes and ends sessions; keeps this instance up to date about ended ones."""
 
     def __init__(
         self, db: Database, redis: Redis, tokens: Tokens, revocations: Revocations, grace_seconds: int
     ) -> None:
         self._db, self._redis, self._tokens, self._revocations = db, redis, tokens, revocations
         self._grace = grace_seconds
-        self._looked: float | None = None
+        self._caught_up: float | None = None
         self._noted: float | None = None
-        self._known: set[UUID] = set()
+        self._applied: set[UUID] = set()
 
     async def open(self, user_id: UUID, public_id: str, fingerprint: str, client: Client) -> SignedIn:
-        """A new session's row and tokens, in the caller's transaction. Whoever calls has proof of who asks.
+        """Insert a session in the caller's transaction; return its tokens. The caller has authenticated the user.
 
-        Raises AccountSuspended, and InvalidCredentials when the account was deleted meanwhile.
+        Raises AccountSuspended, and InvalidCredentials if the account was deleted in the meantime.
         """
         session_id = uuid4()
         token = (session_id.bytes + secrets.token_bytes(32)).hex()
@@ -79,7 +79,7 @@ class Sessions:
             client.version,
         )
         if rotated is None:
-            # The suspension ended the session; the app must not take that for a logout.
+            # The suspension ended the session; the app must not treat that as a logout.
             if await sessions.suspended(self._db, session_id, digest):
                 raise AccountSuspended
             if not await sessions.spent(self._db, session_id, digest):
@@ -95,32 +95,32 @@ class Sessions:
         )
 
     def _successors(self, session_id: UUID, token: str) -> list[str]:
-        """What the token rotates to, under each accepted secret: derived, so that asking twice gives the same."""
+        """Derive the token's successors, one for each accepted secret. Deriving again gives the same ones."""
         derived = self._tokens.keyring.derivations("refresh", token.encode())
         return [(session_id.bytes + secret).hex() for secret in derived]
 
-    async def listed(
+    async def list_live(
         self, user_id: UUID, current: UUID, limit: int, before: PageCursor | None
     ) -> list[dict[str, object]]:
-        """The user's live sessions, the one used last first."""
+        """Return the user's live sessions, the most recently used first."""
         rows = await sessions.live(self._db, user_id, limit, before)
         return [{**row, "current": row["id"] == current} for row in rows]
 
     async def end(self, user_id: UUID, session_id: UUID) -> None:
-        """End one session of the user's. Raises NotFound."""
+        """End one of the user's sessions. Raises NotFound."""
         ended = await sessions.end(self._db, user_id, session_id)
         if not ended:
             raise NotFound("There is no such session.")
         self._revocations.announce(ended)
 
     async def end_all(self, user_id: UUID) -> None:
-        """End every session of the user's."""
+        """End every session of the user."""
         self._revocations.announce(await sessions.end_all(self._db, user_id))
 
     # The look-up in Redis (seed: refresh:{sha256}) ------------------------------------------------------------------
 
     async def remember(self, session_id: UUID, token: str, spent: bytes | None = None) -> None:
-        """Let ``known`` find the token; a spent one is still found while it may be repeated."""
+        """Store the token for ``has_seen``; a spent one stays while it may be repeated."""
         try:
             async with asyncio.timeout(REDIS_TIMEOUT):
                 pipeline = self._redis.pipeline(transaction=False)
@@ -133,7 +133,7 @@ class Sessions:
             log.warning("refresh_not_remembered", cause=type(error).__name__)
 
     async def has_seen(self, token: str) -> bool:
-        """Whether Redis has seen this token. A no is no verdict (Redis forgets), only a reason to count the try."""
+        """True if Redis knows this token. False proves nothing (Redis forgets), it only counts against the limit."""
         try:
             async with asyncio.timeout(REDIS_TIMEOUT):
                 return bool(await self._redis.exists(f"refresh:{_digest(token).hex()}"))
@@ -143,22 +143,24 @@ class Sessions:
     # Ended sessions --------------------------------------------------------------------------------------------------
 
     async def catch_up(self) -> None:
-        """Ask PostgreSQL which sessions ended: all that could still have tokens at start, later the recent ones.
-        It is what holds the promise while Redis is away."""
+        """Read from PostgreSQL which sessions ended: at start all that could still have valid tokens, later the recent
+        ones. While Redis is away only this revokes sessions in time."""
         now = time.monotonic()
         if self._noted is None:
             await self._note_lifetime(now)
-        since = self._tokens.longest_lifetime + CLOCK_MARGIN if self._looked is None else now - self._looked + OVERLAP
+        since = (
+            self._tokens.longest_lifetime + CLOCK_MARGIN if self._caught_up is None else now - self._caught_up + OVERLAP
+        )
         moment = await sessions.now(self._db) - timedelta(seconds=since)
-        found = await sessions.ended_since(self._db, moment)
-        self._revocations.apply(session for session in found if session.id not in self._known)
-        self._known = {session.id for session in found}
-        self._looked = now
-        if self._noted is None or now - self._noted > NOTED:
+        ended = await sessions.ended_since(self._db, moment)
+        self._revocations.apply(session for session in ended if session.id not in self._applied)
+        self._applied = {session.id for session in ended}
+        self._caught_up = now
+        if self._noted is None or now - self._noted > NOTE_INTERVAL:
             await self._note_lifetime(now)
 
     async def _note_lifetime(self, now: float) -> None:
-        """Note how long our tokens live, and learn how long those of others do, and of servers with other settings."""
+        """Store how long our tokens live, and read how long those of other servers, with other settings, live."""
         await sessions.note_lifetime(self._db, self._tokens.lifetime)
         longest = await sessions.longest_lifetime(self._db, CLOCK_MARGIN)
         self._tokens.longest_lifetime = max(longest, self._tokens.lifetime)
@@ -173,7 +175,7 @@ def _digest(token: str) -> bytes:
 
 
 def family(token: str) -> UUID | None:
-    """The session a refresh token names; None for what is not one."""
+    """Return the session that a refresh token names; None if it is not a refresh token."""
     if not _TOKEN.fullmatch(token):
         return None
     return UUID(token[:32])

@@ -1,4 +1,4 @@
-"""What clients send to and get from ``/auth`` (contract section 2)."""
+"""Requests and responses of ``/auth`` (contract section 2)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from handlers.wire.shapes import Hex256, Id, Int31, Language, PublicId, Shape, S
 from handlers.wire.signal_keys import CurveKey, KyberPrekey, KyberPrekeys, OneTimePrekeys, SignedPrekey, SigningKey
 from handlers.wire.text import EMPTY_IS_NULL, DisplayName
 
-# Names that a route or a person could be mistaken for.
+# Names that could be mistaken for a route or an official account.
 RESERVED = frozenset(("search", "me", "admin", "support", "mimu", "system"))
 
 
-def reserved(public_id: str) -> bool:
+def is_reserved(public_id: str) -> bool:
     return public_id.lower() in RESERVED
 
 
-def _free(value: str) -> str:
-    if reserved(value):
+def _not_reserved(value: str) -> str:
+    if is_reserved(value):
         raise ValueError("this name is reserved")
     return value
 
@@ -32,7 +32,7 @@ def _free(value: str) -> str:
 class Register(Shape):
     public_id: Annotated[
         PublicId,
-        AfterValidator(_free),
+        AfterValidator(_not_reserved),
         Field(description="Unique whatever the case; not `search`, `me`, `admin`, `support`, `mimu`, `system`."),
     ]
     password: NewPassword
@@ -68,7 +68,7 @@ class Refresh(Shape):
 class ResetPassword(Shape):
     identity_key: CurveKey
     new_password: NewPassword
-    challenge: Annotated[str, Field(max_length=256, description="What the 428 gave.")] | None = None
+    challenge: Annotated[str, Field(max_length=256, description="The challenge of the 428 response.")] | None = None
     signature: Signature | None = None
 
 
@@ -82,14 +82,14 @@ class ChangePassword(Shape):
 
 
 class Availability(TypedDict):
-    """False for what an account has or had in the last 180 days, and for names that are reserved."""
+    """False for ids that an account has or had in the last 180 days, and for reserved ones."""
 
     available: bool
 
 
 class SignedIn(Shape):
-    """One new session. ``expires_in`` is the access token's life in seconds: a day unless the operator says
-    otherwise."""
+    """A new session. ``expires_in`` is the lifetime of the access token in seconds: a day unless the operator changes
+    it."""
 
     user_id: Id
     session_id: Id
@@ -106,12 +106,12 @@ class Refreshed(Shape):
 
 
 class SessionsQuery(PageQuery):
-    limit: Annotated[int, Field(ge=1, le=1000)] = 1000  # more than people have
+    limit: Annotated[int, Field(ge=1, le=1000)] = 1000  # more than users have
 
 
 class LiveSession(TypedDict):
-    """A session that can still be refreshed; ``current`` is the asking one. ``last_used_at`` is when it was registered,
-    logged in or refreshed."""
+    """A session that can still be refreshed; ``current`` marks the session of this request. ``last_used_at`` is when it
+    was registered, logged in or refreshed."""
 
     id: UUID
     platform: str | None

@@ -1,4 +1,4 @@
-"""Files: large, resumable and private, and never through memory (contract section 8)."""
+"""Files: large, resumable and private, never held in memory (contract section 8)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Settings(StorageSettings, TierSettings):
     rate_limit_files: RateLimit = Field(Rate(600, 3600), description="Files that a user may announce.")
 
 
-SWEEP_SECONDS = 10.0  # a server that stops waits for the run in flight
+SWEEP_SECONDS = 10.0  # a server that stops waits for the run in progress
 
 
 def setup(app: App, settings: Settings) -> Plugin:
@@ -34,8 +34,8 @@ def setup(app: App, settings: Settings) -> Plugin:
     uploads = Uploads(app.db, storage, links)
     files = Files(app.db, storage, uploads, links, settings.tiers)
 
-    def room() -> dict[tuple[str, ...], float]:
-        return {} if files.room is None else {(): files.room}
+    def free_bytes() -> dict[tuple[str, ...], float]:
+        return {} if files.free_bytes is None else {(): files.free_bytes}
 
     sweeper = files.sweeper(app.sweeps)
 
@@ -45,7 +45,7 @@ def setup(app: App, settings: Settings) -> Plugin:
         finally:
             files.report()
 
-    app.metrics.add_gauges("mimu_files_free_bytes", "Free space on the disk for files; absent with S3.", (), room)
+    app.metrics.add_gauges("mimu_files_free_bytes", "Free bytes on the disk of files; absent with S3.", (), free_bytes)
     announcing = {"files": files, "rate": settings.rate_limit_files, "address": settings.files_public_url}
     return Plugin(
         name="files",

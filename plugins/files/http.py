@@ -1,4 +1,4 @@
-"""The endpoints of ``/files``, but for resumable uploads."""
+"""The endpoints of ``/files``, except resumable uploads."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from plugins.files.refusals import (
 )
 from plugins.files.uploads import Uploads
 
-LOCATION = Header("Location", "An address on S3 that is good for five minutes.", required=True)
+LOCATION = Header("Location", "A URL on S3 that is valid for five minutes.", required=True)
 
-OF_BYTES = tuple(replace(header, required=False) for header in FILE_HEADERS)  # an address has none of them
-_NOT_AT_ALL = re.compile(r"q=0(\.0{0,3})?")
+OPTIONAL_BYTES = tuple(replace(header, required=False) for header in FILE_HEADERS)  # an address has none of them
+_EXCLUDED = re.compile(r"q=0(\.0{0,3})?")
 
 
 class FilesHandler(ApiHandler):
@@ -75,7 +75,7 @@ class FileUsageHandler(ApiHandler):
 
     @operation({200: shapes.Usage}, cost=READS)
     async def get(self) -> None:
-        """Get how much your files take, and how much they may."""
+        """Get how much space your files use, and the limits."""
         self.reply(await self._files.usage(self.session))
 
 
@@ -107,19 +107,19 @@ class CompleteFileHandler(ApiHandler):
 
     @operation({200: shapes.File}, refuses=(NotFound, NotUploaded, ContentMismatch, NoRoom, UploadLocked), cost=UPDATES)
     async def post(self, file_id: UUID) -> None:
-        """Complete a file: the server checks its size and SHA-256, and lets others read it. Again is fine."""
+        """Complete a file: the server checks its size and SHA-256, and lets others read it. Can be repeated."""
         self.reply(shapes.file(await self._uploads.complete(self.session.user_id, file_id)))
 
 
 def prefers_json(accept: str) -> bool:
-    """True if an Accept header (RFC 9110, 12.5.1) takes JSON, and bytes not at all. HTTP libraries that always send
+    """True if an Accept header (RFC 9110, 12.5.1) accepts JSON but not bytes. HTTP libraries that always send
     ``application/json, */*`` get the bytes."""
-    taken = set()
+    accepted = set()
     for item in accept.lower().split(","):
         kind, *parameters = (part.strip() for part in item.split(";"))
-        if not any(_NOT_AT_ALL.fullmatch(parameter) for parameter in parameters):
-            taken.add(kind)
-    return "application/json" in taken and not taken & {"*/*", "application/*", "application/octet-stream"}
+        if not any(_EXCLUDED.fullmatch(parameter) for parameter in parameters):
+            accepted.add(kind)
+    return "application/json" in accepted and not accepted & {"*/*", "application/*", "application/octet-stream"}
 
 
 class FileContentHandler(DownloadHandler):
@@ -129,11 +129,14 @@ class FileContentHandler(DownloadHandler):
     @operation(
         {
             200: Answer(
-                shapes.Source, words="All of it, or its address.", headers=OF_BYTES, media="application/octet-stream"
+                shapes.Source,
+                words="The whole file, or its URL.",
+                headers=OPTIONAL_BYTES,
+                media="application/octet-stream",
             ),
-            206: Answer(words="The range that was asked for.", headers=PART_HEADERS, media="application/octet-stream"),
-            302: Answer(words="With S3.", headers=(LOCATION,)),
-            304: Answer(words="It is what `If-None-Match` names.", headers=ETAG_HEADERS),
+            206: Answer(words="The requested range.", headers=PART_HEADERS, media="application/octet-stream"),
+            302: Answer(words="A redirect, with S3.", headers=(LOCATION,)),
+            304: Answer(words="Not modified: `If-None-Match` has its ETag.", headers=ETAG_HEADERS),
         },
         refuses=(NotFound, RangeNotSatisfiable),
         headers=REQUEST_HEADERS,
@@ -160,14 +163,14 @@ class FileContentHandler(DownloadHandler):
             self.clear_header("Content-Type")
             self.redirect(content.url)
         elif not self.reply_not_modified(tag):
-            with self._files.found(row):
+            with self._files.log_if_lost(row):
                 await self.send(content, row["size"], tag)
 
     head = get
 
 
 class FileDownloadHandler(DownloadHandler):
-    """For the holder of the address: ``Links`` signs it."""
+    """For anyone with the URL: ``Links`` signs it."""
 
     public = True
 
@@ -176,9 +179,9 @@ class FileDownloadHandler(DownloadHandler):
 
     @operation(
         {
-            200: Answer(words="All of it.", headers=FILE_HEADERS, media="application/octet-stream"),
-            206: Answer(words="The range that was asked for.", headers=PART_HEADERS, media="application/octet-stream"),
-            304: Answer(words="It is what `If-None-Match` names.", headers=ETAG_HEADERS),
+            200: Answer(words="The whole file.", headers=FILE_HEADERS, media="application/octet-stream"),
+            206: Answer(words="The requested range.", headers=PART_HEADERS, media="application/octet-stream"),
+            304: Answer(words="Not modified: `If-None-Match` has its ETag.", headers=ETAG_HEADERS),
         },
         refuses=(Forbidden, NotFound, RangeNotSatisfiable),
         headers=REQUEST_HEADERS,
@@ -195,14 +198,14 @@ class FileDownloadHandler(DownloadHandler):
             raise NotFound("There is no such file.")
         tag = f'"{row["sha256"].hex()}"'
         if not self.reply_not_modified(tag):
-            with self._files.found(row):
+            with self._files.log_if_lost(row):
                 await self.send(content, row["size"], tag, query.reader)
 
     head = get
 
 
 class FileUploadHandler(UploadHandler):
-    """For whoever has the address: ``Links`` signs it."""
+    """For anyone with the URL: ``Links`` signs it."""
 
     public = True
     incoming: Incoming

@@ -1,4 +1,4 @@
-"""Links: addresses of our own that let their holder upload or download one file, as S3's signed addresses do."""
+"""Links: signed URLs of this server to upload or download one file, like S3's presigned URLs."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from handlers.wire.errors import Forbidden
 from models.storage import Link
 from plugins.files.shapes import Signed, SignedReading
 
-SECONDS = 3600  # to begin an upload; as on S3
-READ_SECONDS = 300  # to begin a download; as on S3
+UPLOAD_SECONDS = 3600  # to begin an upload; as on S3
+DOWNLOAD_SECONDS = 300  # to begin a download; as on S3
 
 
 class Links:
-    """Signed under the secrets of the access tokens, in a domain of their own: they rotate together."""
+    """Signed with keys derived from the secrets of the access tokens, with which they rotate."""
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
 
     def upload(self, base: str, file_id: UUID, size: int) -> Link:
-        expires = int(time.time()) + SECONDS
+        expires = int(time.time()) + UPLOAD_SECONDS
         signature = self._keyring.derive("file", _message("PUT", file_id, size, expires)).hex()
         url = f"{base}/uploads/{file_id}?{urlencode({'expires': expires, 'signature': signature})}"
-        return Link("PUT", url, {"Content-Type": "application/octet-stream"}, SECONDS)
+        return Link("PUT", url, {"Content-Type": "application/octet-stream"}, UPLOAD_SECONDS)
 
     def download(self, base: str, file_id: UUID, reader: UUID) -> Link:
-        """An address to read a file from, as ``reader``."""
-        expires = int(time.time()) + READ_SECONDS
+        """Return a URL that downloads a file as ``reader``."""
+        expires = int(time.time()) + DOWNLOAD_SECONDS
         signature = self._keyring.derive("file", _message("GET", file_id, reader, expires)).hex()
         query = urlencode({"reader": reader, "expires": expires, "signature": signature})
         url = f"{base}/downloads/{file_id}?{query}"
-        return Link("GET", url, {}, READ_SECONDS)
+        return Link("GET", url, {}, DOWNLOAD_SECONDS)
 
     def check_upload(self, file_id: UUID, size: int, signed: Signed) -> None:
-        """Raises Forbidden for an upload address that is invalid or has expired."""
+        """Raise Forbidden for an upload URL that is invalid or has expired."""
         self._check(_message("PUT", file_id, size, signed.expires), signed)
 
     def check_download(self, file_id: UUID, signed: SignedReading) -> None:
-        """Raises Forbidden for a download address that is invalid or has expired."""
+        """Raise Forbidden for a download URL that is invalid or has expired."""
         self._check(_message("GET", file_id, signed.reader, signed.expires), signed)
 
     def _check(self, message: bytes, signed: Signed) -> None:
         good = [hmac.compare_digest(mac.hex(), signed.signature) for mac in self._keyring.derivations("file", message)]
         if not any(good) or signed.expires < time.time():
-            raise Forbidden("This address is invalid or has expired.")
+            raise Forbidden("This URL is invalid or has expired.")
 
 
 def _message(method: str, file_id: UUID, bound: int | UUID, expires: int) -> bytes:
-    """What is signed; ``bound`` is the size of an upload, or the reader of a download."""
+    """Return the bytes to sign; ``bound`` is the size of an upload, or the reader of a download."""
     return f"{method}|{file_id}|{bound}|{expires}".encode()

@@ -1,4 +1,4 @@
-"""What files are refused with."""
+"""Errors of uploads and downloads."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class QuotaExceeded(ApiError):
 
 
 class NoRoom(ApiError):
-    """The disk is full; what was there stays."""
+    """The disk is full; stored files stay."""
 
-    status, code, message = 507, "storage_full", "The server has no room for more just now."
+    status, code, message = 507, "storage_full", "The server's storage is full. Try again later."
 
 
 class NotUploaded(ApiError):
@@ -40,25 +40,25 @@ class NotUploaded(ApiError):
 class ContentMismatch(ApiError):
     """The file is not what was announced. It is removed, and its id is no longer valid."""
 
-    status, code, message = 409, "content_mismatch", "What was uploaded is not what was announced; it is removed."
+    status, code, message = 409, "content_mismatch", "The file differs from its announcement and was deleted."
 
 
 class OffsetMismatch(ApiError):
-    """A resumable upload stands elsewhere."""
+    """A resumable upload has another offset."""
 
-    status, code, message = 409, "offset_mismatch", "The upload stands elsewhere; ask where with HEAD."
+    status, code, message = 409, "offset_mismatch", "The offset is not that of the upload. Send HEAD to get it."
 
 
 class AlreadyUploaded(ApiError):
-    """The file is there; complete it."""
+    """The file is uploaded already; complete it."""
 
-    status, code, message = 412, "already_uploaded", "The file is uploaded; complete it."
+    status, code, message = 412, "already_uploaded", "The file is uploaded already. Complete it."
 
 
 class UnsupportedTusVersion(ApiError):
-    """No `Tus-Resumable: 1.0.0`."""
+    """The header `Tus-Resumable: 1.0.0` is missing."""
 
-    status, code, message = 412, "unsupported_tus_version", "This server speaks tus 1.0.0: send Tus-Resumable."
+    status, code, message = 412, "unsupported_tus_version", "Send the header Tus-Resumable: 1.0.0."
     sends = ("Tus-Version",)
 
 
@@ -69,14 +69,14 @@ class UploadLocked(ApiError):
 
 
 class ChecksumMismatch(ApiError):
-    """A piece of an upload that is not what `Upload-Checksum` says. The status is that of tus."""
+    """A piece of an upload that does not match `Upload-Checksum`. The status is defined by tus."""
 
-    status, code, message = 460, "checksum_mismatch", "The bytes are not those of the checksum; they are dropped."
+    status, code, message = 460, "checksum_mismatch", "The bytes do not match the checksum and were dropped."
 
 
 @contextlib.contextmanager
-def refusing() -> Iterator[None]:
-    """Tell what a storage raises as what a client is to hear."""
+def storage_errors() -> Iterator[None]:
+    """Convert a storage's exceptions to API errors."""
     try:
         yield
     except StorageAway:

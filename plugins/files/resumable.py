@@ -1,4 +1,4 @@
-"""The endpoints of ``/files/tus``: resumable uploads, as any client of tus 1.0 makes them."""
+"""The endpoints of ``/files/tus``: resumable uploads for any client of tus 1.0."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from plugins.files.refusals import (
 )
 from plugins.files.uploads import Uploads
 
-STANDS = (tus.RESUMABLE, tus.OFFSET, tus.EXPIRES)
+STATE = (tus.RESUMABLE, tus.OFFSET, tus.EXPIRES)
 
 
 class TusHandler(UploadHandler):
-    """What tus wants of every request and answer."""
+    """The headers that tus requires of every request and response."""
 
     refuses = (*UploadHandler.refuses, UnsupportedTusVersion)
     cors_request_headers, cors_response_headers = tus.SENT, tus.SHOWN
@@ -41,7 +41,7 @@ class TusHandler(UploadHandler):
         self.set_header("Tus-Resumable", tus.VERSION)
 
     def prepare(self) -> Any:
-        # For clients that some network lets send nothing but GET and POST.
+        # For clients on networks that allow only GET and POST.
         method = self.request.headers.get("X-HTTP-Method-Override", "")
         if self.request.method == "POST" and method in ("PATCH", "DELETE", "HEAD"):
             self.request.method = method
@@ -54,11 +54,11 @@ class TusHandler(UploadHandler):
         return self.incoming
 
     async def open(self, *path: Any, **_: Any) -> Incoming | None:
-        """Where the body goes, if it is part of a file."""
+        """Return the sink of the body, if it is part of a file."""
         return None
 
-    def tell(self, row: Row) -> None:
-        """How the upload stands."""
+    def set_upload_headers(self, row: Row) -> None:
+        """Set the headers with the offset and expiry of the upload."""
         self.set_header("Upload-Offset", str(row["received"]))
         if row["expires_at"] is not None:
             self.set_header("Upload-Expires", tus.moment(row["expires_at"]))
@@ -73,17 +73,17 @@ class TusUploadsHandler(TusHandler):
         if self.request.method != "POST":
             return None
         if "Upload-Defer-Length" in headers or "Upload-Concat" in headers:
-            raise InvalidRequest("This server wants Upload-Length, and puts no uploads together.")
-        size, said = tus.length(headers.get("Upload-Length")), headers.get("Upload-Metadata")
-        announced, checksum = tus.metadata(said), tus.checksum(headers.get("Upload-Checksum"))
+            raise InvalidRequest("This server requires Upload-Length, and does not concatenate uploads.")
+        size, metadata = tus.length(headers.get("Upload-Length")), headers.get("Upload-Metadata")
+        announced, checksum = tus.metadata(metadata), tus.checksum(headers.get("Upload-Checksum"))
         await self.limit("files", self._rate, str(self.session.user_id))
-        self.row = await self._files.announce_resumable(self.session, size, announced, said)
+        self.row = await self._files.announce_resumable(self.session, size, announced, metadata)
         if headers.get("Content-Type") != tus.BODY:
             return None
         return await self._uploads.begin(self.session.user_id, self.row["id"], checksum)
 
     @operation(
-        {201: Answer(headers=(tus.LOCATION, *STANDS))},
+        {201: Answer(headers=(tus.LOCATION, *STATE))},
         refuses=(NotFound, FileTooLarge, UploadLocked, ContentMismatch, ChecksumMismatch, QuotaExceeded, NoRoom),
         limits={"rate_limit_files": "user"},
         headers=(tus.RESUMABLE, tus.LENGTH, tus.METADATA, tus.CHECKSUM),
@@ -91,25 +91,25 @@ class TusUploadsHandler(TusHandler):
         cost=Cost(rows=1, transfers=True),
     )
     async def post(self) -> None:
-        """Announce a file that comes by [tus 1.0.0](https://tus.io/protocols/resumable-upload).
+        """Announce a file to upload by [tus 1.0.0](https://tus.io/protocols/resumable-upload).
 
-        A body is its first piece. Clients that can send nothing but GET and POST name other methods in
+        A body is its first piece. Clients that can send only GET and POST name other methods in
         `X-HTTP-Method-Override`. `OPTIONS` has the version, the extensions (`creation`, `creation-with-upload`,
         `checksum`, `termination`, `expiration`), the checksum algorithms, and the largest tier's `Tus-Max-Size`. A chat
-        in which one takes no part is 404.
+        in which you take no part is 404.
         """
         await self.write_rest()
         if self.incoming is not None:
             await self.incoming.finish()
-            self.row = await self._uploads.stand(self.session.user_id, self.row["id"])
+            self.row = await self._uploads.refresh(self.session.user_id, self.row["id"])
         self.set_header("Location", f"{self._address or self.origin}/files/tus/{self.row['id']}")
-        self.tell(self.row)
+        self.set_upload_headers(self.row)
         self.set_status(201)
         self.finish()
 
     @operation({204: Answer(headers=(tus.RESUMABLE, *tus.SPOKEN))}, cost=READS)
     def options(self, *path: str) -> None:
-        """Ask what of tus there is here."""
+        """Get the version and extensions of tus that this server supports."""
         self.set_header("Tus-Version", tus.VERSION)
         self.set_header("Tus-Extension", tus.EXTENSIONS)
         self.set_header("Tus-Max-Size", str(self._files.largest))
@@ -131,22 +131,22 @@ class TusUploadHandler(TusHandler):
         return await self._uploads.patch(self.session.user_id, UUID(file_id), offset, tus.checksum(checksum))
 
     @operation(
-        {200: Answer(headers=(*STANDS, tus.LENGTH, tus.METADATA))},
+        {200: Answer(headers=(*STATE, tus.LENGTH, tus.METADATA))},
         refuses=(NotFound, ContentMismatch, NoRoom, UploadLocked),
         headers=(tus.RESUMABLE,),
         cost=READS,
     )
     async def head(self, file_id: UUID) -> None:
-        """Get how far one of your uploads has come; this ends a request that is still writing."""
-        row = await self._uploads.stand(self.session.user_id, file_id)
-        self.tell(row)
+        """Get the offset of one of your uploads; this ends a request that is still writing."""
+        row = await self._uploads.refresh(self.session.user_id, file_id)
+        self.set_upload_headers(row)
         self.set_header("Upload-Length", str(row["size"]))
         if row["upload_metadata"]:
             self.set_header("Upload-Metadata", row["upload_metadata"])
         self.finish()
 
     @operation(
-        {204: Answer(headers=STANDS)},
+        {204: Answer(headers=STATE)},
         refuses=(
             NotFound,
             OffsetMismatch,
@@ -165,7 +165,7 @@ class TusUploadHandler(TusHandler):
         await self.write_rest()
         if self.incoming is not None:
             await self.incoming.finish()
-        self.tell(await self._uploads.stand(self.session.user_id, file_id))
+        self.set_upload_headers(await self._uploads.refresh(self.session.user_id, file_id))
         self.reply_nothing()
 
     @operation(
@@ -175,6 +175,6 @@ class TusUploadHandler(TusHandler):
         cost=UPDATES,
     )
     async def delete(self, file_id: UUID) -> None:
-        """Cancel one of your uploads, and remove what has arrived of it."""
-        await self._uploads.stop(self.session.user_id, file_id)
+        """Cancel one of your uploads, and delete its bytes."""
+        await self._uploads.cancel(self.session.user_id, file_id)
         self.reply_nothing()

@@ -1,4 +1,4 @@
-"""What clients send to ``/files`` and get from there (contract section 8)."""
+"""Requests and responses of ``/files`` (contract section 8)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from config.tiers import Allowance, TierName
 from handlers.wire.shapes import Hex256, Id, Shape, unb64
 from models.database import Row
 
-MAX_SIZE = 1 << 43  # 8 TiB: whatever a tier may allow, a number that a disk and S3 can hold
+MAX_SIZE = 1 << 43  # 8 TiB: disks, S3 and 64-bit columns can store it, whatever a tier allows
 
 _HEX = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
 
 
 def _sha256(value: Any) -> Any:
-    """A SHA-256 as sha256sum writes it, in hex, or as binary values are written elsewhere here, in base64."""
+    """Decode a SHA-256: hex as in sha256sum, or base64 as other binary values of this API."""
     digest = bytes.fromhex(value) if isinstance(value, str) and _HEX.fullmatch(value) else unb64(value)
     if len(digest) != 32:
         raise ValueError("a SHA-256 has 32 bytes: 64 hex digits, or base64")
@@ -46,7 +46,7 @@ class NewFile(Shape):
 
 
 class Announced(Shape):
-    """What the metadata of a tus upload may say that means something here."""
+    """The metadata of a tus upload that this server uses."""
 
     sha256: Sha256 | None = None
     media_type: MediaType | None = None
@@ -54,23 +54,24 @@ class Announced(Shape):
 
 
 class Signed(Shape):
-    """The query of an address that was signed here."""
+    """The query of a URL that this server signed."""
 
     expires: Annotated[int, Field(ge=0, le=1 << 40)]
     signature: Hex256
 
 
 class SignedReading(Signed):
-    """The same for an address to read from, which works while its reader may read the file."""
+    """The same for a download URL, which works while its reader may read the file."""
 
     reader: Id
 
 
-# What they get ------------------------------------------------------------------------------------------------------
+# Responses ----------------------------------------------------------------------------------------------------------
 
 
 class File(TypedDict):
-    """``sha256`` is null while a resumable upload has announced none, ``expires_at`` there while it is unfinished."""
+    """``sha256`` is null while a resumable upload has announced none, ``expires_at`` is present until it is
+    complete."""
 
     file_id: UUID
     owner_id: UUID
@@ -85,7 +86,7 @@ class File(TypedDict):
 
 
 class Destination(TypedDict):
-    """Where the bytes go, without the token."""
+    """Where to upload the bytes. Send no token there."""
 
     method: str
     url: str
@@ -94,7 +95,7 @@ class Destination(TypedDict):
 
 
 class Source(TypedDict):
-    """Where the bytes are, without the token."""
+    """Where to download the bytes. Send no token there."""
 
     url: str
     expires_at: datetime
@@ -106,7 +107,7 @@ class AnnouncedFile(TypedDict):
 
 
 class Usage(Allowance):
-    """What ``files`` files take, unfinished ones as large as they are to become, and what they may."""
+    """The space that the files use, and the limits. Unfinished files count with their announced size."""
 
     tier: TierName
     files: int
@@ -114,7 +115,7 @@ class Usage(Allowance):
 
 
 def file(row: Row) -> File:
-    """A file as its readers see it. How far an upload has come is its owner's affair, and only they see one."""
+    """Return a file as its readers see it. Only the owner sees an unfinished one."""
     shown: File = {
         "file_id": row["id"],
         "owner_id": row["owner_id"],

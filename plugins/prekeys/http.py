@@ -1,4 +1,4 @@
-"""The endpoints that hand out and take in prekeys."""
+"""The endpoints that hand out bundles and accept prekeys."""
 
 from __future__ import annotations
 

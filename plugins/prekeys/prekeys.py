@@ -1,4 +1,4 @@
-"""Bundles: what one needs to open a Signal session (X3DH, PQXDH) with someone who is away."""
+"""Bundles: the keys to open a Signal session (X3DH, PQXDH) with a user who is offline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models import prekeys, users
 from models.database import Database, Row
 from plugins.prekeys.shapes import Bundle, Supply, Upload, prekeys_low
 
-MAX_UNUSED = 1000  # keys of a kind; at 100 a week that is half a year, and more is somebody filling our disk
+MAX_UNUSED = 1000  # keys of a kind; at 100 a week enough for months, and more only fill our disk
 
 
 class Prekeys:
@@ -36,9 +36,9 @@ class Prekeys:
         self._per_target, self._in_all = per_target, in_all
 
     async def bundle(self, caller: UUID, user: UUID | str, *, signal_form: bool) -> Bundle:
-        """A bundle with a one-time prekey nobody else gets. One's own shows no one-time key and spends none.
+        """Return a bundle with a one-time prekey that no other caller receives. The caller's own contains none.
 
-        ``signal_form`` gives curve keys with Signal's type byte, 33 bytes. Raises NotFound, RateLimited.
+        With ``signal_form`` curve keys have Signal's type byte, 33 bytes. Raises NotFound, RateLimited.
         """
         owner = await users.identity(self._db, user)
         if owner is None:
@@ -56,7 +56,7 @@ class Prekeys:
         else:
             one_time = await prekeys.claim(self._db, owner.id)
             kyber = await prekeys.claim_kyber(self._db, owner.id)
-            await self._tell_when_low(owner.id)
+            await self._notify_if_low(owner.id)
         prefix = keys.SIGNAL_TYPE if signal_form else b""
         bundle: Bundle = {
             "identity_key": b64(prefix + owner.identity_key),
@@ -70,20 +70,20 @@ class Prekeys:
             bundle["kyber_prekey"] = _key(kyber, b"")
         return bundle
 
-    async def _tell_when_low(self, owner: UUID) -> None:
+    async def _notify_if_low(self, owner: UUID) -> None:
         remaining = await prekeys.left(self._db, owner, prekeys.LOW)
         if remaining < prekeys.LOW:
             self._hub.send(owner, prekeys_low(remaining))
             self._alerts.prekeys_low(owner)
 
     async def greet(self, peer: Peer) -> None:
-        """Tell a socket whose owner has run out of one-time prekeys: nobody fetched the last one, they were withdrawn
-        (models/postgres/epochs.py), or the device was away when it went."""
+        """Notify a new socket if its owner has no one-time prekeys left: they were withdrawn
+        (models/postgres/epochs.py), or the device was offline when the last one was fetched."""
         if await prekeys.used_up(self._db, peer.session.user_id):
             peer.send(prekeys_low(0))
 
     async def supply(self, user_id: UUID) -> Supply:
-        """How many keys are left, and the signed prekey that bundles bear now."""
+        """Return how many keys are left, and the current signed prekey."""
         remaining = await prekeys.remaining(self._db, user_id)
         signed = await prekeys.signed_prekey(self._db, user_id)
         return {
@@ -93,9 +93,9 @@ class Prekeys:
         }
 
     async def upload(self, user_id: UUID, request: Upload) -> Supply:
-        """Add keys, all or none; the supply after it. What is there already stays as it is.
+        """Add keys, all or none. Returns the supply. Keys that are stored already stay as they are.
 
-        Raises InvalidRequest, and Conflict for a key id that another key has, or a signed key that was superseded.
+        Raises InvalidRequest, and Conflict for a key id of another key, or a signed key that was replaced before.
         """
         owner = await users.identity_of(self._db, user_id)
         if owner is None:
@@ -109,15 +109,15 @@ class Prekeys:
         try:
             await prekeys.add(self._db, user_id, request, at_most=MAX_UNUSED)
         except prekeys.Reused as reused:
-            raise Conflict(f"A key or a key id in {reused.kind} was sent before.") from None
+            raise Conflict(f"A key or a key id in {reused.kind} was used before.") from None
         except prekeys.TooMany as many:
-            fault = Fault(many.kind, f"there are {many.left} unused ones; at most {MAX_UNUSED} are kept")
+            fault = Fault(many.kind, f"you have {many.left} unused ones; the server keeps at most {MAX_UNUSED}")
             raise InvalidRequest("Some fields are not valid.", details=[fault]) from None
         return await self.supply(user_id)
 
 
 def _key(row: Row, prefix: bytes) -> Any:
     key = {"id": row["id"], "key_id": row["key_id"], "public_key": b64(prefix + row["public_key"])}
-    if "signature" in row.keys():  # noqa: SIM118  # a Record's `in` looks at its values
+    if "signature" in row.keys():  # noqa: SIM118  # `in` on a Record checks its values
         key["signature"] = b64(row["signature"])
     return key

@@ -1,4 +1,4 @@
-"""What clients send to the prekey endpoints (contract section 3), and what they get."""
+"""Requests and responses of the prekey endpoints (contract section 3)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Upload(Shape):
     last_resort_kyber_prekey: KyberPrekey | None = None
 
 
-# What they get ------------------------------------------------------------------------------------------------------
+# Responses ----------------------------------------------------------------------------------------------------------
 
 
 class UnsignedKey(TypedDict):
@@ -41,7 +41,7 @@ class SignedKey(UnsignedKey):
 
 
 class Bundle(TypedDict):
-    """``one_time_prekey`` is null when none is left. ``kyber_prekey`` is there when the owner has uploaded any: a
+    """``one_time_prekey`` is null if none is left. ``kyber_prekey`` is present if the owner has uploaded any: a
     one-time one, or the last-resort one, which stays."""
 
     identity_key: EncodedBase64
@@ -54,14 +54,14 @@ class Bundle(TypedDict):
 
 
 class SignedPrekeyNow(TypedDict):
-    """The signed prekey that bundles bear now."""
+    """The current signed prekey."""
 
     key_id: Int31
     created_at: datetime
 
 
 class Supply(TypedDict):
-    """What is left."""
+    """The keys that are left."""
 
     one_time_remaining: int
     kyber_remaining: int
@@ -69,7 +69,7 @@ class Supply(TypedDict):
 
 
 class PrekeysLow(TypedDict):
-    """Fewer than 10 one-time prekeys are left: upload more. After `ready` with 0, when none is left."""
+    """Fewer than 10 one-time prekeys are left: upload more. Sent after `ready` with 0 if none is left."""
 
     type: Literal["prekeys_low"]
     remaining: int

@@ -1,4 +1,4 @@
-"""Push: wakes the devices of users who have no socket open, without telling anyone why (contract section 9)."""
+"""Push: wakes devices without an open socket; a push does not reveal why it was sent (contract section 9)."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from handlers.http.base import ID
 from plugins import App, Every, Plugin
 from plugins.push import examination, http
 from plugins.push.breaker import Breaker
-from plugins.push.preferences import Wishes
+from plugins.push.preferences import PushPreferences
 from plugins.push.providers.apns import Apns, Identity
-from plugins.push.providers.client import Road
+from plugins.push.providers.client import ProviderClient
 from plugins.push.providers.fcm import GOOGLE, Fcm
 from plugins.push.providers.outcomes import Provider
 from plugins.push.providers.vapid import AccountFile, P256File
 from plugins.push.providers.webpush import WebPush, public_key
-from plugins.push.queue.gathering import Gathering
 from plugins.push.queue.judge import Judge
 from plugins.push.queue.lane import Lane, running
-from plugins.push.queue.queue import JUDGE, JUDGE_NOW, Away, Queue, stream
+from plugins.push.queue.missed import MissedActivity
+from plugins.push.queue.queue import JUDGE, JUDGE_NOW, REDIS_ERRORS, Queue, stream
 from plugins.push.queue.tally import Tally
 from plugins.push.sender import Sender
 from plugins.push.tokens import Tokens
 
 log = structlog.get_logger(__name__)
 
-JUDGED = 200  # jobs judged in one step
-AT_ONCE = 64  # pushes on their way to one provider; at 50 ms each that is 1,280 a second
-RINGING = 32  # the same of calls, which have lanes of their own so that nothing is before them
+JUDGE_BATCH = 200  # jobs judged in one step
+MAX_PUSHES = 64  # pushes in progress to one provider; at 50 ms each that is 1,280 a second
+MAX_CALL_PUSHES = 32  # the same for calls, which have separate lanes so that they never queue behind messages
 
 
 LABEL = "[A-Za-z0-9-]+"
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]{1,255}$")]
-# RFC 8292 section 2.1; what py_vapid takes.
+# RFC 8292 section 2.1; the form that py_vapid accepts.
 Subject = Annotated[str, StringConstraints(pattern=rf"^(mailto:[^@\s]+@|https://)(localhost|{LABEL}(\.{LABEL})+)$")]
 
 
@@ -100,14 +100,14 @@ class Settings(Section):
 
 
 def setup(app: App, settings: Settings) -> Plugin:
-    road = Road(settings.push_ca_file, allow_private=settings.push_allow_private)
-    providers, vapid = _providers(road, settings)
-    tokens, wishes = Tokens(app.db, providers.keys()), Wishes(app.db)
+    client = ProviderClient(settings.push_ca_file, allow_private=settings.push_allow_private)
+    providers, vapid = _providers(client, settings)
+    tokens, preferences = Tokens(app.db, providers.keys()), PushPreferences(app.db)
     limited = {"rate": settings.rate_limit_push}
     routes = (
         ("/push/tokens", http.PushTokens, {"tokens": tokens, **limited}),
         (f"/push/tokens/{ID}", http.PushToken, {"tokens": tokens}),
-        ("/push/settings", http.PushSettings, {"wishes": wishes, **limited}),
+        ("/push/settings", http.PushSettings, {"preferences": preferences, **limited}),
         ("/push/vapid", http.Vapid, {"public_key": vapid}),
     )
     queue, breaker, tally = Queue(app.redis, str(app.instance_id)), Breaker(), Tally(app.metrics)
@@ -123,18 +123,18 @@ def setup(app: App, settings: Settings) -> Plugin:
     if not providers:
         return Plugin("push", routes=routes, lifespan=_idle)
 
-    gathering = Gathering(app.db, app.hub, queue)
+    missed = MissedActivity(app.db, app.hub, queue)
     judge = Judge(app.db, app.hub, queue, providers.keys(), tally)
     sender = Sender(app.db, app.redis, queue, providers, app.tokens.keyring, breaker, tally, app.traces)
-    judge.lanes += [Lane(queue, name, JUDGED, judge.judge, together=True) for name in (JUDGE, JUDGE_NOW)]
+    judge.lanes += [Lane(queue, name, JUDGE_BATCH, judge.judge, together=True) for name in (JUDGE, JUDGE_NOW)]
     for name in dict.fromkeys(provider.partition("_")[0] for provider in providers):
-        sender.lanes.append(Lane(queue, stream(name), AT_ONCE, sender.send))
-        sender.lanes.append(Lane(queue, stream(name, now=True), RINGING, sender.send))
+        sender.lanes.append(Lane(queue, stream(name), MAX_PUSHES, sender.send))
+        sender.lanes.append(Lane(queue, stream(name, now=True), MAX_CALL_PUSHES, sender.send))
     lanes += [*judge.lanes, *sender.lanes]
 
-    async def look() -> None:
-        """Measure the queue, and forget instances that are no more."""
-        with contextlib.suppress(*Away):
+    async def measure() -> None:
+        """Measure the queue, and forget instances that are gone."""
+        with contextlib.suppress(*REDIS_ERRORS):
             tally.depths(list((await queue.depth([lane.name for lane in lanes])).items()))
             for lane in lanes:
                 await lane.forget_dead()
@@ -142,27 +142,27 @@ def setup(app: App, settings: Settings) -> Plugin:
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(road.open())
+            await stack.enter_async_context(client.open())
             await stack.enter_async_context(queue.running())
             await stack.enter_async_context(running(lanes))
-            await stack.enter_async_context(gathering.running())
-            app.alerts.listen(gathering)
+            await stack.enter_async_context(missed.running())
+            app.alerts.listen(missed)
             yield
 
     return Plugin(
         "push",
         routes=routes,
-        periodic=(Every(15, look, "push_queue"),),
+        periodic=(Every(15, measure, "push_queue"),),
         lifespan=lifespan,
-        welcome=gathering.welcome,
+        welcome=missed.welcome,
     )
 
 
 def examine(_: Core, settings: Settings) -> Examination:
-    """For the doctor: whether the providers take our keys."""
-    road = Road(settings.push_ca_file, allow_private=settings.push_allow_private)
+    """Return the doctor's check that the providers accept our keys."""
+    client = ProviderClient(settings.push_ca_file, allow_private=settings.push_allow_private)
     key, subject = settings.vapid_private_key_file, settings.vapid_subject
-    return examination.examination(road, _providers(road, settings)[0], key, subject)
+    return examination.examination(client, _providers(client, settings)[0], key, subject)
 
 
 @contextlib.asynccontextmanager
@@ -171,9 +171,9 @@ async def _idle() -> AsyncIterator[None]:
     yield
 
 
-def _providers(road: Road, settings: Settings) -> tuple[dict[str, Provider], dict[str, str]]:
-    """The providers that the settings allow, by the names of tokens; and the public key of Web Push."""
-    found: dict[str, Provider] = {}
+def _providers(client: ProviderClient, settings: Settings) -> tuple[dict[str, Provider], dict[str, str]]:
+    """Return the configured providers by the token's provider name, and the public key of Web Push."""
+    providers: dict[str, Provider] = {}
     vapid: dict[str, str] = {}
     if settings.apns_key_file and settings.apns_key_id and settings.apns_team_id and settings.apns_topic:
         identity = Identity(
@@ -183,10 +183,10 @@ def _providers(road: Road, settings: Settings) -> tuple[dict[str, Provider], dic
             settings.apns_topic,
             settings.apns_base_url and settings.apns_base_url.rstrip("/"),
         )
-        found["apns"] = found["apns_voip"] = Apns(road, identity)
+        providers["apns"] = providers["apns_voip"] = Apns(client, identity)
     if settings.fcm_service_account_file:
-        found["fcm"] = Fcm(road, settings.fcm_service_account_file, (settings.fcm_base_url or GOOGLE).rstrip("/"))
+        providers["fcm"] = Fcm(client, settings.fcm_service_account_file, (settings.fcm_base_url or GOOGLE).rstrip("/"))
     if settings.vapid_private_key_file and settings.vapid_subject:
         key = settings.vapid_private_key_file
-        found["webpush"], vapid = WebPush(road, key, settings.vapid_subject), public_key(key)
-    return found, vapid
+        providers["webpush"], vapid = WebPush(client, key, settings.vapid_subject), public_key(key)
+    return providers, vapid

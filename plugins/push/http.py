@@ -9,7 +9,7 @@ from handlers.http.base import ApiHandler
 from handlers.wire.costs import READS, UPDATES
 from handlers.wire.errors import NotFound
 from handlers.wire.operations import Answer, operation
-from plugins.push.preferences import Wishes
+from plugins.push.preferences import PushPreferences
 from plugins.push.shapes import ApplicationServerKey, Preferences, Registration, Token
 from plugins.push.tokens import Tokens
 
@@ -21,10 +21,10 @@ class PushTokens(ApiHandler):
     @operation({200: list[Token]}, cost=READS)
     async def get(self) -> None:
         """List your push tokens, the one registered last first."""
-        self.reply(await self._tokens.listed(self.session))
+        self.reply(await self._tokens.list_all(self.session))
 
     @operation(
-        {201: Token, 200: Answer(Token, "The account had it already; it is the asking session's from now on.")},
+        {201: Token, 200: Answer(Token, "The account already had the token; it now belongs to the current session.")},
         limits={"rate_limit_push": "user"},
         cost=UPDATES,
     )
@@ -51,19 +51,19 @@ class PushToken(ApiHandler):
 
 
 class PushSettings(ApiHandler):
-    def initialize(self, wishes: Wishes, rate: Rate) -> None:
-        self._wishes, self._rate = wishes, rate
+    def initialize(self, preferences: PushPreferences, rate: Rate) -> None:
+        self._preferences, self._rate = preferences, rate
 
     @operation({200: Preferences}, cost=READS)
     async def get(self) -> None:
         """Get your push settings."""
-        self.reply(await self._wishes.of(self.session.user_id))
+        self.reply(await self._preferences.of(self.session.user_id))
 
     @operation({200: Preferences}, limits={"rate_limit_push": "user"}, cost=UPDATES)
     async def put(self, body: Preferences) -> None:
         """Change your push settings; what you do not send stays."""
         await self.limit("push", self._rate, str(self.session.user_id))
-        self.reply(await self._wishes.change(self.session.user_id, body))
+        self.reply(await self._preferences.change(self.session.user_id, body))
 
 
 class Vapid(ApiHandler):

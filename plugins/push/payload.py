@@ -1,4 +1,4 @@
-"""Payloads: what a push says, which is what happened and an id, whoever carries it and however it is read."""
+"""Payloads: the contents of a push, for every provider only the kind of event and an id."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ SUBJECT = {"message_new": "chat_id", "call_offer": "call_id", "call_hangup": "ca
 
 
 class Push(NamedTuple):
-    """One push to one device. ``expires`` is in seconds since 1970. Of those with the same ``collapse`` a provider
-    that still holds one keeps the last only."""
+    """One push to one device. ``expires`` is in seconds since 1970. A provider that still holds a push with the same
+    ``collapse`` replaces it."""
 
     kind: str
     data: Mapping[str, str]
@@ -28,17 +28,17 @@ class Push(NamedTuple):
 
 
 def data(kind: str, subject: UUID | None) -> dict[str, str]:
-    """What the app gets (contract section 9): nothing else may ever be in here."""
+    """Return the data for the app (contract section 9). Never add anything else to it."""
     name = SUBJECT.get(kind)
     return {"type": kind} if name is None or subject is None else {"type": kind, name: str(subject)}
 
 
 def padded(value: Mapping[str, Any], size: int) -> bytes:
-    """JSON of always the same size, so that who sees the bytes pass learns nothing from how many there are: spaces at
-    its end, which JSON allows."""
+    """Encode as JSON of ``size`` bytes, so that an observer learns nothing from the length. Pads with spaces at the
+    end, which JSON allows."""
     return orjson.dumps(value).ljust(size)
 
 
 def opaque(digest: bytes) -> str:
-    """A name of 32 characters that fits into any provider's field."""
+    """Return a name of 32 characters that fits into any provider's field."""
     return base64.urlsafe_b64encode(digest[:24]).decode()

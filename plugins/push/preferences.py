@@ -1,4 +1,4 @@
-"""Preferences: what a user wants to be woken for, and when not."""
+"""Push preferences: which events wake a user's devices, and the quiet hours."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from models.database import Database
 from plugins.push.shapes import KINDS, Preferences
 
 
-class Wishes:
-    """The preferences of users, as they read and change them."""
+class PushPreferences:
+    """Reads and changes the push preferences of users."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -30,7 +30,7 @@ class Wishes:
         )
 
     async def change(self, user_id: UUID, request: Preferences) -> Preferences:
-        """Set what was sent, leave the rest; all of them after it."""
+        """Set the fields that were sent, leave the rest. Returns all preferences."""
         changes: dict[str, Any] = {}
         if "kinds" in request.model_fields_set:
             changes["kinds"] = list(dict.fromkeys(request.kinds))
@@ -45,11 +45,11 @@ class Wishes:
 
 
 def quiet_until(hours: Mapping[str, Any], now: datetime) -> datetime | None:
-    """When the quiet hours end in which ``now`` is; None when it is in none. Where clocks are put forward or back they
-    are an hour shorter or longer, as the night is."""
+    """Return the end of the quiet hours that contain ``now``; None outside of them. When clocks change they are an hour
+    shorter or longer, like the night itself."""
     try:
         zone = ZoneInfo(hours["time_zone"])
-    except (ZoneInfoNotFoundError, OSError):  # this machine's database of time zones is not the one that took it
+    except (ZoneInfoNotFoundError, OSError):  # this machine's time zone database differs from the one that accepted it
         return None
     local = now.astimezone(zone)
     start, end = time.fromisoformat(hours["start"]), time.fromisoformat(hours["end"])

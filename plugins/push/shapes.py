@@ -1,4 +1,4 @@
-"""What clients send to ``/push`` and get from it (contract section 9)."""
+"""Requests and responses of ``/push`` (contract section 9)."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ from typing_extensions import TypedDict
 from handlers.wire.shapes import Base64, EncodedBase64, Id, Moment, Shape, TimeWithOffset, base64_schema, https_parts
 from plugins.push.providers.client import HTTPS, allowed
 
-MUTED = 500  # chats; a longer list is somebody filling our disk
+MAX_MUTED = 500  # chats; a longer list only fills our disk
 
 Provider = Literal["apns", "apns_voip", "fcm", "webpush"]
 Environment = Literal["production", "sandbox"]
 Style = Literal["alert", "background"]
 Kind = Literal["message_new", "call_offer", "prekeys_low"]
-KINDS: tuple[Kind, ...] = ("message_new", "call_offer", "prekeys_low")  # to be woken for; call_hangup follows its offer
+KINDS: tuple[Kind, ...] = (
+    "message_new",
+    "call_offer",
+    "prekeys_low",
+)  # call_hangup follows its offer
 
 
 def _endpoint(value: str) -> str:
-    """An address that may be posted to; where it leads is judged when it is dialled."""
+    """Check the form of an endpoint. Its IP address is checked when connecting."""
     parts = https_parts(value)
     if not allowed(HTTPS if parts.port is None else parts.port):
         raise ValueError("the port must be 443 or above 1023")
     if "@" in parts.netloc or parts.fragment:
-        raise ValueError("must bear neither user information nor a fragment")
+        raise ValueError("must contain neither user information nor a fragment")
     return value
 
 
 def _point(value: bytes) -> bytes:
-    """A point of P-256, uncompressed (RFC 8291 section 3.1)."""
+    """Check that the value is an uncompressed point of P-256 (RFC 8291 section 3.1)."""
     if len(value) != 65:
         raise ValueError("a key is 65 bytes")
     try:
@@ -51,7 +55,7 @@ class BrowserKeys(Shape):
 
 
 class BrowserSubscription(Shape):
-    """As browsers and UnifiedPush distributors give it."""
+    """A subscription in the form that browsers and UnifiedPush distributors return."""
 
     endpoint: Annotated[
         str,
@@ -76,8 +80,8 @@ class Registration(Shape):
 
 
 class Token(Shape):
-    """A token as its owner sees it: not what it is, but where it is from. ``current`` says whether it is the asking
-    session's, ``available`` whether this server sends by that provider."""
+    """A token as its owner sees it, without the token itself. ``current`` is true if it belongs to the session of this
+    request, ``available`` if this server sends through that provider."""
 
     id: UUID
     provider: Provider
@@ -90,7 +94,7 @@ class Token(Shape):
 
 
 class ApplicationServerKey(TypedDict):
-    """``public_key`` has 65 bytes. ``application_server_key`` is the same, as browsers and UnifiedPush want it:
+    """``public_key`` has 65 bytes. ``application_server_key`` is the same, as browsers and UnifiedPush need it:
     URL-safe, not padded."""
 
     public_key: EncodedBase64
@@ -103,7 +107,7 @@ class ApplicationServerKey(TypedDict):
 def _zone(value: str) -> str:
     try:
         ZoneInfo(value)
-    except (ZoneInfoNotFoundError, ValueError, OSError):  # a folder of the database is an OSError
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # the name of a folder in the database raises OSError
         raise ValueError("no such time zone") from None
     return value
 
@@ -113,12 +117,12 @@ Zone = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+-]{1,32}(/[A-Za-z
 
 
 class QuietHours(Shape):
-    """From ``start`` to ``end``, over midnight when that is earlier; what comes meanwhile waits for their end."""
+    """From ``start`` to ``end``, past midnight if ``end`` is earlier. Pushes of this time wait until the end."""
 
     start: Clock
     end: Clock
     time_zone: Annotated[Zone, AfterValidator(_zone), Field(description="By its IANA name.")] = "UTC"
-    calls: Annotated[bool, Field(description="Whether calls ring all the same.")] = True
+    calls: Annotated[bool, Field(description="True if calls ring during quiet hours.")] = True
 
 
 class Muted(Shape):
@@ -127,8 +131,8 @@ class Muted(Shape):
 
 
 class Preferences(Shape):
-    """What a user is woken for."""
+    """Which events wake a user's devices, and when."""
 
     kinds: list[Kind] = Field(default_factory=lambda: [*KINDS], max_length=len(KINDS))
     quiet_hours: QuietHours | None = None
-    muted_chats: list[Muted] = Field(default_factory=list, max_length=MUTED)
+    muted_chats: list[Muted] = Field(default_factory=list, max_length=MAX_MUTED)

@@ -1,4 +1,4 @@
-"""Subscriptions: tiers that are paid for by voucher, Stripe or BTCPay, anonymously (contract section 4)."""
+"""Subscriptions: tiers that users buy anonymously by voucher, Stripe or BTCPay (contract section 4)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from plugins.subscriptions.subscriptions import Subscriptions
 
 __all__ = ["Settings", "examine", "setup"]
 
-SECONDS = 10.0  # a run; the next one goes on
+RUN_SECONDS = 10.0  # for one run; the next one continues
 
 
 def setup(app: App, settings: Settings) -> Plugin:
@@ -54,13 +54,13 @@ def setup(app: App, settings: Settings) -> Plugin:
             ("/subscriptions/webhooks/stripe", http.StripeWebhook, {**shared, "stripe": stripe}),
         ),
         sends=(SubscriptionUpdated,),
-        periodic=(Every(30, lambda: expiry.run(SECONDS), "subscriptions"),),
+        periodic=(Every(30, lambda: expiry.run(RUN_SECONDS), "subscriptions"),),
         lifespan=lifespan,
     )
 
 
 def examine(_: Core, settings: Settings) -> Examination:
-    """For the doctor: whether the payment providers take our keys."""
+    """Return the doctor's check that the payment providers accept our keys."""
     return examination.examination(_stripe(settings), _crypto(settings))
 
 

@@ -1,4 +1,4 @@
-"""What the doctor asks of who took the money: whether they let our keys ask for payments."""
+"""The doctor's check that our keys may read payments at the payment providers."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ BTCPAY = "Compare BTCPAY_STORE_ID and BTCPAY_API_KEY, which needs btcpay.store.c
 
 def examination(stripe: Stripe | None, btcpay: BTCPay | None) -> Examination:
     async def look() -> AsyncIterator[Finding]:
-        yield await _asked("stripe", stripe, STRIPE)
-        yield await _asked("btcpay", btcpay, BTCPAY)
+        yield await _check("stripe", stripe, STRIPE)
+        yield await _check("btcpay", btcpay, BTCPAY)
 
     return Examination("payments", "Payments", ("stripe", "btcpay"), look)
 
 
-async def _asked(part: str, provider: Stripe | BTCPay | None, do: str) -> Finding:
+async def _check(part: str, provider: Stripe | BTCPay | None, do: str) -> Finding:
     if provider is None:
-        return skipped(part, "It has no key, and is not used.")
+        return skipped(part, "Not used: no key is configured.")
     try:
         async with provider.running():
-            status = await provider.standing()
+            status = await provider.probe()
     except Unavailable:
-        return wrong(part, "It can't be reached in time.", "See firewalls and DNS; buyers are told 503 meanwhile.")
+        return wrong(part, "It can't be reached in time.", "Check firewalls and DNS; buyers get 503 until then.")
     if status == 404:
-        return good(part, "It lets us ask for payments.")
+        return good(part, "Our key may read payments.")
     if status in (401, 403):
-        return wrong(part, f"It does not let us ask for payments ({status}).", do)
-    return weak(part, f"It gave an odd answer ({status}).", "See whether that is its address, and ask again.")
+        return wrong(part, f"Our key may not read payments ({status}).", do)
+    return weak(part, f"Unexpected response ({status}).", "Check its URL, and try again.")

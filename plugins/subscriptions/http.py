@@ -34,19 +34,19 @@ class Purchases(ApiHandler):
     @operation(
         {
             201: shapes.Subscription,
-            200: Answer(shapes.Subscription, "What this very purchase brought before, as it is now."),
+            200: Answer(shapes.Subscription, "The purchase was made before; the subscription as it is now."),
         },
         refuses=(PaymentRequired, InvalidSignature, Conflict, PaymentMethodUnavailable),
         limits={"rate_limit_purchase": "address"},
         cost=WRITES,
     )
     async def post(self, body: shapes.Purchase) -> None:
-        """Buy a subscription, anonymously: send no token with it.
+        """Buy a subscription anonymously. Send no token with it.
 
         `signature` is Ed25519 by the owner's signing key over `mimu-sub-v1|{prid_hash}|{tier}`. Time begins now, or
         when the owner's present subscription of that tier ends.
 
-        The server checks in this order: the signature (403); a proof that can be none (402); a PRID or payment of
+        The server checks in this order: the signature (403); a malformed proof (402); a PRID or payment of
         another purchase (409); a tier that it doesn't sell that way (422); whether it was paid (402). While the
         provider is away it answers 503, and stores nothing.
         """
@@ -77,8 +77,8 @@ class Validations(ApiHandler):
         """Check whether the owner of a PRID has a subscription, anonymously: send no token with it.
 
         `signature` is by the owner's signing key over `mimu-sub-validate-v1|{prid}`, where `prid` is text with hyphens,
-        in small letters or as you send it, or over what the purchase was signed over. Every kind of no is the same
-        response, `false`, null and null, also a wrong signature.
+        in small letters or as you send it, or over what the purchase was signed over. All negative results are the
+        same response, `false`, null and null, also a wrong signature.
         """
         await self.limit("validate", self._rate)
         self.reply(await self._subscriptions.validate(body.prid, body.signature))
@@ -86,7 +86,7 @@ class Validations(ApiHandler):
 
 class StripeWebhook(ApiHandler):
     public = True
-    KEY = Header("Stripe-Signature", "By Stripe, under the webhook's key.", required=True, key=True)
+    KEY = Header("Stripe-Signature", "Stripe's signature with the webhook's key.", required=True, key=True)
 
     def initialize(self, subscriptions: Subscriptions, stripe: Stripe | None) -> None:
         self._subscriptions, self._stripe = subscriptions, stripe
@@ -99,14 +99,14 @@ class StripeWebhook(ApiHandler):
         cost=UPDATES,
     )
     async def post(self) -> None:
-        """Receive a refund or a dispute from Stripe, and cancel what that payment bought.
+        """Receive a refund or a dispute from Stripe, and cancel the subscription of that payment.
 
         It takes `charge.refunded` (of the whole amount), `charge.dispute.created` and `charge.dispute.funds_withdrawn`,
         and ignores all other events. 422 without Stripe.
         """
         if self._stripe is None:
             raise PaymentMethodUnavailable
-        proof = self._stripe.taken_back(self.raw_body, self.request.headers.get(self.KEY.name, ""))
+        proof = self._stripe.refunded_proof(self.raw_body, self.request.headers.get(self.KEY.name, ""))
         if proof is not None:
-            await self._subscriptions.take_back("stripe", proof)
+            await self._subscriptions.cancel("stripe", proof)
         self.reply_nothing()

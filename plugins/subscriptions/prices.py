@@ -1,4 +1,4 @@
-"""Prices: so much money for so many days, and the same in the units that payment providers count in."""
+"""Prices: an amount of money for a number of days, also in the units of the payment providers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-MOST_DAYS = 3660
+MAX_DAYS = 3660
 _FORM = re.compile(r"(\d{1,9}(?:\.\d{1,3})?) ([A-Z]{3}) ?/ ?(?:(\d{1,4}) )?days?", re.ASCII)
 
 # https://docs.stripe.com/currencies: an amount is in the currency's smallest unit, which for most is a hundredth.
@@ -30,19 +30,19 @@ class Price:
     def parse(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        found = _FORM.fullmatch(value.strip())
-        if not found:
+        match = _FORM.fullmatch(value.strip())
+        if not match:
             raise ValueError("expected a price such as 4.99 EUR/30 days")
-        price = cls(Decimal(found[1]), found[2], int(found[3] or 1))
-        if price.amount <= 0 or not 1 <= price.days <= MOST_DAYS:
-            raise ValueError(f"a price is more than nothing, for 1 to {MOST_DAYS} days")
+        price = cls(Decimal(match[1]), match[2], int(match[3] or 1))
+        if price.amount <= 0 or not 1 <= price.days <= MAX_DAYS:
+            raise ValueError(f"a price must be more than 0, for 1 to {MAX_DAYS} days")
         if price.amount != price.amount.quantize(Decimal(1).scaleb(-price.digits)):
-            raise ValueError(f"{price.currency} has {price.digits} digits after the point")
+            raise ValueError(f"{price.currency} has {price.digits} digits after the decimal point")
         return price
 
     @property
     def digits(self) -> int:
-        """How many digits of the currency stand after the point."""
+        """How many digits the currency has after the decimal point."""
         return 0 if self.currency in _WHOLE else 3 if self.currency in _THOUSANDTHS else 2
 
     @property

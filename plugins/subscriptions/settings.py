@@ -1,4 +1,4 @@
-"""What an operator decides of subscriptions: prices, and who is asked whether they were paid."""
+"""Settings of subscriptions: prices, and the providers that confirm payments."""
 
 from __future__ import annotations
 
@@ -67,17 +67,17 @@ class Settings(TierSettings):
 
     @field_validator("tier_ultra_price")
     @classmethod
-    def _told_apart(cls, value: Price | None, info: ValidationInfo) -> Price | None:
+    def _distinct_prices(cls, value: Price | None, info: ValidationInfo) -> Price | None:
         premium: Price | None = info.data.get("tier_premium_price")
         providers = info.data.get("stripe_secret_key") or info.data.get("btcpay_base_url")
         if providers and value is None and premium is None and "tier_premium_price" in info.data:
             raise ValueError("missing, and so is TIER_PREMIUM_PRICE; there is nothing to sell")
         if value and premium and (value.amount, value.currency) == (premium.amount, premium.currency):
-            raise ValueError("is TIER_PREMIUM_PRICE; a payment must tell by its amount which of them it is for")
+            raise ValueError("is TIER_PREMIUM_PRICE; the amount of a payment must show its tier")
         return value
 
     @property
     def prices(self) -> Mapping[str, Price]:
-        """What each tier costs that is sold for money."""
-        given = {"premium": self.tier_premium_price, "ultra": self.tier_ultra_price}
-        return {tier: price for tier, price in given.items() if price is not None}
+        """The price of each tier that is sold for money."""
+        prices = {"premium": self.tier_premium_price, "ultra": self.tier_ultra_price}
+        return {tier: price for tier, price in prices.items() if price is not None}

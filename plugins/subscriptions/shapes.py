@@ -1,4 +1,4 @@
-"""What clients send to ``/subscriptions`` (contract section 4), and what they get."""
+"""Requests and responses of ``/subscriptions`` (contract section 4)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Method = Literal["stripe", "crypto", "voucher"]
 class Purchase(Shape):
     prid_hash: Annotated[
         Hex256,
-        Field(description="SHA-256 of the PRID, a random UUID as text with hyphens, in small letters (or capitals)."),
+        Field(description="SHA-256 of the PRID, a random UUID as text with hyphens, in lower (or upper) case."),
     ]
     subscription_tier: Sold
     user_fingerprint: Hex256
@@ -38,12 +38,12 @@ def _uuid(value: str) -> str:
     return value
 
 
-# Kept as it was sent: some apps hash the capitals that their systems write.
+# Kept as it was sent: some apps hash the upper-case text of their systems.
 Prid = Annotated[
     str,
     StringConstraints(max_length=64),
     AfterValidator(_uuid),
-    WithJsonSchema({"type": "string", "format": "uuid", "description": "A UUID, in small letters or capitals."}),
+    WithJsonSchema({"type": "string", "format": "uuid", "description": "A UUID, in lower or upper case."}),
 ]
 
 
@@ -73,7 +73,7 @@ class Validity(TypedDict):
 
 
 class Price(TypedDict):
-    """``amount`` of ``currency`` (ISO 4217) for so many ``days``."""
+    """``amount`` of ``currency`` (ISO 4217) for ``days`` days."""
 
     amount: str
     currency: str
@@ -81,7 +81,7 @@ class Price(TypedDict):
 
 
 class TierOffer(TypedDict):
-    """``price`` is null for what is not sold for money."""
+    """``price`` is null for tiers that are not sold for money."""
 
     tier: TierName
     limits: Allowance
@@ -90,7 +90,7 @@ class TierOffer(TypedDict):
 
 
 def subscription(row: Row) -> Subscription:
-    """What a purchase answers."""
+    """Return the response to a purchase."""
     return {
         "subscription_id": row["subscription_id"],
         "tier": row["tier"],
@@ -105,8 +105,8 @@ def restored(row: Row) -> RestoreItem:
 
 
 class SubscriptionUpdated(Subscription):
-    """A subscription as it is now: bought, prolonged, shortened, expired, or cancelled because its payment was
-    returned. To every socket of its owner."""
+    """A subscription as it is now: bought, extended, shortened, expired, or cancelled because its payment was refunded.
+    Sent to every socket of its owner."""
 
     type: Literal["subscription_updated"]
 

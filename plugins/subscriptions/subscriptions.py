@@ -1,4 +1,4 @@
-"""Subscriptions: bought with what was really paid, found again by their owner, and over when they are over."""
+"""Subscriptions: sold for confirmed payments, restored by their owner, and ended when they expire or are refunded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from plugins.subscriptions.refusals import InvalidSignature, PaymentMethodUnavai
 log = structlog.get_logger(__name__)
 
 
-class Bought(NamedTuple):
+class Sale(NamedTuple):
     subscription: shapes.Subscription
     new: bool
 
@@ -35,8 +35,8 @@ class Subscriptions:
     ) -> None:
         self._db, self._hub, self._providers = db, hub, providers
         self._offers = [self._offer(name, tier, prices.get(name)) for name, tier in tiers.items()]
-        # Nobody's: for who isn't there a signature is checked, too, so that both take as long.
-        self._nobody = bytes(SigningKey.generate().verify_key)
+        # A random key to check signatures of unknown users with, so that both cases take the same time.
+        self._decoy_key = bytes(SigningKey.generate().verify_key)
 
     def _offer(self, name: str, tier: Tier, price: Price | None) -> dict[str, Any]:
         methods = [method for method, provider in self._providers.items() if name != FREE and provider.sells(name)]
@@ -48,17 +48,17 @@ class Subscriptions:
         }
 
     def offers(self) -> list[dict[str, Any]]:
-        """Each tier: what it allows, what it costs, and how it can be paid."""
+        """Return each tier with its limits, price and payment methods."""
         return self._offers
 
     # Buying -----------------------------------------------------------------------------------------------------------
 
-    async def purchase(self, request: shapes.Purchase) -> Bought:
-        """The subscription that was paid for; again for the same purchase.
+    async def purchase(self, request: shapes.Purchase) -> Sale:
+        """Sell a subscription, or return that of the same purchase before.
 
         Raises, in this order, InvalidSignature, Conflict, PaymentMethodUnavailable, PaymentRequired, Unavailable.
         """
-        await self._judge_signature(request)
+        await self._check_signature(request)
         provider = self._providers.get(request.payment_method)
         proof = provider.form(request.payment_proof) if provider else request.payment_proof
         if proof is None:
@@ -72,81 +72,83 @@ class Subscriptions:
             method=method,
             proof_hash=subscriptions.proof_hash(method, proof),
         )
-        # Before anybody is asked, so that the answer to a repetition doesn't hang on a provider.
+        # Before the provider is called, so that a repeated purchase does not depend on the provider.
         earlier = await self._earlier(purchase)
         if earlier is not None:
-            return Bought(earlier, new=False)
+            return Sale(earlier, new=False)
         if provider is None or not provider.sells(tier):
             raise PaymentMethodUnavailable
         days = await provider.days(proof, tier)
         bought = await subscriptions.buy(self._db, purchase, days) if days is not None else None
         if bought is None:
-            # It was not paid; or somebody was quicker, perhaps the same client; or it was taken back in this moment.
+            # Not paid; or another request was quicker, perhaps of the same client; or it was refunded just now.
             earlier = await self._earlier(purchase)
             if earlier is None:
                 raise PaymentRequired
-            return Bought(earlier, new=False)
-        self._tell([bought])
-        return Bought(shapes.subscription(bought), new=True)
+            return Sale(earlier, new=False)
+        self._notify([bought])
+        return Sale(shapes.subscription(bought), new=True)
 
-    async def _judge_signature(self, request: shapes.Purchase) -> None:
+    async def _check_signature(self, request: shapes.Purchase) -> None:
         key = await subscriptions.signing_key(self._db, request.user_fingerprint)
         messages = purchase_messages(request.prid_hash, request.subscription_tier)
-        signed = [ed25519(key or self._nobody, request.signature, message) for message in messages]
+        signed = [ed25519(key or self._decoy_key, request.signature, message) for message in messages]
         if not any(signed) or key is None:
             raise InvalidSignature
 
     async def _earlier(self, purchase: subscriptions.Purchase) -> shapes.Subscription | None:
-        """What this very purchase brought before. Raises Conflict when another had its PRID or its payment."""
+        """Return the subscription if this purchase was made before. Raises Conflict if another purchase has its PRID or
+        its payment."""
         clashing = await subscriptions.clashing(self._db, purchase)
         for row in clashing:
             if row["same"]:
-                await self._db.replicated()  # it may have been given up while it waited for the standby
+                await self._db.replicated()  # the first request may have timed out while it waited for the standby
                 return shapes.subscription(row)
         if clashing:
             raise Conflict("The PRID or the payment belongs to another purchase.")
         return None
 
-    # Asking -----------------------------------------------------------------------------------------------------------
+    # Reading ----------------------------------------------------------------------------------------------------------
 
     async def restore(self, fingerprint: str) -> list[shapes.RestoreItem]:
-        """RestoreItem for each subscription that is paid for just now, by the fingerprint exactly as it is stored."""
+        """Return a RestoreItem for each current subscription of the fingerprint, which must match exactly."""
         return [shapes.restored(row) for row in await subscriptions.live(self._db, fingerprint)]
 
     async def validate(self, prid: str, signature: bytes) -> shapes.Validity:
-        """Whether the owner of a PRID has a subscription. Every kind of no is the same answer, in the same time.
+        """Return the current subscription of a PRID. All negative results are the same, in the same time.
 
-        The buyer hashed and signed the PRID as lower-case text with hyphens, or as it is sent (Swift writes capitals).
+        The buyer hashed and signed the PRID as lower-case text with hyphens, or as it is sent (upper case in Swift).
         """
         forms = (str(UUID(prid)), prid)
         hashes = [hashlib.sha256(form.encode()).hexdigest() for form in forms]
         row = await subscriptions.of_prid(self._db, hashes)
-        key = row["signing_public_key"] if row else self._nobody
+        key = row["signing_public_key"] if row else self._decoy_key
         messages = [f"mimu-sub-validate-v1|{form}".encode() for form in forms]
         messages += purchase_messages(row["prid_hash"] if row else hashes[0], row["tier"] if row else FREE)
-        signed = [ed25519(key, signature, message) for message in messages]  # all, whichever it is
+        signed = [ed25519(key, signature, message) for message in messages]  # all of them, for constant time
         if row is None or not any(signed):
             return {"valid": False, "tier": None, "expires_at": None}
         return {"valid": True, "tier": row["tier"], "expires_at": row["expires_at"]}
 
     # Ending -----------------------------------------------------------------------------------------------------------
 
-    async def take_back(self, method: str, proof: str) -> None:
-        """A payment went back: what it bought is cancelled, and it buys nothing any more."""
+    async def cancel(self, method: str, proof: str) -> None:
+        """Cancel the subscription of a refunded payment. The payment buys nothing any more."""
         changed = await subscriptions.cancel(self._db, subscriptions.proof_hash(method, proof))
         if changed:
             log.info("subscription_cancelled", method=method)
-            self._tell(changed)
+            self._notify(changed)
 
     async def expire(self, limit: int) -> int:
-        """Mark what has ended, at most so many, and notify its owners. It had ended for every reader before."""
+        """Mark at most ``limit`` ended subscriptions as expired, and notify their owners. Readers check expiry
+        themselves."""
         rows = await subscriptions.expire(self._db, limit)
         if rows:
             log.info("subscriptions_expired", count=len(rows))
-            self._tell(rows)
+            self._notify(rows)
         return len(rows)
 
-    def _tell(self, rows: Iterable[Row]) -> None:
+    def _notify(self, rows: Iterable[Row]) -> None:
         for row in rows:
             if row["owner"] is not None:
                 self._hub.send(row["owner"], shapes.updated(row))

@@ -1,4 +1,4 @@
-"""TURN: short-lived credentials for coturn's REST API, which relays calls that NAT would prevent (seed)."""
+"""TURN: short-lived credentials for coturn, which relays calls that NAT would prevent (seed)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Settings(Section):
 
 
 class TurnCredentials(TypedDict):
-    """For the ``iceServers`` of WebRTC. The number in ``username`` is the moment of expiry; ``ttl`` is in seconds."""
+    """For the ``iceServers`` of WebRTC. The number in ``username`` is the time of expiry; ``ttl`` is in seconds."""
 
     urls: list[str]
     username: str
@@ -64,14 +64,14 @@ class Turn:
         self._opaque = settings.turn_username == "opaque"
 
     def credentials(self, user_id: UUID) -> TurnCredentials:
-        """What a client is given: where to go, and how to be let in."""
-        username, credential = self.signed(user_id, TTL)
+        """Return the relay's URLs and credentials for a client."""
+        username, credential = self.sign(user_id, TTL)
         return {"urls": self._urls, "username": username, "credential": credential, "ttl": TTL}
 
-    def signed(self, user_id: UUID, seconds: int) -> tuple[str, str]:
-        """A name that says when it expires, and its HMAC-SHA1: what coturn's use-auth-secret checks."""
+    def sign(self, user_id: UUID, seconds: int) -> tuple[str, str]:
+        """Return a username with its expiry, and its HMAC-SHA1, as coturn's use-auth-secret checks them."""
         now = int(time.time())
-        # One name a user and day: coturn counts allocations by what comes after the colon.
+        # One name per user and day: coturn counts allocations by the name after the colon.
         name = (
             self._keyring.derive("turn-user", f"{user_id}|{now // DAY}".encode()).hex()[:32]
             if self._opaque
@@ -104,13 +104,13 @@ def setup(app: App, settings: Settings) -> Plugin:
 
 
 def examine(core: Core, settings: Settings) -> Examination:
-    """For the doctor: coturn, as a user of ours meets it. Each try is by a user of its own, for each may have ten."""
+    """Return the doctor's check of coturn, from a user's point of view. Each try uses a new user: each may have ten."""
     turn = Turn(settings, KeyringFile(core.keyring_path).ring("turn", [settings.turn_secret.get_secret_value()]))
     relay = examination.Relay(
         settings.turn_host,
         settings.turn_port,
         settings.turn_tls_port,
-        credentials=lambda seconds: turn.signed(uuid4(), seconds),
-        missed=core.production or settings.turn_host != "localhost",
+        credentials=lambda seconds: turn.sign(uuid4(), seconds),
+        required=core.production or settings.turn_host != "localhost",
     )
     return examination.examination(relay)

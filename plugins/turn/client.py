@@ -1,4 +1,4 @@
-"""A TURN client that asks for relays and permissions, and hears what comes through them (RFC 8656)."""
+"""A TURN client that requests relays and permissions, and receives data through them (RFC 8656)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from plugins.turn.stun import Message
 
 Transport = Literal["udp", "tcp", "tls"]
 
-# Seconds until each next try by UDP, of which packets get lost (RFC 8489 section 6.2.1 waits for half a minute), and
-# for an answer over a stream.
+# Seconds until each next try over UDP, which loses packets (RFC 8489 section 6.2.1 waits for half a minute), and for a
+# response over a stream.
 TRIES = (0.5, 1.0, 1.5)
 ANSWER_TIMEOUT = sum(TRIES)
 
-UDP, TCP = 17, 6  # IANA's protocol numbers, for what is relayed
-PORT = 9  # of a peer: discard. A permission is for an address whatever the port, and nothing is sent there.
-STALE = 438
-HEARD = 16  # packets from peers that wait to be read; more than are sent here at a time
+UDP, TCP = 17, 6  # IANA's protocol numbers, for relayed data
+PORT = 9  # of a peer: discard. A permission covers an address with any port, and nothing is sent there.
+STALE_NONCE = 438
+MAX_RELAYED = 16  # packets from peers that wait to be read; more than are sent here at a time
 
 
 class Refused(Exception):
-    """The server said no, by this code."""
+    """The server refused, with this code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(str(code))
@@ -35,17 +35,17 @@ class Refused(Exception):
 
 
 class Forged(Exception):
-    """An answer that somebody signed who does not have the secret."""
+    """A response that is not signed with our secret."""
 
 
 class Line(Protocol):
-    """What requests go over."""
+    """A connection to a server."""
 
     async def exchange(self, request: bytes, transaction: bytes) -> Message:
-        """The answer to a request. Raises TimeoutError, OSError."""
+        """Send a request, and return the response. Raises TimeoutError, OSError."""
 
-    async def heard(self) -> bytes:
-        """What a peer sends through the relay next. Raises OSError."""
+    async def receive(self) -> bytes:
+        """Return the next data that a peer sends through the relay. Raises OSError."""
 
     def close(self) -> None: ...
 
@@ -53,11 +53,11 @@ class Line(Protocol):
 class _Datagrams(asyncio.DatagramProtocol):
     def __init__(self) -> None:
         self.waiting: dict[bytes, asyncio.Future[Message]] = {}
-        self.relayed: asyncio.Queue[bytes] = asyncio.Queue(HEARD)
+        self.relayed: asyncio.Queue[bytes] = asyncio.Queue(MAX_RELAYED)
         self.transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.DatagramTransport, transport)  # asyncio's own does not say that it is one
+        self.transport = cast(asyncio.DatagramTransport, transport)  # asyncio's type does not derive from it
 
     def datagram_received(self, data: bytes, _: object) -> None:
         with contextlib.suppress(stun.Malformed, asyncio.QueueFull):
@@ -69,7 +69,7 @@ class _Datagrams(asyncio.DatagramProtocol):
                 waiting.set_result(message)
 
     def error_received(self, error: Exception) -> None:
-        for waiting in self.waiting.values():  # the kernel was told that nobody listens there
+        for waiting in self.waiting.values():  # ICMP: nothing listens on that port
             if not waiting.done():
                 waiting.set_exception(error)
 
@@ -88,7 +88,7 @@ class _Datagrams(asyncio.DatagramProtocol):
             del self.waiting[transaction]
             answer.cancel()
 
-    async def heard(self) -> bytes:
+    async def receive(self) -> bytes:
         return await self.relayed.get()
 
     def close(self) -> None:
@@ -113,9 +113,9 @@ class _Stream:
             header = await self._reader.readexactly(stun.HEADER)
             return stun.read(header + await self._reader.readexactly(stun.length(header)))
         except (asyncio.IncompleteReadError, stun.Malformed) as error:
-            raise ConnectionResetError("no message of STUN's") from error
+            raise ConnectionResetError("not a STUN message") from error
 
-    async def heard(self) -> bytes:
+    async def receive(self) -> bytes:
         while (message := await self._message()).kind != stun.DATA_INDICATION:
             continue
         return message.attributes.get(stun.DATA, b"")
@@ -128,7 +128,8 @@ class _Stream:
 async def connected(
     transport: Transport, address: str, port: int, trust: ssl.SSLContext | None = None, name: str = ""
 ) -> AsyncIterator[Line]:
-    """A line to a server; over TLS with ``trust``, under its ``name``. Raises OSError, TimeoutError."""
+    """Connect to a server until the block ends; over TLS with ``trust``, checking ``name``. Raises OSError,
+    TimeoutError."""
     line: Line
     if transport == "udp":
         loop = asyncio.get_running_loop()
@@ -147,55 +148,55 @@ async def connected(
 
 
 class Client:
-    """One user on one line, who has at most one relay there."""
+    """One user on one connection, with at most one relay."""
 
     def __init__(self, line: Line, username: str, password: str) -> None:
         self._line, self._username, self._password = line, username, password
         self._realm, self._nonce = b"", b""
         self._key: bytes | None = None
-        self._holds = False
+        self._allocated = False
 
     async def allocate(self, *, version: int | None = None, protocol: int = UDP) -> Message:
-        """Ask for a relay, for peers of that IP version. Raises Refused, Forged, TimeoutError, OSError."""
+        """Request a relay for peers of that IP version. Raises Refused, Forged, TimeoutError, OSError."""
         attributes = [(stun.REQUESTED_TRANSPORT, struct.pack("!B3x", protocol))]
         if version is not None:
             attributes.append((stun.REQUESTED_ADDRESS_FAMILY, struct.pack("!B3x", stun.FAMILIES[version])))
-        message = await self._asked(stun.ALLOCATE, lambda _: attributes)
-        self._holds = True
+        message = await self._request(stun.ALLOCATE, lambda _: attributes)
+        self._allocated = True
         return message
 
     async def permit(self, peer: str) -> None:
-        """Ask to be allowed to send to ``peer``, and to hear of it. Raises as ``allocate``."""
+        """Request permission to exchange data with ``peer``. Raises as ``allocate``."""
         address = ipaddress.ip_address(peer)
-        await self._asked(
+        await self._request(
             stun.CREATE_PERMISSION,
             lambda transaction: [stun.xored(stun.XOR_PEER_ADDRESS, address, PORT, transaction)],
         )
 
     async def free(self) -> None:
-        """Give the relay back, if we have one: it would last for ten minutes. Raises as ``allocate``."""
-        if self._holds:
-            await self._asked(stun.REFRESH, lambda _: [(stun.LIFETIME, bytes(4))])
+        """Release the relay, if there is one: it would last for ten minutes. Raises as ``allocate``."""
+        if self._allocated:
+            await self._request(stun.REFRESH, lambda _: [(stun.LIFETIME, bytes(4))])
 
-    async def _asked(self, method: int, attributes: Callable[[bytes], Sequence[stun.Attribute]]) -> Message:
-        """Ask, with what the request says by its transaction."""
-        if self._key is None:  # the first answer to somebody unknown is the realm and a nonce (RFC 8489 section 9.2.3)
-            message = await self._once(method, attributes)
+    async def _request(self, method: int, attributes: Callable[[bytes], Sequence[stun.Attribute]]) -> Message:
+        """Send a request with the attributes that ``attributes`` returns for its transaction."""
+        if self._key is None:  # the first response to a new client is the realm and a nonce (RFC 8489 section 9.2.3)
+            message = await self._send_once(method, attributes)
             if message.error != 401:
-                return self._judged(message)
-            self._challenged(message)
-        message = await self._once(method, attributes)
-        if message.error == STALE:
-            self._challenged(message)
-            message = await self._once(method, attributes)
-        return self._judged(message)
+                return self._check(message)
+            self._take_challenge(message)
+        message = await self._send_once(method, attributes)
+        if message.error == STALE_NONCE:
+            self._take_challenge(message)
+            message = await self._send_once(method, attributes)
+        return self._check(message)
 
-    def _challenged(self, message: Message) -> None:
+    def _take_challenge(self, message: Message) -> None:
         self._realm = message.attributes.get(stun.REALM, self._realm)
         self._nonce = message.attributes.get(stun.NONCE, b"")
         self._key = stun.key(self._username, self._realm, self._password)
 
-    async def _once(self, method: int, attributes: Callable[[bytes], Sequence[stun.Attribute]]) -> Message:
+    async def _send_once(self, method: int, attributes: Callable[[bytes], Sequence[stun.Attribute]]) -> Message:
         transaction = stun.new_transaction()
         own: list[stun.Attribute] = []
         if self._key is not None:
@@ -203,15 +204,15 @@ class Client:
         data = stun.request(method, transaction, [*attributes(transaction), *own], self._key)
         return await self._line.exchange(data, transaction)
 
-    def _judged(self, message: Message) -> Message:
+    def _check(self, message: Message) -> Message:
         if message.error is not None:
             raise Refused(message.error)
-        if self._key is None or not message.by(self._key):
+        if self._key is None or not message.is_signed_by(self._key):
             raise Forged
         return message
 
 
-async def bound(line: Line) -> Message:
-    """Ask whether somebody speaks STUN there. Raises TimeoutError, OSError."""
+async def bind(line: Line) -> Message:
+    """Send a STUN binding request, to check that a STUN server answers. Raises TimeoutError, OSError."""
     transaction = stun.new_transaction()
     return await line.exchange(stun.request(stun.BINDING, transaction, []), transaction)

@@ -1,4 +1,4 @@
-"""STUN messages (RFC 8489) as far as TURN (RFC 8656) needs them: what is asked of coturn to see whom it lets in."""
+"""STUN messages (RFC 8489) as far as TURN (RFC 8656) needs them: the doctor's requests to coturn, and its responses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADER = 20  # bytes
 # RFC 8656 section 17; a request's type is the method itself.
 BINDING, ALLOCATE, REFRESH, CREATE_PERMISSION = 0x001, 0x003, 0x004, 0x008
 SUCCESS, ERROR = 0x0100, 0x0110
-DATA_INDICATION = 0x0017  # what a peer sent through the relay
+DATA_INDICATION = 0x0017  # data that a peer sent through the relay
 
 # RFC 8489 section 18.3, RFC 8656 section 18
 USERNAME, MESSAGE_INTEGRITY, ERROR_CODE = 0x0006, 0x0008, 0x0009
@@ -25,18 +25,18 @@ XOR_RELAYED_ADDRESS, REQUESTED_ADDRESS_FAMILY, REQUESTED_TRANSPORT = 0x0016, 0x0
 XOR_MAPPED_ADDRESS = 0x0020
 
 FAMILIES = {4: 0x01, 6: 0x02}  # of an IP version
-INTEGRITY = 24  # bytes of that attribute: a header and an HMAC-SHA1
+INTEGRITY = 24  # bytes of MESSAGE-INTEGRITY: a header and an HMAC-SHA1
 
 Attribute = tuple[int, bytes]
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Malformed(ValueError):
-    """That is no STUN message."""
+    """The bytes are not a STUN message."""
 
 
 class Message(NamedTuple):
-    """A message that came. ``signed`` are the bytes that its MESSAGE-INTEGRITY covers, and what it says of them."""
+    """A received message. ``signed`` are the bytes that its MESSAGE-INTEGRITY covers, and their HMAC."""
 
     kind: int
     transaction: bytes
@@ -45,33 +45,33 @@ class Message(NamedTuple):
 
     @property
     def error(self) -> int | None:
-        """The code of an error, as 401; None when it is none."""
+        """The code of an error, such as 401; None if the message is not an error."""
         if self.kind & ERROR != ERROR:
             return None
         value = self.attributes.get(ERROR_CODE, b"").ljust(4, b"\0")
         return (value[2] & 7) * 100 + value[3]
 
-    def by(self, key: bytes) -> bool:
-        """Whether it was signed by somebody who has the key."""
+    def is_signed_by(self, key: bytes) -> bool:
+        """True if the message is signed with the key."""
         if self.signed is None:
             return False
         return hmac.compare_digest(hmac.digest(key, self.signed[0], "sha1"), self.signed[1])
 
     def address(self, attribute: int) -> Address | None:
-        """The address in an XOR'ed one (RFC 8489 section 14.2), without its port."""
+        """Return the address of an XOR'ed attribute (RFC 8489 section 14.2), without its port."""
         value = self.attributes.get(attribute, b"")
         plain = bytes(one ^ other for one, other in zip(value[4:], _mask(self.transaction), strict=False))
         return ipaddress.ip_address(plain) if len(plain) in (4, 16) else None
 
     def port(self, attribute: int) -> int:
-        """The port beside it; 0 where there is none."""
+        """Return the port of an XOR'ed attribute; 0 if there is none."""
         value = self.attributes.get(attribute, b"").ljust(4, b"\0")
         return int(struct.unpack("!H", value[2:4])[0]) ^ (COOKIE >> 16) if any(value) else 0
 
 
 def key(username: str, realm: bytes, password: str) -> bytes:
-    """The key of long-term credentials (RFC 8489 section 9.2.2)."""
-    # Its users are told nothing by MD5: the password is an HMAC, and lives for an hour.
+    """Return the key of long-term credentials (RFC 8489 section 9.2.2)."""
+    # MD5 is not a weakness here: the password is an HMAC, and lives for an hour.
     return hashlib.md5(username.encode() + b":" + realm + b":" + password.encode()).digest()  # noqa: S324
 
 
@@ -80,7 +80,7 @@ def new_transaction() -> bytes:
 
 
 def request(method: int, transaction: bytes, attributes: Sequence[Attribute], signing: bytes | None = None) -> bytes:
-    """A request's bytes, signed with that key if there is one."""
+    """Encode a request, signed with the key ``signing`` if there is one."""
     body = b"".join(struct.pack("!HH", kind, len(value)) + value + bytes(-len(value) % 4) for kind, value in attributes)
     if signing is None:
         return _header(method, len(body), transaction) + body
@@ -94,7 +94,7 @@ def _header(kind: int, length: int, transaction: bytes) -> bytes:
 
 
 def length(header: bytes) -> int:
-    """How many bytes follow a header. Raises Malformed."""
+    """Return how many bytes follow a header. Raises Malformed."""
     _, size, cookie = struct.unpack("!HHI", header[:8])
     if cookie != COOKIE or size % 4:
         raise Malformed
@@ -102,7 +102,7 @@ def length(header: bytes) -> int:
 
 
 def read(data: bytes) -> Message:
-    """A message of its bytes. Raises Malformed."""
+    """Decode a message. Raises Malformed."""
     if len(data) < HEADER or len(data) != HEADER + length(data):
         raise Malformed
     kind, transaction = int(struct.unpack("!H", data[:2])[0]), data[8:HEADER]
@@ -116,14 +116,14 @@ def read(data: bytes) -> Message:
             raise Malformed
         if name == MESSAGE_INTEGRITY:
             signed = _header(kind, place + INTEGRITY - HEADER, transaction) + data[HEADER:place], value
-            break  # nobody answers for what follows it
+            break  # the signature does not cover later attributes
         attributes.setdefault(name, value)
         place += 4 + size + -size % 4
     return Message(kind, transaction, attributes, signed)
 
 
 def xored(attribute: int, address: Address, port: int, transaction: bytes) -> Attribute:
-    """An address as an attribute (RFC 8489 section 14.2)."""
+    """Encode an address as an XOR'ed attribute (RFC 8489 section 14.2)."""
     mask = _mask(transaction)
     plain = bytes(one ^ other for one, other in zip(address.packed, mask, strict=False))
     return attribute, struct.pack("!BBH", 0, FAMILIES[address.version], port ^ (COOKIE >> 16)) + plain

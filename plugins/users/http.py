@@ -18,7 +18,7 @@ class Search(ApiHandler):
 
     @operation({200: list[UserSearchItem]}, limits={"rate_limit_search": "user"}, cost=SEARCHES)
     async def get(self, query: SearchQuery) -> None:
-        """Search users by a part of their public id, at most 50.
+        """Search users by a part of their public id; returns at most 50.
 
         An equal public id comes first, then those that begin with `q`, then those that contain it.
         """

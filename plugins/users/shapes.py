@@ -1,4 +1,4 @@
-"""What clients send to ``/users`` (contract section 3), and what they get."""
+"""Requests and responses of ``/users`` (contract section 3)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Privacy(Shape):
 
 
 class KnownSettings(Shape):
-    """The settings that the server itself obeys; all others are the client's own."""
+    """The settings that the server itself uses; all others belong to the client."""
 
     privacy: Privacy | None = None
 
 
-def _obeyed(value: dict[str, Any]) -> dict[str, Any]:
+def _check_known(value: dict[str, Any]) -> dict[str, Any]:
     try:
         KnownSettings.model_validate(value)
     except ValidationError as error:
@@ -73,15 +73,17 @@ class ChangeMe(Shape):
     bio: Annotated[Bio | None, EMPTY_IS_NULL] = None
     avatar_url: Annotated[AvatarUrl | None, EMPTY_IS_NULL] = None
     language: Annotated[Language | None, EMPTY_IS_NULL] = None
-    settings: Annotated[dict[str, Any], max_json_bytes(MAX_SETTINGS), AfterValidator(_obeyed), KNOWN] | None = None
-    # Contract section 7: who knows it may write to the user's sealed inbox. Signal's is 16 bytes.
+    settings: Annotated[dict[str, Any], max_json_bytes(MAX_SETTINGS), AfterValidator(_check_known), KNOWN] | None = None
+    # Contract section 7: anyone with this key may write to the user's sealed inbox. Signal's has 16 bytes.
     sealed_access_key: Annotated[
         Annotated[Base64, Field(min_length=16, max_length=32)] | None,
-        Field(description="16 to 32 bytes: who knows it can write to your sealed inbox. Null closes it. Never shown."),
+        Field(
+            description="16 to 32 bytes: anyone with it can write to your sealed inbox. Null closes it. Never shown."
+        ),
     ] = None
 
 
-# What they get ------------------------------------------------------------------------------------------------------
+# Responses ----------------------------------------------------------------------------------------------------------
 
 
 class UserSearchItem(Person):

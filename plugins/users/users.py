@@ -1,4 +1,4 @@
-"""What others see of a user, and what users change of themselves."""
+"""Profiles: what others see of a user, and what users change in their own account."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from models.database import Database, Row
 from plugins.users.shapes import MAX_SETTINGS, ChangeMe, OwnProfile, UserProfile
 
 SEARCH_LIMIT = 50  # seed
-PRIVACY = "privacy"  # the one key of the settings that is merged itself
+PRIVACY = "privacy"  # the only key of the settings whose value is merged, too
 
 
 class Users:
@@ -44,18 +44,18 @@ class Users:
         self._avatars = AvatarHosts(avatar_hosts)
 
     async def search(self, viewer: UUID, q: str) -> list[dict[str, Any]]:
-        """UserSearchItem for each match, the best first."""
+        """Return a UserSearchItem for each match, the best first."""
         return [dict(row) for row in await profiles.find(self._db, q, viewer, SEARCH_LIMIT)]
 
     async def profile(self, viewer: UUID, user: UUID | str) -> UserProfile:
-        """UserProfile, without the presence where it is hidden from the viewer. Raises NotFound."""
+        """Return a profile, without presence if that is hidden from the viewer. Raises NotFound."""
         row = await self._profiles.get((user, viewer))
         if row is None:
             raise NotFound("There is no such user.")
         return _profile(row)
 
     async def me(self, user_id: UUID) -> OwnProfile:
-        """UserProfile with what only its owner sees. Raises NotFound when the account is gone."""
+        """Return the profile as its owner sees it. Raises NotFound if the account is gone."""
         row = await profiles.me(self._db, user_id)
         if row is None:
             raise NotFound("There is no such user.")
@@ -70,16 +70,17 @@ class Users:
         }
 
     async def change(self, user_id: UUID, request: ChangeMe) -> OwnProfile:
-        """Set the fields that were sent; null clears. Raises InvalidRequest, NotFound."""
+        """Set the fields that were sent; null clears a field. Raises InvalidRequest, NotFound."""
         changes = {name: getattr(request, name) for name in request.model_fields_set & request.columns}
         avatar = changes.get("avatar_url")
         if avatar is not None:
-            await self._judge(user_id, avatar)
-        merge = _merged(request.settings) if "settings" in request.model_fields_set else None
+            await self._check_avatar(user_id, avatar)
+        merge = _settings_change(request.settings) if "settings" in request.model_fields_set else None
         if (changes or merge) and not await users.update(self._db, user_id, changes, merge, MAX_SETTINGS):
-            await self.me(user_id)  # raises NotFound when the account is gone
+            await self.me(user_id)  # raises NotFound if the account is gone
             raise InvalidRequest(
-                "Some fields are not valid.", details=[Fault("settings", f"larger than {MAX_SETTINGS} bytes, merged")]
+                "Some fields are not valid.",
+                details=[Fault("settings", f"merged, larger than {MAX_SETTINGS} bytes")],
             )
         if merge:
             self._alerts.visibility(user_id, None)
@@ -87,13 +88,13 @@ class Users:
             await sealed.set_key(self._changes, user_id, request.sealed_access_key)
         return await self.me(user_id)
 
-    async def _judge(self, user_id: UUID, avatar: str) -> None:
-        """Raises InvalidRequest for an avatar_url that may not be."""
+    async def _check_avatar(self, user_id: UUID, avatar: str) -> None:
+        """Check an avatar_url. Raises InvalidRequest if its host is not allowed or it is not a complete own file."""
         file_id = self._avatars.check(avatar)
         if file_id is not None:
             file = await files.owned(self._db, file_id, user_id)
             if file is None or file["state"] != "complete":
-                raise avatar_fault("names no complete file of yours")
+                raise avatar_fault("is not a complete file of yours")
 
     async def delete(self, session: Session, password: str) -> None:
         """Erase the account (contract section 10). Raises InvalidCredentials."""
@@ -107,8 +108,8 @@ class Users:
             self._revocations.announce(ended)
 
 
-def _merged(sent: dict[str, Any] | None) -> users.SettingsChange:
-    """What a client's settings change: null removes a key, and null for all of them removes all."""
+def _settings_change(sent: dict[str, Any] | None) -> users.SettingsChange:
+    """Convert a client's settings into a change: null removes a key, and null instead of an object removes all."""
     if sent is None:
         return users.SettingsChange(clear=True)
     put = {key: value for key, value in sent.items() if value is not None and key != PRIVACY}

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from plugins.push.payload import Push
 from plugins.push.providers.apns import Apns, Identity
-from plugins.push.providers.client import Road
+from plugins.push.providers.client import ProviderClient
 from tests.bench import chats, machine, users
 from tests.bench.users import User
 from tests.client import ask, b64
@@ -91,8 +91,8 @@ async def bare(world: World, ca_file: Path) -> float:
     """Seconds that the same pushes take without any of the rest."""
     key = ec.generate_private_key(ec.SECP256R1())
     world.apple.key = key
-    road = Road(ca_file)
-    apns = Apns(road, Identity(key, KEY_ID, TEAM, TOPIC, world.apple.doors.url))
+    client = ProviderClient(ca_file)
+    apns = Apns(client, Identity(key, KEY_ID, TEAM, TOPIC, world.apple.doors.url))
     rows = [{"provider": "apns", "token": secrets.token_hex(32), "quiet": False, "sandbox": False}] * PEOPLE
     push = Push("message_new", {"type": "message_new", "chat_id": str(uuid4())}, int(time.time()) + 3600, "x" * 32)
     room = asyncio.Semaphore(AT_ONCE)
@@ -102,7 +102,7 @@ async def bare(world: World, ca_file: Path) -> float:
             verdict = await apns.send(row, push)  # type: ignore[arg-type]
             assert verdict.outcome == "sent", verdict
 
-    async with road.open():
+    async with client.open():
         await send(rows[0])
         world.apple.got.clear()
         started = time.monotonic()

@@ -187,7 +187,7 @@ async def test_a_run_that_broke_off_goes_on(
         with moving.journal(tmp_path / "moving", "there") as notes, pytest.raises(OSError, match="network"):
             await moving.move(connection, old, Stopping(new, 12), notes, str, verify=False)  # type: ignore[arg-type]
         there = [key for key in keys if await new.size(key)]
-        assert 12 - moving.AT_ONCE < len(there) <= 12, "those under way were broken off"
+        assert 12 - moving.CONCURRENCY < len(there) <= 12, "those under way were broken off"
         await connection.execute("DELETE FROM files WHERE storage_key = $1", there[3])
         with moving.journal(tmp_path / "moving", "there") as notes:
             with pytest.raises(moving.MoveError), moving.journal(tmp_path / "moving", "there"):

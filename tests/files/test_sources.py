@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from plugins.files.http import prefers_json
-from plugins.files.links import READ_SECONDS
+from plugins.files.links import DOWNLOAD_SECONDS
 from tests import canaries
 from tests.client import Account
 from tests.files.test_access import group
@@ -42,7 +42,7 @@ async def test_the_address_gives_the_bytes_without_a_token(services: Services, s
         file_id = await shared(alice, content)
         given = await source(alice, file_id)
         left = datetime.fromisoformat(given["expires_at"]) - datetime.now(UTC)
-        assert timedelta(seconds=READ_SECONDS - 30) < left <= timedelta(seconds=READ_SECONDS)
+        assert timedelta(seconds=DOWNLOAD_SECONDS - 30) < left <= timedelta(seconds=DOWNLOAD_SECONDS)
         whole = await send("GET", given["url"])
         assert (whole.code, whole.body) == (200, content)
         part = await send("GET", given["url"], None, {"Range": "bytes=90-"})
@@ -88,7 +88,7 @@ async def test_an_address_of_ours_is_for_one_file_one_method_and_five_minutes(
         assert (await send("GET", read)).code == 403
         reads = url.replace(file_id, announced.json["file_id"]).replace("/downloads/", "/uploads/")
         assert (await send("PUT", reads, content)).code == 403
-        later = datetime.now(UTC).timestamp() + READ_SECONDS + 1
+        later = datetime.now(UTC).timestamp() + DOWNLOAD_SECONDS + 1
         with monkeypatch.context() as patch:
             patch.setattr("plugins.files.links.time.time", lambda: later)
             assert (await send("GET", url)).code == 403

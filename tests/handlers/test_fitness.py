@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from handlers.http.health import LOG_INTERVAL, CachedCheck, Examiner, Unfit
 from handlers.http.health import services as checks_of
-from models.postgres.fitness import ROOM
+from models.postgres.fitness import SPACE_CHECK
 from server import Server
 from tests.client import Account, ask
 from tests.running import Services, json_lines, place, serving
@@ -76,7 +76,7 @@ async def test_a_database_that_takes_no_writes_is_unhealthy(services: Services, 
 @pytest.mark.gen_test
 async def test_the_check_writes_to_the_disk(services: Services) -> None:
     async with place(services) as shared, serving(shared) as one:
-        plan = "\n".join(row[0] for row in await one.app.db.fetch(f"EXPLAIN (ANALYZE) {ROOM}"))
+        plan = "\n".join(row[0] for row in await one.app.db.fetch(f"EXPLAIN (ANALYZE) {SPACE_CHECK}"))
         assert "Sort Method: external" in plan, plan
         assert await one.app.db.value("SHOW work_mem") != "64kB"
 

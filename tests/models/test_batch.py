@@ -39,7 +39,7 @@ async def test_what_comes_while_a_statement_runs_goes_together_in_the_next() -> 
 
 @pytest.mark.gen_test
 async def test_a_failure_is_told_to_all_who_asked_and_to_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "MOST", 2)
+    monkeypatch.setattr(batch, "MAX_KEYS", 2)
 
     async def load(keys: Sequence[int]) -> list[int]:
         if 13 in keys:

@@ -260,7 +260,7 @@ async def test_writers_wait_no_longer_than_one_lock_takes(services: Services, ne
         await slow.execute("BEGIN")
         await slow.execute("LOCK TABLE sessions IN ROW EXCLUSIVE MODE")
         notices: list[str] = []
-        migrating = asyncio.create_task(migrations.migrate(shared.dsn, tell=notices.append))
+        migrating = asyncio.create_task(migrations.migrate(shared.dsn, report=notices.append))
         waits = []
         while len(notices) < 2:
             began = time.monotonic()
@@ -299,7 +299,7 @@ async def test_a_migration_lets_others_go_first(services: Services, next_one: Pa
     async with place(services) as shared, reader(shared) as slow, connected(shared) as other:
         next_one.write_text("-- migrate:up\n\nALTER TABLE users ADD COLUMN mood text;\n-- migrate:down\n")
         told: list[str] = []
-        migrating = asyncio.create_task(migrations.migrate(shared.dsn, tell=told.append))
+        migrating = asyncio.create_task(migrations.migrate(shared.dsn, report=told.append))
         waits = []
         while len(told) < 2:
             began = time.monotonic()
@@ -349,7 +349,7 @@ async def test_an_index_that_was_interrupted_is_built_anew(services: Services, n
         told: list[str] = []
         # Two at once: the one that waits must not be what the index waits for.
         both = await asyncio.wait_for(
-            asyncio.gather(*(migrations.migrate(shared.dsn, tell=told.append) for _ in range(2))), 10
+            asyncio.gather(*(migrations.migrate(shared.dsn, report=told.append) for _ in range(2))), 10
         )
         assert sorted(both) == [[], ["9001"]]
         assert await other.fetchval(valid) is True
@@ -383,7 +383,7 @@ async def test_what_a_killed_runner_began_is_not_taken_for_done(services: Servic
             killed.kill()
             await killed.wait()
             told: list[str] = []
-            again = asyncio.create_task(migrations.migrate(shared.dsn, tell=told.append))
+            again = asyncio.create_task(migrations.migrate(shared.dsn, report=told.append))
             async with asyncio.timeout(WAIT):
                 while not told:
                     await asyncio.sleep(0.02)

@@ -126,7 +126,7 @@ def test_peewee_writes_the_statements_that_we_expect() -> None:
 
 @pytest.mark.parametrize("label", ["'; DROP TABLE users --", "", "Active", "a'b", "a\n"])
 def test_a_label_is_nothing_but_a_label(label: str) -> None:
-    with pytest.raises(ValueError, match="no label"):
+    with pytest.raises(ValueError, match="not a label"):
         Subscription.status.db_value(label)
 
 

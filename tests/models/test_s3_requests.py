@@ -77,7 +77,7 @@ def requests(port: int) -> Requests:
 async def test_a_passing_trouble_is_asked_again_and_a_refusal_is_not(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending, "FIRST_REST", 0.001)
+    monkeypatch.setattr(sending, "FIRST_PAUSE", 0.001)
     asked = requests(fake.server_port)
     fake.answers = [Answered(503), Answered(500), Answered(200)]
     await Objects(asked).put("name", b"bytes")
@@ -95,7 +95,7 @@ async def test_a_passing_trouble_is_asked_again_and_a_refusal_is_not(
 
 @pytest.mark.gen_test
 async def test_a_range_that_is_not_what_was_asked_for_is_no_data(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "FIRST_REST", 0.001)
+    monkeypatch.setattr(sending, "FIRST_PAUSE", 0.001)
     asked = requests(fake.server_port)
     for answer in (Answered(206, b"abc"), Answered(200, b"abcd"), Answered(206, b"abcde"), Answered(206, b"ab", 4)):
         fake.answers = [answer]
@@ -135,7 +135,7 @@ async def test_what_is_not_there_is_removed(fake: Fake) -> None:
 
 @pytest.mark.gen_test
 async def test_a_part_is_those_bytes_of_the_file_each_time(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "FIRST_REST", 0.001)
+    monkeypatch.setattr(sending, "FIRST_PAUSE", 0.001)
     asked = requests(fake.server_port)
     fake.answers = [Answered(500), Answered(200)]
     with pytest.raises(StorageAway, match="a part"):  # S3 gave no tag

@@ -13,7 +13,7 @@ import pytest
 import server
 from config.settings import SettingsError
 from config.storage import StorageSettings
-from models.storage import Hashes, new_key, opened, proven
+from models.storage import Hashes, checked_key, new_key, opened
 from models.storage.local import LocalStorage
 from models.storage.s3 import S3Storage
 from models.storage.sigv4 import Signer
@@ -54,7 +54,7 @@ def test_the_bucket_is_in_the_path_or_in_the_name() -> None:
 @pytest.mark.parametrize("key", ["", "..", "../" + "a" * 29, "A" * 32, "a" * 31, "a" * 33, "a" * 32 + "\n", "٣" * 32])
 def test_no_path_is_made_of_anything_but_a_key(key: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a storage key"):
-        proven(key)
+        checked_key(key)
     with pytest.raises(ValueError, match="not a storage key"):
         LocalStorage(tmp_path).path(key)
 
@@ -76,7 +76,7 @@ async def test_threads_that_hash_and_sync_come_after_the_loop(tmp_path: Path) ->
 def test_keys_are_new_and_are_keys() -> None:
     keys = {new_key() for _ in range(100)}
     assert len(keys) == 100
-    assert all(proven(key) == key for key in keys)
+    assert all(checked_key(key) == key for key in keys)
 
 
 def test_a_hash_goes_on_only_where_it_stopped() -> None:

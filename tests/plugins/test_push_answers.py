@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from plugins.push import breaker
-from plugins.push.providers import client as road
+from plugins.push.providers import client as provider_client
 from tests.client import Account, ask
 from tests.plugins.chatting import Town, chat, message, say
 from tests.plugins.pushing import pushing, registered, subscribed
@@ -71,7 +71,7 @@ async def test_what_fails_is_tried_again_ever_more_seldom(services: Services, tm
 async def test_an_answer_that_breaks_off_is_asked_for_again(
     services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str, broken: str
 ) -> None:
-    monkeypatch.setattr(road, "REQUEST_TIMEOUT", 1.0)
+    monkeypatch.setattr(provider_client, "REQUEST_TIMEOUT", 1.0)
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
         mailbox = await device(bob, world, provider)
@@ -211,7 +211,7 @@ async def test_an_outage_of_a_provider_is_nobody_else_s(
 ) -> None:
     """Sockets, the other providers, and this server's health; the provider itself is left alone, and what it missed
     arrives when it is back, once for each chat."""
-    monkeypatch.setattr(breaker, "LONGEST", 8.0)
+    monkeypatch.setattr(breaker, "MAX_PAUSE", 8.0)
     async with pushing(services, tmp_path, people=3) as (made, world):
         alice, bob, carol = made.people
         world.apple.always = Reply(503)

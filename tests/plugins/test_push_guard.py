@@ -9,7 +9,7 @@ import httpcore
 import pytest
 
 from config.networks import public
-from plugins.push.providers.client import Failed, Guard, PrivateAddress, Road
+from plugins.push.providers.client import Failed, PrivateAddress, ProviderClient, PublicAddressesOnly
 from plugins.push.providers.resolver import Resolver
 from tests.plugins.chatting import chat, say
 from tests.plugins.pushing import pushing, subscribed
@@ -50,7 +50,7 @@ async def test_the_guard_does_not_dial_them(tmp_path: Path, host: str) -> None:
 
     ca_file, context = certified(tmp_path)
     async with listening(answer, context) as doors:
-        guarded = Road(ca_file)
+        guarded = ProviderClient(ca_file)
         async with guarded.open():
             url = f"https://{host}:{doors.port}/push"
             with pytest.raises(Failed) as refused:
@@ -75,7 +75,7 @@ async def test_a_name_is_judged_by_what_is_dialled() -> None:
     answers = [["1.1.1.1"], ["1.1.1.1", "127.0.0.1"], ["127.0.0.1", "1.1.1.1"], []]
     for number, addresses in enumerate(answers):
         async with answering({name: addresses}) as names:
-            guard = Guard(Resolver(["127.0.0.1"], names.port))
+            guard = PublicAddressesOnly(Resolver(["127.0.0.1"], names.port))
             guard._backend = Backend()  # type: ignore[assignment]
             if number == 0:
                 assert await guard.connect_tcp(name, 443) == "a stream"
@@ -94,7 +94,7 @@ async def test_ports_of_other_services_are_not_dialled(port: int, may: bool) -> 
         async def connect_tcp(self, host: str, *_: Any) -> str:
             return "a stream"
 
-    guard = Guard(Resolver())
+    guard = PublicAddressesOnly(Resolver())
     guard._backend = Backend()  # type: ignore[assignment]
     if may:
         assert await guard.connect_tcp("1.1.1.1", port) == "a stream"
@@ -121,9 +121,9 @@ async def test_an_answer_without_end_is_not_read_to_its_end(tmp_path: Path) -> N
 
     ca_file, context = certified(tmp_path)
     async with listening(answer, context) as doors:
-        road = Road(ca_file)
-        async with road.open():
-            found = await road.post(doors.url, {}, b"")
+        client = ProviderClient(ca_file)
+        async with client.open():
+            found = await client.post(doors.url, {}, b"")
             assert len(found.body) <= 8192
-            assert road._client is not None
-            assert not road._client.cookies
+            assert client._client is not None
+            assert not client._client.cookies

@@ -139,7 +139,7 @@ async def test_a_job_that_nobody_finishes_is_set_aside(
     services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lane, "ABANDONED", 0.3)
-    monkeypatch.setattr(lane, "LOOK", 0.3)
+    monkeypatch.setattr(lane, "CLAIM_INTERVAL", 0.3)
 
     async with pushing(services, tmp_path) as (made, _):
         [push] = [feature for feature in made.servers[0].features if feature.name == "push"]
@@ -162,7 +162,7 @@ async def test_a_job_that_nobody_finishes_is_set_aside(
 async def test_the_queue_takes_no_more_than_it_may(
     services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue, "MOST", 5)
+    monkeypatch.setattr(queue, "MAX_JOBS", 5)
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
         await registered(bob, "fcm")
@@ -184,7 +184,7 @@ async def test_the_queue_takes_no_more_than_it_may(
 async def test_one_user_has_a_share_of_the_queue(
     services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue, "OF_USER", 5)
+    monkeypatch.setattr(queue, "MAX_USER_JOBS", 5)
     async with pushing(services, tmp_path, people=3) as (made, world):
         alice, bob, carol = made.people
         redis = made.servers[0].app.redis
@@ -219,7 +219,7 @@ async def test_who_does_not_look_is_pushed_to_ever_more_seldom(services: Service
         await registered(bob, "fcm")
         group = await chat(alice, bob)
         redis = made.servers[0].app.redis
-        await redis.hset(queue.pace(UUID(bob.user_id)), group["id"], str(queue.CALM + 3))
+        await redis.hset(queue.pace(UUID(bob.user_id)), group["id"], str(queue.FREE_PUSHES + 3))
         said = time.time()
         await say(alice, group)
         async with asyncio.timeout(WAIT):
@@ -282,12 +282,12 @@ def test_a_breaker_opens_for_ever_longer_and_closes_at_once() -> None:
     breaker = Breaker()
     for _ in range(4):
         breaker.failed("a", None)
-    assert breaker.closed("a") == 0
+    assert breaker.pause("a") == 0
     for seconds in (1, 2, 4, 8, 16, 32, 60, 60):
         breaker.failed("a", None)
-        assert seconds * 0.9 < breaker.closed("a") < seconds * 1.5 + 0.1
-    assert breaker.closed("b") == 0
-    breaker.worked("a")
-    assert breaker.closed("a") == 0
+        assert seconds * 0.9 < breaker.pause("a") < seconds * 1.5 + 0.1
+    assert breaker.pause("b") == 0
+    breaker.succeeded("a")
+    assert breaker.pause("a") == 0
     breaker.failed("b", 30)
-    assert breaker.closed("b") > 25
+    assert breaker.pause("b") > 25

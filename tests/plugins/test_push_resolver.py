@@ -13,7 +13,7 @@ import pytest
 
 from plugins.push.providers import resolver
 from plugins.push.providers.resolver import NoAddress, Resolver
-from plugins.push.queue.shares import STRANGE_OF_HOST, STRANGE_OF_USER, USER, Shares
+from plugins.push.queue.shares import MAX_OF_USER, UNPROVEN_OF_HOST, UNPROVEN_OF_USER, Shares
 from tests.plugins.chatting import chat, say
 from tests.plugins.pushing import pushing, registered, subscribed
 from tests.plugins.test_push import ring
@@ -149,7 +149,7 @@ async def test_a_server_that_accepts_and_says_nothing_keeps_nobody_else_waiting(
             await say(alice, group)
             await world.service.expect("message_new", chat_id=group["id"])
             assert time.monotonic() - began < 4 + SLACK
-        assert len(taken) <= 2 * STRANGE_OF_USER, "two at a time of one account"
+        assert len(taken) <= 2 * UNPROVEN_OF_USER, "two at a time of one account"
         text = made.servers[0].app.metrics.exposition().decode()
         assert float(text.partition("\nmimu_push_postponed_total ")[2].split()[0]) > 0
         for writer in taken:
@@ -179,29 +179,29 @@ def test_a_user_and_a_host_have_their_shares() -> None:
                     number += 1
             return number
 
-        assert fill(people[:1], None) == USER
-        assert fill(people[1:2], "slow.example.org") == STRANGE_OF_USER
-        assert fill(people[2:], "slow.example.org") == STRANGE_OF_HOST - STRANGE_OF_USER
+        assert fill(people[:1], None) == MAX_OF_USER
+        assert fill(people[1:2], "slow.example.org") == UNPROVEN_OF_USER
+        assert fill(people[2:], "slow.example.org") == UNPROVEN_OF_HOST - UNPROVEN_OF_USER
         # All hosts that are not proven have a quarter.
-        assert sum(fill(people[2:], f"{number}.example.org") for number in range(100)) == 16 - STRANGE_OF_HOST
+        assert sum(fill(people[2:], f"{number}.example.org") for number in range(100)) == 16 - UNPROVEN_OF_HOST
         # One that has answered gets half of the lane, whatever the others do.
         with shares.held(people[3], with_host):
             shares.answered(with_host, 0.1, well=True)
         assert fill(people[50:], with_host) == 32
     assert not shares._users
     assert not shares._busy
-    assert not shares._strange_of_user
+    assert not shares._unproven_of_user
 
 
 def test_a_host_that_becomes_slow_is_not_proven_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     shares, user, host = Shares(64), uuid4(), "push.example.org"
     with shares.held(user, host):
         shares.answered(host, 0.1, well=True)
-    assert not shares.strange(host)
+    assert not shares.unproven(host)
     with shares.held(user, host):
         now = time.monotonic()
         monkeypatch.setattr(time, "monotonic", lambda: now + 2.5)
-        assert shares.strange(host)
-    assert not shares.strange(host)
+        assert shares.unproven(host)
+    assert not shares.unproven(host)
     shares.answered(host, 12, well=False)
-    assert shares.strange(host)
+    assert shares.unproven(host)

@@ -59,7 +59,7 @@ async def test_an_opaque_name_is_one_a_user_and_day(services: Services, monkeypa
         tomorrow = time.time() + 86_400
         monkeypatch.setattr("plugins.turn.time.time", lambda: tomorrow)
         turn = Turn(Settings(turn_username="opaque"), Keyring([shared.environment["TURN_SECRET"]]))
-        assert turn.signed(UUID(alice.user_id), 60)[0].partition(":")[2] != first
+        assert turn.sign(UUID(alice.user_id), 60)[0].partition(":")[2] != first
 
 
 @pytest.mark.gen_test

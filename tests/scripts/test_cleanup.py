@@ -364,7 +364,7 @@ async def test_a_batch_is_a_transaction_of_a_thousand_rows(services: Services) -
             removed = await cleanup.clean(
                 own,
                 Retention(),
-                tell=lambda so_far: told.append((so_far["one_time_prekeys"], so_far.get("spent_refresh_tokens", 0))),
+                report=lambda so_far: told.append((so_far["one_time_prekeys"], so_far.get("spent_refresh_tokens", 0))),
             )
             seen = await db.fetch("SELECT xmin::text FROM spent_prekeys")
         assert (removed["one_time_prekeys"], removed["sessions"], removed["spent_refresh_tokens"]) == (3000, 1, 1500)

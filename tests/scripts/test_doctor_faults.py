@@ -312,7 +312,7 @@ FAULTS = [
     ),
     Fault(
         "coturn has another secret", with_another_secret,
-        "turn", "udp", "does not take our credentials", "python -m scripts.turnserver_conf",
+        "turn", "udp", "rejects our credentials", "python -m scripts.turnserver_conf",
     ),
     Fault(
         "coturn relays into private networks", with_an_open_relay,

@@ -218,26 +218,26 @@ async def test_push_keys_are_shown_to_their_providers(tmp_path: Path) -> None:
         found = await examine({**world.settings, "VAPID_SUBJECT": "mailto:ops@mimu.test"}, "push")
         assert set(found.states("push").values()) == {"good"}
         assert await pushed(world) == {
-            "apns": "Apple takes our key.",
-            "fcm": "Google takes our service account.",
-            "webpush": "VAPID_SUBJECT is at example.org, where nobody is reached; some push services refuse it.",
+            "apns": "Apple accepts our key.",
+            "fcm": "Google accepts our service account.",
+            "webpush": "VAPID_SUBJECT is at example.org, which reaches no operator; some push services reject it.",
         }
         world.assert_right()
 
         world.google.token_answers.append(Reply(400, {"error": "invalid_grant"}))
-        assert (await pushed(world))["fcm"] == "Google gives our service account no access token (400)."
+        assert (await pushed(world))["fcm"] == "Google issues no access token to our service account (400)."
         world.google.answers.append(Google.error(403, "PERMISSION_DENIED"))
         assert (await pushed(world))["fcm"] == "Our service account may not send here (403 PERMISSION_DENIED)."
         world.apple.answers.append(Reply(400, {"reason": "TopicDisallowed"}))
-        assert (await pushed(world))["apns"] == "Apple takes the key, and not the app (400 TopicDisallowed)."
+        assert (await pushed(world))["apns"] == "Apple accepts the key but rejects the app (400 TopicDisallowed)."
         world.apple.answers.append(Reply(503, {"reason": "ServiceUnavailable"}))
-        assert "did not say" in (await pushed(world))["apns"]
+        assert "shows nothing about our key" in (await pushed(world))["apns"]
 
         # A key that is one, and not Apple's.
         (tmp_path / "other.p8").write_bytes(pem(ec.generate_private_key(ec.SECP256R1())))
         said = await pushed(world, APNS_KEY_FILE=str(tmp_path / "other.p8"))
-        assert said["apns"] == "Apple does not take our key (403 InvalidProviderToken)."
-        assert said["fcm"] == "Google takes our service account."
+        assert said["apns"] == "Apple rejects our key (403 InvalidProviderToken)."
+        assert said["fcm"] == "Google accepts our service account."
         nowhere = f"https://127.0.0.1:{free_port()}"
         said = await pushed(world, APNS_BASE_URL=nowhere, FCM_BASE_URL=nowhere)
         assert said["apns"] == said["fcm"] == "The provider can't be reached (ConnectError)."
@@ -265,9 +265,9 @@ async def test_payment_keys_are_shown_to_their_providers() -> None:
             found = await examine({**world.settings, **changed}, "payments")
             return {finding.part: finding.says for _, finding in found.all}
 
-        well = "It lets us ask for payments."
+        well = "Our key may read payments."
         assert await said() == {"stripe": well, "btcpay": well}
-        refused = "It does not let us ask for payments ({})."
+        refused = "Our key may not read payments ({})."
         canaries.plant("sk_test_another_key", "another-btcpay-key")
         assert await said(STRIPE_SECRET_KEY="sk_test_another_key") == {"stripe": refused.format(401), "btcpay": well}
         assert (await said(BTCPAY_API_KEY="another-btcpay-key"))["btcpay"] == refused.format(401)

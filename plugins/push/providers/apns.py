@@ -1,4 +1,4 @@
-"""APNs: Apple's pushes, alerts, in the background and to PushKit, over HTTP/2 with a token of a key's (ES256)."""
+"""APNs: alerts, background pushes and PushKit over HTTP/2, with a token signed by our key (ES256)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from models.database import Row
 from plugins.push.payload import Push, padded
-from plugins.push.providers.client import Road
+from plugins.push.providers.client import ProviderClient
 from plugins.push.providers.outcomes import Verdict, documented_word, retry_after
 
 PRODUCTION, SANDBOX = "https://api.push.apple.com", "https://api.sandbox.push.apple.com"
-RENEWED = 40 * 60  # seconds: Apple refuses tokens older than an hour, and new ones more often than every 20 minutes
+RENEWAL = 40 * 60  # seconds: Apple rejects tokens older than an hour, and new ones more often than every 20 minutes
 SIZE = 256  # bytes of every payload; the largest, an alert with its id, has some 180
-# What the alert says is in the app, which shows what it decrypts instead (mutable-content).
+# The texts of the alert are in the app, which shows the decrypted message instead (mutable-content).
 TITLES = {"message_new": "MESSAGE_NEW", "call_offer": "CALL_OFFER", "test": "TEST"}
 
 WORDS = frozenset(
@@ -35,20 +35,20 @@ WORDS = frozenset(
 
 
 class Identity(NamedTuple):
-    """The key of a team, and the app that it pushes to."""
+    """The key of a team, and the app that receives its pushes."""
 
     key: EllipticCurvePrivateKey
     key_id: str
     team_id: str
     topic: str
-    base_url: str | None  # for both environments; Apple's when there is none
+    base_url: str | None  # for both environments; None: Apple's
 
 
 class Apns:
     named_by_users = False
 
-    def __init__(self, road: Road, identity: Identity) -> None:
-        self._road, self._identity = road, identity
+    def __init__(self, client: ProviderClient, identity: Identity) -> None:
+        self._client, self._identity = client, identity
         self._token, self._made = "", -1e9
 
     def place(self, device: Row) -> str:
@@ -56,7 +56,7 @@ class Apns:
 
     async def send(self, device: Row, push: Push) -> Verdict:
         verdict = await self._send(device, push)
-        if verdict.reason == "ExpiredProviderToken":  # our clock, or theirs, is wrong: once more with a new one
+        if verdict.reason == "ExpiredProviderToken":  # our clock or Apple's is wrong: retry once with a new token
             self._made = -1e9
             verdict = await self._send(device, push)
         return verdict
@@ -68,18 +68,18 @@ class Apns:
             "authorization": f"bearer {self._bearer()}",
             "apns-topic": self._identity.topic + (".voip" if voip else ""),
             "apns-push-type": "voip" if voip else "background" if quiet else "alert",
-            "apns-priority": "5" if quiet else "10",  # a background push with another one is refused
+            "apns-priority": "5" if quiet else "10",  # Apple rejects background pushes of another priority
             "apns-expiration": str(push.expires),
             "apns-collapse-id": push.collapse,
             "content-type": "application/json",
         }
         url = f"{self.place(device)}/3/device/{device['token']}"
-        answer = await self._road.post(url, headers, padded({"aps": _aps(push, voip, quiet), **push.data}, SIZE))
+        answer = await self._client.post(url, headers, padded({"aps": _aps(push, voip, quiet), **push.data}, SIZE))
         return _verdict(answer.status, retry_after(answer.headers), answer.body)
 
     def _bearer(self) -> str:
         now = time.monotonic()
-        if now - self._made > RENEWED:
+        if now - self._made > RENEWAL:
             identity = self._identity
             claims = {"iss": identity.team_id, "iat": int(time.time())}
             self._token = jwt.encode(claims, identity.key, "ES256", headers={"kid": identity.key_id})
@@ -88,7 +88,7 @@ class Apns:
 
 
 def silent(device: Row, push: Push) -> bool:
-    """Whether it wakes the app in the background, which Apple lets it do a few times an hour only."""
+    """True if the push wakes the app in the background, which Apple allows a few times an hour only."""
     return device["provider"] == "apns" and (device["quiet"] or push.kind not in TITLES)
 
 
@@ -104,13 +104,13 @@ def _verdict(status: int, after: float | None, body: bytes) -> Verdict:
     if status == 200:
         return Verdict("sent", status)
     try:
-        said = orjson.loads(body)
+        value = orjson.loads(body)
     except orjson.JSONDecodeError:
-        said = None
-    told = said if isinstance(said, dict) else {}
-    reason = documented_word(told.get("reason"), WORDS)
+        value = None
+    error = value if isinstance(value, dict) else {}
+    reason = documented_word(error.get("reason"), WORDS)
     if status == 410:
-        stamp = told.get("timestamp")
+        stamp = error.get("timestamp")
         since = None
         if isinstance(stamp, int) and 0 < stamp < 4e12:  # milliseconds
             since = datetime.fromtimestamp(stamp / 1000, UTC)
@@ -119,6 +119,6 @@ def _verdict(status: int, after: float | None, body: bytes) -> Verdict:
         return Verdict("later", status, reason, after, failing=reason == "TooManyProviderTokenUpdates")
     if status >= 500:
         return Verdict("later", status, reason, after, failing=True)
-    if status == 403:  # about our key: the pushes wait until it is put right
+    if status == 403:  # about our key: the pushes wait until the operator corrects it
         return Verdict("later", status, reason, after, failing=True)
     return Verdict("refused", status, reason)

@@ -1,4 +1,4 @@
-"""Providers: what is common to APNs, FCM and Web Push, and what their answers mean."""
+"""The interface that APNs, FCM and Web Push share, and the verdicts on a push."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Literal, NamedTuple, Protocol
 from models.database import Row
 from plugins.push.payload import Push
 
-# sent: taken. gone: the provider does not know the token (any more). later: not now. refused: never, as it is.
-Outcome = Literal["sent", "gone", "later", "refused"]
+# sent: accepted. gone: the provider does not know the token (any more). later: retry. refused: it will never be
+# accepted.
+ProviderOutcome = Literal["sent", "gone", "later", "refused"]
 
 
 class Verdict(NamedTuple):
-    """What became of one push. ``reason`` is the provider's own word for it, of those that it documents, or ours;
-    ``after`` the seconds for which it wants to be left alone; ``gone_since`` the moment from which a token was not
-    known. ``failing``: it is not about this push, the provider serves nobody just now."""
+    """The result of one push. ``reason`` is a word that the provider documents, or ours; ``after`` the pause in seconds
+    that the provider asks for; ``gone_since`` the time since when it has not known the token. ``failing``: the provider
+    as a whole fails now, not this push alone."""
 
-    outcome: Outcome
+    outcome: ProviderOutcome
     status: int = 0
     reason: str = ""
     after: float | None = None
@@ -28,18 +29,18 @@ class Verdict(NamedTuple):
 
 
 class Provider(Protocol):
-    """Sends to one provider. Raises what is in road.Failed when it can't be reached."""
+    """Sends to one provider. Raises one of client.Failed when it can't be reached."""
 
-    named_by_users: bool  # its hosts are, and may be anything
+    named_by_users: bool  # users name its hosts, which may be anything
 
     def place(self, device: Row) -> str:
-        """Where a device's pushes go: what fails there may work elsewhere."""
+        """Return the destination of a device's pushes, for which failures are counted."""
 
     async def send(self, device: Row, push: Push) -> Verdict: ...
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds that an answer asks us to wait (RFC 9110 section 10.2.3), at most a day."""
+    """Return the seconds that a response asks us to wait (RFC 9110 section 10.2.3), at most a day."""
     text = headers.get("retry-after", "").strip()
     if text.isdecimal() and len(text) < 10:
         seconds = float(text)
@@ -53,5 +54,5 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def documented_word(reason: object, words: frozenset[str]) -> str:
-    """A provider's word, if it is one of those that it documents: what else it says may be anything."""
+    """Return the provider's word if it is a documented one, else "other": the response may contain anything."""
     return reason if isinstance(reason, str) and reason in words else "other"

@@ -1,9 +1,9 @@
-"""The resolver: looks up hosts that users have named. It asks DNS from the event loop, without threads, and gives up
+"""The resolver: looks up hosts that users have named. It queries DNS from the event loop, without threads, and gives up
 after two seconds.
 
-``getaddrinfo`` runs in a few threads that all of the process shares: ten names whose servers never answered kept
-everybody's pushes waiting for 47 seconds, and the process from ending. What is different here: /etc/hosts is read, then
-DNS is asked (the usual order of nsswitch.conf); a host is a full name, so search domains don't apply.
+``getaddrinfo`` runs in a few threads that the whole process shares: ten names whose servers never answered delayed all
+pushes by 47 seconds, and kept the process from stopping. The differences: it reads /etc/hosts, then queries DNS (the
+usual order of nsswitch.conf); a host is a full name, so search domains don't apply.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import dns.exception
 import dns.name
 import dns.resolver
 
-LOOKUP_TIMEOUT = 2.0  # seconds for a look-up, however many servers are asked
-ONE_SERVER = 0.9  # seconds for an answer of one of them, so that a second one is asked in time
-REMEMBERED = 1_000  # names whose addresses, and names whose lack of them, are remembered
-FAILED_FOR = 30.0  # seconds for which a name without an answer is not looked up again
-_NUMBER = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)")  # "127.1": a way of inet_aton's to write an address, and no name
+LOOKUP_TIMEOUT = 2.0  # seconds for a look-up, with all the servers that it queries
+SERVER_TIMEOUT = 0.9  # seconds for the answer of one server, which leaves time for a second one
+CACHE_SIZE = 1_000  # names with addresses, and names without
+FAILURE_LIFE = 30.0  # seconds for which a name without an answer is not looked up again
+_NUMBER = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)")  # "127.1": inet_aton's way to write an address, not a name
 HOSTS, RESOLV_CONF = Path("/etc/hosts"), Path("/etc/resolv.conf")
 
 
@@ -37,41 +37,41 @@ class NoAddress(OSError):
 
 
 class Resolver:
-    """``servers`` and ``port`` are the DNS servers to ask; without them those of /etc/resolv.conf."""
+    """``servers`` and ``port`` are the DNS servers; without them those of /etc/resolv.conf."""
 
     def __init__(self, servers: Sequence[str] | None = None, port: int = 53, hosts: Path = HOSTS) -> None:
         self._servers, self._port = servers, port
         self._hosts = _Hosts(hosts)
         self._backend = dns.asyncbackend.get_backend("asyncio")
         self._resolver: dns.asyncresolver.Resolver | None = None
-        self._configured_by = 0  # when that file was changed that is in use
-        self._failed: OrderedDict[str, float] = OrderedDict()  # until when (monotonic) a name is not looked up
+        self._configured_by = 0  # mtime of the /etc/resolv.conf in use
+        self._failed: OrderedDict[str, float] = OrderedDict()  # monotonic time until when a name is not looked up
 
     async def addresses(self, host: str) -> list[str]:
-        """The addresses of a host, IPv6 and IPv4 by turns, or IPv4 only where this machine has no route for IPv6.
-        Raises NoAddress."""
+        """Return the addresses of a host, IPv6 and IPv4 alternating, or IPv4 only if this machine has no route for
+        IPv6. Raises NoAddress."""
         host = host.rstrip(".").lower()
         if _is_address(host):
             return [host]
         if host.rpartition(".")[2] == "localhost":  # RFC 6761
             return ["127.0.0.1"]
-        known = self._hosts.addresses(host)
-        if known:
-            return known
+        local = self._hosts.addresses(host)
+        if local:
+            return local
         if self._failed.get(host, 0.0) > time.monotonic():
             raise NoAddress("failed a moment ago")
-        found = await self._ask(host)
-        if not found:
-            self._failed[host] = time.monotonic() + FAILED_FOR
+        addresses = await self._look_up(host)
+        if not addresses:
+            self._failed[host] = time.monotonic() + FAILURE_LIFE
             self._failed.move_to_end(host)
-            if len(self._failed) > REMEMBERED:
+            if len(self._failed) > CACHE_SIZE:
                 self._failed.popitem(last=False)
             raise NoAddress("no address")
-        return found
+        return addresses
 
-    async def _ask(self, host: str) -> list[str]:
+    async def _look_up(self, host: str) -> list[str]:
         try:
-            name = dns.name.from_text(host)  # an absolute one; IDNs come as punycode
+            name = dns.name.from_text(host)  # absolute; IDNs arrive as punycode
         except dns.exception.DNSException:
             return []
         if not host or _NUMBER.fullmatch(host):
@@ -92,20 +92,20 @@ class Resolver:
         return [record.address for record in answer]
 
     def _configured(self) -> dns.asyncresolver.Resolver:
-        """dnspython's resolver; a new one when /etc/resolv.conf has changed."""
+        """Return dnspython's resolver, a new one if /etc/resolv.conf has changed."""
         changed = _modified(RESOLV_CONF)
         if self._resolver is None or (self._servers is None and changed != self._configured_by):
             self._resolver = dns.asyncresolver.Resolver(configure=self._servers is None)
             if self._servers is not None:
                 self._resolver.nameservers, self._resolver.port = list(self._servers), self._port
-            self._resolver.timeout = ONE_SERVER
-            self._resolver.cache = dns.resolver.LRUCache(REMEMBERED)
+            self._resolver.timeout = SERVER_TIMEOUT
+            self._resolver.cache = dns.resolver.LRUCache(CACHE_SIZE)
             self._configured_by = changed
         return self._resolver
 
 
 class _Hosts:
-    """/etc/hosts, read again when it has changed."""
+    """/etc/hosts, read again when it changes."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._modified = path, -1

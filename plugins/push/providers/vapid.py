@@ -1,4 +1,4 @@
-"""Keys: the files by which this server proves to providers who it is."""
+"""Keys: the files that authenticate this server to the providers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ T = TypeVar("T")
 
 
 def p256(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The private key of P-256 in a PEM file, as Apple gives it and scripts/vapid_keys.py makes it. Raises ValueError
-    with what is wrong, and nothing of what is in the file."""
+    """Read a private key of P-256 from a PEM file, as Apple and scripts/vapid_keys.py create it. Raises ValueError with
+    the fault, but without any of the file's contents."""
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:
@@ -31,12 +31,12 @@ def p256(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def public_point(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """The public key, 65 bytes."""
+    """Return the public key, 65 bytes."""
     return key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
 
 
 class Account(BaseModel):
-    """A service account of Google's, as its JSON file has it."""
+    """A Google service account, in the form of its JSON file."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
@@ -44,29 +44,29 @@ class Account(BaseModel):
     client_email: str
     private_key: str = Field(repr=False)
     private_key_id: str = ""
-    token_uri: WebAddress = "https://oauth2.googleapis.com/token"  # noqa: S105  # an address
+    token_uri: WebAddress = "https://oauth2.googleapis.com/token"  # noqa: S105  # a URL
 
 
 def account(path: Path) -> Account:
-    """The service account in a file. Raises ValueError with what is wrong, and nothing of what is in the file."""
+    """Read a service account from a file. Raises ValueError with the fault, but without any of the file's contents."""
     try:
-        found = Account.model_validate_json(path.read_bytes())
-        if not isinstance(load_pem_private_key(found.private_key.encode(), password=None), RSAPrivateKey):
+        parsed = Account.model_validate_json(path.read_bytes())
+        if not isinstance(load_pem_private_key(parsed.private_key.encode(), password=None), RSAPrivateKey):
             raise ValueError
     except OSError as error:
         raise ValueError(f"can't be read ({type(error).__name__})") from None
     except ValidationError as error:
         missing = ", ".join(".".join(map(str, fault["loc"])) or "JSON" for fault in error.errors(include_input=False))
-        raise ValueError(f"not a service account: see its {missing}") from None
+        raise ValueError(f"not a service account: check its {missing}") from None
     except (ValueError, TypeError):
         raise ValueError("not a service account: its private_key is no RSA key in PEM form") from None
-    return found
+    return parsed
 
 
-def loaded(load: Callable[[Path], T]) -> BeforeValidator:
-    """What ``load`` finds in the file that a setting names: settings are read once, and their files with them."""
+def from_file(load: Callable[[Path], T]) -> BeforeValidator:
+    """Validator: replace a path with what ``load`` reads from that file, once, with the settings."""
     return BeforeValidator(lambda value: load(Path(value)) if isinstance(value, str) else value)
 
 
-P256File = Annotated[ec.EllipticCurvePrivateKey | None, loaded(p256)]
-AccountFile = Annotated[Account | None, loaded(account)]
+P256File = Annotated[ec.EllipticCurvePrivateKey | None, from_file(p256)]
+AccountFile = Annotated[Account | None, from_file(account)]

@@ -13,21 +13,21 @@ from py_vapid import Vapid02, VapidException
 from handlers.wire.shapes import b64
 from models.database import Row
 from plugins.push.payload import Push, padded
-from plugins.push.providers.client import Road
+from plugins.push.providers.client import ProviderClient
 from plugins.push.providers.outcomes import Verdict, retry_after
 from plugins.push.providers.vapid import public_point
 
-SIZE = 128  # bytes of every payload before it is encrypted; the largest has some 75
-LIFE = 12 * 3600  # seconds that a signature is good for; RFC 8292 allows a day
-ORIGINS = 1_000  # push services whose signature is remembered
+SIZE = 128  # bytes of every payload before encryption; the largest has some 75
+LIFE = 12 * 3600  # seconds that a signature is valid; RFC 8292 allows a day
+MAX_ORIGINS = 1_000  # push services whose signature is remembered
 
 
 class WebPush:
     named_by_users = True
 
-    def __init__(self, road: Road, key: ec.EllipticCurvePrivateKey, subject: str) -> None:
-        self._road, self._vapid, self._subject = road, Vapid02(key), subject
-        self._signatures: OrderedDict[str, tuple[float, str]] = OrderedDict()  # when each was made, and what it is
+    def __init__(self, client: ProviderClient, key: ec.EllipticCurvePrivateKey, subject: str) -> None:
+        self._client, self._vapid, self._subject = client, Vapid02(key), subject
+        self._signatures: OrderedDict[str, tuple[float, str]] = OrderedDict()  # origin: creation time, header
 
     def place(self, device: Row) -> str:
         return str(urlsplit(device["token"]).netloc.lower())
@@ -43,7 +43,7 @@ class WebPush:
                 auth_secret=device["auth"],
                 version="aes128gcm",
             )
-        except (VapidException, http_ece.ECEException):  # an address in brackets has no origin that py_vapid signs
+        except (VapidException, http_ece.ECEException):  # py_vapid signs no origin with an IPv6 address in brackets
             return Verdict("refused", 0, "Subscription")
         headers = {
             "authorization": signature,
@@ -53,11 +53,11 @@ class WebPush:
             "urgency": "normal" if push.kind == "prekeys_low" else "high",
             "topic": push.collapse,
         }
-        answer = await self._road.post(endpoint, headers, body, guarded=True)
+        answer = await self._client.post(endpoint, headers, body, guarded=True)
         return _verdict(answer.status, retry_after(answer.headers))
 
     def _signature(self, endpoint: str) -> str:
-        """The Authorization header, made once for each push service and half of its life."""
+        """Return the Authorization header. A push service keeps the same one for half of its life."""
         parts, now = urlsplit(endpoint), time.time()
         origin = f"https://{parts.netloc.lower().removesuffix(':443')}"
         made = self._signatures.get(origin)
@@ -65,13 +65,13 @@ class WebPush:
             claims = {"aud": origin, "exp": int(now) + LIFE, "sub": self._subject}
             made = now, str(self._vapid.sign(claims)["Authorization"])
             self._signatures[origin] = made
-            if len(self._signatures) > ORIGINS:
+            if len(self._signatures) > MAX_ORIGINS:
                 self._signatures.popitem(last=False)
         return made[1]
 
 
 def public_key(key: ec.EllipticCurvePrivateKey) -> dict[str, str]:
-    """The key that apps subscribe with: as all binary values here, and as browsers want it."""
+    """Return the key that apps subscribe with, in standard base64 and in the form that browsers need."""
     standard = b64(public_point(key))
     return {
         "public_key": standard,

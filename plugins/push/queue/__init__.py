@@ -1,1 +1,1 @@
-"""The push queue: what is to be sent, in whose turn, and what became of it."""
+"""The push queue: jobs that wait in Redis, their order, and their outcomes."""

@@ -1,4 +1,4 @@
-"""Jobs: what is to be pushed, in the form in which it waits in Redis. No token and no name is in it."""
+"""Jobs: events to push, in the form in which they wait in Redis. They contain no token and no name."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import orjson
 
 from plugins.push.payload import URGENT
 
-LIFE = 24 * 3600 * 1000  # milliseconds after which a push is of no use to anybody, contract section 9
-AFTERWARDS = 60 * 1000  # milliseconds after its ring for which a call_hangup may still come
+LIFE = 24 * 3600 * 1000  # milliseconds after which a push is dropped, contract section 9
+HANGUP_LIFE = 60 * 1000  # milliseconds after the ring's end within which a call_hangup may be sent
 
 
 class Poison(Exception):
-    """What stands in the queue is no job."""
+    """An entry of the queue is not a job."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One thing that happened to a user: for all their devices, or for the one of ``token_id``.
+    """One event for a user: for all their devices, or for the one of ``token_id``.
 
-    Times are milliseconds by Redis's clock. ``subject`` is a chat or a call. ``tries`` counts how often the provider
-    could not take it. ``reply`` is where a script waits for the verdict.
+    Times are milliseconds by Redis's clock. ``subject`` is a chat or a call. ``tries`` counts the provider's temporary
+    failures. ``reply`` is the key on which a script waits for the verdict.
     """
 
     kind: str
@@ -37,7 +37,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Of two jobs with one key that wait, the later one takes the place of the other."""
+        """The key under which the job waits: a later job with the same key replaces it."""
         return f"{self.kind}|{self.user_id}|{self.subject or ''}|{self.token_id or ''}"
 
     @property
@@ -51,12 +51,12 @@ class Job:
         return replace(self, tries=self.tries + 1)
 
     def encode(self) -> bytes:
-        ids = [str(given) if given else None for given in (self.user_id, self.subject, self.token_id)]
+        ids = [str(id_) if id_ else None for id_ in (self.user_id, self.subject, self.token_id)]
         return orjson.dumps([self.kind, *ids, self.raised, self.expires, self.tries, self.reply])
 
     @classmethod
     def decode(cls, raw: bytes | None) -> Job:
-        """A job from its bytes. Raises Poison."""
+        """Decode a job. Raises Poison."""
         try:
             kind, user, subject, token, raised, expires, tries, reply = orjson.loads(raw or b"")
             numbers: tuple[Any, ...] = (raised, expires, tries)

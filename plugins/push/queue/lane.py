@@ -1,4 +1,4 @@
-"""A lane: one stream of the queue, read by this instance, with so many entries at work at a time."""
+"""A lane: one stream of the queue that this instance reads, with a bounded number of entries in progress."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import structlog
 
 from config.reasons import redis_code
 from handlers.tasks import ended
-from plugins.push.queue.queue import Away, Entry, Queue
+from plugins.push.queue.queue import REDIS_ERRORS, Entry, Queue
 
 log = structlog.get_logger(__name__)
 
-ABANDONED = 15.0  # seconds after which an entry counts as left by a dead instance; none works on one for longer
-LOOK = 5.0  # seconds between looks for such ones
-TAKES = 4  # times an entry is taken; one that nobody finishes may be what kills them
-PAUSE = 1.0  # seconds before Redis is asked again that was away
-FAREWELL = 3.0  # seconds that what is at work may take when the server stops
+ABANDONED = 15.0  # seconds after which an entry counts as abandoned by a dead instance; no entry takes longer
+CLAIM_INTERVAL = 5.0  # seconds between two claims of such entries
+MAX_DELIVERIES = 4  # times an entry is delivered; one that is never finished may be what kills the instances
+RETRY = 1.0  # seconds before Redis is read again after a failure
+STOP_TIMEOUT = 3.0  # seconds that entries in progress may take when the server stops
 
 Work = Callable[[Sequence[Entry]], Awaitable[None]]
 
 
 class Lane:
-    """Reads no more than it can work on. ``together``: all that was read at once is worked on as one."""
+    """Reads at most as many entries as it can work on. ``together``: works on all entries of one read as a batch."""
 
     def __init__(self, queue: Queue, name: str, most: int, work: Work, *, together: bool = False) -> None:
         self.name, self.most = name, most
@@ -33,7 +33,7 @@ class Lane:
         self._free = most
         self._room = asyncio.Event()
         self.tasks: set[asyncio.Task[None]] = set()
-        self._looked = -LOOK
+        self._claimed_at = -CLAIM_INTERVAL
         self.poisoned = 0
 
     async def read(self) -> None:
@@ -46,27 +46,27 @@ class Lane:
                 while not self._free:
                     self._room.clear()
                     await self._room.wait()
-                self._start(await self._abandoned() or await self._queue.read(self.name, self._free))
-            except Away as error:
+                self._start(await self._claim_abandoned() or await self._queue.read(self.name, self._free))
+            except REDIS_ERRORS as error:
                 opened = opened and redis_code(error) != "NOGROUP"
                 log.warning("push_lane_away", lane=self.name, cause=type(error).__name__)
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(RETRY)
             except Exception:
                 log.exception("push_lane_failed", lane=self.name)
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(RETRY)
 
-    async def _abandoned(self) -> list[Entry]:
-        """What others have left, from time to time."""
-        if time.monotonic() - self._looked < LOOK:
+    async def _claim_abandoned(self) -> list[Entry]:
+        """Claim the entries that dead instances left, once in CLAIM_INTERVAL."""
+        if time.monotonic() - self._claimed_at < CLAIM_INTERVAL:
             return []
-        self._looked = time.monotonic()
-        found = []
-        for entry, taken in await self._queue.claim(self.name, self._free, ABANDONED):
-            if taken > TAKES:
+        self._claimed_at = time.monotonic()
+        entries = []
+        for entry, deliveries in await self._queue.claim(self.name, self._free, ABANDONED):
+            if deliveries > MAX_DELIVERIES:
                 await self.poison(entry)
             else:
-                found.append(entry)
-        return found
+                entries.append(entry)
+        return entries
 
     async def poison(self, entry: Entry) -> None:
         """Set an entry aside for good."""
@@ -84,8 +84,8 @@ class Lane:
     async def _do(self, entries: list[Entry]) -> None:
         try:
             await self._work(entries)
-        except Away as error:
-            # Not ended: in a while they are taken again, by us or by others.
+        except REDIS_ERRORS as error:
+            # Not settled: this instance or another one claims them again later.
             log.warning("push_not_ended", lane=self.name, entries=len(entries), cause=type(error).__name__)
         except Exception:
             log.exception("push_failed", lane=self.name, entries=len(entries))
@@ -94,14 +94,14 @@ class Lane:
             self._room.set()
 
     async def forget_dead(self) -> None:
-        """Forget instances that are no more."""
+        """Forget instances that are gone."""
         await self._queue.forget_dead(self.name, 3600)
 
 
 @contextlib.asynccontextmanager
 async def running(lanes: Sequence[Lane]) -> AsyncIterator[None]:
-    """Read until the block ends; what is at work then is finished, or left to others. All lanes have the same time for
-    it: the end doesn't take longer the more of them are stuck."""
+    """Read until the block ends; then finish the entries in progress within STOP_TIMEOUT, or leave them to other
+    instances. All lanes share that time, so several stuck lanes do not add up."""
     readers = [asyncio.create_task(lane.read()) for lane in lanes]
     try:
         yield
@@ -109,5 +109,5 @@ async def running(lanes: Sequence[Lane]) -> AsyncIterator[None]:
         await ended(*readers)
         tasks = [task for lane in lanes for task in lane.tasks]
         if tasks:
-            await asyncio.wait(tasks, timeout=FAREWELL)
+            await asyncio.wait(tasks, timeout=STOP_TIMEOUT)
         await ended(*tasks)

@@ -1,10 +1,10 @@
-"""Scripts: what is done to the queue in Redis in one step, in Lua. Keys that depend on data are made in there: Mimu's
+"""Lua scripts: changes to the queue in Redis that happen in one step. They build the keys that depend on data: Mimu's
 Redis is one server, not a cluster."""
 
-# Counts what waits of each user, whom the key of a job names second. Beside the set of all there is one of each,
-# by when they are due: what an instance of an older version has moved on stays in it for a minute at most.
-# Returns whether a job has room; for calls, which are few and gone in a minute, there is twice as much.
-_OF_USER = """
+# Counts the waiting jobs of each user, the second part of a job's key. Besides the set of all jobs there is one for
+# each user, by due time: entries that an instance of an older version has moved on stay in it for a minute at most.
+# has_room returns true if there is room for a job; calls, which are few and gone in a minute, have twice the room.
+_USER_JOBS = """
 local function of_user(key) return 'push:later:of:' .. (string.match(key, '^[^|]*|([^|]*)') or '') end
 local function has_room(key, job, each, now)
   local of = of_user(key)
@@ -16,15 +16,15 @@ local function note(key, due, life)
   redis.call('EXPIRE', of_user(key), life)
 end
 """
-JOB = 512  # bytes of a job; the longest has some 260
-OF_USER = _OF_USER % JOB
+MAX_JOB = 512  # bytes of a job; the longest has some 260
+USER_JOBS = _USER_JOBS % MAX_JOB
 
-# What happened to users waits a moment, each under its key; again changes only what is waiting.
-# KEYS later, jobs; ARGV most, delay, calm, longest, most of a user, life of what is counted of a user in seconds, then
+# Queues events of users, each under its key; an event whose key waits already replaces the waiting job.
+# KEYS later, jobs; ARGV most, delay, calm, longest, most of a user, life of a user's state in seconds, then
 # five of each: key, job, raised, pace, chat.
-# Who was pushed to more often than `calm` times since they last looked waits twice as long each time.
-# Returns how many found no room.
-RAISE = f"""{OF_USER}
+# After more than `calm` pushes since a user was last online the wait doubles with each push.
+# Returns for how many there was no room.
+RAISE = f"""{USER_JOBS}
 local room, refused = tonumber(ARGV[1]) - redis.call('ZCARD', KEYS[1]), 0
 local delay, calm, longest = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local each, life = tonumber(ARGV[5]), ARGV[6]
@@ -46,9 +46,9 @@ end
 return refused
 """
 
-# Moves what is due from waiting to be judged.
+# Moves due jobs to the judge.
 # KEYS later, jobs, judge, judge now; ARGV most. Returns Redis's clock in ms, how many, and when the next one is due.
-DUE = f"""{OF_USER}
+DUE = f"""{USER_JOBS}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
@@ -63,13 +63,13 @@ local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 return {{now, #due, next[2] and math.floor(tonumber(next[2])) or -1}}
 """
 
-# Ends an entry of a stream, with all that follows from it.
-# KEYS stream, later, jobs; ARGV group, entry, most, life of what is counted of a user, how many puts, postponed ones
+# Acknowledges an entry of a stream, and queues the jobs of its outcome.
+# KEYS stream, later, jobs; ARGV group, entry, most, life of a user's state, how many puts, postponed ones
 # and decisions, most of a user; then four of each put (stream, job, and key and due for when that is full), three of
 # each postponed one (key, job, due), four of each decision (pace, chat, the seq of the newest message that it is about,
-# 1 if it is pushed). A stream that is full takes none: they wait, and those of one key become one.
-# Returns how many found no room at all; for calls, which are few and gone in a minute, there is more.
-SETTLE = f"""{OF_USER}
+# 1 if it is pushed). If a stream is full, its jobs are postponed; jobs with the same key are merged.
+# Returns for how many there was no room at all; calls, which are few and gone in a minute, have more room.
+SETTLE = f"""{USER_JOBS}
 local most, life, each, place, refused = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[8]), 9, 0
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -109,7 +109,7 @@ redis.call('XDEL', KEYS[1], ARGV[2])
 return refused
 """
 
-# Users have looked: what happened before is nothing to be pushed any more, and they are patient again.
+# Users were online: earlier events are no longer pushed, and the wait between pushes starts again at its shortest.
 # ARGV life in seconds, then two of each: pace, when in ms.
 SEEN = """
 for i = 2, #ARGV, 2 do
@@ -120,8 +120,8 @@ for i = 2, #ARGV, 2 do
 end
 """
 
-# A device was told that a call rings: it will have to be told of its end, or at once when the ring is over already.
-# KEYS over, told, judge now; ARGV job, life in seconds.
+# A device rings: keep its hangup for the end of the ring, or queue it now if the ring is over already.
+# KEYS over, rung, judge now; ARGV job, life in seconds.
 RANG = """
 if redis.call('EXISTS', KEYS[1]) == 1 then
   redis.call('XADD', KEYS[3], '*', 'job', ARGV[1])
@@ -131,11 +131,11 @@ else
 end
 """
 
-# A ring is over. KEYS over, told, judge now; ARGV life in seconds. Returns how many devices are told.
+# A ring is over. KEYS over, rung, judge now; ARGV life in seconds. Returns how many hangups were queued.
 RING_OVER = """
 redis.call('SET', KEYS[1], 1, 'EX', ARGV[1])
-local told = redis.call('SMEMBERS', KEYS[2])
-for _, job in ipairs(told) do redis.call('XADD', KEYS[3], '*', 'job', job) end
+local hangups = redis.call('SMEMBERS', KEYS[2])
+for _, job in ipairs(hangups) do redis.call('XADD', KEYS[3], '*', 'job', job) end
 redis.call('DEL', KEYS[2])
-return #told
+return #hangups
 """

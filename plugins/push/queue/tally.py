@@ -1,4 +1,4 @@
-"""The tally: what became of pushes, by provider, and how long they took."""
+"""The tally: metrics of pushes, their outcome by provider and how long they took."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from handlers.metrics import Metrics
 
-# From what can be had (a call: 0.05 s; a message waits for one) to what nobody waits for any more.
+# From the fastest possible (a call: 0.05 s; a message waits for 1 s) to a day.
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 1.25, 1.5, 2, 3, 5, 10, 30, 60, 300, 3600, 86_400)
 
 
@@ -22,17 +22,17 @@ class Tally:
         )
         self._seconds = Histogram(
             "mimu_push_duration_seconds",
-            "Time from the event until the provider accepted the push.",
+            "From the event until the provider accepts the push.",
             ["provider", "kind"],
             buckets=_SECONDS,
             registry=metrics.registry,
         )
         self._dropped = Counter(
-            "mimu_push_dropped_total", "Pushes that were dropped.", ["reason"], registry=metrics.registry
+            "mimu_push_dropped_total", "Pushes that were dropped before sending.", ["reason"], registry=metrics.registry
         )
         self._postponed = Counter(
             "mimu_push_postponed_total",
-            "Pushes that wait because their user or host has used its share.",
+            "Pushes that wait because their user or host has its full share.",
             registry=metrics.registry,
         )
         for reason in REASONS:

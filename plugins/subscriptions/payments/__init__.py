@@ -1,4 +1,4 @@
-"""Payments: ways to prove that a tier was paid for, each behind the same three questions."""
+"""Payments: the ways to pay for a tier, behind one interface."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-TRIES = 2  # the second one is for a connection that the provider closed meanwhile, or a server of theirs that died
+TRIES = 2  # the second for a connection that the provider has closed, or a server of theirs that died
 PAUSE = 0.2  # seconds between them
 
-# In a payment's own metadata, by whoever makes it: which tier was meant. It may be absent: then the amount tells.
+# Key in a payment's metadata, set by its creator: the tier that is paid for. If absent, the amount decides.
 TIER_NAME = "mimu_tier"
 
 
 class Provider(Protocol):
-    """Somebody who knows whether a payment was made. A proof is what names a payment to them."""
+    """A service that confirms payments. A proof identifies a payment there."""
 
     def form(self, proof: str) -> str | None:
-        """The one form of a proof, by which it is known again; None for what can be none."""
+        """Return the canonical form of a proof; None if it is malformed."""
 
     def sells(self, tier: str) -> bool: ...
 
     async def days(self, proof: str, tier: str) -> int | None:
-        """How many days of a tier the payment buys; None when it was not made, or not for that. Raises Unavailable when
-        nobody can tell just now."""
+        """Return how many days of a tier the payment buys; None if it was not made, or not for that tier. Raises
+        Unavailable if the provider does not respond."""
 
     def running(self) -> AbstractAsyncContextManager[object]:
-        """Around the time in which it is asked."""
+        """Keep the provider open until the block ends."""
 
 
 Providers = Mapping[str, Provider]  # by payment_method

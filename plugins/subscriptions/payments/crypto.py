@@ -1,4 +1,4 @@
-"""Cryptocurrencies: an invoice of a BTCPay Server that is settled (its Greenfield API)."""
+"""Cryptocurrencies: a settled invoice of a BTCPay Server (Greenfield API)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from plugins.subscriptions.prices import Price
 
 log = structlog.get_logger(__name__)
 
-NOBODYS = "0000MimuDoctor0000"  # no invoice has that name
-MOST_BYTES = 1 << 20  # of an answer; an invoice has some kilobytes
+UNKNOWN_INVOICE = "0000MimuDoctor0000"  # no invoice has this id
+MAX_RESPONSE = 1 << 20  # bytes; an invoice has some kilobytes
 
 
 class _Invoice(Shape):
-    """What is read of InvoiceData."""
+    """The fields of InvoiceData that are read."""
 
     id: str
     storeId: str  # as BTCPay spells it
@@ -56,8 +56,8 @@ class BTCPay:
         self._client = None
 
     async def days(self, proof: str, tier: str) -> int | None:
-        """An invoice of our store, settled, of the tier's price. One that was paid too little or too late, or marked as
-        invalid, is not settled; for one that was paid too much its amount is still the price."""
+        """Accept a settled invoice of our store with the tier's price. An invoice that was paid too little or too late,
+        or marked as invalid, is not settled; an overpaid one still has the price as its amount."""
         price = self._prices[tier]
         answer = await self._invoice(proof)
         if answer is None:
@@ -76,12 +76,12 @@ class BTCPay:
         )
         return price.days if paid else None
 
-    async def standing(self) -> int:
-        """The status that answers who asks for an invoice that can't be: 404, unless our key may not ask. Raises
+    async def probe(self) -> int:
+        """Request an invoice that does not exist. Returns the status: 404 if our key is accepted. Raises
         Unavailable."""
         try:
             async with asyncio.timeout(self._seconds):
-                return (await self._ask(NOBODYS))[0]
+                return (await self._get(UNKNOWN_INVOICE))[0]
         except (httpx.HTTPError, TimeoutError):
             raise Unavailable from None
 
@@ -92,7 +92,7 @@ class BTCPay:
                 for attempt in range(TRIES):
                     await asyncio.sleep(PAUSE * attempt)
                     try:
-                        status, answer = await self._ask(proof)
+                        status, answer = await self._get(proof)
                     except httpx.HTTPError as error:
                         cause = type(error).__name__
                         continue
@@ -109,13 +109,13 @@ class BTCPay:
         log.warning("payment_provider_away", method="crypto", cause=cause)
         raise Unavailable
 
-    async def _ask(self, proof: str) -> tuple[int, bytes]:
+    async def _get(self, proof: str) -> tuple[int, bytes]:
         assert self._client is not None, "it is not running"
-        address = f"{self._url}/api/v1/stores/{self._store}/invoices/{proof}"
+        url = f"{self._url}/api/v1/stores/{self._store}/invoices/{proof}"
         answer = bytearray()
-        async with self._client.stream("GET", address) as response:
+        async with self._client.stream("GET", url) as response:
             async for part in response.aiter_bytes():
                 answer += part
-                if len(answer) > MOST_BYTES:
-                    raise httpx.DecodingError("too much", request=response.request)
+                if len(answer) > MAX_RESPONSE:
+                    raise httpx.DecodingError("the response is too large", request=response.request)
         return response.status_code, bytes(answer)

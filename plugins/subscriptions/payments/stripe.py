@@ -1,4 +1,4 @@
-"""Stripe: a PaymentIntent that succeeded, and the webhook that tells of money that went back."""
+"""Stripe: a PaymentIntent that succeeded, and the webhook that reports refunds and disputes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ log = structlog.get_logger(__name__)
 
 TOLERANCE = 300  # seconds that a webhook may be old; Stripe's own default
 
-NOBODYS = "pi_0000MimuDoctor0000"  # no payment has that name
+UNKNOWN_PAYMENT = "pi_0000MimuDoctor0000"  # no payment has this id
 
-# Else the library keeps an id of this machine in a file, and sends it along with how long the last answers took.
+# Otherwise the library stores an id of this machine in a file, and sends it with the durations of earlier requests.
 stripe.enable_telemetry = False
 
 
@@ -34,7 +34,7 @@ class _Charge(Shape):
 
 
 class _Intent(Shape):
-    """What is read of a PaymentIntent. One that succeeded has a charge."""
+    """The fields of a PaymentIntent that are read. One that succeeded has a charge."""
 
     id: str
     status: str
@@ -45,7 +45,7 @@ class _Intent(Shape):
 
 
 class _Object(Shape):
-    """What is read of a charge or a dispute."""
+    """The fields of a charge or a dispute that are read."""
 
     payment_intent: str | None = None
     refunded: bool = False
@@ -91,7 +91,7 @@ class Stripe:
             await http.close_async()  # type: ignore[no-untyped-call]
 
     async def days(self, proof: str, tier: str) -> int | None:
-        """A PaymentIntent that succeeded, of the tier's price, of which nothing went back."""
+        """Accept a PaymentIntent that succeeded, has the tier's price, and was not refunded or disputed."""
         price = self._prices[tier]
         answer = await self._intent(proof)
         if answer is None:
@@ -126,13 +126,12 @@ class Stripe:
             log.warning("payment_provider_away", method="stripe", cause=type(error).__name__)
         raise Unavailable
 
-    async def standing(self) -> int:
-        """The status that answers who asks for a payment that can't be: 404, unless our key may not ask. Raises
-        Unavailable."""
+    async def probe(self) -> int:
+        """Request a payment that does not exist. Returns the status: 404 if our key is accepted. Raises Unavailable."""
         assert self._client is not None, "it is not running"
         try:
             async with asyncio.timeout(self._seconds):
-                await self._client.v1.payment_intents.retrieve_async(NOBODYS)
+                await self._client.v1.payment_intents.retrieve_async(UNKNOWN_PAYMENT)
         except (stripe.StripeError, TimeoutError) as error:
             status = getattr(error, "http_status", None)
             if not isinstance(status, int):
@@ -140,19 +139,19 @@ class Stripe:
             return status
         return 200
 
-    def taken_back(self, payload: bytes, signature: str) -> str | None:
-        """The proof of the payment that a webhook says went back, whole or into a dispute; None when it tells of
-        something else. Raises InvalidSignature when Stripe did not send it, or InvalidRequest."""
+    def refunded_proof(self, payload: bytes, signature: str) -> str | None:
+        """Return the proof of a payment that a webhook reports as fully refunded or disputed; None for other events.
+        Raises InvalidSignature if Stripe did not sign it, or InvalidRequest."""
         try:
             stripe.WebhookSignature.verify_header(payload, signature, self._webhook_key, TOLERANCE)
         except (stripe.SignatureVerificationError, ValueError, TypeError):
             raise InvalidSignature from None
         event = _Event.model_validate(decode(payload))
-        found = event.data.object
-        back = {
-            "charge.refunded": found.refunded,  # false when only a part of it was
-            # An inquiry takes no money yet; when it does, Stripe tells by the second one.
-            "charge.dispute.created": not found.status.startswith("warning_"),
+        charge = event.data.object
+        refunds = {
+            "charge.refunded": charge.refunded,  # false for a partial refund
+            # An inquiry withdraws no money yet; when it does, Stripe sends the second event.
+            "charge.dispute.created": not charge.status.startswith("warning_"),
             "charge.dispute.funds_withdrawn": True,
         }
-        return self.form(found.payment_intent or "") if back.get(event.type) else None
+        return self.form(charge.payment_intent or "") if refunds.get(event.type) else None

@@ -1,4 +1,4 @@
-"""Vouchers as payments: whoever types a good code has paid."""
+"""Vouchers as payments: a valid code is the payment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Voucher:
         return True
 
     async def days(self, proof: str, tier: str) -> int | None:
-        """What the code is good for. It is used up by the statement that enters the purchase, not here."""
+        """Return how many days the code buys. The statement that stores the purchase uses it up, not this."""
         return await vouchers.days(self._db, proof_hash("voucher", proof), tier)
 
     def running(self) -> AbstractAsyncContextManager[object]:

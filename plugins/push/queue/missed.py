@@ -1,4 +1,4 @@
-"""Gathering: takes note of what features announce, and puts what concerns users who are away into the queue."""
+"""Missed activity: collects the events that features announce, and queues pushes for users who are away."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from handlers.tasks import Worker, ended
 from models import calls, push
 from models.database import Database, Unavailable
 from plugins.push.queue.jobs import LIFE, Job
-from plugins.push.queue.queue import Away, Queue, Raised
+from plugins.push.queue.queue import REDIS_ERRORS, Occurrence, Queue
 
 log = structlog.get_logger(__name__)
 
-TOGETHER = 0.1  # seconds in which announcements are gathered into one step
-CHATS = 20_000  # chats noted in one step; beyond it there are more messages than the journal can take
-SLICE = 1_024  # users asked about in one statement, and looked at in one turn of the loop: the largest group
-RARELY = 5.0  # seconds between two looks at who of a chat of more people than that is away
-FEW = 4  # users looked after at a time whose sockets were lost: with an instance there may be thousands
-LOST_WITHIN = 8  # seconds in which a silent socket is gone for good: a client has five to answer that it is closed
-RETRY = 1.0  # seconds until what PostgreSQL or Redis did not take is tried again
+FLUSH_DELAY = 0.1  # seconds in which announcements are collected into one step
+MAX_CHATS = 20_000  # chats collected in one step; more would be more messages than the journal can write
+SLICE = 1_024  # users looked up in one statement, and checked in one turn of the loop: the largest group
+LARGE_CHAT_INTERVAL = 5.0  # seconds between two checks of a chat with more people than that
+MAX_LOST_CHECKS = 4  # checks of users with lost sockets in progress: a lost instance may lose thousands
+LOST_WITHIN = 8  # seconds until a silent socket is surely closed: a client has five to answer the close
+RETRY = 1.0  # seconds until a failed write to PostgreSQL or Redis is tried again
 
 
 class _Chat:
-    """A chat in which something was posted: who is in it, by whom it was, and when the last one was."""
+    """A chat with new messages: its members, their senders, and the time of the last one in ms."""
 
     __slots__ = ("members", "moment", "senders")
 
@@ -40,9 +40,9 @@ class _Chat:
         self.members, self.senders, self.moment = members, {sender_id}, moment
 
 
-class Gathering(Listener):
-    """Listens to alerts. A message costs a look into a dictionary; the rest is done a few times a second,
-    by a task, for all messages of a chat at once."""
+class MissedActivity(Listener):
+    """Listens to alerts. A message costs one dictionary look-up; a task does the rest a few times a second, for all
+    messages of a chat at once."""
 
     def __init__(self, db: Database, hub: Hub, queue: Queue) -> None:
         self._db, self._hub, self._queue = db, hub, queue
@@ -51,19 +51,19 @@ class Gathering(Listener):
         self._low: dict[UUID, int] = {}
         self._seen: dict[UUID, int] = {}
         self._opened: dict[UUID, int] = {}
-        self._few = asyncio.Semaphore(FEW)
-        self._writer = Worker("push_gathering", self._write, gather=TOGETHER)
+        self._lost_checks = asyncio.Semaphore(MAX_LOST_CHECKS)
+        self._writer = Worker("push_gathering", self._write, gather=FLUSH_DELAY)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waking = False
+        self._retrying = False
 
-    # What is announced ----------------------------------------------------------------------------------------------
+    # Announcements --------------------------------------------------------------------------------------------------
 
     def message(self, chat_id: UUID, members: Collection[UUID], sender_id: UUID | None) -> None:
-        noted = self._chats.get(chat_id)
-        if noted is not None:
-            noted.members, noted.moment = members, self._queue.now()
-            noted.senders.add(sender_id)
-        elif len(self._chats) < CHATS:
+        chat = self._chats.get(chat_id)
+        if chat is not None:
+            chat.members, chat.moment = members, self._queue.now()
+            chat.senders.add(sender_id)
+        elif len(self._chats) < MAX_CHATS:
             self._chats[chat_id] = _Chat(members, sender_id, self._queue.now())
             self._writer.wake()
         else:
@@ -78,13 +78,13 @@ class Gathering(Listener):
         self._writer.wake()
 
     def watch(self, user_id: UUID, online: bool) -> None:
-        """A user's first socket here opened: they see now what happened before. When the last one closes that says
-        nothing: what was written to it while it closed reached nobody."""
+        """A user's first socket on this instance opened: they see now what happened before. The close of the last one
+        proves nothing: frames written to it while it closed were not received."""
         if online:
             self.seen(user_id)
 
     async def welcome(self, peer: Peer) -> None:
-        """A socket opened: what its device would be told of a ring, it is told there."""
+        """A socket opened: its device receives the frames of a ring there, not as pushes."""
         self._opened[peer.session.session_id] = self._queue.now()
         self._writer.wake()
 
@@ -98,9 +98,9 @@ class Gathering(Listener):
         self._start(self._ring_over(call_id))
 
     def lost(self, user_id: UUID, seconds: float) -> None:
-        self._start(self._lost(user_id, seconds))
+        self._start(self._check_lost(user_id, seconds))
 
-    # Calls, at once -------------------------------------------------------------------------------------------------
+    # Calls, immediately ---------------------------------------------------------------------------------------------
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -112,7 +112,7 @@ class Gathering(Listener):
             try:
                 await self._queue.put(job)
                 return
-            except Away as error:
+            except REDIS_ERRORS as error:
                 log.warning("push_not_queued", cause=type(error).__name__)
                 await asyncio.sleep(RETRY)
 
@@ -122,40 +122,40 @@ class Gathering(Listener):
                 await self._flush_seen()
                 await self._queue.ring_over(call_id)
                 return
-            except Away as error:
+            except REDIS_ERRORS as error:
                 log.warning("push_not_queued", cause=type(error).__name__)
                 await asyncio.sleep(RETRY)
 
-    async def _lost(self, user_id: UUID, seconds: float) -> None:
-        """A phone went into a tunnel, or to sleep, with its socket open: what it was told meanwhile it may not have
-        heard. Whoever has another socket has."""
+    async def _check_lost(self, user_id: UUID, seconds: float) -> None:
+        """Queue what a user may have missed who lost a socket, for example a phone in a tunnel or asleep. Users with
+        another open socket have missed nothing."""
         began = time.monotonic()
         try:
             while True:
                 await asyncio.sleep(1)
-                passed = time.monotonic() - began
-                async with self._few:
-                    if await self._away([user_id]):
-                        await self._missed(user_id, seconds + passed)
+                elapsed = time.monotonic() - began
+                async with self._lost_checks:
+                    if await self._reachable([user_id]):
+                        await self._queue_missed(user_id, seconds + elapsed)
                         return
-                if passed > LOST_WITHIN:
+                if elapsed > LOST_WITHIN:
                     return
-        except (Unavailable, *Away) as error:
+        except (Unavailable, *REDIS_ERRORS) as error:
             log.warning("push_not_queued", cause=type(error).__name__)
 
-    async def _missed(self, user_id: UUID, seconds: float) -> None:
+    async def _queue_missed(self, user_id: UUID, seconds: float) -> None:
         moment = self._queue.now()
         for call_id, over in await calls.list_ringing(self._db, user_id):
             self.ring(call_id, user_id, over)
         missed = await push.missed(self._db, user_id, seconds)
-        jobs = [Raised(self._job("message_new", user_id, chat_id, moment), chat_id) for chat_id in missed]
+        jobs = [Occurrence(self._job("message_new", user_id, chat_id, moment), chat_id) for chat_id in missed]
         await self._queue.wait(jobs)
 
-    # The rest, together ---------------------------------------------------------------------------------------------
+    # The rest, in batches -------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Put what was noted into the queue until the block ends; what is noted then goes first."""
+        """Queue the collected events until the block ends; then queue the rest first."""
         self._hub.watchers.append(self.watch)
         self._hub.silence_watchers.append(self.lost)
         try:
@@ -165,13 +165,13 @@ class Gathering(Listener):
             self._hub.watchers.remove(self.watch)
             self._hub.silence_watchers.remove(self.lost)
             await ended(*self._tasks)
-            with contextlib.suppress(Unavailable, *Away):
+            with contextlib.suppress(Unavailable, *REDIS_ERRORS):
                 await self._flush()
 
     async def _write(self) -> None:
         try:
             await self._flush()
-        except (Unavailable, *Away) as error:
+        except (Unavailable, *REDIS_ERRORS) as error:
             log.warning("push_not_queued", cause=type(error).__name__)
             self._writer.wake()
             await asyncio.sleep(RETRY)
@@ -183,41 +183,41 @@ class Gathering(Listener):
         try:
             if seen or opened:
                 await self._queue.seen(list(seen.items()), list(opened.items()))
-        except Away:
+        except REDIS_ERRORS:
             self._seen, self._opened = {**seen, **self._seen}, {**opened, **self._opened}
             raise
 
     async def _flush(self) -> None:
-        """Whoever has looked first, then what happened: it is compared with that."""
+        """Write who was online first, then the events: those are compared with it."""
         await self._flush_seen()
         low, self._low = self._low, {}
         try:
             if low:
-                users = await self._away(low)
-                await self._queue.wait([Raised(self._job("prekeys_low", u, None, low[u]), None) for u in users])
-        except (Unavailable, *Away):
+                users = await self._reachable(low)
+                await self._queue.wait([Occurrence(self._job("prekeys_low", u, None, low[u]), None) for u in users])
+        except (Unavailable, *REDIS_ERRORS):
             self._low = {**low, **self._low}
             raise
         due = self._due()
         try:
             while due:
-                await self._raise(due[-1])
+                await self._queue_chats(due[-1])
                 due.pop()
-        finally:  # what was not done is noted still
+        finally:  # keep what was not queued
             for chats in due:
                 for chat_id in chats:
                     self._put_back(chat_id, chats[chat_id])
 
     def _due(self) -> list[dict[UUID, _Chat]]:
-        """The chats that were noted, small ones together. A large one is looked at from time to time only, however much
-        is posted there."""
+        """Take the collected chats, in groups of small ones. A large one is checked once in LARGE_CHAT_INTERVAL,
+        however many messages are posted there."""
         now = time.monotonic()
-        noted, self._chats = self._chats, {}
-        self._large = {chat_id: looked for chat_id, looked in self._large.items() if looked > now - RARELY}
+        chats, self._chats = self._chats, {}
+        self._large = {id_: checked for id_, checked in self._large.items() if checked > now - LARGE_CHAT_INTERVAL}
         due: list[dict[UUID, _Chat]] = []
         people = SLICE
-        for chat_id in list(noted):
-            chat = noted[chat_id]
+        for chat_id in list(chats):
+            chat = chats[chat_id]
             size = len(chat.members)
             if size > SLICE and chat_id in self._large:
                 self._put_back(chat_id, chat)
@@ -229,13 +229,13 @@ class Gathering(Listener):
                 people = 0
             due[-1][chat_id] = chat
             people += size
-        if self._chats and not self._waking:
-            self._waking = True
-            asyncio.get_running_loop().call_later(RARELY, self._awake)
+        if self._chats and not self._retrying:
+            self._retrying = True
+            asyncio.get_running_loop().call_later(LARGE_CHAT_INTERVAL, self._retry_large)
         return due
 
-    def _awake(self) -> None:
-        self._waking = False
+    def _retry_large(self) -> None:
+        self._retrying = False
         self._writer.wake()
 
     def _put_back(self, chat_id: UUID, chat: _Chat) -> None:
@@ -243,8 +243,8 @@ class Gathering(Listener):
         if newer is not chat:
             newer.senders |= chat.senders
 
-    async def _raise(self, chats: dict[UUID, _Chat]) -> None:
-        """What was posted in some chats, for those in them who are away and can be reached."""
+    async def _queue_chats(self, chats: dict[UUID, _Chat]) -> None:
+        """Queue the new messages of some chats, for members who are away and have a token."""
         people: dict[UUID, list[UUID]] = {}
         for chat_id, chat in chats.items():
             for number, user_id in enumerate(chat.members):
@@ -252,23 +252,23 @@ class Gathering(Listener):
                     people.setdefault(user_id, []).append(chat_id)
                 if number % SLICE == SLICE - 1:
                     await asyncio.sleep(0)
-        everybody = list(people)
+        absentees = list(people)
         senders = list({sender for chat in chats.values() for sender in chat.senders if sender is not None})
-        for start in range(0, len(everybody), SLICE):
-            away = await self._away(everybody[start : start + SLICE])
+        for start in range(0, len(absentees), SLICE):
+            away = await self._reachable(absentees[start : start + SLICE])
             if not away:
                 continue
             blocks = await push.blocks(self._db, away, senders)
-            raised = []
+            occurrences = []
             for user_id in away:
                 for chat_id in people[user_id]:
                     chat = chats[chat_id]
                     if any(sender != user_id and (user_id, sender) not in blocks for sender in chat.senders):
-                        raised.append(Raised(self._job("message_new", user_id, chat_id, chat.moment), chat_id))
-            await self._queue.wait(raised)
+                        occurrences.append(Occurrence(self._job("message_new", user_id, chat_id, chat.moment), chat_id))
+            await self._queue.wait(occurrences)
 
-    async def _away(self, users: Iterable[UUID]) -> list[UUID]:
-        """Those who have a socket nowhere, and a token."""
+    async def _reachable(self, users: Iterable[UUID]) -> list[UUID]:
+        """Return those users who have a token and no socket on any instance."""
         absent = await self._hub.absent(users)
         reachable = await push.reachable(self._db, absent) if absent else set()
         return [user_id for user_id in absent if user_id in reachable]
