@@ -145,7 +145,7 @@ async def test_a_standby_takes_over_and_the_former_primary_comes_back(
             assert await posted()
         found = await examine({**shared.environment, **given, "DATABASE_URL": dsn}, "database")
         assert found["database", "hosts"].state == "good", found["database", "hosts"].says
-        assert "1 more would take over" in found["database", "hosts"].says
+        assert "1 more can take over" in found["database", "hosts"].says
 
 
 # A new major version -------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ async def test_a_database_that_takes_no_writes_is_unhealthy(services: Services, 
         await one.app.db.pool.expire_connections()
         await becomes(one.url, "database", "error")
         assert (await ask(one.url, "GET", "/health/ready")).status == 503
-        assert "takes no writes" in reasons(log, "database")
+        assert "accepts no writes" in reasons(log, "database")
         await connection.execute("SET default_transaction_read_only = off")
         await connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
         await connection.close()
@@ -95,7 +95,7 @@ async def test_a_redis_that_can_not_be_used_is_unhealthy(
         async with serving(shared, REDIS_URL=url) as one:
             await becomes(one.url, "redis", "error")
             await shown(one, kind)
-            assert {"replica": "replica, which takes no writes", "cluster": "node of a Cluster"}[kind] in reasons(
+            assert {"replica": "replica, which accepts no writes", "cluster": "node of a Cluster"}[kind] in reasons(
                 log, "redis"
             )
         found = await examine({"REDIS_URL": url}, "redis")

@@ -149,7 +149,7 @@ async def test_large_bodies_keep_no_question_waiting(fake: Fake) -> None:
     asked, go_on = requests(fake.server_port), threading.Event()
     fake.answers = [Answered(404)]
     busy = [asked._bulk.submit(go_on.wait) for _ in range(sending.THREADS)]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         assert await Objects(asked).size("name") is None
     assert not any(one.done() for one in busy)
     go_on.set()

@@ -275,7 +275,7 @@ BOUNDED = {
 }
 # At most 1,024 entries of some 150 bytes each, however large the rows are: nothing in them is a text of a user's.
 SMALL = {"/chats/{id}/receipts", "/messages/{id}/reads"}
-BY_BYTES = {"/chats", "/chats/{id}/bans", "/chats/{id}/messages", "/chats/{id}/participants"}
+BY_BYTES = {"/chats", "/chats/{id}/bans", "/chats/{id}/messages", "/chats/{id}/participants", "/chats/{id}/pins"}
 
 
 @pytest.mark.gen_test
