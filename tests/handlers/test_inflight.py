@@ -295,8 +295,6 @@ async def test_the_memory_of_a_server_is_bounded(services: Services, tmp_path: P
         for each in opened:
             each.close()
         async with asyncio.timeout(WAIT):
-            while (
-                answer := await alice.get(history)
-            ).status == 503:  # until the server has noticed that they are closed
+            while (answer := await alice.get(history)).status == 503:  # until the server notices the closing
                 await asyncio.sleep(0.1)
         assert answer.status == 200

@@ -20,6 +20,7 @@ from models.storage.multipart import Multipart
 from models.storage.objects import Objects
 from models.storage.requests import Part, Requests
 from models.storage.sigv4 import Signer
+from tests.waiting import WAIT
 
 
 class Answered(NamedTuple):
