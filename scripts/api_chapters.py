@@ -194,11 +194,11 @@ class Chapters:
         return method == "HEAD" and "get" in item and item["get"]["summary"] == item["head"]["summary"]
 
     def _parameters(self, operation: Json) -> Iterator[str]:
-        told = [one for one in operation.get("parameters", ()) if not is_plain_id(one)]
-        if not told:
+        result = [one for one in operation.get("parameters", ()) if not is_plain_id(one)]
+        if not result:
             return
         yield from table("parameter", "in", "type", "")
-        for one in told:
+        for one in result:
             words = one.get("description") or self._schemas.words(one["schema"])
             default = one["schema"].get("default")
             if not one.get("required"):
@@ -297,9 +297,9 @@ class Chapters:
         yield f"### {self._server(kinds)}\n"
         yield from self._paragraphs(schema)
         hide = EVENT if kinds[0] in self._common.events else frozenset(("type",))
-        told = list(self._schemas.fields(schema, taken=False, hide=hide))
-        if told:
-            yield from (*table("field", "type", ""), *told, "")
+        result = list(self._schemas.fields(schema, taken=False, hide=hide))
+        if result:
+            yield from (*table("field", "type", ""), *result, "")
 
     def _paragraphs(self, schema: Json) -> Iterator[str]:
         if "description" in schema:

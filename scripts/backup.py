@@ -57,7 +57,7 @@ class Asked:
 
 
 async def run(options: Asked, core: Core, values: Mapping[str, str], storage: Storage, tell: Tell) -> dict[str, Any]:
-    """Make a backup; what is told of it."""
+    """Make a backup. Returns what is printed about it."""
     began = time.monotonic()
     secrets = keys.gathered(core, values) if options.keys else {}
     with options.shelf.held(), options.shelf.place() as (work, final):
@@ -144,15 +144,17 @@ async def _lost(dsn: str, absent: list[str]) -> list[str]:
     return [key for (key,) in rows]
 
 
-def _say(told: dict[str, Any]) -> None:
-    print(f"{told['backup']}: {told['bytes'] / 1e6:.1f} MB in {told['seconds']} s")
-    if told["files"]:
-        print(f"files: {told['files']['count']}, of which {told['files']['linked']} are linked to the backup before")
-    if told["keys"]:
-        print(f"keys: {told['keys']}")
-    if told["verified"]:
+def _say(result: dict[str, Any]) -> None:
+    print(f"{result['backup']}: {result['bytes'] / 1e6:.1f} MB in {result['seconds']} s")
+    if result["files"]:
+        print(
+            f"files: {result['files']['count']}, of which {result['files']['linked']} are linked to the backup before"
+        )
+    if result["keys"]:
+        print(f"keys: {result['keys']}")
+    if result["verified"]:
         print("verified: it was restored into a database of its own")
-    for path in told["removed"]:
+    for path in result["removed"]:
         print(f"removed {path}")
 
 
@@ -192,22 +194,22 @@ async def _done(options: Asked, given: argparse.Namespace) -> int:
     core, values, storage = command.settings_and_storage(given.env_file)
     logs.configure("warning")
     with progress() as tell:
-        told = await run(options, core, values, storage, tell)
+        result = await run(options, core, values, storage, tell)
     if given.json:
-        print(json.dumps(told))
+        print(json.dumps(result))
     else:
-        _say(told)
-    lost = sorted({*(told["lost"] or ())} - {*told["unreadable"]})
+        _say(result)
+    lost = sorted({*(result["lost"] or ())} - {*result["unreadable"]})
     for what, names in (
         ("the storage has not what the database says", lost),
-        ("files that this user may not read are not in the backup", told["unreadable"]),
-        ("stepped over what another user owns; give it to this one, or remove it", told["stepped_over"]),
+        ("files that this user may not read are not in the backup", result["unreadable"]),
+        ("stepped over what another user owns; give it to this one, or remove it", result["stepped_over"]),
     ):
         if names:
             print(f"{what}: {' '.join(names)}", file=sys.stderr)
-    if not told["noted"]:
+    if not result["noted"]:
         print(f"the backup is made, but {core.mimu_data_dir} takes no note of it for the alert", file=sys.stderr)
-    return INCOMPLETE if told["lost"] or told["stepped_over"] or not told["noted"] else 0
+    return INCOMPLETE if result["lost"] or result["stepped_over"] or not result["noted"] else 0
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ async def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({what: rows}))
     else:
-        told = [f"{number:>10}  {table}" for table, number in rows.items() if number]
-        print("\n".join([f"{what}:", *told]) if told else f"nothing {what}")
+        result = [f"{number:>10}  {table}" for table, number in rows.items() if number]
+        print("\n".join([f"{what}:", *result]) if result else f"nothing {what}")
     return 0
 
 

@@ -88,7 +88,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def examinations(options: argparse.Namespace, values: Mapping[str, str]) -> list[Examination]:
-    """All that can be looked at with these settings, in the order in which it is told. Raises SettingsError."""
+    """All examinations that these settings allow, in the order of the report. Raises SettingsError."""
     configuration = server.configure(_with_kept_secrets(values), make_secrets=False)
     core = configuration.core
     sections = {"": core, **configuration.sections}
@@ -182,8 +182,8 @@ def table(chosen: Sequence[Examination], found: Mapping[str, Sequence[Finding]],
             if do:
                 lines.append(f"    {'':{width}}  → {do}")
     counts = _counts(found)
-    told = ", ".join(f"{counts[state]} {state}" for state in MARKS if counts[state])
-    return "\n".join([*lines[1:], "", f"{told}; {seconds:.1f} s"])
+    result = ", ".join(f"{counts[state]} {state}" for state in MARKS if counts[state])
+    return "\n".join([*lines[1:], "", f"{result}; {seconds:.1f} s"])
 
 
 def _counts(found: Mapping[str, Sequence[Finding]]) -> Counter[str]:

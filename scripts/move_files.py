@@ -93,17 +93,17 @@ async def _move(
         return moved, forgotten
 
 
-def _say(told: dict[str, Any], options: argparse.Namespace) -> None:
-    size = f"{told['bytes'] / 1e6:.1f} MB"
+def _say(result: dict[str, Any], options: argparse.Namespace) -> None:
+    size = f"{result['bytes'] / 1e6:.1f} MB"
     if options.dry_run:
-        print(f"to be copied to {told['to']}: {told['copied']} files, {size}; {told['present']} are there")
-        print(f"uploads under way, which begin again after the move: {told['unfinished']}")
+        print(f"to be copied to {result['to']}: {result['copied']} files, {size}; {result['present']} are there")
+        print(f"uploads under way, which begin again after the move: {result['unfinished']}")
         return
-    print(f"copied to {told['to']}: {told['copied']} files, {size}; {told['present']} were there")
-    if told["removed"]:
-        print(f"removed there, since they were deleted here: {told['removed']}")
+    print(f"copied to {result['to']}: {result['copied']} files, {size}; {result['present']} were there")
+    if result["removed"]:
+        print(f"removed there, since they were deleted here: {result['removed']}")
     if options.finish:
-        print(f"uploads under way that were forgotten: {told['unfinished']}")
+        print(f"uploads under way that were forgotten: {result['unfinished']}")
         print(f"Now put the lines of {options.to} into the settings of all servers and scripts, and start the servers.")
     else:
         print("Files that are uploaded from now on are not there: run it again, and once more with --finish when all")
@@ -139,16 +139,16 @@ def main() -> int:
 async def _done(options: argparse.Namespace) -> int:
     os.umask(0o077)
     logs.configure("error")
-    told = await run(options)
+    result = await run(options)
     if options.json:
-        print(json.dumps(told))
+        print(json.dumps(result))
     else:
-        _say(told, options)
+        _say(result, options)
     await asyncio.to_thread(sys.stdout.flush)
-    for what, keys in (("the old storage lacks", told["missing"]), ("damaged in the old storage", told["damaged"])):
+    for what, keys in (("the old storage lacks", result["missing"]), ("damaged in the old storage", result["damaged"])):
         if keys:
             print(f"{what}: {' '.join(keys)}", file=sys.stderr)
-    return INCOMPLETE if told["missing"] or told["damaged"] else 0
+    return INCOMPLETE if result["missing"] or result["damaged"] else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Put a backup back: ``python -m scripts.restore BACKUP``. Servers of that database must be stopped.
 
 What clients and servers learned since the backup must not be undone by it: one-time prekeys are not handed out again,
-sessions end, access tokens are signed with a new secret, and clients are told that the server went back in time.
+sessions end, access tokens are signed with a new secret, and clients learn that the server went back in time.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ async def database(core: Core, name: str | None) -> AsyncIterator[str]:
 async def restore(
     options: argparse.Namespace, core: Core, values: Mapping[str, str], storage: Storage, tell: Tell
 ) -> dict[str, Any]:
-    """Restore a backup; what is told of it."""
+    """Restore a backup. Returns what is printed about it."""
     folder = options.backup.absolute()
     manifest = Manifest.read(folder)
     if manifest.schema > migrations.versions()[-1]:
@@ -84,9 +84,9 @@ async def restore(
             "restore it with the version that made it, or a newer one"
         )
     await asyncio.to_thread(verify, folder, manifest, tell)
-    told: dict[str, Any] = {"backup": str(folder), "made_at": manifest.made_at, "schema": manifest.schema}
+    result: dict[str, Any] = {"backup": str(folder), "made_at": manifest.made_at, "schema": manifest.schema}
     if options.check:
-        return {**told, "rows": manifest.rows, "files": manifest.files and manifest.files.count}
+        return {**result, "rows": manifest.rows, "files": manifest.files and manifest.files.count}
     secrets = keys.read(options.keys) if options.keys else {}
     files = manifest.files if options.files == "copy" and options.into is None else None
     async with database(core, options.into) as dsn, target(dsn) as place:
@@ -95,19 +95,19 @@ async def restore(
         await _agreed(options, dsn, place, f"restores the backup of {manifest.made_at}")
         async with place.closed(folder.name):
             await place.alone()  # a supervisor may have started one while we asked
-            told["keys"] = keys.put_back(core, values, secrets, force=options.force)
+            result["keys"] = keys.put_back(core, values, secrets, force=options.force)
             await place.empty()
         await place.fill(folder, options.jobs, tell)
         if files is not None:
             async with storage.running():
                 await stored.put_back(storage, folder, files, tell)
-        told["files"] = files and files.count
+        result["files"] = files and files.count
         without = files.without if files else ()
-        return {**told, **await _settle(options, core, place, without, tell)}
+        return {**result, **await _settle(options, core, place, without, tell)}
 
 
 async def settle(options: argparse.Namespace, core: Core, tell: Tell) -> dict[str, Any]:
-    """Make a database that was put back by other means safe; what is told of it."""
+    """Make a database that was restored by other means safe. Returns what is printed about it."""
     async with database(core, options.into) as dsn, target(dsn) as place:
         await migrations.ready(dsn)
         await place.alone()
@@ -154,23 +154,23 @@ async def _settle(
     return {**done, "keyring": keyring, "due": due}
 
 
-def _say(told: dict[str, Any]) -> None:
-    if "epoch" not in told:
-        print(f"{told['backup']} is whole: made {told['made_at']}, schema {told['schema']}")
+def _say(result: dict[str, Any]) -> None:
+    if "epoch" not in result:
+        print(f"{result['backup']} is whole: made {result['made_at']}, schema {result['schema']}")
         return
-    if "backup" in told:
-        print(f"restored {told['backup']}, made {told['made_at']}")
-        print(f"files put back: {told['files'] if told['files'] is not None else 'none'}")
-    print(f"epoch {told['epoch']}: clients list their chats anew, and send again what is not there")
-    print(f"sessions ended: {told['sessions_ended']}; one-time prekeys withdrawn: {told['prekeys_withdrawn']}")
-    if told["files_forgotten"] or told["uploads_forgotten"]:
-        print(f"files without bytes: {told['files_forgotten']}; unfinished uploads: {told['uploads_forgotten']}")
-    for line in told.get("keys", []):
+    if "backup" in result:
+        print(f"restored {result['backup']}, made {result['made_at']}")
+        print(f"files put back: {result['files'] if result['files'] is not None else 'none'}")
+    print(f"epoch {result['epoch']}: clients list their chats again, and send what is missing again")
+    print(f"sessions ended: {result['sessions_ended']}; one-time prekeys withdrawn: {result['prekeys_withdrawn']}")
+    if result["files_forgotten"] or result["uploads_forgotten"]:
+        print(f"files without bytes: {result['files_forgotten']}; unfinished uploads: {result['uploads_forgotten']}")
+    for line in result.get("keys", []):
         print(line)
-    if told["keyring"]:
-        print(f"access tokens are signed with a new secret, in {told['keyring']}: every server must have that file")
-    if told["due"]:
-        print(f"due before servers start: python -m scripts.migrate ({', '.join(told['due'])})")
+    if result["keyring"]:
+        print(f"access tokens are signed with a new secret, in {result['keyring']}: every server must have that file")
+    if result["due"]:
+        print(f"due before servers start: python -m scripts.migrate ({', '.join(result['due'])})")
 
 
 def _name(text: str) -> str:
@@ -223,11 +223,13 @@ async def _done(options: argparse.Namespace) -> int:
         command.refuse_new_folder_as_root(core)
     logs.configure("warning")
     with progress() as tell:
-        told = await (settle(options, core, tell) if options.settle else restore(options, core, values, storage, tell))
+        result = await (
+            settle(options, core, tell) if options.settle else restore(options, core, values, storage, tell)
+        )
     if options.json:
-        print(json.dumps(told))
+        print(json.dumps(result))
     else:
-        _say(told)
+        _say(result)
     return 0
 
 

@@ -49,12 +49,12 @@ def run(options: argparse.Namespace) -> int:
     file = KeyringFile(core.keyring_path)
     before = given(options.kind, core, values)
     keys = file.rotate(options.kind, before, delay=delay, keep=life + CLOCKS, dry_run=options.dry_run)
-    told = [{"kid": key.kid, "signs_from": _time(key.active_at), "accepted_until": _time(key.until)} for key in keys]
+    result = [{"kid": key.kid, "signs_from": _time(key.active_at), "accepted_until": _time(key.until)} for key in keys]
     if options.json:
-        print(json.dumps({"file": str(file.path), "dry_run": options.dry_run, "keys": told}))
+        print(json.dumps({"file": str(file.path), "dry_run": options.dry_run, "keys": result}))
         return 0
     print(f"{'would write' if options.dry_run else 'wrote'} {file.path}")
-    for key in told:
+    for key in result:
         print(f"{key['kid']}  signs from {key['signs_from']}  accepted until {key['accepted_until']}")
     if options.kind == "turn":
         print("Give coturn the new secret before it signs: python -m scripts.turnserver_conf, then restart coturn.")

@@ -65,8 +65,8 @@ class SchemaWords:
         inner = [one for several in ("anyOf", "oneOf") for one in schema.get(several, ())]
         found = [schema.get("description"), *(one.get("description") for one in inner)]
         items = schema.get("items", {})
-        told = [paragraph(words) for words in [*found, items.get("description")] if words]
-        return next((words for words in told if words not in PLAIN), "")
+        result = [paragraph(words) for words in [*found, items.get("description")] if words]
+        return next((words for words in result if words not in PLAIN), "")
 
     def fields(self, schema: Json, *, taken: bool, hide: frozenset[str] = frozenset()) -> Iterator[str]:
         """The rows of the fields of an object: of what clients send (``taken``), or get."""

@@ -132,15 +132,15 @@ async def _revoke(options: argparse.Namespace, db: Database) -> int:
             if row["state"] == "used":
                 cancelled += bool(await subscriptions.cancel(db, row["proof_hash"]))
     missing = wrong + len(set(ids)) + len(set(hashes)) - len(found) if options.which else int(not found)
-    told = {
+    result = {
         "revoked": states.count("revoked"),
         "used": states.count("used"),
         "cancelled": cancelled,
         "missing": missing,
     }
     if options.dry_run:
-        told = {"dry_run": True, **told}
-    print(json.dumps(told) if options.json else "\n".join(f"{name}: {number}" for name, number in told.items()))
+        result = {"dry_run": True, **result}
+    print(json.dumps(result) if options.json else "\n".join(f"{name}: {number}" for name, number in result.items()))
     return command.FAILED if missing else 0
 
 
