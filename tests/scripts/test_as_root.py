@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,11 +16,13 @@ import pytest
 from config import last_backup
 from models.backups.shelf import Shelf
 from scripts import command
+from scripts.__main__ import env_file, usage
 from tests.running import Services, place
 from tests.scripts.program import script
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED what root's scripts leave: only root can be root")
 SERVER = 65534  # a user without any rights
+NAMELESS = 54321  # a user that no list of users has, as in containers
 SECRETS = {"JWT_SECRET": "a2" * 32, "TURN_SECRET": "b3" * 32, "MIMU_ENV": "production"}
 
 
@@ -125,3 +128,23 @@ def test_a_note_that_can_not_be_read_is_none(tmp_path: Path) -> None:
     assert last_backup.read(tmp_path) == last_backup.LastBackup(1796011200.0, False)
     assert json.loads((tmp_path / last_backup.NAME).read_text())["whole"] is False
     assert Shelf(tmp_path).foreign == []
+
+
+@contextlib.contextmanager
+def as_user(uid: int) -> Iterator[None]:
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_the_command_knows_of_settings_that_its_user_may_not_read(home: Path) -> None:
+    closed = home / "closed"
+    closed.mkdir(mode=0o700)
+    with as_user(NAMELESS):
+        file = env_file({}, closed / "mimu.env")
+        shown = usage(file)
+    assert file == str(closed / "mimu.env")
+    assert f"Settings: {file}, which this user can't read" in shown
+    assert f"User: {NAMELESS}" in shown
