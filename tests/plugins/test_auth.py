@@ -20,7 +20,7 @@ from handlers.wire import signal_keys as keys
 from models import sessions
 from tests.client import Account, Answer, ask, b64
 from tests.plugins.chatting import patiently
-from tests.running import Services, place, serving
+from tests.running import Services, connected, place, serving
 
 REFUSED = {
     "public_id": ["ab", "a" * 33, "alice\n", "аlice", "a-b", "search", "Admin", "", None, 5],
@@ -373,6 +373,44 @@ async def test_a_failed_registration_leaves_the_limit_as_it_was(services: Servic
             assert answer.status == 409
         await Account().register(server.url)
         assert (await ask(server.url, "POST", "/auth/register", Account().body())).status == 429
+
+
+@pytest.mark.gen_test
+async def test_a_failure_of_the_server_costs_the_address_nothing(services: Services) -> None:
+    limits = {"RATE_LIMITS": "on", "RATE_LIMIT_REGISTER": "1/hour", "RATE_LIMIT_REGISTER_FAILED": "1/hour"}
+    async with place(services) as shared, serving(shared, **limits) as server, connected(shared) as db:
+        async with db.transaction():
+            await db.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
+            assert (await ask(server.url, "POST", "/auth/register", Account().body())).status == 503
+        await Account().register(server.url)
+        assert (await ask(server.url, "POST", "/auth/register", Account().body())).status == 429
+
+
+@pytest.mark.gen_test
+async def test_a_registration_with_a_kyber_key_under_two_ids_stores_nothing(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = Account()
+        key = alice.kyber_prekey(1)
+        answer = await ask(server.url, "POST", "/auth/register", alice.body(kyber_prekeys=[key, {**key, "key_id": 2}]))
+        assert (answer.status, answer.code) == (409, "conflict")
+        assert "twice in kyber_prekeys" in answer.json["message"]
+        await alice.register(server.url)
+
+
+@pytest.mark.gen_test
+async def test_of_several_new_passwords_at_once_one_counts(services: Services) -> None:
+    async with place(services) as shared, serving(shared) as server:
+        alice = await Account().register(server.url)
+        path, wanted = "/auth/change-password", [f"the new password {number}" for number in range(4)]
+        answers = await asyncio.gather(
+            *(alice.post(path, {"old_password": alice.password, "new_password": new}) for new in wanted)
+        )
+        statuses = [answer.status for answer in answers]
+        assert statuses.count(204) == 1
+        # 401 where the old password was compared after the change, 409 where it was before.
+        assert set(statuses) <= {204, 401, 409}
+        alice.password = wanted[statuses.index(204)]
+        assert (await alice.login()).status == 200
 
 
 @pytest.mark.gen_test

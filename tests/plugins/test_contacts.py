@@ -51,6 +51,21 @@ async def test_blocking_is_listed_idempotent_and_the_blockers_alone(services: Se
         assert (await alice.get("/users/me/blocks")).json == []
 
 
+@pytest.mark.gen_test
+async def test_a_list_of_blocks_that_is_full_says_so(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.contacts.MAX_BLOCKS", 1)
+    async with place(services) as shared, serving(shared) as server:
+        alice, bob, carol = [await Account().register(server.url) for _ in range(3)]
+        first, second = (f"/users/{other.public_id}/block" for other in (bob, carol))
+        assert (await alice.put(first, {})).status == 204
+        refused = await alice.put(second, {})
+        assert (refused.status, refused.code) == (409, "conflict")
+        assert (await alice.put(first, {})).status == 204, "who is in it stays in it"
+        assert [blocked["user_id"] for blocked in (await alice.get("/users/me/blocks")).json] == [bob.user_id]
+        assert (await alice.delete(first)).status == 204
+        assert (await alice.put(second, {})).status == 204
+
+
 def offer(to: Account, call_id: str) -> dict[str, str]:
     return {"call_id": call_id, "to_user_id": to.user_id, "call_type": "audio", "encrypted_payload": "AAAA"}
 

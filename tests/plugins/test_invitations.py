@@ -270,6 +270,39 @@ async def test_all_are_declined_and_their_makers_blocked_in_one_call(services: S
 
 
 @pytest.mark.gen_test
+async def test_invitations_are_declined_also_when_no_more_can_be_blocked(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.contacts.MAX_BLOCKS", 0)
+    async with town(services, people=2) as made:
+        spammer, bob = made.people
+        await asks(bob)
+        await chat(spammer, bob, title="Buy now")
+        refused = await bob.post("/chats/requests/decline", {"all": True, "block": True})
+        assert (refused.status, refused.code) == (409, "conflict")
+        assert (await bob.get("/chats")).json == []
+
+
+@pytest.mark.gen_test
+async def test_open_invitations_of_a_chat_are_bounded(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.chats.invitations.MAX_PER_CHAT", 1)
+    async with town(services, people=3) as made:
+        alice, bob, carol = made.people
+        for person in (bob, carol):
+            await asks(person)
+        group = await chat(alice)
+        await add(alice, group, bob)
+        path = f"/chats/{group['id']}/participants"
+        refused = await alice.post(path, {"public_id": carol.public_id})
+        assert (refused.status, refused.code) == (409, "conflict")
+        assert (await carol.get("/chats")).json == []
+        await decline(bob)  # which alice must not notice
+        assert (await alice.post(path, {"public_id": carol.public_id})).status == 409
+        assert (await alice.delete(f"{path}/{bob.user_id}")).status == 204
+        await add(alice, group, carol)
+
+
+@pytest.mark.gen_test
 async def test_invitations_count_against_the_size_of_a_chat(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:

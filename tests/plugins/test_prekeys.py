@@ -260,6 +260,10 @@ async def test_nobody_fills_the_disk_with_prekeys(services: Services, monkeypatc
         refused = await alice.post("/users/me/prekeys", {"one_time_prekeys": [alice.prekey(n) for n in (6, 7, 8)]})
         assert (refused.status, refused.fields()) == (400, ["one_time_prekeys"])
         assert (await alice.post("/users/me/prekeys", {"one_time_prekeys": [alice.prekey(6)]})).status == 200
+        kyber = [alice.kyber_prekey(n) for n in range(1, 9)]
+        refused = await alice.post("/users/me/prekeys", {"kyber_prekeys": kyber})
+        assert (refused.status, refused.fields()) == (400, ["kyber_prekeys"])
+        assert (await alice.post("/users/me/prekeys", {"kyber_prekeys": kyber[:7]})).status == 200
 
 
 @pytest.mark.gen_test
