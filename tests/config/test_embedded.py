@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import psutil
@@ -24,6 +26,7 @@ from structlog.testing import capture_logs
 
 import config
 from config import embedded
+from config.embedded import child
 from config.embedded.home import shipped
 from tests.waiting import WAIT
 
@@ -34,6 +37,7 @@ SERVER = """
 import asyncio, sys
 from pathlib import Path
 from config import embedded
+from config.embedded import child
 
 async def main(folder):
     async with embedded.postgres(folder) as database, embedded.valkey(folder) as cache:
@@ -309,6 +313,58 @@ def test_a_child_that_dies_is_restarted_at_its_port(restored: Path) -> None:
     # A set: who dies again before the restart was seen to succeed is told as a restart that failed.
     died = {(log["event"], log["log_level"]) for log in logs if log["event"].endswith("_died")}
     assert died == {("embedded_postgres_died", "error"), ("embedded_valkey_died", "error")}
+
+
+def taken(port: int) -> socket.socket:
+    """Another program's socket on that port, when whoever had it is gone."""
+    until = time.monotonic() + WAIT
+    while True:
+        try:
+            return socket.create_server(("127.0.0.1", port))
+        except OSError:
+            assert time.monotonic() < until
+            time.sleep(0.005)
+
+
+def test_a_restart_is_tried_until_the_port_is_free_again(restored: Path) -> None:
+    async def scene() -> None:
+        async with embedded.valkey(restored) as cache:
+            pid, port = pid_of(restored, "valkey"), urlsplit(cache).port
+            assert pid is not None and port is not None
+            os.kill(pid, signal.SIGKILL)
+            with taken(port):
+                await eventually(failed)
+            await eventually(lambda: answers(cache))
+
+    async def failed() -> bool:
+        return any(log["event"] == "embedded_valkey_restart_failed" for log in logs)
+
+    async def answers(cache: str) -> bool:
+        try:
+            async with Redis.from_url(cache, decode_responses=True) as client:
+                return await client.get("kept") == "Grüße"
+        except (OSError, RedisError):
+            return False
+
+    with capture_logs() as logs:
+        asyncio.run(scene())
+
+
+def test_a_port_that_is_taken_before_the_start_is_left_for_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port, free_port = other.getsockname()[1], child._free_port
+        ports = iter([port])
+        monkeypatch.setattr(child, "_free_port", lambda: next(ports, None) or free_port())
+
+        async def scene() -> None:
+            async with embedded.valkey(folder) as cache, Redis.from_url(cache) as client:
+                assert await client.ping()
+                assert urlsplit(cache).port != port
+
+        asyncio.run(scene())
+        assert next(ports, None) is None, "the port was tried"
 
 
 def test_a_child_that_cannot_start_shows_the_end_of_its_log(folder: Path) -> None:

@@ -562,6 +562,8 @@ async def test_any_origin_is_for_development_only(services: Services) -> None:
         for origins in ("*", "https://app.example,*"):
             with pytest.raises(SettingsError, match="CORS_ALLOW_ORIGINS"):
                 server.configure({**production, "CORS_ALLOW_ORIGINS": origins})
+        with pytest.raises(SettingsError, match="RATE_LIMITS: off is for tests"):
+            server.configure({**production, "RATE_LIMITS": "off"})
 
 
 @pytest.mark.gen_test
