@@ -307,8 +307,7 @@ def _line(words: str) -> str:
 
 
 def _span(seconds: int) -> str:
-    for unit, length in (("hour", 3600), ("minute", 60), ("second", 1)):
-        if seconds % length == 0:
-            number = seconds // length
-            return f"{number} {unit}s" if number > 1 else f"1 {unit}"
-    raise AssertionError  # one second divides all
+    units = (("hour", 3600), ("minute", 60), ("second", 1))
+    unit, length = next((unit, length) for unit, length in units if seconds % length == 0)
+    number = seconds // length
+    return f"{number} {unit}s" if number > 1 else f"1 {unit}"

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
+import pytest
 from redis.asyncio import Redis
 
 from handlers.metrics import Metrics
@@ -83,3 +84,23 @@ def test_subscriptions_that_changed_while_redis_was_down_are_repaired(services: 
             await heard(redis, 150)
 
     asyncio.run(come_and_go())
+
+
+def test_of_more_messages_than_may_wait_the_oldest_are_dropped(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handlers.sockets.bus.MAX_QUEUED", 2)
+
+    async def flood() -> None:
+        async with place(services) as where, on(where) as (bus, _):
+            came: list[bytes] = []
+            await bus.subscribe("ws:user:one", lambda _, message: came.append(message))
+            counted = asyncio.create_task(bus.publish_counted("ws:user:one", b"0"))
+            await asyncio.sleep(0)  # it waits in the queue, and nothing was sent yet
+            for number in range(1, 4):
+                bus.publish("ws:user:one", b"%d" % number)
+            assert await counted == 0
+            await until(lambda: len(came) >= 2)
+            assert came == [b"2", b"3"]
+
+    asyncio.run(flood())

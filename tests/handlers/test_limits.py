@@ -13,7 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from config.values import Rate
-from handlers.limits.rates import Limits, client_address, limit_key
+from handlers.limits.rates import Limits, client_address, limit_key, within
 from handlers.wire.errors import RateLimited
 from tests.running import Services, place
 from tests.waiting import WAIT
@@ -118,3 +118,23 @@ async def test_a_hundred_at_once_on_two_instances_let_five_through(
             *(limits[number % 2].spend("test", "e", rate) for number in range(100)), return_exceptions=True
         )
         assert results.count(None) == 5
+
+
+def test_a_peer_without_an_address_is_no_proxy() -> None:
+    """As a client at a UNIX socket."""
+    assert not within("", PROXIES)
+    assert (client_address("", "203.0.113.1", PROXIES), limit_key("")) == ("", "")
+
+
+@pytest.mark.gen_test
+async def test_buckets_in_memory_are_bounded_and_the_oldest_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handlers.limits.rates.LOCAL_KEYS", 2)
+    async with Redis.from_url("redis://127.0.0.1:1") as redis:
+        limits, once = Limits(redis), Rate(1, 3600)
+        limits._away_until = float("inf")
+        for key in ("a", "b", "c"):
+            await limits.spend("x", key, once)
+        for key in ("b", "c"):
+            with pytest.raises(RateLimited):
+                await limits.spend("x", key, once)
+        await limits.spend("x", "a", once)
