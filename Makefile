@@ -35,10 +35,11 @@ test: $(VENV)/.dev | tests/__pycache__ ## Run all the tests, with real services
 test-thorough: export HYPOTHESIS_PROFILE = thorough
 test-thorough: test ## Run them for longer: more random input, more repetitions of races
 
-# Slower, as each line is counted; also in the servers and scripts that tests start. Settings are in setup.cfg.
+# Slower, as each line is counted; also in the servers and scripts that tests start, which may run as other users. Settings
+# are in setup.cfg.
 coverage: $(VENV)/.dev | tests/__pycache__ ## Run them and show the branches that none of them takes
 	@sh tests/install_programs.sh
-	@rm -rf .coverage && mkdir .coverage
+	@rm -rf .coverage && mkdir -m 1777 .coverage
 	-PYTHONDONTWRITEBYTECODE= $(BIN)/coverage run -m pytest $(SIX) $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage html --quiet
