@@ -20,7 +20,7 @@ class Settings(TierSettings):
         description="Secret key of Stripe; better a restricted one that may read PaymentIntents and charges. "
         "Unset: no Stripe.",
     )
-    stripe_webhook_key: Annotated[SecretStr | None, needs("stripe_secret_key", "for else refunds go unnoticed")] = (
+    stripe_webhook_key: Annotated[SecretStr | None, needs("stripe_secret_key", "since refunds go unnoticed without it")] = (
         Field(
             None,
             validate_default=True,
