@@ -171,7 +171,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             ),
         )
         statements.pool(database.usage)
-        vitals.show_database(metrics, cluster.standing, lambda: cluster.refused)
+        vitals.show_database(metrics, cluster.host_in_use, lambda: cluster.refused)
         epoch = Epoch(database)  # settled before the first connection is used, and so before anybody is served
         await stack.enter_async_context(database.open())
         bus = Bus(redis, instance_id, metrics)
@@ -300,7 +300,7 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
     house = Plugin(
         name="house",
         routes=(
-            *health.routes(checks, ready, app.db.cluster.choice),
+            *health.routes(checks, ready, app.db.cluster.chosen_host),
             *docs.routes(reference),
             ("/ws", SocketHandler, {"hub": app.hub, "epoch": app.epoch.shown, "events": events, "welcome": welcome}),
         ),

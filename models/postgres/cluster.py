@@ -22,6 +22,7 @@ import asyncpg
 import structlog
 from redis.asyncio import Redis
 
+from config.hosts import DatabaseHost
 from models.postgres.fence import REASONS, Fence, Mark, Reason, behind
 from models.postgres.hosts import Host, HostAway, HostRefused, describe, dial, hosts, named, no_host
 from models.postgres.identity import Identity, identify
@@ -38,14 +39,6 @@ ASKING = {"application_name": "mimu-hosts", "statement_timeout": "5000"}
 
 Settle = Callable[["Cluster", Host], Coroutine[Any, Any, None]]
 _ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-
-
-class Standing(NamedTuple):
-    """Which host is the database, for operators: its name, its timeline, and how many connections were refused."""
-
-    host: str
-    timeline: int
-    refused: int
 
 
 class _Open(NamedTuple):
@@ -355,14 +348,14 @@ class Cluster:
                 log.warning("database_connection_ended", host=str(opened.host), timeline=opened.mark.timeline)
                 connection.terminate()
 
-    def choice(self) -> Standing | None:
-        """Which of several hosts is the database; None where there is no choice."""
-        return self.standing() if len(self.hosts) > 1 else None
+    def chosen_host(self) -> DatabaseHost | None:
+        """Return the host in use if there are several; None if there is only one."""
+        return self.host_in_use() if len(self.hosts) > 1 else None
 
-    def standing(self) -> Standing:
+    def host_in_use(self) -> DatabaseHost:
         mark = self.fence.mark
         refused = sum(number for (_, reason), number in self.refused.items() if reason != "standby")
-        return Standing(str(self.current or self.hosts[0]), mark.timeline if mark else 0, refused)
+        return DatabaseHost(str(self.current or self.hosts[0]), mark.timeline if mark else 0, refused)
 
 
 _WORDS: dict[Reason, str] = {
