@@ -45,7 +45,7 @@ async def test_a_push_is_sent_and_the_answer_explained(services: Services, tmp_p
         nobody = await script(made.shared, "push_test", "nobody_at_all")
         assert (nobody.code, nobody.err) == (1, "there is no such user\n")
         none = await script(made.shared, "push_test", alice.public_id)
-        assert (none.code, none.err) == (1, "they have no device registered\n")
+        assert (none.code, none.err) == (1, "the user has no registered device\n")
 
         await registered(alice, "apns")
         await subscribed(alice, world)
