@@ -46,9 +46,9 @@ overtake each other if they come from different instances: [what to do](messagin
 
 In `/sync` a deleted message appears at its place as `message_deleted`, and messages and chats have their present
 content; for participants who have left, the content when they left, or
-[`hidden`](messaging.md#what-a-membership-shows). Servers stored events of type `receipt` ([ReceiptEvent](#receiptevent))
-before receipts became marks: they keep their place, and between users who have blocked one another they are `hidden`.
-The server makes no new ones; the last of them are deleted after 31 days.
+[`hidden`](messaging.md#what-a-membership-shows). Earlier servers stored events of type `receipt`
+([ReceiptEvent](#receiptevent)); receipts are marks now. These events keep their place, and between users who have
+blocked one another they are `hidden`. The server makes no new ones; the last of them are deleted after 31 days.
 """
 
 
