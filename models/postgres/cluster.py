@@ -270,9 +270,7 @@ class Cluster:
 
     async def identify_host(self, host: Host, seconds: float = ELECTION_SECONDS) -> Identity:
         """Identify a host, over a separate connection. Raises HostAway and errors of PostgreSQL."""
-        connection = await dial(
-            self.dsn, host, timeout=seconds, command_timeout=seconds, server_settings=QUERY_SETTINGS
-        )
+        connection = await dial(self.dsn, host, timeout=seconds, command_timeout=seconds, server_settings=SETTINGS)
         try:
             with named(host):
                 return await identify(connection)
