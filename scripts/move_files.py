@@ -107,9 +107,9 @@ def _print_result(result: dict[str, Any], options: argparse.Namespace) -> None:
         print(f"Now copy the lines of {options.to} to the settings of all servers and scripts, and start the servers.")
     else:
         print(
-            "New uploads still go to the old storage. Run this again later, and at the end with --finish after you have"
+            "New uploads still go to the old storage: run this again, and once more with --finish when all servers are"
         )
-        print("stopped all servers.")
+        print("stopped.")
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """The OpenAPI document: all routes with their parameters, bodies and answers, built from declarations in the code.
 
-Shapes become schemas, and an endpoint's declaration (handlers/wire/operations.py) becomes its operation, with the errors
-that it names. This file repeats nothing that is declared elsewhere.
+Shapes become schemas, and an endpoint's declaration (handlers/wire/operations.py) becomes its operation, with its
+errors. This file repeats nothing that is declared elsewhere.
 """
 
 from __future__ import annotations

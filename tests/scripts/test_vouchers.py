@@ -136,7 +136,7 @@ async def test_wrong_usage_and_what_is_not_there(services: Services) -> None:
         assert (await script(shared, "vouchers", "revoke", "--batch", "nothing")).code == 1
         ended = await script(shared, "vouchers", "list", "--code", given="7Q2KD-0M3HX-V8TNB-4R6CW")
         assert (ended.code, ended.out) == (1, "")
-        assert "mistyped" in ended.err
+        assert "typing errors" in ended.err
         said = await script(None, "vouchers", "--help")
         assert all(word in said.out for word in ("create", "list", "revoke", "DATABASE_URL", "78"))
         failed = await script(shared, "vouchers", "list", DATABASE_URL="postgres://mimu:never-told@127.0.0.1:1/mimu")
