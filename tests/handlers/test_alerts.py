@@ -40,7 +40,7 @@ class Ears:
         self.heard.append(("seen", str(user_id)))
 
 
-def test_nobody_need_listen() -> None:
+def test_alerts_need_no_listener() -> None:
     Alerts().message(uuid4(), (), None)
 
 

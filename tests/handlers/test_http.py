@@ -222,7 +222,7 @@ async def test_only_our_own_tokens_are_good(services: Services) -> None:
 async def test_a_bad_token_is_refused_also_where_none_is_needed(services: Services) -> None:
     async with at_work(services) as one:
         for method, path in (("GET", "/health"), ("GET", "/metrics"), ("POST", "/auth/login"), ("GET", "/nothing")):
-            body = {"public_id": "nobody", "password": "whatever it was"} if method == "POST" else None
+            body = {"public_id": "unknown_user", "password": "whatever it was"} if method == "POST" else None
             of_the_contract(await ask(one.url, method, path, body, token="bad"), 401, "unauthorized")
 
 

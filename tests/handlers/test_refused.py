@@ -93,7 +93,7 @@ async def test_the_connection_stays_whatever_is_refused(services: Services) -> N
                     assert answer.json["error"] == code, name
                     assert answer.json["request_id"] == answer.headers["X-Request-ID"], name
                 assert await kept.stays(), name
-        # And all of them at once, before any is answered: each answer is that of its own request.
+        # And all of them at once, before any is answered: each answer belongs to its request.
         async with line(one.url) as kept:
             asked = [(m, status) for m, status, code in refused(alice, bob).values() if code]
             kept.writer.write(b"".join(message + LIVE for message, _ in asked))

@@ -134,7 +134,7 @@ async def test_fragments_pings_and_closes_as_the_rfc_says(services: Services) ->
         text = '{"type": "неизвестно", "id": "2"}'.encode()
         writer.write(frame(TEXT, text[:11], fin=False) + frame(CONTINUATION, text[11:]))
         assert json.loads((await received(reader))[1])["id"] == "2"
-        writer.write(frame(PONG, b"nobody asked"))
+        writer.write(frame(PONG, b"unsolicited"))
         writer.write(frame(CLOSE, struct.pack("!H", 4000) + b"bye") + frame(TEXT, NOPE))
         assert await received(reader) == (CLOSE, struct.pack("!H", 4000))
         assert await reader.read() == b""

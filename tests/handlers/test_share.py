@@ -186,7 +186,7 @@ def a_phone_that_syncs_10_000_events(account: Spender) -> Iterator[None]:
 
 def a_phone_that_uploads_100_mb(account: Spender) -> Iterator[None]:
     request(account, 500)
-    yield  # the bytes are those of a file, and have a pace of their own
+    yield  # the bytes of a file are limited separately
 
 
 def an_app_that_is_opened(account: Spender) -> Iterator[None]:

@@ -123,7 +123,7 @@ async def test_kept_connections_bear_one_more_request_and_idle_ones_are_the_othe
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_a_supervisor_is_told_when_it_serves_and_when_it_stops(services: Services, tmp_path: Path) -> None:
+async def test_a_supervisor_is_notified_when_the_server_serves_and_stops(services: Services, tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     for name in (str(tmp_path / "notify"), f"@mimu-test-{tmp_path.name}-{time.time_ns()}"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:

@@ -1,4 +1,4 @@
-"""Tasks that are told to stop, and end."""
+"""Tasks that are cancelled and awaited."""
 
 from __future__ import annotations
 

@@ -134,8 +134,8 @@ def link(answer: Answer) -> str | None:
 
 
 async def patiently(ask: Callable[[], Awaitable[Answer]]) -> Answer:
-    """The answer of a server that is not too busy to give one: many who want one chat's lock wait for each other, and
-    on a slow machine the last of them are told to come back."""
+    """Repeat a request until the answer is not 503: many requests for one chat's lock wait for each other, and on a
+    slow machine the server rejects the last of them as busy."""
     for _ in range(50):
         if (answer := await ask()).status != 503:
             return answer

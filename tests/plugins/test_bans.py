@@ -177,7 +177,7 @@ async def test_who_is_banned_comes_back_by_nothing_until_it_is_lifted(services: 
 
 
 @pytest.mark.gen_test
-async def test_who_may_ban_whom(services: Services) -> None:
+async def test_a_ban_needs_a_higher_role(services: Services) -> None:
     async with town(services, people=6) as made:
         alice, bob, carol, dave, eve, stranger = made.people
         group = await chat(alice, bob, carol, dave, eve)
@@ -185,21 +185,21 @@ async def test_who_may_ban_whom(services: Services) -> None:
         for admin in (bob, carol):
             assert (await alice.put(f"{people_of(group)}/{admin.user_id}", {"role": "admin"})).status == 200
 
-        async def bans(by: Account, whom: str) -> int:
-            return (await by.delete(f"{people_of(group)}/{whom}?ban=true")).status
+        async def ban(by: Account, user_id: str) -> int:
+            return (await by.delete(f"{people_of(group)}/{user_id}?ban=true")).status
 
-        assert await bans(dave, eve.user_id) == await bans(dave, stranger.user_id) == 403
-        assert await bans(bob, alice.user_id) == await bans(bob, carol.user_id) == 403
-        assert await bans(alice, alice.user_id) == await bans(bob, bob.user_id) == 409
-        assert await bans(stranger, dave.user_id) == 404
-        assert await bans(bob, str(uuid4())) == 404
+        assert await ban(dave, eve.user_id) == await ban(dave, stranger.user_id) == 403
+        assert await ban(bob, alice.user_id) == await ban(bob, carol.user_id) == 403
+        assert await ban(alice, alice.user_id) == await ban(bob, bob.user_id) == 409
+        assert await ban(stranger, dave.user_id) == 404
+        assert await ban(bob, str(uuid4())) == 404
         for who, status in ((dave, 403), (stranger, 404)):
             assert (await who.get(f"{path}/bans")).status == status
             assert (await who.delete(f"{path}/bans/{eve.user_id}")).status == status
         # Who has left just before, or has never been there, can be banned as well; the restriction stays beside it.
         assert (await alice.put(f"{people_of(group)}/{eve.user_id}", {"role": "restricted"})).status == 200
         assert (await eve.delete(f"{people_of(group)}/{eve.user_id}")).status == 204
-        assert await bans(bob, eve.user_id) == await bans(bob, stranger.user_id) == 204
+        assert await ban(bob, eve.user_id) == await ban(bob, stranger.user_id) == 204
         assert [one["user_id"] for one in (await carol.get(f"{path}/bans")).json] == [stranger.user_id, eve.user_id]
         found = await pages(carol, f"{path}/bans?limit=1")
         assert [one["user_id"] for page in found for one in page] == [stranger.user_id, eve.user_id]
@@ -235,7 +235,7 @@ async def test_a_chat_has_so_many_bans_and_a_removal_works_beyond_them(services:
 
 
 @pytest.mark.gen_test
-async def test_a_ban_beside_joins_leaves_nobody_inside_who_is_banned(services: Services) -> None:
+async def test_a_ban_beside_joins_leaves_no_banned_user_in_the_chat(services: Services) -> None:
     async with town(services, 2, people=9) as made:
         alice, *guests = made.people
         group = await chat(alice)

@@ -1,4 +1,4 @@
-"""How much calls may let wait, and that nobody is kept from opening a socket by it."""
+"""Bounds of what calls queue; the queue never keeps a user from opening a socket."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ async def test_every_frame_of_a_call_has_the_same_fields(services: Services, ser
             async with alice.socket() as late:
                 await ring()
                 await late.silent(0)
-        # What one side said is passed on to the other, and to nobody else.
+        # The server passes a payload on to the other side only.
         assert {payload for kind, _, _, payload in heard if kind != "call_hangup"} == {PAYLOAD}
         with_payload = {(reason, to) for kind, reason, to, payload in heard if kind == "call_hangup" and payload}
         assert with_payload == {("busy", alice.public_id), ("cancelled", bob.public_id), ("failed", alice.public_id)}
@@ -177,7 +177,7 @@ async def test_an_answer_waits_for_a_caller_who_is_away(services: Services, serv
 
 @pytest.mark.gen_test
 async def test_an_answer_that_an_old_socket_took_reaches_the_new_one(services: Services) -> None:
-    """A phone changes its network: its old socket is still open here, and nobody reads it."""
+    """A phone changes its network: its old socket is still open on the server, but the client no longer reads it."""
     async with pair(services) as (alice, bob, a, b):
         call_id = str(uuid4())
         await a.send("call_offer", **offer(bob, call_id))

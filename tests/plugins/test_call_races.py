@@ -56,7 +56,7 @@ class Pair:
         return call_id
 
     async def hang_up(self, call_id: str) -> None:
-        """End a call, and hear that it is over wherever others than the one who ended it are told."""
+        """End a call, and expect call_hangup on every socket that receives it."""
         assert (await self.a[0].send("call_hangup", call_id=call_id))["type"] == "ack"
         await self.both(self.b, "call_hangup", call_id=call_id)
 

@@ -1,4 +1,4 @@
-"""Accounts and chats: what blocks keep from a chat, and what is left of whoever erases their account."""
+"""Accounts and chats: what a block hides in a chat, and what an erased account leaves in it."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ async def test_an_erased_account_leaves_its_chats_and_its_messages_lose_its_name
         assert [m["sender_id"] for m in await history(bob, pair)] == [None]
         assert (await seen(bob, pair))["peer"] is None
         assert found[reply["id"]]["reply_to"] == posted["id"]
-        # A chat in which nobody is left ends.
+        # A chat without participants is deleted.
         [row] = await made.sql("SELECT deleted_at FROM chat_threads WHERE type = 'cloud'")
         assert row["deleted_at"] is not None
         # The others go on, and the new owner rules.
@@ -153,7 +153,7 @@ async def test_only_admins_inherit_and_of_those_the_first_who_came(services: Ser
         await erased(carol)
         assert roles(await seen(bob, group)) == {**left, dave.user_id: "owner"}
         await erased(dave)
-        assert roles(await seen(bob, group)) == left, "nobody becomes owner who was let in to write or to read"
+        assert roles(await seen(bob, group)) == left, "members and restricted users do not become owner"
         assert (await bob.put(f"/chats/{group['id']}", {"title": "Mine"})).status == 403
         assert (await bob.delete(f"/chats/{group['id']}")).status == 403
         assert (await say(bob, group))["seq"] > 0
@@ -223,7 +223,7 @@ async def test_who_made_a_chat_can_go_while_others_change_it(services: Services)
 async def test_others_hear_of_a_departure_though_the_erasure_fails_later(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each chat is left by a commit of its own, and the frame follows that commit."""
+    """Each chat is left in its own transaction, and the frame follows its commit."""
 
     async def fail(*_: object) -> None:
         raise Unavailable

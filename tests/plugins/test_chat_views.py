@@ -133,7 +133,7 @@ async def test_a_mark_as_unread_ends_with_the_next_read_receipt(services: Servic
 
 
 @pytest.mark.gen_test
-async def test_a_muted_chat_wakes_nobody_until_the_time(services: Services) -> None:
+async def test_a_muted_chat_sends_no_push_until_the_mute_ends(services: Services) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         group, other = await chat(alice, bob), await chat(alice, bob)

@@ -113,13 +113,13 @@ async def test_what_was_sent_while_blocked_is_never_shown_and_later_is(services:
         assert (await victim.put(f"/messages/{before['id']}/reactions/{HEART}", None)).status == 404
         events = (await synced(victim, since))["events"]
         assert [(event["type"], event["seq"]) for event in events] == [("message_new", later["seq"])]
-        # What is done to the earlier one later shows no more than that something happened.
+        # A later change of the earlier message shows only that something happened.
         await mallory.put(f"/messages/{before['id']}", {"encrypted_payload": "BBBB"})
         assert (await v.expect("hidden"))["seq"] == later["seq"] + 1
         await mallory.put(f"/chats/{where['id']}", {"title": "threat"})
         assert (await v.expect("hidden"))["seq"] == later["seq"] + 2
         assert (await seen(victim, where))["title"] is None
-        # Who describes the chat anew begins with what they saw.
+        # A new description of the chat begins with what its author saw.
         assert (await victim.put(f"/chats/{where['id']}", {"title": "ours"})).status == 200
         shown = await seen(mallory, where)
         assert (shown["title"], shown["avatar_url"]) == ("ours", None)

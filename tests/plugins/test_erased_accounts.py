@@ -1,4 +1,4 @@
-"""What an erased account leaves behind: nobody takes its name, its keys or its subscriptions over."""
+"""Erased accounts: no other user can take over their name, keys or subscriptions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_an_identity_key_is_taken_for_who_has_only_its_public_half(service
         await cleanup.clean(server.app.db, Retention())
         assert await server.app.db.value("SELECT count(*) FROM signed_prekeys") == 1
         await erase(victim)
-        thief = Account(identity=victim.identity)  # who has a bundle, and signs with a key of their own
+        thief = Account(identity=victim.identity)  # has a bundle, but signs with another key
         replayed = Account(identity=victim.identity, signing=victim.signing)
         for body in (
             thief.body(),

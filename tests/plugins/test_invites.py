@@ -82,7 +82,7 @@ async def test_the_same_guest_twenty_times_at_once_is_one_use(services: Services
 
 
 @pytest.mark.gen_test
-async def test_one_that_is_over_withdrawn_or_unknown_lets_nobody_in(services: Services) -> None:
+async def test_an_expired_revoked_or_unknown_invite_is_refused(services: Services) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         group, other = await chat(alice), await chat(alice)

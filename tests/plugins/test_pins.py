@@ -133,7 +133,7 @@ async def test_in_a_chat_of_two_both_pin_until_a_block(services: Services, kind:
 
 
 @pytest.mark.gen_test
-async def test_a_chat_with_oneself_has_pins(services: Services) -> None:
+async def test_a_cloud_chat_has_pins(services: Services) -> None:
     async with town(services, people=1) as home:
         [alice] = home.people
         notes = await chat(alice, kind="cloud")
@@ -204,7 +204,7 @@ async def test_who_joined_later_sees_no_pin_of_a_message_from_before(services: S
 
 
 @pytest.mark.gen_test
-async def test_a_direct_chat_deleted_for_oneself_comes_back_without_its_pins(services: Services) -> None:
+async def test_a_direct_chat_that_one_side_deleted_comes_back_without_its_pins(services: Services) -> None:
     async with town(services, people=2) as home:
         alice, bob = home.people
         where = await chat(alice, bob, kind="direct")

@@ -253,7 +253,7 @@ async def test_rotations_at_once_leave_one_current_key(services: Services) -> No
 
 
 @pytest.mark.gen_test
-async def test_nobody_fills_the_disk_with_prekeys(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_prekeys_of_an_account_are_limited(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plugins.prekeys.prekeys.MAX_UNUSED", 7)
     async with place(services) as shared, serving(shared) as server:
         alice = await Account(one_time=5).register(server.url)

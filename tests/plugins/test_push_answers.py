@@ -206,11 +206,11 @@ async def test_google_is_asked_for_a_token_once_and_again_when_it_has_ended(serv
 
 
 @pytest.mark.gen_test(timeout=90)
-async def test_an_outage_of_a_provider_is_nobody_else_s(
+async def test_an_outage_of_a_provider_affects_nothing_else(
     services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sockets, the other providers, and this server's health; the provider itself is left alone, and what it missed
-    arrives when it is back, once for each chat."""
+    """Sockets, the other providers and the server's health work on. The server pauses its requests to the provider and
+    sends the missed pushes when the provider is back, one for each chat."""
     monkeypatch.setattr(breaker, "MAX_PAUSE", 8.0)
     async with pushing(services, tmp_path, people=3) as (made, world):
         alice, bob, carol = made.people

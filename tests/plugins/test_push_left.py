@@ -106,7 +106,7 @@ async def test_older_messages_that_were_decided_on_are_no_reason(services: Servi
 
 
 @pytest.mark.gen_test
-async def test_one_s_own_messages_and_those_of_others_are_told_apart(services: Services, tmp_path: Path) -> None:
+async def test_after_a_deletion_own_messages_alone_send_no_push(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
         group = await chat(alice, bob)

@@ -135,7 +135,7 @@ async def test_what_is_no_job_is_set_aside(services: Services, tmp_path: Path) -
 
 
 @pytest.mark.gen_test
-async def test_a_job_that_nobody_finishes_is_set_aside(
+async def test_a_job_that_no_server_finishes_is_set_aside(
     services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lane, "ABANDONED", 0.3)

@@ -36,7 +36,7 @@ async def test_a_token_is_registered_once_shown_and_removed(services: Services) 
         first, again = await alice.put("/push/tokens", body), await alice.put("/push/tokens", body)
         assert (first.status, again.status) == (201, 200)
         assert first.json["id"] == again.json["id"]
-        assert body["token"] not in first.text, "it is not told again"
+        assert body["token"] not in first.text, "the answer does not repeat the token"
         [shown] = await listed(alice)
         assert shown == again.json
         assert shown == {

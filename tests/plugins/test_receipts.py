@@ -177,7 +177,7 @@ async def test_no_mark_crosses_a_block(services: Services, servers: int, kind: s
 
 @pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_in_a_large_group_only_the_poster_and_oneself_see_a_mark(services: Services, servers: int) -> None:
+async def test_in_a_large_group_only_the_sender_and_the_reader_see_a_receipt(services: Services, servers: int) -> None:
     async with town(services, servers, people=4) as made:
         alice, bob, carol, dave = made.people
         here = await chat(*made.people)

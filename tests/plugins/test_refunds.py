@@ -146,10 +146,10 @@ async def test_a_refund_that_races_with_the_purchase_wins(services: Services) ->
         for _ in range(20):
             intent = providers.intent()
             body = purchase(alice, new_prid(), "stripe", intent)
-            bought, told = await asyncio.gather(
+            bought, refunded = await asyncio.gather(
                 buy(alice, body), tell(server, "charge.refunded", charge(providers, intent, **WHOLE))
             )
-            assert (bought.status in (201, 402), told.status) == (True, 204), bought.text
+            assert (bought.status in (201, 402), refunded.status) == (True, 204), bought.text
             assert (await alice.get("/users/me")).json["tier"] == "free"
 
 
@@ -178,15 +178,15 @@ async def test_time_that_was_paid_back_is_not_had_through_a_renewal(services: Se
             }
 
         assert await ends() == {0: 30, 1: 60, 2: 70, 3: 100}
-        # Ten days later the first one goes back: the twenty that were left of it are nobody's.
+        # Ten days later the first one is refunded: its remaining twenty days are lost.
         await server.app.db.execute(
             """UPDATE subscriptions SET starts_at = starts_at - interval '10 days',
                                         expires_at = expires_at - interval '10 days'"""
         )
         async with alice.socket() as socket:
             assert (await tell(server, "charge.refunded", charge(providers, first, **WHOLE))).status == 204
-            told = {(await socket.expect("subscription_updated"))["status"] for _ in range(3)}
-            assert told == {"cancelled", "active"}
+            statuses = {(await socket.expect("subscription_updated"))["status"] for _ in range(3)}
+            assert statuses == {"cancelled", "active"}
         assert await ends() == {1: 30, 2: 40, 3: 90}
         # One in the middle, of which nothing was used, takes all of its time.
         assert (await tell(server, "charge.refunded", charge(providers, second, **WHOLE))).status == 204

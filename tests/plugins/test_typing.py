@@ -50,7 +50,7 @@ async def test_the_others_hear_it_and_not_too_often(
 
 
 @pytest.mark.gen_test
-async def test_in_a_channel_nobody_hears_it(services: Services) -> None:
+async def test_a_channel_sends_no_typing_frames(services: Services) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         channel = await chat(alice, bob, kind="channel")

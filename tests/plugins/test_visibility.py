@@ -31,12 +31,12 @@ async def react(by: Account, posted: Json, emoji: str = THUMB) -> None:
     await ok(by.put(f"/messages/{posted['id']}/reactions/{emoji}", {}))
 
 
-async def add(by: Account, where: Json, whom: Account, role: str = "member") -> None:
-    await ok(by.post(f"/chats/{where['id']}/participants", {"public_id": whom.public_id, "role": role}))
+async def add(by: Account, where: Json, who: Account, role: str = "member") -> None:
+    await ok(by.post(f"/chats/{where['id']}/participants", {"public_id": who.public_id, "role": role}))
 
 
-async def remove(by: Account, where: Json, whom: Account) -> None:
-    await ok(by.delete(f"/chats/{where['id']}/participants/{whom.user_id}"))
+async def remove(by: Account, where: Json, who: Account) -> None:
+    await ok(by.delete(f"/chats/{where['id']}/participants/{who.user_id}"))
 
 
 def hidden(events: list[Json]) -> list[tuple[int, int]]:
@@ -82,18 +82,18 @@ async def test_who_was_removed_sees_nothing_of_what_happened_afterwards(services
             assert "after" not in str(events) and "🎉" not in str(events) and dave.user_id not in str(events)
             # What was edited, deleted or has expired since is not known as it was. All else is, reactions too.
             assert hidden(events) == [(2, 3), (5, 5), (9, 9)]
-            told = {event["seq"]: event for event in events}
-            assert max(told) == 13 and told[13]["type"] == "participant_removed"
-            assert (told[6]["type"], told[6]["reason"]) == ("message_deleted", "deleted")
+            after = {event["seq"]: event for event in events}
+            assert max(after) == 13 and after[13]["type"] == "participant_removed"
+            assert (after[6]["type"], after[6]["reason"]) == ("message_deleted", "deleted")
             before = {event["seq"]: event for event in as_it_was}
-            for event in (told[4], before[4]):  # in whichever order
+            for event in (after[4], before[4]):  # in whichever order
                 event["message"]["reactions"].sort(key=str)
-            assert len(told[4]["message"]["reactions"]) == 2
+            assert len(after[4]["message"]["reactions"]) == 2
             for seq in (4, 6, 7, 8, 11, 12):
-                assert told[seq] == before[seq]
-            created, updated = told[1]["chat"], told[10]["chat"]
+                assert after[seq] == before[seq]
+            created, updated = after[1]["chat"], after[10]["chat"]
             assert (created["title"], updated["title"]) == ("before", "still before")
-            for event in (told[1], told[10]):
+            for event in (after[1], after[10]):
                 assert event["chat"]["settings"] == {"then": True}
                 assert event["chat"]["participant_count"] == 3
                 assert event["chat"]["updated_at"] == event["created_at"]
@@ -290,8 +290,8 @@ async def test_reactions_in_a_channel_are_ones_own_and_counts(services: Services
                 assert [r["emoji"] for r in one["reactions"]] == own
                 assert {r["user_id"] for r in one["reactions"]} <= {who.user_id}
                 assert one["reaction_counts"] == counts
-        [told] = [event for event in (await caught_up(reader, cursor))[0] if event["type"] == "message_new"]
-        assert told["message"] == (await history(reader, news))[0]
+        [new] = [event for event in (await caught_up(reader, cursor))[0] if event["type"] == "message_new"]
+        assert new["message"] == (await history(reader, news))[0]
         group = await chat(owner, reader)
         await react(reader, await say(owner, group))
         [shown] = await history(owner, group)
