@@ -28,7 +28,7 @@ SANDBOX = """() => new Promise((resolve) => {
 })"""
 UNREADABLE = "TypeError"
 NEVER_OPEN = 1006
-REFUSED = "Unexpected response code: 403"  # the page isn't told, but its console is
+REFUSED = "Unexpected response code: 403"  # only the page's console shows it
 
 
 def test_only_an_allowed_origin_gets_in(stage: StageOf) -> None:

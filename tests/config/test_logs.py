@@ -53,7 +53,7 @@ async def troubled(configuration):
         await asyncio.sleep(0.1)
         gc.collect()
 
-    # The loop's handler is set by serve, and what is told before that is told by another one.
+    # serve() sets the loop's exception handler; earlier errors go to another one.
     asyncio.get_running_loop().call_later(1, asyncio.ensure_future, trouble())
     await serve(configuration)
     raise RuntimeError({SECRET!r})
@@ -64,7 +64,7 @@ sys.exit(server.main())
 """
 
 
-async def told(running: Program, *words: str) -> None:
+async def wait_for_log(running: Program, *words: str) -> None:
     """Wait until the log has all of these."""
     async with asyncio.timeout(20):
         while not all(word in running.log_text() for word in words):
@@ -79,7 +79,7 @@ async def test_whatever_goes_wrong_is_json_and_quotes_nothing(services: Services
         place(services) as shared,
         program(shared, tmp_path, started=(str(script),), LOG_LEVEL="debug") as running,
     ):
-        await told(running, "a.library", "loop_complained", "thread_failed")
+        await wait_for_log(running, "a.library", "loop_complained", "thread_failed")
         await ask(running.url, "GET", "/nowhere")
         running.process.send_signal(signal.SIGTERM)
         await running.process.wait()
@@ -116,7 +116,7 @@ async def test_a_server_in_production_says_nothing_but_json(services: Services, 
         place(services) as shared,
         program(shared, tmp_path, started=(str(script),), **secrets) as running,
     ):
-        await told(running, '"started"')
+        await wait_for_log(running, '"started"')
         assert await running.stop() == 0
         assert running.process.stdout is not None
         assert await running.process.stdout.read() == b""
@@ -164,7 +164,7 @@ async def test_an_error_of_sql_on_a_socket_bears_the_id_of_its_handshake(service
         await made.sql("ALTER TABLE call_sessions RENAME TO elsewhere")
         offer = {"call_id": str(UUID(int=1)), "to_user_id": bob.user_id, "encrypted_payload": "AAAA"}
         assert (await first.send("call_offer", **offer))["code"] == "internal_error"
-        # What the journal stores for many in one task is told with the id of who sent it.
+        # What the journal stores for many in one task is wait_for_log with the id of who sent it.
         await made.sql("ALTER TABLE messages ADD CHECK (client_id <> '00000000-0000-4000-8000-000000000001')")
         bad = message() | {"client_id": "00000000-0000-4000-8000-000000000001"}
         assert (await second.send("message_send", chat_id=group["id"], **bad))["code"] == "unavailable"

@@ -18,7 +18,7 @@ import pytest
 from config.embedded.home import shipped
 from tests.client import Account, ask
 from tests.deploy.relay import free_port
-from tests.deploy.test_turn_files import NOBODY
+from tests.deploy.test_turn_files import UNPRIVILEGED_UID
 from tests.plugins.chatting import chat, message
 from tests.running import ROOT, Place, serving
 from tests.waiting import WAIT
@@ -58,7 +58,7 @@ def installed(name: str, package: str = "") -> str:
 @contextlib.asynccontextmanager
 async def running(*command: str | Path, port: int, nobody: bool = False) -> AsyncIterator[subprocess.Popen[bytes]]:
     """A program that listens on that port of the loopback, until the block ends."""
-    become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    become = ["setpriv", f"--reuid={UNPRIVILEGED_UID}", f"--regid={UNPRIVILEGED_UID}", "--clear-groups"]
     words = [*(become if nobody and os.geteuid() == 0 else []), *map(str, command)]
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

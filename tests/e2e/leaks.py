@@ -57,7 +57,7 @@ async def _held(redis: Any, key: bytes) -> list[bytes]:
     return []
 
 
-def assert_nothing_is_told(phones: Iterable[Phone], **places: str) -> None:
+def assert_no_leak(phones: Iterable[Phone], **places: str) -> None:
     """No place (`database`, `cache`, `log`) has a plaintext or secret of the phones.
 
     Nor has it what should not outlive its delivery: a payload of a call is in none of them when the call is over; a

@@ -6,7 +6,7 @@ import base64
 import pytest
 
 from tests.e2e.conftest import StageOf
-from tests.e2e.leaks import assert_nothing_is_told
+from tests.e2e.leaks import assert_no_leak
 from tests.e2e.people import MAKES, two_phones
 from tests.phones.line import Refused
 from tests.phones.phone import Phone
@@ -28,7 +28,7 @@ def test_two_people_call_each_other(stage: StageOf, make: str, servers: int) -> 
             await the_history_is_right(alice, bob, call_id)
             await bob_comes_back(bob)
             await alice_errs(alice, bob)
-            assert_nothing_is_told([alice, bob], **await set_up.everything_kept())
+            assert_no_leak([alice, bob], **await set_up.everything_kept())
 
     asyncio.run(journey())
 

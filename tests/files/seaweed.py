@@ -22,8 +22,8 @@ PATIENCE = 60.0  # seconds; it takes 8 on a quiet machine
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports of which the one 10,000 above is free as well, for SeaweedFS takes it for gRPC; below those that the system
-    gives to whoever connects."""
+    """Free ports for SeaweedFS. The port 10,000 above each is free as well, for gRPC; all lie below the ephemeral
+    ports of the system."""
     found: list[int] = []
     for port in range(11_000 + secrets.randbelow(9_000), 22_000):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What goes without being asked: uploads that nobody finished, and bytes whose file is gone."""
+"""Periodic cleanup: uploads that were never finished, and bytes without a file row."""
 
 from __future__ import annotations
 

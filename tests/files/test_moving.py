@@ -45,8 +45,8 @@ async def keys_of(shared: Place) -> list[str]:
         return [row[0] for row in await connection.fetch("SELECT storage_key FROM files ORDER BY storage_key")]
 
 
-def counts(told: Any) -> tuple[int, int, int]:
-    return told["copied"], told["present"], told["removed"]
+def counts(report: Any) -> tuple[int, int, int]:
+    return report["copied"], report["present"], report["removed"]
 
 
 @pytest.mark.gen_test(timeout=120)
@@ -58,8 +58,8 @@ async def test_a_server_moves_from_its_disk_to_a_bucket(services: Services, s3: 
         async with serving(shared, **disk) as server:
             alice = await Account(one_time=0).register(server.url)
             files = [await uploaded(alice, content) for content in contents[:2]]
-            told = await moved(shared, to, "--dry-run", **disk)
-            assert counts(told) == (2, 0, 0) and told["bytes"] == 100_001
+            report = await moved(shared, to, "--dry-run", **disk)
+            assert counts(report) == (2, 0, 0) and report["bytes"] == 100_001
             assert [await bucket.size(key) for key in await keys_of(shared)] == [None, None]
             assert not (tmp_path / "data" / "moving").exists()
 
@@ -68,12 +68,12 @@ async def test_a_server_moves_from_its_disk_to_a_bucket(services: Services, s3: 
             files.append(await uploaded(alice, contents[2]))
             assert (await alice.delete(f"/files/{files[0]}")).status == 204
             await announce(alice, b"not sent")
-            told = await moved(shared, to, "--verify", **disk)
-            assert counts(told) == (1, 1, 1) and told["unfinished"] == 1
+            report = await moved(shared, to, "--verify", **disk)
+            assert counts(report) == (1, 1, 1) and report["unfinished"] == 1
             with pytest.raises(BackupError, match="is connected to the database: stop it first"):
                 await moved(shared, to, "--finish", **disk)
-        told = await moved(shared, to, "--finish", **disk)
-        assert counts(told) == (0, 2, 0) and told["unfinished"] == 1
+        report = await moved(shared, to, "--finish", **disk)
+        assert counts(report) == (0, 2, 0) and report["unfinished"] == 1
         assert list((tmp_path / "data" / "moving").iterdir()) == []
         keys = await keys_of(shared)
         assert len(keys) == 2

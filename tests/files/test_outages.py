@@ -42,7 +42,7 @@ async def test_an_upload_goes_on_after_the_server_was_killed(
             alice.url = second.url
             upload.url = f"{second.url}/files/tus/{upload.file_id}"
             offset = await upload.offset()
-            assert 16 * MIB <= offset <= 35 * MIB, "what was told to be safe, and nearly all else"
+            assert 16 * MIB <= offset <= 35 * MIB, "all acknowledged bytes, and nearly all others"
             assert (await upload.patch(offset, content[offset:])).code == 204
             assert sha256((await got(alice, upload.file_id)).body) == sha256(content)
             assert (await got(alice, whole)).body == content[:MIB]

@@ -22,7 +22,7 @@ def sha256(content: bytes) -> str:
 async def send(
     method: str, url: str, body: bytes | None = None, headers: dict[str, str] | None = None, seconds: float = 60
 ) -> HTTPResponse:
-    """One request, to whom it may concern."""
+    """Send one request to any URL."""
     client = SimpleAsyncHTTPClient(force_instance=True, max_body_size=1 << 32, max_buffer_size=1 << 32)
     try:
         request = HTTPRequest(

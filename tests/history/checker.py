@@ -1,4 +1,4 @@
-"""Holds what a run left behind against what its clients were told: a pure function of both, which returns faults."""
+"""Compares what a run stored with the answers its clients got: a pure function of both that returns faults."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Checker:
                 self._shown(seen, chat, shown)
 
     def _sends(self) -> None:
-        """What was acknowledged is there once, where it was said to be; nothing is there that nobody sent."""
+        """Each acknowledged message is stored once, at the acknowledged place; no message is stored that was not sent."""
         rows: dict[str | None, list[Row]] = defaultdict(list)
         for row in self.stored.messages:
             rows[row.client_id].append(row)
@@ -129,10 +129,10 @@ class Checker:
                 if row.live and (send.deleted is Known.YES or send.vanishes):
                     self.fault("content", send.chat, f"{send.client_id} was deleted or expired, and is there", row.seq)
                 if not row.live and send.deleted is Known.NO:
-                    self.fault("lost", send.chat, f"{send.client_id} is deleted, and nobody did it", row.seq)
+                    self.fault("lost", send.chat, f"{send.client_id} is deleted, but no client deleted it", row.seq)
         for others in rows.values():
             for row in others:
-                self.fault("invented", row.chat, f"{row.client_id} was sent by nobody", row.seq)
+                self.fault("invented", row.chat, f"{row.client_id} was never sent", row.seq)
 
     def _seqs(self) -> None:
         """The seqs of each chat are 1, 2, 3, ... last_seq."""
@@ -362,7 +362,7 @@ class Checker:
             if only not in (None, who):
                 yield f"it shows a reaction of {who[:8]}"
         for who, emoji in message.reactions - send.reactions.keys():
-            yield f"nobody reacted with {emoji} as {who[:8]}"
+            yield f"{who[:8]} never reacted with {emoji}"
 
     def fault(self, kind: str, chat: str, text: str, seq: int = 0) -> None:
         self.ledger.fault(kind, chat, text, seq)

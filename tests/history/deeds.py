@@ -20,7 +20,7 @@ EXPIRES = 5  # seconds, the least there is
 ROLES = ("owner", "admin", "admin", "member", "member", "restricted")
 CROWDS = ("group", "channel")
 MOST = 40  # people in a group
-OUTSIDE = {"not_found", "forbidden"}  # what whoever is not (or no longer) in a chat is told
+OUTSIDE = {"not_found", "forbidden"}  # answers to a user who is not (or no longer) in a chat
 
 
 class Actor:
@@ -124,7 +124,7 @@ class Actor:
             self.refused(refusal, chat)
 
     async def delete(self, chat: str) -> None:
-        """A message of its own, or an administrator's choice."""
+        """Delete an own message, or as an administrator any message."""
         rank = self.client.views[chat].role
         events = [event for event in self.client.recent[chat] if event.by == self.me or rank in ("owner", "admin")]
         chosen = self._chosen(events)
@@ -191,7 +191,7 @@ class Actor:
                 self.ledger.fault("unread", chat, f"read {read}, answered {answer['read_seq']}")
 
     async def membership(self, chat: str) -> None:
-        """Govern a chat of one's own, or leave this one."""
+        """Manage an own chat, or leave this one."""
         crowds = [
             one for one, view in self.client.views.items() if view.member and self.ledger.kinds.get(one) in CROWDS
         ]

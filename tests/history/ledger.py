@@ -1,4 +1,4 @@
-"""What clients asked for and what they were told: the model that the server is held against."""
+"""The requests of the clients and the answers they got: the model that the checker compares the server with."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Send:
 
     @property
     def exists(self) -> Known:
-        """Whether it must be in its chat (as long as nobody deletes it)."""
+        """Whether it must be in its chat, if no client deletes it."""
         if self.acked:
             return Known.YES
         return Known.NO if self.refused else Known.MAYBE

@@ -33,7 +33,7 @@ class Message(NamedTuple):
 class Event(NamedTuple):
     """A durable event.
 
-    ``about`` is the message's id, or the user's whom a participant_* event is about; ``by`` who reacted, pinned or
+    ``about`` is the id of the message, or of the user in a participant_* event; ``by`` the user who reacted, pinned or
     read; ``what`` the emoji, the role, the reason or the watermarks.
     """
 

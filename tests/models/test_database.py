@@ -85,7 +85,7 @@ async def test_what_is_for_after_the_commit_finds_it_done(services: Services) ->
         done = []
 
         async def look(name: str) -> None:
-            # A connection of its own, of which there is only one: the transaction has given it back.
+            # Needs the only connection of the pool: the transaction has returned it.
             done.append((name, await database.value("SELECT count(*) FROM made"), await database.value(ID) is None))
 
         async def fail() -> None:

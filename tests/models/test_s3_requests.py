@@ -1,4 +1,4 @@
-"""Requests to S3, against a server that answers as it is told: what S3 servers rarely do."""
+"""Requests to S3, against a server with scripted answers that S3 servers rarely give."""
 
 from __future__ import annotations
 

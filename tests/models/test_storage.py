@@ -59,7 +59,7 @@ def test_no_path_is_made_of_anything_but_a_key(key: str, tmp_path: Path) -> None
         LocalStorage(tmp_path).path(key)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no priority per thread")
 @pytest.mark.gen_test
 async def test_threads_that_hash_and_sync_come_after_the_loop(tmp_path: Path) -> None:
     def niceness() -> int:

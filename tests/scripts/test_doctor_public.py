@@ -121,7 +121,7 @@ async def test_a_socket_is_opened_with_an_account(services: Services, trusted: P
 async def test_certificates(days: int, name: str, state: str, words: str, trusted: Path) -> None:
     names = [name or "127.0.0.1"]
     _, context = certified(trusted, ends=datetime.timedelta(days=days, hours=1), names=names, alpn="http/1.1")
-    if not name:  # of an authority that nobody knows
+    if not name:  # of an unknown authority
         certified(trusted)
     async with proxying(free_port(), context, Proxy()) as proxy:
         said = await examine({}, "public", url=proxy.url)
@@ -173,7 +173,7 @@ async def test_what_answers_may_be_ill_or_another() -> None:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_who_answers_a_byte_at_a_time_keeps_nobody() -> None:
+async def test_a_server_that_answers_a_byte_at_a_time_times_out() -> None:
     ended = asyncio.Event()
     dripping: set[asyncio.Task[None] | None] = set()
 

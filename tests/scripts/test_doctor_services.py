@@ -195,7 +195,7 @@ async def test_faults_of_the_local_disk(tmp_path: Path) -> None:
 
 @pytest.mark.gen_test
 @pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED whose folder it is: only root gives folders away")
-async def test_a_folder_of_somebody_elses_is_told(tmp_path: Path) -> None:
+async def test_a_folder_of_another_user_is_reported(tmp_path: Path) -> None:
     files = tmp_path / "files"
     files.mkdir(mode=0o700)
     os.chown(files, 10001, 10001)

@@ -32,7 +32,7 @@ from models.postgres.fitness import takes_writes
 from tests import canaries
 from tests.deploy.nginx import folder
 from tests.deploy.relay import free_port
-from tests.deploy.test_turn_files import NOBODY
+from tests.deploy.test_turn_files import UNPRIVILEGED_UID
 from tests.providers.certificates import certified
 from tests.running import ROOT, Place, Services, inherited, place
 from tests.scripts.examining import examine
@@ -128,7 +128,11 @@ async def pgbouncer(shared: Place) -> AsyncIterator[str]:
             f"[databases]\n{parts.path[1:]} = {there}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
             "auth_type = any\nunix_socket_dir =\n"
         )
-        become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if os.geteuid() == 0 else []
+        become = (
+            ["setpriv", f"--reuid={UNPRIVILEGED_UID}", f"--regid={UNPRIVILEGED_UID}", "--clear-groups"]
+            if os.geteuid() == 0
+            else []
+        )
         process = subprocess.Popen([*become, program, "-q", str(ini)], stderr=subprocess.DEVNULL)
         try:
             async with asyncio.timeout(WAIT):

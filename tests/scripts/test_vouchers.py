@@ -139,7 +139,7 @@ async def test_wrong_usage_and_what_is_not_there(services: Services) -> None:
         assert "mistyped" in ended.err
         said = await script(None, "vouchers", "--help")
         assert all(word in said.out for word in ("create", "list", "revoke", "DATABASE_URL", "78"))
-        failed = await script(shared, "vouchers", "list", DATABASE_URL="postgres://mimu:never-told@127.0.0.1:1/mimu")
+        failed = await script(shared, "vouchers", "list", DATABASE_URL="postgres://mimu:never-shown@127.0.0.1:1/mimu")
         assert (failed.code, failed.out, failed.err[:7]) == (1, "", "failed:")
 
 
