@@ -1,4 +1,4 @@
-"""Servers for tests: in this process, or as the real program; each with a database of its own when it is wanted."""
+"""Servers for tests: in this process, or as the real program; each with its own database if the test wants one."""
 
 from __future__ import annotations
 
@@ -100,8 +100,7 @@ async def place(services: Services) -> AsyncIterator[Place]:
 
 
 async def dropped(admin: asyncpg.Connection, name: str) -> None:
-    """Drop a database, whoever is connected. A worker of autovacuum is PostgreSQL's own, and not ours to end: it is
-    waited for."""
+    """Drop a database and disconnect its clients. Waits for a worker of autovacuum, which only PostgreSQL may end."""
     for _ in range(50):
         try:
             await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
@@ -147,7 +146,7 @@ def document_of(running: Server) -> bytes:
 
 
 class Program:
-    """``server.py`` as a process of its own."""
+    """``server.py`` as a separate process."""
 
     def __init__(self, process: asyncio.subprocess.Process, url: str, log: Path, place: Place | None) -> None:
         self.process, self.url, self._log, self.place = process, url, log, place

@@ -348,10 +348,10 @@ async def test_what_may_be_sent_when(services: Services) -> None:
     table = rows(CALLS, "What may be sent when")
     assert {named(row[0])[0] for row in table} == {"call_offer", *taken_by_calls()}
     async with stage(services) as on, on.alice.socket() as a, on.bob.socket() as b:
-        for what, by, *told in table:
+        for what, by, *outcomes in table:
             [kind] = named(what)
             speaker = {"caller": a, "callee": b}[by]
-            for state, expected in zip(("ringing", "accepted", "ended"), told, strict=True):
+            for state, expected in zip(("ringing", "accepted", "ended"), outcomes, strict=True):
                 await on.rings(a)
                 if state != "ringing":
                     said = {"encrypted_payload": "YQ=="} if "another" in what else {}

@@ -55,15 +55,15 @@ async def test_the_document_shows_them_and_they_fit_its_schemas(services: Servic
         document = contract.document
     shown = 0
     for path in FILES:
-        for name, told in json.loads(path.read_text()).items():
+        for name, recorded in json.loads(path.read_text()).items():
             method, address = name.split(" ")
             operation = document["paths"][address][method.lower()]
-            if "request" in told:
+            if "request" in recorded:
                 content = operation["requestBody"]["content"]["application/json"]
-                assert content["example"] == told["request"], name
-                _fits(document, content["schema"], told["request"], name)
+                assert content["example"] == recorded["request"], name
+                _fits(document, content["schema"], recorded["request"], name)
                 shown += 1
-            for status, answer in told.get("answers", {}).items():
+            for status, answer in recorded.get("answers", {}).items():
                 content = operation["responses"][status]["content"]["application/json"]
                 assert content["example"] == answer, f"{name} {status}"
                 _fits(document, content["schema"], answer, f"{name} {status}")

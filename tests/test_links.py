@@ -15,7 +15,7 @@ from tests.running import ROOT
 
 SKIPPED = {".git", ".venv", "node_modules", "var", ".pytest_cache"}
 DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if not SKIPPED & set(path.relative_to(ROOT).parts))
-# Names and addresses that examples use, and nobody follows.
+# Names and addresses of examples, which the test does not follow.
 LOCAL = {"localhost", "127.0.0.1"}
 
 _FENCE = re.compile(r"^( *)(```+|~~~+)[^\n]*\n.*?^\1\2`*[ \t]*$", re.MULTILINE | re.DOTALL)

@@ -258,7 +258,7 @@ async def test_an_instance_that_is_killed_in_a_call(services: Services, tmp_path
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_who_was_on_a_killed_instance_is_called_anew_without_a_hangup(services: Services, tmp_path: Path) -> None:
+async def test_users_of_a_killed_instance_are_called_again_without_a_hangup(services: Services, tmp_path: Path) -> None:
     async with place(services) as shared, serving(shared) as stays, program(shared, tmp_path) as dies:
         alice, bob = await Account().register(stays.url), await Account().register(stays.url)
         async with bob.socket() as b, contextlib.AsyncExitStack() as lost:

@@ -1,4 +1,4 @@
-"""The yardstick: the least that Tornado needs to do a job like ours, as a program of its own.
+"""The yardstick: the least that Tornado needs to do a job like ours, as a separate program.
 
 No tokens, no database, no limits, no checks: what it costs to speak the protocol at all. It has the same loop, JSON
 library, socket options and garbage collector settings as the server. Prints its port, and ends with its standard

@@ -164,7 +164,7 @@ async def test_an_error_of_sql_on_a_socket_bears_the_id_of_its_handshake(service
         await made.sql("ALTER TABLE call_sessions RENAME TO elsewhere")
         offer = {"call_id": str(UUID(int=1)), "to_user_id": bob.user_id, "encrypted_payload": "AAAA"}
         assert (await first.send("call_offer", **offer))["code"] == "internal_error"
-        # What the journal stores for many in one task is wait_for_log with the id of who sent it.
+        # The journal stores messages of many users in one task; its log line has the sender's id.
         await made.sql("ALTER TABLE messages ADD CHECK (client_id <> '00000000-0000-4000-8000-000000000001')")
         bad = message() | {"client_id": "00000000-0000-4000-8000-000000000001"}
         assert (await second.send("message_send", chat_id=group["id"], **bad))["code"] == "unavailable"

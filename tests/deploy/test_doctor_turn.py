@@ -140,13 +140,13 @@ async def test_a_relay_that_is_open_to_all_is_found_out() -> None:
 
 
 @pytest.mark.gen_test
-async def test_nobody_there_is_said_at_once() -> None:
-    nobody = {"TURN_HOST": "127.0.0.1", "TURN_PORT": str(free_port()), "TURN_SECRET": secrets.token_hex(32)}
-    said = await examine(nobody, "turn")
+async def test_a_missing_turn_server_is_reported_at_once() -> None:
+    missing = {"TURN_HOST": "127.0.0.1", "TURN_PORT": str(free_port()), "TURN_SECRET": secrets.token_hex(32)}
+    said = await examine(missing, "turn")
     assert said["turn", "answers"].state == "wrong"
     assert said["turn", "tcp"].state == "wrong"
     assert said["turn", "peers"].says == "Not checked, because it does not answer."
-    said = await examine({**nobody, "TURN_HOST": "nowhere.invalid"}, "turn")
+    said = await examine({**missing, "TURN_HOST": "nowhere.invalid"}, "turn")
     assert said["turn", "address"].says == "nowhere.invalid has no address."
 
 
@@ -216,7 +216,7 @@ def test_half_a_message_is_none(cut: int) -> None:
 
 @pytest.mark.gen_test
 async def test_a_server_that_floods_fills_no_memory() -> None:
-    """Nobody reads what comes through a relay, but for one token."""
+    """The client keeps only one token of all data that arrives through a relay."""
     loop = asyncio.get_running_loop()
     hostile, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0))
     port = hostile.get_extra_info("sockname")[1]

@@ -67,8 +67,8 @@ def assert_no_leak(phones: Iterable[Phone], **places: str) -> None:
     for phone in phones:
         assert len(phone.said) > 5, "a phone that said nothing proves nothing"
         for place, text in places.items():
-            told = [said for said in phone.said if any(form in text for form in _forms(said.encode()))]
-            assert not told, f"the {place} holds what {phone.public_id} said: {told}"
+            leaked = [said for said in phone.said if any(form in text for form in _forms(said.encode()))]
+            assert not leaked, f"the {place} holds what {phone.public_id} said: {leaked}"
             gone = phone.signalled if place == "database" else [*phone.signalled, *phone.posted]
             kept = [payload for payload in gone if holds(text, payload)]
             assert not kept, f"the {place} holds {len(kept)} payloads of {phone.public_id}"

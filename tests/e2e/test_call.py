@@ -73,7 +73,7 @@ async def they_find_each_other(alice: Phone, bob: Phone) -> None:
 
 
 async def _seen_online(phone: Phone, public_id: str) -> None:
-    """Presence is written a moment after a socket opens, which nobody waits for."""
+    """Wait until the user is online. Presence is written a moment after the socket opens."""
     async with asyncio.timeout(WAIT):
         while not (await phone.profile(public_id))["is_online"]:
             await asyncio.sleep(0.05)
@@ -107,8 +107,8 @@ async def they_talk(alice: Phone, bob: Phone) -> str:
             assert during["accepted_at"] and during["last_heartbeat"]
             await asyncio.sleep(1)  # so that the call has a length to be measured
             await call.hangup()
-            told = await taken.hung_up()
-            assert (told["from_user_id"], told["reason"]) == (alice.user_id, "hangup")
+            hangup = await taken.hung_up()
+            assert (hangup["from_user_id"], hangup["reason"]) == (alice.user_id, "hangup")
     return call.call_id
 
 

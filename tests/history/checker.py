@@ -108,7 +108,7 @@ class Checker:
                 self._shown(seen, chat, shown)
 
     def _sends(self) -> None:
-        """Each acknowledged message is stored once, at the acknowledged place; no message is stored that was not sent."""
+        """Each acknowledged message is stored once, at its acknowledged place; every stored message was sent."""
         rows: dict[str | None, list[Row]] = defaultdict(list)
         for row in self.stored.messages:
             rows[row.client_id].append(row)

@@ -23,7 +23,7 @@ from plugins.calls.tally import ENDS
 from tests import canaries
 from tests.monitoring.live import DASHBOARD, FOLDER, Seen, live, program, queries
 from tests.running import ROOT, Services
-from tests.test_docs import part, listed_errors
+from tests.test_docs import listed_errors, part
 from tests.test_links import anchors
 
 MONITORING, RUNBOOK = ROOT / "docs/monitoring.md", ROOT / "docs/runbook.md"
