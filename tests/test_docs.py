@@ -301,7 +301,7 @@ def test_the_readme_leads_to_every_page() -> None:
 
 
 @pytest.mark.parametrize("readme", READMES, ids=name_of)
-def test_what_the_commands_name_is_there(readme: Path) -> None:
+def test_commands_of_the_readme_exist(readme: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for language, block in _FENCE.findall(readme.read_text()):
         if language != "sh":

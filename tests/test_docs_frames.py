@@ -299,7 +299,9 @@ async def test_how_calls_end(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_calls_are_refused_with(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_are_refused_with_the_documented_errors(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with stage(services) as on, on.alice.socket() as a, on.bob.socket() as b:
         await on.says(a, "client call_offer", bob=str(uuid4()))
         await on.hears(a, "server error user_not_found")
@@ -344,7 +346,7 @@ async def test_sealed_payloads_arrive_as_they_were(services: Services, label: st
 
 
 @pytest.mark.gen_test
-async def test_what_may_be_sent_when(services: Services) -> None:
+async def test_each_state_of_a_call_accepts_the_documented_frames(services: Services) -> None:
     table = rows(CALLS, "What may be sent when")
     assert {named(row[0])[0] for row in table} == {"call_offer", *taken_by_calls()}
     async with stage(services) as on, on.alice.socket() as a, on.bob.socket() as b:
@@ -478,7 +480,7 @@ async def test_a_message_that_disappears(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_happens_in_a_chat(services: Services) -> None:
+async def test_events_of_a_chat_match_their_examples(services: Services) -> None:
     async with stage(services) as on, on.alice.socket() as a:
         carol = await with_carol(on)
         body = {**on.real(EXAMPLES["body POST /chats"]), "participants": [on.bob.public_id]}
@@ -502,7 +504,7 @@ async def test_what_happens_in_a_chat(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_an_invitation_is(services: Services) -> None:
+async def test_frames_of_an_invitation_match_their_examples(services: Services) -> None:
     async with stage(services) as on:
         carol = await with_carol(on)
         assert (await carol.put("/users/me", {"settings": {"privacy": {"add": "requests"}}})).status == 200
@@ -512,7 +514,7 @@ async def test_what_an_invitation_is(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_a_membership_shows(services: Services) -> None:
+async def test_frames_of_a_membership_match_their_examples(services: Services) -> None:
     async with stage(services) as on:
         carol = await with_carol(on)
         on.names[GROUP] = group = await on.chat("group", on.bob)
@@ -551,7 +553,7 @@ async def test_secret_and_sealed_messages(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_messages_are_refused_with(services: Services) -> None:
+async def test_messages_are_refused_with_the_documented_errors(services: Services) -> None:
     async with stage(services, SYNC_RETENTION_DAYS="1") as on, on.alice.socket() as a:
         on.names[DIRECT] = str(uuid4())
         await on.says(a, "client message_send")
@@ -578,7 +580,7 @@ async def test_what_messages_are_refused_with(services: Services) -> None:
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("label", INSIDE)
-async def test_what_is_inside_arrives_as_it_was(services: Services, label: str) -> None:
+async def test_payloads_arrive_unchanged(services: Services, label: str) -> None:
     inside = b64(json.dumps(EXAMPLES[label]).encode())
     async with stage(services) as on, on.alice.socket() as a, on.bob.socket() as b:
         on.names[DIRECT] = await on.chat("direct", on.bob)
@@ -771,7 +773,7 @@ async def test_a_limit_says_how_long_to_wait(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_who_is_refused_before_the_upgrade(services: Services) -> None:
+async def test_handshakes_are_refused_with_the_documented_statuses(services: Services) -> None:
     async with stage(services, MIN_CLIENT_VERSION="2.0") as on:
         url, bearer = on.server.url, {"Authorization": f"Bearer {on.alice.token}"}
         issue = on.server.app.tokens

@@ -215,7 +215,7 @@ async def test_a_clash_stops_the_server_at_its_start(
     ],
     ids=["route", "event", "check"],
 )
-async def test_what_is_the_house_s_own_can_not_be_claimed(
+async def test_a_feature_cannot_claim_names_of_the_core(
     services: Services, monkeypatch: pytest.MonkeyPatch, claim: dict[str, Any]
 ) -> None:
     """A check called ``database`` would hide that PostgreSQL is away; the others would never be reached."""

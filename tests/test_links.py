@@ -207,7 +207,7 @@ def test_anchors_are_githubs(title: str, anchor: str) -> None:
     assert slug(title) == anchor
 
 
-def test_of_two_headings_of_one_name_the_second_has_a_number(tmp_path: Path) -> None:
+def test_the_second_of_two_equal_headings_has_a_number(tmp_path: Path) -> None:
     document = tmp_path / "x.md"
     document.write_text("# One\n\n## Two\n\n## Two\n\n```\n# no heading\n```\n\n### One\n")
     assert anchors(document) == {"one", "two", "two-1", "one-1"}

@@ -104,7 +104,7 @@ async def test_every_endpoint_declares_what_it_takes_and_answers(services: Servi
 
 
 @pytest.mark.gen_test
-async def test_what_is_left_out_is_not_in_the_document(services: Services) -> None:
+async def test_disabled_features_are_not_in_the_document(services: Services) -> None:
     less = {"PLUGINS_DISABLED": "calls,chats"}
     async with place(services) as shared, serving(shared) as whole, serving(shared, **less) as rest:
         full, partly = (json.loads(document_of(one)) for one in (whole, rest))

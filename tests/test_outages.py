@@ -185,7 +185,7 @@ async def test_a_redis_that_freezes(services: Services, folder: Path) -> None:
 
 
 @pytest.mark.gen_test(timeout=120)
-async def test_what_happens_while_redis_is_frozen_is_pushed_when_it_is_back(
+async def test_messages_sent_while_redis_is_frozen_are_pushed_when_it_is_back(
     services: Services, folder: Path, tmp_path: Path
 ) -> None:
     async with (

@@ -100,7 +100,7 @@ async def test_a_promotion_that_was_seen_counts_before_its_epoch_has_begun(folde
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_was_found_on_a_former_primary_is_not_replicated_by_the_present_one(folder: Path) -> None:
+async def test_a_read_from_a_replaced_primary_does_not_count_as_replicated(folder: Path) -> None:
     async with pair_of_machines(folder) as (made, first, second):
         db = Database(await fenced(made.dsn(), folder / "data"), 4)
         Epoch(db)
@@ -158,7 +158,7 @@ async def _asks_on(db: Database) -> None:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_whatever_keeps_a_connection_from_being_made_is_an_outage(folder: Path) -> None:
+async def test_every_failure_to_connect_is_an_outage(folder: Path) -> None:
     async with machines(folder) as made:
         first = await made.primary()
         async with Database(made.dsn(), 2).open() as db:

@@ -592,7 +592,7 @@ def test_accounts_can_be_erased_in_the_middle_of_calls(running: Running) -> None
     running.renew()
 
 
-def test_what_is_hardly_http_is_refused_or_dropped(running: Running) -> None:
+def test_malformed_http_is_refused_or_dropped(running: Running) -> None:
     """Raw bytes, after which the client sends no more."""
     post = b"POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     body = b'{"public_id": "abc", "password": "wrong one"}'
@@ -820,7 +820,7 @@ def test_only_a_frame_that_is_too_large_closes_the_socket(running: Running) -> N
         b"\x81",
     ],
 )
-def test_what_is_no_websocket_frame_ends_that_socket_only(running: Running, frame: bytes) -> None:
+def test_an_invalid_websocket_frame_ends_that_socket_only(running: Running, frame: bytes) -> None:
     hub = running.server.app.hub
     with opened(running) as other:
         with opened(running) as connection:

@@ -72,7 +72,7 @@ async def wait_for_log(running: Program, *words: str) -> None:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_whatever_goes_wrong_is_json_and_quotes_nothing(services: Services, tmp_path: Path) -> None:
+async def test_every_error_is_logged_as_json_without_secrets(services: Services, tmp_path: Path) -> None:
     script = tmp_path / "troubled.py"
     script.write_text(TROUBLED)
     async with (
@@ -178,7 +178,7 @@ async def test_an_error_of_sql_on_a_socket_bears_the_id_of_its_handshake(service
 
 
 @pytest.mark.gen_test
-async def test_what_waits_too_long_names_its_statement(services: Services, log: io.StringIO) -> None:
+async def test_a_timeout_logs_its_statement(services: Services, log: io.StringIO) -> None:
     async with town(services, people=1) as made:
         [alice] = made.people
         connection = made.servers[0].app.db.pool

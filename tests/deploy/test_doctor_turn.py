@@ -96,7 +96,7 @@ async def test_where_udp_does_not_come_through_the_rest_is_tried_by_tcp(monkeypa
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("host", ["127.0.0.1", *(["::1"] if ipv6_loopback() else [])])
-async def test_over_ipv6_it_is_tried_as_well(host: str) -> None:
+async def test_the_relay_is_also_tried_over_ipv6(host: str) -> None:
     async with relaying(host) as relay:
         said = await found(relay)
         assert said.bad() == {}
@@ -113,7 +113,7 @@ async def test_over_ipv6_it_is_tried_as_well(host: str) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_a_peer_sends_comes_through_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_data_of_a_peer_arrives_or_is_reported_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only where loopback may be relayed to can the doctor be the peer here; it is wrong of that relay, and said."""
     secret = secrets.token_hex(32)
     conf = SHIPPED.read_text().replace("denied-peer-ip=127.0.0.0-127.255.255.255\n", "")

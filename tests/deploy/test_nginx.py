@@ -232,7 +232,7 @@ async def test_plain_http_is_sent_to_tls_and_strangers_get_nothing(services: Ser
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_a_client_claims_reaches_no_server() -> None:
+async def test_claims_of_a_client_reach_no_server() -> None:
     """The servers believe nginx: of whose traces a request is, and under which name they are reached."""
     heads: list[bytes] = []
 
@@ -281,7 +281,7 @@ async def test_a_request_of_which_a_server_died_is_not_asked_of_the_other() -> N
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_one_server_could_not_be_sent_the_other_is_asked() -> None:
+async def test_a_request_that_one_server_cannot_receive_goes_to_the_other() -> None:
     heads: list[bytes] = []
 
     async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -374,7 +374,7 @@ async def test_limits_count_the_clients_own_address(services: Services) -> None:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_nginx_refuses_it_refuses_in_our_words(services: Services) -> None:
+async def test_errors_of_nginx_have_the_form_of_the_contract(services: Services) -> None:
     async with place(services) as shared, serving(shared, **PROXIED) as one:
         few = {"limit_req zone=mimu_requests burst=400 nodelay": "limit_req zone=mimu_requests burst=40 nodelay"}
         with proxying(f"127.0.0.1:{one.port}", changes=few) as proxy:

@@ -73,7 +73,7 @@ async def anonymous(port: int) -> int | None:
 
 
 @pytest.mark.gen_test
-async def test_what_is_written_gives_strangers_no_relay(tmp_path: Path) -> None:
+async def test_the_written_configuration_gives_strangers_no_relay(tmp_path: Path) -> None:
     secret, output = secrets.token_hex(32), tmp_path / "turnserver.conf"
     done = await script(
         None, "turnserver_conf", "--output", str(output), TURN_SECRET=secret, MIMU_DATA_DIR=str(tmp_path)
@@ -192,7 +192,7 @@ def test_the_guide_installs_coturn_so_that_it_can_not_start() -> None:
 
 
 @pytest.mark.parametrize("systemd", [True, False])
-def test_what_the_tests_install_starts_neither_now_nor_at_the_next_start(systemd: bool, tmp_path: Path) -> None:
+def test_installed_programs_start_neither_now_nor_at_the_next_boot(systemd: bool, tmp_path: Path) -> None:
     """With a package manager that, as apt does, would start services unless it is kept from it."""
     programs, root = tmp_path / "bin", tmp_path / "root"
     programs.mkdir()

@@ -167,7 +167,7 @@ async def test_during_a_rotation_both_secrets_open_it_and_then_the_new_one_alone
                 await relay.allocate(*relay.credentials(uuid4(), old))
 
 
-def test_what_is_shipped_denies_the_networks_that_pushes_are_not_sent_to() -> None:
+def test_the_shipped_file_denies_the_networks_that_pushes_never_reach() -> None:
     """One list (config/networks.py): python -m scripts.turnserver_conf --networks --output turnserver.conf"""
     assert turnserver_conf.with_networks(SHIPPED.read_text()) == SHIPPED.read_text()
     inside = [

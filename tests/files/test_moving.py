@@ -121,7 +121,9 @@ async def test_files_that_are_not_what_they_were_are_named(services: Services, s
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_can_not_be_moved_is_said(services: Services, s3: Seaweed, tmp_path: Path) -> None:
+async def test_a_move_with_wrong_settings_is_refused_with_the_reason(
+    services: Services, s3: Seaweed, tmp_path: Path
+) -> None:
     disk, to = {"MIMU_DATA_DIR": str(tmp_path)}, env_file(tmp_path, s3)
     async with place(services) as shared:
         with pytest.raises(SettingsError) as same:

@@ -212,9 +212,7 @@ async def test_a_mistake_of_ours_is_answered_too(services: Services, monkeypatch
         b"POST /chats HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n",
     ],
 )
-async def test_what_is_no_request_is_refused_in_json_at_the_end_of_the_connection(
-    services: Services, message: bytes
-) -> None:
+async def test_an_invalid_request_gets_a_json_error_and_ends_the_connection(services: Services, message: bytes) -> None:
     async with place(services) as shared, serving(shared) as one:
         async with line(one.url) as kept:
             answer = await kept.ask(message + LIVE)

@@ -40,7 +40,7 @@ controls = st.tuples(st.sampled_from([CLOSE, PING, PONG]), st.binary(max_size=12
     st.lists(st.tuples(messages, st.lists(controls, max_size=2)), max_size=6),
     st.lists(st.integers(1, 700), min_size=1, max_size=5),
 )
-def test_what_is_well_formed_comes_out_whole_however_it_was_cut(
+def test_well_formed_messages_are_read_whole_however_they_are_fragmented(
     said: list[tuple[tuple[int, list[bytes]], list[tuple[int, bytes]]]], sizes: list[int]
 ) -> None:
     wire, expected = b"", []
@@ -114,7 +114,7 @@ NOPE = b'{"type": "nope", "id": "1"}'
         "head of a huge one",
     ],
 )
-async def test_what_breaks_the_protocol_is_closed_with_its_code(services: Services, wire: bytes, code: int) -> None:
+async def test_a_protocol_error_closes_the_socket_with_its_code(services: Services, wire: bytes, code: int) -> None:
     async with line(services) as (reader, writer):
         writer.write(wire)
         opcode, payload = await received(reader)

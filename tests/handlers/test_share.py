@@ -109,7 +109,7 @@ async def test_those_who_wait_begin_in_their_order_and_are_not_overtaken() -> No
 
 
 @pytest.mark.gen_test
-async def test_what_would_wait_for_too_long_is_refused_at_once() -> None:
+async def test_a_request_is_refused_at_once_when_the_queue_is_full() -> None:
     share = Share(RATE, 1, time.monotonic)
     assert share.begin()
     waiting = [asyncio.create_task(share.begin_in_turn()) for _ in range(MAX_WAITING)]
@@ -126,7 +126,7 @@ async def test_what_would_wait_for_too_long_is_refused_at_once() -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_waits_for_a_place_is_refused_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_queued_request_is_refused_after_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(share_module, "WAIT_TIMEOUT", 0.05)
     share = Share(RATE, 1, time.monotonic)
     assert share.begin()

@@ -12,7 +12,7 @@ from models.batch import Batch
 
 
 @pytest.mark.gen_test
-async def test_what_comes_while_a_statement_runs_goes_together_in_the_next() -> None:
+async def test_keys_that_arrive_while_a_statement_runs_share_the_next_one() -> None:
     asked: list[list[int]] = []
     go = asyncio.Event()
 

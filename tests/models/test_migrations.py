@@ -47,7 +47,7 @@ def test_migrations_keep_to_the_rules() -> None:
     assert found == {}
 
 
-def test_what_was_released_is_never_edited() -> None:
+def test_released_migrations_are_never_edited() -> None:
     """Databases have it already. A new file is entered with: cd migrations && sha256sum *.sql > SHA256SUMS"""
     known = {name: sha256 for sha256, _, name in (line.partition("  ") for line in SUMS.read_text().splitlines())}
     assert known == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in migrations.files().values()}
@@ -201,7 +201,7 @@ UNSEEN = ("DO", "DROP INDEX", "DROP TABLE push_tokens")
 
 
 @pytest.mark.gen_test(timeout=120)
-async def test_what_a_statement_locks_is_seen(services: Services) -> None:
+async def test_the_rules_see_the_locks_of_each_statement(services: Services) -> None:
     found = {}
     async with empty(services) as dsn:
         await migrations.migrate(dsn)
@@ -360,7 +360,7 @@ async def test_an_interrupted_index_is_built_again(services: Services, next_one:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_a_killed_runner_began_is_not_taken_for_done(services: Services, next_one: Path) -> None:
+async def test_a_migration_of_a_killed_runner_does_not_count_as_applied(services: Services, next_one: Path) -> None:
     """What it had started must not enter as applied what the next one drops as unfinished."""
     async with place(services) as shared, connected(shared) as other:
         next_one.write_text(
@@ -410,7 +410,7 @@ async def run(command: list[str], **settings: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_of_five_processes_one_migrates(services: Services) -> None:
+async def test_one_of_five_simultaneous_processes_migrates(services: Services) -> None:
     async with empty(services) as dsn:
         ended = await asyncio.gather(*(run(["-m", "scripts.migrate", "--json"], DATABASE_URL=dsn) for _ in range(5)))
         assert [code for code, _, _ in ended] == [0] * 5

@@ -118,7 +118,7 @@ def test_the_settings_say_which_storage(tmp_path: Path) -> None:
         ({}, []),
     ],
 )
-def test_what_is_wrong_with_the_settings_is_said(changed: dict[str, str], faults: list[str]) -> None:
+def test_faults_of_the_settings_are_reported(changed: dict[str, str], faults: list[str]) -> None:
     given = {name: value for name, value in {"MIMU_ENV": "development", **S3, **changed}.items() if value}
     said: tuple[str, ...] = ()
     try:

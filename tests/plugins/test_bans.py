@@ -75,7 +75,7 @@ async def test_a_restriction_outlasts_leaving_and_removal(services: Services, ki
 
 
 @pytest.mark.gen_test
-async def test_who_was_removed_comes_back_by_no_invite_from_before(services: Services) -> None:
+async def test_a_removed_user_cannot_return_by_an_earlier_invite(services: Services) -> None:
     async with town(services, 2, people=3) as made:
         alice, bob, carol = made.people
         group = await chat(alice, bob, carol)
@@ -147,7 +147,7 @@ async def test_an_invite_that_an_older_server_left_behind_opens_nothing(services
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_who_is_banned_comes_back_by_nothing_until_it_is_lifted(services: Services, servers: int) -> None:
+async def test_a_banned_user_cannot_return_until_the_ban_is_lifted(services: Services, servers: int) -> None:
     async with town(services, servers, people=3) as made:
         alice, bob, carol = made.people
         group = await chat(alice, bob, carol)
@@ -307,7 +307,7 @@ async def test_previews_count_with_joins(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_is_remembered_goes_with_the_chat_and_with_the_account(services: Services) -> None:
+async def test_bans_are_deleted_with_the_chat_and_with_the_account(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         group, other = await chat(alice, bob, carol), await chat(alice, carol)

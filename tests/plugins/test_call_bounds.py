@@ -135,7 +135,7 @@ async def test_a_call_of_who_was_blocked_meanwhile_greets_no_socket(services: Se
 
 
 @pytest.mark.gen_test
-async def test_what_waits_is_kept_again_after_redis_has_forgotten_the_script(services: Services) -> None:
+async def test_pending_offers_are_stored_again_after_redis_lost_the_script(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice, bob = await Account().register(server.url), await Account().register(server.url)
         async with alice.socket() as a:

@@ -89,7 +89,7 @@ async def test_a_call_from_offer_to_hangup(services: Services, servers: int) -> 
 
 
 @pytest.mark.gen_test
-async def test_who_hangs_up_when_decides_what_the_call_was(services: Services) -> None:
+async def test_the_end_reason_depends_on_who_hangs_up_and_when(services: Services) -> None:
     async with pair(services) as (alice, bob, a, b):
         for who, reason, shown, status in (
             (a, "hangup", "cancelled", "missed"),
@@ -183,7 +183,7 @@ async def test_several_devices_ring_and_the_first_answer_wins(services: Services
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_of_answer_and_hangup_at_once_exactly_one_wins(services: Services, servers: int) -> None:
+async def test_exactly_one_of_a_simultaneous_answer_and_hangup_wins(services: Services, servers: int) -> None:
     async with pair(services, servers) as (alice, bob, a, b):
         outcomes = set()
         for _ in range(20):
@@ -494,7 +494,7 @@ async def test_a_socket_that_opens_while_an_offer_is_being_kept_rings_once(
 
 
 @pytest.mark.gen_test
-async def test_what_waits_vanishes_with_the_call(services: Services) -> None:
+async def test_pending_offers_are_deleted_with_the_call(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice, bob = await Account().register(server.url), await Account().register(server.url)
         call_id = str(uuid4())
@@ -514,7 +514,7 @@ async def test_what_waits_vanishes_with_the_call(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_was_not_kept_yet_vanishes_too_when_another_instance_ends_the_call(
+async def test_unstored_offers_are_dropped_when_another_instance_ends_the_call(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:

@@ -55,7 +55,7 @@ async def test_a_block_ends_posting_in_a_direct_chat_at_once_either_way_round(se
 
 
 @pytest.mark.gen_test
-async def test_who_has_blocked_somebody_is_not_drawn_into_chats_by_them(services: Services) -> None:
+async def test_a_blocked_user_cannot_bring_the_blocker_into_chats(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         assert (await alice.put(f"/users/{bob.public_id}/block", {})).status == 204
@@ -199,7 +199,7 @@ async def test_all_of_a_chat_who_erase_their_accounts_at_once(services: Services
 
 
 @pytest.mark.gen_test
-async def test_who_made_a_chat_can_go_while_others_change_it(services: Services) -> None:
+async def test_the_creator_can_leave_a_chat_while_others_change_it(services: Services) -> None:
     """PostgreSQL asks for the row of who made it when a chat's row is written for the second time in a transaction."""
     async with town(services, people=2) as made:
         alice, bob = made.people

@@ -62,7 +62,7 @@ async def test_each_type_is_created_and_both_users_receive_and_see_it(services: 
 
 
 @pytest.mark.gen_test
-async def test_what_can_not_be_made(services: Services) -> None:
+async def test_invalid_chats_are_refused(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         both, himself = [bob.public_id, carol.public_id], [alice.public_id]

@@ -88,7 +88,7 @@ async def test_a_chat_made_with_a_blocker_is_seen_by_its_maker_only(
 
 
 @pytest.mark.gen_test
-async def test_what_was_sent_while_blocked_is_never_shown_and_later_is(services: Services) -> None:
+async def test_messages_sent_while_blocked_are_never_shown_and_later_ones_are(services: Services) -> None:
     async with town(services, people=2) as made:
         victim, mallory = made.people
         await block(victim, mallory)

@@ -103,7 +103,7 @@ async def presence(viewer: Account, of: Account) -> tuple[bool, bool]:
 
 
 @pytest.mark.gen_test
-async def test_who_sees_ones_presence(services: Services) -> None:
+async def test_the_settings_decide_who_sees_the_presence(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice, bob, carol = [await Account().register(server.url) for _ in range(3)]
         db = server.app.db

@@ -22,7 +22,7 @@ async def test_servers_that_start_at_once_begin_one_epoch(services: Services) ->
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("part", [0, 1, 2, 3], ids=["cluster", "timeline", "database", "table"])
-async def test_whatever_brings_a_database_back_is_noticed(services: Services, part: int) -> None:
+async def test_every_restore_of_a_database_is_noticed(services: Services, part: int) -> None:
     """Also by servers that run, as after a standby took over."""
     async with place(services) as shared, serving(shared) as server:
         alice, bob = Account(one_time=2), await Account(one_time=1).register(server.url)

@@ -74,7 +74,7 @@ async def test_an_identity_key_is_taken_for_who_has_only_its_public_half(service
 
 
 @pytest.mark.gen_test
-async def test_who_registers_while_an_account_is_erased_comes_too_late(services: Services) -> None:
+async def test_registrations_during_an_erasure_cannot_take_its_name_or_key(services: Services) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         for _ in range(5):
             alice = await Account().register(one.url)

@@ -154,7 +154,7 @@ async def test_the_setting_decides_and_contacts_are_added(services: Services, wi
 
 
 @pytest.mark.gen_test
-async def test_who_is_blocked_invites_without_being_noticed(services: Services) -> None:
+async def test_the_blocker_notices_no_invitation_of_a_blocked_user(services: Services) -> None:
     async with town(services, people=3) as made:
         victim, mallory, bystander = made.people
         await block(victim, mallory)
@@ -214,7 +214,7 @@ async def test_a_helper_cannot_bring_users_together_across_a_block(services: Ser
 
 
 @pytest.mark.gen_test
-async def test_who_takes_part_by_themselves_stays(services: Services) -> None:
+async def test_users_who_joined_by_themselves_stay_though_a_blocked_user_comes_in(services: Services) -> None:
     async with town(services, people=5) as made:
         helper, maker, writer, joined, mallory = made.people
         for one in (maker, writer, joined):

@@ -106,7 +106,7 @@ async def test_deleting_erases_it_for_everybody(services: Services, servers: int
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("kind", ["direct", "secret", "channel", "cloud"])
-async def test_who_deletes_in_other_chats(services: Services, kind: str) -> None:
+async def test_the_kind_of_chat_decides_who_may_delete(services: Services, kind: str) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         here = await chat(alice, bob, kind=kind)
@@ -262,7 +262,7 @@ async def test_a_message_with_a_time_goes_when_it_has_come(services: Services, s
 
 
 @pytest.mark.gen_test
-async def test_what_has_expired_is_shown_nowhere_before_it_is_erased(
+async def test_expired_messages_are_hidden_before_they_are_erased(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     erase, waits = Messages.expire, asyncio.Event()

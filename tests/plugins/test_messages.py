@@ -160,7 +160,7 @@ async def test_a_repetition_is_known_also_when_what_it_refers_to_is_gone(service
 
 
 @pytest.mark.gen_test
-async def test_what_a_message_may_refer_to(services: Services) -> None:
+async def test_a_message_refers_only_to_messages_its_sender_sees(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         group, other, theirs = await chat(alice, bob), await chat(alice, bob), await chat(bob, carol)
@@ -191,7 +191,7 @@ async def test_what_a_message_may_refer_to(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_a_message_may_bear(services: Services) -> None:
+async def test_the_fields_of_a_message_are_bounded(services: Services) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         pair = await chat(alice, bob, kind="direct")

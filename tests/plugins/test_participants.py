@@ -30,7 +30,7 @@ async def ranked(made: Town, kind: str = "group") -> tuple[Json, dict[str, Accou
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("kind", ["group", "channel", "cloud"])
-async def test_who_may_what(services: Services, kind: str) -> None:
+async def test_each_role_gets_its_statuses(services: Services, kind: str) -> None:
     """Statuses for the owner, an admin, a member and a restricted one."""
     async with town(services, people=7) as made:
         here, cast = await ranked(made, kind)
@@ -148,7 +148,9 @@ async def test_handing_over_to_many_at_once_leaves_one_owner(services: Services)
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "removed"])
-async def test_who_goes_hears_of_it_and_nothing_after(services: Services, servers: int, leaves: bool) -> None:
+async def test_a_user_who_leaves_receives_that_event_and_nothing_afterwards(
+    services: Services, servers: int, leaves: bool
+) -> None:
     async with town(services, servers, people=3) as made:
         alice, bob, carol = made.people
         group = await chat(alice, bob, carol)
@@ -188,7 +190,7 @@ async def test_who_goes_hears_of_it_and_nothing_after(services: Services, server
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("kind", ["group", "channel", "cloud"])
-async def test_what_somebody_sees_who_comes_back(services: Services, kind: str) -> None:
+async def test_a_user_who_returns_sees_what_the_kind_of_chat_allows(services: Services, kind: str) -> None:
     """Of a group nothing from before they came; a channel and a cloud are read from their beginning."""
     async with town(services, people=2) as made:
         alice, bob = made.people

@@ -138,7 +138,7 @@ async def test_good(services: Services, method: str, tier: str) -> None:
 
 @pytest.mark.gen_test(timeout=120)
 @pytest.mark.parametrize("method", METHODS)
-async def test_what_is_not_paid_for_is_one_answer_and_stores_nothing(services: Services, method: str) -> None:
+async def test_every_unpaid_purchase_gets_the_same_error_and_stores_nothing(services: Services, method: str) -> None:
     async with shop(services) as it:
         messages = set()
         for row, payment in UNPAID[method].items():

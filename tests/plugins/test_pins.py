@@ -165,7 +165,7 @@ async def test_a_blocker_who_never_accepted_the_chat_sees_nothing_of_pins(servic
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_who_joined_later_sees_no_pin_of_a_message_from_before(services: Services, servers: int) -> None:
+async def test_a_later_participant_sees_no_pin_of_an_earlier_message(services: Services, servers: int) -> None:
     async with town(services, servers=servers, people=3) as home:
         alice, bob, late = home.people
         group = await chat(alice, bob)
@@ -222,7 +222,7 @@ async def test_a_direct_chat_that_one_side_deleted_comes_back_without_its_pins(s
 
 
 @pytest.mark.gen_test
-async def test_who_left_sees_no_pins(services: Services) -> None:
+async def test_a_former_participant_sees_no_pins(services: Services) -> None:
     async with town(services, people=2) as home:
         alice, bob = home.people
         where = await chat(alice, bob, kind="channel")

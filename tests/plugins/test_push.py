@@ -87,7 +87,7 @@ async def test_two_devices_have_no_name_of_a_chat_in_common(services: Services, 
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("where", [0, 1], ids=["here", "on another instance"])
-async def test_who_has_a_socket_open_is_not_woken(services: Services, tmp_path: Path, where: int) -> None:
+async def test_a_user_with_an_open_socket_receives_no_push(services: Services, tmp_path: Path, where: int) -> None:
     async with pushing(services, tmp_path, servers=2) as (made, world):
         alice, bob = made.people
         group = await chat(alice, bob)
@@ -189,7 +189,7 @@ async def test_the_settings_decide_which_pushes_are_sent(services: Services, tmp
 
 
 @pytest.mark.gen_test
-async def test_who_left_the_chat_meanwhile_is_not_woken(services: Services, tmp_path: Path) -> None:
+async def test_a_user_who_left_the_chat_meanwhile_receives_no_push(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
         group = await chat(alice, bob)
@@ -248,7 +248,7 @@ async def test_unacknowledged_frames_are_pushed_when_a_silent_socket_is_closed(
 
 
 @pytest.mark.gen_test
-async def test_who_has_another_socket_has_missed_nothing(services: Services, tmp_path: Path) -> None:
+async def test_a_silent_socket_causes_no_push_while_another_one_is_alive(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path, servers=2) as (made, world):
         alice, bob = made.people
         await registered(bob, "fcm")

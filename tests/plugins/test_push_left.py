@@ -72,7 +72,9 @@ ENDS = [
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
-async def test_what_is_over_before_its_push_is_not_pushed(services: Services, tmp_path: Path, end: Any) -> None:
+async def test_a_message_that_is_gone_before_its_push_is_not_pushed(
+    services: Services, tmp_path: Path, end: Any
+) -> None:
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
         group = await chat(alice, bob)

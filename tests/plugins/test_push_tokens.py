@@ -69,7 +69,7 @@ async def test_the_same_token_of_another_account_is_left_alone(services: Service
 
 
 @pytest.mark.gen_test
-async def test_of_more_than_ten_the_one_goes_that_was_registered_longest_ago(services: Services) -> None:
+async def test_an_eleventh_token_replaces_the_oldest(services: Services) -> None:
     async with town(services, people=1) as made:
         [alice] = made.people
         bodies = [apns() for _ in range(11)]
@@ -122,7 +122,7 @@ async def test_a_token_moves_to_the_session_that_registers_it(services: Services
 
 
 @pytest.mark.gen_test
-async def test_what_is_no_token_is_refused(services: Services) -> None:
+async def test_an_invalid_token_is_refused(services: Services) -> None:
     good = Device().subscription("https://push.example.org")
     curve = base64.b64encode(b"\x04" + bytes(64)).decode()
     async with town(services, people=1) as made:
@@ -153,7 +153,7 @@ async def test_what_is_no_token_is_refused(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_who_may_not_know_of_keys_and_who_may(services: Services, tmp_path: Path) -> None:
+async def test_the_owner_sees_every_token_and_the_vapid_key(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path, people=1) as (made, world):
         [alice] = made.people
         for provider in ("apns", "apns_voip", "fcm"):

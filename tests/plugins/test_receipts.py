@@ -230,7 +230,7 @@ async def test_in_a_channel_marks_are_for_one_s_own_devices(services: Services) 
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_who_was_removed_gets_no_mark_that_was_waiting(services: Services) -> None:
+async def test_a_removed_user_receives_no_queued_receipt(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         here = await chat(*made.people)

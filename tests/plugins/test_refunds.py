@@ -64,7 +64,7 @@ def dispute(intent: str, status: str) -> dict[str, Any]:
         ("payment_intent.succeeded", {}, "active"),
     ],
 )
-async def test_what_an_event_does(services: Services, kind: str, found: Any, status: str) -> None:
+async def test_each_event_of_stripe_has_its_effect(services: Services, kind: str, found: Any, status: str) -> None:
     async with place(services) as shared, providing() as providers, serving(shared, **providers.settings) as server:
         alice = await Account().register(server.url)
         intent, prid = providers.intent(), new_prid()
@@ -194,7 +194,7 @@ async def test_time_that_was_paid_back_is_not_had_through_a_renewal(services: Se
 
 
 @pytest.mark.gen_test
-async def test_what_is_over_loses_nothing_more(services: Services) -> None:
+async def test_an_expired_subscription_loses_no_more_time(services: Services) -> None:
     async with place(services) as shared, providing() as providers, serving(shared, **providers.settings) as server:
         alice = await Account().register(server.url)
         intent, prids = providers.intent(), [new_prid(), new_prid()]

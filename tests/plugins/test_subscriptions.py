@@ -71,7 +71,7 @@ async def test_only_the_owner_s_signature_buys_and_every_other_is_one_answer(ser
 
 
 @pytest.mark.gen_test
-async def test_what_a_purchase_must_look_like(services: Services) -> None:
+async def test_invalid_fields_of_a_purchase_are_refused(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account().register(server.url)
         good = purchase(alice, new_prid(), "voucher", await voucher(server))
@@ -315,7 +315,7 @@ async def test_validate_says_yes_to_the_owner_and_one_no_to_everything_else(serv
 
 
 @pytest.mark.gen_test
-async def test_what_is_on_offer_is_public(services: Services) -> None:
+async def test_the_offers_are_public(services: Services) -> None:
     async with place(services) as shared:
         async with serving(shared) as server:
             assert (await ask(server.url, "GET", "/subscriptions/tiers")).json == [

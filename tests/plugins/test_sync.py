@@ -117,7 +117,7 @@ async def test_pages_of_any_length_tell_all_of_many_chats_once_and_in_order(serv
 
 
 @pytest.mark.gen_test
-async def test_what_comes_while_one_turns_the_pages_is_not_missed(services: Services) -> None:
+async def test_events_that_arrive_between_pages_are_not_missed(services: Services) -> None:
     async with town(services, 2, people=2) as made:
         alice, bob = made.people
         cursor = await cursor_of(bob)

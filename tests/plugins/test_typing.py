@@ -64,7 +64,9 @@ async def test_a_channel_sends_no_typing_frames(services: Services) -> None:
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("change", ["removed", "deleted", "restricted", "blocked"])
-async def test_who_may_no_more_neither_types_nor_hears_it(services: Services, servers: int, change: str) -> None:
+async def test_a_user_who_lost_access_neither_sends_nor_receives_typing(
+    services: Services, servers: int, change: str
+) -> None:
     """Whatever another instance remembers of the chat."""
     async with town(services, servers, people=4) as made:
         alice, bob, carol, dave = made.people

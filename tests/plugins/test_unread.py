@@ -98,7 +98,7 @@ async def test_many_who_post_at_once_are_counted_each(services: Services) -> Non
 
 
 @pytest.mark.gen_test
-async def test_over_blocks_of_what_is_gone(services: Services) -> None:
+async def test_unread_counts_stay_exact_across_blocks_of_deleted_messages(services: Services) -> None:
     """What is gone is kept in blocks of 4,096 messages, by number."""
     async with town(services, people=2) as made:
         alice, bob = made.people
@@ -224,7 +224,7 @@ def background(services: Services, people: int) -> Iterator[Callable[[Callable[[
 
 
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
-def test_whatever_happens_the_count_is_that_of_a_simple_model(services: Services) -> None:
+def test_the_count_always_equals_that_of_a_simple_model(services: Services) -> None:
     with background(services, PEOPLE) as at:
 
         @seed(7)

@@ -50,7 +50,7 @@ def hidden(events: list[Json]) -> list[tuple[int, int]]:
 
 
 @pytest.mark.gen_test
-async def test_who_was_removed_sees_nothing_of_what_happened_afterwards(services: Services) -> None:
+async def test_a_removed_user_sees_nothing_of_later_events(services: Services) -> None:
     async with town(services, people=4) as made:
         alice, bob, carol, dave = made.people
         cursor = await cursor_of(bob)
@@ -121,7 +121,9 @@ async def test_a_chat_whose_past_was_not_kept_is_hidden_from_who_has_left(servic
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("many", [False, True])
-async def test_who_came_later_sees_nothing_of_an_older_message(services: Services, servers: int, many: bool) -> None:
+async def test_a_later_participant_sees_nothing_of_an_older_message(
+    services: Services, servers: int, many: bool
+) -> None:
     async with town(services, servers, people=3) as made:
         alice, bob, carol = made.people
         group = await chat(alice, bob)
@@ -174,7 +176,7 @@ async def test_who_came_later_sees_nothing_of_an_older_message(services: Service
 
 
 @pytest.mark.gen_test
-async def test_who_came_back_sees_two_stays_each_by_its_bounds(services: Services) -> None:
+async def test_a_user_who_returned_sees_both_stays_within_their_bounds(services: Services) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         cursor = await cursor_of(bob)
@@ -302,7 +304,7 @@ async def test_reactions_in_a_channel_are_ones_own_and_counts(services: Services
 
 
 @pytest.mark.gen_test
-async def test_what_has_expired_counts_nowhere_even_before_it_is_erased(services: Services) -> None:
+async def test_expired_messages_count_nowhere_even_before_they_are_erased(services: Services) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         group = await chat(alice, bob)

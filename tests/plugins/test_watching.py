@@ -79,7 +79,9 @@ async def _taken_back(watcher: Socket, of: Account) -> None:
 @pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("by", ["block", "blocked", "setting", "verification"])
-async def test_what_hides_somebody_is_taken_back_from_open_sockets(services: Services, servers: int, by: str) -> None:
+async def test_a_change_that_hides_a_user_ends_the_presence_frames_of_open_sockets(
+    services: Services, servers: int, by: str
+) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice, bob = [await Account(one_time=0).register(one.url) for _ in range(2)]
         verification = f"/users/{alice.public_id}/verify"

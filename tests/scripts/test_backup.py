@@ -227,7 +227,7 @@ def made(services: Services, folder: Path) -> Made:
 
 @pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("which", ["ours", "a plain dump"])
-async def test_who_restores_by_hand_hands_out_no_prekey_either(
+async def test_a_restore_with_pg_restore_hands_out_no_used_prekey(
     services: Services, made: Made, tmp_path: Path, which: str
 ) -> None:
     async with place(services) as new:
@@ -261,7 +261,7 @@ async def test_who_restores_by_hand_hands_out_no_prekey_either(
 @pytest.mark.parametrize(
     "name", ["manifest.json", "files.sha256", "database/toc.dat", "a table", "a file", "a file that is gone"]
 )
-def test_what_is_damaged_is_refused_by_its_name(made: Made, tmp_path: Path, name: str) -> None:
+def test_a_damaged_backup_is_refused_with_the_name_of_the_part(made: Made, tmp_path: Path, name: str) -> None:
     copy = made.copy(tmp_path)
     verify(copy, Manifest.read(copy), lambda _: None)  # it is good
     whole = sorted(path for path in copy.rglob("*") if path.is_file())
@@ -280,7 +280,7 @@ def test_what_is_damaged_is_refused_by_its_name(made: Made, tmp_path: Path, name
         verify(copy, Manifest.read(copy), lambda _: None)
 
 
-def test_what_is_not_finished_is_no_backup(made: Made, tmp_path: Path) -> None:
+def test_an_unfinished_backup_is_refused(made: Made, tmp_path: Path) -> None:
     copy = made.copy(tmp_path)
     (copy / "manifest.json").unlink()
     with pytest.raises(BackupError, match="not a finished backup"):
@@ -364,7 +364,9 @@ async def test_a_look_at_a_backup_touches_nothing_else(services: Services, made:
 
 @pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("what", ["backup", "--settle"])
-async def test_who_comes_while_it_asks_is_seen(services: Services, made: Made, tmp_path: Path, what: str) -> None:
+async def test_a_server_that_starts_during_the_question_is_noticed(
+    services: Services, made: Made, tmp_path: Path, what: str
+) -> None:
     """A supervisor starts a server again, while the operator reads the question."""
     async with place(services) as shared:
         home = {**shared.environment, **of(tmp_path / "home")}
@@ -599,7 +601,7 @@ async def test_the_embedded_database_beside_its_server_and_without_it(folder: Pa
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_was_put_back_by_other_means_is_settled_by_hand(services: Services, tmp_path: Path) -> None:
+async def test_a_restored_snapshot_is_settled_by_hand(services: Services, tmp_path: Path) -> None:
     """A snapshot of the disk: nothing in the database tells that it is back."""
     async with place(services) as shared:
         async with serving(shared, **of(tmp_path)) as server:

@@ -185,7 +185,7 @@ async def test_prekeys_go_and_their_ids_stay_refused(services: Services) -> None
 
 
 @pytest.mark.gen_test
-async def test_what_is_noted_grows_with_each_cleanup_and_goes_with_the_account(services: Services) -> None:
+async def test_recorded_key_ids_grow_with_each_cleanup_and_are_deleted_with_the_account(services: Services) -> None:
     async with place(services) as shared, connected(shared) as db:
         alice = await user(db)
         for ids in (range(10, 20), range(20, 30), range(5, 10)):
@@ -623,7 +623,7 @@ async def fill_chats(db: Any, user_id: Any, rows: int) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_sync_tells_no_more_goes_and_what_it_tells_stays(services: Services) -> None:
+async def test_events_older_than_the_sync_retention_are_deleted_and_newer_ones_stay(services: Services) -> None:
     async with place(services) as shared, serving(shared, SYNC_RETENTION_DAYS="10") as server, connected(shared) as db:
         alice, bob = [await Account(one_time=0).register(server.url) for _ in range(2)]
         chats, cursor = [], (await bob.get("/sync")).json["cursor"]
@@ -747,7 +747,7 @@ async def test_wrong_settings_end_it_with_78(services: Services, settings: dict[
 
 
 @pytest.mark.gen_test
-async def test_what_fails_ends_it_with_1(services: Services) -> None:
+async def test_a_failure_exits_with_1(services: Services) -> None:
     async with place(services) as shared:
         away = await script(Place("postgres://mimu:never-shown@127.0.0.1:1/mimu", shared.redis), "cleanup")
         lacking = await script(Place(services.dsn, shared.redis), "cleanup")

@@ -179,7 +179,7 @@ async def test_exit_codes(services: Services, tmp_path: Path) -> None:
         ["--loud"],
     ],
 )
-def test_what_makes_no_sense_is_refused(words: list[str]) -> None:
+def test_invalid_arguments_are_refused(words: list[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         doctor.parse(words)
     assert refused.value.code == 2
@@ -384,7 +384,7 @@ def test_open_files_are_counted(limit: int, state: str) -> None:
     assert done.stdout.strip() == state, done.stderr
 
 
-def test_of_a_server_that_runs_its_own_limit_counts(tmp_path: Path) -> None:
+def test_the_limit_of_a_running_server_counts(tmp_path: Path) -> None:
     (tmp_path / "server.py").write_text("import time; print('up', flush=True); time.sleep(60)")
     command = ["sh", "-c", 'ulimit -n 600 && exec "$@"', "sh", sys.executable, "server.py"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as process:

@@ -156,7 +156,7 @@ async def pages(**routes: type[RequestHandler]) -> AsyncIterator[str]:
 
 
 @pytest.mark.gen_test
-async def test_what_answers_may_be_ill_or_another() -> None:
+async def test_an_unhealthy_server_and_another_program_are_distinguished() -> None:
     async with pages(health=Page) as url:
         said = await examine({}, "public", url=url)
         assert said["public", "health"].says == "What answers there (200) is not Mimu."
@@ -201,7 +201,7 @@ async def test_a_server_that_answers_a_byte_at_a_time_times_out() -> None:
 
 
 @pytest.mark.gen_test
-async def test_who_leaves_out_the_s_is_sent_to_https() -> None:
+async def test_plain_http_must_redirect_to_https() -> None:
     async with pages() as url:
         assert (await public.redirected(f"{url}/")).state == "good"
         assert (await public.redirected(f"{url}/plain")).says == "Requests without TLS are answered (200)."

@@ -147,7 +147,7 @@ async def pgbouncer(shared: Place) -> AsyncIterator[str]:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_pgbouncer_refuses_is_named(services: Services, tmp_path: Path) -> None:
+async def test_a_rejection_by_pgbouncer_is_named(services: Services, tmp_path: Path) -> None:
     async with place(services) as shared, pgbouncer(shared) as dsn:
         given = {**shared.environment, "DATABASE_URL": dsn, "MIMU_DATA_DIR": str(tmp_path), "MIMU_ENV": "development"}
         found = (await examine(given, "database")).bad()

@@ -74,7 +74,7 @@ async def test_revoked_codes_buy_nothing(services: Services) -> None:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_was_used_stays_used_unless_it_is_cancelled(services: Services) -> None:
+async def test_a_used_voucher_stays_used_unless_it_is_cancelled(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account().register(server.url)
         [code] = (await script(shared, "vouchers", "create", "--tier", "ultra", "--days", "7", "--json")).json
