@@ -72,7 +72,7 @@ def _database(dsn: str, name: str) -> str:
 
 
 def _forget_fence(place: Place, settings: Mapping[str, str]) -> None:
-    """Tests share a data folder and names of databases, but no cluster: what one has seen is nothing to the next."""
+    """Tests share a data folder and names of databases, but no cluster: forget what an earlier test saw."""
     if "MIMU_DATA_DIR" not in settings:
         name = urlsplit(place.dsn).path.lstrip("/")
         (Path(place.environment["MIMU_DATA_DIR"]) / f"fence-{name}.json").unlink(missing_ok=True)
@@ -175,7 +175,7 @@ class Program:
 async def program(
     place: Place | None, folder: Path, *, started: Sequence[str] = (str(ROOT / "server.py"),), **settings: str
 ) -> AsyncIterator[Program]:
-    """The real program, or what is ``started`` in its place, with nothing of our environment that could change it."""
+    """Run the real program, or ``started`` in its place, without variables of our environment that could change it."""
     environment = inherited("PATH", "HOME", "LANG", "TMPDIR") | {"PYTHONDONTWRITEBYTECODE": "1"}
     environment |= place.environment if place else {"HOST": "127.0.0.1", "PORT": "0", "SHUTDOWN_SECONDS": "0"}
     environment |= settings

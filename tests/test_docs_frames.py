@@ -611,7 +611,7 @@ async def test_roles_may_do_what_the_table_says(services: Services) -> None:
             return await account.post(f"{chat}/messages", body)
 
         async def own(account: Account, role: str, chat: str) -> str:
-            """A message of somebody's who may post no more, perhaps."""
+            """Post a message and return its path. A restricted user is a member while it is posted."""
             person = f"{chat}/participants/{account.user_id}"
             if role == "restricted":
                 await owner.put(person, {"role": "member"})
@@ -986,8 +986,8 @@ async def test_diagrams_are_what_happens(services: Services, name: str) -> None:
         await play.all()
 
 
-def _borne(pair: str) -> tuple[str, Any]:
-    """What a step says that a frame bears, ``seq 2``."""
+def _expected_field(pair: str) -> tuple[str, Any]:
+    """The name and value of a frame's field in a step of the document, such as ``seq 2``."""
     key, value = pair.split(" ")
     if value.isdecimal() and key != "call":
         return key, int(value)
@@ -1077,7 +1077,7 @@ class Play:
         elif target == "S":
             await self._to_server(source, what, dict(pair.split(" ") for pair in rest))
         elif source == "S":
-            bears = dict(_borne(pair) for pair in rest)
+            bears = dict(_expected_field(pair) for pair in rest)
             await self._from_server(target, what, bears, answer=arrow == "-->>")
         else:
             assert what.partition(" ")[0] not in {

@@ -29,7 +29,7 @@ async def test_the_examples_are_what_a_server_answers(services: Services, featur
 
 @pytest.mark.gen_test
 async def test_one_more_request_changes_no_other_feature_s_examples(services: Services) -> None:
-    """Nor the ids and times of what was asked before it in its own."""
+    """A further request in a scenario changes no ids and times of the requests before it."""
     async with place(services) as home, serving(home) as server:
         recorder = examples.Recorder(server, "files")
         alice, _ = await recorder.people()

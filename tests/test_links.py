@@ -1,4 +1,4 @@
-"""Links of the documents: each leads to something that is there, as GitHub shows it, and names of files are theirs."""
+"""Links of the documents: each target exists, as GitHub resolves it, and every named file exists."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def anchors(path: Path) -> set[str]:
 
 
 def exactly(path: Path) -> bool:
-    """Whether there is a file or folder of exactly that name: some systems do not tell ``API.md`` from ``api.md``."""
+    """True if a file or folder of exactly that name exists: some systems do not tell ``API.md`` from ``api.md``."""
     here = ROOT
     for part in path.relative_to(ROOT).parts:
         if part not in {child.name for child in here.iterdir()}:

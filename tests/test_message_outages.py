@@ -1,4 +1,4 @@
-"""PostgreSQL that freezes or is killed while people write: they hear of it soon, and what they send is there once."""
+"""PostgreSQL freezes or is killed while users send: they soon get an error, and each message is stored once."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Call:
         return payload
 
     async def heard_both_ways(self, seconds: float) -> bool:
-        """Whether each side hears the other within so many seconds."""
+        """True if each side hears the other within so many seconds."""
         said = [
             (self.callee, await self.say(self.callee, self.caller)),
             (self.caller, await self.say(self.caller, self.callee)),

@@ -1,4 +1,4 @@
-"""A primary that may have been replaced: what it says before all hosts were asked is no acknowledgement."""
+"""A primary that may have been replaced: its answers count only after all hosts were queried."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ async def test_no_server_shows_the_former_state_once_another_one_shows_the_new_o
 
 
 async def _asks_on(db: Database) -> None:
-    """Ask now and then, so that what Redis said is never asked for at just the right moment."""
+    """Query every 50 ms, so that the last answer of Redis is not always a fresh one."""
     while True:
         with contextlib.suppress(Unavailable):
             await db.value("SELECT 1")

@@ -1,4 +1,4 @@
-"""Whose page may use the server: one whose origin is allowed, and no other, whatever token it has got hold of."""
+"""Origins: only pages of an allowed origin may use the server, whatever token another page has."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The log: every line is JSON, bears the id of the request that caused it, and quotes nothing."""
+"""The log: every line is JSON with the id of the request that caused it, and without quoted values."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ async def test_the_relay_is_also_tried_over_ipv6(host: str) -> None:
 
 @pytest.mark.gen_test
 async def test_data_of_a_peer_arrives_or_is_reported_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only where loopback may be relayed to can the doctor be the peer here; it is wrong of that relay, and said."""
+    """The doctor can be the peer here only if the relay allows loopback, which it also reports as a fault."""
     secret = secrets.token_hex(32)
     conf = SHIPPED.read_text().replace("denied-peer-ip=127.0.0.0-127.255.255.255\n", "")
     conf = conf.replace("#static-auth-secret=REPLACE_WITH_TURN_SECRET", f"static-auth-secret={secret}")

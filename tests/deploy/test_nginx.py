@@ -1,4 +1,4 @@
-"""The shipped nginx configuration before two real servers: what passes, what is refused, and what its log says."""
+"""The shipped nginx configuration before two real servers: forwarded requests, refused requests, and its log."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ async def test_plain_http_is_sent_to_tls_and_strangers_get_nothing(services: Ser
 
 @pytest.mark.gen_test(timeout=60)
 async def test_claims_of_a_client_reach_no_server() -> None:
-    """The servers believe nginx: of whose traces a request is, and under which name they are reached."""
+    """The servers trust nginx for the trace of a request and for their own host name."""
     heads: list[bytes] = []
 
     async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

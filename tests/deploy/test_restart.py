@@ -36,7 +36,7 @@ def message(client_id: str) -> dict[str, Any]:
 
 @dataclass
 class Phone:
-    """Who sends all the time over a socket, opens a new one when it ends, and says again what was not acked."""
+    """A client that sends all the time, opens a new socket when one closes, and repeats unacknowledged messages."""
 
     account: Account
     chat: str
@@ -171,7 +171,7 @@ async def replaced(runs: contextlib.AsyncExitStack, shared: Place, folder: Path,
 
 
 def retried(proxy: Proxy) -> int:
-    """How many requests nginx asked a second server for."""
+    """Count the requests that nginx sent to a second server."""
     return sum(len(set(re.findall(r"[\d.]+:\d+", line["upstream"]))) > 1 for line in proxy.requests())
 
 

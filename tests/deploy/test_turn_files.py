@@ -1,4 +1,4 @@
-"""The files of coturn: what scripts.turnserver_conf keeps, what the check refuses, and what is installed when."""
+"""The files of coturn: scripts.turnserver_conf, the check before a start, and the installation."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_a_file_that_coturn_can_not_read_opens_it_and_the_check_refuses_it
 
 
 async def anonymous(port: int) -> int | None:
-    """Ask for a relay as a stranger: the code of the refusal, None when one is given."""
+    """Request a relay without credentials. Returns the error code, or None if coturn grants one."""
     async with connected("udp", "127.0.0.1", port) as line:
         try:
             await Client(line, "", "").allocate()

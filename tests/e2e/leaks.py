@@ -75,7 +75,7 @@ def assert_no_leak(phones: Iterable[Phone], **places: str) -> None:
 
 
 def holds(text: str, payload: str) -> bool:
-    """Whether a text has a payload, as base64 or as the bytes it stands for."""
+    """True if a text contains a payload, as base64 or as its bytes."""
     return any(form in text for form in (payload, base64.b64decode(payload).hex()))
 
 

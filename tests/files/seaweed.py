@@ -83,7 +83,7 @@ class Seaweed:
             time.sleep(0.2)
 
     def _answers(self) -> bool:
-        """Whether it takes an object: it answers long before it knows where it keeps them."""
+        """True if it stores an object: it answers requests long before it can store any."""
         signer = Signer(self.endpoint, "probe", "us-east-1", ACCESS, SECRET)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:

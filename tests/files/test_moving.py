@@ -144,7 +144,7 @@ async def test_a_move_with_wrong_settings_is_refused_with_the_reason(
 
 
 async def keep(connection: Any, storage: Storage, keys: list[str], content: Path) -> None:
-    """Files with this content, of somebody's."""
+    """Store files with this content for some user."""
     owner = await connection.fetchval(
         """INSERT INTO users (public_id, password_hash, identity_key, signing_public_key, registration_id, fingerprint)
            VALUES ('alice', '-', sha256('a'), sha256('a'), 1, encode(sha256('a'), 'hex')) RETURNING id"""

@@ -1,4 +1,4 @@
-"""Alerts: what features announce to their listener, and who has a socket nowhere."""
+"""Alerts: announcements of features to their listener, and users without an open socket."""
 
 from __future__ import annotations
 

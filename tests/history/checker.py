@@ -287,7 +287,7 @@ class Checker:
                     self.fault("hidden", chat, f"from {seen.name}: {known.kind}", seq)
 
     def _membership(self, seen: Seen) -> None:
-        """GET /chats has the chats that the events say one is in."""
+        """GET /chats returns exactly the chats that the user is in according to the events."""
         if seen.heard is not None:
             return
         inside = {chat for chat in self.stored.last if any(last is None for _, last in self.spells(seen.user, chat))}
@@ -295,7 +295,7 @@ class Checker:
             self.fault("membership", chat, f"{seen.name} is {'not ' * (chat in inside)}listed in it, the events differ")
 
     def _shown(self, seen: Seen, chat: str, shown: Shown) -> None:
-        """What GET shows is what a client made of its events, and what was asked for."""
+        """GET shows the same as the events of the client, and as its own requests."""
         if chat not in self.stored.last:
             self.fault("invented", chat, f"{seen.name} sees it, and it is not stored")
             return

@@ -206,7 +206,7 @@ class Actor:
             self.refused(refusal, chat, OUTSIDE | {"conflict"})
 
     async def _govern(self, chat: str) -> None:
-        """Add or remove somebody, give a role (the owner's, too), or give the chat a title."""
+        """Add or remove a user, change a role (also to owner), or change the title of the chat."""
         path = f"/chats/{chat}/participants"
         inside = await self.line.surely(lambda: self.line.ask("GET", f"{path}?limit=1000"))
         others = sorted({person["user_id"] for person in inside.json} - {self.me})
@@ -228,7 +228,7 @@ class Actor:
             await self.line.surely(lambda: self.line.ask("PUT", f"/chats/{chat}", {"title": self.ledger.text()}))
 
     async def meet(self, chat: str) -> None:
-        """Have a direct chat with somebody."""
+        """Open a direct chat with another user."""
         other = self.luck.choice(sorted(self.people.keys() - {self.me}))
         body = {"type": "direct", "participants": [self.people[other].public_id]}
         found = (await self.line.surely(lambda: self.line.ask("POST", "/chats", body))).json
@@ -251,7 +251,7 @@ class Actor:
             self.client.away = False
 
     def _chosen(self, events: list[Event]) -> tuple[Send, str] | None:
-        """A message somebody heard of, maybe before its sender had an answer; with its id."""
+        """A message that a client received, maybe before its sender got an answer; with its id."""
         event = self.luck.choice(events) if events else None
         if event is None or event.message is None or event.message.client_id is None:
             return None

@@ -79,7 +79,7 @@ def test_a_mistake_is_no_outage(error: Exception) -> None:
 
 @pytest.mark.gen_test
 async def test_after_commit_callbacks_see_the_committed_rows(services: Services) -> None:
-    """Also what a transaction inside another one asks for; and what was rolled back is not followed by anything."""
+    """Also callbacks of a nested transaction; a rolled back transaction runs none."""
     async with place(services) as where:
         database = Database(where.dsn, 1)
         done = []

@@ -286,7 +286,7 @@ def next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @contextlib.asynccontextmanager
 async def reader(shared: Place) -> AsyncIterator[asyncpg.Connection]:
-    """Somebody whose transaction has read users, and goes on."""
+    """A client whose open transaction has read users."""
     async with connected(shared) as connection:
         await connection.execute("BEGIN")
         await connection.fetch("SELECT 1 FROM users LIMIT 1")
@@ -394,7 +394,7 @@ async def test_a_migration_of_a_killed_runner_does_not_count_as_applied(services
 
 
 async def run(command: list[str], **settings: str) -> tuple[int, str, str]:
-    """A program of ours, as a process: its exit code, and what it said."""
+    """Run one of our programs as a process. Returns its exit code and its output."""
     environment = inherited("PATH", "HOME")
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(

@@ -58,7 +58,7 @@ def test_names_and_units_are_those_of_the_field(seen: Seen) -> None:
 
 
 def families(text: str) -> dict[str, str]:
-    """Types by names, as /metrics tells them."""
+    """The type of each metric in /metrics, by name."""
     return dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
 
 
@@ -86,7 +86,7 @@ def test_metrics_are_described_with_their_labels_and_their_kind(seen: Seen) -> N
 
 
 def test_no_label_has_a_value_of_somebody(seen: Seen) -> None:
-    """Ids, addresses and paths would make a series each, and tell who does what."""
+    """Ids, addresses and paths would create a series each, and reveal who does what."""
     for name, labels in seen.samples.items():
         for label, values in labels.items():
             assert len(values) < 60, (name, label)

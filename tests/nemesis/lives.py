@@ -30,7 +30,7 @@ SELECT (SELECT count(*) FROM messages WHERE position < base AND created_at > $1)
 
 
 class Bench:
-    """A stage, and what was found on it."""
+    """A stage and its findings."""
 
     def __init__(self, theatre: Stage, figures: Figures) -> None:
         self.stage, self.figures = theatre, figures

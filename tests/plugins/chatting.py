@@ -88,7 +88,7 @@ async def say(by: Account, where: Json | str, text: str = "hello, world", **more
 
 
 async def read(by: Account, where: Json | str, seq: int) -> Json:
-    """Read a chat up to there; the watermarks and what is unread."""
+    """Read a chat up to a seq. Returns the watermarks and the unread count."""
     answer = await by.post(f"/chats/{of(where)}/receipts", {"read_seq": seq})
     assert answer.status == 200, answer.text
     marks: Json = answer.json
@@ -96,7 +96,7 @@ async def read(by: Account, where: Json | str, seq: int) -> Json:
 
 
 async def seen(by: Account, where: Json | str) -> Json:
-    """A chat as somebody sees it."""
+    """A chat as a user sees it."""
     answer = await by.get(f"/chats/{of(where)}")
     assert answer.status == 200, answer.text
     found: Json = answer.json

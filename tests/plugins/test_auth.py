@@ -1,4 +1,4 @@
-"""Accounts and sessions: what is checked, what is answered, and what happens under races."""
+"""Accounts and sessions: validation, answers and races."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames of calls: their fields, hangups, answers that wait, and what acks say of somebody's presence."""
+"""Frames of calls: their fields, hangups, queued answers, and presence in acks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Races in calls: two things happen at the same instant on two instances, often, and all agree on what was."""
+"""Races in calls: two frames arrive at the same instant on two instances, and all clients agree on the outcome."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def pairs(services: Services) -> AsyncIterator[tuple[Place, list[Pair]]]:
 
 
 async def race(services: Services, round_of: Callable[[Pair, Place], Awaitable[str]]) -> dict[str, int]:
-    """Run the rounds; how often each outcome was. Afterwards nothing is left that somebody should not have heard."""
+    """Run the rounds and count the outcomes. Afterwards no socket has an unexpected frame."""
     outcomes: dict[str, int] = {}
     async with pairs(services) as (shared, made):
 

@@ -1,4 +1,4 @@
-"""One's own view of a chat: hidden, archived, muted, marked as unread, and who is shown in the list."""
+"""A user's view of a chat: hidden, archived, muted, marked as unread, and the users shown in the list."""
 
 from __future__ import annotations
 

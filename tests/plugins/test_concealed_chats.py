@@ -197,7 +197,7 @@ async def test_rows_of_older_servers_are_judged_by_what_was_written(services: Se
 
 @pytest.mark.gen_test
 async def test_a_block_beside_a_new_chat_and_messages_never_shows_later_ones(services: Services) -> None:
-    """Whichever comes first, on two servers: what is stored after the block is shown to its sender only."""
+    """In either order, on two servers: a message stored after the block is shown only to its sender."""
     async with town(services, 2, people=8) as made:
         victim, *strangers = made.people
         v = await made.socket(victim)

@@ -95,7 +95,7 @@ async def test_a_blocked_caller_rings_into_the_void(services: Services, servers:
 
 
 async def presence(viewer: Account, of: Account) -> tuple[bool, bool]:
-    """Whether the viewer sees them online, in the profile and in the search."""
+    """Return is_online of a user as the viewer sees it, in the profile and in the search."""
     profile = (await viewer.get(f"/users/{of.public_id}")).json
     [found] = (await viewer.get(f"/users/search?q={of.public_id}")).json
     assert (profile["last_seen"] is not None) == profile["is_online"]

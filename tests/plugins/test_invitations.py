@@ -1,4 +1,4 @@
-"""Invitations into chats of many: who is asked, what they see, and what the others notice."""
+"""Invitations into groups: who gets one, what the invited user sees, and what the others notice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who takes part in a chat: roles, the one owner, coming, going, and what is seen of the time between."""
+"""Participants of a chat: roles, the single owner, joining, leaving, and access to the time between."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ async def pinned(by: Account, where: Json | str) -> list[Json]:
 
 
 async def ids(by: Account, where: Json | str) -> list[str]:
-    """The pinned messages that somebody sees."""
+    """The pinned messages that a user sees."""
     return [one["message"]["id"] for one in await pinned(by, where)]
 
 

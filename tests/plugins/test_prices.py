@@ -1,4 +1,4 @@
-"""Prices and providers in the settings: what is taken, and what a server does not start with."""
+"""Prices and providers in the settings: accepted values, and those that keep a server from starting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pushes: who is woken, by what, when, and what a provider gets to see."""
+"""Pushes: their recipients, causes and times, and the data a provider sees."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def offer(to: Any, **more: str) -> dict[str, str]:
 
 
 async def ring(socket: Socket, to: Any, delivered: bool | None = False) -> str:
-    """Call somebody who is away; the call's id."""
+    """Call an absent user. Returns the call's id."""
     body = offer(to)
     ack = await socket.send("call_offer", **body)
     assert (ack["type"], ack["delivered"]) == ("ack", delivered)

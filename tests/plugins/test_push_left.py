@@ -1,4 +1,4 @@
-"""Pushes are about what is left: not about what was read, deleted or settled before they are due."""
+"""Pushes are sent only for pending messages, not for those read, deleted or settled before the push is due."""
 
 from __future__ import annotations
 

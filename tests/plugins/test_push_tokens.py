@@ -1,4 +1,4 @@
-"""Push tokens: whose they are, how many there may be, and when they go."""
+"""Push tokens: their owners, their number, and their removal."""
 
 from __future__ import annotations
 

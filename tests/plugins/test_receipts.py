@@ -30,7 +30,7 @@ def plain(marks: Iterable[Json]) -> list[Mark]:
 
 
 async def listed(who: Account, where: Json | str) -> dict[str, tuple[int, int]]:
-    """The marks that somebody sees in a chat."""
+    """The receipts that a user sees in a chat."""
     answer = await who.get(f"/chats/{of(where)}/receipts")
     assert answer.status == 200, answer.text
     return {user_id: (delivered, read_) for user_id, delivered, read_ in plain(answer.json)}

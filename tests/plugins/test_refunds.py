@@ -1,4 +1,4 @@
-"""Refunds and disputes: what Stripe's webhook says, whether it was Stripe, and what is lost by it."""
+"""Refunds and disputes: events of Stripe's webhook, their signatures, and the subscriptions they end."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def test_events_that_name_no_payment_of_ours_are_taken_and_do_nothing(serv
 
 @pytest.mark.gen_test
 async def test_a_payment_that_went_back_before_it_was_used_buys_nothing(services: Services) -> None:
-    """Also when the provider was asked just before: what is spent is judged by the statement that enters a purchase."""
+    """Also if the provider confirmed it just before: the statement that stores a purchase checks the refund again."""
     async with place(services) as shared, providing() as providers, serving(shared, **providers.settings) as server:
         alice = await Account().register(server.url)
         intent = providers.intent()

@@ -1,4 +1,4 @@
-"""Sealed sender: messages to an inbox whose key one knows; the server learns, keeps and logs nothing of who sends."""
+"""Sealed sender: messages to an inbox by its key; the server learns, stores and logs nothing about the sender."""
 
 from __future__ import annotations
 

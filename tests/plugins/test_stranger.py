@@ -1,4 +1,4 @@
-"""A stranger who is blocked, one who is not answered, and one who is blocked in the midst of it see the same."""
+"""A blocked stranger, an unanswered one, and one who is blocked in between see the same."""
 
 from __future__ import annotations
 

@@ -299,7 +299,7 @@ async def test_another_s_cursor_tells_nothing_of_theirs(services: Services) -> N
 
 @pytest.mark.gen_test
 async def test_the_largest_cursor_that_is_given_is_taken(services: Services) -> None:
-    """In the middle of a walk it bears two lists of chats."""
+    """In the middle of a walk the cursor has two lists of chats."""
     async with town(services, people=1) as made:
         [bob] = made.people
         present = Cursor.read(await cursor_of(bob))

@@ -602,7 +602,7 @@ async def test_the_embedded_database_beside_its_server_and_without_it(folder: Pa
 
 @pytest.mark.gen_test(timeout=60)
 async def test_a_restored_snapshot_is_settled_by_hand(services: Services, tmp_path: Path) -> None:
-    """A snapshot of the disk: nothing in the database tells that it is back."""
+    """A snapshot of the disk: nothing in the database shows that it was restored."""
     async with place(services) as shared:
         async with serving(shared, **of(tmp_path)) as server:
             alice, bob = await Account(one_time=2).register(server.url), await Account().register(server.url)

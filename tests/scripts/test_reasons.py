@@ -40,7 +40,7 @@ from tests.waiting import WAIT
 
 
 async def started(*words: str, **settings: str) -> tuple[int, str]:
-    """``python server.py`` with these settings: its exit code, and what it said."""
+    """Run ``python server.py`` with these settings. Returns its exit code and its output."""
     given = {**inherited("PATH"), "PYTHONDONTWRITEBYTECODE": "1", **settings}
     command = (sys.executable, "server.py", "--env-file", os.devnull, *words)
     process = await asyncio.create_subprocess_exec(
