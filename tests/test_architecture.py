@@ -213,7 +213,7 @@ async def test_each_route_and_each_frame_declares_what_it_costs(services: Servic
     assert len(events) > 8
 
 
-def test_each_frame_to_a_group_says_who_is_charged_for_it() -> None:
+def test_each_frame_to_a_group_names_the_account_that_is_charged() -> None:
     """``by`` is the user, or None where the server itself is the cause."""
     silent = []
     for path in PRODUCT:

@@ -293,7 +293,7 @@ async def _two(server: Server) -> tuple[Account, Account, str]:
 
 
 @pytest.mark.gen_test(timeout=180)
-async def test_sockets_hear_of_a_failover_and_nothing_is_stored_between(
+async def test_sockets_are_closed_at_a_failover_and_nothing_is_stored_in_between(
     services: Services, folder: Path, log: io.StringIO
 ) -> None:
     async with (

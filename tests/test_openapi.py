@@ -238,7 +238,7 @@ async def test_the_document_may_be_kept_and_asked_for_again(services: Services) 
 
 
 @pytest.mark.gen_test
-async def test_it_comes_compressed_to_who_takes_that(services: Services) -> None:
+async def test_the_document_is_compressed_for_clients_that_accept_it(services: Services) -> None:
     async with place(services) as shared, serving(shared) as running:
         plain = await ask(running.url, "GET", "/openapi.json")
         packed = await ask(running.url, "GET", "/openapi.json", headers={"Accept-Encoding": "br, gzip"})

@@ -142,7 +142,7 @@ def test_data_outlives_a_restart_on_the_loop_of_production(folder: Path) -> None
         assert runner.run(start_and_read(folder)) == ("Grüße", "Grüße")
 
 
-def test_only_who_reads_the_password_files_gets_in(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_readers_of_the_password_files_can_connect(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JWT_SECRET", "for the server alone")
 
     async def scene() -> None:

@@ -140,7 +140,7 @@ async def test_a_failed_start_is_a_line_of_json(services: Services, tmp_path: Pa
 
 
 @pytest.mark.gen_test
-async def test_an_error_of_sql_bears_the_id_that_the_proxy_gave(services: Services, log: io.StringIO) -> None:
+async def test_an_error_of_sql_is_logged_with_the_request_id_of_the_proxy(services: Services, log: io.StringIO) -> None:
     async with town(services, people=1) as made:
         [alice] = made.people
         await made.sql("ALTER TABLE call_sessions RENAME TO elsewhere")
@@ -156,7 +156,9 @@ async def test_an_error_of_sql_bears_the_id_that_the_proxy_gave(services: Servic
 
 
 @pytest.mark.gen_test
-async def test_an_error_of_sql_on_a_socket_bears_the_id_of_its_handshake(services: Services, log: io.StringIO) -> None:
+async def test_an_error_of_sql_on_a_socket_is_logged_with_the_id_of_its_handshake(
+    services: Services, log: io.StringIO
+) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         group = await chat(alice, bob)

@@ -75,7 +75,7 @@ async def test_an_unfinished_file_is_its_owner_s_alone(services: Services, stora
 
 
 @pytest.mark.gen_test
-async def test_a_file_goes_only_into_a_chat_of_one_s_own(services: Services, storage: dict[str, str]) -> None:
+async def test_a_file_can_be_shared_only_in_an_own_chat(services: Services, storage: dict[str, str]) -> None:
     async with place(services) as home, serving(home, **storage) as running:
         alice, bob, carol = [await Account().register(running.url) for _ in range(3)]
         chat_id = await group(alice, bob)

@@ -87,7 +87,7 @@ async def test_calls_that_are_heard_or_must_not_be_are_not_announced(services: S
 
 
 @pytest.mark.gen_test
-async def test_absent_is_who_has_no_socket_on_any_instance(services: Services) -> None:
+async def test_a_user_without_a_socket_on_any_instance_is_absent(services: Services) -> None:
     async with town(services, servers=2, people=3) as made:
         alice, bob, carol = made.people
         here, there = (server.app.hub for server in made.servers)

@@ -89,7 +89,7 @@ def test_a_request_that_waits_for_something_else_keeps_no_place() -> None:
 
 
 @pytest.mark.gen_test
-async def test_those_who_wait_begin_in_their_order_and_are_not_overtaken() -> None:
+async def test_queued_requests_begin_in_order_and_are_not_overtaken() -> None:
     share = Share(1.0, 1, time.monotonic)
     began = share.begin()
     order: list[int] = []

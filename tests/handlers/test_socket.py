@@ -306,7 +306,7 @@ async def test_a_slow_reader_that_reads_on_gets_what_was_queued_and_then_4408(se
 
 
 @pytest.mark.gen_test
-async def test_an_instance_hears_of_its_own_users_and_no_others(services: Services) -> None:
+async def test_an_instance_receives_frames_of_its_own_users_only(services: Services) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice = await Account().register(one.url)
         channel = f"{hub_module.USER_CHANNEL}{alice.user_id}"

@@ -288,7 +288,7 @@ def test_the_seed_s_tables_columns_and_types_are_there(schema: Schema) -> None:
     assert SEED_UNIQUE - unique == set()
 
 
-def test_times_bear_their_zone(schema: Schema) -> None:
+def test_times_have_a_time_zone(schema: Schema) -> None:
     without = [name for name, column in schema.columns.items() if column.type.startswith("timestamp without")]
     assert without == []
 

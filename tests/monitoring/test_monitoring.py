@@ -85,7 +85,7 @@ def test_metrics_are_described_with_their_labels_and_their_kind(seen: Seen) -> N
         assert words.startswith(f"{kind}") == (kind in ("histogram", "summary")), name
 
 
-def test_no_label_has_a_value_of_somebody(seen: Seen) -> None:
+def test_no_label_has_a_value_of_a_user(seen: Seen) -> None:
     """Ids, addresses and paths would create a series each, and reveal who does what."""
     for name, labels in seen.samples.items():
         for label, values in labels.items():

@@ -187,7 +187,7 @@ async def test_a_trace_is_taken_on_from_a_trusted_proxy_only(services: Services,
 
 
 @pytest.mark.gen_test
-async def test_a_line_of_the_log_bears_the_trace_of_its_request(services: Services, log: io.StringIO) -> None:
+async def test_a_line_of_the_log_has_the_trace_of_its_request(services: Services, log: io.StringIO) -> None:
     async with collecting() as collector, town(services, people=1, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url) as made:
         [alice] = made.people
         await made.sql("ALTER TABLE call_sessions RENAME TO elsewhere")

@@ -425,7 +425,7 @@ async def test_a_password_is_the_same_from_every_keyboard(services: Services) ->
 
 @pytest.mark.gen_test
 @pytest.mark.usefixtures("real_argon2")
-async def test_both_forms_of_a_password_are_tried_for_who_does_not_exist(services: Services) -> None:
+async def test_both_forms_of_a_password_are_tried_for_an_unknown_user(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         passwords = server.app.passwords
         real = await passwords.hash("right password")

@@ -124,7 +124,7 @@ async def test_many_strangers_cannot_keep_a_victim_from_opening_a_socket_nor_a_c
 
 
 @pytest.mark.gen_test
-async def test_a_call_of_who_was_blocked_meanwhile_greets_no_socket(services: Services) -> None:
+async def test_a_new_socket_receives_no_call_of_a_user_blocked_meanwhile(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice, bob = await Account().register(server.url), await Account().register(server.url)
         async with alice.socket() as a:

@@ -341,7 +341,7 @@ async def test_a_heartbeat_of_either_keeps_a_call_alive(services: Services) -> N
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_a_callee_who_opens_a_socket_in_time_gets_all_of_it_in_order_and_once(
+async def test_a_callee_who_connects_in_time_receives_every_frame_in_order_and_once(
     services: Services, servers: int
 ) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
@@ -374,7 +374,7 @@ async def test_a_callee_who_opens_a_socket_in_time_gets_all_of_it_in_order_and_o
 
 
 @pytest.mark.gen_test
-async def test_a_device_that_wakes_on_another_instance_while_it_rings_hears_all_that_the_first_one_did(
+async def test_a_device_that_connects_elsewhere_during_the_ring_receives_the_same_frames(
     services: Services,
 ) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:

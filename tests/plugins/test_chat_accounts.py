@@ -183,7 +183,7 @@ async def test_a_channel_without_admins_has_only_readers_from_then_on(services: 
 
 
 @pytest.mark.gen_test
-async def test_all_of_a_chat_who_erase_their_accounts_at_once(services: Services) -> None:
+async def test_several_participants_can_erase_their_accounts_at_once(services: Services) -> None:
     async with town(services, 2, people=6) as made:
         alice, bob, *others = made.people
         group = await chat(alice, bob, *others)
@@ -220,7 +220,7 @@ async def test_the_creator_can_leave_a_chat_while_others_change_it(services: Ser
 
 
 @pytest.mark.gen_test
-async def test_others_hear_of_a_departure_though_the_erasure_fails_later(
+async def test_others_receive_a_departure_even_if_the_erasure_fails_later(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each chat is left in its own transaction, and the frame follows its commit."""

@@ -186,7 +186,7 @@ async def test_asking_for_the_chat_gives_the_same(services: Services, who_asks: 
 
 
 @pytest.mark.gen_test
-async def test_both_may_delete_it_and_one_s_own_message_brings_it_back(services: Services) -> None:
+async def test_both_users_may_delete_the_chat_and_an_own_message_brings_it_back(services: Services) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         pair = await chat(alice, bob, kind="direct")
@@ -203,7 +203,7 @@ async def test_both_may_delete_it_and_one_s_own_message_brings_it_back(services:
 
 
 @pytest.mark.gen_test
-async def test_a_block_does_not_let_somebody_erase_what_the_other_keeps(services: Services) -> None:
+async def test_a_block_lets_neither_user_erase_messages_of_the_other(services: Services) -> None:
     async with town(services, people=2) as made:
         abuser, victim = made.people
         pair = await chat(abuser, victim, kind="direct")

@@ -25,7 +25,7 @@ def view_of(entry: Json) -> Json:
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_a_view_is_one_s_own_and_one_s_devices_are_notified(services: Services, servers: int) -> None:
+async def test_a_view_belongs_to_one_user_and_its_devices_are_notified(services: Services, servers: int) -> None:
     async with town(services, servers, people=3) as made:
         alice, bob, carol = made.people
         group = await chat(alice, bob)

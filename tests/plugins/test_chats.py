@@ -326,7 +326,7 @@ async def test_a_chat_s_avatar_is_judged_as_a_user_s(services: Services) -> None
 
 
 @pytest.mark.gen_test
-async def test_a_file_that_becomes_a_chat_s_avatar_can_be_read_by_who_is_in_it(services: Services) -> None:
+async def test_participants_can_read_a_file_that_becomes_the_avatar_of_their_chat(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         first, second, theirs = [await shared(who, b"a picture") for who in (alice, alice, bob)]

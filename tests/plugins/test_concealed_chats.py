@@ -238,7 +238,7 @@ async def test_accounts_go_as_from_any_chat_that_was_not_answered(services: Serv
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("kind", ["direct", "secret"])
-async def test_marks_of_who_blocks_stand_still_and_do_not_vanish(services: Services, kind: str) -> None:
+async def test_receipts_of_a_blocker_stop_and_do_not_vanish(services: Services, kind: str) -> None:
     async with town(services, people=2) as made:
         victim, mallory = made.people
         where = await chat(mallory, victim, kind=kind)

@@ -100,7 +100,7 @@ async def test_tombstones_are_swept(services: Services) -> None:
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("replays", [False, True])
-async def test_subscriptions_stay_with_who_bought_them(services: Services, replays: bool) -> None:
+async def test_subscriptions_stay_with_their_buyer(services: Services, replays: bool) -> None:
     """Somebody with the public keys alone registers them when they are as new, even with what bundles showed."""
     async with place(services) as shared, serving(shared) as server:
         victim = await Account().register(server.url)

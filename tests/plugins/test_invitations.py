@@ -350,7 +350,7 @@ async def test_readers_of_a_channel_learn_nothing_of_invitations(services: Servi
 
 
 @pytest.mark.gen_test
-async def test_an_invitation_ends_with_the_chat_and_outlives_who_made_it(services: Services) -> None:
+async def test_an_invitation_ends_with_the_chat_and_outlives_its_creator(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         await asks(bob)

@@ -71,7 +71,7 @@ async def test_a_hundred_fetches_of_fifty_keys_get_fifty_different_ones(services
 
 
 @pytest.mark.gen_test
-async def test_ones_own_fetch_spends_nothing(services: Services) -> None:
+async def test_a_fetch_of_the_own_bundle_uses_up_no_prekey(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account(one_time=2).register(server.url)
         for _ in range(3):
@@ -80,7 +80,7 @@ async def test_ones_own_fetch_spends_nothing(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_the_owner_hears_when_few_are_left(services: Services) -> None:
+async def test_the_owner_is_notified_when_few_prekeys_are_left(services: Services) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice, bob = await Account(one_time=11).register(one.url), await Account().register(one.url)
         path = f"/users/{alice.public_id}/prekeys"

@@ -36,7 +36,7 @@ async def ring(socket: Socket, to: Any, delivered: bool | None = False) -> str:
 
 
 @pytest.mark.gen_test
-async def test_a_message_wakes_every_device_of_who_is_away(services: Services, tmp_path: Path) -> None:
+async def test_a_message_is_pushed_to_every_device_of_an_absent_user(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path, people=3) as (made, world):
         alice, bob, carol = made.people
         group = await chat(alice, bob, carol)

@@ -167,7 +167,7 @@ async def test_the_owner_sees_every_token_and_the_vapid_key(services: Services, 
 
 
 @pytest.mark.gen_test
-async def test_settings_are_what_was_said_last(services: Services) -> None:
+async def test_the_last_settings_count(services: Services) -> None:
     async with town(services, people=1) as made:
         [alice] = made.people
         usual = {"kinds": ["message_new", "call_offer", "prekeys_low"], "quiet_hours": None, "muted_chats": []}

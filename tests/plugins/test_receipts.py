@@ -208,7 +208,7 @@ async def test_in_a_large_group_only_the_sender_and_the_reader_see_a_receipt(ser
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_in_a_channel_marks_are_for_one_s_own_devices(services: Services) -> None:
+async def test_receipts_in_a_channel_go_to_the_readers_own_devices(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, _ = made.people
         here = await chat(*made.people, kind="channel")
@@ -426,7 +426,7 @@ async def test_receipts_that_older_servers_stored_as_events_keep_their_places(se
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_its_sender_sees_who_has_read_a_message(services: Services) -> None:
+async def test_the_sender_sees_the_readers_of_a_message(services: Services) -> None:
     async with town(services, people=4) as made:
         alice, bob, carol, dave = made.people
         here = await chat(*made.people)

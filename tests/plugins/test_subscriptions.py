@@ -248,7 +248,7 @@ async def test_restore_gives_what_is_paid_for_by_the_fingerprint_as_it_is_stored
 
 
 @pytest.mark.gen_test
-async def test_they_outlive_the_account_for_who_comes_back_with_the_same_key(services: Services) -> None:
+async def test_subscriptions_outlive_the_account_for_a_user_with_the_same_key(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account().register(server.url)
         prid = new_prid()

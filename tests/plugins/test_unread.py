@@ -73,7 +73,7 @@ async def test_posting_reading_and_deleting(services: Services, servers: int) ->
 
 
 @pytest.mark.gen_test
-async def test_many_who_post_at_once_are_counted_each(services: Services) -> None:
+async def test_simultaneous_posts_are_all_counted(services: Services) -> None:
     async with town(services, 2, people=4) as made:
         group = await chat(*made.people)
         path = f"/chats/{group['id']}/messages"

@@ -103,7 +103,7 @@ async def test_a_removed_user_sees_nothing_of_later_events(services: Services) -
 
 
 @pytest.mark.gen_test
-async def test_a_chat_whose_past_was_not_kept_is_hidden_from_who_has_left(services: Services) -> None:
+async def test_a_chat_without_its_past_is_hidden_from_former_participants(services: Services) -> None:
     """An older version wrote the event."""
     async with town(services, people=2) as made:
         alice, bob = made.people
@@ -204,7 +204,7 @@ async def test_a_user_who_returned_sees_both_stays_within_their_bounds(services:
 
 
 @pytest.mark.gen_test
-async def test_in_clouds_and_channels_who_comes_later_sees_all(services: Services) -> None:
+async def test_later_participants_of_clouds_and_channels_see_all_messages(services: Services) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         for kind in ("cloud", "channel"):
@@ -271,7 +271,7 @@ async def test_readers_of_a_channel_do_not_see_each_other(services: Services, se
 
 
 @pytest.mark.gen_test
-async def test_reactions_in_a_channel_are_ones_own_and_counts(services: Services) -> None:
+async def test_a_channel_shows_own_reactions_and_counts(services: Services) -> None:
     async with town(services, people=3) as made:
         owner, reader, other = made.people
         news = await chat(owner, reader, other, kind="channel")

@@ -82,7 +82,7 @@ async def test_without_a_server_that_pushes_it_says_so(services: Services) -> No
         assert "none has a key for fcm" in ended.err
 
 
-def test_all_that_is_wrong_with_the_keys_is_said_at_once(tmp_path: Path) -> None:
+def test_all_faults_of_the_keys_are_reported_at_once(tmp_path: Path) -> None:
     bad = tmp_path / "bad.pem"
     bad.write_text("-----BEGIN PRIVATE KEY-----\nwhat no error may show\n-----END PRIVATE KEY-----\n")
     place = Place("postgresql://nowhere/mimu", "redis://nowhere")

@@ -139,7 +139,7 @@ def test_rotation_says_what_it_would_do_and_what_is_wrong(tmp_path: Path) -> Non
     assert "Traceback" not in broken.stderr
 
 
-def test_the_rendered_coturn_configuration_bears_both_secrets(tmp_path: Path) -> None:
+def test_the_rendered_coturn_configuration_has_both_secrets(tmp_path: Path) -> None:
     settings = {"MIMU_DATA_DIR": str(tmp_path), "TURN_SECRET": "t" * 40}
     output = tmp_path / "turnserver.conf"
     assert script("turnserver_conf", "--output", str(output), **settings).returncode == 0
