@@ -564,7 +564,7 @@ async def test_messages_are_refused_with_the_documented_errors(services: Service
         again = {**on.real(EXAMPLES["client message_send"]), "encrypted_payload": "AAAA"}
         await a.raw(json.dumps(again))
         await on.hears(a, "server error conflict")
-        # Who has blocked without having accepted the chat is not noticed.
+        # A blocker who never accepted the chat is not noticed.
         assert (await on.bob.post(f"/chats/{on.names[DIRECT]}/accept", {})).status == 200
         assert (await on.bob.put(f"/users/{on.alice.public_id}/block", {})).status == 204
         await a.raw(json.dumps({**again, "client_id": str(uuid4())}))

@@ -107,7 +107,7 @@ async def test_nothing_in_the_document_is_found_to_be_wrong(
         message = {"client_id": group, "encrypted_payload": b64(b"x"), "message_type": "text"}
         elsewhere = await Account(alice.public_id, alice.password, url=server.url).login()
         known = {
-            "session_id": elsewhere.json["session_id"],  # it ends what it hears of, and its own must not be that
+            "session_id": elsewhere.json["session_id"],  # the session it ends, which must not be its own
             "public_id": bob.public_id,
             "chat_id": group,
             "message_id": (await alice.post(f"/chats/{group}/messages", message)).json["id"],

@@ -111,7 +111,7 @@ async def test_a_file_that_is_replaced_keeps_its_owner_its_mode_and_the_lines_of
         assert lines.count(line) == 1, line
     assert old not in output.read_text()
     assert "total-quota=1000" not in lines
-    # What is said now goes before what was said then.
+    # An option of the command replaces the one in the file.
     assert (await script(None, *command, "--realm", "example.net", TURN_SECRET=new, **given)).code == 0
     assert "realm=example.net" in output.read_text().splitlines()
     assert "realm=example.org" not in output.read_text()

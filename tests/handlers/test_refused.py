@@ -116,7 +116,7 @@ async def test_a_chunked_body_is_read_to_its_end_too(services: Services) -> None
         answer = await kept.ask(request("POST /chats", **chunked) + b"5\r\nhello\r\n" * 100 + b"0\r\n\r\n")
         assert (answer.status, answer.ends) == (401, False)
         assert await kept.stays()
-        # Who waits for 100 gets it, and the refusal after the body.
+        # A client that waits for 100 gets it, and the error after the body.
         waiting = request("POST /chats", **chunked, Expect="100-continue")
         assert (await kept.ask(waiting)).status == 100
         assert (await kept.ask(b"0\r\n\r\n")).status == 401

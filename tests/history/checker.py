@@ -309,7 +309,7 @@ class Checker:
         live = {row.id for row in self._rows[chat] if row.live and row.seq >= since}
         mine = list(seen.views[chat].messages.values()) if chat in seen.views else []
         channel = self.ledger.kinds.get(chat) == "channel"
-        if channel:  # whose messages show one's own reactions only; owner and admins see others' as events
+        if channel:  # its messages show own reactions only; owner and admins see those of others as events
             mine = [self._own_reactions(message, seen.user) for message in mine]
         for name, messages in (("GET", shown.messages), (seen.name, mine)):
             known = {message.id: message for message in messages}

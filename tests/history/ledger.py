@@ -41,7 +41,7 @@ class Send:
     refused: bool = False  # at the first try, so that it can't exist
     places: set[tuple[str, int]] = field(default_factory=set)  # (message id, seq), as answered
     acked_at: datetime | None = None  # by the clock that logs go by
-    payloads: set[str] = field(default_factory=set)  # what it may bear now
+    payloads: set[str] = field(default_factory=set)  # the payloads it may have now
     deleted: Known = Known.NO
     vanishes: bool = False
     reactions: dict[tuple[str, str], Known] = field(default_factory=dict)

@@ -88,10 +88,10 @@ async def test_a_removed_user_cannot_return_by_an_earlier_invite(services: Servi
         dave = await made.newcomer()
         assert await join(dave, before) == (200, "member"), "the invite stays open to others"
         assert await join(bob, await invite(alice, group)) == (200, "member")
-        # Who leaves by themselves may come back by any.
+        # A user who left may come back by any invite.
         assert (await bob.delete(f"{people_of(group)}/{bob.user_id}")).status == 204
         assert await join(bob, before) == (200, "member")
-        # Who was removed may be added.
+        # A removed user may be added.
         assert (await alice.delete(f"{people_of(group)}/{bob.user_id}")).status == 204
         assert (await alice.post(people_of(group), {"public_id": bob.public_id})).status == 201
 
@@ -196,7 +196,7 @@ async def test_a_ban_needs_a_higher_role(services: Services) -> None:
         for who, status in ((dave, 403), (stranger, 404)):
             assert (await who.get(f"{path}/bans")).status == status
             assert (await who.delete(f"{path}/bans/{eve.user_id}")).status == status
-        # Who has left just before, or has never been there, can be banned as well; the restriction stays beside it.
+        # Former participants and outsiders can be banned as well; a ban does not change the role of "restricted".
         assert (await alice.put(f"{people_of(group)}/{eve.user_id}", {"role": "restricted"})).status == 200
         assert (await eve.delete(f"{people_of(group)}/{eve.user_id}")).status == 204
         assert await ban(bob, eve.user_id) == await ban(bob, stranger.user_id) == 204

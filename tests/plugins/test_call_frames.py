@@ -163,7 +163,7 @@ async def test_an_answer_is_queued_for_an_absent_caller(services: Services, serv
                 again = await b.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
                 assert (again["repeated"], again["delivered"]) == (True, True)
                 await a.silent()
-                # Who beats has it, so it waits no longer for others of the caller's.
+                # A heartbeat shows that the caller has the answer, so it is no longer queued for its other devices.
                 assert (await a.send("call_heartbeat", call_id=call_id))["type"] == "ack"
                 while servers == 1 and await one.app.redis.keys("call:answer:*"):
                     await asyncio.sleep(0.01)

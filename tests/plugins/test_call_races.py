@@ -174,7 +174,7 @@ async def test_glare(services: Services) -> None:
         assert (offers[loser]["code"], offers[loser]["call_id"]) == ("glare", ids[winner])
         await pair.both((pair.b, pair.a)[winner], "call_offer", call_id=ids[winner])
         assert await live(shared, pair) == [ids[winner]]
-        # Who lost answers the call that won: they talk.
+        # The loser answers the call that won.
         caller, callee = ((pair.a, pair.b), (pair.b, pair.a))[winner]
         payload = b64(ids[winner].encode())
         answer = await callee[0].send("call_answer", call_id=ids[winner], encrypted_payload=payload)

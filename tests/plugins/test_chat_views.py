@@ -159,7 +159,7 @@ async def test_a_muted_chat_sends_no_push_until_the_mute_ends(services: Services
         assert await muted() == [False, True]
 
 
-# Who is shown in the list ---------------------------------------------------------------------------------------------
+# Users shown in the list ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.gen_test

@@ -37,7 +37,7 @@ async def test_an_invite_lets_in_and_is_listed_without_its_token(services: Servi
         assert token not in str(await made.sql("SELECT * FROM chat_invites"))
         assert (await carol.get(path)).status == 404
         assert (await bob.get(path)).status == 403
-        # Who left may come again, which is another use.
+        # A user who left may join again, which is another use.
         assert (await bob.delete(f"/chats/{group['id']}/participants/{bob.user_id}")).status == 204
         assert (await bob.post("/chats/join", {"token": token})).status == 200
         assert [invite["uses"] for invite in (await alice.get(path)).json] == [2]

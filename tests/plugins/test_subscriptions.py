@@ -38,7 +38,7 @@ def near(found: datetime, wanted: datetime) -> bool:
     return abs(found - wanted) < timedelta(seconds=20)
 
 
-# Who may buy ----------------------------------------------------------------------------------------------------------
+# Purchases ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.gen_test

@@ -181,7 +181,7 @@ async def test_sync_returns_the_end_of_a_deleted_chat(services: Services) -> Non
                 assert what(events, other) == [("message_new", 2)]
                 [end] = [event for event in events if event["type"] == "chat_deleted"]
                 assert end["chat"]["id"] == group["id"]
-        # Who was removed before has still to hear of that: for her phone the chat would go on for ever.
+        # A user removed before that still needs the removal: otherwise her phone would show the chat for ever.
         for luck in (None, random.Random(1)):
             assert what((await caught_up(carol, cursors[carol.public_id], luck))[0]) == [("participant_removed", 3)]
 

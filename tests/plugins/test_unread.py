@@ -60,7 +60,7 @@ async def test_posting_reading_and_deleting(services: Services, servers: int) ->
         assert (await bob.delete(f"/messages/{by_bob[2]['id']}")).status == 204
         assert [await unread(who, group) for who in made.people] == [0, 1, 1]
 
-        # Who joins later begins at nothing.
+        # A later participant begins with none unread.
         dave = await made.newcomer()
         body = {"public_id": dave.public_id}
         assert (await alice.post(f"/chats/{group['id']}/participants", body)).status == 201

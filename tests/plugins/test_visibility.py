@@ -46,7 +46,7 @@ def hidden(events: list[Json]) -> list[tuple[int, int]]:
     return [(e["seq"], e.get("to_seq", e["seq"])) for e in events if e["type"] == "hidden"]
 
 
-# Who has left ---------------------------------------------------------------------------------------------------------
+# Former participants --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.gen_test
@@ -115,7 +115,7 @@ async def test_a_chat_without_its_past_is_hidden_from_former_participants(servic
         assert what((await caught_up(bob, cursor))[0]) == [("hidden", 1), ("participant_removed", 2)]
 
 
-# Who came later -------------------------------------------------------------------------------------------------------
+# Later participants ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.gen_test
@@ -262,7 +262,7 @@ async def test_readers_of_a_channel_do_not_see_each_other(services: Services, se
             assert {event["seq"] for event in events if event["type"] != "hidden"} == seqs
         assert hidden(events) == [(4, 5), (7, 9), (11, 11)]
         assert other.user_id not in str(events)
-        # Who is no admin any more sees what a reader sees, and who has left no more than that.
+        # A former admin sees the same as a reader, and a former participant no more than that.
         events, _ = await caught_up(admin, cursors[admin.public_id])
         assert {event["seq"] for event in events if event["type"] != "hidden"} == {3, 10, 12}
         events, _ = await caught_up(other, late)

@@ -641,7 +641,7 @@ async def test_events_older_than_the_sync_retention_are_deleted_and_newer_ones_s
         kept = await db.fetch(
             "SELECT encrypted_payload, metadata, seq < 0 AS gone FROM messages WHERE chat_id = $1", ended
         )
-        # Who posted them may ask again: they are known by their client_id, and nothing else of them is kept.
+        # Their sender may repeat the request: only the client_id of such a message is kept.
         assert [tuple(row) for row in kept] == [(b"", '{"reason": "deleted"}', True)] * 2
         assert await db.fetchval(
             "SELECT array_agg(type::text ORDER BY seq) FROM chat_events WHERE chat_id = $1", ended
