@@ -113,7 +113,7 @@ async def test_a_former_primary_that_comes_back_is_not_used(folder: Path, log: i
                     connection.terminate()
                 assert await hosts_of(db, 12) == {second.port}
             await db.cluster.watch()
-            standing = db.cluster.standing()
+            standing = db.cluster.host_in_use()
             assert (standing.host, standing.timeline) == (second.spec, 2) and standing.refused > 0
             refusals = [line for line in json_lines(log.getvalue()) if line["event"] == "database_host_refused"]
             assert [line["host"] for line in refusals] == [first.spec], "said once a minute"

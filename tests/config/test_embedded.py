@@ -239,7 +239,7 @@ def test_a_second_server_is_refused_with_the_pid_that_holds_the_folder(folder: P
     asyncio.run(scene())
     with (
         embedded.lock(folder),
-        pytest.raises(embedded.EmbeddedError, match="MIMU_DATA_DIR of its own"),
+        pytest.raises(embedded.EmbeddedError, match="another MIMU_DATA_DIR"),
         embedded.lock(folder),
     ):
         pass

@@ -60,7 +60,7 @@ def test_a_setting_is_needed_where_the_other_is_set() -> None:
     assert load({"": Fitting}, {"SERVICE_KEY": "key"})
     with pytest.raises(SettingsError) as refused:
         load({"": Fitting}, {"SERVICE_URL": "http://one"})
-    fault = "SERVICE_KEY: missing; with SERVICE_URL it is needed, for else nothing works"
+    fault = "SERVICE_KEY: missing; required with SERVICE_URL, for else nothing works"
     assert refused.value.faults == (fault,)
 
 

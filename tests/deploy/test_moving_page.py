@@ -130,10 +130,10 @@ async def test_a_standby_takes_over_and_the_former_primary_comes_back(
             await eventually(posted)
             # The former primary is back as it was, and is not used; then as a standby.
             await one.start()
-            assert await posted() and server.app.db.cluster.standing().host == two.spec
+            assert await posted() and server.app.db.cluster.host_in_use().host == two.spec
             await asyncio.sleep(0)
             await server.app.db.cluster.watch()
-            assert server.app.db.cluster.standing().refused > 0
+            assert server.app.db.cluster.host_in_use().refused > 0
             one.kill()
             made.all.remove(one)
             one.data.rename(one.data.with_suffix(".former"))

@@ -133,7 +133,7 @@ async def test_a_move_with_wrong_settings_is_refused_with_the_reason(
         lacking.write_text(f"S3_ENDPOINT={s3.endpoint}\n")
         with pytest.raises(SettingsError) as faults:
             await moved(shared, lacking, **disk)
-        assert "S3_SECRET_KEY: missing; with S3_ENDPOINT it is needed" in faults.value.faults
+        assert "S3_SECRET_KEY: missing; required with S3_ENDPOINT" in faults.value.faults
         with pytest.raises(SettingsError) as none:
             await moved(shared, tmp_path / "none.env", **disk)
         assert "can't be read" in none.value.faults[0]

@@ -45,7 +45,7 @@ async def test_a_push_is_sent_and_the_answer_explained(services: Services, tmp_p
         unknown = await script(made.shared, "push_test", "no_such_user")
         assert (unknown.code, unknown.err) == (1, "there is no such user\n")
         none = await script(made.shared, "push_test", alice.public_id)
-        assert (none.code, none.err) == (1, "they have no device registered\n")
+        assert (none.code, none.err) == (1, "the user has no registered device\n")
 
         await registered(alice, "apns")
         await subscribed(alice, world)

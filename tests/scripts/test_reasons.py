@@ -61,10 +61,10 @@ async def started(*words: str, **settings: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("connect_timeout=3", "connect_timeout is a word of libpq"),
-        ("sslmode=verify-full&sslrootcert=system", "sslrootcert=system is libpq's"),
+        ("connect_timeout=3", "connect_timeout is a parameter of libpq"),
+        ("sslmode=verify-full&sslrootcert=system", "sslrootcert=system works only with libpq"),
         ("sslmode=verify-ca", "sslmode=verify-ca needs sslrootcert=FILE"),
-        ("sslmode=verify-full&sslrootcert=/nowhere/ca.pem", "sslrootcert names a file that is not there"),
+        ("sslmode=verify-full&sslrootcert=/nowhere/ca.pem", "sslrootcert names a file that does not exist"),
         ("sslmode=sure", "sslmode must be one of"),
         ("application_name=x&sslmode=require&search_path=public", None),
     ],
@@ -85,8 +85,8 @@ def test_an_address_of_postgresql_is_judged_before_it_is_used(
         ("redis://:hush@a:6379,b:6379/0", "several hosts"),
         ("redis://host/cache", "the number of a database"),
         ("redis://host/0?tls=yes", "a parameter that the client does not know"),
-        ("redis://host/0?ssl_ca_certs=/etc/ca.pem", "is for rediss://"),
-        ("rediss://host/0?ssl_ca_certs=/nowhere/ca.pem", "names a file that is not there"),
+        ("redis://host/0?ssl_ca_certs=/etc/ca.pem", "needs TLS"),
+        ("rediss://host/0?ssl_ca_certs=/nowhere/ca.pem", "names a file that does not exist"),
         ("rediss://host/0?ssl_cert_reqs=maybe", "must be one of"),
         ("redis://host/0?socket_timeout=soon", "must be a number"),
         ("redis://:a,b@host:6379/3?socket_timeout=1.5", None),
@@ -109,7 +109,7 @@ async def test_check_config_names_the_setting_and_not_the_password() -> None:
     }
     code, said = await started("--check-config", **given)
     assert code == 78
-    assert "DATABASE_URL: connect_timeout is a word of libpq" in said
+    assert "DATABASE_URL: connect_timeout is a parameter of libpq" in said
     assert "REDIS_URL: it names several hosts" in said
 
 
