@@ -48,7 +48,7 @@ class Fitting(Section):
 
 
 @pytest.mark.parametrize("value", WRONG)
-def test_what_is_no_address_is_one_fault_and_not_quoted(value: str) -> None:
+def test_an_invalid_url_is_one_fault_that_does_not_quote_it(value: str) -> None:
     with pytest.raises(SettingsError) as refused:
         load({"": Fitting}, {"SERVICE_URL": value})
     assert refused.value.faults == ("SERVICE_URL: expected https://host:port",)

@@ -205,7 +205,7 @@ def test_compose_takes_another_version_with_another_volume(tmp_path: Path) -> No
 
 @pytest.mark.gen_test(timeout=120)
 async def test_the_embedded_default_moves_on(services: Services, folder: Path) -> None:
-    """To a new folder, as its next major version needs it, and to a PostgreSQL of one's own."""
+    """To a new folder, as its next major version needs it, and to the operator's own PostgreSQL."""
     own = "From the embedded default to your own PostgreSQL"
     var = {"MIMU_DATA_DIR": str(folder / "var")}
     async with program(None, folder, **var) as running:
@@ -241,7 +241,7 @@ async def test_the_embedded_default_moves_on(services: Services, folder: Path) -
         await connection.close()
         assert alive == 1, "users stay logged in"
 
-    # And to a PostgreSQL of one's own, on another machine.
+    # And to the operator's own PostgreSQL on another machine.
     words = [
         made.json["keys"] if "-keys.tar" in word else made.json["backup"] if "/mimu-2026" in word else word
         for word in words_of(own, "scripts.restore")

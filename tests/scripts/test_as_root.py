@@ -60,7 +60,7 @@ async def test_root_makes_no_data_folder_of_a_production(home: Path) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_root_has_left_is_named_with_its_owner(home: Path) -> None:
+async def test_files_of_root_are_reported_with_their_owner(home: Path) -> None:
     given = {"MIMU_DATA_DIR": str(home / "data"), **SECRETS}
     (home / "data" / "secrets").mkdir(mode=0o700)
     done = await script(None, "rotate_keys", "jwt", **given)

@@ -32,7 +32,7 @@ from models.postgres.fitness import takes_writes
 from tests import canaries
 from tests.deploy.nginx import folder
 from tests.deploy.relay import free_port
-from tests.deploy.test_turn_files import NOBODY
+from tests.deploy.test_turn_files import UNPRIVILEGED_UID
 from tests.providers.certificates import certified
 from tests.running import ROOT, Place, Services, inherited, place
 from tests.scripts.examining import examine
@@ -40,7 +40,7 @@ from tests.waiting import WAIT
 
 
 async def started(*words: str, **settings: str) -> tuple[int, str]:
-    """``python server.py`` with these settings: its exit code, and what it said."""
+    """Run ``python server.py`` with these settings. Returns its exit code and its output."""
     given = {**inherited("PATH"), "PYTHONDONTWRITEBYTECODE": "1", **settings}
     command = (sys.executable, "server.py", "--env-file", os.devnull, *words)
     process = await asyncio.create_subprocess_exec(
@@ -128,7 +128,11 @@ async def pgbouncer(shared: Place) -> AsyncIterator[str]:
             f"[databases]\n{parts.path[1:]} = {there}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
             "auth_type = any\nunix_socket_dir =\n"
         )
-        become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if os.geteuid() == 0 else []
+        become = (
+            ["setpriv", f"--reuid={UNPRIVILEGED_UID}", f"--regid={UNPRIVILEGED_UID}", "--clear-groups"]
+            if os.geteuid() == 0
+            else []
+        )
         process = subprocess.Popen([*become, program, "-q", str(ini)], stderr=subprocess.DEVNULL)
         try:
             async with asyncio.timeout(WAIT):
@@ -143,7 +147,7 @@ async def pgbouncer(shared: Place) -> AsyncIterator[str]:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_pgbouncer_refuses_is_named(services: Services, tmp_path: Path) -> None:
+async def test_a_rejection_by_pgbouncer_is_named(services: Services, tmp_path: Path) -> None:
     async with place(services) as shared, pgbouncer(shared) as dsn:
         given = {**shared.environment, "DATABASE_URL": dsn, "MIMU_DATA_DIR": str(tmp_path), "MIMU_ENV": "development"}
         found = (await examine(given, "database")).bad()
