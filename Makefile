@@ -4,40 +4,40 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
-# uv, because its locks hold for every Python from 3.11 on; pip's tools lock for the one they run on.
+# uv, because its lock files are for every Python from 3.11 on; those of pip's tools are for one version.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-emit-index-url
-# pytest compiles the tests in its own way, ten seconds of a processor. It keeps the result for the next process, and must
-# be let where the environment forbids it.
+# pytest compiles the tests itself, which takes ten seconds. It caches the result for the next process, also if the
+# environment sets PYTHONDONTWRITEBYTECODE.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 .PHONY: help run doctor test test-thorough coverage check bench bench-peers lock clean
 .DEFAULT_GOAL := help
 
-help: ## Say what can be made
+help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 15
 
 run: $(VENV)/.run ## Start a server with its own PostgreSQL and Valkey; data in ./var
 	@exec $(BIN)/python server.py
 
-doctor: $(VENV)/.run ## Look at the installation: ARGS="--url https://chat.example.org"
+doctor: $(VENV)/.run ## Examine the installation: ARGS="--url https://chat.example.org"
 	@$(BIN)/python -m scripts.doctor $(ARGS)
 
-# Six processes, also on two processors: most of the time the tests wait. Each takes a file at a time, in the order of
-# tests/order.py, without which xdist would keep the files with the fewest tests for the end, and those take longest.
+# Six processes, also on two processors: most of the time the tests wait. Each runs a file at a time, in the order of
+# tests/order.py: xdist would run the files with the fewest tests last, and those take longest.
 SIX := --numprocesses 6 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.dev | tests/__pycache__ ## Run all the tests, with real services
 	@sh tests/install_programs.sh
 	$(PYTEST) $(SIX) $(ARGS)
 
-# The same tests; what only chance finds is looked for longer, and elsewhere each time (tests/thorough.py).
+# The same tests; those with random input run longer, and with another seed each time (tests/thorough.py).
 test-thorough: export HYPOTHESIS_PROFILE = thorough
 test-thorough: test ## Run them for longer: more random input, more repetitions of races
 
-# Slower, as each line is counted; also in the servers and scripts that tests start, which may run as other users. Settings
-# are in setup.cfg.
-coverage: $(VENV)/.dev | tests/__pycache__ ## Run them and show the branches that none of them takes
+# Slower, because each line is counted, also in the servers and scripts that tests start. Some of these run as other users,
+# who write into .coverage, too. Settings are in setup.cfg.
+coverage: $(VENV)/.dev | tests/__pycache__ ## Run them and show the branches that no test runs
 	@sh tests/install_programs.sh
 	@rm -rf .coverage && mkdir -m 1777 .coverage
 	-PYTHONDONTWRITEBYTECODE= $(BIN)/coverage run -m pytest $(SIX) $(ARGS)
@@ -45,7 +45,7 @@ coverage: $(VENV)/.dev | tests/__pycache__ ## Run them and show the branches tha
 	@$(BIN)/coverage html --quiet
 	@$(BIN)/coverage report
 
-# Compiled once, before six processes do it at the same time.
+# Compile once, before six processes do it at the same time.
 tests/__pycache__: | $(VENV)/.dev
 	@-$(PYTEST) --collect-only --quiet >/dev/null
 
@@ -54,7 +54,7 @@ check: $(VENV)/.dev ## Lint and type-check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev ## Measure the speed; figures and method in docs/performance.md
+bench: $(VENV)/.dev ## Measure the speed; docs/performance.md has results and method
 	$(BIN)/python -m tests.bench $(ARGS)
 
 bench-peers: $(VENV)/.dev ## Measure ejabberd and prosody (from apt) under the same load as ours
@@ -63,7 +63,8 @@ bench-peers: $(VENV)/.dev ## Measure ejabberd and prosody (from apt) under the s
 lock: $(VENV)/.dev ## Renew the lock files from setup.cfg
 	$(PIP) install 'uv>=0.9'
 	$(LOCK) --upgrade --extra embedded --extra test --extra check -o requirements/dev.txt setup.cfg
-# The others begin as copies, of which uv keeps the versions and drops what they don't need: what is tested is installed.
+# The others start as copies: uv keeps their versions and drops the packages that are not needed. So the tested versions
+# are installed.
 	cp requirements/dev.txt requirements/embedded.txt
 	$(LOCK) --extra embedded -o requirements/embedded.txt setup.cfg
 	cp requirements/dev.txt requirements/server.txt

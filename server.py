@@ -1,4 +1,4 @@
-"""Mimu's server: assembles config, models, handlers and plugins, and runs them until a signal stops it."""
+"""Mimu's server: assemble config, models, handlers and plugins, and run them until a signal arrives."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ from plugins import App, Every, Plugin, Timer
 
 log = structlog.get_logger(__name__)
 
-REFUSED = (asyncpg.PostgresError, asyncpg.InterfaceError, RedisError, ValueError)  # an address or a password is wrong
+REJECTED = (asyncpg.PostgresError, asyncpg.InterfaceError, RedisError, ValueError)  # a URL or a password is wrong
 WRONG_SETTINGS = 78  # sysexits.h: EX_CONFIG
-OUTAGES = (Unavailable, RedisError, ConnectionError, TimeoutError, asyncpg.TransactionRollbackError)  # are 503
+OUTAGES = (Unavailable, RedisError, ConnectionError, TimeoutError, asyncpg.TransactionRollbackError)  # become 503
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,16 @@ class Configuration:
 
     @property
     def rates(self) -> dict[str, Rate]:
-        """The rate limits by the names of their settings; none when they are off."""
-        read = (self.core, *self.sections.values())
-        found = {name: value for section in read for name, value in section if isinstance(value, Rate)}
-        return found if self.core.rate_limits == "on" else {}
+        """The rate limits by the names of their settings; empty if RATE_LIMITS is off."""
+        sections = (self.core, *self.sections.values())
+        rates = {name: value for section in sections for name, value in section if isinstance(value, Rate)}
+        return rates if self.core.rate_limits == "on" else {}
 
 
 def configure(values: Mapping[str, str], *, make_secrets: bool = True) -> Configuration:
-    """Read and validate the settings. In development missing secrets are made and kept in the data folder.
+    """Read and validate the settings. In development missing secrets are generated and kept in the data folder.
 
-    Raises SettingsError with every fault at once.
+    Raises SettingsError with all faults.
     """
     faults: list[str] = []
     disabled = [name.strip() for name in values.get("PLUGINS_DISABLED", "").split(",") if name.strip()]
@@ -90,37 +90,37 @@ def configure(values: Mapping[str, str], *, make_secrets: bool = True) -> Config
         faults.append(str(error.args[0]))
         features = plugins.discover()
     wanted: dict[str, type[Section]] = {"": Core, **{name: module.Settings for name, module in features.items()}}
-    named = [
+    secret_names = [
         field.upper() for section in wanted.values() for field in section.model_fields if field.endswith("_secret")
     ]
-    given = dict(values)
+    complete = dict(values)
     production = values.get("MIMU_ENV") == "production"
     if production:
-        faults += secrets.faults({name: values.get(name) for name in named})
+        faults += secrets.faults({name: values.get(name) for name in secret_names})
         if values.get("RATE_LIMITS", "on") == "off":
             faults.append("RATE_LIMITS: off is for tests and benchmarks, not for production")
         if "*" in values.get("CORS_ALLOW_ORIGINS", ""):
-            faults.append("CORS_ALLOW_ORIGINS: * is refused in production; name the origins")
+            faults.append("CORS_ALLOW_ORIGINS: * is not allowed in production; name the origins")
     else:
         folder = Path(values.get("MIMU_DATA_DIR", "var")) / "secrets"
-        for name in named:
-            if not given.get(name):
-                given[name] = secrets.keep(folder, name.lower()) if make_secrets else "-" * secrets.MINIMUM
+        for name in secret_names:
+            if not complete.get(name):
+                complete[name] = secrets.keep(folder, name.lower()) if make_secrets else "-" * secrets.MINIMUM
     try:
-        read = load(wanted, given)
+        sections = load(wanted, complete)
     except SettingsError as error:
         faults += error.faults
     faults += tracing.faults(values)
     if faults:
         raise SettingsError(list(dict.fromkeys(faults)))  # several features may read the same setting
-    core = read.pop("")
+    core = sections.pop("")
     assert isinstance(core, Core)
-    return Configuration(core, read, features)
+    return Configuration(core, sections, features)
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that is running, and the addresses of the services it uses."""
+    """A running server, and the URLs of the services that it uses."""
 
     app: App
     features: Sequence[Plugin]
@@ -139,18 +139,18 @@ class Server:
 
     @property
     def urls(self) -> list[str]:
-        """Where it answers, asked from this machine: for each address that it listens on."""
+        """Its URLs on this machine, one for each address on which it listens."""
         return [f"http://{authority(LOOPBACK.get(host, host), port)}" for host, port in self.addresses]
 
 
 @contextlib.asynccontextmanager
 async def running(configuration: Configuration) -> AsyncIterator[Server]:
-    """Start everything in order; what has started is stopped in reverse, even half-way."""
+    """Start everything in order, and stop it in reverse order, also if the start fails half-way."""
     core = configuration.core
     async with contextlib.AsyncExitStack() as stack:
         instance_id = uuid4()
         # First, so that it can still export the last spans.
-        traced = await stack.enter_async_context(tracing.traces(core.otel_exporter_otlp_endpoint, instance_id))
+        traces = await stack.enter_async_context(tracing.traces(core.otel_exporter_otlp_endpoint, instance_id))
         database_url, redis_url = await _services(core, stack)
         redis = await stack.enter_async_context(redis_client(redis_url))
         cluster = await fenced(database_url, core.mimu_data_dir, redis) if core.database_url else Cluster(database_url)
@@ -158,7 +158,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             log.info("schema_newer", versions=newer)
         metrics = Metrics()
         vitals.show_process(metrics)
-        statements, swept = vitals.Statements(metrics), vitals.Sweeps(metrics)
+        statements, sweeps = vitals.Statements(metrics), vitals.Sweeps(metrics)
         database = Database(
             cluster,
             core.database_max_connections,
@@ -167,12 +167,12 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
                 statements.acquired,
                 statements.answered,
                 statements.failed,
-                traced.statement if traced.on else None,
+                traces.statement if traces.on else None,
             ),
         )
         statements.pool(database.usage)
-        vitals.show_database(metrics, cluster.standing, lambda: cluster.refused)
-        epoch = Epoch(database)  # settled before the first connection is used, and so before anybody is served
+        vitals.show_database(metrics, cluster.host_in_use, lambda: cluster.refused)
+        epoch = Epoch(database)  # read before the first connection is used, so before the first request
         await stack.enter_async_context(database.open())
         bus = Bus(redis, instance_id, metrics)
         hub = Hub(bus, metrics, instance_id)
@@ -203,17 +203,17 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
             passwords=passwords,
             revocations=revocations,
             metrics=metrics,
-            sweeps=SweepWatch(swept.planned, swept.backlog, swept.failed),
-            traces=traced,
+            sweeps=SweepWatch(sweeps.planned, sweeps.backlog, sweeps.failed),
+            traces=traces,
             instance_id=instance_id,
         )
 
         features = [module.setup(app, configuration.sections[name]) for name, module in configuration.features.items()]
         site = assemble(app, features, configuration.rates)
-        found: dict[str, str] = {}
+        results: dict[str, str] = {}
         examiner = health.Examiner(site.checks)
         vitals.show_queues(metrics, site, delivery, passwords)
-        vitals.show_health(metrics, found, examiner.faults)
+        vitals.show_health(metrics, results, examiner.faults)
         vitals.show_backups(metrics, core.mimu_data_dir)
         await stack.enter_async_context(vitals.measure_lag(metrics))
         await stack.enter_async_context(bus.running())
@@ -231,10 +231,10 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
                 log.info("keyring_reloaded")
 
         async def check() -> None:
-            found.update(await examiner.examine())
+            results.update(await examiner.examine())
 
         stack.callback(asyncio.create_task(check()).cancel)
-        # A rotation is taken on by every server well before the new secret signs, a minute later.
+        # "keyring": every server reads a rotated secret well before it signs, a minute after the rotation.
         own = (
             Every(1, hub.tick, "heartbeat"),
             Every(1, ledger.settle, "budgets"),
@@ -265,7 +265,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Server]:
 
 
 async def _services(core: Core, stack: contextlib.AsyncExitStack) -> tuple[str, str]:
-    """The addresses of PostgreSQL and Redis; those that have none are started here."""
+    """Return the URLs of PostgreSQL and Redis; start those that have none."""
     if core.database_url is None or core.redis_url is None:
         stack.enter_context(embedded.lock(core.mimu_data_dir))
     if core.database_url is None:
@@ -279,10 +279,10 @@ async def _services(core: Core, stack: contextlib.AsyncExitStack) -> tuple[str, 
 
 
 def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | None = None) -> Site:
-    """The Tornado application of the house and all features, ``rates`` being what its document tells of limits. Raises
-    Clash when two features claim the same."""
+    """Build the Tornado application of the server and all features; its API document shows the limits ``rates``.
+    Raises Clash if two features claim the same name."""
 
-    wells = health.services(
+    services = health.services(
         lambda: app.db.value("SELECT 1"),
         lambda: takes_writes(app.db, app.instance_id),
         *(app.redis, lambda: app.bus.up, app.instance_id),
@@ -300,23 +300,23 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
     house = Plugin(
         name="house",
         routes=(
-            *health.routes(checks, ready, app.db.cluster.choice),
+            *health.routes(checks, ready, app.db.cluster.chosen_host),
             *docs.routes(reference),
             ("/ws", SocketHandler, {"hub": app.hub, "epoch": app.epoch.shown, "events": events, "welcome": welcome}),
         ),
         events={"auth": auth_event(app.tokens)},
         sends=frames.SENT,
-        checks=wells,
+        checks=services,
     )
     routes, claimed_events, sends, claimed_checks = plugins.joined([house, *features])
     for kind, event in claimed_events.items():
         events[kind] = replace(event, handle=app.traces.trace_frames(kind, event.handle))
     checks.update(claimed_checks)
-    # Without Redis this server still serves its own users, and without a storage all but files; a load balancer that
-    # took it out would serve nobody.
-    ready["database"] = wells["database"]
-    taken = {kind: event.declared() for kind, event in claimed_events.items()}
-    reference["document"] = docs.published(routes, taken, sends, rates)
+    # Without Redis this server still serves its own users, and without a storage all but files; if load balancers
+    # removed it, they would remove all servers, since those lack the same service.
+    ready["database"] = services["database"]
+    accepts = {kind: event.declared() for kind, event in claimed_events.items()}
+    reference["document"] = docs.published(routes, accepts, sends, rates)
     return Site(
         list(routes),
         unknown=UnknownRoute,
@@ -332,7 +332,7 @@ def assemble(app: App, features: Sequence[Plugin], rates: Mapping[str, Rate] | N
 
 
 async def serve(configuration: Configuration) -> None:
-    """Run until SIGTERM or SIGINT. While it starts, which may wait for others, they end it at once."""
+    """Run until SIGTERM or SIGINT. During the start, which may wait for services, they end it at once."""
     stop = asyncio.Event()
     starting = asyncio.current_task()
     loop = asyncio.get_running_loop()
@@ -356,14 +356,14 @@ async def serve(configuration: Configuration) -> None:
 
 
 async def _serve(configuration: Configuration, server: Server, stop: asyncio.Event) -> None:
-    # With the default thresholds 9,000 idle sockets cost 40 % of the throughput: each collection visits them all.
+    # With the default thresholds 9,000 idle sockets cost 40 % of the throughput, since each collection visits them all.
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 1000)
     core = configuration.core
     own = [name for name, url in (("PostgreSQL", core.database_url), ("Redis", core.redis_url)) if url is None]
     data = f"; {', '.join(own)} and secrets in {core.mimu_data_dir.resolve()}" if own else ""
-    if not core.production:  # there somebody reads it, elsewhere a collector of JSON lines
+    if not core.production:  # in production only JSON lines are printed
         print(f"Mimu listens on {', '.join(server.urls)}{data}", flush=True)
     async with supervisor.serving():
         await stop.wait()
@@ -372,7 +372,7 @@ async def _serve(configuration: Configuration, server: Server, stop: asyncio.Eve
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--env-file", type=Path, help="read settings from this file (default: .env beside server.py)")
-    parser.add_argument("--check-config", action="store_true", help="say what is wrong with the settings, and end")
+    parser.add_argument("--check-config", action="store_true", help="report what is wrong with the settings, and end")
     arguments = parser.parse_args()
     try:
         values = environment(arguments.env_file)
@@ -385,12 +385,12 @@ def main() -> int:
         return 0
     logs.configure(configuration.core.log_level)
     logs.catch_all()
-    # The SDK reads its own variables itself, and knows nothing of an env file.
+    # The SDK reads its variables from the environment, not from an env file.
     os.environ.update({name: value for name, value in values.items() if name.startswith("OTEL_")})
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(configuration))
-    except (embedded.EmbeddedError, migrations.MigrationError, plugins.Clash, Unavailable, OSError, *REFUSED) as error:
+    except (embedded.EmbeddedError, migrations.MigrationError, plugins.Clash, Unavailable, OSError, *REJECTED) as error:
         log.error("start_failed", reason=reasons.explain(error))
         return 1
     return 0

@@ -1,4 +1,4 @@
-"""Avatars: which hosts a picture of a user or a chat may be loaded from."""
+"""Avatars: the hosts from which clients may load pictures of users and chats."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from config.values import Items
 
 
 class AvatarSettings(Section):
-    """The base of the settings of every feature in which somebody may set an avatar_url."""
+    """The base of the settings of every feature with an avatar_url."""
 
     avatar_allowed_hosts: Items = Field(
         (),

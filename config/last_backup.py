@@ -1,4 +1,4 @@
-"""The last backup: a note in the data folder, by which a server and the doctor know how old it is."""
+"""The last backup: a file in the data folder from which servers and the doctor read how old it is."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ NAME = "last_backup.json"
 
 
 class LastBackup(NamedTuple):
-    """When it was made, in seconds since 1970, and whether all files were in it. ``backup`` is its folder, and ``keys``
-    the archive of its secrets; None in notes of older versions, and where no archive was made."""
+    """When it was made, in seconds since 1970, and whether it has all files. ``backup`` is its folder, and ``keys`` the
+    archive of its secrets; None in files of older versions, and if no archive was made."""
 
     made_at: float
     whole: bool
@@ -22,7 +22,7 @@ class LastBackup(NamedTuple):
 
 
 def write(folder: Path, made_at: str, *, whole: bool, backup: Path | None = None, keys: Path | None = None) -> None:
-    """Write down that a backup was made (``2026-11-30T04:00:00Z``), and where it lies. Raises OSError."""
+    """Write the time of a backup (``2026-11-30T04:00:00Z``), and where it is. Raises OSError."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = folder / f"{NAME}.part"
     part.unlink(missing_ok=True)
@@ -33,11 +33,11 @@ def write(folder: Path, made_at: str, *, whole: bool, backup: Path | None = None
 
 
 def read(folder: Path) -> LastBackup | None:
-    """The last backup that was noted; None for a note that is not there, or can't be read."""
+    """Read the last backup; None if the file is missing or can't be read."""
     try:
-        noted = json.loads((folder / NAME).read_text())
-        made_at = datetime.fromisoformat(noted["made_at"]).timestamp()
-        backup, keys = (Path(noted[name]) if noted.get(name) else None for name in ("backup", "keys"))
-        return LastBackup(made_at, bool(noted["whole"]), backup, keys)
+        values = json.loads((folder / NAME).read_text())
+        made_at = datetime.fromisoformat(values["made_at"]).timestamp()
+        backup, keys = (Path(values[name]) if values.get(name) else None for name in ("backup", "keys"))
+        return LastBackup(made_at, bool(values["whole"]), backup, keys)
     except (OSError, ValueError, KeyError, TypeError):
         return None

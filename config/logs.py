@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import orjson
 import structlog
 
-# Notes to an error that the log tells begin with one of these: which function's SQL statement failed, in which trace.
+# Notes of an error that are logged begin with one of these: the function whose SQL statement failed, and the trace.
 STATEMENT, TRACE = "statement: ", "trace_id: "
 
 
@@ -21,7 +21,7 @@ def _json(event: Any, **_: Any) -> str:
 
 
 def _without_values(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """An exception's own text may quote a row or a frame, so only its type and its place are written."""
+    """Log the type of an exception and where it was raised, but not its text, which may quote a row or a frame."""
     error = event.pop("exc_info", None)
     if error is True:
         error = sys.exc_info()[1]
@@ -34,26 +34,26 @@ def _without_values(_: Any, __: str, event: structlog.typing.EventDict) -> struc
             places.append(f"{trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno}")
             trace = trace.tb_next
         event["error"] = type(error).__name__
-        event["at"] = places[-6:]  # the innermost calls tell the story; the rest is the event loop
+        event["at"] = places[-6:]  # the innermost calls; the others are the event loop's
         event.update(error_fields(error))
     return event
 
 
 def error_fields(error: BaseException) -> dict[str, str]:
-    """What is known of an error, or of one that it came of: of a failed SQL statement its SQLSTATE and the function of
-    ours that ran it, and the trace that tells more."""
-    found: dict[str, str] = {}
+    """Return what is known about an error or its causes: for a failed SQL statement its SQLSTATE and the function of
+    ours that ran it, and the id of the trace."""
+    fields: dict[str, str] = {}
     cause: BaseException | None = error
     while cause is not None:
         state = getattr(cause, "sqlstate", None)
         if isinstance(state, str):
-            found.setdefault("sqlstate", state)
+            fields.setdefault("sqlstate", state)
         for note in getattr(cause, "__notes__", ()):
             if note.startswith((STATEMENT, TRACE)):
                 name, _, value = note.partition(": ")
-                found.setdefault(name, value)
+                fields.setdefault(name, value)
         cause = cause.__cause__
-    return found
+    return fields
 
 
 def configure(level: str, stream: TextIO | None = None) -> None:
@@ -86,15 +86,15 @@ def configure(level: str, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # Their lines bear statements, parameters, frames, and addresses that name payments and push subscriptions.
-    chatterers = ("asyncio", "peewee", "peewee.async", "websockets", "tornado.access", "tornado.general", "urllib3")
-    for chatty in (*chatterers, "httpcore", "httpx", "hpack", "h2", "stripe"):
-        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+    # Their lines contain statements, parameters, frames, and URLs that name payments and push subscriptions.
+    libraries = ("asyncio", "peewee", "peewee.async", "websockets", "tornado.access", "tornado.general", "urllib3")
+    for library in (*libraries, "httpcore", "httpx", "hpack", "h2", "stripe"):
+        logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
 
 
 def catch_all() -> None:
-    """From now on what Python itself would print is a line of the log: what nobody caught, in threads too, what can't
-    be raised, and warnings. Of all of these no text, for it may quote values."""
+    """Log what Python itself would print: uncaught exceptions, also those of threads, exceptions that can't be raised,
+    and warnings. Their texts are not logged, because they may quote values."""
     log = structlog.get_logger("python")
 
     def uncaught(kind: type[BaseException], error: BaseException, _: Any) -> None:
@@ -114,14 +114,14 @@ def catch_all() -> None:
         log.warning("python_warning", category=category.__name__, at=f"{filename}:{lineno}")
 
     sys.excepthook = uncaught
-    threading.excepthook = lambda told: log.error("thread_failed", exc_info=told.exc_value)
-    sys.unraisablehook = lambda told: log.error("not_raised", exc_info=told.exc_value)
+    threading.excepthook = lambda failure: log.error("thread_failed", exc_info=failure.exc_value)
+    sys.unraisablehook = lambda failure: log.error("not_raised", exc_info=failure.exc_value)
     warnings.showwarning = warned
 
 
 def log_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What asyncio complains of (the loop's exception handler). Its own words end where it would name a callback or a
-    task with all that they hold."""
+    """Log an error that asyncio reports (the loop's exception handler). Its message is cut before the callback or the
+    task, whose description would contain values."""
     words = str(context.get("message", "")).partition(" callback ")[0].partition(" <")[0]
     task = context.get("task") or context.get("future")
     coroutine = task.get_coro() if isinstance(task, asyncio.Task) else None

@@ -1,8 +1,8 @@
-"""Networks that no user may reach through this server: all that is not globally reachable unicast.
+"""Networks that no user may reach through this server: all that are not globally reachable unicast.
 
-By IANA's special-purpose registries of IPv4 and IPv6 addresses (RFC 6890), and one address that Azure made special.
-turnserver.conf denies them to relayed calls (``python -m scripts.turnserver_conf`` writes them there), and pushes are
-not sent to them.
+Source: IANA's special-purpose registries of IPv4 and IPv6 addresses (RFC 6890), and one special address of Azure.
+turnserver.conf denies them to relayed calls (``python -m scripts.turnserver_conf`` writes them there), and the server
+sends no pushes to them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Special(NamedTuple):
-    """Networks with what they are."""
+    """Networks, and what they are for."""
 
     what: str
     networks: tuple[str, ...]
@@ -57,13 +57,13 @@ SPECIAL6 = (
     ),
 )
 _SPECIAL = tuple(ipaddress.ip_network(name) for special in SPECIAL4 + SPECIAL6 for name in special.networks)
-# The two ways of writing an IPv4 address as an IPv6 one by which real services are reached: IPv4-mapped (RFC 4291), and
-# the NAT64 of a machine with IPv6 alone (RFC 6052). Its last 32 bits say what is reached, and are what is judged.
+# IPv6 notations of IPv4 addresses that reach real services: IPv4-mapped (RFC 4291), and the NAT64 of a machine without
+# IPv4 (RFC 6052). The last 32 bits are the address that is reached, so they are checked.
 _WRITTEN_AS_IPV6 = (ipaddress.IPv6Network("::ffff:0:0/96"), ipaddress.IPv6Network("64:ff9b::/96"))
 
 
 def public(address: str) -> bool:
-    """True if the address is one of the public Internet, however it is written. Raises ValueError if it is none."""
+    """True if the address belongs to the public Internet, in any notation. Raises ValueError if it is no address."""
     parsed: Address = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(parsed, ipaddress.IPv6Address) and any(parsed in network for network in _WRITTEN_AS_IPV6):
         parsed = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)

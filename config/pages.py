@@ -1,4 +1,4 @@
-"""Pages: how long one answer may be, for the statements that cut it and the server that keeps room for it."""
+"""Pages: the largest size of one answer, for statements, which end a page there, and for the server's memory budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The secrets a server signs with: judged before production starts, and made once for the embedded default."""
+"""The secrets that a server signs with: check them before production starts, and generate them for development."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from pathlib import Path
 
 MINIMUM = 32  # characters: 128 bits even when written in hex
 
-# What the examples of this and of the former server show; whoever copies them has no secret.
-_KNOWN = ("change_me", "changeme", "change-me", "super_secret", "secret", "password", "example")
+# Values in the examples of this and of the former server, which are public.
+_EXAMPLES = ("change_me", "changeme", "change-me", "super_secret", "secret", "password", "example")
 
 
 def faults(named: Mapping[str, str | None]) -> list[str]:
-    """What is wrong with these secrets, a line each; empty when all may guard a production server."""
-    found = []
+    """Return a line for each secret that is too weak for production; an empty list if all are strong enough."""
+    lines = []
     for name, secret in named.items():
         if not secret:
-            found.append(f"{name}: missing; production needs one of at least {MINIMUM} random characters")
-        elif any(secret.lower().startswith(known) for known in _KNOWN):
-            found.append(f"{name}: is a default or an example; make one with: openssl rand -hex 32")
+            lines.append(f"{name}: missing; production needs one of at least {MINIMUM} random characters")
+        elif any(secret.lower().startswith(example) for example in _EXAMPLES):
+            lines.append(f"{name}: is a default or an example; make one with: openssl rand -hex 32")
         elif len(secret) < MINIMUM:
-            found.append(f"{name}: too short; at least {MINIMUM} characters")
+            lines.append(f"{name}: too short; at least {MINIMUM} characters")
         elif len(set(secret)) < 8:
-            found.append(f"{name}: too weak; make one with: openssl rand -hex 32")
+            lines.append(f"{name}: too weak; make one with: openssl rand -hex 32")
     present = [secret for secret in named.values() if secret]
     if len(set(present)) < len(present):
-        found.append(f"{' and '.join(named)}: equal; each needs a secret of its own")
-    return found
+        lines.append(f"{' and '.join(named)}: must not be equal; use a different secret for each")
+    return lines
 
 
 def keep(folder: Path, name: str) -> str:
-    """The secret called ``name`` in ``folder``, made at the first call, readable by its owner only."""
+    """Return the secret called ``name`` in ``folder``. The first call generates it, readable by its owner only."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / name
     if not path.exists():

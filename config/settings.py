@@ -1,4 +1,4 @@
-"""Settings: typed sections read once from the environment and an env file, with every fault reported at once."""
+"""Settings: typed sections, read once from the environment and an env file. All faults are reported together."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ENV_FILE = Path(__file__).resolve().parent.parent / ".env"  # beside server.py, 
 
 S = TypeVar("S", bound="Section")
 
-# Loopback, RFC 1918 and RFC 4193: where a scraper of one's own stands.
+# Loopback, RFC 1918 and RFC 4193: where the operator's Prometheus runs.
 PRIVATE_NETWORKS = "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7"
 
 
@@ -46,10 +46,10 @@ class Section(BaseModel):
 
 
 class Budgets(Section):
-    """What each account may spend (handlers/limits/ledger.py). The count may be spent at once; it refills evenly.
+    """The budgets of each account (handlers/limits/ledger.py). A budget may be spent at once; it refills evenly.
 
-    Each number is above what the heaviest honest client needs; docs/decisions/0035-one-ledger-an-account.md says how
-    they were found.
+    Each is larger than the heaviest honest client needs; docs/decisions/0035-one-ledger-an-account.md explains the
+    numbers.
     """
 
     # As much as RATE_LIMIT_MESSAGES, RATE_LIMIT_RECEIPTS and RATE_LIMIT_SYNC allow together.
@@ -99,8 +99,8 @@ class Budgets(Section):
         description="How many times these budgets an IP address may spend on requests without an account. Many "
         "people may share an address; raise it if most of yours do.",
     )
-    # Small enough that others go on beside one who attacks. A phone that comes back after a week still reads 10,000
-    # events and sends 500 messages in seconds (tests/handlers/test_share.py).
+    # Small enough that an attacker does not slow down others. A phone that was offline for a week still reads 10,000
+    # events and sends 500 messages within seconds (tests/handlers/test_share.py).
     account_share: float = Field(
         0.2,
         gt=0,
@@ -112,7 +112,7 @@ class Budgets(Section):
 
 
 class Core(Budgets):
-    """What the house itself needs to know; each feature adds a section of its own."""
+    """The settings of the server itself; each feature adds a section."""
 
     host: Hosts = Field(
         "0.0.0.0",
@@ -124,8 +124,8 @@ class Core(Budgets):
         8080,
         ge=0,
         le=65535,
-        description="TCP port for HTTP and WebSocket; 0 takes a free one. Each instance on a machine needs a port "
-        "of its own.",
+        description="TCP port for HTTP and WebSocket; 0 takes a free one. Each instance on a machine needs another "
+        "port.",
     )
     mimu_env: Literal["development", "production"] = Field(
         "development",
@@ -170,8 +170,8 @@ class Core(Budgets):
     keyring_file: Path | None = Field(
         None,
         description="File with the secrets that ./mimu rotate-keys rotates; all instances must read the same one. "
-        "Unset: secrets/keyring.json in MIMU_DATA_DIR. Set it when instances have data folders of "
-        "their own.",
+        "Unset: secrets/keyring.json in MIMU_DATA_DIR. Set it when instances have different data "
+        "folders.",
     )
     jwt_previous_secrets: Annotated[tuple[SecretStr, ...], BeforeValidator(comma_list)] = Field(
         (),
@@ -182,12 +182,12 @@ class Core(Budgets):
         24,
         gt=0,
         le=720,
-        description="Hours for which an access token is valid. Clients refresh it; a shorter life limits what a "
-        "stolen token is good for.",
+        description="Hours for which an access token is valid. Clients refresh it; a stolen token works for no "
+        "longer than this.",
     )
 
-    # Ten devices that come back six times at once, and then a phone in a train, each ten seconds for ever. Addresses
-    # have no limit: behind one may be many people, who all return when a server has restarted.
+    # Ten devices that reconnect six times at once, and then a phone in a train that reconnects every ten seconds. There
+    # is no limit per address: many people may share one, and all reconnect when a server has restarted.
     rate_limit_sockets: RateLimit = Field(
         Rate(60, 600),
         description="Sockets that a user may open. The default covers ten devices, and a phone that loses its "
@@ -254,8 +254,8 @@ class Core(Budgets):
     @property
     def jwt_secrets(self) -> list[str]:
         """The secrets of the settings, the signing one first."""
-        given = (self.jwt_secret, *self.jwt_previous_secrets) if self.jwt_secret else self.jwt_previous_secrets
-        return [secret.get_secret_value() for secret in given]
+        secrets = (self.jwt_secret, *self.jwt_previous_secrets) if self.jwt_secret else self.jwt_previous_secrets
+        return [secret.get_secret_value() for secret in secrets]
 
     @property
     def production(self) -> bool:
@@ -263,7 +263,7 @@ class Core(Budgets):
 
 
 class SettingsError(Exception):
-    """The settings can't be used; ``faults`` has one line for each reason, naming the variable and never its value."""
+    """The settings can't be used; ``faults`` has a line for each reason, with the variable's name, never its value."""
 
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("\n".join(faults))
@@ -271,39 +271,36 @@ class SettingsError(Exception):
 
 
 def environment(env_file: Path | None = None, environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment over the env file (ENV_FILE, if it is there, unless another is named), names in upper case.
-    Raises SettingsError when the file can't be read: without it, all would be as if nothing were set."""
+    """Return the variables of the environment and of the env file (by default ENV_FILE, which may be missing), with
+    names in upper case; the environment wins. Raises SettingsError if the file can't be read."""
     try:
         if env_file is not None:
-            env_file.stat()  # python-dotenv takes one that is missing for an empty one
-        named: dict[str, str | None] = dict(dotenv_values(env_file or ENV_FILE))
+            env_file.stat()  # python-dotenv treats a missing file as an empty one
+        variables: dict[str, str | None] = dict(dotenv_values(env_file or ENV_FILE))
     except (OSError, ValueError) as error:
         raise SettingsError([f"{env_file or ENV_FILE} can't be read ({type(error).__name__})"]) from None
-    named.update(os.environ if environ is None else environ)
-    values = {name.upper(): value for name, value in named.items() if value}
+    variables.update(os.environ if environ is None else environ)
+    values = {name.upper(): value for name, value in variables.items() if value}
     values.setdefault("LOG_LEVEL", values.get("RUST_LOG", "info"))  # the seed's name for it
     values.setdefault("MIMU_ENV", "production" if "DATABASE_URL" in values else "development")
     return values
 
 
 def core(values: Mapping[str, str]) -> Core:
-    """The house's own section, for scripts that need no other. Raises SettingsError."""
+    """Read the server's own section, for scripts that need no other. Raises SettingsError."""
     read = load({"": Core}, values)[""]
     assert isinstance(read, Core)
     return read
 
 
 def load(sections: Mapping[str, type[Section]], values: Mapping[str, str]) -> dict[str, Section]:
-    """Every section, read from ``values``.
-
-    Raises SettingsError with all faults of all sections at once.
-    """
+    """Read every section from ``values``. Raises SettingsError with the faults of all sections."""
     read: dict[str, Section] = {}
     faults: list[str] = []
     for name, section in sections.items():
-        given: dict[str, Any] = {f: values[f.upper()] for f in section.model_fields if f.upper() in values}
+        fields: dict[str, Any] = {f: values[f.upper()] for f in section.model_fields if f.upper() in values}
         try:
-            read[name] = section.model_validate(given)
+            read[name] = section.model_validate(fields)
         except ValidationError as error:
             for fault in error.errors(include_url=False, include_input=False, include_context=False):
                 where = ".".join(str(part) for part in fault["loc"][:1]).upper()

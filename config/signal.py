@@ -1,4 +1,4 @@
-"""The profile of Signal keys: which forms of signatures and keys the server takes."""
+"""The profile of Signal keys: which forms of signatures and keys the server accepts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from config.settings import Section
 
 
 class SignalSettings(Section):
-    """The base of a feature's settings that takes in keys."""
+    """The base of the settings of every feature that accepts keys."""
 
     signal_profile: Literal["any", "libsignal"] = Field(
         "any",

@@ -1,7 +1,7 @@
-"""Spans: how Traces are told to OpenTelemetry. Nothing imports this module unless somebody wants them.
+"""Spans: export Traces to OpenTelemetry. This module is imported only if traces are on.
 
-Names and attributes follow its semantic conventions, and are methods, routes, types, codes and functions of ours: no
-path, address, id of a user, statement or value.
+Names and attributes follow OpenTelemetry's semantic conventions. They are methods, routes, types, codes and names of
+our functions: never a path, an address, the id of a user, a statement or a value.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from config.version import VERSION
 
 log = structlog.get_logger(__name__)
 
-SHUTDOWN_SECONDS = 2.0  # seconds in which a server that stops tries to send what is left
+SHUTDOWN_SECONDS = 2.0  # seconds in which a server that stops tries to send the remaining spans
 
 
 class Spans(Traces):
-    """Makes spans of what the house does."""
+    """Records requests, frames, statements, commits and pushes as spans."""
 
     on = True
 
@@ -67,7 +67,7 @@ class Spans(Traces):
             SpanKind.SERVER,
             attributes,
         )
-        attach(set_span_in_context(span))  # the task ends with the request, and this with the task
+        attach(set_span_in_context(span))  # until the task ends, which it does with the request
         if span.is_recording():
             structlog.contextvars.bind_contextvars(trace_id=_id(span))
         return functools.partial(self._end_request, span)
@@ -86,14 +86,14 @@ class Spans(Traces):
     def trace_frames(self, kind: str, handle: H) -> H:
         name, attributes = f"frame {kind}", {"mimu.frame.type": kind}
 
-        def traced(*given: Any) -> Any:
-            # A socket lives for days: its frames are traces of their own, and point to the handshake.
+        def traced(*arguments: Any) -> Any:
+            # A socket lives for days: each frame is a separate trace, with a link to the handshake.
             opened = get_current_span().get_span_context()
             links = [Link(opened)] if opened.is_valid else None
             span = self._tracer.start_span(name, Around(), SpanKind.SERVER, attributes, links)
             try:
                 with _current(span):
-                    answer = handle(*given)
+                    answer = handle(*arguments)
             except Exception as error:
                 _end(span, error)
                 raise
@@ -105,12 +105,12 @@ class Spans(Traces):
                 return _end_after(span, answer)
             return answer
 
-        return traced  # type: ignore[return-value]  # it takes and returns what the other does
+        return traced  # type: ignore[return-value]  # it has the signature of ``handle``
 
     # Statements, commits, pushes --------------------------------------------------------------------------------------
 
     def statement(self, operation: str, function: str) -> AbstractContextManager[None]:
-        """Around a statement, where something is told of what it belongs to: periodic tasks tell nothing."""
+        """Record a statement, if it belongs to a span that is recorded: those of periodic tasks don't."""
         return self._statement(operation, function) if get_current_span().is_recording() else contextlib.nullcontext()
 
     @contextlib.contextmanager
@@ -132,19 +132,19 @@ class Spans(Traces):
         span.end()
 
     def batch(self, contexts: Sequence[Context]) -> AbstractContextManager[None]:
-        told = [span for context in contexts if (span := context.run(get_current_span)).is_recording()]
-        return self._batch(told, len(contexts)) if told else contextlib.nullcontext()
+        spans = [span for context in contexts if (span := context.run(get_current_span)).is_recording()]
+        return self._batch(spans, len(contexts)) if spans else contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def _batch(self, told: Sequence[Span], messages: int) -> Iterator[None]:
-        """Part of the first one's trace, so that it is told whenever that is, and a message that comes alone has its
-        commit in its own trace; linked to all of them."""
+    def _batch(self, spans: Sequence[Span], messages: int) -> Iterator[None]:
+        """Record a commit with links to the spans of all its messages. It belongs to the trace of the first one: a
+        message that is committed alone has its commit in its own trace."""
         span = self._tracer.start_span(
             "journal commit",
-            set_span_in_context(told[0], Around()),
+            set_span_in_context(spans[0], Around()),
             SpanKind.INTERNAL,
             {"mimu.batch.messages": messages},
-            [Link(one.get_span_context()) for one in told],
+            [Link(each.get_span_context()) for each in spans],
         )
         try:
             with _current(span):
@@ -159,7 +159,7 @@ class Spans(Traces):
         attributes = {"mimu.push.provider": provider, "mimu.push.kind": kind}
         span = self._tracer.start_span(f"push {provider}", Around(), SpanKind.CLIENT, attributes)
 
-        def told(outcome: str, status: int) -> None:
+        def report(outcome: str, status: int) -> None:
             span.set_attribute("mimu.push.outcome", outcome)
             if status:
                 span.set_attribute("http.response.status_code", status)
@@ -168,7 +168,7 @@ class Spans(Traces):
 
         try:
             with _current(span):
-                yield told
+                yield report
         finally:
             span.end()
 
@@ -179,7 +179,7 @@ def _id(span: Span) -> str:
 
 @contextlib.contextmanager
 def _current(span: Span) -> Iterator[None]:
-    """Whatever is done in the block is part of the span, and its log lines bear the trace's id."""
+    """Make the span the current one in the block; log lines written there have the trace's id."""
     token = attach(set_span_in_context(span))
     bound = structlog.contextvars.bind_contextvars(trace_id=_id(span)) if span.is_recording() else {}
     try:
@@ -190,13 +190,13 @@ def _current(span: Span) -> Iterator[None]:
 
 
 def _end(span: Span, error: BaseException) -> None:
-    """End a span by an error: its kind, and never its text."""
+    """End a span with the kind of an error, never its text."""
     status, code = getattr(error, "status", 500), getattr(error, "code", None)
     if not isinstance(status, int) or status >= 500:
         span.set_status(StatusCode.ERROR)
     span.set_attribute("error.type", code if isinstance(code, str) else type(error).__name__)
     if span.is_recording():
-        error.add_note(TRACE + _id(span))  # it may be logged where this span is over
+        error.add_note(TRACE + _id(span))  # the error may be logged after the span has ended
     span.end()
 
 
@@ -211,20 +211,20 @@ def _end_by_result(span: Span, answer: asyncio.Future[Any]) -> None:
 async def _end_after(span: Span, answer: Awaitable[Any]) -> Any:
     try:
         with _current(span):
-            found = await answer
+            result = await answer
     except BaseException as error:
         _end(span, error)
         raise
     span.end()
-    return found
+    return result
 
 
-# The way out ----------------------------------------------------------------------------------------------------------
+# The exporter ---------------------------------------------------------------------------------------------------------
 
 
 class _LoggingExporter(SpanExporter):
-    """The exporter, in the processor's thread. It says once that the collector is away, and once that it is back; what
-    is in its queue beyond 2,048 spans meanwhile is dropped."""
+    """The exporter, in the processor's thread. It logs once that the collector is away, and once that it is back. In
+    between the processor queues 2,048 spans and drops further ones."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
@@ -254,18 +254,18 @@ class _LoggingExporter(SpanExporter):
 
 @contextlib.asynccontextmanager
 async def exporting(endpoint: str | None, instance_id: UUID) -> AsyncIterator[Spans]:
-    """Spans that go to a collector until the block ends."""
-    given = {"service.version": VERSION, "service.instance.id": str(instance_id)}
+    """Export spans to a collector until the block ends."""
+    attributes = {"service.version": VERSION, "service.instance.id": str(instance_id)}
     named = os.environ.get("OTEL_SERVICE_NAME") or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     if not named:
-        given["service.name"] = "mimu"
-    # The base address, to which the path is added (OTLP exporter specification); the SDK knows it only from the
-    # environment, and ours may be of an env file. One for traces alone is taken as it is.
+        attributes["service.name"] = "mimu"
+    # ``endpoint`` is a base URL, to which the path is added (OTLP exporter specification). The SDK reads it only from
+    # the environment, and ours may come from an env file. A URL for traces alone is used unchanged.
     own = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" in os.environ or endpoint is None
     exporter = OTLPSpanExporter(None if own else f"{endpoint}/v1/traces")
-    provider = TracerProvider(resource=Resource.create(given), shutdown_on_exit=False)
+    provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(_LoggingExporter(exporter)))
-    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # it would tell of each attempt
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # it would log each failed attempt
     log.info("traces_on")
     try:
         yield Spans(provider.get_tracer("mimu", VERSION))
@@ -274,12 +274,12 @@ async def exporting(endpoint: str | None, instance_id: UUID) -> AsyncIterator[Sp
 
 
 async def _shut_down(shutdown: Callable[[], None]) -> None:
-    """Send what is left, in a thread that nobody waits for any longer when the collector is away."""
+    """Send the remaining spans, in a thread; wait for it SHUTDOWN_SECONDS at most, since the collector may be away."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
     def work() -> None:
         shutdown()
-        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+        with contextlib.suppress(RuntimeError):  # the loop has been closed in the meantime
             loop.call_soon_threadsafe(ended.set)
 
     threading.Thread(target=work, name="traces", daemon=True).start()

@@ -1,4 +1,4 @@
-"""Storage: where the bytes of files lie, a folder of this machine or an S3 bucket."""
+"""Storage: where the bytes of files are stored, in a folder of this machine or in an S3 bucket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from config.values import WebAddress, needs
 
 
 class StorageSettings(Section):
-    """Read by the servers and by ``scripts.cleanup``. Without an endpoint files lie in MIMU_DATA_DIR/files."""
+    """Settings of the servers and of ``scripts.cleanup``. Without an endpoint files are in MIMU_DATA_DIR/files."""
 
     s3_endpoint: WebAddress | None = Field(
         None,

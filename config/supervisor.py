@@ -1,4 +1,4 @@
-"""The supervisor: systemd, notified when the server serves, that its loop turns, and when it stops (sd_notify(3))."""
+"""The supervisor: notify systemd that the server serves, that its event loop runs, and that it stops (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def notify(state: str) -> None:
     if not address:
         return
     if address[0] == "@":
-        address = "\0" + address[1:]  # in the kernel's own names, not in the file system
+        address = "\0" + address[1:]  # an abstract socket, which has no file
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line:
         line.sendto(state.encode(), address)
 
@@ -33,8 +33,8 @@ def watchdog_seconds() -> float | None:
 
 @contextlib.asynccontextmanager
 async def serving() -> AsyncIterator[None]:
-    """Report that the server serves, and that its loop turns, until the block ends; then that it stops. A loop that
-    hangs reports nothing, and the supervisor starts another server."""
+    """Report that the server serves, then regularly that its event loop runs, and after the block that it stops. A loop
+    that hangs reports nothing, and the supervisor restarts the server."""
     seconds = watchdog_seconds()
     notify("READY=1")
     watchdog = asyncio.create_task(_notify_watchdog(seconds / NOTIFICATIONS_PER_TIMEOUT)) if seconds else None
@@ -48,6 +48,6 @@ async def serving() -> AsyncIterator[None]:
 
 async def _notify_watchdog(every: float) -> None:
     while True:
-        with contextlib.suppress(OSError):  # full or gone: the next one may get there
+        with contextlib.suppress(OSError):  # the socket is full or gone; the next notification may succeed
             notify("WATCHDOG=1")
         await asyncio.sleep(every)

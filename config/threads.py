@@ -14,15 +14,15 @@ T = TypeVar("T")
 
 
 def processors() -> int:
-    """How many threads can run at a time. More of those that compute would be no faster, and one may run while another,
-    with the interpreter's lock, waits for the processor and the loop for both."""
+    """Return how many threads can run at a time. More threads that compute would not be faster: one could run while
+    another, which holds the interpreter's lock, waits for the processor, and the loop waits for both."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_only_when_idle() -> None:
     """Thread initializer: run only while the event loop is idle. For long computations without the interpreter's lock.
 
-    On Linux each thread has a policy of its own, and an idle one gives way at once; with a nice value alone a frame
+    On Linux the scheduling policy is per thread, and an idle thread yields at once; with a nice value alone a frame
     waits for the end of its time slice (p99 28 ms against 4 on one core).
     """
     with contextlib.suppress(OSError, AttributeError):
@@ -36,7 +36,7 @@ def lower_priority() -> None:
     A tenth of the loop's weight (sched(7)) is enough for the loop to run at once when it wakes up. With the idle
     policy, or a nice value of 19, such a thread waited for PostgreSQL to be done with the lock in its hands.
     """
-    if sys.platform == "linux":  # elsewhere threads have no priority of their own
+    if sys.platform == "linux":  # elsewhere the priority is per process
         with contextlib.suppress(OSError):
             tid = threading.get_native_id()
             os.setpriority(os.PRIO_PROCESS, tid, os.getpriority(os.PRIO_PROCESS, tid) + 10)
@@ -47,24 +47,24 @@ async def in_daemon_thread(work: Callable[[], T]) -> T:
     does the program when it exits: a peer that sends one byte at a time can block a thread of ``asyncio.to_thread`` for
     any time, and ``asyncio.run`` would wait for it."""
     loop = asyncio.get_running_loop()
-    found: asyncio.Future[T] = loop.create_future()
+    future: asyncio.Future[T] = loop.create_future()
 
-    def tell(come: T | None, error: Exception | None) -> None:
-        if found.done():  # nobody waits any more
+    def set_outcome(result: T | None, error: Exception | None) -> None:
+        if future.done():  # the caller was cancelled
             return
         if error is None:
-            found.set_result(come)  # type: ignore[arg-type]  # None only where T is
+            future.set_result(result)  # type: ignore[arg-type]  # None only where T is
         else:
-            found.set_exception(error)
+            future.set_exception(error)
 
     def run() -> None:
-        come, error = None, None
+        result, error = None, None
         try:
-            come = work()
-        except Exception as failed:
-            error = failed
-        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-            loop.call_soon_threadsafe(tell, come, error)
+            result = work()
+        except Exception as caught:
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop has been closed in the meantime
+            loop.call_soon_threadsafe(set_outcome, result, error)
 
     threading.Thread(target=run, name="in_daemon_thread", daemon=True).start()
-    return await found
+    return await future

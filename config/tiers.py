@@ -1,4 +1,4 @@
-"""Tiers: what a subscription allows, for every feature that has something to allow."""
+"""Tiers: the limits that a subscription raises, for every feature that has such limits."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing_extensions import TypedDict
 from config.settings import Section
 
 TierName = Literal["free", "premium", "ultra"]
-FREE: Final = "free"  # whoever has no subscription
+FREE: Final = "free"  # users without a subscription
 SOLD = ("premium", "ultra")  # the lesser one first, as the database orders them
 MIB, GIB = 1 << 20, 1 << 30
 
 
 class Allowance(TypedDict):
-    """What one file, and all files of a user, may take in bytes."""
+    """The largest size of one file, and of all files of a user, in bytes; as clients receive it."""
 
     file_bytes: int
     total_bytes: int
@@ -25,18 +25,18 @@ class Allowance(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """What one file, and all files of a user, may take in bytes."""
+    """The largest size of one file, and of all files of a user, in bytes."""
 
     file_bytes: int
     total_bytes: int
 
-    def shown(self) -> Allowance:
+    def allowance(self) -> Allowance:
         return {"file_bytes": self.file_bytes, "total_bytes": self.total_bytes}
 
 
 class TierSettings(Section):
-    """A feature that wants to know them makes this the base of its own settings, and asks
-    ``models.subscriptions.tier`` for whose is whose, each time: a subscription may have ended a moment ago."""
+    """The base of the settings of every feature that needs the tiers. ``models.subscriptions.tier`` reads a user's
+    tier; read it each time, since a subscription may have ended a moment ago."""
 
     tier_free_file_bytes: ByteSize = Field(ByteSize(50 * MIB), ge=1, description="Largest file without a subscription.")
     tier_free_total_bytes: ByteSize = Field(

@@ -9,37 +9,38 @@ from contextvars import Context
 from typing import Any, TypeVar
 
 H = TypeVar("H", bound=Callable[..., Any])
-EndRequest = Callable[[int], None]  # gets the status of an answer; 0 when nobody was left to take it
-ReportOutcome = Callable[[str, int], None]  # gets the outcome of a push, and the provider's status
+EndRequest = Callable[[int], None]  # takes the status of an answer; 0 if the client had closed the connection
+ReportOutcome = Callable[[str, int], None]  # takes the outcome of a push, and the provider's status
 
 
 def _ignore(*_: object) -> None:
-    """Nobody wants to know."""
+    """Record no outcome."""
 
 
 class Traces:
-    """Tells nobody, and costs nothing; what it is asked by the house is in ``config/spans.py``."""
+    """The interface, which records nothing and costs nothing; ``config/spans.py`` implements it."""
 
     on = False
 
     def request(self, method: str, route: str | None, request_id: str, carrier: Mapping[str, str]) -> EndRequest | None:
-        """A request begins, and is what goes on in this task from now on; Tornado has refused methods that a client
-        made up. ``carrier`` are the headers of a proxy that is trusted, else nothing. What is returned is to be called
-        at the end."""
+        """Begin a request, to which everything in this task belongs from now on. Returns a function to call at its end.
+
+        ``carrier`` has the headers of a trusted proxy, else nothing. Tornado has rejected unknown methods before.
+        """
         return None
 
     def trace_frames(self, kind: str, handle: H) -> H:
-        """The function that handles frames of a type, with whatever must be around it."""
+        """Return the function that handles frames of a type, wrapped so that each call is recorded."""
         return handle
 
     def statement(self, operation: str, function: str) -> AbstractContextManager[None]:
-        """A statement that a function of ours runs."""
+        """Record a statement that one of our functions runs."""
         return contextlib.nullcontext()
 
     def batch(self, contexts: Sequence[Context]) -> AbstractContextManager[None]:
-        """A commit for all that was put in these contexts."""
+        """Record a commit of messages that were sent in these contexts."""
         return contextlib.nullcontext()
 
     def push(self, provider: str, kind: str) -> AbstractContextManager[ReportOutcome]:
-        """A push on its way to a provider, which is told its outcome."""
+        """Record a push to a provider; yields a function that takes its outcome."""
         return contextlib.nullcontext(_ignore)

@@ -1,7 +1,7 @@
-"""Addresses of services, judged before anybody connects: PostgreSQL, Redis, and the web.
+"""URLs of services, checked before a connection is made: PostgreSQL, Redis, and the web.
 
-asyncpg and redis-py refuse them late, in words that name neither the setting nor what to do. No value is quoted here:
-it may have a password in it.
+asyncpg and redis-py reject them late, with errors that name neither the setting nor what to do. The texts here quote no
+value, since it may contain a password.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-# Words of libpq that asyncpg doesn't know: it sends them to PostgreSQL as settings, which refuses the connection.
+# Parameters of libpq that asyncpg doesn't know: it sends them to PostgreSQL as settings, which rejects the connection.
 LIBPQ_ONLY = frozenset(
     [
         "channel_binding",
@@ -43,7 +43,7 @@ LIBPQ_ONLY = frozenset(
 )
 MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 SYSTEM = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
-# Those of redis-py that an address may have, by what they are.
+# Parameters of redis-py that a URL may have, by their types.
 REDIS_NUMBERS = frozenset(
     [
         "db",
@@ -74,8 +74,8 @@ REDIS_WORDS = frozenset(
 
 
 def split_web(url: str, *schemes: str) -> SplitResult | None:
-    """The parts of a URL that may be called: one of these schemes, a host, a port that is a number, and nothing but
-    printable ASCII. None for anything else."""
+    """Split a URL that the server may call: it has one of these schemes, a host, a numeric port if any, and only
+    printable ASCII. Returns None for any other."""
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -86,49 +86,49 @@ def split_web(url: str, *schemes: str) -> SplitResult | None:
 
 
 def database_fault(url: str) -> str | None:
-    """What no connection to this PostgreSQL would be made with; None when nothing is known to be wrong."""
+    """Return why no connection to PostgreSQL can be made with this URL; None if no fault is known."""
     return next(_database_faults(url), None)
 
 
 def redis_fault(url: str) -> str | None:
-    """What no connection to this Redis would be made with; None when nothing is known to be wrong."""
+    """Return why no connection to Redis can be made with this URL; None if no fault is known."""
     return next(_redis_faults(url), None)
 
 
 def _database_faults(url: str) -> Iterator[str]:
     query = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
     for name in sorted(LIBPQ_ONLY & query.keys()):
-        yield f"{name} is a word of libpq that the server's driver does not know; remove it"
+        yield f"{name} is a parameter of libpq that the server's driver does not know; remove it"
     mode = query.get("sslmode") or os.environ.get("PGSSLMODE") or "prefer"
     if mode not in MODES:
         yield f"sslmode must be one of {', '.join(MODES)}"
     authority = query.get("sslrootcert") or os.environ.get("PGSSLROOTCERT")
     if authority == "system":
         here = next((path for path in SYSTEM if Path(path).exists()), SYSTEM[0])
-        yield f"sslrootcert=system is libpq's; name the system's file: sslrootcert={here}"
+        yield f"sslrootcert=system works only with libpq; name the system's file: sslrootcert={here}"
     if mode.startswith("verify") and not authority and not (Path.home() / ".postgresql" / "root.crt").exists():
         yield f"sslmode={mode} needs sslrootcert=FILE, the certificate of the authority that signed PostgreSQL's"
     for name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
         if name in query and not _readable(query[name]):
-            yield f"{name} names a file that is not there, or that this user can't read"
+            yield f"{name} names a file that does not exist, or that this user can't read"
 
 
 def _redis_faults(url: str) -> Iterator[str]:
     parts = urlsplit(url)
     if "," in parts.netloc.rpartition("@")[2]:
-        yield "it names several hosts; name one (the primary, or an address that leads to it)"
+        yield "it names several hosts; name one (the primary, or an address that reaches it)"
     number = parts.path.lstrip("/")
     if parts.scheme != "unix" and number and not (number.isascii() and number.isdecimal()):
-        yield "what follows the host is the number of a database, as redis://host:6379/0"
+        yield "the path must be the number of a database: redis://host:6379/0"
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in REDIS_NUMBERS | REDIS_SWITCHES | REDIS_WORDS:
             yield "it has a parameter that the client does not know; those of TLS are ssl_ca_certs, ssl_cert_reqs, …"
         elif name in REDIS_NUMBERS and not value.replace(".", "", 1).isdecimal():
             yield f"{name} must be a number"
         elif name.startswith("ssl_") and parts.scheme != "rediss":
-            yield f"{name} is for rediss://, which is TLS"
+            yield f"{name} needs TLS, that is, rediss://"
         elif name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile") and not _readable(value):
-            yield f"{name} names a file that is not there, or that this user can't read"
+            yield f"{name} names a file that does not exist, or that this user can't read"
         elif name == "ssl_cert_reqs" and value not in ("none", "optional", "required"):
             yield "ssl_cert_reqs must be one of none, optional, required"
 

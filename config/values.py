@@ -1,4 +1,4 @@
-"""Values: the types that settings have beside those of Python and pydantic, each with what an operator must write."""
+"""Values: types of settings besides those of Python and pydantic; their errors say what an operator must write."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def comma_list(value: object) -> object:
-    """A comma-separated list, as people write one in an environment variable."""
+    """Split a comma-separated list; other values are returned unchanged."""
     return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
 
 
@@ -31,7 +31,8 @@ UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many events, or bytes, in so many seconds; in settings ``5/15 minutes``, ``3/hour`` or ``1GiB/minute``."""
+    """A number of events, or of bytes, in a number of seconds; in settings ``5/15 minutes``, ``3/hour`` or
+    ``1GiB/minute``."""
 
     count: int
     seconds: int
@@ -73,17 +74,17 @@ def _url(fault: Callable[[str], str | None], *schemes: str) -> AfterValidator:
     def check(value: SecretStr) -> SecretStr:
         try:
             parts = urlsplit(value.get_secret_value())
-            # PostgreSQL takes several hosts, each with its port: then there is no single port to judge.
+            # A URL of PostgreSQL may have several hosts, each with a port: then there is no single port to check.
             port = 0 if "," in parts.netloc else parts.port or 0
             # A password ends at a / or # that is not escaped, and the rest would appear in errors as a host or port.
             cut = "@" not in parts.netloc and "@" in parts.path + parts.fragment
-            known = parts.scheme in schemes and bool(parts.netloc or parts.path) and port >= 0 and not cut
+            valid = parts.scheme in schemes and bool(parts.netloc or parts.path) and port >= 0 and not cut
         except ValueError:
-            known = False
-        if not known:
+            valid = False
+        if not valid:
             raise ValueError(f"expected {schemes[0]}://user:password@host:port/name")
-        if found := fault(value.get_secret_value()):
-            raise ValueError(found)
+        if text := fault(value.get_secret_value()):
+            raise ValueError(text)
         return value
 
     return AfterValidator(check)
@@ -97,20 +98,20 @@ def _hosts(value: str) -> str:
 
 
 def web_address(value: str) -> str:
-    """An http or https URL of a service, without the slash at its end. Raises ValueError for one with a user, a query
-    or a fragment, and for what is no such URL."""
+    """Return an http or https URL of a service without the slash at its end. Raises ValueError if it is no such URL, or
+    has a user, a query or a fragment."""
     if urls.split_web(value, "http", "https") is None or any(mark in value for mark in "@?#"):
         raise ValueError("expected https://host:port")
     return value.rstrip("/")
 
 
 def needs(other: str, why: str = "") -> AfterValidator:
-    """A setting that is required where ``other``, a field before it, is set. The field has no default but None, and
+    """Require a setting if ``other``, an earlier field, is set. The field must have the default None and
     ``validate_default``."""
 
     def check(value: T, info: ValidationInfo) -> T:
         if value is None and info.data.get(other):
-            raise ValueError(f"missing; with {other.upper()} it is needed{why and f', {why}'}")
+            raise ValueError(f"missing; required with {other.upper()}{why and f', {why}'}")
         return value
 
     return AfterValidator(check)

@@ -8,11 +8,11 @@ from uuid import UUID
 
 
 class Listener:
-    """What may be announced; a listener overrides what it needs. It is called in the midst of what a feature does: it
-    takes notes, and neither waits nor raises."""
+    """Events that features announce; a listener overrides those that it needs. Features call it during their own work,
+    so it only records the event: it must neither wait nor raise."""
 
     def message(self, chat_id: UUID, members: Collection[UUID], sender_id: UUID | None) -> None:
-        """A message was stored; a sealed one has no sender. Called for each message, so it costs next to nothing."""
+        """A message was stored; a sealed one has no sender. Called for each message, so it must cost very little."""
 
     def ring(self, call_id: UUID, callee_id: UUID, expires_at: datetime) -> None:
         """A call rings, and no socket of the callee's took the offer."""

@@ -22,8 +22,8 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 # Clients may send any method; labels come from a closed set.
 _METHODS = frozenset(("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"))
 
-MAX_FRAME_TYPES = 200  # frame types with a series of their own; there are some fifty, further types count as "other"
-SAMPLE_EVERY = 0.01  # seconds between two samples of a way; more samples would cost as much as what they measure
+MAX_FRAME_TYPES = 200  # frame types that are counted separately; there are some fifty, further types count as "other"
+SAMPLE_EVERY = 0.01  # seconds between two samples of a way; more samples would cost as much as the deliveries
 WAYS = ("user", "group", "large_group")
 
 Values = Callable[[], Mapping[tuple[str, ...], float]]  # numbers by label values
@@ -58,7 +58,7 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "mimu_http_request_duration_seconds",
-            "Time from headers to answer.",
+            "Time from the headers of a request to its answer.",
             ["handler"],
             buckets=SECONDS,
             registry=self.registry,
@@ -66,7 +66,7 @@ class Metrics:
         self.clients = Counter(
             "mimu_clients_total", "Requests that opened or refreshed a session.", ["platform"], registry=self.registry
         )
-        self.sockets = Gauge("mimu_websocket_connections", "Sockets open now.", registry=self.registry)
+        self.sockets = Gauge("mimu_websocket_connections", "Open sockets.", registry=self.registry)
         self._register(
             CounterMetricFamily,
             "mimu_websocket_frames_received_total",
@@ -77,25 +77,25 @@ class Metrics:
         self._register(
             CounterMetricFamily,
             "mimu_websocket_frames_sent_total",
-            "Frames put into the queues of sockets.",
+            "Frames queued to sockets.",
             ("type",),
             lambda: {(kind,): number for kind, number in self._frames_out.items()},
         )
         self.frames_dropped = Counter(
-            "mimu_websocket_frames_dropped_total", "Frames a slow client missed.", registry=self.registry
+            "mimu_websocket_frames_dropped_total", "Frames dropped because a client was slow.", registry=self.registry
         )
         self.frames_refused = Counter(
             "mimu_websocket_frames_refused_total", "Frames answered with an error.", ["code"], registry=self.registry
         )
         self.closes = Counter(
-            "mimu_websocket_closed_total", "Sockets the server closed.", ["code"], registry=self.registry
+            "mimu_websocket_closed_total", "Sockets closed by the server.", ["code"], registry=self.registry
         )
         self.uploaded = self.downloaded = 0  # bytes
-        self.add_counter("mimu_uploads_bytes_total", "Bytes of files taken here.", lambda: self.uploaded)
-        self.add_counter("mimu_downloads_bytes_total", "Bytes of files sent from here.", lambda: self.downloaded)
+        self.add_counter("mimu_uploads_bytes_total", "Bytes of files received by this instance.", lambda: self.uploaded)
+        self.add_counter("mimu_downloads_bytes_total", "Bytes of files sent by this instance.", lambda: self.downloaded)
         self.delivery_seconds = Histogram(
             "mimu_delivery_duration_seconds",
-            "Time from what happened (a commit, if there was one) until the frames were with the kernel; sampled.",
+            "Time from an event (its commit, if it has one) until its frames were written to the sockets; sampled.",
             ["way"],
             buckets=SECONDS,
             registry=self.registry,

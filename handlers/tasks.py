@@ -28,9 +28,9 @@ async def ended(*tasks: asyncio.Task[Any]) -> None:
 class Worker:
     """One task that runs ``work`` each time something was queued for it.
 
-    Whoever queues something calls ``wake``, which costs as much as setting an event. ``work`` does all that is queued
-    by then, and handles the errors that it expects; it may call ``wake`` to be run again. ``gather`` seconds pass
-    between ``wake`` and ``work``, in which more may come.
+    Call ``wake`` after you have queued something; it costs as much as setting an event. ``work`` processes the whole
+    queue, and handles the errors that it expects; it may call ``wake`` to run again. It starts ``gather`` seconds after
+    ``wake``, so that it processes more at a time.
     """
 
     def __init__(self, name: str, work: Callable[[], Awaitable[None]], *, gather: float = 0.0) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from prometheus_client import Counter, Gauge, Histogram, Info, ProcessCollector, Summary
 
 from config import last_backup
+from config.hosts import DatabaseHost
 from config.reasons import FAULTS
 from config.version import VERSION
 from handlers.http.site import Site
@@ -30,29 +31,29 @@ CAUSES = ("unavailable", "disk_full", "conflict", "mistake")
 def show_process(metrics: Metrics) -> None:
     """Show memory, processor time, open files and start time of the process (on Linux), and the version."""
     ProcessCollector(registry=metrics.registry)
-    build = Info("mimu_build", "What is running.", registry=metrics.registry)
+    build = Info("mimu_build", "Versions of the server and of Python.", registry=metrics.registry)
     build.info({"version": VERSION, "python_version": platform.python_version()})
 
 
 @contextlib.asynccontextmanager
 async def measure_lag(metrics: Metrics) -> AsyncIterator[None]:
     """Measure how late the loop's timers fire, until the block ends: everything else waits as long."""
-    late = Histogram(
+    delay = Histogram(
         "mimu_event_loop_lag_seconds",
-        "Time by which a timer of the loop came late; ten looks a second.",
+        "Delay of a timer of the event loop, measured ten times a second.",
         buckets=_LAG_BUCKETS,
         registry=metrics.registry,
     )
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
 
-    def look(due: float) -> None:
+    def measure(due: float) -> None:
         nonlocal timer
         now = time.monotonic()
-        late.observe(max(0.0, now - due))
-        timer = loop.call_later(LAG_INTERVAL, look, now + LAG_INTERVAL)
+        delay.observe(max(0.0, now - due))
+        timer = loop.call_later(LAG_INTERVAL, measure, now + LAG_INTERVAL)
 
-    timer = loop.call_later(LAG_INTERVAL, look, time.monotonic() + LAG_INTERVAL)
+    timer = loop.call_later(LAG_INTERVAL, measure, time.monotonic() + LAG_INTERVAL)
     try:
         yield
     finally:
@@ -63,23 +64,23 @@ def show_queues(metrics: Metrics, site: Site, delivery: Delivery, passwords: Pas
     """Show requests and uploads in progress, and the lengths of queues."""
     add_gauge = metrics.add_gauge
     add_gauge("mimu_http_requests_in_flight", "Requests being answered.", lambda: site.active)
-    add_gauge("mimu_uploads_in_flight", "Uploads whose bytes come in.", lambda: site.pace.active)
-    add_gauge("mimu_upload_pace_bytes_per_second", "How fast all uploads together may come in.", lambda: site.pace.rate)
-    add_gauge("mimu_delivery_queue_frames", "Frames that wait for large groups.", delivery.waiting)
-    add_gauge("mimu_password_queue_jobs", "Hashes of passwords that wait or are made.", lambda: passwords.waiting)
+    add_gauge("mimu_uploads_in_flight", "Uploads in progress.", lambda: site.pace.active)
+    add_gauge("mimu_upload_pace_bytes_per_second", "Limit for the sum of all uploads.", lambda: site.pace.rate)
+    add_gauge("mimu_delivery_queue_frames", "Queued frames to large groups.", delivery.waiting)
+    add_gauge("mimu_password_queue_jobs", "Password hashes in progress or queued.", lambda: passwords.waiting)
 
 
 def show_health(metrics: Metrics, found: Mapping[str, str], faults: Mapping[str, str]) -> None:
     """Show the results of the checks of ``/health``, and the fault of a failed check if it has a name."""
     metrics.add_gauges(
         "mimu_health_check_up",
-        "Whether a check of /health was well when it was made last; every 15 seconds.",
+        "1 if a check of /health passed when it last ran, every 15 seconds; else 0.",
         ("check",),
         lambda: {(check,): answer == "ok" for check, answer in found.items()},
     )
     metrics.add_gauges(
         "mimu_health_fault",
-        "1 for the reason for which a check of /health failed when it was made last.",
+        "1 for the reason why a check of /health failed when it last ran; else 0.",
         ("check", "fault"),
         lambda: {(check, name): faults.get(check) == name for check, names in FAULTS.items() for name in names},
     )
@@ -87,28 +88,27 @@ def show_health(metrics: Metrics, found: Mapping[str, str], faults: Mapping[str,
 
 def show_backups(metrics: Metrics, folder: Path) -> None:
     """Show the time of the last backup, from the file that it writes into the data folder."""
-
     started = time.time()
 
     def made_at() -> float:
         found = last_backup.read(folder)
         return found.made_at if found else started
 
-    text = "When the last backup of this data folder was made; while there is none, when the server started."
+    text = "Time of the last backup of this data folder; if there is none, of the server's start."
     metrics.add_gauge("mimu_last_backup_timestamp_seconds", text, made_at)
 
 
 def show_database(
     metrics: Metrics,
-    standing: Callable[[], tuple[str, int, int]],
+    host_in_use: Callable[[], DatabaseHost],
     refused: Callable[[], Mapping[tuple[str, str], int]],
 ) -> None:
     """Show the host of the database, and the connections to other hosts that were refused, by host and reason."""
     metrics.add_gauges(
         "mimu_postgres_timeline",
-        "Timeline of the database that is in use; it grows with each promotion of a standby.",
+        "Timeline of the database in use; it grows with each promotion of a standby.",
         ("host",),
-        lambda: {(standing()[0],): standing()[1]},
+        lambda: {(host_in_use().host,): host_in_use().timeline},
     )
     metrics.add_counters(
         "mimu_postgres_hosts_refused_total",
@@ -130,12 +130,12 @@ class Runs:
         )
         self._success = Gauge(
             "mimu_periodic_last_success_timestamp_seconds",
-            "When a run ended well last; at first, when the server started.",
+            "Time of the last successful run; before the first one, of the server's start.",
             ["task"],
             registry=metrics.registry,
         )
         self._seconds = Summary(
-            "mimu_periodic_run_duration_seconds", "Time of a run.", ["task"], registry=metrics.registry
+            "mimu_periodic_run_duration_seconds", "Duration of a run.", ["task"], registry=metrics.registry
         )
 
     def planned(self, task: str, seconds: float) -> None:
@@ -160,12 +160,12 @@ class Sweeps:
     def __init__(self, metrics: Metrics) -> None:
         self._backlog = Gauge(
             "mimu_sweep_backlog",
-            "Rows that the last run of a sweep left for the next one; not counted beyond 10,000.",
+            "Rows that the last run of a sweep left for the next one; counted up to 10,000.",
             ["sweep"],
             registry=metrics.registry,
         )
         self._failed = Counter(
-            "mimu_sweep_bad_rows_total", "Rows that a sweep could not do.", ["sweep"], registry=metrics.registry
+            "mimu_sweep_bad_rows_total", "Rows at which a sweep failed.", ["sweep"], registry=metrics.registry
         )
 
     def planned(self, sweep: str) -> None:
@@ -189,13 +189,13 @@ class Statements:
         registry = metrics.registry
         self._acquired = Histogram(
             "mimu_postgres_pool_acquire_duration_seconds",
-            "Time until a connection of the pool was free.",
+            "Time spent waiting for a free connection of the pool.",
             buckets=SECONDS,
             registry=registry,
         )
         self._answered = Histogram(
             "mimu_postgres_statement_duration_seconds",
-            "Time of a statement.",
+            "Duration of a statement.",
             ["operation"],
             buckets=SECONDS,
             registry=registry,
@@ -229,5 +229,5 @@ class Statements:
 
         name = "mimu_postgres_pool"
         self._metrics.add_gauges(f"{name}_connections", "Connections of the pool.", ("state",), connections)
-        self._metrics.add_gauge(f"{name}_max_connections", "How many it may have.", lambda: usage()[0])
-        self._metrics.add_gauge(f"{name}_waiting_requests", "How many wait for one.", lambda: usage()[3])
+        self._metrics.add_gauge(f"{name}_max_connections", "Size limit of the pool.", lambda: usage()[0])
+        self._metrics.add_gauge(f"{name}_waiting_requests", "Requests that wait for a connection.", lambda: usage()[3])

@@ -28,7 +28,7 @@ SELECT * FROM (
 ) AS page WHERE number <= {limit} AND (total <= {MAX_PAGE} OR number = 1) ORDER BY {order}"""
 
 
-def taken(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], bool]:
+def read_page(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], bool]:
     """Return the rows of such a statement, and True if there are more."""
     page = [{name: value for name, value in row.items() if name not in _HELPERS} for row in rows]
     return page, more_behind(rows)

@@ -1,6 +1,6 @@
-"""Features: each folder (or file) here is one, and its ``setup(app, settings)`` returns a Plugin value.
+"""Features: each folder (or file) here is one. Its ``setup(app, settings)`` returns a Plugin.
 
-The folder is the registration. A feature may have a ``Settings`` section of its own; no feature knows another.
+A folder is all that registers a feature. Each has a section of settings, ``Settings``. No feature imports another.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """The resources that features build on. Never a feature: nothing here may know what is built."""
+    """The resources that features share. They know nothing of the features."""
 
     core: Core
     db: Database
@@ -74,7 +74,7 @@ class App:
 
     @property
     def changes(self) -> ChatChanges:
-        """Opens chats for a change, and announces what happened in it after the commit."""
+        """Opens chats for changes, and announces the events of a change after its commit."""
         return ChatChanges(self.db, Announcer(self.delivery, self.hub).announce)
 
 
@@ -83,7 +83,7 @@ Route = tuple[str, type[ApiHandler], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """A periodic task: one run at a time; a failed run is logged and counted, and the next one comes all the same."""
+    """A periodic task. It runs once at a time; a failed run is logged and counted, and does not stop later ones."""
 
     seconds: float
     task: Callable[[], Awaitable[object]]
@@ -91,14 +91,14 @@ class Every:
 
 
 class Timer:
-    """An Every at work. Tornado's PeriodicCallback skips overlaps, but its stop() does not wait for a run in flight."""
+    """Runs an Every. Tornado's PeriodicCallback skips overlaps, but its stop() does not wait for a run in progress."""
 
     def __init__(self, every: Every, runs: Runs) -> None:
         self._every = every
         self._runs = runs
         self._idle = asyncio.Event()
         self._idle.set()
-        # In milliseconds; the jitter keeps instances that started together from sweeping together.
+        # In milliseconds. Jitter, so that instances that started together don't run their tasks together.
         self._callback = PeriodicCallback(self._run, every.seconds * 1000, jitter=0.1)
 
     def start(self) -> None:
@@ -106,7 +106,7 @@ class Timer:
         self._callback.start()
 
     async def stop(self) -> None:
-        """Start no more runs, and wait for the one in flight."""
+        """Start no more runs, and wait for the one in progress."""
         self._callback.stop()
         await self._idle.wait()
 
@@ -125,8 +125,8 @@ class Timer:
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """What a feature is made of. ``sends`` are the types of frames that it sends (handlers/wire/frames.py); ``welcome``
-    is called with each socket that opens, after ``ready``."""
+    """The parts of a feature. ``sends`` has the types of frames that it sends (handlers/wire/frames.py); ``welcome`` is
+    called with each socket that opens, after ``ready``."""
 
     name: str
     routes: tuple[Route, ...] = ()
@@ -143,7 +143,8 @@ class Clash(Exception):
 
 
 def discover(disabled: Collection[str] = ()) -> dict[str, ModuleType]:
-    """Every feature's module by name, without the disabled ones. Raises LookupError when one of those is no feature."""
+    """Return the modules of all features by name, without the disabled ones. Raises LookupError if ``disabled`` has a
+    name that is no feature."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     unknown = set(disabled) - set(names)
     if unknown:
@@ -156,7 +157,7 @@ def discover(disabled: Collection[str] = ()) -> dict[str, ModuleType]:
 def joined(
     features: Collection[Plugin],
 ) -> tuple[list[Route], dict[str, Event], dict[str, type], dict[str, Check]]:
-    """The routes, events, frames and checks of all features. Raises Clash."""
+    """Return the routes, events, frames and checks of all features. Raises Clash."""
     claims: dict[tuple[str, str], str] = {}
     routes: list[Route] = []
     events: dict[str, Event] = {}

@@ -1,8 +1,8 @@
-"""The command ``./mimu NAME …``: runs ``python -m scripts.NAME …`` with the settings of this installation.
+"""The command ``./mimu NAME …``: run ``python -m scripts.NAME …`` with the settings of this installation.
 
-Settings come from the file that MIMU_ENV_FILE names, else from /etc/mimu/mimu.env where the server runs under systemd,
-else from ``.env`` beside ``server.py``; ``--env-file`` overrides all three. As root a command continues as the owner of
-the data folder, so it needs no ``sudo -u``.
+Settings come from the file that MIMU_ENV_FILE names, else from /etc/mimu/mimu.env if it exists (under systemd), else
+from ``.env`` beside ``server.py``; ``--env-file`` overrides all three. A command that root starts continues as the
+owner of the data folder, so it needs no ``sudo -u``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 FOLDER = Path(__file__).resolve().parent
-CALLED = "MIMU_COMMAND"  # what the user typed, for the command's usage (scripts/command.py)
+COMMAND_VARIABLE = "MIMU_COMMAND"  # has the command as typed, for its usage (scripts/command.py)
 INSTALLED = Path("/etc/mimu/mimu.env")  # docs/deploy.md
 USAGE = "usage: ./mimu COMMAND [options]"
 WRONG_USAGE, WRONG_SETTINGS = 2, 78  # as every script ends (scripts/command.py)
@@ -30,37 +30,37 @@ WITHOUT_SETTINGS = GROUPS["For contributors"]
 
 
 def commands() -> dict[str, str]:
-    """The name of each command, and one sentence on what it does, in the order in which help shows them."""
-    found = {}
+    """Return the commands, each with a sentence on what it does, in the order of the help."""
+    summaries = {}
     for path in sorted(FOLDER.glob("*.py")):
         tree = ast.parse(path.read_text())
         runs = any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
         if runs and path.stem != "__main__":
             summary = (ast.get_docstring(tree) or "").partition("``")[0].strip().rstrip(":")
-            found[path.stem.replace("_", "-")] = summary + "."
-    return {name: found[name] for names in GROUPS.values() for name in names}
+            summaries[path.stem.replace("_", "-")] = summary + "."
+    return {name: summaries[name] for names in GROUPS.values() for name in names}
 
 
 def env_file(environ: Mapping[str, str], installed: Path = INSTALLED) -> str | None:
-    """The file with this installation's settings; None stands for ``.env`` beside ``server.py``."""
+    """Return the file with this installation's settings; None for ``.env`` beside ``server.py``."""
     return environ.get("MIMU_ENV_FILE") or (str(installed) if _exists(installed) else None)
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except PermissionError:  # the folder is closed to this user, so it is there; the command says what to do
+    except PermissionError:  # this user can't read the folder, so it exists; the command says what to do
         return True
 
 
 def arguments(words: Sequence[str], file: str | None) -> list[str]:
-    """The options of a command, with the installation's settings unless they name others."""
+    """Return the options of a command; add the installation's settings unless they name others."""
     named = any(word == "--env-file" or word.startswith("--env-file=") for word in words)
     return [*words] if file is None or named else [*words, "--env-file", file]
 
 
 def usage(file: str | None) -> str:
-    """What ``./mimu --help`` shows: the commands in their groups, and which settings and user they have here."""
+    """Return the text of ``./mimu --help``: the commands in their groups, and the settings and user that they have."""
     known = commands()
     width = max(map(len, known))
     lines = [USAGE, "       ./mimu COMMAND --help"]
@@ -79,11 +79,11 @@ def _settings(file: str | None) -> str:
 
 
 def _user() -> str:
-    name = _named(os.geteuid())
+    name = _user_name(os.geteuid())
     return f"{name}; a command continues as the owner of MIMU_DATA_DIR" if os.geteuid() == 0 else name
 
 
-def _named(uid: int) -> str:
+def _user_name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:  # as in containers, a number without a name
@@ -91,7 +91,7 @@ def _named(uid: int) -> str:
 
 
 def _become(name: str, options: Sequence[str], file: str | None) -> NoReturn:
-    os.environ[CALLED] = f"./mimu {name}"
+    os.environ[COMMAND_VARIABLE] = f"./mimu {name}"
     if file is not None:
         os.environ["MIMU_ENV_FILE"] = file  # for the command's help
     script = str(FOLDER / f"{name.replace('-', '_')}.py")
@@ -112,11 +112,11 @@ def main() -> int:
     options = words[1:]
     if name in WITHOUT_SETTINGS or {"-h", "--help"} & {*options}:
         _become(name, options, file)
-    given = arguments(options, file)
-    if file is not None and given != options and not os.access(file, os.R_OK):
+    complete = arguments(options, file)
+    if file is not None and complete != options and not os.access(file, os.R_OK):
         print(f"{file} can't be read: run this as root, or set MIMU_ENV_FILE", file=sys.stderr)
         return WRONG_SETTINGS
-    _become(name, given, file)
+    _become(name, complete, file)
 
 
 if __name__ == "__main__":

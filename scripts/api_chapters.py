@@ -19,7 +19,7 @@ FRAME = frozenset(("type", "id"))
 EVENT = frozenset(("type", "chat_id", "seq", "created_at"))
 UNITS = (("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1))
 
-# What tells how a client uses them.
+# Where the documents explain how a client uses each feature.
 GUIDES = {
     "auth": "clients.md",
     "calls": "calls.md",
@@ -38,33 +38,34 @@ GUIDES = {
 
 
 CHAT_EVENTS = """\
-Changes of a chat come over sockets, and again from [`GET /sync`](#get-sync), in one form: `type`, `chat_id`, `seq`,
-`created_at`, and the fields of the event. In each chat `seq` is 1, 2, 3, … without a gap, the same for all who take
-part. The server sends them after the commit, to every socket of everybody who takes part, and to who was just removed;
-only the socket that sent a message gets no `message_new` of it. Two events of one chat may overtake each other on their
-way from different instances: [what to do](messaging.md#keeping-in-step).
+The server sends changes of a chat over sockets, and again in [`GET /sync`](#get-sync), in one form: `type`, `chat_id`,
+`seq`, `created_at`, and the fields of the event. In each chat `seq` is 1, 2, 3, … without a gap, the same for all
+participants. The server sends an event after the commit, to every socket of every participant, and to a participant who
+was just removed; only the socket that sent a message receives no `message_new` for it. Two events of one chat may
+overtake each other if they come from different instances: [what to do](messaging.md#keeping-in-step).
 
-In `/sync` a message that is gone stands at its place as `message_deleted`, and a message or a chat is shown as it is at
-that moment; to who has left the chat, as it was when they left, or as [`hidden`](messaging.md#what-a-membership-shows).
-Events of type `receipt` ([ReceiptEvent](#receiptevent)) were stored by servers before receipts became marks: they hold
-their place, and across a block they come as `hidden`. Nothing makes new ones; the last of them go after 31 days.
+In `/sync` a deleted message appears at its place as `message_deleted`, and messages and chats have their present
+content; for participants who have left, the content when they left, or
+[`hidden`](messaging.md#what-a-membership-shows). Earlier servers stored events of type `receipt`
+([ReceiptEvent](#receiptevent)); receipts are marks now. These events keep their place, and between users who have
+blocked one another they are `hidden`. The server makes no new ones; the last of them are deleted after 31 days.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """A feature with what it says of itself, and the types of frames that it takes and sends."""
+    """A feature with its description, and the types of frames that it accepts and sends."""
 
     name: str
     words: str
-    takes: Collection[str] = ()
+    accepts: Collection[str] = ()
     sends: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """What is the same for all: the codes of any route and any frame, the descriptions of answers that say no more than
-    their status, and the types of chat events."""
+    """What all features share: the error codes of any route and of any frame, the descriptions of answers that say no
+    more than the status, and the types of chat events."""
 
     of_routes: Collection[str]
     of_frames: Collection[str]
@@ -73,7 +74,7 @@ class Common:
 
 
 def slug(title: str) -> str:
-    """The anchor that GitHub makes of a heading."""
+    """Return the anchor that GitHub makes from a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
@@ -82,7 +83,7 @@ def link(title: str, words: str = "") -> str:
 
 
 def is_plain_id(parameter: Json) -> bool:
-    """True for a UUID in the path, of which there is nothing to say."""
+    """True for a UUID in the path, which needs no description."""
     return bool(parameter["in"] == "path" and parameter["schema"].get("format") == "uuid")
 
 
@@ -90,15 +91,15 @@ def codes(of: Iterable[str], common: Collection[str]) -> list[str]:
     return [f"`{code}`" for code in of if code not in common]
 
 
-def shown(rate: Rate) -> str:
-    """A rate as settings write it."""
+def format_rate(rate: Rate) -> str:
+    """Format a rate as settings write it."""
     unit, length = next((unit, length) for unit, length in UNITS if rate.seconds % length == 0)
     number = rate.seconds // length
     return f"{rate.count}/{f'{number} {unit}s' if number > 1 else unit}"
 
 
 class Chapters:
-    """The chapters of one document. ``order`` has all types of frames from the server, as features declare them."""
+    """The chapters of one document. ``order`` has all types of frames from the server, in the features' order."""
 
     def __init__(self, document: dict[str, Any], common: Common, order: Iterable[str]) -> None:
         self._document, self._common, self._order = document, common, list(order)
@@ -110,7 +111,7 @@ class Chapters:
         self._frames = {name_of(schema): self._server(kinds) for kinds, schema in frames}  # their headings by shape
 
     def _mention(self, name: str) -> str:
-        """A link to a type, or to the frame whose shape it is."""
+        """Return a link to a type, or to the frame that has this shape."""
         if name in self._frames:
             return link(self._frames[name], self._frames[name].partition(" `")[2].join(("`", "")))
         self._mentioned.setdefault(name, False)
@@ -119,7 +120,7 @@ class Chapters:
     # Features ----------------------------------------------------------------------------------------------------
 
     def rates(self) -> Iterator[str]:
-        """The table of all rate limits."""
+        """Yield the table of all rate limits."""
         users: dict[tuple[str, str], list[str]] = {}
         limits: dict[tuple[str, str], Rate] = {}
         for title, limit in self._limited():
@@ -127,10 +128,10 @@ class Chapters:
             users.setdefault(key, []).append(link(title, title.rpartition("frame ")[2]))
             limits[key] = Rate(limit["count"], limit["seconds"])
         yield "## Rate limits\n"
-        yield "With the settings' defaults. [How they count, and other limits](protocol.md#rate-limits).\n"
+        yield "These are the defaults. [How they count, and other limits](protocol.md#rate-limits).\n"
         yield from table("what", "limit", "for each", "setting")
         for (setting, counted), rate in sorted(limits.items()):
-            yield row(", ".join(users[setting, counted]), shown(rate), counted, f"`{setting}`")
+            yield row(", ".join(users[setting, counted]), format_rate(rate), counted, f"`{setting}`")
         yield ""
 
     def _limited(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -146,24 +147,24 @@ class Chapters:
                     yield path, method.upper(), item[method]
 
     def feature(self, feature: Feature) -> Iterator[str]:
-        """A feature's routes, and its frames."""
+        """Yield the chapter of a feature: its routes and its frames."""
         name, guide = feature.name, GUIDES.get(feature.name, "")
         own = [one for one in self._operations() if name in one[2]["tags"] and one[0] != "/ws"]
-        taken, sent = sorted(feature.takes), self._grouped(feature.sends)
+        accepts, sends = sorted(feature.accepts), self._grouped(feature.sends)
         also = f" How a client uses it: [{guide.partition('#')[0]}]({guide})." if guide else ""
         yield f"## {name.capitalize()}\n\n{feature.words}{also}\n"
         yield from table("", "")
         for path, method, operation in own:
             words = f"As `GET {path}`, without the body" if self._is_bare(path, method) else operation["summary"]
             yield row(link(f"`{method} {path}`"), f"{words}.")
-        yield from (row(link(self._client(kind)), self._summary(self._socket["x-frames"][kind])) for kind in taken)
-        yield from (row(link(self._server(kinds)), self._summary(schema)) for kinds, schema in sent)
+        yield from (row(link(self._client(kind)), self._summary(self._socket["x-frames"][kind])) for kind in accepts)
+        yield from (row(link(self._server(kinds)), self._summary(schema)) for kinds, schema in sends)
         yield ""
         for one in own:
             yield from self._route(*one)
-        for kind in taken:
+        for kind in accepts:
             yield from self._client_frame(kind)
-        for kinds, schema in sent:
+        for kinds, schema in sends:
             yield from self._server_frame(kinds, schema)
 
     def _summary(self, schema: Json) -> str:
@@ -202,7 +203,7 @@ class Chapters:
             words = one.get("description") or self._schemas.words(one["schema"])
             default = one["schema"].get("default")
             if not one.get("required"):
-                words = f"Optional{'' if default is None else f'; {literal(default)} if it is not sent'}. {words}"
+                words = f"Optional{'' if default is None else f'; default {literal(default)}'}. {words}"
             yield row(f"`{one['name']}`", one["in"], self._schemas.kind(one["schema"]), paragraph(words).strip())
         yield ""
 
@@ -218,7 +219,7 @@ class Chapters:
             if not body["required"]:
                 yield "The body is optional.\n"
             yield from table("body", "type", "")
-            yield from self._schemas.fields(schema, taken=True)
+            yield from self._schemas.fields(schema, accepted=True)
             yield ""
 
     def _answers(self, responses: Mapping[str, Json]) -> Iterator[str]:
@@ -242,21 +243,21 @@ class Chapters:
         yield from inline
 
     def _refused(self, response: Json) -> list[str]:
-        """The codes of a response, where it is a refusal; one with an example of its own is no reference."""
+        """Return the error codes of a response; it is inline, not a reference, if it has a particular example."""
         words = response.get("description", "")
         if "$ref" in response:
             words = self._document["components"]["responses"][name_of(response)]["description"]
         return re.findall(r"^`(\w+)`: ", words, re.MULTILINE)
 
     def _answer(self, schema: Json, inline: list[str]) -> str:
-        """The type of an answer; one that stands nowhere else is written below, with its fields."""
+        """Return the type of an answer. If it is used only here, its fields are added to ``inline``, for below."""
         of = schema.get("items", schema)
         if "$ref" not in of or self._text.count(f'"{of["$ref"]}"') > 1:
             return self._schemas.kind(schema)
         resolved = self._schemas.resolved(of)
         if "description" in resolved:
             inline.append(paragraph(resolved["description"]) + "\n")
-        inline += [*table("answer", "type", ""), *self._schemas.fields(resolved, taken=False), ""]
+        inline += [*table("answer", "type", ""), *self._schemas.fields(resolved, accepted=False), ""]
         return "A list of the fields below" if "items" in schema else "The fields below"
 
     # Frames ------------------------------------------------------------------------------------------------------
@@ -269,35 +270,35 @@ class Chapters:
         return f"{noun} {', '.join(f'`{kind}`' for kind in kinds)}"
 
     def _grouped(self, kinds: Iterable[str]) -> list[tuple[list[str], Json]]:
-        """Frames from the server by their shape, which several may share."""
-        found: dict[str, list[str]] = {}
+        """Group frames from the server by their shape, which several may share."""
+        groups: dict[str, list[str]] = {}
         for kind in sorted(kinds, key=self._order.index):
-            found.setdefault(self._socket["x-server-frames"][kind]["$ref"], []).append(kind)
-        return [(kinds, {"$ref": name}) for name, kinds in found.items()]
+            groups.setdefault(self._socket["x-server-frames"][kind]["$ref"], []).append(kind)
+        return [(kinds, {"$ref": name}) for name, kinds in groups.items()]
 
     def _client_frame(self, kind: str) -> Iterator[str]:
         schema, reply = self._schemas.resolved(self._socket["x-frames"][kind]), self._socket["x-replies"][kind]
         yield f"### {self._client(kind)}\n"
         yield from self._paragraphs(schema)
         for limit in reply.get("x-rate-limits", ()):
-            rate = shown(Rate(limit["count"], limit["seconds"]))
+            rate = format_rate(Rate(limit["count"], limit["seconds"]))
             yield f"At most {rate} for each {limit['for']} (`{limit['setting'].upper()}`).\n"
         yield from table("field", "type", "")
-        yield from self._schemas.fields(schema, taken=True)
+        yield from self._schemas.fields(schema, accepted=True)
         yield ""
-        ack = list(self._schemas.fields(reply["ack"], taken=False, hide=FRAME))
+        ack = list(self._schemas.fields(reply["ack"], accepted=False, hide=FRAME))
         if ack:
             yield from self._paragraphs(reply["ack"])
             yield from (*table("ack", "type", ""), *ack, "")
         own = codes(reply["error"]["properties"]["code"]["enum"], self._common.of_frames)
-        yield f"{'' if ack else 'The ack has no more fields. '}Errors: {', '.join(own) or 'none of its own'}.\n"
+        yield f"{'' if ack else 'The ack has no more fields. '}Particular errors: {', '.join(own) or 'none'}.\n"
 
     def _server_frame(self, kinds: list[str], reference: Json) -> Iterator[str]:
         schema = self._schemas.resolved(reference)
         yield f"### {self._server(kinds)}\n"
         yield from self._paragraphs(schema)
         hide = EVENT if kinds[0] in self._common.events else frozenset(("type",))
-        result = list(self._schemas.fields(schema, taken=False, hide=hide))
+        result = list(self._schemas.fields(schema, accepted=False, hide=hide))
         if result:
             yield from (*table("field", "type", ""), *result, "")
 
@@ -306,7 +307,7 @@ class Chapters:
             yield "\n\n".join(paragraph(part) for part in schema["description"].split("\n\n")) + "\n"
 
     def websocket(self, house: Feature) -> Iterator[str]:
-        """The socket, all frames in short, and those that are no feature's."""
+        """Yield the chapter of the socket: a table of all frames, and the frames that belong to no feature."""
         yield "## WebSocket\n"
         yield "How a client uses it is in [realtime.md](realtime.md).\n"
         yield from self._route("/ws", "GET", self._socket)
@@ -320,13 +321,13 @@ class Chapters:
             yield row(link(self._server(kinds), ", ".join(f"`{kind}`" for kind in kinds)), self._summary(schema))
         yield "\n### Chat events\n"
         yield CHAT_EVENTS
-        for kind in sorted(house.takes):
+        for kind in sorted(house.accepts):
             yield from self._client_frame(kind)
         for kinds, schema in self._grouped(house.sends):
             yield from self._server_frame(kinds, schema)
 
     def types(self) -> Iterator[str]:
-        """The types that the chapters written before mention, and those that these mention."""
+        """Yield the types that the earlier chapters mention, and those that these mention in turn."""
         yield "## Types\n"
         written: dict[str, list[str]] = {}
         while missing := [name for name, done in self._mentioned.items() if not done]:
@@ -344,5 +345,5 @@ class Chapters:
             yield f"{self._schemas.kind(schema)}.\n"
             return
         yield from table("field", "type", "")
-        yield from self._schemas.fields(schema, taken=False)
+        yield from self._schemas.fields(schema, accepted=False)
         yield ""

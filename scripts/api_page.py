@@ -1,7 +1,7 @@
-"""Write docs/api.md: ``python -m scripts.api_page``. A test says when that is due.
+"""Write docs/api.md: ``python -m scripts.api_page``. A test fails if the page is out of date.
 
-The page shows the OpenAPI document of a server with all features and the default settings: what the features declare
-beside their code, and nothing else. Rules that all routes share stand in docs/protocol.md, which is written by hand.
+The page shows the OpenAPI document of a server with all features and the default settings, which is built from the
+declarations beside the code. Rules that all routes share are in docs/protocol.md, which is written by hand.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from scripts.schema_words import paragraph, row, table
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "api.md"
 
-# What any route may answer. The page says it once.
+# The errors of any route and of any frame, which the page lists once.
 COMMON = {kind.code for kind in ApiHandler.refuses} | {"method_not_allowed", "unsupported_media_type"}
 FOR_ALL = {kind.code for kind in REFUSED}
 
@@ -52,18 +52,18 @@ document at `/openapi.json`, with its own features and rate limits.
 READING = """\
 ## How to read it
 
-A route wants an access token unless it is **public**. Parts of a path that end in `_id` are UUIDs, but for `public_id`.
-What is *optional* may be left out; what is *not always there* may be missing in an answer. UUIDs, times and base64 have
-[one form](protocol.md#values).
+A route needs an access token unless it is **public**. Parts of a path that end in `_id` are UUIDs, except `public_id`.
+*Optional* fields may be left out; fields that are *not always there* may be missing in an answer. UUIDs, times and
+base64 have [one form](protocol.md#values).
 
-Each route lists the errors that are its own. Besides these, any route may answer {common}. Each frame from a client
-that has an `id` is answered by an [ack](#server-frame-ack) or an [error](#server-frame-error). Besides the frame's own
-codes, the error may be {frames}.
+Each route lists its particular errors. Any route may also answer {common}. The server answers each frame with an `id`
+by an [ack](#server-frame-ack) or an [error](#server-frame-error). Each frame lists its particular error codes; the
+error may also be {frames}.
 """
 
 
 class _Anything:
-    """Stands for a resource. Features only wire resources before the server runs, so none is ever used."""
+    """Stands for a resource. Before the server runs, features only store their resources, so none is used."""
 
     def __getattr__(self, _: str) -> Any:
         return _Anything()
@@ -72,8 +72,8 @@ class _Anything:
         return _Anything()
 
 
-def assembled() -> tuple[list[Plugin], dict[str, Any]]:
-    """All features, and the document of a server with the default settings."""
+def assemble() -> tuple[list[Plugin], dict[str, Any]]:
+    """Return all features, and the document of a server with the default settings."""
     configuration = server.configure({}, make_secrets=False)
     resources: dict[str, Any] = {field.name: _Anything() for field in fields(App)}
     app = App(**{**resources, "core": configuration.core})
@@ -84,9 +84,9 @@ def assembled() -> tuple[list[Plugin], dict[str, Any]]:
 
 
 def errors() -> Iterator[str]:
-    """The table of all codes."""
+    """Yield the table of all codes."""
     yield "## Error codes\n"
-    yield "On a socket they come without their status, as `code` of an [error](#server-frame-error).\n"
+    yield "A socket sends them without the status, as `code` of an [error](#server-frame-error).\n"
     yield from table("status", "code", "when")
     for kind in sorted(_below(ApiError), key=lambda kind: (kind.status, kind.code)):
         words = paragraph((kind.__doc__ or "").partition("\n\n")[0]) if kind.__doc__ else kind.message
@@ -96,7 +96,7 @@ def errors() -> Iterator[str]:
 
 
 def with_links(text: str) -> str:
-    """The page with links where its sentences name a route or a frame, but for headings and links."""
+    """Add links to the page where its sentences name a route or a frame, except in headings and links."""
     titles = re.findall(r"^### (.*)$", text, re.MULTILINE)
     targets = {title: title for title in titles if re.fullmatch(r"`[A-Z]+ /\S*`", title)}
     for title in titles:
@@ -114,44 +114,44 @@ def with_links(text: str) -> str:
 
 
 def features(plugins: list[Plugin], document: dict[str, Any]) -> list[Feature]:
-    """The features that have a route or a frame, in order, and what is no feature's at the end."""
+    """Return the features that have a route or a frame, in order, and at the end the server's own routes and frames."""
     words = {tag["name"]: tag["description"] for tag in document["tags"]}
-    found = []
+    result = []
     for plugin in plugins:
         if plugin.name in words or plugin.events or plugin.sends:
             own = paragraph((sys.modules[f"plugins.{plugin.name}"].__doc__ or "").partition("\n\n")[0])
             about = words.get(plugin.name, re.sub(r"\s*\([^()]*\)", "", own))
-            found.append(Feature(plugin.name, about, plugin.events, by_kind(plugin.sends)))
-    taken = document["paths"]["/ws"]["get"]["x-frames"].keys() - {kind for one in found for kind in one.takes}
-    return [*sorted(found, key=lambda one: one.name), Feature(HOUSE, words[HOUSE], taken, by_kind(SENT))]
+            result.append(Feature(plugin.name, about, plugin.events, by_kind(plugin.sends)))
+    others = document["paths"]["/ws"]["get"]["x-frames"].keys() - {kind for each in result for kind in each.accepts}
+    return [*sorted(result, key=lambda each: each.name), Feature(HOUSE, words[HOUSE], others, by_kind(SENT))]
 
 
 def page() -> str:
-    """The whole page."""
-    plugins, document = assembled()
+    """Return the whole page."""
+    plugins, document = assemble()
     *own, house = features(plugins, document)
     common = Common(COMMON, FOR_ALL, DONE.values(), by_kind(get_args(get_args(ChatEvent)[0])))
     order = by_kind([*SENT, *(frame for plugin in plugins for frame in plugin.sends)])
     chapters = Chapters(document, common, order)
     written = [line for feature in own for line in chapters.feature(feature)]
-    # Without its frames, which stand in the chapter of the socket.
+    # Without its frames, which are in the chapter of the socket.
     written += [*chapters.feature(Feature(house.name, house.words)), *chapters.websocket(house), *chapters.types()]
     names = [*(feature.name.capitalize() for feature in (*own, house)), "WebSocket", "Types"]
     contents = [f"- {link('How to read it')}, {link('Error codes')}, {link('Rate limits')}"]
-    contents.append(filled(f"- {', '.join(link(name) for name in names)}", indent="  "))
+    contents.append(wrap(f"- {', '.join(link(name) for name in names)}", indent="  "))
     shared = {"common": ", ".join(codes(sorted(COMMON), ())), "frames": ", ".join(codes(sorted(FOR_ALL), ()))}
-    parts = [HEAD, *contents, filled(READING.format(**shared)), *errors(), *chapters.rates(), *written]
+    parts = [HEAD, *contents, wrap(READING.format(**shared)), *errors(), *chapters.rates(), *written]
     return with_links("\n".join(parts).rstrip() + "\n")
 
 
-def filled(text: str, indent: str = "") -> str:
-    """Paragraphs in lines of at most 120 characters."""
+def wrap(text: str, indent: str = "") -> str:
+    """Wrap paragraphs in lines of at most 120 characters."""
     lines = textwrap.TextWrapper(120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return "\n\n".join(map(lines.fill, text.split("\n\n"))) + "\n"
 
 
 def _below(kind: type[ApiError]) -> Iterator[type[ApiError]]:
-    """All refusals that the code has, by their classes."""
+    """Yield all subclasses of an error that the server can answer."""
     for child in kind.__subclasses__():
         if child.__module__.startswith(("handlers.", "plugins.")):
             yield child
@@ -160,7 +160,7 @@ def _below(kind: type[ApiError]) -> Iterator[type[ApiError]]:
 
 def main() -> int:
     parser = command.parser("api_page", __doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when the page is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the page is out of date")
     options = parser.parse_args()
     text = page()
     if options.check:

@@ -1,4 +1,4 @@
-"""Back up the database, the files and the secrets: ``python -m scripts.backup --output DIR``. Servers may run on."""
+"""Back up the database, the files and the secrets: ``python -m scripts.backup --output DIR``. Servers may run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,18 @@ if not __package__:  # python scripts/backup.py, from any folder
 
 from config import last_backup, logs
 from config.settings import Core
-from models.backups import DATABASE, FILE_SUMS, BackupError, Manifest, Tell, keys, part, restoring, stored, sync_below
+from models.backups import (
+    DATABASE,
+    FILE_SUMS,
+    BackupError,
+    Manifest,
+    Report,
+    describe_part,
+    keys,
+    restoring,
+    stored,
+    sync_below,
+)
 from models.backups import verify as verify_parts
 from models.backups.dump import snapshot
 from models.backups.programs import into
@@ -29,69 +40,71 @@ from models.storage import Storage
 from scripts import command
 from scripts.progress import progress
 
-LISTING = ".files"  # what the database knows, while it is copied
+LISTING = ".files"  # the files in the database; removed when they are copied
 INCOMPLETE = 3
 
 EPILOG = """\
-Makes DIR/mimu-YYYYMMDDTHHMMSSZ, a folder, and beside it an archive of the server's secrets, which is better kept
-elsewhere: --keys. The folder gets its name when everything in it is whole and on the disk; what is broken off is
-removed, now or by the next run. It bears no one-time prekey that could be handed out again. Files that the newest
-backup in DIR has are linked to, not copied. Needs pg_dump, of the server's version or newer. python -m scripts.restore
-puts it back.
-Run by root it becomes the user that MIMU_DATA_DIR belongs to, before it makes anything. Exit codes: 0 made; 1 failed,
-and nothing is left; 2 wrong usage; 3 made, but the storage lacks files that the database has, or has some that this
-user may not read, backups of another user's in DIR were stepped over, or MIMU_DATA_DIR takes no note of it;
+Makes the folder DIR/mimu-YYYYMMDDTHHMMSSZ, and beside it an archive of the server's secrets; keep that elsewhere with
+--keys. The folder gets its name when all its contents are complete and on the disk; an interrupted backup is removed at
+once or by the next run. It contains no one-time prekey that could be handed out again. Files that the newest backup in
+DIR also has are linked, not copied. Needs pg_dump, of the server's version or newer. Restore with
+python -m scripts.restore.
+Root becomes the owner of MIMU_DATA_DIR before anything is made. Exit codes: 0 made; 1 failed, and nothing is left;
+2 wrong usage; 3 made, but the storage lacks files that the database has, or this user may not read some of them, or
+backups of another user in DIR were skipped, or the note for the alert could not be written to MIMU_DATA_DIR;
 78 wrong settings.
 """
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is to be backed up, and how."""
+class Options:
+    """What to back up, and how."""
 
     shelf: Shelf
     keep: int | None
     files: bool
-    keys: Path | None  # the folder for them
+    keys: Path | None  # the folder for the secrets
     verify: bool
 
 
-async def run(options: Asked, core: Core, values: Mapping[str, str], storage: Storage, tell: Tell) -> dict[str, Any]:
-    """Make a backup. Returns what is printed about it."""
+async def run(
+    options: Options, core: Core, values: Mapping[str, str], storage: Storage, report: Report
+) -> dict[str, Any]:
+    """Make a backup. Returns the result to print."""
     began = time.monotonic()
-    secrets = keys.gathered(core, values) if options.keys else {}
-    with options.shelf.held(), options.shelf.place() as (work, final):
+    secrets = keys.collect(core, values) if options.keys else {}
+    with options.shelf.lock(), options.shelf.new_backup() as (work, final):
         async with command.database(core) as dsn:
             listing = work / LISTING if options.files else None
-            said, count = await _dump(dsn, work, listing, tell)
+            description, count = await _dump(dsn, work, listing, report)
             copied = lost = None
             if listing:
                 before = options.shelf.backups()[-1:]
                 async with storage.running():
                     last = before[0] if before else None
-                    copied = await stored.take(storage, listing, count, work, last, tell, sure=options.verify)
+                    copied = await stored.back_up(storage, listing, count, work, last, report, sure=options.verify)
                 listing.unlink()
                 lost = copied.damaged + copied.unreadable + await _lost(dsn, copied.without)
-            parts = [part(work, path) for path in sorted((work / DATABASE).iterdir())]
+            parts = [describe_part(work, path) for path in sorted((work / DATABASE).iterdir())]
             if copied:
-                parts.append(part(work, work / FILE_SUMS))
-            manifest = Manifest(**said, files=copied.files if copied else None, parts=tuple(parts))
+                parts.append(describe_part(work, work / FILE_SUMS))
+            manifest = Manifest(**description, files=copied.files if copied else None, parts=tuple(parts))
             manifest.write(work)
-            tell("waiting for the disk")
+            report("waiting for the disk")
             await asyncio.to_thread(sync_below, work)
             if options.verify:
-                await asyncio.to_thread(verify_parts, work, manifest, tell)
+                await asyncio.to_thread(verify_parts, work, manifest, report)
                 name = f"mimu_verify_{os.getpid()}"
-                await restoring.proven(dsn, into(dsn, name), name, work, manifest, tell)
+                await restoring.verify_by_restoring(dsn, into(dsn, name), name, work, manifest, report)
         archive = None
         if options.keys:
             options.keys.mkdir(mode=0o700, parents=True, exist_ok=True)
             archive = options.shelf.keys(final, options.keys)
             keys.write(archive, secrets)
         options.shelf.finish(work, final)
-        # For the server, which shows how old the last one is, before what is only tidying.
-        noted = _noted(core.mimu_data_dir, manifest.made_at, whole=not lost, backup=final, keys=archive)
-        removed = options.shelf.thin(options.keep, options.keys) if options.keep else []
+        # Before old backups are removed: the server reads the note for the alert on the age of the last backup.
+        noted = _write_note(core.mimu_data_dir, manifest.made_at, whole=not lost, backup=final, keys=archive)
+        removed = options.shelf.remove_old(options.keep, options.keys) if options.keep else []
     return {
         "backup": str(final),
         "keys": archive and str(archive),
@@ -109,8 +122,8 @@ async def run(options: Asked, core: Core, values: Mapping[str, str], storage: St
     }
 
 
-def _noted(folder: Path, made_at: str, *, whole: bool, backup: Path, keys: Path | None) -> bool:
-    """Whether the note of it could be written: the backup is whole either way."""
+def _write_note(folder: Path, made_at: str, *, whole: bool, backup: Path, keys: Path | None) -> bool:
+    """Write the note of the backup. Returns False if that failed; the backup is complete either way."""
     try:
         last_backup.write(folder, made_at, whole=whole, backup=backup, keys=keys)
     except OSError:
@@ -118,22 +131,29 @@ def _noted(folder: Path, made_at: str, *, whole: bool, backup: Path, keys: Path 
     return True
 
 
-async def _dump(dsn: str, work: Path, listing: Path | None, tell: Tell) -> tuple[dict[str, Any], int]:
-    """The database at one moment: what the manifest says of it, and how many files it knows; they are listed."""
+async def _dump(dsn: str, work: Path, listing: Path | None, report: Report) -> tuple[dict[str, Any], int]:
+    """Dump the database and list its files, from one snapshot. Returns its description for the manifest, and the number
+    of files."""
     async with snapshot(dsn) as moment:
         schema, epoch = await moment.identity()
         made_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        tell("counting")
+        report("counting")
         rows = await moment.rows()
         count = await moment.files(listing) if listing else 0
-        await moment.dump(dsn, work / DATABASE, tell)
-        said = {"made_at": made_at, "schema": schema, "epoch": epoch, "postgresql": moment.postgresql, "rows": rows}
-    return said, count
+        await moment.dump(dsn, work / DATABASE, report)
+        description = {
+            "made_at": made_at,
+            "schema": schema,
+            "epoch": epoch,
+            "postgresql": moment.postgresql,
+            "rows": rows,
+        }
+    return description, count
 
 
 async def _lost(dsn: str, absent: list[str]) -> list[str]:
-    """Of files that were not in the storage those that the database has still: they are lost. The others were deleted
-    meanwhile."""
+    """Return which of the files that the storage lacks are still in the database: they are lost. The others were
+    deleted in the meantime."""
     if not absent:
         return []
     connection = await connect(dsn, timeout=5)
@@ -144,71 +164,73 @@ async def _lost(dsn: str, absent: list[str]) -> list[str]:
     return [key for (key,) in rows]
 
 
-def _say(result: dict[str, Any]) -> None:
+def _print_result(result: dict[str, Any]) -> None:
     print(f"{result['backup']}: {result['bytes'] / 1e6:.1f} MB in {result['seconds']} s")
     if result["files"]:
         print(
-            f"files: {result['files']['count']}, of which {result['files']['linked']} are linked to the backup before"
+            f"files: {result['files']['count']}, of which {result['files']['linked']} are links to the previous backup"
         )
     if result["keys"]:
         print(f"keys: {result['keys']}")
     if result["verified"]:
-        print("verified: it was restored into a database of its own")
+        print("verified: it was restored into a temporary database")
     for path in result["removed"]:
         print(f"removed {path}")
 
 
 def main() -> int:
     parser = command.parser("backup", __doc__, EPILOG)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder that it is made into")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder for backups")
     parser.add_argument(
-        "--keep", type=command.number(), metavar="N", help="remove all but the newest N from there at the end"
+        "--keep", type=command.number(), metavar="N", help="at the end remove all but the newest N backups in DIR"
     )
     parser.add_argument(
-        "--files", choices=("copy", "none"), default="copy", help="none: leave them out, they are backed up elsewhere"
+        "--files", choices=("copy", "none"), default="copy", help="none: leave them out; back them up elsewhere"
     )
     parser.add_argument("--keys", type=Path, metavar="DIR", help="the folder for the secrets (default: --output)")
     parser.add_argument("--without-keys", action="store_true", help="leave the secrets out")
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="read everything back, restore the database into one made for it on the same server, compare, and drop it",
+        help="read everything back, restore the database into a temporary one on the same server, and compare",
     )
     command.common(parser)
-    given = parser.parse_args()
-    if given.keys and given.without_keys:
+    arguments = parser.parse_args()
+    if arguments.keys and arguments.without_keys:
         parser.error("--keys and --without-keys contradict each other")
-    output = given.output.absolute()
-    where = None if given.without_keys else (given.keys or output).absolute()
-    options = Asked(Shelf(output), given.keep, given.files == "copy", where, given.verify)
+    output = arguments.output.absolute()
+    where = None if arguments.without_keys else (arguments.keys or output).absolute()
+    options = Options(Shelf(output), arguments.keep, arguments.files == "copy", where, arguments.verify)
     return command.run(
-        lambda: _done(options, given),
+        lambda: _run(options, arguments),
         failed="backup failed",
-        interrupted="stopped; nothing is left of it",
+        interrupted="interrupted; the unfinished backup was removed",
         failures=(BackupError,),
     )
 
 
-async def _done(options: Asked, given: argparse.Namespace) -> int:
+async def _run(options: Options, arguments: argparse.Namespace) -> int:
     os.umask(0o077)
-    core, values, storage = command.settings_and_storage(given.env_file)
+    core, values, storage = command.settings_and_storage(arguments.env_file)
     logs.configure("warning")
-    with progress() as tell:
-        result = await run(options, core, values, storage, tell)
-    if given.json:
+    with progress() as report:
+        result = await run(options, core, values, storage, report)
+    if arguments.json:
         print(json.dumps(result))
     else:
-        _say(result)
+        _print_result(result)
     lost = sorted({*(result["lost"] or ())} - {*result["unreadable"]})
     for what, names in (
-        ("the storage has not what the database says", lost),
+        ("the storage lacks files that the database has", lost),
         ("files that this user may not read are not in the backup", result["unreadable"]),
-        ("stepped over what another user owns; give it to this one, or remove it", result["stepped_over"]),
+        ("skipped, because another user owns them; give them to this user, or remove them", result["stepped_over"]),
     ):
         if names:
             print(f"{what}: {' '.join(names)}", file=sys.stderr)
     if not result["noted"]:
-        print(f"the backup is made, but {core.mimu_data_dir} takes no note of it for the alert", file=sys.stderr)
+        print(
+            f"the backup is made, but the note for the alert can't be written to {core.mimu_data_dir}", file=sys.stderr
+        )
     return INCOMPLETE if result["lost"] or result["stepped_over"] or not result["noted"] else 0
 
 

@@ -1,6 +1,6 @@
-"""Chapters of the settings: in which order, and under which headings, operators read them.
+"""Chapters of the settings: their order and headings in the documents for operators.
 
-What each setting means is the ``description`` of its field in the code; ``python -m scripts.configuration_page`` writes
+The ``description`` of a field in the code explains the setting; ``python -m scripts.configuration_page`` writes
 config/env.example and docs/configuration.md from both.
 """
 
@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 
 class Chapter(NamedTuple):
-    """A heading, what is true of all settings below it, and their names. ``first``: lines that operators fill in, so
-    env.example doesn't comment them out."""
+    """A heading, a sentence on all its settings, and their names. ``first``: operators fill these in, so env.example
+    does not comment them out."""
 
     title: str
     about: str
@@ -93,7 +93,7 @@ CHAPTERS = (
     Chapter("Traces", "", "OTEL_EXPORTER_OTLP_ENDPOINT"),
 )
 
-# What docker-compose.yml reads, and the server doesn't.
+# Variables of docker-compose.yml that the server does not read.
 COMPOSE = """\
 # --- docker-compose.yml only ------------------------------------------------------------------------------------------
 # These are not settings of the server. With Docker, remove the # from the ones you need: Compose makes DATABASE_URL and

@@ -1,7 +1,7 @@
 """Write config/env.example and docs/configuration.md: ``python -m scripts.configuration_page``.
 
-Both show what the code says: a setting's ``description``, default, type and range are those of its field, and
-scripts/configuration_chapters.py groups them. A test fails when a file is out of date.
+A setting's ``description``, default, type and range come from its field in the code, and
+scripts/configuration_chapters.py groups the settings. A test fails if a file is out of date.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SIZES = (("GiB", 1 << 30), ("MiB", 1 << 20))
 
 
 class Kind(NamedTuple):
-    """A type as operators know it. ``examples`` are values that it takes."""
+    """A type in the words of operators. ``examples`` are valid values."""
 
     name: str
     form: str
@@ -75,7 +75,7 @@ EXAMPLE_HEAD = """\
 HEAD = """\
 # Settings
 
-<!-- Written by python -m scripts.configuration_page; the words are those of the code. -->
+<!-- Written by python -m scripts.configuration_page from the code. -->
 
 Every setting is a variable of the environment, or a line of the file `.env` beside `server.py` (`--env-file`
 names another one); the environment wins, and an empty value means unset.
@@ -102,7 +102,7 @@ of one installation have the same settings, except for `HOST`, `PORT`, `MIMU_DAT
 
 
 def readers() -> dict[str, tuple[list[str], FieldInfo]]:
-    """Every setting with the names of who reads it, and its field."""
+    """Return every setting with the features that read it, and its field."""
     sections: dict[str, type[Section]] = {
         "core": Core,
         **{name: module.Settings for name, module in plugins.discover().items()},
@@ -115,7 +115,7 @@ def readers() -> dict[str, tuple[list[str], FieldInfo]]:
 
 
 def plain(annotation: Any) -> Any:
-    """An annotation without what is optional or annotated about it."""
+    """Return an annotation without Annotated and Optional."""
     while True:
         if get_origin(annotation) is Annotated:
             annotation = get_args(annotation)[0]
@@ -129,7 +129,7 @@ def plain(annotation: Any) -> Any:
 
 
 def kind(name: str, info: FieldInfo) -> str:
-    """Which of KINDS a setting is. Raises LookupError for a type that is new here."""
+    """Return which of KINDS a setting is. Raises LookupError for an unknown type."""
     annotation = plain(info.annotation)
     if get_origin(annotation) is tuple:
         of = plain(get_args(annotation)[0])
@@ -151,7 +151,7 @@ def kind(name: str, info: FieldInfo) -> str:
 
 
 def bounds(info: FieldInfo) -> str:
-    """What limits a value, in a few characters."""
+    """Describe the limits of a value, in a few characters."""
     annotation = plain(info.annotation)
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{word}`" for word in get_args(annotation))
@@ -167,11 +167,11 @@ def bounds(info: FieldInfo) -> str:
 
 
 def default(name: str, info: FieldInfo) -> str:
-    """A setting's default as operators write it; empty for unset."""
-    return "" if name in OPEN else _written(info.default)
+    """Return a setting's default as operators write it; empty if it is unset."""
+    return "" if name in OPEN else _format(info.default)
 
 
-def _written(value: object) -> str:
+def _format(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -196,16 +196,16 @@ def _period(seconds: int) -> str:
 
 
 def chapters() -> list[tuple[Chapter, dict[str, tuple[list[str], FieldInfo]]]]:
-    """Every chapter with its settings. Raises LookupError when a setting is in no chapter, or one is in two."""
-    known = readers()
-    found = [(chapter, {name: known.pop(name) for name in chapter.settings}) for chapter in CHAPTERS]
-    if known:
-        raise LookupError(f"scripts/configuration_chapters.py lacks {', '.join(sorted(known))}")
-    return found
+    """Return every chapter with its settings. Raises LookupError if a setting is in no chapter, or in two."""
+    remaining = readers()
+    result = [(chapter, {name: remaining.pop(name) for name in chapter.settings}) for chapter in CHAPTERS]
+    if remaining:
+        raise LookupError(f"scripts/configuration_chapters.py lacks {', '.join(sorted(remaining))}")
+    return result
 
 
 def cell(text: str) -> str:
-    """Words of a description as a table shows them."""
+    """Format a description for a cell of a table."""
     text = re.sub(r"\b([a-z]+://[^\s;,]+[^\s;,.:])", r"`\1`", text)
     text = re.sub(r"\b([A-Z][A-Z0-9]*_[A-Z_]*[A-Z](?:[=/][^\s.,;]+)?)", r"`\1`", text)
     text = re.sub(r"(\./mimu [a-z-]+(?: [A-Z]+)?|\bopenssl rand -hex 32)", r"`\1`", text)
@@ -213,7 +213,7 @@ def cell(text: str) -> str:
 
 
 def example() -> str:
-    """All of config/env.example. Raises LookupError for a setting without a chapter or a description."""
+    """Return the text of config/env.example. Raises LookupError for a setting without a chapter or a description."""
     parts = [EXAMPLE_HEAD]
     for chapter, settings in chapters():
         parts.append(f"# --- {chapter.title} ".ljust(WIDTH, "-"))
@@ -228,13 +228,13 @@ def example() -> str:
 
 
 def comment(text: str) -> list[str]:
-    """A text as lines of comment."""
+    """Wrap a text in lines of comment."""
     lines = textwrap.wrap(text, WIDTH - 2, break_long_words=False, break_on_hyphens=False)
     return [f"# {line}" for line in lines]
 
 
 def page() -> str:
-    """All of docs/configuration.md. Raises LookupError for a setting without a chapter."""
+    """Return the text of docs/configuration.md. Raises LookupError for a setting without a chapter."""
     parts = [HEAD, "## Kinds of values", "", "| kind | form | for example |", "|---|---|---|"]
     for one in KINDS.values():
         examples = ", ".join(f"`{example}`" for example in one.examples)
@@ -255,7 +255,7 @@ def page() -> str:
 
 def main() -> int:
     parser = command.parser("configuration_page", __doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a file is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file is out of date")
     check = parser.parse_args().check
     files = {EXAMPLE: example(), PAGE: page()}
     due = [path for path, text in files.items() if not path.exists() or path.read_text() != text]

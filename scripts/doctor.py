@@ -1,4 +1,4 @@
-"""Look at an installation from all sides, and say what is wrong with it: ``python -m scripts.doctor --url ADDRESS``."""
+"""Examine an installation, and report what is wrong with it: ``python -m scripts.doctor --url ADDRESS``."""
 
 from __future__ import annotations
 
@@ -32,36 +32,41 @@ from handlers.tokens import Tokens
 from scripts import command
 from scripts.checks import database, machine, nginx, public, redis, run_examination, settings, storage
 
-SECONDS = 20.0  # for each thing; all are looked at together, and the slowest, a coturn that drops packets, takes 15
-HANDSHAKE = 60  # seconds that a token of nobody's is good for
+EXAMINATION_TIMEOUT = 20.0  # seconds; all run at once; the slowest, of a coturn that drops packets, takes 15
+TOKEN_SECONDS = 60  # for which the test token, whose user does not exist, is valid
 
 MARKS = {"good": "✓", "weak": "!", "wrong": "✗", "skipped": "–"}
 
 EPILOG = """\
-It changes nothing that stays: a line in PostgreSQL's log, a key in Redis and a file in the storage, which it removes,
-and for some seconds relays of TURN. Run it where the server runs, as the user that the server runs as, for only then it
-sees the same files and limits. ✓ is well, ! works and should be changed, ✗ is wrong, – was not looked at. Exit codes: 0
-nothing is wrong (with --strict: nor weak), 1 something is, 2 wrong usage, 78 the settings can't be used. SSL_CERT_FILE
-names an authority of your own that is trusted.
+It leaves only a line in PostgreSQL's log: it removes its key in Redis and its file in the storage, and its TURN relays
+end after some seconds. Run it on the server's machine as the server's user: then it has the same files and limits.
+✓ is good, ! works but should be changed, ✗ is wrong, – was not checked. Exit codes: 0 nothing is wrong (with --strict:
+nor weak), 1 something is wrong, 2 wrong usage, 78 the settings can't be used. SSL_CERT_FILE names your own certificate
+authority to trust.
 """
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """What was asked for; ends the program with 2 when that makes no sense."""
+    """Parse the command line. Ends the program with 2 if the options contradict each other."""
     parser = command.parser("doctor", __doc__, EPILOG)
     parser.add_argument("--url", type=_url, help="the public address, as clients know it: https://chat.example.org")
-    parser.add_argument("--token-file", type=_token, help="an access token of somebody's, to open a socket; - reads it")
+    parser.add_argument("--token-file", type=_token, help="an access token of any user, to open a socket; - reads it")
     parser.add_argument("--nginx", type=Path, help=f"nginx's configuration (default in production: {nginx.FILE})")
     parser.add_argument(
-        "--instances", type=command.number(1, 1000), help="how many servers there should be, on all machines"
+        "--instances", type=command.number(1, 1000), help="the expected number of servers on all machines"
     )
-    parser.add_argument("--only", type=_names, default=(), help="only these, as: database,turn")
-    parser.add_argument("--timeout", type=float, default=SECONDS, help=f"seconds for each (default: {SECONDS:g})")
-    parser.add_argument("--strict", action="store_true", help="what is weak is wrong, too")
+    parser.add_argument("--only", type=_names, default=(), help="run only these examinations: database,turn")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=EXAMINATION_TIMEOUT,
+        help=f"seconds for each (default: {EXAMINATION_TIMEOUT:g})",
+    )
+    parser.add_argument("--strict", action="store_true", help="treat weak findings as wrong")
     command.common(parser)
     options = parser.parse_args(words)
     if not options.timeout > 0:
-        parser.error("--timeout counts seconds")
+        parser.error("--timeout must be a number of seconds above 0")
     return options
 
 
@@ -73,7 +78,7 @@ def _url(text: str) -> str:
 
 
 def _token(text: str) -> str:
-    """The token in a file: among our arguments everybody on this machine could read it."""
+    """Read a token from a file: every user of this machine could read it among the arguments."""
     try:
         token = (sys.stdin.readline() if text == "-" else Path(text).read_text()).strip()
     except (OSError, ValueError) as error:
@@ -88,52 +93,52 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def examinations(options: argparse.Namespace, values: Mapping[str, str]) -> list[Examination]:
-    """All examinations that these settings allow, in the order of the report. Raises SettingsError."""
+    """Return all examinations that these settings allow, in the order of the report. Raises SettingsError."""
     configuration = server.configure(_with_kept_secrets(values), make_secrets=False)
     core = configuration.core
     sections = {"": core, **configuration.sections}
-    named = {
+    fields = {
         field.upper(): getattr(section, field) for section in sections.values() for field in type(section).model_fields
     }
-    found = [
-        settings.examination(named, values, options.env_file or ENV_FILE),
+    result = [
+        settings.examination(fields, values, options.env_file or ENV_FILE),
         machine.examination(core),
         database.examination(core, options.instances),
         redis.examination(core),
     ]
     stored = configuration.sections.get("files")
     if isinstance(stored, StorageSettings):
-        found.append(storage.examination(core, stored, core.cors_allow_origins))
+        result.append(storage.examination(core, stored, core.cors_allow_origins))
     try:
         for name, module in configuration.features.items():
             examine = getattr(module, "examine", None)
             if examine is not None:
-                found.append(examine(core, configuration.sections[name]))
+                result.append(examine(core, configuration.sections[name]))
         url = _public(options, configuration)
-        found.append(nginx.examination(_nginx(options, core), url and urlsplit(url).hostname, PING_EVERY))
-        found.append(public.examination(_target(url, options, configuration)))
+        result.append(nginx.examination(_nginx(options, core), url and urlsplit(url).hostname, PING_EVERY))
+        result.append(public.examination(_target(url, options, configuration)))
     except (OSError, ValueError, TypeError) as error:
-        found.append(_unreadable(core.keyring_path, error))
-    return found
+        result.append(_unreadable(core.keyring_path, error))
+    return result
 
 
 def _with_kept_secrets(values: Mapping[str, str]) -> dict[str, str]:
-    """In development with the secrets that a server has made for itself, if there are any yet."""
-    given = dict(values)
+    """Add the secrets that a server has generated in development, if there are any yet."""
+    complete = dict(values)
     if values.get("MIMU_ENV") != "production":
         for path in (Path(values.get("MIMU_DATA_DIR", "var")) / "secrets").glob("*_secret"):
-            with contextlib.suppress(OSError):  # they are the server's user's, and we are somebody else
-                given.setdefault(path.name.upper(), path.read_text().strip())
-    return given
+            with contextlib.suppress(OSError):  # they belong to the server's user, and we may be another
+                complete.setdefault(path.name.upper(), path.read_text().strip())
+    return complete
 
 
 def _nginx(options: argparse.Namespace, core: Core) -> Path | None:
-    """nginx's configuration: the one that was named, else the system's where this is a production."""
+    """Return nginx's configuration: that of ``--nginx``, else in production the system's."""
     return Path(options.nginx) if options.nginx else nginx.FILE if core.production else None
 
 
 def _public(options: argparse.Namespace, configuration: server.Configuration) -> str | None:
-    """The public address: as it was named, else of the settings, else the one that nginx serves."""
+    """Return the public address: that of ``--url``, else of the settings, else the one that nginx serves."""
     url = options.url or getattr(configuration.sections.get("files"), "files_public_url", None)
     file = _nginx(options, configuration.core)
     return url or (nginx.public_url(file) if file else None)
@@ -145,17 +150,17 @@ def _target(
     core = configuration.core
     if url is None and not core.port:
         return None
-    tokens = Tokens(KeyringFile(core.keyring_path).ring("jwt", core.jwt_secrets), HANDSHAKE)
+    tokens = Tokens(KeyringFile(core.keyring_path).ring("jwt", core.jwt_secrets), TOKEN_SECONDS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the secret is short is a finding
-        nobody = tokens.issue(uuid4(), uuid4(), "doctor", "")
+        warnings.simplefilter("ignore")  # of a short secret, which is a finding
+        unknown_user = tokens.issue(uuid4(), uuid4(), "doctor", "")
     own = f"http://127.0.0.1:{core.port}"
-    return public.PublicAddress(url or own, core, nobody, options.token_file, public=url is not None)
+    return public.PublicAddress(url or own, core, unknown_user, options.token_file, public=url is not None)
 
 
 def _unreadable(path: Path, error: Exception) -> Examination:
     async def look() -> AsyncIterator[Finding]:
-        says = f"{path} can't be read ({type(error).__name__}), so neither TURN nor the public address was looked at."
+        says = f"{path} can't be read ({type(error).__name__}), so neither TURN nor the public address was checked."
         yield wrong("keyring", says, "Run the doctor as the server's user.")
         raise StopExamination("the secrets are not known")
 
@@ -163,18 +168,18 @@ def _unreadable(path: Path, error: Exception) -> Examination:
 
 
 async def look(chosen: Sequence[Examination], seconds: float) -> dict[str, list[Finding]]:
-    """What each of them finds, all at the same time."""
-    found = await asyncio.gather(*(run_examination(examination, seconds) for examination in chosen))
-    return {examination.name: findings for examination, findings in zip(chosen, found, strict=True)}
+    """Run the examinations at the same time, and return the findings of each."""
+    results = await asyncio.gather(*(run_examination(examination, seconds) for examination in chosen))
+    return {examination.name: findings for examination, findings in zip(chosen, results, strict=True)}
 
 
 def table(chosen: Sequence[Examination], found: Mapping[str, Sequence[Finding]], seconds: float) -> str:
-    """What was found, for people."""
+    """Format the findings for people."""
     width = max(len(finding.part) for findings in found.values() for finding in findings)
     lines = []
     for examination in chosen:
         lines += ["", examination.title]
-        # What is skipped for one reason is one line.
+        # Consecutive parts with the same finding share a line.
         for (state, says, do), group in groupby(found[examination.name], lambda one: one[1:]):
             first, *others = group
             part = f"{1 + len(others)} parts" if others else first.part
@@ -191,7 +196,7 @@ def _counts(found: Mapping[str, Sequence[Finding]]) -> Counter[str]:
 
 
 async def run(options: argparse.Namespace) -> int:
-    """Examine, and show what was found. Raises SettingsError when the settings can't be read at all."""
+    """Examine the installation, and print the findings. Raises SettingsError if the settings can't be read at all."""
     values = command.read_settings(options.env_file)
     unusable = False
     try:
@@ -224,7 +229,7 @@ async def run(options: argparse.Namespace) -> int:
 def main() -> int:
     options = parse()
     logs.configure("error")
-    logging.disable()  # what it stumbles over is a finding, and said once
+    logging.disable()  # an error is a finding, which is printed once
     return command.run(lambda: run(options), failed="the examination failed")
 
 

@@ -1,7 +1,7 @@
-"""Bring the database up to date: ``python -m scripts.migrate``. Safe to run again, and from several places at once.
+"""Migrate the database: ``python -m scripts.migrate``. Safe to run again, and from several machines at once.
 
-Servers may run meanwhile. A change that can't be made at once because a table is in use lets the others go first, and
-is tried again for ten minutes; what is waited for is said on standard error.
+Servers may keep running. A change to a table that is in use waits without blocking others, and is retried for ten
+minutes; standard error shows which change waits.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from scripts import command
 
 
 class Address(Section):
-    """All that it must know: it runs before there are the secrets that a server wants."""
+    """The only setting that it reads: it may run before a server's secrets exist."""
 
-    database_url: DatabaseUrl | None = Field(None, description="The database to bring up to date.")
+    database_url: DatabaseUrl | None = Field(None, description="The database to migrate.")
 
 
 async def run(options: argparse.Namespace) -> int:
-    """0 when the database is (now) up to date. ``--check`` changes nothing, and 1 means that something is due."""
+    """Migrate the database; returns 0. With ``--check`` change nothing, and return 1 if a migration is due."""
     dsn = _address(options)
     if options.check:
         due = sorted(set(migrations.versions()) - set(await migrations.applied(dsn)))
-        _say(options.json, {"due": due}, f"due: {', '.join(due)}" if due else "up to date")
+        _print_result(options.json, {"due": due}, f"due: {', '.join(due)}" if due else "up to date")
         return 1 if due else 0
     done = await migrations.migrate(dsn, report=lambda text: print(text, file=sys.stderr, flush=True))
-    _say(options.json, {"applied": done}, f"applied: {', '.join(done)}" if done else "up to date")
+    _print_result(options.json, {"applied": done}, f"applied: {', '.join(done)}" if done else "up to date")
     return 0
 
 
 def _address(options: argparse.Namespace) -> str:
-    """The address of the database. Raises SettingsError."""
+    """Return the URL of the database. Raises SettingsError."""
     [address] = load({"": Address}, command.read_settings(options.env_file)).values()
     assert isinstance(address, Address)
     if address.database_url is None:
-        raise SettingsError(["DATABASE_URL: missing; the embedded database is migrated by the server itself"])
+        raise SettingsError(["DATABASE_URL: missing; the server migrates the embedded database itself"])
     return address.database_url.get_secret_value()
 
 
-def _say(as_json: bool, value: object, text: str) -> None:
+def _print_result(as_json: bool, value: object, text: str) -> None:
     print(json.dumps(value) if as_json else text)
 
 

@@ -1,4 +1,4 @@
-"""A line of progress on standard error, for who watches a script that takes long; nothing where nobody does."""
+"""A line of progress of a long script, on standard error; only if that is a terminal."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-OFTEN = 0.1  # seconds between two lines: faster than anybody reads
+INTERVAL = 0.1  # seconds between two texts; people read no faster
 
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """What shows a text in place of the one before; the line is empty again at the end."""
-    shown = 0.0
+    """Yield a function that replaces the line's text; clear the line at the end."""
+    shown_at = 0.0
 
-    def tell(text: str) -> None:
-        nonlocal shown
+    def show(text: str) -> None:
+        nonlocal shown_at
         now = time.monotonic()
-        if now - shown > OFTEN:
-            shown = now
+        if now - shown_at > INTERVAL:
+            shown_at = now
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
     if not sys.stderr.isatty():
         yield lambda _: None
         return
     try:
-        yield tell
+        yield show
     finally:
         print(end="\r\033[K", file=sys.stderr, flush=True)

@@ -1,8 +1,9 @@
-"""Have a running server send one push, and explain what the provider said: ``python -m scripts.push_test PUBLIC_ID``.
+"""Make a running server send one push, and explain the provider's answer: ``python -m scripts.push_test PUBLIC_ID``.
 
-It goes to the device that was registered last, unless ``--token`` names another one of the account's. The app gets
+It goes to the device that was registered last; ``--token`` names another one of the account. The app receives
 ``{"type": "test"}``. Settings: DATABASE_URL, REDIS_URL; without them the embedded services of the server that runs in
-MIMU_DATA_DIR. Exit codes: 0 the provider took it, 1 it did not, or nobody sent it, 2 wrong usage, 78 wrong settings.
+MIMU_DATA_DIR. Exit codes: 0 the provider accepted it, 1 it did not, or no server sent it, 2 wrong usage, 78 wrong
+settings.
 """
 
 from __future__ import annotations
@@ -29,107 +30,107 @@ from scripts import command
 
 REPLY_TIMEOUT = 20  # seconds; a server gives a provider 12
 
-# By the provider's word, else by its status.
-EXPLAINED = {
-    "BadDeviceToken": "The token is none of this environment: a development build registers with environment sandbox.",
+# By the provider's reason, else by its status.
+BY_REASON = {
+    "BadDeviceToken": "The token is not of this environment: a development build registers with environment sandbox.",
     "DeviceTokenNotForTopic": "The token belongs to another app than APNS_TOPIC names.",
     "TopicDisallowed": "The key may not be used for the app that APNS_TOPIC names.",
     "BadTopic": "APNS_TOPIC is not a bundle id.",
-    "InvalidProviderToken": "Apple does not take the key: see APNS_KEY_FILE, APNS_KEY_ID and APNS_TEAM_ID.",
+    "InvalidProviderToken": "Apple rejects the key: see APNS_KEY_FILE, APNS_KEY_ID and APNS_TEAM_ID.",
     "ExpiredProviderToken": "Apple says that our token is too old: is this machine's clock right?",
     "Unregistered": "The app was removed from the device, or the token was renewed.",
-    "TooManyProviderTokenUpdates": "The key is used by too many servers at once, each with tokens of its own.",
+    "TooManyProviderTokenUpdates": "Too many servers use the key at once, each with other tokens.",
     "TooManyRequests": "Too many pushes to this one device.",
     "UNREGISTERED": "The app was removed from the device, or the token was renewed.",
     "SENDER_ID_MISMATCH": "The token belongs to another Firebase project than the service account.",
-    "INVALID_ARGUMENT": "The token is no FCM token.",
+    "INVALID_ARGUMENT": "The token is not an FCM token.",
     "PERMISSION_DENIED": "The service account may not send messages in this project.",
     "THIRD_PARTY_AUTH_ERROR": "Firebase has no valid key of Apple's for this app.",
-    "TokenEndpointRefused": "Google gives no access token: is the service account's key deleted, or the clock wrong?",
+    "TokenEndpointRefused": "Google issues no access token: is the service account's key deleted, or the clock wrong?",
     "TokenEndpointUnreachable": "Google's token endpoint can't be reached from the server.",
-    "PrivateAddress": "The endpoint's name leads to a private address, and nothing is sent there.",
-    "Subscription": "The subscription can't be encrypted to, or its address can't be signed for.",
+    "PrivateAddress": "The endpoint's name resolves to a private address, where the server sends nothing.",
+    "Subscription": "Nothing can be encrypted with the subscription's keys, or signed for its URL.",
     "ConnectError": "The provider can't be reached: is there a firewall, or a certificate of an unknown authority?",
     "ConnectTimeout": "The provider can't be reached in time.",
     "TimeoutError": "The provider did not answer in time.",
 }
 BY_STATUS = {
-    200: "Taken. If nothing arrives, look at the app, and at whether the device may show it.",
-    201: "Taken. If nothing arrives, look at the distributor or browser.",
-    400: "The provider finds the push malformed.",
-    401: "The provider does not take our signature or token.",
-    403: "The push service does not take our key: did the app subscribe with the one of GET /push/vapid?",
-    404: "The provider does not know the token any more.",
-    410: "The provider does not know the token any more.",
-    413: "The provider finds the push too large.",
+    200: "Accepted. If nothing arrives, check the app, and if the device allows its notifications.",
+    201: "Accepted. If nothing arrives, check the distributor or browser.",
+    400: "The provider rejects the push as malformed.",
+    401: "The provider rejects our signature or token.",
+    403: "The push service rejects our key: did the app subscribe with the one of GET /push/vapid?",
+    404: "The token is no longer valid.",
+    410: "The token is no longer valid.",
+    413: "The provider rejects the push as too large.",
     429: "The provider receives too many requests.",
-    500: "The provider made a mistake.",
-    503: "The provider is overloaded or being repaired.",
+    500: "The provider has an internal error.",
+    503: "The provider is overloaded or under maintenance.",
 }
 
 
-def explained(verdict: Mapping[str, Any]) -> str:
-    """What a verdict means, in a sentence."""
-    words = EXPLAINED.get(verdict["reason"]) or BY_STATUS.get(verdict["status"])
-    return words or "That is not an answer that its documentation explains."
+def explain(verdict: Mapping[str, Any]) -> str:
+    """Explain a verdict in a sentence."""
+    words = BY_REASON.get(verdict["reason"]) or BY_STATUS.get(verdict["status"])
+    return words or "The provider's documentation does not explain this answer."
 
 
 async def run(options: argparse.Namespace, core: Core) -> int:
     redis_url = command.redis(core)
     async with Database(await command.cluster(core), max_connections=2).open() as db:
         possible = re.fullmatch("[A-Za-z0-9_]{3,32}", options.public_id)
-        found = await accounts.find(db, options.public_id) if possible else None
-        if found is None:
+        account = await accounts.find(db, options.public_id) if possible else None
+        if account is None:
             return command.fail("there is no such user")
-        rows = await push.tokens(db, found["id"])
+        rows = await push.tokens(db, account["id"])
     if options.list:
-        _show(options, rows)
+        _print_tokens(options, rows)
         return 0
     chosen = next((row for row in rows if options.token in (None, row["id"])), None)
     if chosen is None:
-        return command.fail("they have no such token" if options.token else "they have no device registered")
+        return command.fail("the user has no such token" if options.token else "the user has no registered device")
     async with Redis.from_url(redis_url, socket_connect_timeout=2, socket_timeout=REPLY_TIMEOUT + 5) as redis:
-        verdict = await _sent(redis, found["id"], chosen["id"])
+        verdict = await _send(redis, account["id"], chosen["id"])
     if verdict is None:
         return command.fail(
-            f"nobody sent it within {REPLY_TIMEOUT} s: no server runs, or none has a key for {chosen['provider']}"
+            f"not sent within {REPLY_TIMEOUT} s: no server runs, or none has a key for {chosen['provider']}"
         )
     if options.json:
-        print(json.dumps({"token_id": str(chosen["id"]), **verdict, "explanation": explained(verdict)}))
+        print(json.dumps({"token_id": str(chosen["id"]), **verdict, "explanation": explain(verdict)}))
     else:
-        said = f"{verdict['status']} {verdict['reason']}".strip() if verdict["status"] else verdict["reason"]
-        print(f"{verdict['provider']}, after {verdict['milliseconds']} ms: {said} ({verdict['outcome']})")
-        print(explained(verdict))
+        answer = f"{verdict['status']} {verdict['reason']}".strip() if verdict["status"] else verdict["reason"]
+        print(f"{verdict['provider']}, after {verdict['milliseconds']} ms: {answer} ({verdict['outcome']})")
+        print(explain(verdict))
     return 0 if verdict["outcome"] == "sent" else command.FAILED
 
 
-async def _sent(redis: Redis, user_id: UUID, token_id: UUID) -> dict[str, Any] | None:
-    """The verdict on a push; None when no server has taken it."""
+async def _send(redis: Redis, user_id: UUID, token_id: UUID) -> dict[str, Any] | None:
+    """Queue a push, and wait for the verdict. Returns None if no server has sent it."""
     seconds, micros = await redis.time()
     reply = f"push:test:{uuid4()}"
     job = channels.push_test(user_id, token_id, seconds * 1000 + micros // 1000, REPLY_TIMEOUT, reply)
-    # Where no server has made the stream there is none to read it.
+    # If no server has created the stream, none reads it.
     if await redis.xadd(channels.PUSH_NOW, {"job": job}, nomkstream=True) is None:
         return None
     answer: Any = await redis.blpop([reply], timeout=REPLY_TIMEOUT)
     return json.loads(answer[1]) if answer else None
 
 
-def _show(options: argparse.Namespace, rows: Sequence[Row]) -> None:
-    shown = [
+def _print_tokens(options: argparse.Namespace, rows: Sequence[Row]) -> None:
+    tokens = [
         {"id": str(row["id"]), "provider": row["provider"], "registered_at": row["registered_at"].isoformat()}
         for row in rows
     ]
     if options.json:
-        print(json.dumps(shown))
+        print(json.dumps(tokens))
         return
-    for row in shown:
-        print(f"{row['id']}  {row['provider']:9}  registered {row['registered_at']}")
+    for token in tokens:
+        print(f"{token['id']}  {token['provider']:9}  registered {token['registered_at']}")
 
 
 def main() -> int:
     parser = command.parser("push_test", __doc__)
-    parser.add_argument("public_id", metavar="PUBLIC_ID", help="whose device, without regard to case")
+    parser.add_argument("public_id", metavar="PUBLIC_ID", help="the user; upper and lower case are the same")
     parser.add_argument("--token", type=UUID, help="the id of the device's token")
     parser.add_argument("--list", action="store_true", help="send nothing; show the account's tokens")
     command.common(parser)

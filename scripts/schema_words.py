@@ -16,17 +16,17 @@ FORMATS = {"uuid": "UUID", "date-time": "time"}
 
 
 class SchemaWords:
-    """Types of one OpenAPI document. ``link`` makes the words for a named type, and learns that it is mentioned."""
+    """Types of one OpenAPI document. ``link`` returns the words for a named type, and notes that it is mentioned."""
 
     def __init__(self, named: Mapping[str, Json], link: Callable[[str], str]) -> None:
         self.named, self._link = named, link
 
     def resolved(self, schema: Json) -> Json:
-        """A schema itself, where there is a reference to it."""
+        """Return the schema to which a reference points; a schema that is no reference is returned unchanged."""
         return self.named[name_of(schema)] if "$ref" in schema else schema
 
     def kind(self, schema: Json) -> str:
-        """A type with its bounds, in a few words."""
+        """Describe a type with its bounds, in a few words."""
         if "$ref" in schema:
             return self._link(name_of(schema))
         for several in ("anyOf", "oneOf"):
@@ -61,31 +61,31 @@ class SchemaWords:
         return _text(schema)
 
     def words(self, schema: Json) -> str:
-        """The description of a field, its own or that of what it may be; a named type has its own place for that."""
+        """Return the description of a field, or of one of its alternatives or items; empty if there is none."""
         inner = [one for several in ("anyOf", "oneOf") for one in schema.get(several, ())]
         found = [schema.get("description"), *(one.get("description") for one in inner)]
         items = schema.get("items", {})
         result = [paragraph(words) for words in [*found, items.get("description")] if words]
         return next((words for words in result if words not in PLAIN), "")
 
-    def fields(self, schema: Json, *, taken: bool, hide: frozenset[str] = frozenset()) -> Iterator[str]:
-        """The rows of the fields of an object: of what clients send (``taken``), or get."""
+    def fields(self, schema: Json, *, accepted: bool, hide: frozenset[str] = frozenset()) -> Iterator[str]:
+        """Yield a row for each field of an object that clients send (``accepted``), or receive."""
         required = schema.get("required", ())
         for name, field in schema.get("properties", {}).items():
             if name in hide:
                 continue
             words = [self.words(field)] if self.words(field) else []
-            if name not in required and not taken and "default" not in field:
+            if name not in required and not accepted and "default" not in field:
                 words.insert(0, "Not always there.")
             elif name not in required:
                 default = field.get("default")
-                unless = "" if default in (None, [], (), {}) else f"; {literal(default)} if it is not sent"
+                unless = "" if default in (None, [], (), {}) else f"; default {literal(default)}"
                 words.insert(0, f"Optional{unless}.")
             yield row(f"`{name}`", self.kind(field), " ".join(words))
 
 
 def literal(value: object) -> str:
-    """A value as it stands in JSON, but for the quotes of a text."""
+    """Format a value as JSON; a text without quotes."""
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
@@ -98,13 +98,13 @@ def table(*heads: str) -> list[str]:
 
 
 def row(*cells: str) -> str:
-    """A row of a table; a bar in a cell would end it."""
+    """Format a row of a table; bars in cells are escaped."""
     shown = (re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in cells)
     return "".join(f"| {cell} " if cell else "| " for cell in shown) + "|"
 
 
 def paragraph(words: str) -> str:
-    """Words of a docstring as one line of Markdown."""
+    """Turn a docstring into one line of Markdown."""
     return " ".join(words.replace("``", "`").split())
 
 
@@ -128,7 +128,7 @@ def _span(least: float | None, most: float | None) -> str:
 
 
 def _number(value: float) -> str:
-    """With commas where it is long; powers of two as they are known."""
+    """Format a number with thousands separators, and large powers of two as such."""
     for offset in (0, 1):
         exponent = int(value + offset).bit_length() - 1
         if exponent >= 31 and value + offset == 1 << exponent:

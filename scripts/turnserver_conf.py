@@ -1,11 +1,11 @@
-"""Write a coturn configuration with today's TURN secrets: ``python -m scripts.turnserver_conf --output FILE``.
+"""Write a coturn configuration with the present TURN secrets: ``python -m scripts.turnserver_conf --output FILE``.
 
-A file that is there is replaced, and what the operator changed or added in it stays: owner, group and mode, and every
-line but the secrets. Secrets come from Mimu's settings alone. Comments are those of turnserver.conf.
+An existing file is replaced, but the operator's changes stay: owner, group and mode, and every line except the secrets.
+Secrets come from Mimu's settings alone. Comments are those of turnserver.conf.
 
-With ``--networks`` it writes what is shipped, without secrets, with the networks of config/networks.py.
+With ``--networks`` it writes the shipped file, without secrets, with the networks of config/networks.py.
 
-During a rotation the file has both secrets; write it again and restart coturn when the old one has run out.
+During a rotation the file has both secrets; write it again and restart coturn when the old one has expired.
 """
 
 from __future__ import annotations
@@ -35,29 +35,28 @@ from config import networks, settings
 from config.keyring import Key, KeyringFile
 from config.settings import Core, environment
 from scripts import command
-from scripts.rotate_keys import given as configured
+from scripts.rotate_keys import configured
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "turnserver.conf"
 CHECK = TEMPLATE.parent / "config" / "deploy" / "coturn" / "check.sh"
-ACCOUNT = "turnserver"  # of Debian's package
+ACCOUNT = "turnserver"  # the user of Debian's package
 SECRET, DENIED = "static-auth-secret", "denied-peer-ip"
 PLACEHOLDER = f"#{SECRET}="
 KEPT = "# --- Kept from the file that this one replaced " + "-" * 70
 BEGIN, END = (f"# --- networks of config/networks.py: {end}\n" for end in ("begin", "end"))
 WIDTH = 118
 
-IPV4 = "IPv4: all that isn't globally reachable unicast (IANA's special-purpose registry, RFC 6890)."
-IPV6 = "IPv6: only 2000::/3 is global unicast, so all below and above it is denied, whatever it may mean some day."
+IPV4 = "IPv4: everything that isn't globally reachable unicast (IANA's special-purpose registry, RFC 6890)."
+IPV6 = "IPv6: only 2000::/3 is global unicast, so everything below and above it is denied."
 SIXTEEN = (
-    "Sixteen lines for one range: before 4.16 coturn compares addresses byte by byte, each on its own, so "
-    '"::1-1fff:..." lets pass every address that ends in 00. Each line denies the addresses that have something in '
-    'that one byte. A range that begins with "::" is no way out: coturn takes it for no lower bound at all, and denies '
-    "all of IPv4 with it."
+    "Sixteen lines for one range: before 4.16 coturn compares each byte of an address separately, so "
+    '"::1-1fff:..." permits every address that ends in 00. Each line denies the addresses in which one certain byte is '
+    'not 0. A range from "::" does not work: coturn treats it as one without a lower bound, and denies all of IPv4 too.'
 )
 
 
 def denied() -> str:
-    """The lines that keep relayed calls away from what is not public."""
+    """Return the lines that deny relayed calls to networks that are not public."""
     lines = [_comment(IPV4)]
     for special in networks.SPECIAL4:
         lines += [_comment(special.what), *map(_range, special.networks)]
@@ -85,28 +84,28 @@ def _bytewise(name: str) -> list[str]:
 
 
 def with_networks(template: str) -> str:
-    """The template with the networks that are denied today."""
+    """Return the template with the networks of config/networks.py."""
     before, _, rest = template.partition(BEGIN)
     return before + BEGIN + denied() + END + rest.partition(END)[2]
 
 
 def lines_of(text: str) -> list[tuple[str, str]]:
-    """The options in a configuration, each as its name and its whole line. As coturn reads it, a name ends at "=", at a
-    blank or at the end of the line."""
+    """Return the options of a configuration, each as its name and its line. As in coturn, a name ends at "=", at a
+    space or at the end of the line."""
     written = (line.strip() for line in text.splitlines())
     return [(re.split(r"[=\s]", line, maxsplit=1)[0], line) for line in written if line and line[0] != "#"]
 
 
-def render(template: str, secrets: Sequence[str], before: str = "", **given: str | None) -> str:
-    """The template with a line for each secret. An option has the value that is ``given`` (``external_ip``, …), else
-    the lines that the file ``before`` has for it, else the template's. What only that file has stands at the end."""
+def render(template: str, secrets: Sequence[str], before: str = "", **options: str | None) -> str:
+    """Return the template with a line for each secret. An option has its value in ``options`` (``external_ip``, …),
+    else its lines in the file ``before``, else those of the template. Further options of that file are at the end."""
     shipped = with_networks(template)
     kept: dict[str, list[str]] = {}
     for name, line in lines_of(before):
         kept.setdefault(name, []).append(line)
-    for name in (SECRET, DENIED):  # of settings, and a list that is joined below
+    for name in (SECRET, DENIED):  # secrets come from the settings, and networks are merged below
         kept.pop(name, None)
-    kept |= {name.replace("_", "-"): [f"{name.replace('_', '-')}={value}"] for name, value in given.items() if value}
+    kept |= {name.replace("_", "-"): [f"{name.replace('_', '-')}={value}"] for name, value in options.items() if value}
     written, placed = [], set()
     for line in shipped.splitlines():
         name = line.lstrip("#").partition("=")[0]
@@ -125,7 +124,7 @@ def render(template: str, secrets: Sequence[str], before: str = "", **given: str
 
 
 class Owner(NamedTuple):
-    """Whose a file is, and who may do what with it."""
+    """The owner, group and mode of a file."""
 
     uid: int
     gid: int
@@ -133,13 +132,13 @@ class Owner(NamedTuple):
 
 
 def owner(path: Path, user: str | None) -> Owner:
-    """Whose the configuration is to be: with ``user`` root's, and that account's group may read it; else as it was;
-    else, when root writes it on a machine with coturn's own account, that account's. Raises KeyError."""
+    """Return the owner of the configuration. With ``user`` it is root, and that user's group may read it; else it
+    stays; else, if root writes the file on a machine with coturn's user, it is that user. Raises KeyError."""
     if user is not None:
         return Owner(os.geteuid(), pwd.getpwnam(user).pw_gid, 0o640)
     if path.exists():
-        held = path.stat()
-        return Owner(held.st_uid, held.st_gid, stat.S_IMODE(held.st_mode))
+        status = path.stat()
+        return Owner(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
     if os.geteuid() == 0:
         with contextlib.suppress(KeyError):
             account = pwd.getpwnam(ACCOUNT)
@@ -148,24 +147,25 @@ def owner(path: Path, user: str | None) -> Owner:
 
 
 def readable(path: Path, user: str) -> bool:
-    """Whether an account can read a file, by its owner, its group and its mode. Raises KeyError, OSError."""
-    account, held = pwd.getpwnam(user), path.stat()
-    if account.pw_uid == held.st_uid:
-        return bool(held.st_mode & stat.S_IRUSR)
+    """True if a user can read a file, by its owner, its group and its mode. Raises KeyError, OSError."""
+    account, status = pwd.getpwnam(user), path.stat()
+    if account.pw_uid == status.st_uid:
+        return bool(status.st_mode & stat.S_IRUSR)
     groups = {account.pw_gid, *(group.gr_gid for group in grp.getgrall() if user in group.gr_mem)}
-    return bool(held.st_mode & (stat.S_IRGRP if held.st_gid in groups else stat.S_IROTH))
+    return bool(status.st_mode & (stat.S_IRGRP if status.st_gid in groups else stat.S_IROTH))
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with a configuration, as the unit asks before each start: "lacks …" or "has …"."""
+    """Return what is wrong with a configuration, by the check that the unit runs before each start: "lacks …" or
+    "has …"; None if it is good."""
     done = subprocess.run(["/bin/sh", str(CHECK), str(path)], capture_output=True, text=True, timeout=10, check=False)
     return done.stderr.partition(str(path))[2].strip() or "can't be checked" if done.returncode else None
 
 
 def write(path: Path, text: str, whose: Owner) -> None:
-    """Replace a file at once by one that has its owner and mode from the start. Raises OSError, and ValueError for one
-    that would open the relay; then nothing is changed."""
-    path = path.resolve()  # not the link to it
+    """Replace a file atomically, with its owner and mode from the start. Raises OSError, and ValueError if the text
+    would open the relay to everyone; then nothing is changed."""
+    path = path.resolve()  # to replace the file, not a link to it
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w") as file:
@@ -183,8 +183,8 @@ def write(path: Path, text: str, whose: Owner) -> None:
         raise
 
 
-def accepted(core: Core, values: dict[str, str]) -> list[str]:
-    """Every TURN secret that is or will be in use; also the one that does not sign yet."""
+def turn_secrets(core: Core, values: dict[str, str]) -> list[str]:
+    """Return every accepted TURN secret, also one that does not sign yet. Raises SettingsError."""
     keys = KeyringFile(core.keyring_path).keys("turn", configured("turn", core, values))
     now = time.time()
     return [key.secret if isinstance(key, Key) else key for key in keys if isinstance(key, str) or key.accepted(now)]
@@ -195,32 +195,32 @@ def run(options: argparse.Namespace) -> int:
     output: Path = options.output
     if options.networks:
         output.write_text(with_networks(TEMPLATE.read_text()))
-        return _written(options, 0)
-    values = environment(options.env_file)  # as root, if we are: the file is coturn's
-    secrets = accepted(settings.core(values), values)
+        return _print_result(options, 0)
+    values = environment(options.env_file)  # without ``become_owner``: the file belongs to coturn
+    secrets = turn_secrets(settings.core(values), values)
     before = output.read_text() if output.exists() else ""
-    given = {name: getattr(options, name) for name in ("realm", "external_ip", "cert", "pkey")}
+    changed = {name: getattr(options, name) for name in ("realm", "external_ip", "cert", "pkey")}
     try:
         whose = owner(output, options.user)
     except KeyError:
         raise ValueError(f"there is no user {options.user}") from None
-    write(output, render(TEMPLATE.read_text(), secrets, before, **given), whose)
+    write(output, render(TEMPLATE.read_text(), secrets, before, **changed), whose)
     with contextlib.suppress(KeyError):
         if os.geteuid() == 0 and not readable(output, ACCOUNT):
-            print(f"{ACCOUNT} can't read it, and coturn must not start like that: --user {ACCOUNT}", file=sys.stderr)
-    return _written(options, len(secrets))
+            print(f"{ACCOUNT} can't read it, so coturn must not start; use --user {ACCOUNT}", file=sys.stderr)
+    return _print_result(options, len(secrets))
 
 
-def _written(options: argparse.Namespace, secrets: int) -> int:
+def _print_result(options: argparse.Namespace, secrets: int) -> int:
     print(json.dumps({"file": str(options.output), "secrets": secrets}) if options.json else f"wrote {options.output}")
     return 0
 
 
 def main() -> int:
     parser = command.parser("turnserver_conf", __doc__)
-    parser.add_argument("--output", type=Path, required=True, help="where to write it; what is there is replaced")
-    parser.add_argument("--user", help="the account that coturn runs as, whose group may read the file (0640)")
-    parser.add_argument("--networks", action="store_true", help="write what is shipped, with the denied networks")
+    parser.add_argument("--output", type=Path, required=True, help="the file to write or replace")
+    parser.add_argument("--user", help="the user that coturn runs as, whose group may read the file (0640)")
+    parser.add_argument("--networks", action="store_true", help="write the shipped file, with the denied networks")
     parser.add_argument("--realm", help="shown to clients (default: mimu)")
     parser.add_argument("--external-ip", help="PUBLIC_ADDRESS/PRIVATE_ADDRESS, behind 1:1 NAT")
     parser.add_argument("--cert", help="certificate chain for turns:")

@@ -1,4 +1,4 @@
-"""Look at an account, suspend it, sign it out or delete it: ``python -m scripts.users COMMAND PUBLIC_ID``."""
+"""Show an account, suspend it, sign it out or delete it: ``python -m scripts.users COMMAND PUBLIC_ID``."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from models.database import Database, Row
 from scripts import command
 
 COMMANDS = {
-    "show": "say what there is: sessions, prekeys left, whether it is suspended; no keys, hashes or tokens",
-    "suspend": "end all its sessions, and keep it from signing in",
-    "unsuspend": "let it sign in again",
-    "end-sessions": "sign it out everywhere",
-    "delete": "erase it, as its owner can: for ever",
+    "show": "show its sessions, remaining prekeys, and if it is suspended; no keys, hashes or tokens",
+    "suspend": "end all its sessions, and reject further sign-ins",
+    "unsuspend": "allow sign-ins again",
+    "end-sessions": "end all its sessions",
+    "delete": "erase it for ever, as its owner can",
 }
 CHANGES: dict[str, Callable[[Database, Any, str], Awaitable[Change | None]]] = {
     "suspend": accounts.suspend,
@@ -39,7 +39,7 @@ CHANGES: dict[str, Callable[[Database, Any, str], Awaitable[Change | None]]] = {
     "delete": accounts.delete,
 }
 EPILOG = """\
-Each change leaves a line in the table audit_log. Sockets are closed at once, or within ten seconds when Redis is away.
+Each change is recorded in the table audit_log. Sockets are closed at once, or within ten seconds if Redis is away.
 Settings: DATABASE_URL, REDIS_URL; without them the embedded services of the server that runs in MIMU_DATA_DIR. Exit
 codes: 0 done (also when nothing had to change), 1 no such user or failed, 2 wrong usage, 78 wrong settings.
 """
@@ -50,15 +50,15 @@ def _actor() -> str:
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """What was asked for; ends the program with 2 when that makes no sense."""
+    """Parse the command line. Ends the program with 2 if it is wrong."""
     parser = command.parser("users", __doc__, EPILOG)
     verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, purpose in COMMANDS.items():
         verb = command.verb(verbs, name, purpose)
-        verb.add_argument("public_id", metavar="PUBLIC_ID", help="the account, without regard to case")
+        verb.add_argument("public_id", metavar="PUBLIC_ID", help="the account; upper and lower case are the same")
         command.common(verb)
         if name in CHANGES:
-            verb.add_argument("--dry-run", action="store_true", help="change nothing; say what would be changed")
+            verb.add_argument("--dry-run", action="store_true", help="change nothing; print the result")
             verb.add_argument(
                 "--actor", type=command.label, default=_actor(), help="who does it (default: %(default)s)"
             )
@@ -68,18 +68,18 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 async def run(options: argparse.Namespace, core: Core) -> int:
-    """Do what was asked for, and say what that was."""
+    """Run the command, and print its result."""
     async with Database(await command.cluster(core), max_connections=2).open() as db:
-        # What can't be a public id is not asked for: PostgreSQL would take offence at some of it.
+        # Check the form first: PostgreSQL rejects some texts, such as those with a NUL.
         possible = re.fullmatch("[A-Za-z0-9_]{3,32}", options.public_id)
         found = await accounts.find(db, options.public_id) if possible else None
         if found is None:
             return command.fail("there is no such user")
         if options.command == "show":
-            _say(options, await _shown(db, found))
+            _print_result(options, await _describe(db, found))
             return 0
         if options.dry_run:
-            _say(options, {"dry_run": True, **_foreseen(options.command, found)})
+            _print_result(options, {"dry_run": True, **_predict(options.command, found)})
             return 0
         if options.command == "delete" and not options.yes:
             name = found["public_id"]
@@ -90,11 +90,11 @@ async def run(options: argparse.Namespace, core: Core) -> int:
         return command.fail("there is no such user any more")
     if change.ended:
         await _announce(core, change.ended)
-    _say(options, _told(options.command, found, changed=change.changed, ended=len(change.ended)))
+    _print_result(options, _result(options.command, found, changed=change.changed, ended=len(change.ended)))
     return 0
 
 
-async def _shown(db: Database, found: Row) -> dict[str, object]:
+async def _describe(db: Database, found: Row) -> dict[str, object]:
     remaining = await prekeys.remaining(db, found["id"])
     signed = await prekeys.signed_prekey(db, found["id"])
     return {
@@ -120,8 +120,8 @@ async def _shown(db: Database, found: Row) -> dict[str, object]:
     }
 
 
-def _foreseen(command: str, found: Row) -> dict[str, object]:
-    """What the change would tell, were it made now."""
+def _predict(command: str, found: Row) -> dict[str, object]:
+    """Return the result that the change would have now."""
     ended = 0 if command == "unsuspend" else found["endable"]
     changed = {
         "suspend": found["suspended_at"] is None or ended > 0,
@@ -129,10 +129,10 @@ def _foreseen(command: str, found: Row) -> dict[str, object]:
         "end-sessions": ended > 0,
         "delete": True,
     }
-    return _told(command, found, changed=changed[command], ended=ended)
+    return _result(command, found, changed=changed[command], ended=ended)
 
 
-def _told(command: str, found: Row, *, changed: bool, ended: int) -> dict[str, object]:
+def _result(command: str, found: Row, *, changed: bool, ended: int) -> dict[str, object]:
     return {
         "action": command,
         "user_id": str(found["id"]),
@@ -143,8 +143,8 @@ def _told(command: str, found: Row, *, changed: bool, ended: int) -> dict[str, o
 
 
 async def _announce(core: Core, ended: Sequence[sessions.Ended]) -> None:
-    """Tell the servers, after the commit. They also look into the database every ten seconds, so a Redis that is away
-    is no failure."""
+    """Notify the servers, after the commit. They also read the database every ten seconds, so it is no failure if Redis
+    is away."""
     once = Retry(NoBackoff(), 0)
     try:
         redis_url = command.redis(core)
@@ -156,17 +156,17 @@ async def _announce(core: Core, ended: Sequence[sessions.Ended]) -> None:
         print(f"Redis is away ({type(error).__name__}); the servers will notice within ten seconds", file=sys.stderr)
 
 
-def _say(options: argparse.Namespace, value: dict[str, object]) -> None:
+def _print_result(options: argparse.Namespace, result: dict[str, object]) -> None:
     if options.json:
-        print(json.dumps(value))
+        print(json.dumps(result))
         return
-    for name, said in value.items():
-        if isinstance(said, list):
-            print(f"{name}: {len(said)}")
-            for item in said:
-                print("  " + ", ".join(f"{key} {_plain(what)}" for key, what in item.items()))
+    for name, value in result.items():
+        if isinstance(value, list):
+            print(f"{name}: {len(value)}")
+            for item in value:
+                print("  " + ", ".join(f"{key} {_plain(part)}" for key, part in item.items()))
         else:
-            print(f"{name}: {_plain(said)}")
+            print(f"{name}: {_plain(value)}")
 
 
 def _plain(value: object) -> object:

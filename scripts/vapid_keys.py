@@ -1,7 +1,7 @@
-"""Make the key that Web Push is signed with (RFC 8292), once: ``python -m scripts.vapid_keys FILE``.
+"""Create the key that signs Web Push (RFC 8292), once: ``python -m scripts.vapid_keys FILE``.
 
-Apps subscribe with its public half; with another key all their subscriptions are of no use any more. So a file that is
-there is never replaced: then the public key in it is shown.
+Apps subscribe with its public half, and with another key all their subscriptions stop working. So an existing file is
+never replaced; its public key is printed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from scripts import command
 
 
 def make(path: Path) -> None:
-    """A new key in a file that only its owner reads."""
+    """Write a new key to a file that only its owner can read."""
     key = ec.generate_private_key(ec.SECP256R1())
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
@@ -40,7 +40,7 @@ def make(path: Path) -> None:
 
 
 def public(path: Path) -> str:
-    """The public key of a file, as browsers want it. Raises ValueError."""
+    """Return the public key of a file in the form that browsers take. Raises ValueError."""
     key = load_pem_private_key(path.read_bytes(), password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise ValueError("not a key of the curve P-256")
@@ -49,23 +49,23 @@ def public(path: Path) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make the key unless there is one, and show its public half. Raises SettingsError, OSError and more."""
+    """Create the key unless the file exists, and print its public half. Raises SettingsError, OSError, ValueError."""
     values = environment(options.env_file)  # as root, if we are: the key may be for /etc
-    named = options.file or values.get("VAPID_PRIVATE_KEY_FILE")
-    if named is None:
-        return command.usage_error("name a file; VAPID_PRIVATE_KEY_FILE does not name one either")
-    path = Path(named)
-    there = path.exists()
-    if not there and not options.dry_run:
+    name = options.file or values.get("VAPID_PRIVATE_KEY_FILE")
+    if name is None:
+        return command.usage_error("name a file, or set VAPID_PRIVATE_KEY_FILE")
+    path = Path(name)
+    existed = path.exists()
+    if not existed and not options.dry_run:
         make(path)
-        # Root may write to /etc, and the servers must be able to read it.
-        if held := command.other_owner(Path(values.get("MIMU_DATA_DIR", "var"))):
-            os.chown(path, held.st_uid, held.st_gid)
+        # Root may write to /etc, and the servers must be able to read the file.
+        if owner := command.other_owner(Path(values.get("MIMU_DATA_DIR", "var"))):
+            os.chown(path, owner.st_uid, owner.st_gid)
     key = public(path) if path.exists() else None
     if options.json:
-        print(json.dumps({"file": str(path), "made": not there and not options.dry_run, "public_key": key}))
+        print(json.dumps({"file": str(path), "made": not existed and not options.dry_run, "public_key": key}))
         return 0
-    print(f"{'kept' if there else 'would make' if options.dry_run else 'made'} {path}")
+    print(f"{'kept' if existed else 'would make' if options.dry_run else 'made'} {path}")
     if key:
         print(f"public key: {key}")
         print(f"settings: VAPID_PRIVATE_KEY_FILE={path.resolve()} and VAPID_SUBJECT=mailto:YOU@YOUR.DOMAIN")
@@ -74,8 +74,8 @@ def run(options: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = command.parser("vapid_keys", __doc__)
-    parser.add_argument("file", type=Path, nargs="?", help="where the key is to be (default: VAPID_PRIVATE_KEY_FILE)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    parser.add_argument("file", type=Path, nargs="?", help="the file for the key (default: VAPID_PRIVATE_KEY_FILE)")
+    parser.add_argument("--dry-run", action="store_true", help="write nothing; print the result")
     command.common(parser)
     options = parser.parse_args()
     failures = (ValueError, TypeError)

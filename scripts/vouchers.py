@@ -1,4 +1,4 @@
-"""Make codes that buy a subscription, look at them, revoke them: ``python -m scripts.vouchers COMMAND``."""
+"""Create codes that buy a subscription, list them, revoke them: ``python -m scripts.vouchers COMMAND``."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ from models import subscriptions, vouchers
 from models.database import Database, Row
 from scripts import command
 
-MOST = 10_000  # codes at a time; a statement that takes 1.5 s is given up
+MAX_CODES = 10_000  # at a time; a statement is cancelled after 1.5 s
 
 EPILOG = """\
-Codes are shown once, when they are made, one a line: only their hashes are kept. They are read whatever the case and
-the hyphens, and with O for 0 and I or L for 1. WHICH is an id as list shows it, or - to read codes or ids from standard
-input, one a line, so that they show in no list of processes.
-Settings: DATABASE_URL; without one the embedded PostgreSQL of the server that runs in MIMU_DATA_DIR. Exit codes: 0
-done, 1 not all there or failed, 2 wrong usage, 78 wrong settings.
+Codes are printed once, when they are created, one a line: only their hashes are stored. Case and hyphens don't matter,
+O is read as 0, and I and L as 1. WHICH is an id as list prints it, or - to read codes or ids from standard input, one a
+line, so that they appear in no list of processes.
+Settings: DATABASE_URL; without it the embedded PostgreSQL of the server that runs in MIMU_DATA_DIR. Exit codes: 0 done,
+1 failed, or some were not found, 2 wrong usage, 78 wrong settings.
 """
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """What was asked for; ends the program with 2 when that makes no sense."""
+    """Parse the command line. Ends the program with 2 if it is wrong."""
     parser = command.parser("vouchers", __doc__, EPILOG)
     verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     purposes = {
-        "create": "make codes, and show them this once",
-        "list": "show which there are, without their codes",
-        "revoke": "keep codes from being used",
+        "create": "create codes, and print them once",
+        "list": "list vouchers, without their codes",
+        "revoke": "make unused codes invalid",
     }
     create, listing, revoke = (command.verb(verbs, name, purpose) for name, purpose in purposes.items())
     for verb in (create, listing, revoke):
         command.common(verb)
-    create.add_argument("--tier", required=True, choices=SOLD, help="what they buy")
+    create.add_argument("--tier", required=True, choices=SOLD, help="the tier that they buy")
     create.add_argument("--days", required=True, type=command.number(1, 3660), help="for how many days")
-    create.add_argument("--count", type=command.number(1, MOST), default=1, help="how many codes (default: 1)")
+    create.add_argument("--count", type=command.number(1, MAX_CODES), default=1, help="how many codes (default: 1)")
     create.add_argument(
-        "--valid-days", type=command.number(1, 3660), help="for how long they can be used (default: for ever)"
+        "--valid-days", type=command.number(1, 3660), help="days after which they expire (default: never)"
     )
     create.add_argument("--batch", type=command.label, help="a name, to find and revoke them together")
     for verb in (create, revoke):
-        verb.add_argument("--dry-run", action="store_true", help="change nothing; say what would be changed")
+        verb.add_argument("--dry-run", action="store_true", help="change nothing; print the result")
     listing.add_argument("--batch", type=command.label, help="only those of that batch")
     listing.add_argument("--state", choices=("good", "used", "revoked", "expired"), help="only those")
-    listing.add_argument("--code", action="store_true", help="only the one whose code comes from standard input")
+    listing.add_argument("--code", action="store_true", help="only the one whose code is on standard input")
     revoke.add_argument("which", metavar="WHICH", nargs="*", help="an id, or -")
     revoke.add_argument("--batch", type=command.label, help="all those of that batch")
-    revoke.add_argument("--cancel", action="store_true", help="of used ones, end what they bought")
+    revoke.add_argument("--cancel", action="store_true", help="also end the subscriptions that used ones bought")
     options = parser.parse_args(words)
     if options.command == "revoke" and bool(options.which) == bool(options.batch):
         parser.error("name vouchers, or a --batch")
@@ -65,7 +65,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 async def run(options: argparse.Namespace, core: Core) -> int:
-    """Do what was asked for, and say what that was."""
+    """Run the command, and print its result."""
     async with Database(await command.cluster(core), max_connections=2).open() as db:
         if options.command == "create":
             return await _create(options, db)
@@ -91,11 +91,11 @@ async def _list(options: argparse.Namespace, db: Database) -> int:
     if options.code:
         code = vouchers.read(sys.stdin.readline())
         if code is None:
-            return command.fail("that is no code; something in it is mistyped")
+            return command.fail("this is not a code; check it for typing errors")
         code_hash = subscriptions.proof_hash("voucher", code)
     rows = await vouchers.listed(db, proof_hash=code_hash, batch=options.batch, state=options.state)
     if options.json:
-        print(json.dumps([_shown(row) for row in rows]))
+        print(json.dumps([_describe(row) for row in rows]))
     else:
         for row in rows:
             ended = row["used_at"] or row["revoked_at"] or row["expires_at"]
@@ -113,9 +113,9 @@ async def _list(options: argparse.Namespace, db: Database) -> int:
 
 async def _revoke(options: argparse.Namespace, db: Database) -> int:
     ids, hashes, wrong = [], [], 0
-    given = [word for word in options.which if word != "-"]
-    given += [line.strip() for line in sys.stdin if line.strip()] if "-" in options.which else []
-    for word in given:
+    words = [word for word in options.which if word != "-"]
+    words += [line.strip() for line in sys.stdin if line.strip()] if "-" in options.which else []
+    for word in words:
         code = vouchers.read(word)
         if code is not None:
             hashes.append(subscriptions.proof_hash("voucher", code))
@@ -144,7 +144,7 @@ async def _revoke(options: argparse.Namespace, db: Database) -> int:
     return command.FAILED if missing else 0
 
 
-def _shown(row: Row) -> dict[str, object]:
+def _describe(row: Row) -> dict[str, object]:
     times = {name: command.format_time(row[name]) for name in ("created_at", "expires_at", "used_at", "revoked_at")}
     return {"id": str(row["id"]), **{name: row[name] for name in ("tier", "days", "batch", "state")}, **times}
 

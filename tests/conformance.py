@@ -66,7 +66,7 @@ class Contract:
 
     def judge(self, method: str, path: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Hold an answer against the document. Raises AssertionError."""
-        told = f"{method} {path} answered {status}: {body[:500]!r}"
+        request = f"{method} {path} answered {status}: {body[:500]!r}"
         method = method.lower() if method.isupper() else ""  # get is not GET
         item = self.document["paths"].get(self.address(path))
         if item is not None and method == "head" and "head" not in item and "get" in item:
@@ -76,26 +76,26 @@ class Contract:
         if item is None or method not in item or (bare and status == 405):
             code = json.loads(body)["error"] if body and status >= 400 else ""
             if item is not None and method == "options":
-                assert status == 204, told
+                assert status == 204, request
             elif code not in BEFORE and not (method == "head" and status == 401):  # which has no body
-                assert status == (404 if item is None else 405), f"the document has no such route: {told}"
+                assert status == (404 if item is None else 405), f"the document has no such route: {request}"
             return
         responses = item[method]["responses"]
         if "default" in responses:
             return
-        assert str(status) in responses, f"the document has no such status: {told}"
+        assert str(status) in responses, f"the document has no such status: {request}"
         response = self._resolved(responses[str(status)])
         for name, header in response.get("headers", {}).items():
             header = self._resolved(header)
-            assert name in headers or not header.get("required"), f"no {name}: {told}"
+            assert name in headers or not header.get("required"), f"no {name}: {request}"
         content = response.get("content")
         if not content or bare:
-            assert not body, f"the document has no body there: {told}"
+            assert not body, f"the document has no body there: {request}"
             return
         media = headers.get("Content-Type", "").partition(";")[0]
-        assert media in content or "*/*" in content, f"{media} is not in the document: {told}"
+        assert media in content or "*/*" in content, f"{media} is not in the document: {request}"
         if media == "application/json" and content[media]:
-            self._validator(content[media]["schema"], told)(json.loads(body))
+            self._validator(content[media]["schema"], request)(json.loads(body))
 
     def judge_frame(self, frame: dict[str, Any], answered: str | None = None) -> None:
         """Check a frame from the server against the document; one that answers a frame of the type ``answered`` against
@@ -118,7 +118,7 @@ class Contract:
             value = self.document["components"][room][name]
         return value
 
-    def _validator(self, schema: dict[str, Any], told: str) -> Callable[[Any], None]:
+    def _validator(self, schema: dict[str, Any], request: str) -> Callable[[Any], None]:
         found = self._validators.get(id(schema))
         if found is None:
             whole = {"components": {"schemas": self.document["components"]["schemas"]}, **schema}
@@ -126,7 +126,7 @@ class Contract:
 
             def found(value: Any) -> None:
                 error = next(compiled.iter_errors(value), None)
-                assert error is None, f"{error.message} at {list(error.instance_path)}: {told}"
+                assert error is None, f"{error.message} at {list(error.instance_path)}: {request}"
 
             self._validators[id(schema)] = found
         return found

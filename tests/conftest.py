@@ -22,14 +22,14 @@ from handlers.http import compression
 from tests import canaries, conformance, order, thorough
 from tests.running import ROOT, Services
 
-# The least that Argon2 does. Programs of their own, and the tests of hashing, use the parameters of production.
+# The least that Argon2 does. Separate programs and the tests of hashing use the parameters of production.
 ARGON2, CHEAP = passwords.ARGON2, {"time_cost": 1, "memory_cost": 8, "parallelism": 1}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(order)
     # pytest-tornado puts the loop back that was current before each test. Say that there was none: asyncio would make
-    # one for it, which nobody closes.
+    # one for it, which is never closed.
     asyncio.set_event_loop(None)
     thorough.configure_hypothesis()
     # Nearly every test registers users. One hash takes 30 ms of a processor, and its thread waits for an idle one, of
@@ -67,7 +67,7 @@ def log() -> Iterator[io.StringIO]:
 
 @pytest.fixture
 def made_up_frames(declared_frames: None) -> Iterator[None]:
-    """For tests that have the hub send frames of their own."""
+    """For tests that let the hub send frames of no feature."""
     yield
     conformance.faults.clear()
 
@@ -83,8 +83,8 @@ def memory() -> Path | None:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that others may enter. pytest's own is closed to the user whom PostgreSQL and Valkey run as when we are
-    root."""
+    """A folder that other users may enter. When the tests run as root, the user of PostgreSQL and Valkey cannot enter
+    pytest's own."""
     path = Path(tempfile.mkdtemp(prefix="mimu-"))
     path.chmod(0o755)
     yield path

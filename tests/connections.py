@@ -25,7 +25,7 @@ _pools: dict[str, Pool] = {}
 
 
 class ClosedSilently(HTTPStreamClosedError):
-    """The server has closed a kept connection, and has not said `Connection: close` before."""
+    """The server closed a kept connection without sending `Connection: close` before."""
 
 
 class _Connection:
@@ -119,7 +119,7 @@ class Pool:
         )
 
     def forget(self) -> None:
-        """Close what is kept: the server is about to go."""
+        """Close the kept connections: the server is about to stop."""
         while self._idle:
             self._idle.pop().close()
 
@@ -133,7 +133,7 @@ def pool(url: str) -> Pool | None:
 
 @contextlib.asynccontextmanager
 async def kept(url: str) -> AsyncIterator[Pool]:
-    """While the block runs, what is sent there is sent on connections that are kept."""
+    """While the block runs, requests to that server reuse kept connections."""
     own = _pools[url] = Pool(url)
     try:
         yield own

@@ -1,4 +1,4 @@
-"""Servers for tests: in this process, or as the real program; each with a database of its own when it is wanted."""
+"""Servers for tests: in this process, or as the real program; each with its own database if the test wants one."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _database(dsn: str, name: str) -> str:
 
 
 def _forget_fence(place: Place, settings: Mapping[str, str]) -> None:
-    """Tests share a data folder and names of databases, but no cluster: what one has seen is nothing to the next."""
+    """Tests share a data folder and names of databases, but no cluster: forget what an earlier test saw."""
     if "MIMU_DATA_DIR" not in settings:
         name = urlsplit(place.dsn).path.lstrip("/")
         (Path(place.environment["MIMU_DATA_DIR"]) / f"fence-{name}.json").unlink(missing_ok=True)
@@ -100,8 +100,7 @@ async def place(services: Services) -> AsyncIterator[Place]:
 
 
 async def dropped(admin: asyncpg.Connection, name: str) -> None:
-    """Drop a database, whoever is connected. A worker of autovacuum is PostgreSQL's own, and not ours to end: it is
-    waited for."""
+    """Drop a database and disconnect its clients. Waits for a worker of autovacuum, which only PostgreSQL may end."""
     for _ in range(50):
         try:
             await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
@@ -147,7 +146,7 @@ def document_of(running: Server) -> bytes:
 
 
 class Program:
-    """``server.py`` as a process of its own."""
+    """``server.py`` as a separate process."""
 
     def __init__(self, process: asyncio.subprocess.Process, url: str, log: Path, place: Place | None) -> None:
         self.process, self.url, self._log, self.place = process, url, log, place
@@ -176,7 +175,7 @@ class Program:
 async def program(
     place: Place | None, folder: Path, *, started: Sequence[str] = (str(ROOT / "server.py"),), **settings: str
 ) -> AsyncIterator[Program]:
-    """The real program, or what is ``started`` in its place, with nothing of our environment that could change it."""
+    """Run the real program, or ``started`` in its place, without variables of our environment that could change it."""
     environment = inherited("PATH", "HOME", "LANG", "TMPDIR") | {"PYTHONDONTWRITEBYTECODE": "1"}
     environment |= place.environment if place else {"HOST": "127.0.0.1", "PORT": "0", "SHUTDOWN_SECONDS": "0"}
     environment |= settings

@@ -1,4 +1,4 @@
-"""What Schemathesis is told of this project, in its own process."""
+"""Hooks for Schemathesis, which runs in its own process."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""PostgreSQL and Valkey for a test run, as a process of their own: ``python -m tests.services FOLDER``.
+"""PostgreSQL and Valkey for a test run, as a separate process: ``python -m tests.services FOLDER``.
 
 Prints one line of JSON with their addresses when they are up, and ends with its standard input.
 """

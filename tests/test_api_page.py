@@ -1,4 +1,4 @@
-"""docs/api.md: what the features declare, and nothing of its own."""
+"""docs/api.md: exactly what the features declare."""
 
 from __future__ import annotations
 

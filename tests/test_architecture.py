@@ -1,4 +1,4 @@
-"""The rules of the house that a reader can check by looking, checked by a test: who imports whom, and what is where."""
+"""The rules of the house that a reader can check by looking, checked by a test: imports and places of code."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ MAY_IMPORT = {
     "scripts": {"scripts", "models", "config"},
     "server": set(ROOMS),
 }
-# What these say is about all that server.py puts together; nobody imports them.
+# These describe all that server.py puts together; no module imports them.
 SEE_ALL = {"scripts.api_page", "scripts.configuration_page", "scripts.doctor"}
 
-# Closed by default: whoever opens an endpoint to callers without a token writes it down here as well.
+# Closed by default: an endpoint for callers without a token must be listed here as well.
 PUBLIC = {
     "handlers.http.base.UnknownRoute",
     "handlers.reference.page.DocsAsset",
@@ -64,7 +64,7 @@ PUBLIC = {
     "plugins.auth.http.RegisterHandler",
     "plugins.auth.http.ResetPasswordHandler",
     "plugins.files.http.FileDownloadHandler",  # for the holder of its signed address
-    "plugins.files.http.FileUploadHandler",  # for whoever has its signed address
+    "plugins.files.http.FileUploadHandler",  # for the holder of its signed address
     "plugins.messages.http.SealedMessages",  # the server must not learn who sends
     "plugins.subscriptions.http.Offers",
     "plugins.subscriptions.http.Purchases",  # anonymous by design: the owner's signature says who, and no token
@@ -198,7 +198,7 @@ def test_the_guard_lets_the_others_through(module: str, line: str) -> None:
 
 @pytest.mark.gen_test
 async def test_each_route_and_each_frame_declares_what_it_costs(services: Services) -> None:
-    """Whoever adds one decides which budgets of the account it spends (handlers/limits/ledger.py)."""
+    """A new one must declare which budgets of the account it spends (handlers/limits/ledger.py)."""
     async with place(services) as shared, serving(shared) as running:
         rules = running.site.wildcard_router.rules
     silent = [
@@ -213,7 +213,7 @@ async def test_each_route_and_each_frame_declares_what_it_costs(services: Servic
     assert len(events) > 8
 
 
-def test_each_frame_to_a_group_says_who_is_charged_for_it() -> None:
+def test_each_frame_to_a_group_names_the_account_that_is_charged() -> None:
     """``by`` is the user, or None where the server itself is the cause."""
     silent = []
     for path in PRODUCT:
@@ -238,7 +238,7 @@ RESERVED = {
     "INSERT INTO chat_events": {"models.chats.events", "models.chats.messages"},
 }
 _INSERT = "INSERT INTO chat_events"
-# Which names of a module they are; others have a Change of their own.
+# The modules that define these names; other modules define a different Change.
 _ORIGINS = {
     "Change": "models.chats.events",
     "ChatChanges": "models.chats.changes",

@@ -108,7 +108,7 @@ async def test_sockets_remember_what_they_asked(services: Services, monkeypatch:
 
 
 @pytest.mark.gen_test
-async def test_whatever_is_asked_is_judged(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_answer_is_compared_with_the_document(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     judged = []
     monkeypatch.setattr(Contract, "judge", lambda _, *answer: judged.append(answer[:3]))
     async with place(services) as home, serving(home) as server:

@@ -187,7 +187,7 @@ def codes(tree: ast.Module) -> Iterator[str]:
                         yield from at(node.value, names.index("code"))
 
 
-def told() -> dict[str, int]:
+def listed_errors() -> dict[str, int]:
     """The codes of the API page with their status."""
     found = {}
     for status, names in re.findall(r"^\| (\d{3}) \| ([^|]+) \|", part(API, "Error codes"), re.MULTILINE):
@@ -197,7 +197,7 @@ def told() -> dict[str, int]:
 
 def test_the_api_page_has_every_error_code_and_no_other() -> None:
     named = {code for path in SOURCES for code in codes(ast.parse(path.read_text()))}
-    assert sorted(told()) == sorted(named)
+    assert sorted(listed_errors()) == sorted(named)
 
 
 def below(kind: type[ApiError]) -> Iterator[type[ApiError]]:
@@ -210,7 +210,7 @@ def test_the_api_page_gives_error_codes_their_status() -> None:
     for path in SOURCES:
         importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
     ours = [kind for kind in below(ApiError) if kind.__module__.startswith(("handlers.", "plugins."))]
-    assert {kind.code: kind.status for kind in ours}.items() <= told().items()
+    assert {kind.code: kind.status for kind in ours}.items() <= listed_errors().items()
 
 
 # Settings, logs ---------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_settings_that_a_document_names_exist(document: Path) -> None:
     assert named - WORDS - settings().keys() - composed == set()
 
 
-def test_rate_limits_are_told_with_their_defaults() -> None:
+def test_rate_limits_are_documented_with_their_defaults() -> None:
     units = {"second": 1, "minute": 60, "minutes": 60, "hour": 3600, "day": 86400}
     table = {}
     for row in part(API, "Rate limits").splitlines():
@@ -242,7 +242,7 @@ def test_rate_limits_are_told_with_their_defaults() -> None:
     assert table == {name: (rate.count, rate.seconds) for name, rate in defaults.items()}
 
 
-def test_budgets_are_told_with_their_defaults() -> None:
+def test_budgets_are_documented_with_their_defaults() -> None:
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in part(PROTOCOL, "Budgets").splitlines()]
     table = {row[3].strip("`"): Rate.parse(row[1]) for row in rows if len(row) == 4 and row[3].startswith("`")}
     assert table == {name: value for name, value in settings().items() if re.match("BUDGET_(?!ADDRESS)", name)}
@@ -301,7 +301,7 @@ def test_the_readme_leads_to_every_page() -> None:
 
 
 @pytest.mark.parametrize("readme", READMES, ids=name_of)
-def test_what_the_commands_name_is_there(readme: Path) -> None:
+def test_commands_of_the_readme_exist(readme: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for language, block in _FENCE.findall(readme.read_text()):
         if language != "sh":

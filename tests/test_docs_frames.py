@@ -299,7 +299,9 @@ async def test_how_calls_end(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_calls_are_refused_with(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_are_refused_with_the_documented_errors(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with stage(services) as on, on.alice.socket() as a, on.bob.socket() as b:
         await on.says(a, "client call_offer", bob=str(uuid4()))
         await on.hears(a, "server error user_not_found")
@@ -344,14 +346,14 @@ async def test_sealed_payloads_arrive_as_they_were(services: Services, label: st
 
 
 @pytest.mark.gen_test
-async def test_what_may_be_sent_when(services: Services) -> None:
+async def test_each_state_of_a_call_accepts_the_documented_frames(services: Services) -> None:
     table = rows(CALLS, "What may be sent when")
     assert {named(row[0])[0] for row in table} == {"call_offer", *taken_by_calls()}
     async with stage(services) as on, on.alice.socket() as a, on.bob.socket() as b:
-        for what, by, *told in table:
+        for what, by, *outcomes in table:
             [kind] = named(what)
             speaker = {"caller": a, "callee": b}[by]
-            for state, expected in zip(("ringing", "accepted", "ended"), told, strict=True):
+            for state, expected in zip(("ringing", "accepted", "ended"), outcomes, strict=True):
                 await on.rings(a)
                 if state != "ringing":
                     said = {"encrypted_payload": "YQ=="} if "another" in what else {}
@@ -478,7 +480,7 @@ async def test_a_message_that_disappears(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_happens_in_a_chat(services: Services) -> None:
+async def test_events_of_a_chat_match_their_examples(services: Services) -> None:
     async with stage(services) as on, on.alice.socket() as a:
         carol = await with_carol(on)
         body = {**on.real(EXAMPLES["body POST /chats"]), "participants": [on.bob.public_id]}
@@ -502,7 +504,7 @@ async def test_what_happens_in_a_chat(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_an_invitation_is(services: Services) -> None:
+async def test_frames_of_an_invitation_match_their_examples(services: Services) -> None:
     async with stage(services) as on:
         carol = await with_carol(on)
         assert (await carol.put("/users/me", {"settings": {"privacy": {"add": "requests"}}})).status == 200
@@ -512,7 +514,7 @@ async def test_what_an_invitation_is(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_a_membership_shows(services: Services) -> None:
+async def test_frames_of_a_membership_match_their_examples(services: Services) -> None:
     async with stage(services) as on:
         carol = await with_carol(on)
         on.names[GROUP] = group = await on.chat("group", on.bob)
@@ -551,7 +553,7 @@ async def test_secret_and_sealed_messages(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_messages_are_refused_with(services: Services) -> None:
+async def test_messages_are_refused_with_the_documented_errors(services: Services) -> None:
     async with stage(services, SYNC_RETENTION_DAYS="1") as on, on.alice.socket() as a:
         on.names[DIRECT] = str(uuid4())
         await on.says(a, "client message_send")
@@ -562,7 +564,7 @@ async def test_what_messages_are_refused_with(services: Services) -> None:
         again = {**on.real(EXAMPLES["client message_send"]), "encrypted_payload": "AAAA"}
         await a.raw(json.dumps(again))
         await on.hears(a, "server error conflict")
-        # Who has blocked without having accepted the chat is not noticed.
+        # A blocker who never accepted the chat is not noticed.
         assert (await on.bob.post(f"/chats/{on.names[DIRECT]}/accept", {})).status == 200
         assert (await on.bob.put(f"/users/{on.alice.public_id}/block", {})).status == 204
         await a.raw(json.dumps({**again, "client_id": str(uuid4())}))
@@ -578,7 +580,7 @@ async def test_what_messages_are_refused_with(services: Services) -> None:
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("label", INSIDE)
-async def test_what_is_inside_arrives_as_it_was(services: Services, label: str) -> None:
+async def test_payloads_arrive_unchanged(services: Services, label: str) -> None:
     inside = b64(json.dumps(EXAMPLES[label]).encode())
     async with stage(services) as on, on.alice.socket() as a, on.bob.socket() as b:
         on.names[DIRECT] = await on.chat("direct", on.bob)
@@ -609,7 +611,7 @@ async def test_roles_may_do_what_the_table_says(services: Services) -> None:
             return await account.post(f"{chat}/messages", body)
 
         async def own(account: Account, role: str, chat: str) -> str:
-            """A message of somebody's who may post no more, perhaps."""
+            """Post a message and return its path. A restricted user is a member while it is posted."""
             person = f"{chat}/participants/{account.user_id}"
             if role == "restricted":
                 await owner.put(person, {"role": "member"})
@@ -771,7 +773,7 @@ async def test_a_limit_says_how_long_to_wait(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_who_is_refused_before_the_upgrade(services: Services) -> None:
+async def test_handshakes_are_refused_with_the_documented_statuses(services: Services) -> None:
     async with stage(services, MIN_CLIENT_VERSION="2.0") as on:
         url, bearer = on.server.url, {"Authorization": f"Bearer {on.alice.token}"}
         issue = on.server.app.tokens
@@ -984,8 +986,8 @@ async def test_diagrams_are_what_happens(services: Services, name: str) -> None:
         await play.all()
 
 
-def _borne(pair: str) -> tuple[str, Any]:
-    """What a step says that a frame bears, ``seq 2``."""
+def _expected_field(pair: str) -> tuple[str, Any]:
+    """The name and value of a frame's field in a step of the document, such as ``seq 2``."""
     key, value = pair.split(" ")
     if value.isdecimal() and key != "call":
         return key, int(value)
@@ -1075,7 +1077,7 @@ class Play:
         elif target == "S":
             await self._to_server(source, what, dict(pair.split(" ") for pair in rest))
         elif source == "S":
-            bears = dict(_borne(pair) for pair in rest)
+            bears = dict(_expected_field(pair) for pair in rest)
             await self._from_server(target, what, bears, answer=arrow == "-->>")
         else:
             assert what.partition(" ")[0] not in {

@@ -29,7 +29,7 @@ async def test_the_examples_are_what_a_server_answers(services: Services, featur
 
 @pytest.mark.gen_test
 async def test_one_more_request_changes_no_other_feature_s_examples(services: Services) -> None:
-    """Nor the ids and times of what was asked before it in its own."""
+    """A further request in a scenario changes no ids and times of the requests before it."""
     async with place(services) as home, serving(home) as server:
         recorder = examples.Recorder(server, "files")
         alice, _ = await recorder.people()
@@ -55,15 +55,15 @@ async def test_the_document_shows_them_and_they_fit_its_schemas(services: Servic
         document = contract.document
     shown = 0
     for path in FILES:
-        for name, told in json.loads(path.read_text()).items():
+        for name, recorded in json.loads(path.read_text()).items():
             method, address = name.split(" ")
             operation = document["paths"][address][method.lower()]
-            if "request" in told:
+            if "request" in recorded:
                 content = operation["requestBody"]["content"]["application/json"]
-                assert content["example"] == told["request"], name
-                _fits(document, content["schema"], told["request"], name)
+                assert content["example"] == recorded["request"], name
+                _fits(document, content["schema"], recorded["request"], name)
                 shown += 1
-            for status, answer in told.get("answers", {}).items():
+            for status, answer in recorded.get("answers", {}).items():
                 content = operation["responses"][status]["content"]["application/json"]
                 assert content["example"] == answer, f"{name} {status}"
                 _fits(document, content["schema"], answer, f"{name} {status}")

@@ -113,7 +113,7 @@ async def test_a_former_primary_that_comes_back_is_not_used(folder: Path, log: i
                     connection.terminate()
                 assert await hosts_of(db, 12) == {second.port}
             await db.cluster.watch()
-            standing = db.cluster.standing()
+            standing = db.cluster.host_in_use()
             assert (standing.host, standing.timeline) == (second.spec, 2) and standing.refused > 0
             refusals = [line for line in json_lines(log.getvalue()) if line["event"] == "database_host_refused"]
             assert [line["host"] for line in refusals] == [first.spec], "said once a minute"
@@ -198,7 +198,9 @@ async def test_a_standby_that_is_promoted_during_an_election_wins_it(folder: Pat
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_who_waits_for_an_epoch_asks_no_other_host(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_caller_that_waits_for_an_epoch_contacts_no_other_host(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with pair_of_machines(folder) as (made, first, _):
         db = Database(await fenced(made.dsn(), folder / "data"), 4)
         Epoch(db)
@@ -225,7 +227,7 @@ async def test_who_waits_for_an_epoch_asks_no_other_host(folder: Path, monkeypat
 
 
 @pytest.mark.gen_test(timeout=120)
-async def test_of_two_standbys_that_were_both_promoted_one_is_used(services: Services, folder: Path) -> None:
+async def test_one_of_two_promoted_standbys_is_used(services: Services, folder: Path) -> None:
     async with pair_of_machines(folder) as (made, first, second), place(services) as shared:
         third = await made.standby(first, "third")
         async with redis_client(shared.redis) as redis:
@@ -271,7 +273,7 @@ async def test_a_host_that_is_silent_keeps_no_script_from_its_work(folder: Path)
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_all_hosts_said_is_in_the_reason(folder: Path) -> None:
+async def test_the_error_contains_the_reason_of_every_host(folder: Path) -> None:
     async with pair_of_machines(folder) as (made, first, second):
         first.freeze()
         try:
@@ -291,7 +293,7 @@ async def _two(server: Server) -> tuple[Account, Account, str]:
 
 
 @pytest.mark.gen_test(timeout=180)
-async def test_sockets_hear_of_a_failover_and_nothing_is_stored_between(
+async def test_sockets_are_closed_at_a_failover_and_nothing_is_stored_in_between(
     services: Services, folder: Path, log: io.StringIO
 ) -> None:
     async with (

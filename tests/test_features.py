@@ -45,12 +45,12 @@ def patterns(running: Server) -> set[str]:
 
 
 async def someone(running: Server) -> Account:
-    """A user with a token; without the feature ``auth`` one whom nobody registered."""
+    """A user with a token; without the feature ``auth``, one that was never registered."""
     if any(feature.name == "auth" for feature in running.features):
         return await Account().register(running.url)
     user, session = uuid4(), uuid4()
-    token = running.app.tokens.issue(user, session, "nobody", "0" * 64)
-    return Account(public_id="nobody", url=running.url, user_id=str(user), session_id=str(session), token=token)
+    token = running.app.tokens.issue(user, session, "unregistered", "0" * 64)
+    return Account(public_id="unregistered", url=running.url, user_id=str(user), session_id=str(session), token=token)
 
 
 @pytest.mark.gen_test
@@ -215,7 +215,7 @@ async def test_a_clash_stops_the_server_at_its_start(
     ],
     ids=["route", "event", "check"],
 )
-async def test_what_is_the_house_s_own_can_not_be_claimed(
+async def test_a_feature_cannot_claim_names_of_the_core(
     services: Services, monkeypatch: pytest.MonkeyPatch, claim: dict[str, Any]
 ) -> None:
     """A check called ``database`` would hide that PostgreSQL is away; the others would never be reached."""

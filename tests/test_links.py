@@ -1,4 +1,4 @@
-"""Links of the documents: each leads to something that is there, as GitHub shows it, and names of files are theirs."""
+"""Links of the documents: each target exists, as GitHub resolves it, and every named file exists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.running import ROOT
 
 SKIPPED = {".git", ".venv", "node_modules", "var", ".pytest_cache"}
 DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if not SKIPPED & set(path.relative_to(ROOT).parts))
-# Names and addresses that examples use, and nobody follows.
+# Names and addresses of examples, which the test does not follow.
 LOCAL = {"localhost", "127.0.0.1"}
 
 _FENCE = re.compile(r"^( *)(```+|~~~+)[^\n]*\n.*?^\1\2`*[ \t]*$", re.MULTILINE | re.DOTALL)
@@ -78,7 +78,7 @@ def anchors(path: Path) -> set[str]:
 
 
 def exactly(path: Path) -> bool:
-    """Whether there is a file or folder of exactly that name: some systems do not tell ``API.md`` from ``api.md``."""
+    """True if a file or folder of exactly that name exists: some systems do not tell ``API.md`` from ``api.md``."""
     here = ROOT
     for part in path.relative_to(ROOT).parts:
         if part not in {child.name for child in here.iterdir()}:
@@ -207,7 +207,7 @@ def test_anchors_are_githubs(title: str, anchor: str) -> None:
     assert slug(title) == anchor
 
 
-def test_of_two_headings_of_one_name_the_second_has_a_number(tmp_path: Path) -> None:
+def test_the_second_of_two_equal_headings_has_a_number(tmp_path: Path) -> None:
     document = tmp_path / "x.md"
     document.write_text("# One\n\n## Two\n\n## Two\n\n```\n# no heading\n```\n\n### One\n")
     assert anchors(document) == {"one", "two", "two-1", "one-1"}

@@ -1,4 +1,4 @@
-"""Who may do what: every route and frame asked as nobody, a stranger, a blocked user, a participant and the owner.
+"""Access: every route and frame, requested without a token and by a stranger, a blocked user, a participant, the owner.
 
 A route, method or frame that is missing from the tables below fails the test: closed until somebody has thought of it.
 """
@@ -24,14 +24,14 @@ from tests.files.transfer import announce, shared
 from tests.plugins.paying import new_prid, purchase
 from tests.running import Services, place, serving
 
-PERSONS = ("nobody", "stranger", "blocked", "participant", "owner")
+PERSONS = ("anonymous", "stranger", "blocked", "participant", "owner")
 PUBLIC_ROUTES = {"/health", "/health/ready", "/health/live", "/metrics", "/ws"}
 PUBLIC_ROUTES |= {"/openapi.json", "/docs", "/docs/([a-z0-9.-]{1,64})"}
 
 
 @dataclass
 class World:
-    """Alice owns things, has a ringing call and a group with Bob, has blocked Mallory, with whom she had a direct chat,
+    """Alice owns things, has a ringing call and a group with Bob, has blocked Mallory after a direct chat,
     and has never met Carol."""
 
     server: Server
@@ -55,7 +55,7 @@ class World:
 @contextlib.asynccontextmanager
 async def world(server: Server) -> AsyncIterator[World]:
     people = {name: await Account().register(server.url) for name in PERSONS[1:]}
-    people["nobody"] = Account(url=server.url)
+    people["anonymous"] = Account(url=server.url)
     owner, participant, blocked = people["owner"], people["participant"], people["blocked"]
     pair = await _made(owner, "/chats", {"type": "direct", "participants": [blocked.public_id]})
     group = await _made(owner, "/chats", {"type": "group", "participants": [participant.public_id]})
@@ -157,7 +157,7 @@ ROUTES: dict[str, tuple[Ask, str]] = {
         "401 204 400 204 204",
     ),
     "GET /subscriptions/tiers": (lambda w, p: ("/subscriptions/tiers", None), "200 200 200 200 200"),
-    # Whoever sends it: the signature counts, which is the owner's, over a payment that there isn't.
+    # For all callers: only the owner's signature counts, here over a payment that doesn't exist.
     "POST /subscriptions/purchase": (
         lambda w, p: ("/subscriptions/purchase", purchase(w.owner, new_prid(), "voucher", "no code")),
         "402 402 402 402 402",
@@ -361,7 +361,7 @@ async def test_each_route_answers_each_person(services: Services, route: str) ->
 async def test_each_frame_answers_each_person(services: Services, kind: str) -> None:
     fields, expected = FRAMES[kind]
     async with place(services) as home, serving(home) as server, world(server) as made:
-        for person, told in zip(PERSONS[1:], expected.split(), strict=True):
+        for person, code in zip(PERSONS[1:], expected.split(), strict=True):
             async with made.people[person].socket() as socket:
                 answer = await socket.send(kind, **fields(made))
-                assert (answer["code"] if answer["type"] == "error" else "ack") == told, (person, answer)
+                assert (answer["code"] if answer["type"] == "error" else "ack") == code, (person, answer)

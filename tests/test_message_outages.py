@@ -1,4 +1,4 @@
-"""PostgreSQL that freezes or is killed while people write: they hear of it soon, and what they send is there once."""
+"""PostgreSQL freezes or is killed while users send: they soon get an error, and each message is stored once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def postgres(folder: Path) -> list[psutil.Process]:
 
 @contextlib.asynccontextmanager
 async def two_who_write(services: Services, folder: Path) -> AsyncIterator[tuple[Account, Account, Socket, Json]]:
-    """Alice with a socket on one instance, and Bob on another; on a PostgreSQL of their own."""
+    """Alice with a socket on one instance, and Bob on another; on a separate PostgreSQL."""
     async with contextlib.AsyncExitStack() as stack:
         shared = await stack.enter_async_context(place(services))
         dsn = await stack.enter_async_context(embedded.postgres(folder))
@@ -79,7 +79,7 @@ async def sent(
 
 
 async def once(bob: Account, pair: Json, bodies: list[Json], answers: list[dict[str, Any]], cursor: str) -> None:
-    """Each is there once, where its sender was told, in the history and for who catches up."""
+    """Each message is stored once, with its acknowledged seq, in the history and in /sync."""
     stored = [m for page in await pages(bob, f"/chats/{pair['id']}/messages?after_seq=3") for m in page]
     assert sorted(m["client_id"] for m in stored) == sorted(body["client_id"] for body in bodies)
     assert [m["seq"] for m in stored] == list(range(4, 4 + len(bodies)))
@@ -125,4 +125,4 @@ async def test_a_postgres_that_is_killed_amid_messages(services: Services, folde
         killed.kill()
         answers = await writing
         await once(bob, pair, bodies, answers, cursor)
-        assert await sent(alice, socket, pair, bodies) == answers, "what was told stays so"
+        assert await sent(alice, socket, pair, bodies) == answers, "a repeated request gets the same answer"

@@ -50,29 +50,29 @@ def written(document: dict[str, Any]) -> list[tuple[str, str]]:
 async def test_the_document_has_every_route_and_no_other(services: Services) -> None:
     async with place(services) as shared, serving(shared) as running:
         document = (await ask(running.url, "GET", "/openapi.json")).json
-        told = set()
+        patterns = set()
         for method, path in written(document):
             address = path.replace("{public_id}", "Alice_1").replace("{emoji}", "x").replace("{name}", "page.js")
             address = re.sub(r"\{\w+\}", "0f268f7d-b420-4c41-922d-8995ce3c4b1b", address)
             # The first route that takes it, as the server itself looks for one.
             rule = next(rule for rule in running.site.wildcard_router.rules if rule.matcher.regex.fullmatch(address))
-            told.add((method, rule.matcher.regex.pattern.removesuffix("$")))
-        assert len(told) == len(written(document)), "two of its addresses are one route"
-        assert told == served(running)
+            patterns.add((method, rule.matcher.regex.pattern.removesuffix("$")))
+        assert len(patterns) == len(written(document)), "two of its addresses are one route"
+        assert patterns == served(running)
 
 
 @pytest.mark.gen_test
 async def test_the_api_page_calls_addresses_as_the_document_does(services: Services) -> None:
     page = (ROOT / "docs/api.md").read_text()
-    told = set(re.findall(r"^### `([A-Z]+ /\S*)`$", page, re.MULTILINE))
+    headings = set(re.findall(r"^### `([A-Z]+ /\S*)`$", page, re.MULTILINE))
     async with place(services) as shared, serving(shared) as running:
         document = json.loads(document_of(running))
     # OPTIONS of tus stands there under POST.
-    assert told == {f"{method.upper()} {path}" for method, path in written(document) if method != "options"}
+    assert headings == {f"{method.upper()} {path}" for method, path in written(document) if method != "options"}
 
 
 @pytest.mark.gen_test
-async def test_statuses_that_the_api_page_tells_of_a_route_are_declared(services: Services) -> None:
+async def test_statuses_that_the_api_page_lists_for_a_route_are_declared(services: Services) -> None:
     async with place(services) as shared, serving(shared) as running:
         document = json.loads(document_of(running))
     _, *parts = re.split(r"^### `([A-Z]+ /\S*)`$", (ROOT / "docs/api.md").read_text(), flags=re.MULTILINE)
@@ -80,9 +80,9 @@ async def test_statuses_that_the_api_page_tells_of_a_route_are_declared(services
     for name, words in zip(parts[::2], parts[1::2], strict=True):
         method, path = name.split(" ")
         section = re.split(r"^#+ ", words, flags=re.MULTILINE)[0]
-        told = set(re.findall(r"^\| (\d{3}) \|", section, re.MULTILINE))
-        assert told <= document["paths"][path][method.lower()]["responses"].keys(), name
-        found += len(told)
+        statuses = set(re.findall(r"^\| (\d{3}) \|", section, re.MULTILINE))
+        assert statuses <= document["paths"][path][method.lower()]["responses"].keys(), name
+        found += len(statuses)
     assert found > 200
 
 
@@ -104,7 +104,7 @@ async def test_every_endpoint_declares_what_it_takes_and_answers(services: Servi
 
 
 @pytest.mark.gen_test
-async def test_what_is_left_out_is_not_in_the_document(services: Services) -> None:
+async def test_disabled_features_are_not_in_the_document(services: Services) -> None:
     less = {"PLUGINS_DISABLED": "calls,chats"}
     async with place(services) as shared, serving(shared) as whole, serving(shared, **less) as rest:
         full, partly = (json.loads(document_of(one)) for one in (whole, rest))
@@ -142,7 +142,7 @@ def test_the_version_is_the_package_s() -> None:
 
 
 @pytest.mark.gen_test
-async def test_rate_limits_are_told_as_they_are_set(services: Services) -> None:
+async def test_the_document_has_the_configured_rate_limits(services: Services) -> None:
     rates = {
         name
         for section in (Core, *(module.Settings for module in plugins.discover().values()))
@@ -154,18 +154,18 @@ async def test_rate_limits_are_told_as_they_are_set(services: Services) -> None:
             document = (await ask(running.url, "GET", "/openapi.json")).json
         async with serving(shared) as unlimited:
             without = json.loads(document_of(unlimited))
-    told: dict[str, list[dict[str, Any]]] = {}
+    by_setting: dict[str, list[dict[str, Any]]] = {}
     for method, path in written(document):
         operation = document["paths"][path][method]
         assert "429" in operation["responses"], path
         assert ("x-budgets" in operation) == (method != "options" or "tus" in path), path
         for limit in operation.get("x-rate-limits", ()):
-            told.setdefault(limit["setting"].lower(), []).append(limit)
+            by_setting.setdefault(limit["setting"].lower(), []).append(limit)
     for reply in document["paths"]["/ws"]["get"]["x-replies"].values():
         for limit in reply.get("x-rate-limits", ()):
-            told.setdefault(limit["setting"].lower(), []).append(limit)
-    assert told.keys() == rates
-    assert all("count" in limit for limits in told.values() for limit in limits)
+            by_setting.setdefault(limit["setting"].lower(), []).append(limit)
+    assert by_setting.keys() == rates
+    assert all("count" in limit for limits in by_setting.values() for limit in limits)
     login = document["paths"]["/auth/login"]["post"]
     assert login["x-rate-limits"] == [{"setting": "RATE_LIMIT_LOGIN", "for": "address", "count": 7, "seconds": 120}]
     assert "At most 7 in 2 minutes" in login["description"]
@@ -238,7 +238,7 @@ async def test_the_document_may_be_kept_and_asked_for_again(services: Services) 
 
 
 @pytest.mark.gen_test
-async def test_it_comes_compressed_to_who_takes_that(services: Services) -> None:
+async def test_the_document_is_compressed_for_clients_that_accept_it(services: Services) -> None:
     async with place(services) as shared, serving(shared) as running:
         plain = await ask(running.url, "GET", "/openapi.json")
         packed = await ask(running.url, "GET", "/openapi.json", headers={"Accept-Encoding": "br, gzip"})

@@ -49,7 +49,7 @@ class Call:
         return payload
 
     async def heard_both_ways(self, seconds: float) -> bool:
-        """Whether each side hears the other within so many seconds."""
+        """True if each side hears the other within so many seconds."""
         said = [
             (self.callee, await self.say(self.callee, self.caller)),
             (self.caller, await self.say(self.caller, self.callee)),
@@ -185,7 +185,7 @@ async def test_a_redis_that_freezes(services: Services, folder: Path) -> None:
 
 
 @pytest.mark.gen_test(timeout=120)
-async def test_what_happens_while_redis_is_frozen_is_pushed_when_it_is_back(
+async def test_messages_sent_while_redis_is_frozen_are_pushed_when_it_is_back(
     services: Services, folder: Path, tmp_path: Path
 ) -> None:
     async with (
@@ -258,7 +258,7 @@ async def test_an_instance_that_is_killed_in_a_call(services: Services, tmp_path
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_who_was_on_a_killed_instance_is_called_anew_without_a_hangup(services: Services, tmp_path: Path) -> None:
+async def test_users_of_a_killed_instance_are_called_again_without_a_hangup(services: Services, tmp_path: Path) -> None:
     async with place(services) as shared, serving(shared) as stays, program(shared, tmp_path) as dies:
         alice, bob = await Account().register(stays.url), await Account().register(stays.url)
         async with bob.socket() as b, contextlib.AsyncExitStack() as lost:

@@ -29,7 +29,7 @@ def children(folder: Path) -> list[psutil.Process]:
 
 
 @pytest.mark.gen_test(timeout=120)
-async def test_kill_9_loses_nothing_and_leaves_nobody(folder: Path, tmp_path: Path) -> None:
+async def test_kill_9_loses_nothing_and_leaves_no_process(folder: Path, tmp_path: Path) -> None:
     data = {"MIMU_DATA_DIR": str(folder / "var"), "RATE_LIMITS": "off"}
     (folder / "var").mkdir(mode=0o755)
     async with program(None, tmp_path, **data) as first:
@@ -50,7 +50,7 @@ async def test_kill_9_loses_nothing_and_leaves_nobody(folder: Path, tmp_path: Pa
         everyone = [p for p in children(folder) if p.ppid() == second.process.pid]
         assert len(postmasters) == 1
         assert len(everyone) <= 3
-        # A second server on the same folder is refused, in a sentence, and harms nobody.
+        # A second server on the same folder is refused with a sentence, and the first one works on.
         environment = {**inherited("PATH"), "PORT": "0", **data}
         rival = await asyncio.create_subprocess_exec(
             sys.executable, str(ROOT / "server.py"), env=environment, stderr=asyncio.subprocess.PIPE, cwd=ROOT
@@ -118,7 +118,7 @@ def test_check_config_tells_every_fault_at_once_and_no_value(tmp_path: Path) -> 
     }
     result = check_config(**faulty)
     assert result.returncode == 78
-    told = {line.partition(":")[0] for line in result.stderr.splitlines()}
+    named = {line.partition(":")[0] for line in result.stderr.splitlines()}
     assert {
         "DATABASE_URL",
         "REDIS_URL",
@@ -127,7 +127,7 @@ def test_check_config_tells_every_fault_at_once_and_no_value(tmp_path: Path) -> 
         "RATE_LIMIT_LOGIN",
         "TURN_TLS_PORT",
         "MIMU_ENV",
-    } <= told
+    } <= named
     assert "PLUGINS_DISABLED" in result.stderr
     assert secret not in result.stderr
     good = check_config(MIMU_DATA_DIR=str(tmp_path))
@@ -136,7 +136,7 @@ def test_check_config_tells_every_fault_at_once_and_no_value(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("jwt", "turn", "told"),
+    ("jwt", "turn", "faults"),
     [
         ("", "", ["JWT_SECRET: missing", "TURN_SECRET: missing"]),
         ("change_me_super_secret", "change_me_turn_secret", ["JWT_SECRET: is a default", "TURN_SECRET: is a default"]),
@@ -145,11 +145,11 @@ def test_check_config_tells_every_fault_at_once_and_no_value(tmp_path: Path) -> 
         ("0123456789abcdef" * 2, "0123456789abcdef" * 2, ["equal"]),
     ],
 )
-def test_production_does_not_start_with_a_bad_secret(jwt: str, turn: str, told: list[str]) -> None:
+def test_production_does_not_start_with_a_bad_secret(jwt: str, turn: str, faults: list[str]) -> None:
     settings = {"DATABASE_URL": "postgres://x@127.0.0.1:1/x", "JWT_SECRET": jwt, "TURN_SECRET": turn}
     result = check_config(**{name: value for name, value in settings.items() if value})
     assert result.returncode == 78
-    for part in told:
+    for part in faults:
         assert part in result.stderr
     started = subprocess.run(
         [sys.executable, str(ROOT / "server.py")],
@@ -164,7 +164,7 @@ def test_production_does_not_start_with_a_bad_secret(jwt: str, turn: str, told: 
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_a_wrong_password_is_told_in_a_sentence(services: Services) -> None:
+async def test_a_wrong_password_is_reported_in_a_sentence(services: Services) -> None:
     async with place(services) as shared:
         parts = urlsplit(shared.dsn)
         wrong = shared.dsn.replace(parts.password or "", "wrong")

@@ -1,4 +1,4 @@
-"""A primary that may have been replaced: what it says before all hosts were asked is no acknowledgement."""
+"""A primary that may have been replaced: its answers count only after all hosts were queried."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def test_a_promotion_that_was_seen_counts_before_its_epoch_has_begun(folde
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_was_found_on_a_former_primary_is_not_replicated_by_the_present_one(folder: Path) -> None:
+async def test_a_read_from_a_replaced_primary_does_not_count_as_replicated(folder: Path) -> None:
     async with pair_of_machines(folder) as (made, first, second):
         db = Database(await fenced(made.dsn(), folder / "data"), 4)
         Epoch(db)
@@ -150,7 +150,7 @@ async def test_no_server_shows_the_former_state_once_another_one_shows_the_new_o
 
 
 async def _asks_on(db: Database) -> None:
-    """Ask now and then, so that what Redis said is never asked for at just the right moment."""
+    """Query every 50 ms, so that the last answer of Redis is not always a fresh one."""
     while True:
         with contextlib.suppress(Unavailable):
             await db.value("SELECT 1")
@@ -158,7 +158,7 @@ async def _asks_on(db: Database) -> None:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_whatever_keeps_a_connection_from_being_made_is_an_outage(folder: Path) -> None:
+async def test_every_failure_to_connect_is_an_outage(folder: Path) -> None:
     async with machines(folder) as made:
         first = await made.primary()
         async with Database(made.dsn(), 2).open() as db:

@@ -63,11 +63,11 @@ SANE = {200, 201, 204, 206, 304, 400, 401, 402, 403, 404, 405, 409, 410, 412, 41
 SANE |= {460, 507}  # tus's own, and no room
 
 
-# The server, in a thread of its own -----------------------------------------------------------------------------------
+# The server, in a separate thread -------------------------------------------------------------------------------------
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a client's work to its end, on a loop of its own: asyncio.run would replace the one of the other tests."""
+    """Run a client's work to its end on a new loop: asyncio.run would replace the loop of the other tests."""
     with contextlib.closing(asyncio.new_event_loop()) as loop:
         return loop.run_until_complete(work)
 
@@ -100,7 +100,7 @@ class Running:
         self.renew()
 
     def renew(self) -> None:
-        """A user of whom rubbish may end the session or delete the account; with a call, and a chat."""
+        """Register a user with a call and a chat. Rubbish may end the session or delete the account."""
         self.alice = run(Account().register(self.server.url))
         self.call_id = str(uuid4())
         with opened(self) as connection:
@@ -380,7 +380,7 @@ class Reply:
 
 
 def send(address: tuple[str, int], message: bytes, method: str = "GET", *, ended: bool = False) -> Reply | None:
-    """The answer to bytes on a connection of their own; None when it is closed without any."""
+    """Send bytes on a new connection. Returns the answer, or None if the server closes it without any."""
     with socket.create_connection(address, timeout=10) as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(message)
@@ -531,7 +531,7 @@ def messages(
     if fault == "header":
         for name in draw(st.lists(st.sampled_from(sorted(HEADERS)), min_size=1, max_size=3, unique=True)):
             headers[name] = draw(HEADERS[name])
-    # Sockets that open have tests of their own, and an answer of 101 would not end.
+    # Other tests open sockets; here an answer of 101 would not end.
     if handler is SocketHandler:
         headers |= {"Connection": "Upgrade", "Upgrade": "websocket"} if fault != "header" else {}
         headers |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": KEYS[2]} | headers
@@ -592,7 +592,7 @@ def test_accounts_can_be_erased_in_the_middle_of_calls(running: Running) -> None
     running.renew()
 
 
-def test_what_is_hardly_http_is_refused_or_dropped(running: Running) -> None:
+def test_malformed_http_is_refused_or_dropped(running: Running) -> None:
     """Raw bytes, after which the client sends no more."""
     post = b"POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     body = b'{"public_id": "abc", "password": "wrong one"}'
@@ -777,7 +777,7 @@ def test_no_frame_is_too_odd_for_an_answer(running: Running) -> None:
     ids=["NUL", "depth", "number", "empty", "list"],
 )
 def test_a_bad_frame_whose_id_can_be_read_is_refused_by_its_id(running: Running, fault: bytes) -> None:
-    """Whoever waits for the answer to an id would otherwise wait for ever."""
+    """A client that waits for the answer to an id would otherwise wait for ever."""
     with opened(running) as connection:
         for kind in running.events:
             frame = b'{"type": "' + kind.encode() + b'", "id": "mine", "call_id": ' + fault + b', "access_token": 1}'
@@ -820,7 +820,7 @@ def test_only_a_frame_that_is_too_large_closes_the_socket(running: Running) -> N
         b"\x81",
     ],
 )
-def test_what_is_no_websocket_frame_ends_that_socket_only(running: Running, frame: bytes) -> None:
+def test_an_invalid_websocket_frame_ends_that_socket_only(running: Running, frame: bytes) -> None:
     hub = running.server.app.hub
     with opened(running) as other:
         with opened(running) as connection:

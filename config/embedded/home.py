@@ -1,4 +1,4 @@
-"""The folder an embedded program lives in: locked against a second server, and an ordinary user's when we are root."""
+"""The folder of an embedded program: locked against a second server, and owned by an ordinary user if we are root."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from stat import S_IMODE
 
 
 class EmbeddedError(Exception):
-    """The embedded default can't run; the text says why and what to do, and is meant for the operator."""
+    """The embedded default can't run. The text is for the operator: why, and what to do."""
 
 
 class InUse(EmbeddedError):
-    """The port was taken since we looked, or a killed PostgreSQL has not left its memory yet: try again."""
+    """The port was taken after we looked, or a killed PostgreSQL still has its shared memory: try again."""
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold ``folder``, made if it is missing, against every other server on this machine; kill -9 lets go of it.
-
-    Raises EmbeddedError at once when another process holds it.
-    """
+    """Lock ``folder``, which is created if it is missing, against other servers on this machine, until the process
+    ends. Raises EmbeddedError at once if another process has the lock."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -42,7 +40,7 @@ def lock(folder: Path) -> Iterator[None]:
             holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
             raise EmbeddedError(
                 f"The data folder {folder} is in use by another Mimu server{f' (process {holder})' if holder else ''}. "
-                "Stop that one, or give this one a MIMU_DATA_DIR of its own."
+                "Stop that server, or set another MIMU_DATA_DIR for this one."
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -63,7 +61,7 @@ class Home:
         return self.path / "data"
 
     def give_to_user(self, tree: Path) -> None:
-        """Make everything in ``tree`` the user's. Costs nothing when it is already."""
+        """Make the user the owner of everything in ``tree``. Costs nothing if it is already."""
         if self.user is None or tree.stat().st_uid == self.user.pw_uid:
             return
         for parent, folders, files in os.walk(tree):
@@ -72,7 +70,7 @@ class Home:
         os.chown(tree, self.user.pw_uid, self.user.pw_gid)  # last: if we are interrupted, the next start does it again
 
     def write(self, name: str, text: str) -> Path:
-        """A file here, replaced at once, that only the user (and root) can read."""
+        """Write a file here, atomically, that only the user (and root) can read."""
         path, part = self.path / name, self.path / f"{name}.part"
         part.unlink(missing_ok=True)
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -81,7 +79,7 @@ class Home:
         return part.replace(path)
 
     def sync(self) -> None:
-        """Names made or changed here so far outlive a power cut."""
+        """Make the names that were created or changed here durable."""
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -91,8 +89,8 @@ class Home:
 
 @contextmanager
 def lock_home(folder: Path, name: str) -> Iterator[Home]:
-    """The home of the program ``name`` in the data folder, locked. Raises EmbeddedError."""
-    with suppress(OSError):  # the lock says what is wrong with it
+    """Lock the folder of the program ``name`` in the data folder. Raises EmbeddedError."""
+    with suppress(OSError):  # ``lock`` reports the fault
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = folder.resolve()
     with lock(folder / name):
@@ -100,14 +98,14 @@ def lock_home(folder: Path, name: str) -> Iterator[Home]:
         if user is not None:
             for way in (folder, folder / name):
                 mode = way.stat().st_mode
-                if not mode & 0o001:  # the way to its data, for that user's group and nobody else
+                if not mode & 0o001:  # that user's group, and only it, may pass to its data
                     os.chown(way, -1, user.pw_gid)
                     way.chmod(S_IMODE(mode) | 0o010)
         yield Home(folder / name, user)
 
 
 def _unprivileged() -> pwd.struct_passwd | None:
-    """PostgreSQL refuses to run as root, and Valkey shouldn't; None when we aren't root."""
+    """Return the user for PostgreSQL, which refuses to run as root, and for Valkey; None if we aren't root."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
@@ -117,7 +115,7 @@ def _unprivileged() -> pwd.struct_passwd | None:
 
 
 def shipped(package: str, pattern: str, setting: str) -> Path:
-    """The program at ``pattern`` in an installed wheel. Raises EmbeddedError, with ``setting`` as the way out."""
+    """Return the program at ``pattern`` in an installed wheel. Raises EmbeddedError, which suggests ``setting``."""
     spec = importlib.util.find_spec(package)  # doesn't import it
     for place in (spec and spec.submodule_search_locations) or ():
         for found in Path(place).glob(pattern):

@@ -1,7 +1,7 @@
-"""Becomes another program: in a session of its own, as an ordinary user, and not outliving the process that asked.
+"""Become another program: in a new session, as an ordinary user, and ended by a signal if the parent dies.
 
-Run as ``python launch.py <parent's pid> <signal> <user or ''> <folder> <program> <argument>...``. A program of its own
-rather than a ``preexec_fn``: Python code between fork and exec can deadlock in a process with threads.
+Run as ``python launch.py <parent's pid> <signal> <user or ''> <folder> <program> <argument>...``. This is a separate
+program, not a ``preexec_fn``: Python code between fork and exec can deadlock in a process with threads.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(parent: str, orphaned: str, user: str, folder: str, *program: str) -> None:
-    os.setsid()  # Ctrl-C in a terminal is for the server, which stops us in its turn
+    os.setsid()  # Ctrl-C in a terminal goes to the server, which then stops this program
     os.umask(0o077)
     if user:
         entry = pwd.getpwnam(user)
@@ -35,7 +35,7 @@ def main(parent: str, orphaned: str, user: str, folder: str, *program: str) -> N
                 )
     os.chdir(folder)
     if sys.platform == "linux":
-        # A server started with & in a script ignores SIGINT and SIGQUIT, and so would we.
+        # A server started with & in a script ignores SIGINT and SIGQUIT, and a child inherits that.
         signal.signal(int(orphaned), signal.SIG_DFL)
         # After setuid, which clears it; exec keeps it. It follows the parent's thread, not its process.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(orphaned), 0, 0, 0)

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 from typing_extensions import TypedDict
 
-from config import reasons
+from config import hosts, reasons
 from config.reasons import Reason
 from handlers.http.base import ApiHandler
 from handlers.http.site import Check
@@ -26,7 +26,7 @@ from handlers.wire.operations import Answer, operation
 
 log = structlog.get_logger(__name__)
 
-Standing = Callable[[], tuple[str, int, int] | None]
+ChosenHost = Callable[[], hosts.DatabaseHost | None]
 
 CHECK_TIMEOUT = 2.0  # seconds; a service that answers later is unhealthy
 CACHE_SECONDS = 2.0  # for which the result of a write is reused
@@ -130,15 +130,15 @@ def services(
 async def redis_takes_writes(redis: Redis, instance_id: UUID) -> None:
     """Write a key that expires, and check the kind and role of the Redis server. Raises Unfit, RedisError."""
     if not await redis.set(f"health:{instance_id}", b"1", ex=KEY_SECONDS):
-        raise Unfit("Redis did not keep what it was given")
+        raise Unfit("Redis did not keep a key")
     try:
         greeting = await redis.execute_command("HELLO")  # type: ignore[no-untyped-call]
     except (NoPermissionError, ResponseError):
         return  # HELLO is not permitted; the write succeeded
-    said = greeting if isinstance(greeting, dict) else dict(zip(greeting[::2], greeting[1::2], strict=False))
-    if said.get(b"mode") == b"cluster":
+    fields = greeting if isinstance(greeting, dict) else dict(zip(greeting[::2], greeting[1::2], strict=False))
+    if fields.get(b"mode") == b"cluster":
         raise Unfit(reasons.CLUSTER)
-    if said.get(b"role") in (b"slave", b"replica"):
+    if fields.get(b"role") in (b"slave", b"replica"):
         raise Unfit(reasons.LOSING_REPLICA)
 
 
@@ -177,8 +177,8 @@ class Health(ApiHandler):
 
     public = True
 
-    def initialize(self, examiner: Examiner, standing: Standing) -> None:
-        self._examiner, self._standing = examiner, standing
+    def initialize(self, examiner: Examiner, chosen_host: ChosenHost) -> None:
+        self._examiner, self._chosen_host = examiner, chosen_host
 
     @operation({200: HealthReport, 503: Answer(HealthReport, "A check failed.")}, cost=MONITORS)
     async def get(self) -> None:
@@ -193,10 +193,9 @@ class Health(ApiHandler):
         uptime = int(time.monotonic() - self.application.metrics.started)
         status = "healthy" if well else "unhealthy"
         answer: dict[str, Any] = {"status": status, **found, "uptime_seconds": uptime}
-        standing = self._standing()
-        if standing is not None and within(self.address, self.application.core.metrics_allow):
-            host, timeline, refused = standing
-            answer["database_host"] = {"host": host, "timeline": timeline, "refused": refused}
+        host = self._chosen_host()
+        if host is not None and within(self.address, self.application.core.metrics_allow):
+            answer["database_host"] = host._asdict()
         if self.authenticated:
             answer["seen"] = {"url": self.origin, "address": self.address}
         self.reply(answer, 200 if well else 503)
@@ -231,13 +230,13 @@ class MetricsPage(ApiHandler):
 
 
 def routes(
-    checks: Mapping[str, Check], ready: Mapping[str, Check], standing: Standing
+    checks: Mapping[str, Check], ready: Mapping[str, Check], chosen_host: ChosenHost
 ) -> tuple[tuple[str, type[ApiHandler], dict[str, Any]], ...]:
-    """Return the routes for proxies and monitors. Both mappings may be filled later. If there are several database
-    hosts, ``standing`` returns the one in use, its timeline, and the number of connections that were refused."""
+    """Return the routes for proxies and monitors. Both mappings may be filled later. ``chosen_host`` returns the
+    database host in use if there are several."""
     return (
-        ("/health", Health, {"examiner": Examiner(checks), "standing": standing}),
-        ("/health/ready", Health, {"examiner": Examiner(ready), "standing": standing}),
+        ("/health", Health, {"examiner": Examiner(checks), "chosen_host": chosen_host}),
+        ("/health/ready", Health, {"examiner": Examiner(ready), "chosen_host": chosen_host}),
         ("/health/live", Live, {}),
         ("/metrics", MetricsPage, {}),
     )

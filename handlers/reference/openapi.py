@@ -1,7 +1,7 @@
-"""The OpenAPI document: every route with what it takes and answers, made of what the code itself goes by.
+"""The OpenAPI document: all routes with their parameters, bodies and answers, built from declarations in the code.
 
-Shapes become schemas, an endpoint's declaration (handlers/wire/operations.py) becomes its operation, and the refusals
-that it names its errors. Nothing is written here that some code says elsewhere.
+Shapes become schemas, and an endpoint's declaration (handlers/wire/operations.py) becomes its operation, with its
+errors. This file repeats nothing that is declared elsewhere.
 """
 
 from __future__ import annotations
@@ -28,46 +28,45 @@ from handlers.wire.schemas import COMMON, ERROR, reference
 
 ABOUT = """The server of an end-to-end encrypted messenger.
 
-JSON in UTF-8 both ways. Ids are UUIDs, times RFC 3339 in UTC with `Z`, binary values base64: taken standard or
-URL-safe, padded or not; given standard and padded. JSON is strict: no NaN, no NUL in a string, at most 32 levels; a
-wrong type is an error (5.0 is no integer), an unknown field is ignored. A body has at most 256 KiB. A list is an array;
-when there is more, `Link` points to it. A token that is sent and is not valid is 401 everywhere, also where none is
-needed. Every address answers `OPTIONS` with its methods, and `HEAD` as `GET` without the body, unless a `GET` there
-uses something up: `Allow` names it where it is taken.
+Requests and answers are JSON in UTF-8. Ids are UUIDs, times RFC 3339 in UTC with `Z`, binary values base64: the server
+accepts it standard or URL-safe, padded or not, and sends it standard and padded. JSON is strict: no NaN, no NUL in a
+string, at most 32 levels; a wrong type is an error (5.0 is not an integer), an unknown field is ignored. A body has at
+most 256 KiB. A list is an array; if there is a next page, `Link` points to it. An invalid token is answered with 401,
+even by routes that need none. Every URL answers `OPTIONS` with its methods, and `HEAD` like `GET` without the body,
+except where a `GET` uses something up: `Allow` lists the methods of a URL.
 
-A refusal has one form, whatever the route: `error` is a code that stays, `message` a sentence for people, `request_id`
-what the log knows it by; `details` names all the bad fields at once. Every request spends from the budgets of its
-account, or of its address (`x-budgets`): `RateLimit` says how they stand, and 429 comes when one is used up. Any
-request may bear `X-PrID`, `X-Client-Version`, `X-Platform` and `X-Request-ID`; none of them is needed."""
+All errors have one form: `error` is a code that never changes, `message` a sentence for people, `request_id` the id in
+the log; `details` names all invalid fields. Every request spends from the budgets of its account, or of its address
+(`x-budgets`): `RateLimit` shows what remains, and a request above a budget is answered with 429. Any request may have
+the headers `X-PrID`, `X-Client-Version`, `X-Platform` and `X-Request-ID`; all are optional."""
 
 HOUSE = "operation"
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch")
 UNDECLARED = Operation(words="", answers={})
 _GROUP = re.compile(r"\((?:[^()]|\([^()]*\))*\)")
-DONE = {200: "Done.", 201: "Made.", 204: "Done, and nothing to tell."}
+DONE = {200: "Done.", 201: "Created.", 204: "Done; no body."}
 BEARER = {
     "type": "http",
     "scheme": "bearer",
     "bearerFormat": "JWT",
-    "description": "The `access_token` of registering, logging in or refreshing.",
+    "description": "The `access_token` from registration, login or refresh.",
 }
 
 Route = tuple[str, type[ApiHandler]]
 
 
 def operations(handler: type[ApiHandler]) -> Iterable[tuple[str, Operation]]:
-    """The methods of a route that the document tells of: all that it takes, and OPTIONS where that is its own."""
+    """Yield the methods of a route for the document: all that it supports, and OPTIONS if the route declares it."""
     for method in METHODS:
-        said = declared(handler, method)
-        if said is not None or method.upper() in handler.methods():
-            yield method, said or UNDECLARED
+        operation = declared(handler, method)
+        if operation is not None or method.upper() in handler.methods():
+            yield method, operation or UNDECLARED
 
 
 def path_of(pattern: str, handler: type[ApiHandler]) -> str:
-    """The address with names for the groups of a route's pattern, as its methods call them."""
-    names = next((list(said.parts) for _, said in operations(handler) if said.parts), [])
-    given = iter(names)
-    return _GROUP.sub(lambda _: f"{{{next(given, 'part')}}}", pattern)
+    """Return the path of a route's pattern, with the names that its methods use for the groups."""
+    names = iter(next((list(operation.parts) for _, operation in operations(handler) if operation.parts), []))
+    return _GROUP.sub(lambda _: f"{{{next(names, 'part')}}}", pattern)
 
 
 def document(
@@ -76,9 +75,9 @@ def document(
     sends: Mapping[str, type] | None = None,
     rates: Mapping[str, Rate] | None = None,
 ) -> dict[str, Any]:
-    """OpenAPI 3.1. ``events`` are the frames from clients by type, ``sends`` the shapes of those from the server;
-    ``rates`` what settings say of rate limits, if any."""
-    return _Writer(routes, events, sends or {}, rates or {}).written()
+    """Build the OpenAPI 3.1 document. ``events`` are the frames from clients by type, ``sends`` the shapes of frames
+    from the server, ``rates`` the rate limits of the settings."""
+    return _Writer(routes, events, sends or {}, rates or {}).build()
 
 
 class _Writer:
@@ -97,15 +96,15 @@ class _Writer:
         self._schemas, self._named = self._shapes()
 
     def _shapes(self) -> tuple[dict[tuple[Any, str], Any], dict[str, Any]]:
-        """The schema of every shape, by itself and whether it is taken or given; and those that others refer to."""
-        said = [said for _, handler in self._routes for _, said in operations(handler)]
+        """Return the schemas by shape and direction (accepted or sent), and the named schemas to which they refer."""
+        declarations = [operation for _, handler in self._routes for _, operation in operations(handler)]
         frames = self._events.values()
-        taken = [*(frame.shape for frame in frames), *(one.body for one in said if one.body is not None)]
-        given = [answer.shape for one in said for answer in one.answers.values() if answer.shape is not None]
+        accepted = [*(frame.shape for frame in frames), *(one.body for one in declarations if one.body is not None)]
+        answers = [answer.shape for one in declarations for answer in one.answers.values() if answer.shape is not None]
         acks = [frame.ack for frame in frames if frame.ack is not None]
-        return schemas.schemas(taken, [*given, *dict.fromkeys(self._sends.values()), *acks, Ack, ErrorFrame])
+        return schemas.schemas(accepted, [*answers, *dict.fromkeys(self._sends.values()), *acks, Ack, ErrorFrame])
 
-    def written(self) -> dict[str, Any]:
+    def build(self) -> dict[str, Any]:
         paths: dict[str, Any] = {}
         for pattern, handler in self._routes:
             common = [reference("parameters", header.name) for header in HEADERS]
@@ -139,7 +138,7 @@ class _Writer:
         }
 
     def _referred(self, paths: Mapping[str, Any]) -> dict[str, Any]:
-        """The named schemas without those that stand in acks only, which are written out there."""
+        """Return the named schemas, without those of acks only, which are written inline."""
         acks = {self._schemas[frame.ack, "serialization"].get("$ref") for frame in self._events.values() if frame.ack}
         text = orjson.dumps([paths, self._named]).decode()
         references = {name: reference("schemas", name)["$ref"] for name in self._named}
@@ -158,7 +157,7 @@ class _Writer:
         written: dict[str, Any] = {
             "operationId": re.sub(r"\W+", "_", f"{method}{path}").strip("_"),
             "tags": [self._tag(handler)],
-            "summary": _line(summary).removesuffix(".").replace("`", ""),  # it is no Markdown
+            "summary": _line(summary).removesuffix(".").replace("`", ""),  # a summary is not Markdown
         }
         limits = [self._limit(setting, by) for setting, by in said.limits.items()]
         words = "\n\n".join([_line(part) for part in words.split("\n\n") if part] + [words for words, _ in limits])

@@ -1,4 +1,4 @@
-// Renders the document of this very server, and asks nobody else: not the renderer's makers whether it is valid, either.
+// Renders this server's document. It makes no other requests: validatorUrl would send the document to the renderer's makers.
 SwaggerUIBundle({
     url: 'openapi.json',
     dom_id: '#reference',

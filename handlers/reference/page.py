@@ -37,16 +37,16 @@ MEDIA = {
 }
 
 CACHED = (
-    Header("ETag", "What these bytes are called.", required=True),
-    Header("Cache-Control", "How long they may be kept.", required=True),
+    Header("ETag", "A tag of this version.", required=True),
+    Header("Cache-Control", "How long it may be cached.", required=True),
 )
-SAME = Answer(words="It is what `If-None-Match` names.", headers=CACHED)
-ASKED = (Header("If-None-Match", "Tags of what one has."),)
+SAME = Answer(words="`If-None-Match` has the tag of this version.", headers=CACHED)
+CONDITION = (Header("If-None-Match", "Tags of the client's cached versions."),)
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Bytes that are the same for everybody, as they are and compressed; ``seconds`` they may be kept for."""
+    """A file that is the same for all clients, plain and compressed; clients may cache it for ``seconds``."""
 
     media: str
     content: bytes
@@ -62,7 +62,7 @@ class Published:
 
 class _PublishedHandler(ApiHandler):
     public = True
-    cors_request_headers = tuple(header.name for header in ASKED)
+    cors_request_headers = tuple(header.name for header in CONDITION)
 
     async def publish(self, found: Published) -> None:
         """200 with the bytes, or 304 for who has them."""
@@ -87,7 +87,7 @@ class OpenApi(_PublishedHandler):
     def initialize(self, document: Published) -> None:
         self._document = document
 
-    @operation({200: Answer(dict[str, Any], "The document.", CACHED), 304: SAME}, headers=ASKED, cost=READS)
+    @operation({200: Answer(dict[str, Any], "The document.", CACHED), 304: SAME}, headers=CONDITION, cost=READS)
     async def get(self) -> None:
         """Get the OpenAPI 3.1 document of this server.
 
@@ -102,7 +102,7 @@ class DocsPage(_PublishedHandler):
         self._assets = assets
 
     @operation(
-        {200: Answer(words="The page.", headers=CACHED, media="text/html"), 304: SAME}, headers=ASKED, cost=READS
+        {200: Answer(words="The page.", headers=CACHED, media="text/html"), 304: SAME}, headers=CONDITION, cost=READS
     )
     async def get(self) -> None:
         """Get a page that shows the document. It loads nothing from other hosts."""
@@ -118,7 +118,7 @@ class DocsAsset(_PublishedHandler):
     @operation(
         {200: Answer(words="The asset.", headers=CACHED, media="*/*"), 304: SAME},
         refuses=(NotFound,),
-        headers=ASKED,
+        headers=CONDITION,
         cost=READS,
     )
     async def get(self, name: str) -> None:

@@ -115,12 +115,12 @@ class Bus:
                 try:
                     yield
                 finally:
-                    await self._sent()
+                    await self._flush()
         finally:
             await ended(*tasks)
 
-    async def _sent(self) -> None:
-        """Give what is queued a moment to be sent, unless Redis is away."""
+    async def _flush(self) -> None:
+        """Wait until queued messages are sent, at most REDIS_TIMEOUT; don't wait if Redis is away."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REDIS_TIMEOUT):
                 while self._queue and self.up:

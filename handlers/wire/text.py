@@ -146,7 +146,7 @@ def _checked(schema: CoreSchema, rule: Callable[[str], str], most: int) -> CoreS
     return core_schema.no_info_after_validator_function(check, schema)
 
 
-VisibleText = Annotated[str, Line(128)]  # for names and titles without a bound of their own
+VisibleText = Annotated[str, Line(128)]  # for names and titles without another limit
 DisplayName = Annotated[str, Line(64)]
 Title = Annotated[str, Line(128)]
 Bio = Annotated[str, Paragraphs(500)]

@@ -27,7 +27,7 @@ FILES = "files"
 FILE_SUMS = "files.sha256"
 BLOCK = 1 << 20  # bytes that are read at a time
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]  # shows a line of progress
 
 
 class BackupError(Exception):
@@ -110,11 +110,11 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def part(folder: Path, path: Path) -> Part:
+def describe_part(folder: Path, path: Path) -> Part:
     return Part(path.relative_to(folder).as_posix(), path.stat().st_size, digest(path))
 
 
-def listed(folder: Path) -> Iterator[tuple[str, str]]:
+def list_files(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield SHA-256 and storage key of each user's file in a backup."""
     with (folder / FILE_SUMS).open() as lines:
         for line in lines:
@@ -127,17 +127,17 @@ def file_path(folder: Path, key: str) -> Path:
     return folder / FILES / key[:2] / key
 
 
-def verify(folder: Path, manifest: Manifest, tell: Tell) -> None:
+def verify(folder: Path, manifest: Manifest, report: Report) -> None:
     """Read every part and every file, and compare their SHA-256. Raises BackupError, which names the first that
     differs."""
     for item in manifest.parts:
-        tell(f"verifying {item.path}")
+        report(f"verifying {item.path}")
         _compare(folder / item.path, item.path, item.sha256)
     if manifest.files is None:
         return
-    for number, (sha256, key) in enumerate(listed(folder), 1):
+    for number, (sha256, key) in enumerate(list_files(folder), 1):
         if number % 100 == 1:
-            tell(f"verifying files, {number} of {manifest.files.count}")
+            report(f"verifying files, {number} of {manifest.files.count}")
         path = file_path(folder, key)
         _compare(path, path.relative_to(folder).as_posix(), sha256)
 
@@ -161,7 +161,7 @@ def sync(folder: Path) -> None:
 
 
 def sync_below(folder: Path, but: Sequence[str] = ()) -> None:
-    """The same for a folder and all below it."""
+    """Make the names in a folder and in all folders below it durable."""
     for way, folders, _ in os.walk(folder):
         folders[:] = [name for name in folders if name not in but]
         sync(Path(way))

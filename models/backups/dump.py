@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import asyncpg
 
-from models.backups import BackupError, Tell
+from models.backups import BackupError, Report
 from models.backups.programs import find, run
 from models.postgres.cluster import connect
 from models.postgres.epochs import UNFINISHED
@@ -102,9 +102,9 @@ class Snapshot:
                 count += 1
         return count
 
-    async def dump(self, dsn: str, folder: Path, tell: Tell) -> None:
+    async def dump(self, dsn: str, folder: Path, report: Report) -> None:
         """Write the dump into ``folder``, which is created. Raises BackupError."""
-        tell("dumping the database")
+        report("dumping the database")
         await run(
             await find("pg_dump", self.postgresql),
             "--format=directory",
@@ -119,7 +119,7 @@ class Snapshot:
         )
         contents = await run(await find("pg_restore", self.postgresql), "--list", str(folder))
         for table, rows in REWRITTEN.items():
-            tell(f"dumping {table}")
+            report(f"dumping {table}")
             match = re.search(rf"^(\d+); .* TABLE DATA public {table} ", contents, re.MULTILINE)
             if match is None:
                 raise BackupError(f"pg_dump has not written {table}")

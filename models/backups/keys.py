@@ -1,4 +1,4 @@
-"""The server's secrets, in a separate archive: with it and the database one could sign tokens for any user.
+"""The server's secrets, in a separate archive: whoever has it and the database can sign tokens for any user.
 
 A tar archive: ``settings.env`` with the secrets that are settings, ``keyring.json`` with the rotated secrets, and the
 key files of the push services under the names of their settings.
@@ -25,7 +25,7 @@ KEYRING, SETTINGS = "keyring.json", "settings.env"
 MAX_MEMBER = 1 << 20  # bytes; the largest, a Google service account, has some 3,000
 
 
-def gathered(core: Core, values: Mapping[str, str]) -> dict[str, bytes]:
+def collect(core: Core, values: Mapping[str, str]) -> dict[str, bytes]:
     """Return the secrets of a server, by their name in the archive. Raises BackupError if a file can't be read."""
     settings = {name: values[name] for name in VALUES if values.get(name)}
     for name in ("JWT_SECRET", "TURN_SECRET"):
@@ -80,7 +80,7 @@ def read(archive: Path) -> dict[str, bytes]:
     return contents
 
 
-def put_back(core: Core, values: Mapping[str, str], contents: Mapping[str, bytes], *, force: bool) -> list[str]:
+def restore(core: Core, values: Mapping[str, str], contents: Mapping[str, bytes], *, force: bool) -> list[str]:
     """Write secrets to where this server reads them. Returns a line for each, with its path or what the operator has to
     do. Overwrites a different secret only with ``force``. Raises BackupError before it writes any."""
     folder = core.mimu_data_dir / "secrets"

@@ -15,7 +15,7 @@ from typing import Any
 
 import asyncpg
 
-from models.backups import DATABASE, BackupError, Manifest, Tell
+from models.backups import DATABASE, BackupError, Manifest, Report
 from models.backups.programs import find, run
 from models.postgres import epochs
 from models.postgres.cluster import connect
@@ -84,7 +84,7 @@ class Target:
         newest: str = await self._connection.fetchval("SELECT max(version) FROM schema_migrations")
         return newest
 
-    async def alone(self) -> None:
+    async def wait_until_alone(self) -> None:
         """Wait until no one else is connected. Raises BackupError if others stay: servers, most likely."""
         deadline = time.monotonic() + DISCONNECT_SECONDS
         while others := await self._connection.fetch(
@@ -97,7 +97,7 @@ class Target:
                 raise BackupError(f"{named} is connected to the database: stop it first")
             await asyncio.sleep(0.1)
 
-    async def holds(self) -> str | None:
+    async def contents(self) -> str | None:
         """Describe what would be lost; None if there is nothing, or only the rest of an interrupted restore."""
         if await self._connection.fetchval("SELECT to_regclass($1)", epochs.UNFINISHED) is not None:
             return None
@@ -112,7 +112,7 @@ class Target:
         return f"{len(objects)} tables and other objects that are not Mimu's"
 
     @contextlib.asynccontextmanager
-    async def closed(self, backup: str) -> AsyncIterator[None]:
+    async def keep_servers_out(self, backup: str) -> AsyncIterator[None]:
         """Keep servers from starting on it from now on. Undone if the block fails, which must then have changed
         nothing."""
         before = await self._connection.fetchval("SELECT to_regclass($1)", epochs.UNFINISHED)
@@ -133,9 +133,9 @@ class Target:
             for (drop,) in await self._connection.fetch(_DROPS):
                 await self._connection.execute(drop)
 
-    async def fill(self, folder: Path, jobs: int, tell: Tell) -> None:
+    async def restore_dump(self, folder: Path, jobs: int, report: Report) -> None:
         """Restore the dump of a backup: in one transaction, or faster in several ``jobs``. Raises BackupError."""
-        tell("restoring the database")
+        report("restoring the database")
         how = ["--single-transaction"] if jobs == 1 else [f"--jobs={jobs}"]
         arguments = ["--no-owner", "--no-privileges", "--exit-on-error", *how, str(folder / DATABASE)]
         await run(await find("pg_restore", self.postgresql), *arguments, dsn=self._dsn)
@@ -206,12 +206,12 @@ async def scratch(dsn: str, name: str) -> AsyncIterator[None]:
         await connection.close()
 
 
-async def proven(dsn: str, into: str, name: str, folder: Path, manifest: Manifest, tell: Tell) -> None:
+async def verify_by_restoring(dsn: str, into: str, name: str, folder: Path, manifest: Manifest, report: Report) -> None:
     """Restore the dump of a backup into a temporary database, and compare its row counts with the manifest's. Raises
     BackupError."""
     async with scratch(dsn, name), target(into) as temporary:
-        await temporary.fill(folder, 1, tell)
-        tell("counting")
+        await temporary.restore_dump(folder, 1, report)
+        report("counting")
         counts = await temporary.rows(list(manifest.rows))
     wrong = [table for table, number in manifest.rows.items() if counts[table] != number]
     if wrong:

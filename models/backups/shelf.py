@@ -28,12 +28,12 @@ class Shelf:
         self.foreign: list[Path] = []
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Lock the folder against other runs, and remove interrupted backups. Raises BackupError, OSError."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._lock() as lock:
+        with self._open_lock() as file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BackupError(f"another backup is being made into {self.folder}") from None
             for path in self.folder.iterdir():
@@ -41,7 +41,7 @@ class Shelf:
                     self._remove(path)
             yield
 
-    def _lock(self) -> IO[bytes]:
+    def _open_lock(self) -> IO[bytes]:
         path = self.folder / ".lock"
         try:
             return path.open("ab")
@@ -75,7 +75,7 @@ class Shelf:
         return (elsewhere or self.folder) / f"{backup.name}-keys.tar"
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[tuple[Path, Path]]:
+    def new_backup(self) -> Iterator[tuple[Path, Path]]:
         """Create a folder to fill; yields it and its final path. Without ``finish`` it is removed at the end."""
         while True:
             final = self.folder / datetime.now(UTC).strftime("mimu-%Y%m%dT%H%M%SZ")
@@ -95,7 +95,7 @@ class Shelf:
         work.rename(final)
         sync(self.folder)
 
-    def thin(self, keep: int, elsewhere: Path | None = None) -> list[Path]:
+    def remove_old(self, keep: int, elsewhere: Path | None = None) -> list[Path]:
         """Remove all but the ``keep`` newest backups, with their keys, also those elsewhere. Returns the removed
         ones."""
         old = self.backups()[:-keep]

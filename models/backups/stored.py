@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from models.backups import FILE_SUMS, FILES, Files, Tell, digest, file_path, listed
+from models.backups import FILE_SUMS, FILES, Files, Report, digest, file_path, list_files
 from models.backups.dump import StoredFile, read_listing
 from models.storage import Storage, StorageAway
 
@@ -37,7 +37,7 @@ class Copied:
 
 
 async def _each(
-    files: Iterator[tuple[str, ...] | StoredFile], work: Callable[..., Awaitable[None]], tell: Tell, of: int
+    files: Iterator[tuple[str, ...] | StoredFile], work: Callable[..., Awaitable[None]], report: Report, of: int
 ) -> None:
     """Call ``work`` for each file, CONCURRENCY at a time; the first error ends all."""
     done = 0
@@ -47,7 +47,7 @@ async def _each(
         for file in files:
             await work(*file)
             done += 1
-            tell(f"copying files, {done} of {of}")
+            report(f"copying files, {done} of {of}")
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -58,8 +58,15 @@ async def _each(
         raise first from first.__cause__
 
 
-async def take(
-    storage: Storage, listing: Path, count: int, folder: Path, before: Path | None, tell: Tell, *, sure: bool = False
+async def back_up(
+    storage: Storage,
+    listing: Path,
+    count: int,
+    folder: Path,
+    before: Path | None,
+    report: Report,
+    *,
+    sure: bool = False,
 ) -> Copied:
     """Copy the ``count`` files of a listing into a backup, or link to those of the backup ``before``; with ``sure``
     only to files that are read and unchanged. Raises StorageAway, OSError."""
@@ -92,7 +99,7 @@ async def take(
         copied.count += 1
         copied.bytes += size
 
-    await _each(read_listing(listing), copy, tell, count)
+    await _each(read_listing(listing), copy, report, count)
     absent = {*copied.without, *copied.damaged, *copied.unreadable}
     with (folder / FILE_SUMS).open("x") as file:
         for key, _, sha256 in read_listing(listing):
@@ -114,11 +121,11 @@ def _link(old: Path, new: Path, size: int, sha256: bytes | None) -> bool:
     return True
 
 
-async def put_back(storage: Storage, folder: Path, files: Files, tell: Tell) -> None:
+async def restore(storage: Storage, folder: Path, files: Files, report: Report) -> None:
     """Copy the files of a verified backup into the storage. Can be repeated. Raises StorageAway, StorageFull,
     OSError."""
 
-    async def restore(_: str, key: str) -> None:
+    async def copy(_: str, key: str) -> None:
         await storage.copy_in(key, file_path(folder, key))
 
-    await _each(iter(listed(folder)), restore, tell, files.count)
+    await _each(iter(list_files(folder)), copy, report, files.count)

@@ -9,7 +9,7 @@ from uuid import UUID
 from models.chats.message_row import MESSAGE_SIZE, REPLY_TO_SEQ, reaction_counts, reactions
 from models.chats.visibility import SEEN_FROM, UNEXPIRED
 from models.database import Database, Row
-from models.paging import cut, json_size, taken, text_size
+from models.paging import cut, json_size, read_page, text_size
 
 # Messages of one user's chats that have expired and are not erased yet: they don't count as unread.
 _DUE = """due AS MATERIALIZED (
@@ -69,7 +69,7 @@ async def entries(
 ) -> tuple[list[dict[str, Any]], bool]:
     """A page of a user's visible or ``hidden`` chats, the last active first, each with its newest message and unread
     count; and True if there are more. ``size`` is the bytes of JSON of each without its participants."""
-    return taken(await db.fetch(_EARLIER if before else _ALL, user_id, limit, hidden, *(before or ())))
+    return read_page(await db.fetch(_EARLIER if before else _ALL, user_id, limit, hidden, *(before or ())))
 
 
 async def entry(db: Database, user_id: UUID, chat_id: UUID) -> Row | None:

@@ -13,7 +13,7 @@ from models.chats.changes import ChatChanges
 from models.chats.chats import end
 from models.chats.events import Change, Event
 from models.database import Database
-from models.paging import cut, taken, text_size
+from models.paging import cut, read_page, text_size
 
 ROLES = ("owner", "admin", "member", "restricted")  # the highest first
 GOVERNING = ROLES[:2]  # who may invite
@@ -162,7 +162,7 @@ async def list_page(
 ) -> tuple[list[dict[str, Any]], bool]:
     """A page of a chat's participants with their profiles, the last to join first; and True if there are more."""
     rows = await db.fetch(_EARLIER if before else _LATEST, viewer, chat_id, limit, *(before or ()))
-    people, more = taken(rows)
+    people, more = read_page(rows)
     return [_person(person) for person in people], more
 
 

@@ -12,7 +12,7 @@ from peewee import EXCLUDED, fn
 from models.chats.events import Change
 from models.chats.tables import ChatThread
 from models.database import Database, Row, Table
-from models.paging import cut, taken, text_size
+from models.paging import cut, read_page, text_size
 from models.users import User
 
 
@@ -105,7 +105,7 @@ async def bans(
     db: Database, chat_id: UUID, limit: int, before: tuple[datetime, UUID] | None = None
 ) -> tuple[list[dict[str, Any]], bool]:
     """A page of the users who are banned from a chat, the latest ban first; and True if there are more."""
-    return taken(await db.fetch(_EARLIER if before else _LATEST, chat_id, limit, *(before or ())))
+    return read_page(await db.fetch(_EARLIER if before else _LATEST, chat_id, limit, *(before or ())))
 
 
 _BANNED = """SELECT s.user_id, users.public_id, users.display_name, users.avatar_url, s.banned_at

@@ -1,9 +1,9 @@
-"""A cluster: the hosts of a ``DATABASE_URL``, of which one is the database, and every connection that we have to it.
+"""A cluster: the hosts of a ``DATABASE_URL``, of which one is the database, and all our connections to it.
 
-asyncpg tries the hosts of a URL one after another within a single timeout, and takes the first that lets it in. A host
-that is silent (frozen, or cut off: it sends no reset) uses up that timeout each time, and a former primary that came
-back lets everybody in. So each host is asked by itself here, within its own time; each connection is asked who it is
-before anybody uses it; and when the database has moved, connections to where it was are ended at once.
+asyncpg tries the hosts of a URL one after another within a single timeout, and uses the first that accepts it. A silent
+host (frozen, or cut off without a reset) uses up that timeout each time, and a former primary that came back accepts
+connections. So this module queries each host separately, with a timeout for each; it identifies each connection before
+it is used; and when another host becomes the database, it ends the connections to the former one at once.
 """
 
 from __future__ import annotations
@@ -22,30 +22,23 @@ import asyncpg
 import structlog
 from redis.asyncio import Redis
 
+from config.hosts import DatabaseHost
 from models.postgres.fence import REASONS, Fence, Mark, Reason, behind
 from models.postgres.hosts import Host, HostAway, HostRefused, describe, dial, hosts, named, no_host
 from models.postgres.identity import Identity, identify
 
 log = structlog.get_logger(__name__)
 
-HOST_SECONDS = 0.5  # for one of several hosts to let us in, while a request waits; others are asked then
-ELECTION_SECONDS = 2.0  # for any host to say that it is the database; no request waits so long, its successors do
-PAUSE = 0.2  # seconds between two elections that came to nothing
-SILENT = 3  # statements without an answer, one after another, after which the hosts are asked who is there
+HOST_SECONDS = 0.5  # for one of several hosts to accept a connection, while a request waits; then all are queried
+ELECTION_SECONDS = 2.0  # for any host to identify as the database; one request does not wait so long, later ones do
+PAUSE = 0.2  # seconds after a failed election before the next one
+SILENT = 3  # consecutive statements without an answer after which the hosts are queried
 LOG_EVERY = 60.0  # seconds between two lines on the same host for the same reason
-WATCH_SECONDS = 3  # between two looks at all hosts; a former primary that thaws is left after as long
-ASKING = {"application_name": "mimu-hosts", "statement_timeout": "5000"}
+WATCH_SECONDS = 3  # between two checks of all hosts; also the longest use of a former primary that thaws
+SETTINGS = {"application_name": "mimu-hosts", "statement_timeout": "5000"}
 
 Settle = Callable[["Cluster", Host], Coroutine[Any, Any, None]]
 _ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-
-
-class Standing(NamedTuple):
-    """Which host is the database, for operators: its name, its timeline, and how many connections were refused."""
-
-    host: str
-    timeline: int
-    refused: int
 
 
 class _Open(NamedTuple):
@@ -54,8 +47,8 @@ class _Open(NamedTuple):
 
 
 class _Vouched(NamedTuple):
-    """The server that was the database when all hosts were asked: one that has started since may have been replaced
-    while it was away, and gets no connection before they are asked again."""
+    """The server that the last election chose. If it has started again since, a standby may have replaced it in the
+    meantime, so it is not used before another election."""
 
     host: Host
     started: datetime
@@ -68,16 +61,16 @@ class _Vouched(NamedTuple):
 
 class Cluster:
     def __init__(self, dsn: str, fence: Fence | None = None, *, quiet: bool = False) -> None:
-        """``quiet`` logs nothing of hosts: what a script prints is its own."""
+        """``quiet`` logs nothing about hosts, for scripts, which print their own messages."""
         self.dsn = dsn
         self.hosts = hosts(dsn)
         self.fence = fence or Fence()
         self.fence.moved.append(self._end_behind)
         self.current: Host | None = None  # the host that was the database last
         self._vouched: _Vouched | None = None
-        # Begins a new epoch where one is due; until it is done no connection is given out. Without it all are.
+        # Begins a new epoch if one is due; ``connect`` returns no connection before that. None: begin none.
         self.settle: Settle | None = None
-        # All of them from the beginning, so that a first refusal shows as a change.
+        # All combinations from the beginning, so that a first refusal shows as an increase.
         self.refused: Counter[tuple[str, str]] = Counter(
             {(str(h), reason): 0 for h in self.hosts for reason in REASONS}
         )
@@ -88,12 +81,12 @@ class Cluster:
         self._advance: asyncio.Task[None] | None = None
         self._failed: tuple[float, OSError] | None = None
         self._logged: dict[tuple[str, str], float] = {}
-        self.silences = 0  # statements that had no answer, since the last one that had
+        self.silences = 0  # statements without an answer since the last answer
 
     # Connecting -----------------------------------------------------------------------------------------------------
 
     async def connect(self, **options: Any) -> asyncpg.Connection:
-        """A connection to the database, wherever it is now. Raises HostAway, HostRefused and errors of PostgreSQL."""
+        """Connect to the present database host. Raises HostAway, HostRefused and errors of PostgreSQL."""
         if len(self.hosts) == 1:
             return await self._admitted(self.hosts[0], options)
         if self.current is not None:
@@ -103,14 +96,14 @@ class Cluster:
         return await self._admitted(await self.elect(), options)
 
     async def pooled(self, *_: object, **options: Any) -> asyncpg.Connection:
-        """The same for asyncpg's pool, whose own URL has no say."""
+        """Connect for asyncpg's pool, whose own URL is ignored."""
         return await self.connect(**options)
 
     async def _admitted(
         self, host: Host, options: dict[str, Any], limit: asyncio.Timeout | None = None
     ) -> asyncpg.Connection:
-        """A connection to a host that is the database. Raises what ``connect`` does. ``limit`` ends when the host has
-        answered, and an epoch has to be begun there."""
+        """Connect to a host, and check that it is the database. Raises the errors of ``connect``. ``limit`` is lifted
+        once the host has answered, if an epoch must begin there."""
         connection = await dial(self.dsn, host, **options)
         try:
             with named(host):
@@ -123,12 +116,12 @@ class Cluster:
         return connection
 
     def keep(self, connection: asyncpg.Connection, host: Host, seen: Identity) -> None:
-        """Have a connection ended when the database is elsewhere."""
+        """Register a connection, so that it is ended when another host becomes the database."""
         self._open[connection] = _Open(host, Mark.of(seen))
         connection.add_termination_listener(self._closed)
 
     def life(self, connection: asyncpg.Connection | None) -> tuple[int, int] | None:
-        """The cluster and the timeline that an open connection has reached."""
+        """Return the system identifier and the timeline of an open connection; None if it is not registered."""
         opened = self._open.get(connection) if connection is not None else None
         return opened and (opened.mark.system, opened.mark.timeline)
 
@@ -136,15 +129,15 @@ class Cluster:
         self._open.pop(connection, None)
 
     async def _admit(self, host: Host, connection: asyncpg.Connection, limit: asyncio.Timeout | None) -> Identity:
-        """Let a connection in, or raise HostRefused. The fence moves to what is newer, and an epoch is begun where one
-        is due: what is stored before would be counted by the former."""
+        """Accept a connection, or raise HostRefused. Moves the fence to a newer database, and begins an epoch if one is
+        due, since rows stored before that would belong to the former epoch."""
         seen = await identify(connection)
         if len(self.hosts) > 1 and not seen.standby and self._vouched != _Vouched.of(host, seen):
             if limit is not None and not limit.expired():
                 limit.reschedule(None)
             await self.elect()
-            if self._vouched != _Vouched.of(host, seen):  # another one, or an election that was under way before
-                raise HostRefused(f"{host}: has started or was promoted since all hosts were asked")
+            if self._vouched != _Vouched.of(host, seen):  # another host was elected, or the election had begun earlier
+                raise HostRefused(f"{host}: has started or was promoted since the last election")
         due = not seen.settled and not seen.standby and self.settle is not None
         if due or self.fence.judge(seen) == "diverged":
             await self.fence.load()  # another instance may have begun the epoch, here or on a second primary
@@ -155,8 +148,8 @@ class Cluster:
             await self.begin(host)
             seen = await identify(connection)
             self._refuse_behind(host, seen)
-        if seen.epoch is not None and Mark.of(seen) != self.fence.mark:  # one that is empty has no life yet
-            # Whoever waits for this connection may give up; that the database has moved is true all the same.
+        if seen.epoch is not None and Mark.of(seen) != self.fence.mark:  # an empty database has no epoch yet
+            # Shielded: the caller may be cancelled, but the fence must move.
             self._advance = asyncio.create_task(self.fence.advance(seen))
             await asyncio.shield(self._advance)
             self._refuse_behind(host, seen)
@@ -185,7 +178,7 @@ class Cluster:
         )
 
     async def begin(self, host: Host | None = None) -> None:
-        """Begin the epoch that is due on a host; who comes meanwhile waits for the same. Raises what that raises."""
+        """Begin the epoch that is due on a host. Concurrent callers wait for the same one, and receive its errors."""
         if self._settling is None:
             self._settling = asyncio.create_task(self._settle_on(host or self.current or self.hosts[0]))
             self._settling.add_done_callback(self._begun)
@@ -194,7 +187,7 @@ class Cluster:
     async def _settle_on(self, host: Host) -> None:
         assert self.settle is not None
         if len(self.hosts) > 1:
-            await self.fence.shared()  # first all leave the former primary: what it shows is of the former epoch
+            await self.fence.shared()  # first all instances must leave the former primary and its epoch
         await self.settle(self, host)
 
     def _begun(self, task: asyncio.Task[None]) -> None:
@@ -204,14 +197,14 @@ class Cluster:
 
     @property
     def held(self) -> bool:
-        """True while an epoch is being begun: nothing may be stored, for it would be counted by the former one."""
+        """True while an epoch begins: nothing may be stored, since it would belong to the former one."""
         return self._settling is not None
 
     # Elections ------------------------------------------------------------------------------------------------------
 
     async def elect(self) -> Host:
-        """Ask all hosts at once who they are, and take the newest. Raises HostAway or HostRefused, with what each of
-        them said, and an error of PostgreSQL (such as a wrong password) when that is all that was said."""
+        """Identify all hosts at the same time, and choose the newest. Raises HostAway or HostRefused, with the error of
+        each host; or an error of PostgreSQL (such as a wrong password) if there is no other."""
         if self._failed is not None and self._failed[0] > time.monotonic():
             raise self._failed[1]
         if self._election is None:
@@ -225,45 +218,45 @@ class Cluster:
         self._failed = (time.monotonic() + PAUSE, error) if isinstance(error, OSError) else None
 
     async def _elect(self) -> Host:
-        asked = {asyncio.create_task(self.ask(host)): host for host in self.hosts}
+        queries = {asyncio.create_task(self.identify_host(host)): host for host in self.hosts}
         found: list[tuple[Host, Identity]] = []
         errors: dict[Host, Exception] = {}
         ends = time.monotonic() + ELECTION_SECONDS
-        reading = asyncio.create_task(self.fence.read())  # what other instances have seen
-        waiting = set(asked)
+        reading = asyncio.create_task(self.fence.read())  # where other instances have moved it
+        waiting = set(queries)
         try:
             while waiting and time.monotonic() < ends:
-                # Each gets the time of a host. Once there is a database, the silent are not waited for any longer.
+                # Each query gets HOST_SECONDS. Once the database is found, silent hosts are not waited for.
                 seconds = min(HOST_SECONDS, ends - time.monotonic())
                 done, waiting = await asyncio.wait(waiting, timeout=max(0, seconds), return_when=asyncio.ALL_COMPLETED)
-                standbys = [asked[task] for task in done if await self._hear(asked[task], task, found, errors)]
+                standbys = [queries[task] for task in done if await self._collect(queries[task], task, found, errors)]
                 if found and not self._may_be_replaced(found):
                     break
-                # A standby may be promoted while a silent host is waited for.
+                # A standby may be promoted while we wait for a silent host.
                 if waiting:
-                    again = {asyncio.create_task(self.ask(host, HOST_SECONDS)): host for host in standbys}
-                    asked |= again
+                    again = {asyncio.create_task(self.identify_host(host, HOST_SECONDS)): host for host in standbys}
+                    queries |= again
                     waiting |= set(again)
             await reading
         finally:
             for task in (*waiting, reading):
                 task.cancel()
         for task in waiting:
-            errors.setdefault(asked[task], HostAway(f"{asked[task]}: TimeoutError: no answer in time"))
+            errors.setdefault(queries[task], HostAway(f"{queries[task]}: TimeoutError: no answer in time"))
         found = [one for one in found if not self._behind(*one, errors)]
-        said = sorted(errors.items(), key=lambda error: self.hosts.index(error[0]))
+        ordered = sorted(errors.items(), key=lambda error: self.hosts.index(error[0]))
         if not found:
-            raise no_host(said)
+            raise no_host(ordered)
         host, seen = max(found, key=lambda one: self._rank(*one))
-        if self.fence.sees(seen):  # from now on, and not only once its epoch has begun
+        if self.fence.sees(seen):  # at once, before its epoch has begun
             self._advance = asyncio.create_task(self.fence.load())
         for other, theirs in found:
             if other != host:
                 reason = behind(Mark.of(theirs), Mark.of(seen))
-                if reason is not None:  # else it is one host by two names, or a twin that the next epoch tells apart
+                if reason is not None:  # else one host has two names, or it is a copy, which the next epoch shows
                     self._note_refusal(other, reason, theirs)
         self._vouched = _Vouched.of(host, seen)
-        self._choose(host, said)
+        self._choose(host, ordered)
         return host
 
     def _may_be_replaced(self, found: Sequence[tuple[Host, Identity]]) -> bool:
@@ -275,23 +268,23 @@ class Cluster:
             return mark is not None and seen.timeline <= mark.timeline
         return seen.timeline <= known.timeline and known != _Vouched.of(host, seen)
 
-    async def ask(self, host: Host, seconds: float = ELECTION_SECONDS) -> Identity:
-        """Ask a host who it is, over a connection for that. Raises HostAway and errors of PostgreSQL."""
-        connection = await dial(self.dsn, host, timeout=seconds, command_timeout=seconds, server_settings=ASKING)
+    async def identify_host(self, host: Host, seconds: float = ELECTION_SECONDS) -> Identity:
+        """Identify a host, over a separate connection. Raises HostAway and errors of PostgreSQL."""
+        connection = await dial(self.dsn, host, timeout=seconds, command_timeout=seconds, server_settings=SETTINGS)
         try:
             with named(host):
                 return await identify(connection)
         finally:
             connection.terminate()
 
-    async def _hear(
+    async def _collect(
         self,
         host: Host,
         task: asyncio.Task[Identity],
         found: list[tuple[Host, Identity]],
         errors: dict[Host, Exception],
     ) -> bool:
-        """Take what a host has said; whether it is a standby."""
+        """Add the identity of a host to ``found``, or its error to ``errors``. Returns True if it is a standby."""
         error = task.exception()
         if error is not None:
             errors[host] = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
@@ -304,7 +297,7 @@ class Cluster:
         return seen.standby
 
     def _behind(self, host: Host, seen: Identity, errors: dict[Host, Exception]) -> bool:
-        """Judge a host by where the fence stands now; True if it may not be used, which is noted."""
+        """True if the fence rejects a host now; then the refusal is counted and added to ``errors``."""
         reason = self.fence.judge(seen)
         if reason is not None:
             self._note_refusal(host, reason, seen)
@@ -322,8 +315,8 @@ class Cluster:
         if former == host:
             return
         if former is not None and not self._quiet:
-            said = next((describe(error) for other, error in errors if other == former), "")
-            log.warning("database_host_changed", host=str(host), former=str(former), reason=said)
+            text = next((describe(error) for other, error in errors if other == former), "")
+            log.warning("database_host_changed", host=str(host), former=str(former), reason=text)
         for connection, opened in list(self._open.items()):
             if opened.host != host:
                 connection.terminate()
@@ -331,15 +324,15 @@ class Cluster:
     # Watching -------------------------------------------------------------------------------------------------------
 
     async def watch(self) -> None:
-        """Learn what other instances know of the fence, and, with several hosts, ask all of them: one that thaws still
-        holds our connections to it, and nothing else would say that another was promoted meanwhile."""
+        """Read the fence that other instances have moved, and with several hosts hold an election: our connections to a
+        former primary that thaws still work, and only an election shows that another was promoted."""
         await self.fence.load()
         if len(self.hosts) > 1:
-            with contextlib.suppress(*_ERRORS):  # statements fail as well, and say so
+            with contextlib.suppress(*_ERRORS):  # statements fail as well, and are logged
                 await self.elect()
 
     def failed(self, error: BaseException | None) -> None:
-        """Note why a statement failed. Some in a row that had no answer in their time make us ask the hosts."""
+        """Count a statement that failed with a timeout. After SILENT in a row an election begins."""
         if not isinstance(error, TimeoutError):
             return
         self.silences += 1
@@ -349,27 +342,27 @@ class Cluster:
             self._election.add_done_callback(self._elected)
 
     def _end_behind(self, _: Mark | None, fence: Mark) -> None:
-        """End the connections that the fence has left behind, also those in use."""
+        """End the connections that are behind the fence, also those in use."""
         for connection, opened in list(self._open.items()):
             if behind(opened.mark, fence) is not None:
                 log.warning("database_connection_ended", host=str(opened.host), timeline=opened.mark.timeline)
                 connection.terminate()
 
-    def choice(self) -> Standing | None:
-        """Which of several hosts is the database; None where there is no choice."""
-        return self.standing() if len(self.hosts) > 1 else None
+    def chosen_host(self) -> DatabaseHost | None:
+        """Return the host in use if there are several; None if there is only one."""
+        return self.host_in_use() if len(self.hosts) > 1 else None
 
-    def standing(self) -> Standing:
+    def host_in_use(self) -> DatabaseHost:
         mark = self.fence.mark
         refused = sum(number for (_, reason), number in self.refused.items() if reason != "standby")
-        return Standing(str(self.current or self.hosts[0]), mark.timeline if mark else 0, refused)
+        return DatabaseHost(str(self.current or self.hosts[0]), mark.timeline if mark else 0, refused)
 
 
 _WORDS: dict[Reason, str] = {
     "standby": "is a standby",
     "older": "is on an older timeline than the database that was in use: a former primary",
     "foreign": "is another database than the one that was in use (if that is right: scripts.restore --settle)",
-    "diverged": "is a second primary beside the one in use, with other data since they parted",
+    "diverged": "is a second primary beside the one in use, and their data have diverged",
 }
 
 

@@ -1,13 +1,13 @@
-"""The fence: the newest life of the database that any instance has seen, and behind which no connection is used.
+"""The fence: the newest state of the database that any instance has seen. No connection to an older one is used.
 
-It stands in memory, in a file of ``MIMU_DATA_DIR`` and in Redis, so that a server that starts beside the former primary
-does not take it for the database. Of the file and Redis the higher timeline is right, wherever it is: timelines only
-grow. Where they don't compare (another cluster, another epoch of one timeline), Redis is right: the other instances go
-by it now, while the file may be of a machine that was switched off when the database moved. What is lost in one place
-is written there again from the other. With both lost, the newest of the hosts is taken.
+It is stored in memory, in a file of ``MIMU_DATA_DIR`` and in Redis, so that a server that starts beside the former
+primary does not use it. If file and Redis differ, the higher timeline is right, because timelines only grow. If they
+don't compare (another cluster, another epoch of one timeline), Redis is right: the other instances use it now, while
+the file may be of a machine that was off when the database moved. A copy that is lost is written again from the other.
+If both are lost, the newest of the hosts is used.
 
 Two standbys that were promoted by mistake have one timeline. The first instance that begins an epoch on one of them
-writes it to Redis, by comparing and setting; the other standby's epoch does not follow it, and is refused.
+writes it to Redis by compare-and-set; the other standby's epoch does not follow it, and is refused.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ log = structlog.get_logger(__name__)
 Reason = Literal["standby", "older", "foreign", "diverged"]
 REASONS: tuple[Reason, ...] = ("standby", "older", "foreign", "diverged")
 REDIS_SECONDS = 0.3  # a connection to PostgreSQL may wait for it
-# Seconds for which a server goes by what Redis said of the fence. A former primary may be alive and answer: so a server
-# that finds the new one lets them pass before it answers from it, and no client sees first the new state, then the old.
+# Seconds for which a server may use the fence that it has read from Redis. A former primary may still answer: so a
+# server that finds the new one waits this long before it answers from it, and no client sees the new state, then the
+# old one.
 LEASE = 0.5
-AWAY_SECONDS = 3.0  # without asking a Redis that did not answer; servers then go by what they see of the hosts
-TRIES = 5  # of comparing and setting, while other instances do the same
+AWAY_SECONDS = 3.0  # after a failure before Redis is read again; servers then use only what they see of the hosts
+TRIES = 5  # of a compare-and-set, while other instances do the same
 
 _SET = """
 local stands = redis.call('GET', KEYS[1])
@@ -49,7 +50,7 @@ return 1
 
 
 class Mark(NamedTuple):
-    """A life of the database: the fields of its Identity without the role."""
+    """A state of the database: the fields of its Identity without the role."""
 
     system: int
     timeline: int
@@ -67,22 +68,22 @@ class Mark(NamedTuple):
 
     @classmethod
     def parse(cls, text: bytes | str) -> Mark:
-        """Raises ValueError, KeyError or TypeError for what is no mark."""
+        """Parse a mark. Raises ValueError, KeyError or TypeError."""
         read = orjson.loads(text)
         epoch = UUID(read["epoch"]) if read["epoch"] else None
         return cls(int(read["system"]), int(read["timeline"]), str(read["database"]), epoch, bool(read["settled"]))
 
 
 def behind(seen: Mark, fence: Mark | None, follows: UUID | None = None) -> Reason | None:
-    """Why a life of the database may not be used where the fence stands; None when it may. ``follows`` is the epoch
-    that its own was seen to follow."""
+    """Return why a state of the database may not be used with this fence; None if it may. ``follows`` is the epoch
+    before its epoch, if that is known."""
     if fence is None:
         return None
     if seen.system != fence.system:
-        # pg_upgrade and a dump make another cluster, and bring the epoch along.
+        # pg_upgrade and a dump create another cluster with the same epoch.
         return None if fence.epoch is not None and fence.epoch in (seen.epoch, follows) else "foreign"
     if seen.database != fence.database:
-        # No copy of the one before, but a database that was made again on the same cluster, or is empty still.
+        # Not a copy of the former one, but a database that was created again on the same cluster, or is still empty.
         return "older" if seen.timeline < fence.timeline else None
     if seen.timeline != fence.timeline:
         return "older" if seen.timeline < fence.timeline else None
@@ -92,27 +93,27 @@ def behind(seen: Mark, fence: Mark | None, follows: UUID | None = None) -> Reaso
 
 
 def _newer(file: Mark | None, shared: Mark | None) -> Mark | None:
-    """Which of two fences is right."""
+    """Return which of two marks is right."""
     if file is None or shared is None:
         return shared or file
     return file if file.system == shared.system and file.timeline > shared.timeline else shared
 
 
 class Fence:
-    """Where the fence stands. Without a file and Redis it is one of this process only."""
+    """The fence, with its copies in a file and in Redis; without both it is only in this process."""
 
     def __init__(self, path: Path | None = None, redis: Redis | None = None, name: str = "mimu") -> None:
-        """``path`` is a folder; ``name`` is the database's, which may share the folder and Redis with others."""
+        """``path`` is a folder; ``name`` distinguishes databases that share the folder or Redis."""
         self._path = path and path / f"fence-{quote(name, safe='')}.json"
         self._redis, self._key = redis, f"fence:{name}"
         self.mark: Mark | None = None
         self._complaints: set[str] = set()
-        self._read_at = self._failed_at = float("-inf")  # when Redis last said where the fence stands, or did not
+        self._read_at = self._failed_at = float("-inf")  # when Redis was last read, and when that last failed
         self._glance: asyncio.Task[None] | None = None
         self.moved: list[Callable[[Mark | None, Mark], None]] = []  # called with the former mark and the new one
 
     async def read(self) -> tuple[Mark | None, Mark | None]:
-        """Learn where the fence was left; what Redis has, and what the file has."""
+        """Read the fence, and move to it if it is newer. Returns the marks in Redis and in the file."""
         shared, file = await self._read_redis(), await asyncio.to_thread(self._read_file)
         mark = _newer(file, shared)
         if mark is not None and (self.mark is None or self._overtakes(mark)):
@@ -120,7 +121,7 @@ class Fence:
         return shared, file
 
     async def load(self) -> None:
-        """The same, and write it again where it is lost."""
+        """Read the fence, and write it again where it is lost or older."""
         shared, file = await self.read()
         if self.mark is None:
             return
@@ -130,7 +131,7 @@ class Fence:
             await self._publish(self.mark, None)
 
     async def fresh(self) -> None:
-        """Know what Redis said within the last LEASE, if it answers."""
+        """Read Redis again unless it was read within LEASE, or failed within AWAY_SECONDS."""
         now = time.monotonic()
         if self._redis is None or now - self._read_at < LEASE or now - self._failed_at < AWAY_SECONDS:
             return
@@ -148,21 +149,21 @@ class Fence:
         self._glance = None
 
     async def shared(self) -> None:
-        """Wait until all servers that Redis answers go by the fence as it stands."""
+        """Wait until all servers that reach Redis use the present fence."""
         await self.load()
         if self._redis is not None:
             await asyncio.sleep(LEASE)
 
     def _overtakes(self, mark: Mark) -> bool:
-        """Whether a mark that others left is one to go by instead of ours."""
+        """True if the mark of another instance replaces ours."""
         assert self.mark is not None
         if mark.system == self.mark.system and mark.timeline != self.mark.timeline:
             return mark.timeline > self.mark.timeline
         return mark != self.mark and (mark.settled or not self.mark.settled)
 
     def sees(self, seen: Identity) -> bool:
-        """Put the fence before a database that was promoted, in this process and at once. True if it moved; then
-        ``load`` shares it. The life is not settled yet, and whichever is settled first takes its place."""
+        """Move the fence to a promoted database at once, in this process. Returns True if it moved; then ``load``
+        shares it. The state is not settled yet, and the first that is settled replaces it."""
         mark = Mark.of(seen)
         if self.mark is None or mark.system != self.mark.system or mark.timeline <= self.mark.timeline:
             return False
@@ -170,22 +171,22 @@ class Fence:
         return True
 
     def judge(self, seen: Identity, follows: UUID | None = None) -> Reason | None:
-        """Why a connection may not be used; None when it may."""
+        """Return why a connection may not be used; None if it may."""
         return "standby" if seen.standby else behind(Mark.of(seen), self.mark, follows)
 
     async def advance(self, seen: Identity, follows: UUID | None = None) -> None:
-        """Move the fence to what was seen, unless another instance has moved it elsewhere: then to there."""
+        """Move the fence to this database, or to where another instance has moved it before us."""
         mark = Mark.of(seen)
         if mark == self.mark:
             return
-        stands = await self._publish(mark, follows)
-        if stands == self.mark:
+        published = await self._publish(mark, follows)
+        if published == self.mark:
             return
-        self._move(stands)
-        await asyncio.to_thread(self._write_file, stands)
+        self._move(published)
+        await asyncio.to_thread(self._write_file, published)
 
     async def replace(self, seen: Identity) -> None:
-        """Move the fence wherever it stands: the operator has put the database back, or chosen among several."""
+        """Move the fence without a check: the operator has restored the database, or chosen one of several."""
         mark = Mark.of(seen)
         self._move(mark)
         await asyncio.to_thread(self._write_file, mark)
@@ -194,7 +195,7 @@ class Fence:
                 await self._redis.set(self._key, mark.dump())
 
     def detach(self) -> None:
-        """Keep to this process from now on: a script goes by where the fence stands, and does not move it."""
+        """Share nothing from now on: a script uses the fence, but does not move it for servers."""
         self._path = self._redis = None
 
     def _move(self, mark: Mark) -> None:
@@ -214,7 +215,7 @@ class Fence:
                 log.warning("fence_not_shared", cause=type(error).__name__)
 
     def _first(self, event: str) -> bool:
-        """Whether this has not gone wrong since it went well last; only then it is logged."""
+        """True for the first failure after a success; only that one is logged."""
         first = event not in self._complaints
         self._complaints.add(event)
         return first
@@ -235,20 +236,20 @@ class Fence:
         return found
 
     async def _publish(self, mark: Mark, follows: UUID | None) -> Mark:
-        """Write a mark into Redis unless what stands there is newer; what stands there then."""
+        """Write a mark to Redis unless a newer one is there. Returns the mark that is there afterwards."""
         if self._redis is None:
             return mark
         with self._redis_may_be_away():
             async with asyncio.timeout(REDIS_SECONDS):
                 for _ in range(TRIES):
-                    stands = await self._redis.get(self._key)
-                    shared = _parsed(stands)
+                    present = await self._redis.get(self._key)
+                    shared = _parsed(present)
                     if shared is not None and behind(mark, shared, follows):
                         mark = shared
                         break
                     if shared == mark:
                         break
-                    done: Any = self._redis.eval(_SET, 1, self._key, stands or b"", mark.dump())
+                    done: Any = self._redis.eval(_SET, 1, self._key, present or b"", mark.dump())
                     if await done:
                         break
         return mark

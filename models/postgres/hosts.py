@@ -1,4 +1,4 @@
-"""Hosts: the servers that a ``DATABASE_URL`` names, and one connection to one of them, within its own time."""
+"""Hosts: the servers in a ``DATABASE_URL``, and a connection to one of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class HostRefused(OSError):
 
 
 class Host(NamedTuple):
-    """A server of a ``DATABASE_URL``. Without a name asyncpg looks where libpq would."""
+    """A server of a ``DATABASE_URL``. Without a name asyncpg connects to the same default as libpq."""
 
     name: str | None
     port: int | None
@@ -29,17 +29,17 @@ class Host(NamedTuple):
     def __str__(self) -> str:
         if self.name is None:
             return "the default host"
-        shown = f"[{self.name}]" if ":" in self.name else self.name
-        return f"{shown}:{self.port}" if self.port else shown
+        name = f"[{self.name}]" if ":" in self.name else self.name
+        return f"{name}:{self.port}" if self.port else name
 
 
 def hosts(dsn: str) -> tuple[Host, ...]:
-    """The hosts of a URL, in its order, each once. Raises ValueError."""
+    """Return the hosts of a URL in its order, without duplicates. Raises ValueError."""
     parts = urlsplit(dsn)
-    # Behind the last @: of a password that has one, unescaped, nothing may be taken for the name of a host.
-    listed = parts.netloc.rpartition("@")[2]
+    # After the last @: a password may contain an unescaped one, and no part of it may become the name of a host.
+    names = parts.netloc.rpartition("@")[2]
     query = dict(parse_qsl(parts.query))
-    found = [_host(unquote(one)) for one in listed.split(",") if one]
+    found = [_host(unquote(one)) for one in names.split(",") if one]
     if not found:
         ports = [int(port) if port else None for port in query.get("port", "").split(",")]
         found = [_host(one) for one in query.get("host", "").split(",") if one]
@@ -61,7 +61,8 @@ def _host(text: str) -> Host:
 
 
 def address(dsn: str, host: Host) -> str:
-    """The URL of one host, for programs that take no list: dbmate, pg_dump. Of a URL without a choice, itself."""
+    """Return the URL of one host, for programs that accept no list: dbmate, pg_dump. A URL with one host is returned
+    unchanged."""
     parts = urlsplit(dsn)
     query = parse_qsl(parts.query, keep_blank_values=True)
     if host.name is None or (len(hosts(dsn)) == 1 and not any(name in _NAMES for name, _ in query)):
@@ -98,20 +99,20 @@ def named(host: Host) -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str:
-    """The kind of an error, and its text where it has one."""
+    """Return the type of an error, and its text if that is safe to log."""
     if isinstance(error, HostAway | HostRefused):
         return str(error)
     if isinstance(error, TimeoutError):
         return "TimeoutError: no answer in time"
-    # The texts of PostgreSQL's own errors may quote what was asked.
+    # The texts of PostgreSQL's errors may quote values of the statement.
     text = str(error).strip() if isinstance(error, OSError) else ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def no_host(errors: Sequence[tuple[Host, Exception]]) -> Exception:
-    """What is raised when no host is the database."""
+    """Return the error to raise if no host is the database."""
     if len(errors) == 1 or not any(isinstance(error, OSError) for _, error in errors):
         return errors[0][1]
     kind = HostRefused if all(isinstance(error, HostRefused) for _, error in errors) else HostAway
-    said = [text if (text := describe(error)).startswith(str(host)) else f"{host}: {text}" for host, error in errors]
-    return kind("; ".join(said))
+    texts = [text if (text := describe(error)).startswith(str(host)) else f"{host}: {text}" for host, error in errors]
+    return kind("; ".join(texts))

@@ -1,4 +1,4 @@
-"""Identity: which database a connection has reached, and at which point of its life."""
+"""Identity: which database a connection has reached, and in which state."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Raw: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
 
 class Identity(NamedTuple):
-    """What a connection has reached.
+    """The database that a connection has reached.
 
     ``system`` is the cluster's identifier, which its physical copies share. ``timeline`` counts its promotions; it is
-    that of the log position, for the last checkpoint's is behind for a while after a promotion. ``database`` has the
-    object ids of the database and of ``sync_epoch``: copies share them, too, and a database that was made again has
-    others. ``settled``: the epoch was begun here, and not before the last promotion or restore
-    (models/postgres/epochs.py). ``started`` is when the server started: another one means that it was away.
+    that of the log position, since the last checkpoint's is older for a while after a promotion. ``database`` has the
+    object ids of the database and of ``sync_epoch``: copies share them, too, but a database that was created again has
+    others. ``settled`` is True if the epoch began here, after the last promotion or restore
+    (models/postgres/epochs.py). ``started`` is when the server started: if it changes, the server was away.
     A standby has timeline 0.
     """
 
@@ -41,14 +41,14 @@ SELECT cluster.system_identifier AS system, pg_is_in_recovery() AS standby,
     to_regclass('sync_epoch') IS NOT NULL AND to_regprocedure('database_place()') IS NOT NULL AS migrated
 FROM pg_control_system() AS cluster
 """
-# database_place() can't be asked on a standby, which writes no log.
+# database_place() fails on a standby, which writes no log.
 _EPOCH = """
 SELECT epoch, CASE WHEN pg_is_in_recovery() THEN true ELSE place = database_place() END AS settled FROM sync_epoch
 """
 
 
 async def identify(connection: asyncpg.Connection | Raw) -> Identity:
-    """Ask a connection what it has reached."""
+    """Query the identity of the database that a connection has reached."""
     who: Any = await connection.fetchrow(_WHO)
     life: Any = await connection.fetchrow(_EPOCH) if who["migrated"] else None
     return Identity(

@@ -84,7 +84,7 @@ class Accounts:
             raise TAKEN_ERRORS[taken.field] from None
         except prekeys.Reused as reused:
             raise Conflict(f"The same key appears twice in {reused.kind}.") from None
-        await self._sessions.remember(signed_in.session_id, signed_in.refresh_token)
+        await self._sessions.cache_token(signed_in.session_id, signed_in.refresh_token)
         return signed_in
 
     async def _check_inheritance(self, request: Register) -> None:
@@ -122,7 +122,7 @@ class Accounts:
             fresh = await self._passwords.hash(request.password)
             await users.set_password(self._db, account.id, fresh, instead_of=account.password_hash)
         signed_in = await self._sessions.open(account.id, account.public_id, account.fingerprint, client)
-        await self._sessions.remember(signed_in.session_id, signed_in.refresh_token)
+        await self._sessions.cache_token(signed_in.session_id, signed_in.refresh_token)
         return signed_in
 
     async def change_password(self, session: Session, request: ChangePassword) -> None:
@@ -182,7 +182,7 @@ class Accounts:
             ended = await sessions.end_all(self._db, owner.id)
             signed_in = await self._sessions.open(owner.id, owner.public_id, owner.fingerprint, client)
         self._revocations.announce(ended)
-        await self._sessions.remember(signed_in.session_id, signed_in.refresh_token)
+        await self._sessions.cache_token(signed_in.session_id, signed_in.refresh_token)
         return signed_in
 
 

@@ -163,7 +163,7 @@ class RefreshHandler(ApiHandler):
         Send no `Authorization` header: an expired access token is 401 here, too.
         """
         token = body.refresh_token
-        if await self._sessions.has_seen(token):
+        if await self._sessions.is_cached(token):
             # Each leaves a row for as long as the session may last. Only the token's owner can use up this limit.
             await self.limit("refresh", self._rate, str(family(token)))
         else:

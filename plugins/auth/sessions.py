@@ -87,7 +87,7 @@ class Sessions:
             self._revocations.announce(await sessions.end_reused(self._db, session_id))
             raise TokenReused
         successor = next(item for item in successors if _digest(item) == rotated.token_hash)
-        await self.remember(session_id, successor, digest)
+        await self.cache_token(session_id, successor, digest)
         return Refreshed(
             access_token=self._tokens.issue(rotated.user_id, session_id, rotated.public_id, rotated.fingerprint),
             refresh_token=successor,
@@ -119,8 +119,8 @@ class Sessions:
 
     # The look-up in Redis (seed: refresh:{sha256}) ------------------------------------------------------------------
 
-    async def remember(self, session_id: UUID, token: str, spent: bytes | None = None) -> None:
-        """Store the token for ``has_seen``; a spent one stays while it may be repeated."""
+    async def cache_token(self, session_id: UUID, token: str, spent: bytes | None = None) -> None:
+        """Store the token in Redis, for ``is_cached``; a spent one stays there while a client may repeat it."""
         try:
             async with asyncio.timeout(REDIS_TIMEOUT):
                 pipeline = self._redis.pipeline(transaction=False)
@@ -132,8 +132,8 @@ class Sessions:
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("refresh_not_remembered", cause=type(error).__name__)
 
-    async def has_seen(self, token: str) -> bool:
-        """True if Redis knows this token. False proves nothing (Redis forgets), it only counts against the limit."""
+    async def is_cached(self, token: str) -> bool:
+        """True if Redis has this token. False proves nothing (Redis may lose it); it only counts for the rate limit."""
         try:
             async with asyncio.timeout(REDIS_TIMEOUT):
                 return bool(await self._redis.exists(f"refresh:{_digest(token).hex()}"))

@@ -102,7 +102,7 @@ class Files:
         """Return how much space a user's files use, and the limits."""
         name, tier = await self._tier(session)
         used, number = await files.usage(self._db, session.user_id)
-        return {"tier": name, "files": number, "used_bytes": used, **tier.shown()}
+        return {"tier": name, "files": number, "used_bytes": used, **tier.allowance()}
 
     async def entries(self, user_id: UUID, limit: int, before: PageCursor | None) -> list[shapes.File]:
         """Return a user's own files, the newest first."""

@@ -28,8 +28,8 @@ _parts = _random_parts()
 def new_id() -> UUID:
     """Create a UUID of version 7 (RFC 9562). It is ordered by time, so that the index grows at its end.
 
-    Its 74 random bits come from the system. All users would share Python's generator: 430 of their own ids would reveal
-    its state to a user, and with it how many messages all others send.
+    Its 74 random bits come from the system. Python's generator would be shared by all users: from 430 of their ids a
+    user could compute its state, and then how many messages all others send.
     """
     return NativeUUID((time.time_ns() // 1_000_000 << 80 | next(_parts)).to_bytes(16))
 

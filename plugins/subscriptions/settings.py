@@ -20,13 +20,11 @@ class Settings(TierSettings):
         description="Secret key of Stripe; better a restricted one that may read PaymentIntents and charges. "
         "Unset: no Stripe.",
     )
-    stripe_webhook_key: Annotated[SecretStr | None, needs("stripe_secret_key", "for else refunds go unnoticed")] = (
-        Field(
-            None,
-            validate_default=True,
-            description="Signing secret (whsec_...) of the webhook to /subscriptions/webhooks/stripe, which reports "
-            "refunds and disputes. Required with STRIPE_SECRET_KEY.",
-        )
+    stripe_webhook_key: Annotated[SecretStr | None, needs("stripe_secret_key", "else refunds are missed")] = Field(
+        None,
+        validate_default=True,
+        description="Signing secret (whsec_...) of the webhook to /subscriptions/webhooks/stripe, which reports "
+        "refunds and disputes. Required with STRIPE_SECRET_KEY.",
     )
     stripe_base_url: WebAddress | None = Field(
         None, description="Another address in place of Stripe's own, for tests. Unset: Stripe's."

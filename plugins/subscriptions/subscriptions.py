@@ -42,7 +42,7 @@ class Subscriptions:
         methods = [method for method, provider in self._providers.items() if name != FREE and provider.sells(name)]
         return {
             "tier": name,
-            "limits": tier.shown(),
+            "limits": tier.allowance(),
             "price": price.shown() if price else None,
             "payment_methods": methods,
         }

@@ -66,7 +66,7 @@ class Users:
             "settings": row["settings"],
             "sealed_chat_id": row["sealed_chat_id"],
             "tier": tier,
-            "limits": self._tiers[tier].shown(),
+            "limits": self._tiers[tier].allowance(),
         }
 
     async def change(self, user_id: UUID, request: ChangeMe) -> OwnProfile:

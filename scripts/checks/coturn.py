@@ -18,7 +18,7 @@ PARTS = FILE, START = "coturn's file", "coturn's start"
 def findings(core: Core) -> Iterator[Finding]:
     """Yield findings for each of PARTS."""
     if not core.production:
-        why = "Development has no coturn of its own."
+        why = "Not checked in development."
     elif shutil.which("turnserver") is None:
         why = "No coturn is installed on this machine."
     elif _masked(UNITS / "coturn.service"):

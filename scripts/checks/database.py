@@ -119,7 +119,7 @@ def examination(core: Core, instances: int | None = None) -> Examination:
 async def _hosts(cluster: Cluster) -> AsyncIterator[Finding]:
     """Check which hosts answer, and that at most one of them accepts writes."""
     identities = await asyncio.gather(
-        *(cluster.ask(host, DATABASE_TIMEOUT) for host in cluster.hosts), return_exceptions=True
+        *(cluster.identify_host(host, DATABASE_TIMEOUT) for host in cluster.hosts), return_exceptions=True
     )
     answers = list(zip(cluster.hosts, identities, strict=True))
     primaries = [(host, seen) for host, seen in answers if isinstance(seen, Identity) and not seen.standby]

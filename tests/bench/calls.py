@@ -24,7 +24,7 @@ PAYLOAD = 300  # characters of encrypted_payload, what an ICE candidate makes
 
 @contextlib.asynccontextmanager
 async def sockets_of(target: Target, accounts: list[User]) -> AsyncIterator[list[Socket]]:
-    """An open socket for each; ours have told ``ready``."""
+    """An open socket for each account; ours have received ``ready``."""
     sockets: list[Socket] = []
     try:
         for start in range(0, len(accounts), OPENING):
@@ -142,10 +142,10 @@ class Relay:
 class Offer:
     """A call that is about to ring."""
 
-    def __init__(self, caller: Socket, callee: Socket, who: User, whom: User) -> None:
+    def __init__(self, caller: Socket, callee: Socket, who: User, peer: User) -> None:
         self.caller, self.callee = caller, callee
         self.call_id = str(uuid4())
-        self._head = {"call_id": self.call_id, "from_user_id": who.user_id, "to_user_id": whom.user_id}
+        self._head = {"call_id": self.call_id, "from_user_id": who.user_id, "to_user_id": peer.user_id}
         offer = {"type": "call_offer", **self._head, "call_type": "audio", "encrypted_payload": payload(PAYLOAD)}
         self.frame = masked(offer)
 

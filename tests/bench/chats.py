@@ -44,7 +44,7 @@ async def large(target: Target, creator: User, kind: str, others: list[User]) ->
         try:
             rows = [(UUID(chat_id), UUID(user.user_id)) for user in rest]
             await connection.copy_records_to_table("chat_participants", records=rows, columns=("chat_id", "user_id"))
-            # With another `access` the instance looks at the chat anew.
+            # With another `access` the instance reads the chat again.
             await connection.execute(
                 """UPDATE chat_threads SET participant_count = participant_count + $2, access = access + 1
                    WHERE id = $1""",

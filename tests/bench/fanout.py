@@ -19,7 +19,7 @@ from tests.bench.users import User
 from tests.bench.yardsticks import TO_ALL
 
 GROUPS = {100: 1.6, 1_000: 2.3}  # members, and how many times the yardstick ours is to reach
-CHANNEL = 10_000  # members, of whom one posts
+CHANNEL = 10_000  # members; one of them posts
 SENDERS = 10  # members of a group who post in turn: one alone would wait for each commit
 WINDOW = {100: 32, 1_000: 8, CHANNEL: 2}  # messages that have not reached everybody yet
 OPENING = 50  # sockets that are opened at a time
@@ -31,9 +31,9 @@ _PING, _PONG = b"\x89\x00", b"\x8a\x80\0\0\0\0"
 
 
 class Members:
-    """The sockets of a chat's members, read by a loop of their own: asyncio takes longer for a frame than the server.
+    """The sockets of a chat's members, read by a plain loop: asyncio takes longer for a frame than the server.
 
-    It blocks, so it has a thread of its own.
+    It blocks, so it runs in a separate thread.
     """
 
     def __init__(self, target: Target, accounts: list[User], posts: list[Post]) -> None:
@@ -146,7 +146,7 @@ async def _reach(bench: Bench, figure: Figure, kind: str, accounts: list[User], 
 
 
 async def fanout(bench: Bench, members: int) -> list[Figure]:
-    """Frames a second to the members of a group, ten of whom post."""
+    """Frames a second to the members of a group; ten of them post."""
     figure = Figure(f"fan-out to {members:,}", "frames/s", "bare write_message loop", GROUPS[members], True)
     return await _reach(bench, figure, "group", bench.users[:members], SENDERS)
 

@@ -173,7 +173,7 @@ async def throughput(target: Target, user: User, folder: Path, size: int, runs: 
 
 @contextlib.asynccontextmanager
 async def uploading(target: Target, people: list[User], path: Path, rate: float | None) -> AsyncIterator[None]:
-    """UPLOADS files on their way, each of another user's, by a process of their own."""
+    """Upload UPLOADS files, each as another user, from a separate process until the block ends."""
     size, digest = path.stat().st_size, "0" * 64
     urls = [ask(target, user, "POST", "/files", {"size": size, "sha256": digest})["upload"]["url"] for user in people]
     order = json.dumps({"urls": urls, "path": str(path), "rate": rate})

@@ -1,6 +1,6 @@
 """``python -m tests.bench.growth``: how long sync, lists, posts and pages take as users, chats and history grow.
 
-Fills a database of its own at a hundredth, a tenth and all of ``--messages``, and asks the real server the same of
+Fills a new database at a hundredth, a tenth and all of ``--messages``, and asks the real server the same of
 each, one request after the other. At the last size it also prints PostgreSQL's plan of every statement about messages
 that a request or a periodic task causes, and judges that none reads a table of the history from end to end.
 """

@@ -99,7 +99,7 @@ class Use:
 
     @property
     def left(self) -> float:
-        """What others left of the core. A rate divided by it is what a core of one's own would have given."""
+        """The share of the core that other processes left. A rate divided by it is the rate on an undisturbed core."""
         return max(0.1, 1 - self.others)
 
 

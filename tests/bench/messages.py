@@ -66,7 +66,7 @@ async def messages(bench: Bench) -> list[Figure]:
 
 @contextlib.asynccontextmanager
 async def _ours(bench: Bench, way: Way, place: Place | None = None) -> AsyncIterator[Target]:
-    """A further server of ours, on a place of its own unless one is given."""
+    """A further server of ours, on a new place unless one is given."""
     assert bench.services is not None
     async with contextlib.AsyncExitStack() as stack:
         if place is None:

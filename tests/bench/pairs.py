@@ -12,7 +12,7 @@ from tests.bench.figures import Bench, Measured
 from tests.bench.load import Clock, paced
 from tests.bench.machine import Meter, Target
 
-USERS = 50  # in pairs, both of whom write
+USERS = 50  # in pairs; both users write
 WINDOW = 4  # messages of a user on their way to the partner; each that arrives is followed by another
 PAYLOAD = 300  # bytes of a message's content
 DRAIN = 10  # seconds that what is on its way may take when nothing more is sent

@@ -1,7 +1,7 @@
 """``python -m tests.bench.peers``: the same 1:1 load on ejabberd and prosody with their archives, and on ours.
 
 All archive each message in the same run, on the same core, with the same PostgreSQL. What is missing is installed from
-apt when we are root; each server is started here on loopback, with data of its own, and stopped at the end.
+apt when we are root; each server is started here on loopback, with its own data, and stopped at the end.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``python -m tests.bench.purging``: how long a purge takes when very many chats were deleted.
 
-Fills a database of its own with ``--chats`` deleted chats of four messages and two events each, and as many that were
+Fills a new database with ``--chats`` deleted chats of four messages and two events each, and as many that were
 purged long ago, and prints how long the batches took and what is left. Exits with 1 when more than one of a hundred
 took longer than a tenth of a second, or anything stays.
 """

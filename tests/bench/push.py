@@ -123,7 +123,7 @@ async def measure(runs: int) -> None:
         boxes = {"apns": world.apple, "fcm": world.google, "webpush": world.service}
         for provider, mailbox in boxes.items():
             await devices(place, people, world, provider)
-            group = await chats.large(target, creator, "group", people)  # of one chat nobody is told too often
+            group = await chats.large(target, creator, "group", people)  # pushes of one chat are limited
             found = [await ours(target, creator, group, mailbox) for _ in range(runs)]
             whole, span = median(one for one, _ in found), median(one for _, one in found)
             print(f"{provider:8} {whole:6.2f} {span:6.2f} {PEOPLE / span:8.0f}")
@@ -135,7 +135,7 @@ async def measure(runs: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.push", description=__doc__)
     parser.add_argument(
-        "--runs", type=int, default=3, choices=range(1, 7), help="of each; the medians are told (default: 3)"
+        "--runs", type=int, default=3, choices=range(1, 7), help="of each; prints the medians (default: 3)"
     )
     arguments = parser.parse_args()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

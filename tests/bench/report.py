@@ -35,7 +35,7 @@ def tell(arguments: argparse.Namespace, measure: Callable[[int], Awaitable[list[
     """Measure in so many runs, and print the figures; the exit code. Ctrl-C and SIGTERM end our children with us."""
     runs = max(1, arguments.runs or (1 if arguments.quick else 3))
 
-    async def until_told() -> list[Figure]:
+    async def measure_until_signal() -> list[Figure]:
         task = asyncio.current_task()
         assert task is not None
         for name in (signal.SIGINT, signal.SIGTERM):
@@ -44,7 +44,7 @@ def tell(arguments: argparse.Namespace, measure: Callable[[int], Awaitable[list[
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            figures = runner.run(until_told())
+            figures = runner.run(measure_until_signal())
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
     print(table(figures))

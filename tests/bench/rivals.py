@@ -1,4 +1,4 @@
-"""The peers that ours is measured against: ejabberd and prosody from apt, each as our child, with data of its own."""
+"""The peers that ours is measured against: ejabberd and prosody from apt, each as our child, with its own data."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Rival:
 
 @contextlib.asynccontextmanager
 async def ejabberd(services: Services, beside: int, names: list[str]) -> AsyncIterator[Rival]:
-    """ejabberd with mod_mam in a PostgreSQL database of its own."""
+    """ejabberd with mod_mam in its own PostgreSQL database."""
     async with _database(services, "ejabberd") as (address, connection):
         await connection.execute(SCHEMA.read_text())
         await connection.executemany(
@@ -152,7 +152,7 @@ async def ejabberd(services: Services, beside: int, names: list[str]) -> AsyncIt
 
 @contextlib.asynccontextmanager
 async def prosody(services: Services, beside: int, names: list[str], storage: str) -> AsyncIterator[Rival]:
-    """prosody with mod_mam in files (``storage`` is internal) or in a PostgreSQL database of its own (sql)."""
+    """prosody with mod_mam in files (``storage`` is internal) or in its own PostgreSQL database (sql)."""
     async with _database(services, f"prosody_{storage}") as (address, connection):
         with _folder() as folder:
             accounts = folder / HOST / "accounts"

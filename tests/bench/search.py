@@ -1,4 +1,4 @@
-"""``python -m tests.bench.search``: the user search among a million accounts, on a PostgreSQL of its own.
+"""``python -m tests.bench.search``: the user search among a million accounts, on a separate PostgreSQL.
 
 Prints how long ``models.profiles.find`` takes by kind of query, alone and with others, the plans that PostgreSQL makes
 of it, the sizes of what it reads, and what the keeping of that adds to an account's making.
@@ -75,7 +75,7 @@ ON CONFLICT DO NOTHING
 
 
 async def fill(connection: asyncpg.Connection, count: int) -> UUID:
-    """So many accounts (a little more); the id of one whom a tenth of them verified and a twentieth blocked."""
+    """Create at least ``count`` accounts. Returns the id of one that a tenth verified and a twentieth blocked."""
     await connection.execute(f"SELECT setseed(0.{SEED})")
     await connection.execute(_SPECIAL)
     have = tried = 0
@@ -85,7 +85,7 @@ async def fill(connection: asyncpg.Connection, count: int) -> UUID:
         have, tried = await connection.fetchval("SELECT count(*) FROM users"), until
         print(f"{have:,} accounts", file=sys.stderr)
     viewer: UUID = await connection.fetchval("SELECT id FROM users ORDER BY fingerprint LIMIT 1")
-    # A celebrity among people who know one each: a plan made for the many must not look at all whom the one knows.
+    # A celebrity among users with one contact each: a plan made for the many must not scan all contacts of the one.
     await connection.execute(
         """INSERT INTO user_verifications (verifier_id, verified_user_id, method, verified_fingerprint)
            SELECT id, $1::uuid, 'qr_code', ''

@@ -1,4 +1,4 @@
-"""The yardstick: the least that Tornado needs to do a job like ours, as a program of its own.
+"""The yardstick: the least that Tornado needs to do a job like ours, as a separate program.
 
 No tokens, no database, no limits, no checks: what it costs to speak the protocol at all. It has the same loop, JSON
 library, socket options and garbage collector settings as the server. Prints its port, and ends with its standard
@@ -34,7 +34,7 @@ PROFILE = {
 }
 
 
-# A message of 300 bytes, as ours gives it, and what bears it.
+# A message of 300 bytes, as ours sends it, and its frame.
 MESSAGE = {
     "id": "7a0e6f6c-2f43-4c3b-8a55-6e0f3c1d9b42",
     "chat_id": "0b7e4c65-5b25-4e5f-9d0c-0d5a7c6f6b11",

@@ -17,7 +17,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
     "--no-sandbox",  # which it needs as root, and in most containers
     "--use-fake-device-for-media-stream",  # a microphone that beeps, and a camera
-    "--use-fake-ui-for-media-stream",  # whoever asks may use them
+    "--use-fake-ui-for-media-stream",  # no permission prompt
     "--autoplay-policy=no-user-gesture-required",
     "--ignore-certificate-errors",  # the relay's is of our own making
 ]

@@ -2,7 +2,7 @@
 //
 // A payload is {identity key of the sender, 32 bytes}{nonce, 12 bytes}{AES-256-GCM of the message as JSON}. The key is
 // HKDF-SHA-256 of the X25519 secret of the two identities, without salt, for the use that INFO names. The additional
-// data are "{user id of the sender} {user id of the recipient}", so that nobody can send a payload back, or on to others.
+// data are "{user id of the sender} {user id of the recipient}", so that a payload cannot be sent back, or on to others.
 //
 // This shows that the server carries what it can't read, and no more: one key for ever has no forward secrecy, and an
 // old payload can be sent again. Real clients use Signal.

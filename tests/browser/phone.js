@@ -1,4 +1,4 @@
-// A client of the server in a web page: an account with keys of its own, its socket, and one call at a time.
+// A client of the server in a web page: an account with its own keys, its socket, and one call at a time.
 
 import { Call } from './call.js';
 import { Keys, b64, checkedIdentity } from './keys.js';
@@ -11,7 +11,7 @@ export class Phone {
   #line;
   #identities = new Map(); // the identity keys of peers, by user id
 
-  said = []; // every plaintext and secret of this phone: what nobody may find on the server
+  said = []; // every plaintext and secret of this phone: none of it may be found on the server
   signalled = []; // the payloads of calls, which outlive nothing but the ringing
 
   constructor(server) {
@@ -67,7 +67,7 @@ export class Phone {
     return turn;
   }
 
-  /** Encrypt a message for a user of whom a bundle or a payload has come. */
+  /** Encrypt a message for a user after their bundle or payload has arrived. */
   async encrypt(userId, message) {
     this.said.push(...Object.values(message).filter((value) => typeof value === 'string'));
     const payload = await this.#keys.encrypt(this.#identities.get(userId), this.userId, userId, message);

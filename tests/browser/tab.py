@@ -49,7 +49,7 @@ class Tab:
     @classmethod
     @contextlib.asynccontextmanager
     async def online(cls, browser: Browser, origin: str, server: str, public_id: str) -> AsyncIterator[Self]:
-        """A tab whose person has just registered and opened the socket."""
+        """A tab whose user has just registered and opened the socket."""
         async with opened(browser, origin) as page:
             tab = cls(page, public_id)
             account = [server, public_id, secrets.token_urlsafe(16)]
@@ -58,7 +58,7 @@ class Tab:
             yield tab
 
     async def ring(self, public_id: str, over: str, note: str, *, video: bool = True) -> Json:
-        """Call somebody, with the relay reached over udp, tcp or tls; the server's answer."""
+        """Call a user through the relay over udp, tcp or tls. Returns the server's answer."""
         options = {"over": over, "note": note, "video": video}
         return await self._do("return phone.ring(...given)", [public_id, options])
 
@@ -83,7 +83,7 @@ class Tab:
         return report
 
     async def pitch(self) -> float:
-        """The pitch of what is heard, in hertz."""
+        """The pitch of the received audio, in hertz."""
         return await self._do("return phone.call.pitch()")
 
     async def heartbeat(self) -> Json:
@@ -100,7 +100,7 @@ class Tab:
         return await self._do("return phone.ask('GET', given)", path)
 
     async def confess(self) -> None:
-        """Fetch what this tab has said and sent, so that it can be looked for where it must not be."""
+        """Fetch the plaintexts and payloads of this tab, to search for them where they must not be."""
         said, self.signalled = await self._do("return [phone.said, phone.signalled]")
         self.said = {line for text in said for line in text.splitlines() if len(line) >= TELLING}
 

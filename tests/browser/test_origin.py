@@ -1,4 +1,4 @@
-"""Whose page may use the server: one whose origin is allowed, and no other, whatever token it has got hold of."""
+"""Origins: only pages of an allowed origin may use the server, whatever token another page has."""
 
 import asyncio
 
@@ -28,7 +28,7 @@ SANDBOX = """() => new Promise((resolve) => {
 })"""
 UNREADABLE = "TypeError"
 NEVER_OPEN = 1006
-REFUSED = "Unexpected response code: 403"  # the page isn't told, but its console is
+REFUSED = "Unexpected response code: 403"  # only the page's console shows it
 
 
 def test_only_an_allowed_origin_gets_in(stage: StageOf) -> None:

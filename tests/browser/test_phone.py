@@ -7,7 +7,7 @@ import pytest
 from tests.browser.cipher import IdentityCipher
 from tests.browser.conftest import StageOf
 from tests.browser.tab import Tab, assert_relayed
-from tests.e2e.leaks import assert_nothing_is_told
+from tests.e2e.leaks import assert_no_leak
 from tests.phones.call import Call
 from tests.phones.phone import Phone
 
@@ -32,7 +32,7 @@ def test_a_tab_calls_a_phone(stage: StageOf) -> None:
                 await tab.hangup()
                 assert (await call.hung_up())["from_user_id"] == tab.user_id
             await tab.confess()
-            assert_nothing_is_told([tab, phone], **await set_up.everything_kept())
+            assert_no_leak([tab, phone], **await set_up.everything_kept())
 
     asyncio.run(journey())
 
@@ -53,7 +53,7 @@ def test_a_phone_calls_a_tab(stage: StageOf) -> None:
                 await call.hangup()
                 assert (await tab.hung_up())["from_user_id"] == phone.user_id
             await tab.confess()
-            assert_nothing_is_told([tab, phone], **await set_up.everything_kept())
+            assert_no_leak([tab, phone], **await set_up.everything_kept())
 
     asyncio.run(journey())
 

@@ -41,7 +41,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_page_shows_every_route_and_asks_nobody_else(services: Services, size: str) -> None:
+def test_the_page_shows_every_route_and_loads_nothing_from_elsewhere(services: Services, size: str) -> None:
     async def look() -> None:
         async with (
             asyncio.timeout(PATIENCE),
@@ -75,8 +75,8 @@ def test_the_page_shows_every_route_and_asks_nobody_else(services: Services, siz
             await page.wait_for_selector("#operations-chats-post_chats .responses-table")
             await watched.picture(f"{size}-operation")
             await _no_wider_than_the_screen(page)
-            told = await page.locator("#operations-chats-post_chats").inner_text()
-            assert "RATE_LIMIT_CHATS" in told and "Walking on Sunday" in told and "forbidden" in told
+            text = await page.locator("#operations-chats-post_chats").inner_text()
+            assert "RATE_LIMIT_CHATS" in text and "Walking on Sunday" in text and "forbidden" in text
 
             # With a token it can be tried at once, from the page.
             await page.locator(".btn.authorize").click()

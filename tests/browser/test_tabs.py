@@ -6,7 +6,7 @@ import pytest
 
 from tests.browser.conftest import StageOf
 from tests.browser.tab import Tab, assert_relayed
-from tests.e2e.leaks import assert_nothing_is_told
+from tests.e2e.leaks import assert_no_leak
 
 NOTE, REPLY = "a note that only the callee may read", "a reply that only the caller may read"
 
@@ -20,7 +20,7 @@ def test_two_tabs_call_each_other(stage: StageOf, over: str) -> None:
             for tab in (alice, bob):
                 await the_history_is_right(tab)
                 await tab.confess()
-            assert_nothing_is_told([alice, bob], **await set_up.everything_kept())
+            assert_no_leak([alice, bob], **await set_up.everything_kept())
 
     asyncio.run(journey())
 
@@ -33,7 +33,7 @@ def test_two_tabs_on_two_servers(stage: StageOf) -> None:
             for tab in (alice, bob):
                 await the_history_is_right(tab)
                 await tab.confess()
-            assert_nothing_is_told([alice, bob], **await set_up.everything_kept())
+            assert_no_leak([alice, bob], **await set_up.everything_kept())
 
     asyncio.run(journey())
 
@@ -52,8 +52,8 @@ async def they_talk(caller: Tab, callee: Tab, over: str) -> None:
 
 async def one_hangs_up(tab: Tab, other: Tab) -> None:
     await tab.hangup()
-    told = await other.hung_up()
-    assert (told["from_user_id"], told["reason"]) == (tab.user_id, "hangup")
+    hangup = await other.hung_up()
+    assert (hangup["from_user_id"], hangup["reason"]) == (tab.user_id, "hangup")
 
 
 async def the_history_is_right(tab: Tab) -> None:

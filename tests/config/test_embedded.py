@@ -50,7 +50,7 @@ asyncio.run(main(Path(sys.argv[1])))
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    # Not tmp_path: its parents are closed to the user whom PostgreSQL runs as when the tests run as root.
+    # Not tmp_path: when the tests run as root, the user of PostgreSQL cannot enter its parents.
     path = Path(tempfile.mkdtemp(prefix="mimu-"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
@@ -122,7 +122,7 @@ async def read(database: str, cache: str) -> tuple[Any, Any]:
         return word, await client.get("kept")
 
 
-async def read_anew(folder: Path) -> tuple[Any, Any]:
+async def start_and_read(folder: Path) -> tuple[Any, Any]:
     async with embedded.postgres(folder) as database, embedded.valkey(folder) as cache:
         return await read(database, cache)
 
@@ -143,10 +143,10 @@ def test_data_outlives_a_restart_on_the_loop_of_production(folder: Path) -> None
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(first())
         assert not [p for p in psutil.Process().children() if p.name() in ("postgres", "valkey-server")]
-        assert runner.run(read_anew(folder)) == ("Grüße", "Grüße")
+        assert runner.run(start_and_read(folder)) == ("Grüße", "Grüße")
 
 
-def test_only_who_reads_the_password_files_gets_in(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_readers_of_the_password_files_can_connect(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JWT_SECRET", "for the server alone")
 
     async def scene() -> None:
@@ -231,7 +231,7 @@ def test_kill_9_while_the_database_is_made_is_made_good(
     assert not half_made()
 
 
-def test_a_second_server_is_refused_and_told_who_holds_the_folder(folder: Path) -> None:
+def test_a_second_server_is_refused_with_the_pid_that_holds_the_folder(folder: Path) -> None:
     async def scene() -> None:
         async with embedded.valkey(folder) as cache:
             with pytest.raises(embedded.EmbeddedError, match=rf"{folder}.* in use .*\(process {os.getpid()}\)"):
@@ -243,7 +243,7 @@ def test_a_second_server_is_refused_and_told_who_holds_the_folder(folder: Path) 
     asyncio.run(scene())
     with (
         embedded.lock(folder),
-        pytest.raises(embedded.EmbeddedError, match="MIMU_DATA_DIR of its own"),
+        pytest.raises(embedded.EmbeddedError, match="another MIMU_DATA_DIR"),
         embedded.lock(folder),
     ):
         pass
@@ -271,14 +271,14 @@ def test_servers_left_behind_are_replaced(restored: Path) -> None:
                 return pid_of(restored, name) == pid
 
             await eventually(started)
-        assert await read_anew(restored) == ("Grüße", "Grüße")
+        assert await start_and_read(restored) == ("Grüße", "Grüße")
 
     left = {name: start(name, command) for name, command in asyncio.run(commands()).items()}
     asyncio.run(scene(left))
     assert [process.wait(5) for process in left.values()] == [0, 0]
 
 
-def test_a_pid_file_that_names_another_process_harms_nobody(restored: Path) -> None:
+def test_a_pid_file_that_names_another_process_ends_no_process(restored: Path) -> None:
     async def scene() -> None:
         async with embedded.postgres(restored) as database:
             await (await asyncpg.connect(database)).close()
@@ -310,7 +310,7 @@ def test_a_child_that_dies_is_restarted_at_its_port(restored: Path) -> None:
 
     with capture_logs() as logs:
         asyncio.run(scene())
-    # A set: who dies again before the restart was seen to succeed is told as a restart that failed.
+    # A set: a process that dies again before its restart is seen to succeed is logged as a failed restart.
     died = {(log["event"], log["log_level"]) for log in logs if log["event"].endswith("_died")}
     assert died == {("embedded_postgres_died", "error"), ("embedded_valkey_died", "error")}
 

@@ -1,4 +1,4 @@
-"""The log: every line is JSON, bears the id of the request that caused it, and quotes nothing."""
+"""The log: every line is JSON with the id of the request that caused it, and without quoted values."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def troubled(configuration):
         await asyncio.sleep(0.1)
         gc.collect()
 
-    # The loop's handler is set by serve, and what is told before that is told by another one.
+    # serve() sets the loop's exception handler; earlier errors go to another one.
     asyncio.get_running_loop().call_later(1, asyncio.ensure_future, trouble())
     await serve(configuration)
     raise RuntimeError({SECRET!r})
@@ -64,7 +64,7 @@ sys.exit(server.main())
 """
 
 
-async def told(running: Program, *words: str) -> None:
+async def wait_for_log(running: Program, *words: str) -> None:
     """Wait until the log has all of these."""
     async with asyncio.timeout(20):
         while not all(word in running.log_text() for word in words):
@@ -72,14 +72,14 @@ async def told(running: Program, *words: str) -> None:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_whatever_goes_wrong_is_json_and_quotes_nothing(services: Services, tmp_path: Path) -> None:
+async def test_every_error_is_logged_as_json_without_secrets(services: Services, tmp_path: Path) -> None:
     script = tmp_path / "troubled.py"
     script.write_text(TROUBLED)
     async with (
         place(services) as shared,
         program(shared, tmp_path, started=(str(script),), LOG_LEVEL="debug") as running,
     ):
-        await told(running, "a.library", "loop_complained", "thread_failed")
+        await wait_for_log(running, "a.library", "loop_complained", "thread_failed")
         await ask(running.url, "GET", "/nowhere")
         running.process.send_signal(signal.SIGTERM)
         await running.process.wait()
@@ -116,7 +116,7 @@ async def test_a_server_in_production_says_nothing_but_json(services: Services, 
         place(services) as shared,
         program(shared, tmp_path, started=(str(script),), **secrets) as running,
     ):
-        await told(running, '"started"')
+        await wait_for_log(running, '"started"')
         assert await running.stop() == 0
         assert running.process.stdout is not None
         assert await running.process.stdout.read() == b""
@@ -140,7 +140,7 @@ async def test_a_failed_start_is_a_line_of_json(services: Services, tmp_path: Pa
 
 
 @pytest.mark.gen_test
-async def test_an_error_of_sql_bears_the_id_that_the_proxy_gave(services: Services, log: io.StringIO) -> None:
+async def test_an_error_of_sql_is_logged_with_the_request_id_of_the_proxy(services: Services, log: io.StringIO) -> None:
     async with town(services, people=1) as made:
         [alice] = made.people
         await made.sql("ALTER TABLE call_sessions RENAME TO elsewhere")
@@ -156,7 +156,9 @@ async def test_an_error_of_sql_bears_the_id_that_the_proxy_gave(services: Servic
 
 
 @pytest.mark.gen_test
-async def test_an_error_of_sql_on_a_socket_bears_the_id_of_its_handshake(services: Services, log: io.StringIO) -> None:
+async def test_an_error_of_sql_on_a_socket_is_logged_with_the_id_of_its_handshake(
+    services: Services, log: io.StringIO
+) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         group = await chat(alice, bob)
@@ -164,7 +166,7 @@ async def test_an_error_of_sql_on_a_socket_bears_the_id_of_its_handshake(service
         await made.sql("ALTER TABLE call_sessions RENAME TO elsewhere")
         offer = {"call_id": str(UUID(int=1)), "to_user_id": bob.user_id, "encrypted_payload": "AAAA"}
         assert (await first.send("call_offer", **offer))["code"] == "internal_error"
-        # What the journal stores for many in one task is told with the id of who sent it.
+        # The journal stores messages of many users in one task; its log line has the sender's id.
         await made.sql("ALTER TABLE messages ADD CHECK (client_id <> '00000000-0000-4000-8000-000000000001')")
         bad = message() | {"client_id": "00000000-0000-4000-8000-000000000001"}
         assert (await second.send("message_send", chat_id=group["id"], **bad))["code"] == "unavailable"
@@ -178,7 +180,7 @@ async def test_an_error_of_sql_on_a_socket_bears_the_id_of_its_handshake(service
 
 
 @pytest.mark.gen_test
-async def test_what_waits_too_long_names_its_statement(services: Services, log: io.StringIO) -> None:
+async def test_a_timeout_logs_its_statement(services: Services, log: io.StringIO) -> None:
     async with town(services, people=1) as made:
         [alice] = made.people
         connection = made.servers[0].app.db.pool

@@ -25,7 +25,7 @@ def test_the_contract_s_limits_unless_set_otherwise() -> None:
             assert section.tiers["free"] == Tier(3 * mib, 7)
 
 
-def test_a_fault_is_told_once_whoever_reads_the_setting() -> None:
+def test_a_fault_is_reported_once_though_two_sections_read_the_setting() -> None:
     with pytest.raises(SettingsError) as refused:
         server.configure({**PLACE.environment, "TIER_ULTRA_FILE_BYTES": "much"})
     [fault] = refused.value.faults

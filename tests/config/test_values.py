@@ -48,7 +48,7 @@ class Fitting(Section):
 
 
 @pytest.mark.parametrize("value", WRONG)
-def test_what_is_no_address_is_one_fault_and_not_quoted(value: str) -> None:
+def test_an_invalid_url_is_one_fault_that_does_not_quote_it(value: str) -> None:
     with pytest.raises(SettingsError) as refused:
         load({"": Fitting}, {"SERVICE_URL": value})
     assert refused.value.faults == ("SERVICE_URL: expected https://host:port",)
@@ -60,7 +60,7 @@ def test_a_setting_is_needed_where_the_other_is_set() -> None:
     assert load({"": Fitting}, {"SERVICE_KEY": "key"})
     with pytest.raises(SettingsError) as refused:
         load({"": Fitting}, {"SERVICE_URL": "http://one"})
-    fault = "SERVICE_KEY: missing; with SERVICE_URL it is needed, for else nothing works"
+    fault = "SERVICE_KEY: missing; required with SERVICE_URL, for else nothing works"
     assert refused.value.faults == (fault,)
 
 

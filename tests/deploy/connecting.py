@@ -18,7 +18,7 @@ import pytest
 from config.embedded.home import shipped
 from tests.client import Account, ask
 from tests.deploy.relay import free_port
-from tests.deploy.test_turn_files import NOBODY
+from tests.deploy.test_turn_files import UNPRIVILEGED_UID
 from tests.plugins.chatting import chat, message
 from tests.running import ROOT, Place, serving
 from tests.waiting import WAIT
@@ -56,10 +56,12 @@ def installed(name: str, package: str = "") -> str:
 
 
 @contextlib.asynccontextmanager
-async def running(*command: str | Path, port: int, nobody: bool = False) -> AsyncIterator[subprocess.Popen[bytes]]:
+async def running(
+    *command: str | Path, port: int, unprivileged: bool = False
+) -> AsyncIterator[subprocess.Popen[bytes]]:
     """A program that listens on that port of the loopback, until the block ends."""
-    become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    words = [*(become if nobody and os.geteuid() == 0 else []), *map(str, command)]
+    become = ["setpriv", f"--reuid={UNPRIVILEGED_UID}", f"--regid={UNPRIVILEGED_UID}", "--clear-groups"]
+    words = [*(become if unprivileged and os.geteuid() == 0 else []), *map(str, command)]
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         async with asyncio.timeout(WAIT):
@@ -108,7 +110,7 @@ async def pgbouncer(home: Path, dsn: str, *more: str) -> AsyncIterator[str]:
     ini.write_text(block(title, "[pgbouncer]", changes) + "\n".join(["unix_socket_dir =", *more]) + "\n")
     assert parts.password
     (home / "userlist.txt").write_text(block(title, '"PASSWORD"', {"PASSWORD": parts.password}))
-    async with running(program, "-q", ini, port=port, nobody=True):
+    async with running(program, "-q", ini, port=port, unprivileged=True):
         yield url(title, {"PASSWORD": parts.password, "6432": str(port)})
 
 

@@ -58,7 +58,7 @@ class Relay:
         return endpoint
 
     async def free(self, *allocations: TurnTransport) -> None:
-        """Give them back (all of them, if none is named); coturn has said yes when this returns."""
+        """Release them (all, if none is named); coturn has confirmed it when this returns."""
         for allocation in allocations or tuple(self.held):
             await protocol(allocation).delete()
             self.held.remove(allocation)
@@ -115,7 +115,7 @@ async def relaying(
 
 
 def may_become_turnserver() -> bool:
-    """Whether we are root on a machine with the account of Debian's package."""
+    """True if we are root on a machine with the account of Debian's package."""
     with contextlib.suppress(KeyError):
         return os.geteuid() == 0 and bool(pwd.getpwnam("turnserver"))
     return False
@@ -155,7 +155,7 @@ async def running(
 
 
 def _answers(host: str, port: int) -> bool:
-    """Whether a STUN binding request (RFC 8489) is answered."""
+    """True if a STUN binding request (RFC 8489) is answered."""
     request = bytes.fromhex("000100002112a442") + os.urandom(12)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as knock, contextlib.suppress(OSError):
@@ -180,7 +180,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def ipv6_loopback() -> bool:
-    """Whether this machine has ::1; containers often don't."""
+    """True if this machine has ::1; containers often don't."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as tried:
         tried.bind(("::1", 0))
         return True

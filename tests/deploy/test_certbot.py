@@ -1,4 +1,4 @@
-"""certbot's hook: what it leaves for nginx and coturn, and whom it tells; docker and systemctl only note it here."""
+"""certbot's hook: the files for nginx and coturn, and its commands, which fake docker and systemctl record here."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ ROOTLESS = "NOT TESTED that certbot's hook gives files away: only root can"
 
 
 def renewed(place: Path, *, containers: bool) -> list[str]:
-    """Run the hook as certbot does after a renewal; the commands that it gave."""
-    programs, lineage, told = place / "bin", place / "live", place / "told"
+    """Run the hook as certbot does after a renewal. Returns the commands that it ran."""
+    programs, lineage, commands = place / "bin", place / "live", place / "commands"
     programs.mkdir()
     lineage.mkdir()
-    told.touch()
+    commands.touch()
     for name in ("fullchain.pem", "privkey.pem"):
         (lineage / name).write_text(f"a {name}\n")
     says = "case \"$*\" in *' ps '*) echo 0123456789ab;; esac\n" if containers else ""
     for name in ("docker", "systemctl"):
-        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {told}\n{says}')
+        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {commands}\n{says}')
         (programs / name).chmod(0o755)
     # As on a machine without Debian's coturn.
     (programs / "id").write_text("#!/bin/sh\nexit 1\n")
@@ -42,12 +42,12 @@ def renewed(place: Path, *, containers: bool) -> list[str]:
         timeout=20,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    return [line for line in told.read_text().splitlines() if " ps " not in line]
+    return [line for line in commands.read_text().splitlines() if " ps " not in line]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason=ROOTLESS)
-def test_it_gives_both_files_to_whom_compose_runs(tmp_path: Path) -> None:
-    told = renewed(tmp_path, containers=True)
+def test_both_files_belong_to_the_user_of_the_containers(tmp_path: Path) -> None:
+    commands = renewed(tmp_path, containers=True)
     for name in ("fullchain.pem", "privkey.pem"):
         path = tmp_path / "tls" / name
         assert path.read_text() == f"a {name}\n"
@@ -56,13 +56,13 @@ def test_it_gives_both_files_to_whom_compose_runs(tmp_path: Path) -> None:
         assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (10001, 0, 0o440)
     assert sorted(path.name for path in (tmp_path / "tls").iterdir()) == ["fullchain.pem", "privkey.pem"]
     compose = f"docker compose -f {tmp_path}/docker-compose.yml kill --signal"
-    assert told == [f"{compose} HUP nginx", f"{compose} USR2 coturn"]
+    assert commands == [f"{compose} HUP nginx", f"{compose} USR2 coturn"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason=ROOTLESS)
-def test_without_containers_it_tells_systemd(tmp_path: Path) -> None:
-    told = renewed(tmp_path, containers=False)
-    assert told == [
+def test_without_containers_it_signals_through_systemd(tmp_path: Path) -> None:
+    commands = renewed(tmp_path, containers=False)
+    assert commands == [
         "systemctl reload nginx",
         "systemctl -q is-active coturn",
         "systemctl kill --kill-whom=main --signal=USR2 coturn",

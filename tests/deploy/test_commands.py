@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
 import sys
@@ -78,9 +79,12 @@ def test_a_script_takes_the_words(
     if "--env-file" not in words:
         words += ["--env-file", f"{tmp_path}/none"]
     monkeypatch.setattr(sys, "argv", words[2:])
+    mask = os.umask(0o022)
     try:
         code = importlib.import_module(words[2]).main()
     except SystemExit as ended:
         code = ended.code
+    finally:
+        os.umask(mask)  # some scripts change it for their process, which here also runs later tests
     said = capsys.readouterr()
     assert code == 78, said.err

@@ -111,7 +111,7 @@ esac
 
 @pytest.mark.gen_test
 async def test_minios_container_makes_a_user_for_one_bucket(tmp_path: Path) -> None:
-    """With programs in MinIO's place that note what they are asked: there is no MinIO to be had here."""
+    """Fake programs record the requests to MinIO, which cannot be installed here."""
     for name in ("minio", "mc"):
         (tmp_path / name).write_text(FAKE)
         (tmp_path / name).chmod(0o755)

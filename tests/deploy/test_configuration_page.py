@@ -63,7 +63,7 @@ def test_examples_of_each_kind_are_taken() -> None:
     assert used == KINDS.keys()
 
 
-def test_ranges_are_told() -> None:
+def test_ranges_are_listed() -> None:
     fields = readers()
     assert bounds(fields["PORT"][1]) == "0 to 65535"
     assert bounds(fields["JWT_EXPIRATION_HOURS"][1]) == "above 0 to 720"

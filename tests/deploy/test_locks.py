@@ -22,7 +22,7 @@ def locked(name: str) -> dict[str, tuple[str, frozenset[str]]]:
 
 
 @pytest.mark.parametrize("name", ["server", "embedded"])
-def test_what_is_installed_is_what_is_tested(name: str) -> None:
+def test_the_image_installs_the_tested_versions(name: str) -> None:
     installed, tested = locked(name), locked("dev")
     assert len(installed) > 20
     assert {package: lock for package, lock in installed.items() if tested.get(package) != lock} == {}

@@ -130,10 +130,10 @@ async def test_a_standby_takes_over_and_the_former_primary_comes_back(
             await eventually(posted)
             # The former primary is back as it was, and is not used; then as a standby.
             await one.start()
-            assert await posted() and server.app.db.cluster.standing().host == two.spec
+            assert await posted() and server.app.db.cluster.host_in_use().host == two.spec
             await asyncio.sleep(0)
             await server.app.db.cluster.watch()
-            assert server.app.db.cluster.standing().refused > 0
+            assert server.app.db.cluster.host_in_use().refused > 0
             one.kill()
             made.all.remove(one)
             one.data.rename(one.data.with_suffix(".former"))
@@ -205,7 +205,7 @@ def test_compose_takes_another_version_with_another_volume(tmp_path: Path) -> No
 
 @pytest.mark.gen_test(timeout=120)
 async def test_the_embedded_default_moves_on(services: Services, folder: Path) -> None:
-    """To a new folder, as its next major version needs it, and to a PostgreSQL of one's own."""
+    """To a new folder, as its next major version needs it, and to the operator's own PostgreSQL."""
     own = "From the embedded default to your own PostgreSQL"
     var = {"MIMU_DATA_DIR": str(folder / "var")}
     async with program(None, folder, **var) as running:
@@ -241,7 +241,7 @@ async def test_the_embedded_default_moves_on(services: Services, folder: Path) -
         await connection.close()
         assert alive == 1, "users stay logged in"
 
-    # And to a PostgreSQL of one's own, on another machine.
+    # And to the operator's own PostgreSQL on another machine.
     words = [
         made.json["keys"] if "-keys.tar" in word else made.json["backup"] if "/mimu-2026" in word else word
         for word in words_of(own, "scripts.restore")

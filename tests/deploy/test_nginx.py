@@ -1,4 +1,4 @@
-"""The shipped nginx configuration before two real servers: what passes, what is refused, and what its log says."""
+"""The shipped nginx configuration before two real servers: forwarded requests, refused requests, and its log."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_its_limits_are_the_servers() -> None:
     assert f"    keepalive_timeout {IDLE_SECONDS}s;" in text("mimu")
     assert value("client_max_body_size") == f"{MAX_BODY // 1024}k"
     assert f"larger than {MAX_BODY} bytes" in text("mimu")
-    # A socket in which nobody says anything has a ping and its pong within this.
+    # An idle socket has a ping and its pong within this time.
     for name in ("proxy_read_timeout", "proxy_send_timeout"):
         assert int(value(name, "= /ws").removesuffix("s")) >= hub.PING_EVERY + 2 * hub.PONG_WITHIN
 
@@ -214,7 +214,7 @@ async def test_plain_http_is_sent_to_tls_and_strangers_get_nothing(services: Ser
                 path.chmod(0o755)
             assert (await ask(plain, "GET", "/.well-known/acme-challenge/token")).text == "proof"
             assert (await ask(plain, "GET", "/nginx-alive")).status == 200
-            # No certificate is shown to who names nobody, or somebody else.
+            # A client that sends no server name, or another one, gets no certificate.
             for name in (None, "example.org"):
                 with pytest.raises(ssl.SSLError, match=r"(?i)unrecognized.name"):
                     await raw(proxy, b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n", name)
@@ -232,8 +232,8 @@ async def test_plain_http_is_sent_to_tls_and_strangers_get_nothing(services: Ser
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_a_client_claims_reaches_no_server() -> None:
-    """The servers believe nginx: of whose traces a request is, and under which name they are reached."""
+async def test_claims_of_a_client_reach_no_server() -> None:
+    """The servers trust nginx for the trace of a request and for their own host name."""
     heads: list[bytes] = []
 
     async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -281,7 +281,7 @@ async def test_a_request_of_which_a_server_died_is_not_asked_of_the_other() -> N
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_one_server_could_not_be_sent_the_other_is_asked() -> None:
+async def test_a_request_that_one_server_cannot_receive_goes_to_the_other() -> None:
     heads: list[bytes] = []
 
     async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -360,7 +360,7 @@ async def test_limits_count_the_clients_own_address(services: Services) -> None:
                 for number in range(3)
             ]
             assert [answer.status for answer in answers] == [201, 201, 429]
-            # Of another address the count begins anew: it is the client's, not the proxy's.
+            # Another address has its own count: the limit is per client, not per proxy.
             context = authority(proxy)
             body = json.dumps(Account().body()).encode()
             reader, writer = await asyncio.open_connection(
@@ -374,7 +374,7 @@ async def test_limits_count_the_clients_own_address(services: Services) -> None:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_nginx_refuses_it_refuses_in_our_words(services: Services) -> None:
+async def test_errors_of_nginx_have_the_form_of_the_contract(services: Services) -> None:
     async with place(services) as shared, serving(shared, **PROXIED) as one:
         few = {"limit_req zone=mimu_requests burst=400 nodelay": "limit_req zone=mimu_requests burst=40 nodelay"}
         with proxying(f"127.0.0.1:{one.port}", changes=few) as proxy:
@@ -495,7 +495,7 @@ def logged(path: str) -> str:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_its_log_says_what_was_asked_and_not_by_whom_or_about_whom(services: Services) -> None:
+async def test_its_log_has_the_route_and_no_address_id_or_header(services: Services) -> None:
     headers = {"X-Forwarded-For": CANARY, "X-PrID": CANARY, "User-Agent": CANARY, "Referer": CANARY}
     async with place(services) as shared, serving(shared, **PROXIED) as one:
         with proxying(f"127.0.0.1:{one.port}") as proxy:

@@ -1,5 +1,5 @@
-"""Two servers behind the shipped nginx, replaced one after the other while people talk: nobody is told no, and nothing
-is lost or doubled."""
+"""Two servers behind the shipped nginx, replaced one after the other under load: no request fails, and no message is
+lost or doubled."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def message(client_id: str) -> dict[str, Any]:
 
 @dataclass
 class Phone:
-    """Who sends all the time over a socket, opens a new one when it ends, and says again what was not acked."""
+    """A client that sends all the time, opens a new socket when one closes, and repeats unacknowledged messages."""
 
     account: Account
     chat: str
@@ -92,7 +92,7 @@ class Phone:
             after = page[-1]["seq"]
 
     async def synced(self, cursor: str) -> list[int]:
-        """The seqs that /sync tells from there on."""
+        """The seqs that /sync returns from the cursor on."""
         found: list[int] = []
         while True:
             answer = (await self.account.get(f"/sync?cursor={cursor}&limit=200")).json
@@ -103,8 +103,8 @@ class Phone:
 
 
 @dataclass
-class Asked:
-    """Requests that nobody repeats but nginx, and what became of them."""
+class Requests:
+    """Requests that only nginx repeats, and their outcomes."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0
@@ -126,14 +126,14 @@ class Asked:
 
 
 @contextlib.asynccontextmanager
-async def talking(url: str) -> AsyncIterator[tuple[list[Phone], Asked, dict[str, str]]]:
+async def talking(url: str) -> AsyncIterator[tuple[list[Phone], Requests, dict[str, str]]]:
     """Phones in one group that all talk, and others' requests; with the block they end, and nothing is under way."""
     people = [await Account(one_time=0).register(url) for _ in range(PHONES)]
     group = {"type": "group", "title": "All", "participants": [person.public_id for person in people[1:]]}
     chat = (await people[0].post("/chats", group)).json["id"]
     cursors = {person.public_id: (await person.get("/sync")).json["cursor"] for person in people}
     phones = [Phone(person, chat) for person in people]
-    asked, until = Asked(), asyncio.Event()
+    asked, until = Requests(), asyncio.Event()
     alice = people[0]
 
     def post() -> Awaitable[Answer]:
@@ -165,18 +165,18 @@ def served(shared: Place, folder: Path, port: int) -> contextlib.AbstractAsyncCo
 
 
 async def replaced(runs: contextlib.AsyncExitStack, shared: Place, folder: Path, old: Program, port: int) -> Program:
-    """As systemd and compose do it: SIGTERM, wait for the end, and start anew on the same port."""
+    """As systemd and compose do it: SIGTERM, wait for the exit, and start again on the same port."""
     assert await old.stop() == 0
     return await runs.enter_async_context(served(shared, folder, port))
 
 
 def retried(proxy: Proxy) -> int:
-    """How many requests nginx asked a second server for."""
+    """Count the requests that nginx sent to a second server."""
     return sum(len(set(re.findall(r"[\d.]+:\d+", line["upstream"]))) > 1 for line in proxy.requests())
 
 
 @pytest.mark.gen_test(timeout=120)
-async def test_one_after_the_other_is_replaced_and_nobody_notices(services: Services, tmp_path: Path) -> None:
+async def test_servers_are_replaced_one_by_one_without_a_failed_request(services: Services, tmp_path: Path) -> None:
     ports = (free_port(), free_port())
     async with place(services) as shared, contextlib.AsyncExitStack() as runs:
         servers = [await runs.enter_async_context(served(shared, tmp_path, port)) for port in ports]
@@ -195,7 +195,7 @@ async def test_one_after_the_other_is_replaced_and_nobody_notices(services: Serv
             assert asked.slowest < 3
             assert retried(proxy) > 0
             assert {line["status"][0] for line in proxy.requests()} <= {"1", "2"}
-            # Sockets: each was told to come back, twice, and nothing else.
+            # Sockets: each was closed with "restart" twice, and with no other code.
             assert sum(len(phone.closings) for phone in phones) >= PHONES
             assert {code for phone in phones for code in phone.closings} == {RESTART}
             assert [phone.refused for phone in phones] == [[]] * PHONES
@@ -210,7 +210,7 @@ async def test_one_after_the_other_is_replaced_and_nobody_notices(services: Serv
             assert sorted(acked) == seqs
             assert len({id_ for _, _, id_ in histories[0]}) == len(seqs)
             for phone in phones:
-                # By socket nothing came twice; with /sync nothing is missing, nor told twice.
+                # Sockets delivered nothing twice; /sync misses nothing and returns nothing twice.
                 assert not phone.heard or max(phone.heard.values()) == 1
-                told = await phone.synced(cursors[phone.account.public_id])
-                assert [seq for seq in told if seq in set(seqs)] == seqs
+                events = await phone.synced(cursors[phone.account.public_id])
+                assert [seq for seq in events if seq in set(seqs)] == seqs

@@ -1,4 +1,4 @@
-"""The files of coturn: what scripts.turnserver_conf keeps, what the check refuses, and what is installed when."""
+"""The files of coturn: scripts.turnserver_conf, the check before a start, and the installation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.scripts.program import script
 CHECK = ROOT / "config" / "deploy" / "coturn" / "check.sh"
 SERVICES = ("nginx", "prometheus", "pgbouncer", "haproxy", "redis-server")
 INSTALL = ROOT / "tests" / "install_programs.sh"
-NOBODY = 65534
+UNPRIVILEGED_UID = 65534
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED whose the file is: only root gives files away")
 
@@ -45,23 +45,23 @@ async def test_a_file_that_coturn_can_not_read_opens_it_and_the_check_refuses_it
         command = [program, "-c", str(path), "-L", "127.0.0.1", "-p", str(port), "--no-tls", "--no-dtls", "--no-cli"]
         command = [
             "setpriv",
-            f"--reuid={NOBODY}",
-            f"--regid={NOBODY}",
+            f"--reuid={UNPRIVILEGED_UID}",
+            f"--regid={UNPRIVILEGED_UID}",
             "--clear-groups",
             *command,
             f"--userdb={place}/db",
         ]
         async with running([*command, f"--pidfile={place}/pid"], "127.0.0.1", port, place / "log"):
             assert await anonymous(port) is None, "coturn has mended this by itself"
-        refused = checked(path, NOBODY)
+        refused = checked(path, UNPRIVILEGED_UID)
         assert refused.returncode == 78
         assert "can't be read" in refused.stderr
         path.chmod(0o644)
-        assert (checked(path, NOBODY).returncode, checked(path, NOBODY).stderr) == (0, "")
+        assert (checked(path, UNPRIVILEGED_UID).returncode, checked(path, UNPRIVILEGED_UID).stderr) == (0, "")
 
 
 async def anonymous(port: int) -> int | None:
-    """Ask for a relay as a stranger: the code of the refusal, None when one is given."""
+    """Request a relay without credentials. Returns the error code, or None if coturn grants one."""
     async with connected("udp", "127.0.0.1", port) as line:
         try:
             await Client(line, "", "").allocate()
@@ -73,7 +73,7 @@ async def anonymous(port: int) -> int | None:
 
 
 @pytest.mark.gen_test
-async def test_what_is_written_gives_strangers_no_relay(tmp_path: Path) -> None:
+async def test_the_written_configuration_gives_strangers_no_relay(tmp_path: Path) -> None:
     secret, output = secrets.token_hex(32), tmp_path / "turnserver.conf"
     done = await script(
         None, "turnserver_conf", "--output", str(output), TURN_SECRET=secret, MIMU_DATA_DIR=str(tmp_path)
@@ -98,12 +98,12 @@ async def test_a_file_that_is_replaced_keeps_its_owner_its_mode_and_the_lines_of
     own = ["listening-ip=10.0.0.7", "listening-ip=10.0.0.8", "denied-peer-ip=198.51.101.0-198.51.101.255", "no-udp"]
     text = re.sub(r"(?m)^total-quota=.*$", "total-quota = 77", elsewhere.read_text())
     elsewhere.write_text(text + "\n".join(["# ours", *own]) + "\n")
-    os.chown(elsewhere, NOBODY, NOBODY)
+    os.chown(elsewhere, UNPRIVILEGED_UID, UNPRIVILEGED_UID)
     elsewhere.chmod(0o440)
     for _ in range(2):  # what was kept is kept once
         assert (await script(None, *command, TURN_SECRET=new, **given)).code == 0
     held = elsewhere.stat()
-    assert (held.st_uid, held.st_gid, stat.S_IMODE(held.st_mode)) == (NOBODY, NOBODY, 0o440)
+    assert (held.st_uid, held.st_gid, stat.S_IMODE(held.st_mode)) == (UNPRIVILEGED_UID, UNPRIVILEGED_UID, 0o440)
     assert output.is_symlink()
     lines = [line for line in output.read_text().splitlines() if line and line[0] != "#"]
     kept = ["cert=/etc/tls/a.pem", "pkey=/etc/tls/b.pem", "external-ip=203.0.113.7/10.0.0.7", "realm=example.org"]
@@ -111,7 +111,7 @@ async def test_a_file_that_is_replaced_keeps_its_owner_its_mode_and_the_lines_of
         assert lines.count(line) == 1, line
     assert old not in output.read_text()
     assert "total-quota=1000" not in lines
-    # What is said now goes before what was said then.
+    # An option of the command replaces the one in the file.
     assert (await script(None, *command, "--realm", "example.net", TURN_SECRET=new, **given)).code == 0
     assert "realm=example.net" in output.read_text().splitlines()
     assert "realm=example.org" not in output.read_text()
@@ -125,7 +125,7 @@ async def test_a_new_file_is_readable_for_coturn_alone(tmp_path: Path) -> None:
     output = tmp_path / "turnserver.conf"
     assert (await script(None, "turnserver_conf", "--output", str(output), "--user", "nobody", **given)).code == 0
     held = output.stat()
-    assert (held.st_uid, held.st_gid, stat.S_IMODE(held.st_mode)) == (0, NOBODY, 0o640)
+    assert (held.st_uid, held.st_gid, stat.S_IMODE(held.st_mode)) == (0, UNPRIVILEGED_UID, 0o640)
     refused = await script(None, "turnserver_conf", "--output", str(output), "--user", "no-such-user", **given)
     assert (refused.code, refused.err) == (1, "not written: there is no user no-such-user\n")
 
@@ -192,7 +192,7 @@ def test_the_guide_installs_coturn_so_that_it_can_not_start() -> None:
 
 
 @pytest.mark.parametrize("systemd", [True, False])
-def test_what_the_tests_install_starts_neither_now_nor_at_the_next_start(systemd: bool, tmp_path: Path) -> None:
+def test_installed_programs_start_neither_now_nor_at_the_next_boot(systemd: bool, tmp_path: Path) -> None:
     """With a package manager that, as apt does, would start services unless it is kept from it."""
     programs, root = tmp_path / "bin", tmp_path / "root"
     programs.mkdir()
@@ -234,7 +234,7 @@ def test_the_doctor_says_whether_coturn_can_read_its_file(tmp_path: Path) -> Non
     conf.write_text(SHIPPED.read_text())
     conf.chmod(0o600)
     assert "an open relay" in coturn.file(conf, "nobody").says
-    os.chown(conf, 0, NOBODY)
+    os.chown(conf, 0, UNPRIVILEGED_UID)
     assert coturn.file(conf, "nobody").state == "wrong"
     conf.chmod(0o640)
     assert coturn.file(conf, "nobody").state == "good"

@@ -1,4 +1,4 @@
-"""turnserver.conf as it is shipped, in a real coturn: whom it lets in, how often, and where it lets them go."""
+"""The shipped turnserver.conf in a real coturn: who may allocate, how often, and which peers they reach."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ async def test_during_a_rotation_both_secrets_open_it_and_then_the_new_one_alone
                 await relay.allocate(*relay.credentials(uuid4(), old))
 
 
-def test_what_is_shipped_denies_the_networks_that_pushes_are_not_sent_to() -> None:
+def test_the_shipped_file_denies_the_networks_that_pushes_never_reach() -> None:
     """One list (config/networks.py): python -m scripts.turnserver_conf --networks --output turnserver.conf"""
     assert turnserver_conf.with_networks(SHIPPED.read_text()) == SHIPPED.read_text()
     inside = [
@@ -184,7 +184,7 @@ async def test_coturn_knows_every_line() -> None:
         assert [line for line in complaints(relay) if not re.search("cert|private key", line, re.IGNORECASE)] == []
 
 
-def test_it_opens_for_nobody_as_it_is() -> None:
+def test_the_shipped_file_opens_no_relay() -> None:
     lines = [line.strip() for line in SHIPPED.read_text().splitlines() if line.strip() and not line.startswith("#")]
     names = {line.partition("=")[0] for line in lines}
     assert {"use-auth-secret", "no-cli", "no-multicast-peers", "no-tcp-relay", "stale-nonce", "fingerprint"} <= names
@@ -196,7 +196,7 @@ def test_it_opens_for_nobody_as_it_is() -> None:
 
 @pytest.mark.gen_test
 async def test_without_a_secret_it_refuses_everyone() -> None:
-    """Whoever forgets to write the secret has a relay that is closed, not one that is open."""
+    """An operator who forgets the secret has a closed relay, not an open one."""
     async with relaying(forgotten=True) as relay:
         for guess in ("", "REPLACE_WITH_TURN_SECRET"):
             with pytest.raises(TransactionFailed) as refused:

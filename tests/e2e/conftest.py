@@ -39,7 +39,7 @@ class Stage:
         return "".join(server.log_text() for server in self.servers)
 
     def complaints(self) -> str:
-        """The lines of the log that tell of a warning or an error, and those that are no JSON at all."""
+        """The lines of the log with a warning or an error, and those that are not JSON."""
         quiet = ('"level":"debug"', '"level":"info"')
         return "\n".join(line for line in self.log_text().splitlines() if not any(level in line for level in quiet))
 

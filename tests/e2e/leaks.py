@@ -57,7 +57,7 @@ async def _held(redis: Any, key: bytes) -> list[bytes]:
     return []
 
 
-def assert_nothing_is_told(phones: Iterable[Phone], **places: str) -> None:
+def assert_no_leak(phones: Iterable[Phone], **places: str) -> None:
     """No place (`database`, `cache`, `log`) has a plaintext or secret of the phones.
 
     Nor has it what should not outlive its delivery: a payload of a call is in none of them when the call is over; a
@@ -67,15 +67,15 @@ def assert_nothing_is_told(phones: Iterable[Phone], **places: str) -> None:
     for phone in phones:
         assert len(phone.said) > 5, "a phone that said nothing proves nothing"
         for place, text in places.items():
-            told = [said for said in phone.said if any(form in text for form in _forms(said.encode()))]
-            assert not told, f"the {place} holds what {phone.public_id} said: {told}"
+            leaked = [said for said in phone.said if any(form in text for form in _forms(said.encode()))]
+            assert not leaked, f"the {place} holds what {phone.public_id} said: {leaked}"
             gone = phone.signalled if place == "database" else [*phone.signalled, *phone.posted]
             kept = [payload for payload in gone if holds(text, payload)]
             assert not kept, f"the {place} holds {len(kept)} payloads of {phone.public_id}"
 
 
 def holds(text: str, payload: str) -> bool:
-    """Whether a text has a payload, as base64 or as the bytes it stands for."""
+    """True if a text contains a payload, as base64 or as its bytes."""
     return any(form in text for form in (payload, base64.b64decode(payload).hex()))
 
 

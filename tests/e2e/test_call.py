@@ -6,7 +6,7 @@ import base64
 import pytest
 
 from tests.e2e.conftest import StageOf
-from tests.e2e.leaks import assert_nothing_is_told
+from tests.e2e.leaks import assert_no_leak
 from tests.e2e.people import MAKES, two_phones
 from tests.phones.line import Refused
 from tests.phones.phone import Phone
@@ -28,7 +28,7 @@ def test_two_people_call_each_other(stage: StageOf, make: str, servers: int) -> 
             await the_history_is_right(alice, bob, call_id)
             await bob_comes_back(bob)
             await alice_errs(alice, bob)
-            assert_nothing_is_told([alice, bob], **await set_up.everything_kept())
+            assert_no_leak([alice, bob], **await set_up.everything_kept())
 
     asyncio.run(journey())
 
@@ -73,7 +73,7 @@ async def they_find_each_other(alice: Phone, bob: Phone) -> None:
 
 
 async def _seen_online(phone: Phone, public_id: str) -> None:
-    """Presence is written a moment after a socket opens, which nobody waits for."""
+    """Wait until the user is online. Presence is written a moment after the socket opens."""
     async with asyncio.timeout(WAIT):
         while not (await phone.profile(public_id))["is_online"]:
             await asyncio.sleep(0.05)
@@ -107,8 +107,8 @@ async def they_talk(alice: Phone, bob: Phone) -> str:
             assert during["accepted_at"] and during["last_heartbeat"]
             await asyncio.sleep(1)  # so that the call has a length to be measured
             await call.hangup()
-            told = await taken.hung_up()
-            assert (told["from_user_id"], told["reason"]) == (alice.user_id, "hangup")
+            hangup = await taken.hung_up()
+            assert (hangup["from_user_id"], hangup["reason"]) == (alice.user_id, "hangup")
     return call.call_id
 
 

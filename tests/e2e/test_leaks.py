@@ -6,7 +6,7 @@ import base64
 import pytest
 from redis.asyncio import Redis
 
-from tests.e2e.leaks import assert_nothing_is_told, cache_text
+from tests.e2e.leaks import assert_no_leak, cache_text
 from tests.phones.phone import Phone
 from tests.phones.signal_protocol import b64
 from tests.phones.signal_python import SignalPython
@@ -33,12 +33,12 @@ def test_every_form_of_a_secret_is_found(trace: str) -> None:
         async with Phone("http://127.0.0.1", "alice", "password of alice", SignalPython()) as phone:
             phone.said |= {SECRET, *(f"another line, number {n}" for n in range(20))}
             phone.signalled.append(PAYLOAD)
-            assert_nothing_is_told([phone], database="rows", cache="keys", log=LOG)
+            assert_no_leak([phone], database="rows", cache="keys", log=LOG)
             for place in ("database", "cache", "log"):
                 places = {"database": "", "cache": "", "log": LOG}
                 places[place] += trace
                 with pytest.raises(AssertionError, match=f"the {place} holds"):
-                    assert_nothing_is_told([phone], **places)
+                    assert_no_leak([phone], **places)
 
     asyncio.run(look())
 

@@ -1,4 +1,4 @@
-"""The relay as it is shipped: whom the server sends gets in, for a while and within bounds, and nobody gets further."""
+"""The shipped relay: users with the server's credentials get in, for a while and within bounds, and no further."""
 
 import asyncio
 import contextlib

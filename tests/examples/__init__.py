@@ -1,6 +1,6 @@
 """Examples: the requests and answers that the OpenAPI document shows, taken from runs of a real server.
 
-``python -m tests.examples`` plays the scenario of each feature (tests/examples/scenarios) on a server of its own, and
+``python -m tests.examples`` plays the scenario of each feature (tests/examples/scenarios) on a new server, and
 writes plugins/*/examples.json and handlers/examples.json; tests/test_examples.py plays them again and compares. Keys
 are the same in every run; ids, times and tokens are replaced by made-up ones.
 """

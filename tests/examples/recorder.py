@@ -1,4 +1,4 @@
-"""The recorder of one feature's examples: what was sent and answered, with made-up ids, times and tokens.
+"""The recorder of one feature's examples: requests and answers with made-up ids, times and tokens.
 
 A made-up id is derived from a name: that of the person or thing, if the scenario gives one, else the field where it
 stands. So what one feature shows does not depend on the requests of another one.
@@ -44,7 +44,7 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z")
 
 
 class Person(Account):
-    """Somebody whose keys are the same in every run."""
+    """A user whose keys are the same in every run."""
 
     def __init__(self, public_id: str) -> None:
         super().__init__(

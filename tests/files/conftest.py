@@ -18,7 +18,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 
 @pytest.fixture(params=["disk", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
-    """The settings of a server with a storage of its own."""
+    """The settings of a server with its own storage."""
     own = {"MIMU_DATA_DIR": str(tmp_path)}
     if request.param == "s3":
         own |= request.getfixturevalue("s3").settings()

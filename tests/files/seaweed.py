@@ -22,8 +22,8 @@ PATIENCE = 60.0  # seconds; it takes 8 on a quiet machine
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports of which the one 10,000 above is free as well, for SeaweedFS takes it for gRPC; below those that the system
-    gives to whoever connects."""
+    """Free ports for SeaweedFS. The port 10,000 above each is free as well, for gRPC; all lie below the ephemeral
+    ports of the system."""
     found: list[int] = []
     for port in range(11_000 + secrets.randbelow(9_000), 22_000):
         with contextlib.suppress(OSError):
@@ -83,7 +83,7 @@ class Seaweed:
             time.sleep(0.2)
 
     def _answers(self) -> bool:
-        """Whether it takes an object: it answers long before it knows where it keeps them."""
+        """True if it stores an object: it answers requests long before it can store any."""
         signer = Signer(self.endpoint, "probe", "us-east-1", ACCESS, SECRET)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:

@@ -1,4 +1,4 @@
-"""Who may read a file: its owner, who is in its chat at that moment, and everybody while it is an avatar."""
+"""Access to a file: its owner, the present participants of its chat, and every user while it is an avatar."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def group(owner: Account, *others: Account) -> str:
 
 
 async def sees(account: Account, file_id: str) -> bool:
-    """Whether the account may know of the file, which is to be the same whatever is asked."""
+    """True if the account has access to the file; every route must agree."""
     metadata = (await account.get(f"/files/{file_id}")).status
     content = [(await got(account, file_id, method)).code for method in ("GET", "HEAD")]
     assert [metadata, *content] in ([200] * 3, [404] * 3)
@@ -75,7 +75,7 @@ async def test_an_unfinished_file_is_its_owner_s_alone(services: Services, stora
 
 
 @pytest.mark.gen_test
-async def test_a_file_goes_only_into_a_chat_of_one_s_own(services: Services, storage: dict[str, str]) -> None:
+async def test_a_file_can_be_shared_only_in_an_own_chat(services: Services, storage: dict[str, str]) -> None:
     async with place(services) as home, serving(home, **storage) as running:
         alice, bob, carol = [await Account().register(running.url) for _ in range(3)]
         chat_id = await group(alice, bob)

@@ -1,4 +1,4 @@
-"""What goes without being asked: uploads that nobody finished, and bytes whose file is gone."""
+"""Periodic cleanup: uploads that were never finished, and bytes without a file row."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_several_at_once_remove_each_file_once(services: Services) -> None
 
 
 @pytest.mark.gen_test
-async def test_what_can_not_be_removed_is_tried_again(services: Services) -> None:
+async def test_a_failed_removal_is_retried(services: Services) -> None:
     class Failing:
         async def remove(self, key: str, _: str | None) -> None:
             if key.startswith("a"):
@@ -112,7 +112,7 @@ async def test_an_upload_that_goes_while_it_is_written_leaves_nothing(services: 
 
 
 @pytest.mark.gen_test
-async def test_of_two_notes_one_counts(services: Services) -> None:
+async def test_one_of_two_simultaneous_progress_notes_counts(services: Services) -> None:
     async with place(services) as home, serving(home) as running:
         alice = await Account().register(running.url)
         upload = await tus.created(alice, 100)

@@ -128,8 +128,8 @@ async def test_tus_js_client(services: Services, storage: dict[str, str], tmp_pa
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
-        told, _ = await asyncio.wait_for(client.communicate(json.dumps({**order, "chunkSize": 2 * MIB}).encode()), 60)
+        output, _ = await asyncio.wait_for(client.communicate(json.dumps({**order, "chunkSize": 2 * MIB}).encode()), 60)
         assert client.returncode == 0
-        file_id = told.decode().split()[-1].rpartition("/")[2]
+        file_id = output.decode().split()[-1].rpartition("/")[2]
         assert (await got(alice, file_id)).body == content
         assert (await alice.get(f"/files/{file_id}")).json["media_type"] == "a/b"

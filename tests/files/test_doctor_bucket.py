@@ -1,4 +1,4 @@
-"""The doctor and S3: a bucket is tried from both sides, and each way in which it can be wrong is told apart."""
+"""The doctor and S3: checks of a bucket from the server and the client side report each fault separately."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_each_fault_of_a_bucket_has_its_name(s3: Seaweed, tmp_path: Path) 
     assert said["storage", "round trip"].state == "good"
     assert said["storage", "public upload"].says.startswith("S3_PUBLIC_ENDPOINT can't be reached from here")
     assert said["storage", "privacy"].state == "skipped"
-    # A proxy that passes another Host on breaks the signatures of clients, and of nobody else.
+    # A proxy that passes another Host on breaks only the signatures of clients.
     said = await found(s3, tmp_path, S3_PUBLIC_ENDPOINT=s3.endpoint.replace("127.0.0.1", "127.0.0.2"))
     assert said["storage", "round trip"].state == "good"
     assert said["storage", "public upload"].state == "wrong"

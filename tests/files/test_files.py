@@ -87,7 +87,9 @@ async def test_a_file_goes_up_and_comes_down(services: Services, storage: dict[s
 
 
 @pytest.mark.gen_test
-async def test_what_is_not_what_was_announced_is_removed(services: Services, storage: dict[str, str]) -> None:
+async def test_an_upload_that_differs_from_its_announcement_is_removed(
+    services: Services, storage: dict[str, str]
+) -> None:
     content = secrets.token_bytes(100_000)
     async with place(services) as home, serving(home, **storage) as running:
         alice = await Account().register(running.url)

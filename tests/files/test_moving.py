@@ -45,8 +45,8 @@ async def keys_of(shared: Place) -> list[str]:
         return [row[0] for row in await connection.fetch("SELECT storage_key FROM files ORDER BY storage_key")]
 
 
-def counts(told: Any) -> tuple[int, int, int]:
-    return told["copied"], told["present"], told["removed"]
+def counts(report: Any) -> tuple[int, int, int]:
+    return report["copied"], report["present"], report["removed"]
 
 
 @pytest.mark.gen_test(timeout=120)
@@ -58,8 +58,8 @@ async def test_a_server_moves_from_its_disk_to_a_bucket(services: Services, s3: 
         async with serving(shared, **disk) as server:
             alice = await Account(one_time=0).register(server.url)
             files = [await uploaded(alice, content) for content in contents[:2]]
-            told = await moved(shared, to, "--dry-run", **disk)
-            assert counts(told) == (2, 0, 0) and told["bytes"] == 100_001
+            report = await moved(shared, to, "--dry-run", **disk)
+            assert counts(report) == (2, 0, 0) and report["bytes"] == 100_001
             assert [await bucket.size(key) for key in await keys_of(shared)] == [None, None]
             assert not (tmp_path / "data" / "moving").exists()
 
@@ -68,12 +68,12 @@ async def test_a_server_moves_from_its_disk_to_a_bucket(services: Services, s3: 
             files.append(await uploaded(alice, contents[2]))
             assert (await alice.delete(f"/files/{files[0]}")).status == 204
             await announce(alice, b"not sent")
-            told = await moved(shared, to, "--verify", **disk)
-            assert counts(told) == (1, 1, 1) and told["unfinished"] == 1
+            report = await moved(shared, to, "--verify", **disk)
+            assert counts(report) == (1, 1, 1) and report["unfinished"] == 1
             with pytest.raises(BackupError, match="is connected to the database: stop it first"):
                 await moved(shared, to, "--finish", **disk)
-        told = await moved(shared, to, "--finish", **disk)
-        assert counts(told) == (0, 2, 0) and told["unfinished"] == 1
+        report = await moved(shared, to, "--finish", **disk)
+        assert counts(report) == (0, 2, 0) and report["unfinished"] == 1
         assert list((tmp_path / "data" / "moving").iterdir()) == []
         keys = await keys_of(shared)
         assert len(keys) == 2
@@ -121,7 +121,9 @@ async def test_files_that_are_not_what_they_were_are_named(services: Services, s
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_can_not_be_moved_is_said(services: Services, s3: Seaweed, tmp_path: Path) -> None:
+async def test_a_move_with_wrong_settings_is_refused_with_the_reason(
+    services: Services, s3: Seaweed, tmp_path: Path
+) -> None:
     disk, to = {"MIMU_DATA_DIR": str(tmp_path)}, env_file(tmp_path, s3)
     async with place(services) as shared:
         with pytest.raises(SettingsError) as same:
@@ -131,7 +133,7 @@ async def test_what_can_not_be_moved_is_said(services: Services, s3: Seaweed, tm
         lacking.write_text(f"S3_ENDPOINT={s3.endpoint}\n")
         with pytest.raises(SettingsError) as faults:
             await moved(shared, lacking, **disk)
-        assert "S3_SECRET_KEY: missing; with S3_ENDPOINT it is needed" in faults.value.faults
+        assert "S3_SECRET_KEY: missing; required with S3_ENDPOINT" in faults.value.faults
         with pytest.raises(SettingsError) as none:
             await moved(shared, tmp_path / "none.env", **disk)
         assert "can't be read" in none.value.faults[0]
@@ -142,7 +144,7 @@ async def test_what_can_not_be_moved_is_said(services: Services, s3: Seaweed, tm
 
 
 async def keep(connection: Any, storage: Storage, keys: list[str], content: Path) -> None:
-    """Files with this content, of somebody's."""
+    """Store files with this content for some user."""
     owner = await connection.fetchval(
         """INSERT INTO users (public_id, password_hash, identity_key, signing_public_key, registration_id, fingerprint)
            VALUES ('alice', '-', sha256('a'), sha256('a'), 1, encode(sha256('a'), 'hex')) RETURNING id"""

@@ -42,7 +42,7 @@ async def test_an_upload_goes_on_after_the_server_was_killed(
             alice.url = second.url
             upload.url = f"{second.url}/files/tus/{upload.file_id}"
             offset = await upload.offset()
-            assert 16 * MIB <= offset <= 35 * MIB, "what was told to be safe, and nearly all else"
+            assert 16 * MIB <= offset <= 35 * MIB, "all acknowledged bytes, and nearly all others"
             assert (await upload.patch(offset, content[offset:])).code == 204
             assert sha256((await got(alice, upload.file_id)).body) == sha256(content)
             assert (await got(alice, whole)).body == content[:MIB]
@@ -277,7 +277,7 @@ async def test_two_instances_on_one_folder_don_t_write_into_each_other(services:
 
 
 @pytest.mark.gen_test(timeout=120)
-async def test_what_was_deleted_is_gone_from_the_bucket(services: Services, s3: Seaweed, tmp_path: Path) -> None:
+async def test_a_deleted_file_is_removed_from_the_bucket(services: Services, s3: Seaweed, tmp_path: Path) -> None:
     settings = {"MIMU_DATA_DIR": str(tmp_path), **s3.settings()}
     async with place(services) as home, serving(home, **settings) as running:
         alice = await Account().register(running.url)

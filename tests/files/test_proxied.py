@@ -1,4 +1,4 @@
-"""S3 behind the shipped nginx, by a name of its own: what the server signs is good there, and nothing else is."""
+"""S3 behind the shipped nginx, under a separate host name: only URLs signed by the server are accepted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_addresses_of_s3_pass_with_their_host(services: Services, s3: Seaw
                 got_back = await from_files("GET", link)
                 assert sha256(got_back.body) == sha256(content)
                 assert got_back.headers["Strict-Transport-Security"]
-                # Signed for this host, and for nothing else; nobody does more here than put and get.
+                # The signature is for this host only; clients may only put and get.
                 assert (await from_files("GET", link.replace("Signature=", "Signature=0"))).code == 403
                 assert (await from_files("DELETE", link)).code == 403
                 assert (await from_files("POST", link, b"x")).code == 403

@@ -125,5 +125,5 @@ async def test_an_address_of_ours_ends_with_its_reader_s_right(services: Service
         (",;,", False),
     ],
 )
-def test_json_is_for_those_who_take_nothing_else(accept: str, json: bool) -> None:
+def test_json_is_sent_only_to_clients_that_accept_nothing_else(accept: str, json: bool) -> None:
     assert prefers_json(accept) is json

@@ -24,7 +24,7 @@ from tests.waiting import WAIT
 
 
 @pytest.mark.gen_test
-async def test_what_tus_there_is(services: Services, storage: dict[str, str]) -> None:
+async def test_options_lists_the_tus_version_and_extensions(services: Services, storage: dict[str, str]) -> None:
     async with place(services) as home, serving(home, **storage) as running:
         answer = await ask(running.url, "OPTIONS", "/files/tus")
         assert answer.status == 204
@@ -191,7 +191,7 @@ async def test_an_upload_that_runs_out_gives_its_room_back(services: Services, s
 
 
 @pytest.mark.gen_test(timeout=120)
-async def test_what_came_before_the_connection_broke_is_kept(services: Services, storage: dict[str, str]) -> None:
+async def test_bytes_from_before_a_broken_connection_are_kept(services: Services, storage: dict[str, str]) -> None:
     content = secrets.token_bytes(9 * MIB)
     async with place(services) as home, serving(home, **storage) as running:
         alice = await Account().register(running.url)
@@ -209,7 +209,7 @@ async def test_what_came_before_the_connection_broke_is_kept(services: Services,
 
 
 @pytest.mark.gen_test
-async def test_who_comes_back_ends_the_request_that_hangs(services: Services, storage: dict[str, str]) -> None:
+async def test_a_resumed_upload_ends_the_hanging_request(services: Services, storage: dict[str, str]) -> None:
     content = secrets.token_bytes(200_000)
     async with place(services) as home, serving(home, **storage) as running:
         alice = await Account().register(running.url)
@@ -227,7 +227,7 @@ async def test_who_comes_back_ends_the_request_that_hangs(services: Services, st
 
 
 @pytest.mark.gen_test
-async def test_who_sends_nothing_is_dropped(
+async def test_an_upload_that_stalls_is_dropped(
     services: Services, storage: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "STALL_SECONDS", 1.5)

@@ -22,7 +22,7 @@ def sha256(content: bytes) -> str:
 async def send(
     method: str, url: str, body: bytes | None = None, headers: dict[str, str] | None = None, seconds: float = 60
 ) -> HTTPResponse:
-    """One request, to whom it may concern."""
+    """Send one request to any URL."""
     client = SimpleAsyncHTTPClient(force_instance=True, max_body_size=1 << 32, max_buffer_size=1 << 32)
     try:
         request = HTTPRequest(
@@ -49,7 +49,7 @@ def bearer(account: Account, **headers: str) -> dict[str, str]:
 async def announce(account: Account, content: bytes, **changes: Any) -> Answer:
     answer = await account.post("/files", {"size": len(content), "sha256": sha256(content), **changes})
     if answer.status == 201:
-        # Who has the address may upload: its signature belongs in no log.
+        # Every holder of the URL may upload: its signature belongs in no log.
         query = urlsplit(answer.json["upload"]["url"]).query
         canaries.plant(*(part.partition("=")[2] for part in query.split("&") if "ignature=" in part))
     return answer

@@ -63,7 +63,7 @@ def pings() -> Iterator[Case]:
         yield Case(f"ping, {name}", [frame(PING, payload)], pongs=[payload])
     yield Case("ping in single bytes", chopped(frame(PING, b"\xfe" * 125)), pongs=[b"\xfe" * 125])
     yield Case("ping too long", [frame(PING, b"\xfe" * 126)], codes=[PROTOCOL_ERROR])
-    yield Case("pong nobody asked for", [frame(PONG)])
+    yield Case("unsolicited pong", [frame(PONG)])
     yield Case("pong with a payload", [frame(PONG, b"unsolicited")])
     yield Case("pong, then ping", [frame(PONG, b"unsolicited"), frame(PING, b"ping")], pongs=[b"ping"])
     many = [b"payload-%d" % number for number in range(10)]
@@ -141,7 +141,7 @@ def utf8() -> Iterator[Case]:
         parts = (KOSME, surrogate, b"edited")
         yield Case(f"{name}, whole", [frame(TEXT, b"".join(parts))], codes=broken)
         yield Case(f"{name}, fragments of one byte", fragmented(TEXT, *chopped(b"".join(parts))), codes=broken)
-        yield Case(f"{name}, in a fragment of its own", fragmented(TEXT, *parts), codes=broken)
+        yield Case(f"{name}, in a separate fragment", fragmented(TEXT, *parts), codes=broken)
         yield Case(f"{name}, in pieces of a frame", chopped(frame(TEXT, b"".join(parts)), 6), codes=broken)
     for valid in VALID:
         yield Case(f"valid {valid.hex()}", [frame(TEXT, valid)], [valid.decode()])

@@ -1,4 +1,4 @@
-"""Alerts: what features announce to their listener, and who has a socket nowhere."""
+"""Alerts: announcements of features to their listener, and users without an open socket."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Ears:
         self.heard.append(("seen", str(user_id)))
 
 
-def test_nobody_need_listen() -> None:
+def test_alerts_need_no_listener() -> None:
     Alerts().message(uuid4(), (), None)
 
 
@@ -87,7 +87,7 @@ async def test_calls_that_are_heard_or_must_not_be_are_not_announced(services: S
 
 
 @pytest.mark.gen_test
-async def test_absent_is_who_has_no_socket_on_any_instance(services: Services) -> None:
+async def test_a_user_without_a_socket_on_any_instance_is_absent(services: Services) -> None:
     async with town(services, servers=2, people=3) as made:
         alice, bob, carol = made.people
         here, there = (server.app.hub for server in made.servers)

@@ -57,7 +57,7 @@ def unpacked(answer: Answer) -> Any:
 
 
 @pytest.mark.gen_test
-async def test_long_answers_are_compressed_for_those_who_accept_it(services: Services) -> None:
+async def test_long_answers_are_compressed_for_clients_that_accept_it(services: Services) -> None:
     async with place(services) as shared, serving(shared, CORS_ALLOW_ORIGINS="https://app.example") as one:
         alice = await Account().register(one.url)
         settings = {"drafts": "written by hand, " * 200}

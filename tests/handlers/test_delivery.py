@@ -94,7 +94,7 @@ async def test_a_group_that_is_behind_says_so_and_goes_on_after_an_outage(servic
 
 
 @pytest.mark.gen_test
-async def test_of_all_groups_one_bounded_slice_is_written_in_each_turn_of_the_loop() -> None:
+async def test_each_turn_of_the_loop_writes_one_bounded_slice_of_all_groups() -> None:
     """Others are served in between, even if many groups are busy and their frames are large."""
     turns: list[list[tuple[str, int]]] = [[]]
 

@@ -113,7 +113,7 @@ async def test_the_port_of_a_sentinel_is_named(services: Services, tmp_path: Pat
 
 
 @pytest.mark.gen_test
-async def test_a_write_is_made_once_for_all_who_ask() -> None:
+async def test_simultaneous_writes_of_a_value_are_made_once() -> None:
     made = 0
 
     async def write() -> None:

@@ -222,7 +222,7 @@ async def test_only_our_own_tokens_are_good(services: Services) -> None:
 async def test_a_bad_token_is_refused_also_where_none_is_needed(services: Services) -> None:
     async with at_work(services) as one:
         for method, path in (("GET", "/health"), ("GET", "/metrics"), ("POST", "/auth/login"), ("GET", "/nothing")):
-            body = {"public_id": "nobody", "password": "whatever it was"} if method == "POST" else None
+            body = {"public_id": "unknown_user", "password": "whatever it was"} if method == "POST" else None
             of_the_contract(await ask(one.url, method, path, body, token="bad"), 401, "unauthorized")
 
 
@@ -315,7 +315,7 @@ async def test_a_body_declared_too_large_is_refused_before_it_comes(services: Se
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("digits", [25, 5000])
-async def test_a_length_beyond_all_measure_is_too_large_too(services: Services, digits: int) -> None:
+async def test_an_enormous_content_length_is_too_large(services: Services, digits: int) -> None:
     async with at_work(services) as one, connected(one.url) as (reader, writer):
         writer.write(b"POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * digits + b"\r\n\r\n")
         assert (await asyncio.wait_for(read_answer(reader), WAIT)).status in (400, 413)

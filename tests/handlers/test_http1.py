@@ -62,7 +62,7 @@ def test_a_chunk_has_a_size_and_extensions(text: bytes, size: int, extensions: i
         b"5;" + b"a" * MAX_CHUNK_LINE,
     ],
 )
-def test_whatever_is_no_size_is_refused(text: bytes) -> None:
+def test_an_invalid_chunk_size_is_refused(text: bytes) -> None:
     with pytest.raises(HTTPInputError):
         chunk_line(text)
 
@@ -119,7 +119,7 @@ SMUGGLED = LIVE.replace(b"/health/live", b"/nothing")
         (b"1;" + b"a" * 1000 + b"\r\n \r\n") * (SPARE_EXTENSIONS // 980 + 2) + b"0\r\n\r\n",
     ],
 )
-async def test_what_others_may_read_differently_ends_the_connection(services: Services, chunks: bytes) -> None:
+async def test_an_ambiguous_request_ends_the_connection(services: Services, chunks: bytes) -> None:
     async with place(services) as shared, serving(shared) as one, line(one.url) as kept:
         answer = await kept.ask(request("POST /auth/login", **CHUNKED) + chunks + SMUGGLED)
         assert (answer.status, answer.json["error"], answer.ends) == (400, "invalid_request", True)

@@ -189,7 +189,7 @@ async def test_an_unread_answer_closes_its_connection(services: Services, monkey
                 while each.recv(1 << 20):
                     continue
             each.close()
-        # Who reads slowly, but reads, gets all of it.
+        # A client that reads slowly gets the whole answer.
         slow = unread(alice.url, asking(alice, path))
         slow.setblocking(False)
         loop, got = asyncio.get_running_loop(), 0

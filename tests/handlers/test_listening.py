@@ -101,6 +101,6 @@ def test_without_ipv6_a_wildcard_is_every_address_of_ipv4(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("host", [",", "http://127.0.0.1", "127.0.0.1 ::1"])
-def test_what_is_no_list_of_addresses_is_refused(host: str) -> None:
+def test_an_invalid_list_of_addresses_is_refused(host: str) -> None:
     with pytest.raises(SettingsError, match="HOST"):
         load({"": CoreSettings}, {"HOST": host})

@@ -93,7 +93,7 @@ async def test_the_connection_stays_whatever_is_refused(services: Services) -> N
                     assert answer.json["error"] == code, name
                     assert answer.json["request_id"] == answer.headers["X-Request-ID"], name
                 assert await kept.stays(), name
-        # And all of them at once, before any is answered: each answer is that of its own request.
+        # And all of them at once, before any is answered: each answer belongs to its request.
         async with line(one.url) as kept:
             asked = [(m, status) for m, status, code in refused(alice, bob).values() if code]
             kept.writer.write(b"".join(message + LIVE for message, _ in asked))
@@ -116,7 +116,7 @@ async def test_a_chunked_body_is_read_to_its_end_too(services: Services) -> None
         answer = await kept.ask(request("POST /chats", **chunked) + b"5\r\nhello\r\n" * 100 + b"0\r\n\r\n")
         assert (answer.status, answer.ends) == (401, False)
         assert await kept.stays()
-        # Who waits for 100 gets it, and the refusal after the body.
+        # A client that waits for 100 gets it, and the error after the body.
         waiting = request("POST /chats", **chunked, Expect="100-continue")
         assert (await kept.ask(waiting)).status == 100
         assert (await kept.ask(b"0\r\n\r\n")).status == 401
@@ -212,9 +212,7 @@ async def test_a_mistake_of_ours_is_answered_too(services: Services, monkeypatch
         b"POST /chats HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n",
     ],
 )
-async def test_what_is_no_request_is_refused_in_json_at_the_end_of_the_connection(
-    services: Services, message: bytes
-) -> None:
+async def test_an_invalid_request_gets_a_json_error_and_ends_the_connection(services: Services, message: bytes) -> None:
     async with place(services) as shared, serving(shared) as one:
         async with line(one.url) as kept:
             answer = await kept.ask(message + LIVE)

@@ -40,7 +40,7 @@ controls = st.tuples(st.sampled_from([CLOSE, PING, PONG]), st.binary(max_size=12
     st.lists(st.tuples(messages, st.lists(controls, max_size=2)), max_size=6),
     st.lists(st.integers(1, 700), min_size=1, max_size=5),
 )
-def test_what_is_well_formed_comes_out_whole_however_it_was_cut(
+def test_well_formed_messages_are_read_whole_however_they_are_fragmented(
     said: list[tuple[tuple[int, list[bytes]], list[tuple[int, bytes]]]], sizes: list[int]
 ) -> None:
     wire, expected = b"", []
@@ -114,7 +114,7 @@ NOPE = b'{"type": "nope", "id": "1"}'
         "head of a huge one",
     ],
 )
-async def test_what_breaks_the_protocol_is_closed_with_its_code(services: Services, wire: bytes, code: int) -> None:
+async def test_a_protocol_error_closes_the_socket_with_its_code(services: Services, wire: bytes, code: int) -> None:
     async with line(services) as (reader, writer):
         writer.write(wire)
         opcode, payload = await received(reader)
@@ -134,7 +134,7 @@ async def test_fragments_pings_and_closes_as_the_rfc_says(services: Services) ->
         text = '{"type": "неизвестно", "id": "2"}'.encode()
         writer.write(frame(TEXT, text[:11], fin=False) + frame(CONTINUATION, text[11:]))
         assert json.loads((await received(reader))[1])["id"] == "2"
-        writer.write(frame(PONG, b"nobody asked"))
+        writer.write(frame(PONG, b"unsolicited"))
         writer.write(frame(CLOSE, struct.pack("!H", 4000) + b"bye") + frame(TEXT, NOPE))
         assert await received(reader) == (CLOSE, struct.pack("!H", 4000))
         assert await reader.read() == b""

@@ -89,7 +89,7 @@ def test_a_request_that_waits_for_something_else_keeps_no_place() -> None:
 
 
 @pytest.mark.gen_test
-async def test_those_who_wait_begin_in_their_order_and_are_not_overtaken() -> None:
+async def test_queued_requests_begin_in_order_and_are_not_overtaken() -> None:
     share = Share(1.0, 1, time.monotonic)
     began = share.begin()
     order: list[int] = []
@@ -109,7 +109,7 @@ async def test_those_who_wait_begin_in_their_order_and_are_not_overtaken() -> No
 
 
 @pytest.mark.gen_test
-async def test_what_would_wait_for_too_long_is_refused_at_once() -> None:
+async def test_a_request_is_refused_at_once_when_the_queue_is_full() -> None:
     share = Share(RATE, 1, time.monotonic)
     assert share.begin()
     waiting = [asyncio.create_task(share.begin_in_turn()) for _ in range(MAX_WAITING)]
@@ -126,7 +126,7 @@ async def test_what_would_wait_for_too_long_is_refused_at_once() -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_waits_for_a_place_is_refused_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_queued_request_is_refused_after_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(share_module, "WAIT_TIMEOUT", 0.05)
     share = Share(RATE, 1, time.monotonic)
     assert share.begin()
@@ -186,7 +186,7 @@ def a_phone_that_syncs_10_000_events(account: Spender) -> Iterator[None]:
 
 def a_phone_that_uploads_100_mb(account: Spender) -> Iterator[None]:
     request(account, 500)
-    yield  # the bytes are those of a file, and have a pace of their own
+    yield  # the bytes of a file are limited separately
 
 
 def an_app_that_is_opened(account: Spender) -> Iterator[None]:

@@ -34,7 +34,7 @@ async def handshake(url: str, path: str = "/ws", subprotocols: list[str] | None 
 
 
 @pytest.mark.gen_test
-async def test_who_gets_in(services: Services) -> None:
+async def test_a_handshake_needs_a_valid_token_and_an_allowed_origin(services: Services) -> None:
     async with place(services) as shared, serving(shared, CORS_ALLOW_ORIGINS="https://app.example.org") as server:
         alice = await Account().register(server.url)
         bearer = {"Authorization": f"Bearer {alice.token}"}
@@ -195,7 +195,7 @@ async def test_a_slow_frame_holds_up_those_behind_it_and_nothing_else(
 
 
 @pytest.mark.gen_test
-async def test_what_waits_behind_a_slow_frame_is_bounded(services: Services) -> None:
+async def test_frames_queued_behind_a_slow_one_are_bounded(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account().register(server.url)
         async with alice.socket() as socket:
@@ -306,7 +306,7 @@ async def test_a_slow_reader_that_reads_on_gets_what_was_queued_and_then_4408(se
 
 
 @pytest.mark.gen_test
-async def test_an_instance_hears_of_its_own_users_and_no_others(services: Services) -> None:
+async def test_an_instance_receives_frames_of_its_own_users_only(services: Services) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice = await Account().register(one.url)
         channel = f"{hub_module.USER_CHANNEL}{alice.user_id}"
@@ -375,7 +375,7 @@ async def closed_at(socket: Socket) -> float:
 
 
 @pytest.mark.gen_test
-async def test_who_comes_while_the_server_stops_is_sent_away_too(services: Services) -> None:
+async def test_a_handshake_while_the_server_stops_is_closed_too(services: Services) -> None:
     """Over an existing connection, as proxies keep them."""
     async with place(services) as shared, contextlib.AsyncExitStack() as lines:
         async with serving(shared, SHUTDOWN_SECONDS="0.5") as server:

@@ -83,7 +83,7 @@ async def answer(reader: asyncio.StreamReader) -> bytes:
 
 
 @pytest.mark.gen_test
-async def test_kept_connections_bear_one_more_request_and_idle_ones_are_the_others_to_close(services: Services) -> None:
+async def test_kept_connections_serve_one_more_request_and_the_client_closes_idle_ones(services: Services) -> None:
     async with place(services) as shared, contextlib.AsyncExitStack() as lines:
         stop = asyncio.Event()
         serves = asyncio.Event()
@@ -123,7 +123,7 @@ async def test_kept_connections_bear_one_more_request_and_idle_ones_are_the_othe
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_a_supervisor_is_told_when_it_serves_and_when_it_stops(services: Services, tmp_path: Path) -> None:
+async def test_a_supervisor_is_notified_when_the_server_serves_and_stops(services: Services, tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     for name in (str(tmp_path / "notify"), f"@mimu-test-{tmp_path.name}-{time.time_ns()}"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
@@ -163,7 +163,7 @@ async def test_a_server_that_still_starts_is_stopped_too(services: Services, tmp
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_a_supervisor_hears_nothing_of_a_loop_that_hangs(services: Services, tmp_path: Path) -> None:
+async def test_a_hanging_loop_sends_nothing_to_the_supervisor(services: Services, tmp_path: Path) -> None:
     loop, name = asyncio.get_running_loop(), str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
         heard.bind(name)

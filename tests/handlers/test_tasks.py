@@ -1,4 +1,4 @@
-"""Tasks that are told to stop, and end."""
+"""Tasks that are cancelled and awaited."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_a_task_ends_also_when_its_cancellation_was_swallowed() -> None:
 
 
 class Sums:
-    """Adds up what is queued."""
+    """Sums up the queued numbers."""
 
     def __init__(self, gather: float = 0.0) -> None:
         self.queue: list[int] = []

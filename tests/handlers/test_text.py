@@ -62,7 +62,7 @@ def test_a_joiner_joins_something(text: str) -> None:
         "  two  blanks ",
     ],
 )
-def test_what_people_are_called_is_kept(text: str) -> None:
+def test_real_names_are_accepted_unchanged(text: str) -> None:
     assert name.validate_python(text) == text
 
 

@@ -70,7 +70,7 @@ async def upgraded(
 
 @contextlib.asynccontextmanager
 async def line(services: Services, **settings: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """An upgraded connection to a server of its own."""
+    """An upgraded connection to a new server."""
     async with place(services) as shared, serving(shared, **settings) as server:
         alice = await Account().register(server.url)
         async with upgraded(server, alice) as (reader, writer, _):

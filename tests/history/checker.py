@@ -1,4 +1,4 @@
-"""Holds what a run left behind against what its clients were told: a pure function of both, which returns faults."""
+"""Compares what a run stored with the answers its clients got: a pure function of both that returns faults."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Checker:
                 self._shown(seen, chat, shown)
 
     def _sends(self) -> None:
-        """What was acknowledged is there once, where it was said to be; nothing is there that nobody sent."""
+        """Each acknowledged message is stored once, at its acknowledged place; every stored message was sent."""
         rows: dict[str | None, list[Row]] = defaultdict(list)
         for row in self.stored.messages:
             rows[row.client_id].append(row)
@@ -129,10 +129,10 @@ class Checker:
                 if row.live and (send.deleted is Known.YES or send.vanishes):
                     self.fault("content", send.chat, f"{send.client_id} was deleted or expired, and is there", row.seq)
                 if not row.live and send.deleted is Known.NO:
-                    self.fault("lost", send.chat, f"{send.client_id} is deleted, and nobody did it", row.seq)
+                    self.fault("lost", send.chat, f"{send.client_id} is deleted, but no client deleted it", row.seq)
         for others in rows.values():
             for row in others:
-                self.fault("invented", row.chat, f"{row.client_id} was sent by nobody", row.seq)
+                self.fault("invented", row.chat, f"{row.client_id} was never sent", row.seq)
 
     def _seqs(self) -> None:
         """The seqs of each chat are 1, 2, 3, ... last_seq."""
@@ -287,7 +287,7 @@ class Checker:
                     self.fault("hidden", chat, f"from {seen.name}: {known.kind}", seq)
 
     def _membership(self, seen: Seen) -> None:
-        """GET /chats has the chats that the events say one is in."""
+        """GET /chats returns exactly the chats that the user is in according to the events."""
         if seen.heard is not None:
             return
         inside = {chat for chat in self.stored.last if any(last is None for _, last in self.spells(seen.user, chat))}
@@ -295,7 +295,7 @@ class Checker:
             self.fault("membership", chat, f"{seen.name} is {'not ' * (chat in inside)}listed in it, the events differ")
 
     def _shown(self, seen: Seen, chat: str, shown: Shown) -> None:
-        """What GET shows is what a client made of its events, and what was asked for."""
+        """GET shows the same as the events of the client, and as its own requests."""
         if chat not in self.stored.last:
             self.fault("invented", chat, f"{seen.name} sees it, and it is not stored")
             return
@@ -309,7 +309,7 @@ class Checker:
         live = {row.id for row in self._rows[chat] if row.live and row.seq >= since}
         mine = list(seen.views[chat].messages.values()) if chat in seen.views else []
         channel = self.ledger.kinds.get(chat) == "channel"
-        if channel:  # whose messages show one's own reactions only; owner and admins see others' as events
+        if channel:  # its messages show own reactions only; owner and admins see those of others as events
             mine = [self._own_reactions(message, seen.user) for message in mine]
         for name, messages in (("GET", shown.messages), (seen.name, mine)):
             known = {message.id: message for message in messages}
@@ -362,7 +362,7 @@ class Checker:
             if only not in (None, who):
                 yield f"it shows a reaction of {who[:8]}"
         for who, emoji in message.reactions - send.reactions.keys():
-            yield f"nobody reacted with {emoji} as {who[:8]}"
+            yield f"{who[:8]} never reacted with {emoji}"
 
     def fault(self, kind: str, chat: str, text: str, seq: int = 0) -> None:
         self.ledger.fault(kind, chat, text, seq)

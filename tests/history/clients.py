@@ -43,7 +43,7 @@ class Reader:
         raise NotImplementedError
 
     def _forget(self) -> None:
-        """Another epoch: what is known may never have been, so the next page begins with a new list."""
+        """Start again in another epoch: the known events may be lost, so the next page begins with a new list."""
         if not self.ledger.renewable:
             self.ledger.fault("answer", "", "a new epoch, and the database was not put back")
         self.cursor = ""
@@ -135,7 +135,7 @@ class Reader:
 
 
 class Follower(Reader):
-    """Another device of a user's, which never opens a socket: its pages alone must tell everything, once."""
+    """Another device of a user's, which never opens a socket: its pages alone must contain every event once."""
 
     def __init__(self, user: User, stage: Theatre, luck: random.Random, ledger: Ledger) -> None:
         super().__init__(user, stage, luck, ledger)

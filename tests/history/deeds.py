@@ -20,7 +20,7 @@ EXPIRES = 5  # seconds, the least there is
 ROLES = ("owner", "admin", "admin", "member", "member", "restricted")
 CROWDS = ("group", "channel")
 MOST = 40  # people in a group
-OUTSIDE = {"not_found", "forbidden"}  # what whoever is not (or no longer) in a chat is told
+OUTSIDE = {"not_found", "forbidden"}  # answers to a user who is not (or no longer) in a chat
 
 
 class Actor:
@@ -124,7 +124,7 @@ class Actor:
             self.refused(refusal, chat)
 
     async def delete(self, chat: str) -> None:
-        """A message of its own, or an administrator's choice."""
+        """Delete an own message, or as an administrator any message."""
         rank = self.client.views[chat].role
         events = [event for event in self.client.recent[chat] if event.by == self.me or rank in ("owner", "admin")]
         chosen = self._chosen(events)
@@ -191,7 +191,7 @@ class Actor:
                 self.ledger.fault("unread", chat, f"read {read}, answered {answer['read_seq']}")
 
     async def membership(self, chat: str) -> None:
-        """Govern a chat of one's own, or leave this one."""
+        """Manage an own chat, or leave this one."""
         crowds = [
             one for one, view in self.client.views.items() if view.member and self.ledger.kinds.get(one) in CROWDS
         ]
@@ -206,7 +206,7 @@ class Actor:
             self.refused(refusal, chat, OUTSIDE | {"conflict"})
 
     async def _govern(self, chat: str) -> None:
-        """Add or remove somebody, give a role (the owner's, too), or give the chat a title."""
+        """Add or remove a user, change a role (also to owner), or change the title of the chat."""
         path = f"/chats/{chat}/participants"
         inside = await self.line.surely(lambda: self.line.ask("GET", f"{path}?limit=1000"))
         others = sorted({person["user_id"] for person in inside.json} - {self.me})
@@ -228,7 +228,7 @@ class Actor:
             await self.line.surely(lambda: self.line.ask("PUT", f"/chats/{chat}", {"title": self.ledger.text()}))
 
     async def meet(self, chat: str) -> None:
-        """Have a direct chat with somebody."""
+        """Open a direct chat with another user."""
         other = self.luck.choice(sorted(self.people.keys() - {self.me}))
         body = {"type": "direct", "participants": [self.people[other].public_id]}
         found = (await self.line.surely(lambda: self.line.ask("POST", "/chats", body))).json
@@ -251,7 +251,7 @@ class Actor:
             self.client.away = False
 
     def _chosen(self, events: list[Event]) -> tuple[Send, str] | None:
-        """A message somebody heard of, maybe before its sender had an answer; with its id."""
+        """A message that a client received, maybe before its sender got an answer; with its id."""
         event = self.luck.choice(events) if events else None
         if event is None or event.message is None or event.message.client_id is None:
             return None

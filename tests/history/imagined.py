@@ -22,7 +22,7 @@ def b64(text: str) -> str:
 
 @dataclass
 class Imagined:
-    """``events`` are as frames tell them when they happen; ``sync`` tells them as they look later."""
+    """``events`` are the frames as they were sent; ``sync`` returns the events as they look later."""
 
     founders: list[str]
     ledger: Ledger = field(default_factory=Ledger)
@@ -77,7 +77,7 @@ class Imagined:
         self.happen("message_deleted", message_id=message, reason="deleted")
 
     def react(self, message: str, user: str, emoji: str) -> None:
-        """Add it, or take it away when it is there."""
+        """Add the reaction, or remove it if it exists."""
         wire, reaction = self.messages[message], {"user_id": user, "emoji": emoji}
         there = reaction in wire["reactions"]
         wire["reactions"] = [one for one in wire["reactions"] if one != reaction] + [reaction] * (not there)

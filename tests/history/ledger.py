@@ -1,4 +1,4 @@
-"""What clients asked for and what they were told: the model that the server is held against."""
+"""The requests of the clients and the answers they got: the model that the checker compares the server with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Fault(NamedTuple):
 
 
 class Known(Enum):
-    """What can be said of something that was asked for, and whose answer may have been lost."""
+    """The known outcome of a request whose answer may have been lost."""
 
     NO = "no"
     MAYBE = "maybe"
@@ -32,7 +32,7 @@ class Known(Enum):
 
 @dataclass
 class Send:
-    """A message that somebody wanted to send."""
+    """A message that a client tried to send."""
 
     client_id: str
     chat: str
@@ -41,7 +41,7 @@ class Send:
     refused: bool = False  # at the first try, so that it can't exist
     places: set[tuple[str, int]] = field(default_factory=set)  # (message id, seq), as answered
     acked_at: datetime | None = None  # by the clock that logs go by
-    payloads: set[str] = field(default_factory=set)  # what it may bear now
+    payloads: set[str] = field(default_factory=set)  # the payloads it may have now
     deleted: Known = Known.NO
     vanishes: bool = False
     reactions: dict[tuple[str, str], Known] = field(default_factory=dict)
@@ -59,14 +59,14 @@ class Send:
 
     @property
     def exists(self) -> Known:
-        """Whether it must be in its chat (as long as nobody deletes it)."""
+        """YES if it must be in its chat, NO if it must not, as long as no client deletes it."""
         if self.acked:
             return Known.YES
         return Known.NO if self.refused else Known.MAYBE
 
 
 class Ledger:
-    """Of the whole run. What must not be is noted, so that the run goes on and shows more of it."""
+    """The model of the whole run. Faults are recorded, so that the run goes on and shows more of them."""
 
     def __init__(self) -> None:
         self.sends: dict[str, Send] = {}
@@ -81,14 +81,14 @@ class Ledger:
         self._same: dict[Event, Event] = {}
 
     def send(self, chat: str, sender: str, client_id: str, size: int) -> Send:
-        """A message of about so many bytes that somebody is going to send."""
+        """Record a message of about so many bytes before a client sends it."""
         text = f"{next(self._numbers)} ".encode().ljust(size, b".")
         send = Send(client_id, chat, sender, base64.b64encode(text).decode())
         self.sends[send.client_id] = send
         return send
 
     def chat(self, chat: str, kind: str, founders: set[str]) -> None:
-        """A chat that was made. Of two people there is one, however often and by whomever it is asked for."""
+        """Record a created chat. Two users have one direct chat, however often either of them requests it."""
         if kind == "direct":
             for other, pair in self.founders.items():
                 if self.kinds[other] == "direct" and pair == founders and other != chat:
@@ -96,7 +96,7 @@ class Ledger:
         self.kinds[chat], self.founders[chat] = kind, founders
 
     def text(self) -> str:
-        """A payload that no message bears yet."""
+        """A payload that no message has yet."""
         return base64.b64encode(f"edited {next(self._numbers)}".encode()).decode()
 
     def same(self, event: Event) -> Event:

@@ -41,7 +41,7 @@ class Refused(Exception):
 
 
 class Line:
-    """``heard`` is called with each frame that bears a seq, ``opened`` once a socket is open, and ``renewed``
+    """``heard`` is called with each frame that has a seq, ``opened`` once a socket is open, and ``renewed``
     before that if its epoch is not that of the socket before."""
 
     def __init__(

@@ -236,7 +236,7 @@ async def stored(dsn: str) -> Stored:
 
 
 async def run(plan: Plan, folder: Path) -> Report:
-    """All of it. ``folder`` must be open to the user whom PostgreSQL runs as."""
+    """Run the whole plan. The user of PostgreSQL must be able to enter ``folder``."""
     started = time.monotonic()
     async with stage(folder, plan.instances) as theatre:
         if plan.lossy:

@@ -82,7 +82,7 @@ def refused_and_there(case: Case) -> None:
     send.refused = True
 
 
-def sent_by_nobody(case: Case) -> None:
+def never_sent(case: Case) -> None:
     del case.server.ledger.sends[case.client_id(case.third)]
 
 
@@ -99,7 +99,7 @@ def back_from_the_dead(case: Case) -> None:
     case.stored.messages[row] = case.stored.messages[row]._replace(live=True)
 
 
-def deleted_by_nobody(case: Case) -> None:
+def never_deleted(case: Case) -> None:
     case.server.ledger.sends[case.client_id(case.second)].deleted = Known.NO
 
 
@@ -134,12 +134,12 @@ def stored_differently(case: Case) -> None:
     places[number] = places[number]._replace(kind="reaction_removed")
 
 
-def told_twice(case: Case) -> None:
+def delivered_twice(case: Case) -> None:
     assert case.follower.heard is not None
     case.follower.heard[CHAT].insert(3, 3)
 
 
-def told_late(case: Case) -> None:
+def delivered_late(case: Case) -> None:
     assert case.follower.heard is not None
     case.follower.heard[CHAT][3:5] = [5, 4]
 
@@ -152,7 +152,7 @@ def heard_between(case: Case) -> None:
     case.carol.views[CHAT].add(Event.read(case.server.events[6]))
 
 
-def removal_untold(case: Case) -> None:
+def removal_not_delivered(case: Case) -> None:
     del case.bob.views[CHAT].events[max(case.bob.views[CHAT].events)]
 
 
@@ -261,11 +261,11 @@ def hidden_without_reason(case: Case) -> None:
         (seq_doubled, "doubled"),
         (gap, "gap"),
         (refused_and_there, "invented"),
-        (sent_by_nobody, "invented"),
+        (never_sent, "invented"),
         (elsewhere, "order"),
         (two_answers, "doubled"),
         (back_from_the_dead, "content"),
-        (deleted_by_nobody, "lost"),
+        (never_deleted, "lost"),
         (not_as_edited, "content"),
         (reaction_lost, "content"),
         (reaction_invented, "content"),
@@ -273,11 +273,11 @@ def hidden_without_reason(case: Case) -> None:
         (follower_missed, "gap"),
         (missed_by_all, "gap"),
         (stored_differently, "order"),
-        (told_twice, "doubled"),
-        (told_late, "order"),
+        (delivered_twice, "doubled"),
+        (delivered_late, "order"),
         (heard_after_removal, "leaked"),
         (heard_between, "leaked"),
-        (removal_untold, "gap"),
+        (removal_not_delivered, "gap"),
         (different_events, "order"),
         (receipt_as_an_event, "order"),
         (mark_missed, "marks"),

@@ -45,7 +45,7 @@ async def test_a_cursor_from_before_a_crash_skips_nothing() -> None:
                 await connection.execute("SELECT pg_current_xact_id()")
                 await rolled_back.rollback()
             cursor = (await surely("GET", "/sync", token=bob.token)).json["cursor"]
-            # Before the writer of the log has told the disk of them, 0.2 s at most.
+            # Before the WAL writer has flushed them to the disk, 0.2 s at most.
             await theatre.postgres.kill()
             await theatre.whole()
             sent = [await post() for _ in range(60)]

@@ -33,7 +33,7 @@ class Message(NamedTuple):
 class Event(NamedTuple):
     """A durable event.
 
-    ``about`` is the message's id, or the user's whom a participant_* event is about; ``by`` who reacted, pinned or
+    ``about`` is the id of the message, or of the user in a participant_* event; ``by`` the user who reacted, pinned or
     read; ``what`` the emoji, the role, the reason or the watermarks.
     """
 
@@ -83,7 +83,7 @@ class Event(NamedTuple):
         return cls(kind, chat, seq)
 
     def agrees(self, other: Event) -> bool:
-        """Whether both can be what is at this place: a message may have changed since, or be gone."""
+        """True if both can be the event at this place: a message may have changed since, or be deleted."""
         if "hidden" in (self.kind, other.kind):
             return True
         if self.kind == other.kind:
@@ -164,7 +164,7 @@ class View:
         return new
 
     def joined(self, seq: int, role: str) -> bool:
-        """Whether this is news."""
+        """Record that the user joined. Returns False if a later change is known already."""
         if seq <= self._changed:
             return False
         self._changed = self.start = seq
@@ -181,7 +181,7 @@ class View:
 
     @property
     def behind(self) -> bool:
-        """Whether something between the events it has is missing."""
+        """True if an event between the known ones is missing."""
         return self.member and self._count < self._top - self._floor
 
     @property

@@ -19,7 +19,7 @@ _TOKEN = re.compile(
 ONE_ROW = {"sync_epoch", "schema_floor"}  # whose rows may be changed
 FLOOR = re.compile(r"^UPDATE schema_floor SET oldest = '\d{4}'", re.IGNORECASE)
 _PATIENCE = re.compile(r"SET LOCAL lock_timeout = '(\d{1,6})ms'")
-_ANEW = r"gen_random_uuid|random\s*\(|clock_timestamp|nextval|\bserial\b|bigserial|GENERATED"
+_PER_ROW = r"gen_random_uuid|random\s*\(|clock_timestamp|nextval|\bserial\b|bigserial|GENERATED"
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _faults(text: str, made: set[str], tables: set[str], earlier: str) -> Iterat
             yield "the runner says how long to wait; a file may begin with SET LOCAL lock_timeout = '…ms', for less"
     index = re.match(r"CREATE (?:UNIQUE )?INDEX .*?\bON (?:ONLY )?(\w+)", text, re.IGNORECASE)
     if index and index[1] not in made:
-        yield "an index of a table that is in use is built CONCURRENTLY, in a file of its own"
+        yield "an index of a table that is in use is built CONCURRENTLY, in a separate file"
     rows = re.match(r"(?:UPDATE|DELETE FROM|INSERT INTO) (\w+)", text, re.IGNORECASE)
     if rows and rows[1] in tables - ONE_ROW and rows[1] not in made and not text.upper().startswith("INSERT"):
         yield "rows of a table that is in use are changed in batches, by a script"
@@ -144,7 +144,7 @@ def _faults(text: str, made: set[str], tables: set[str], earlier: str) -> Iterat
     if table is None or table in made:
         return
     if _has(text, r"\bTYPE\b"):
-        yield "another type writes the table anew"
+        yield "another type rewrites the table"
     for column in re.findall(r"ALTER (?:COLUMN )?(\w+) SET NOT NULL", text, re.IGNORECASE):
         proof = rf"CHECK \({column} IS NOT NULL\) NOT VALID.*VALIDATE CONSTRAINT"
         if not re.search(proof, earlier, re.IGNORECASE | re.DOTALL):
@@ -153,8 +153,8 @@ def _faults(text: str, made: set[str], tables: set[str], earlier: str) -> Iterat
         if _has(column, r"\bADD (COLUMN )?(?!CONSTRAINT|CHECK|UNIQUE|PRIMARY|FOREIGN)\w+ "):
             if _has(column, r"\bNOT NULL\b") and not _has(column, r"\bDEFAULT\b"):
                 yield "NOT NULL wants a default: older servers don't know the column"
-            if _has(column, _ANEW):
-                yield "a value for each row writes the table anew"
+            if _has(column, _PER_ROW):
+                yield "a value for each row rewrites the table"
         if _has(column, r"\b(CHECK|REFERENCES|FOREIGN KEY)\b") and "NOT VALID" not in column.upper():
             yield "a constraint is added NOT VALID, and validated by the next migration"
         if _has(column, r"\bADD\b.*\b(UNIQUE|PRIMARY KEY)\b") and "USING INDEX" not in column.upper():

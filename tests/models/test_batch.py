@@ -1,4 +1,4 @@
-"""Batches: everyone gets their own answer, and nobody waits for a batch to fill."""
+"""Batches: each caller gets its own answer, and no caller waits for a batch to fill."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from models.batch import Batch
 
 
 @pytest.mark.gen_test
-async def test_what_comes_while_a_statement_runs_goes_together_in_the_next() -> None:
+async def test_keys_that_arrive_while_a_statement_runs_share_the_next_one() -> None:
     asked: list[list[int]] = []
     go = asyncio.Event()
 
@@ -38,7 +38,7 @@ async def test_what_comes_while_a_statement_runs_goes_together_in_the_next() -> 
 
 
 @pytest.mark.gen_test
-async def test_a_failure_is_told_to_all_who_asked_and_to_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_is_raised_in_all_callers_of_its_batch_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "MAX_KEYS", 2)
 
     async def load(keys: Sequence[int]) -> list[int]:

@@ -78,14 +78,14 @@ def test_a_mistake_is_no_outage(error: Exception) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_is_for_after_the_commit_finds_it_done(services: Services) -> None:
-    """Also what a transaction inside another one asks for; and what was rolled back is not followed by anything."""
+async def test_after_commit_callbacks_see_the_committed_rows(services: Services) -> None:
+    """Also callbacks of a nested transaction; a rolled back transaction runs none."""
     async with place(services) as where:
         database = Database(where.dsn, 1)
         done = []
 
         async def look(name: str) -> None:
-            # A connection of its own, of which there is only one: the transaction has given it back.
+            # Needs the only connection of the pool: the transaction has returned it.
             done.append((name, await database.value("SELECT count(*) FROM made"), await database.value(ID) is None))
 
         async def fail() -> None:

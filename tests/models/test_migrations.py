@@ -1,4 +1,4 @@
-"""Migrations beside running servers: the rules they keep to, who waits for whom, and which server may start on what."""
+"""Migrations beside running servers: their rules, their locks, and which server may start on which schema."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_migrations_keep_to_the_rules() -> None:
     assert found == {}
 
 
-def test_what_was_released_is_never_edited() -> None:
+def test_released_migrations_are_never_edited() -> None:
     """Databases have it already. A new file is entered with: cd migrations && sha256sum *.sql > SHA256SUMS"""
     known = {name: sha256 for sha256, _, name in (line.partition("  ") for line in SUMS.read_text().splitlines())}
     assert known == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in migrations.files().values()}
@@ -69,7 +69,7 @@ GOOD = [
 BAD = {
     "no way down": "CREATE TABLE a ();\n-- migrate:down\nDROP TABLE a;",
     "CONCURRENTLY": "CREATE UNIQUE INDEX users_bio ON users (bio);",
-    "writes the table anew": "ALTER TABLE messages ALTER COLUMN seq TYPE numeric;",
+    "rewrites the table": "ALTER TABLE messages ALTER COLUMN seq TYPE numeric;",
     "a value for each row": "ALTER TABLE users ADD COLUMN token uuid NOT NULL DEFAULT gen_random_uuid();",
     "wants a default": "ALTER TABLE users ADD COLUMN mood text NOT NULL;",
     "validated before": "ALTER TABLE users ALTER COLUMN bio SET NOT NULL;",
@@ -126,7 +126,7 @@ def test_outside_a_transaction_is_one_index(sql: str, good: bool) -> None:
 
 
 @pytest.mark.gen_test
-async def test_migrations_hold_nobody_up(services: Services) -> None:
+async def test_migrations_delay_no_request(services: Services) -> None:
     found = {}
     async with empty(services) as dsn:
         connection = await asyncpg.connect(dsn)
@@ -201,7 +201,7 @@ UNSEEN = ("DO", "DROP INDEX", "DROP TABLE push_tokens")
 
 
 @pytest.mark.gen_test(timeout=120)
-async def test_what_a_statement_locks_is_seen(services: Services) -> None:
+async def test_the_rules_see_the_locks_of_each_statement(services: Services) -> None:
     found = {}
     async with empty(services) as dsn:
         await migrations.migrate(dsn)
@@ -286,7 +286,7 @@ def next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @contextlib.asynccontextmanager
 async def reader(shared: Place) -> AsyncIterator[asyncpg.Connection]:
-    """Somebody whose transaction has read users, and goes on."""
+    """A client whose open transaction has read users."""
     async with connected(shared) as connection:
         await connection.execute("BEGIN")
         await connection.fetch("SELECT 1 FROM users LIMIT 1")
@@ -298,18 +298,18 @@ async def reader(shared: Place) -> AsyncIterator[asyncpg.Connection]:
 async def test_a_migration_lets_others_go_first(services: Services, next_one: Path) -> None:
     async with place(services) as shared, reader(shared) as slow, connected(shared) as other:
         next_one.write_text("-- migrate:up\n\nALTER TABLE users ADD COLUMN mood text;\n-- migrate:down\n")
-        told: list[str] = []
-        migrating = asyncio.create_task(migrations.migrate(shared.dsn, report=told.append))
+        reports: list[str] = []
+        migrating = asyncio.create_task(migrations.migrate(shared.dsn, report=reports.append))
         waits = []
-        while len(told) < 2:
+        while len(reports) < 2:
             began = time.monotonic()
             await other.fetch("SELECT count(*) FROM users")
             waits.append(time.monotonic() - began)
             await asyncio.sleep(0.02)
         assert not migrating.done()
-        # Somebody did queue up behind it, and nobody for longer than it waits itself.
+        # A query did queue behind it, and none for longer than the migration waits itself.
         assert 0.3 < max(waits) < migrations.LOCK_TIMEOUT / 1000 + 0.5
-        assert all("of a long report is in a transaction of" in text for text in told)
+        assert all("of a long report is in a transaction of" in text for text in reports)
         await slow.execute("ROLLBACK")
         assert await asyncio.wait_for(migrating, WAIT) == ["9001"]
         assert await other.fetchval("SELECT count(mood) FROM users") == 0
@@ -325,7 +325,7 @@ async def test_a_migration_that_never_gets_its_turn_says_so(services: Services, 
 
 
 @pytest.mark.gen_test
-async def test_an_index_that_was_interrupted_is_built_anew(services: Services, next_one: Path) -> None:
+async def test_an_interrupted_index_is_built_again(services: Services, next_one: Path) -> None:
     async with place(services) as shared, connected(shared) as other:
         next_one.write_text(
             "-- migrate:up transaction:false\n\nCREATE INDEX CONCURRENTLY IF NOT EXISTS users_bio ON users (bio);\n"
@@ -346,21 +346,21 @@ async def test_an_index_that_was_interrupted_is_built_anew(services: Services, n
             with pytest.raises(migrations.MigrationError):
                 await migrating
         assert await other.fetchval(valid) is False
-        told: list[str] = []
+        reports: list[str] = []
         # Two at once: the one that waits must not be what the index waits for.
         both = await asyncio.wait_for(
-            asyncio.gather(*(migrations.migrate(shared.dsn, report=told.append) for _ in range(2))), 10
+            asyncio.gather(*(migrations.migrate(shared.dsn, report=reports.append) for _ in range(2))), 10
         )
         assert sorted(both) == [[], ["9001"]]
         assert await other.fetchval(valid) is True
-        assert sorted(told) == [
+        assert sorted(reports) == [
             "another process is migrating; waiting for it",
             "dropping public.users_bio, which was not finished",
         ]
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_a_killed_runner_began_is_not_taken_for_done(services: Services, next_one: Path) -> None:
+async def test_a_migration_of_a_killed_runner_does_not_count_as_applied(services: Services, next_one: Path) -> None:
     """What it had started must not enter as applied what the next one drops as unfinished."""
     async with place(services) as shared, connected(shared) as other:
         next_one.write_text(
@@ -382,19 +382,19 @@ async def test_what_a_killed_runner_began_is_not_taken_for_done(services: Servic
                     await asyncio.sleep(0.02)
             killed.kill()
             await killed.wait()
-            told: list[str] = []
-            again = asyncio.create_task(migrations.migrate(shared.dsn, report=told.append))
+            reports: list[str] = []
+            again = asyncio.create_task(migrations.migrate(shared.dsn, report=reports.append))
             async with asyncio.timeout(WAIT):
-                while not told:
+                while not reports:
                     await asyncio.sleep(0.02)
-            assert told == ["an index is being built; waiting for it"]
+            assert reports == ["an index is being built; waiting for it"]
         await asyncio.wait_for(again, 20)
         assert "9001" in await migrations.applied(shared.dsn)
         assert await other.fetchval(valid) is True
 
 
 async def run(command: list[str], **settings: str) -> tuple[int, str, str]:
-    """A program of ours, as a process: its exit code, and what it said."""
+    """Run one of our programs as a process. Returns its exit code and its output."""
     environment = inherited("PATH", "HOME")
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
@@ -410,7 +410,7 @@ async def run(command: list[str], **settings: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_of_five_processes_one_migrates(services: Services) -> None:
+async def test_one_of_five_simultaneous_processes_migrates(services: Services) -> None:
     async with empty(services) as dsn:
         ended = await asyncio.gather(*(run(["-m", "scripts.migrate", "--json"], DATABASE_URL=dsn) for _ in range(5)))
         assert [code for code, _, _ in ended] == [0] * 5

@@ -1,4 +1,4 @@
-"""peewee's queries: they run as SQL does, and what we rely on of peewee and peewee-async is there."""
+"""peewee's queries: they run like SQL, and peewee and peewee-async have all that we rely on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NEW = "peewee or peewee-async has changed: see models/postgres/orm.py for what w
 
 
 class Recorder:
-    """A connection that records what it is asked to run."""
+    """A connection that records its statements."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Any]] = []

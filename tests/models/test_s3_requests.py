@@ -1,4 +1,4 @@
-"""Requests to S3, against a server that answers as it is told: what S3 servers rarely do."""
+"""Requests to S3, against a server with scripted answers that S3 servers rarely give."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ async def test_a_list_is_read_to_its_end(fake: Fake) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_is_not_there_is_removed(fake: Fake) -> None:
+async def test_removing_a_missing_object_succeeds(fake: Fake) -> None:
     asked = requests(fake.server_port)
     fake.answers = [Answered(404)]
     await Objects(asked).remove("name")

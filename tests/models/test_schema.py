@@ -288,7 +288,7 @@ def test_the_seed_s_tables_columns_and_types_are_there(schema: Schema) -> None:
     assert SEED_UNIQUE - unique == set()
 
 
-def test_times_bear_their_zone(schema: Schema) -> None:
+def test_times_have_a_time_zone(schema: Schema) -> None:
     without = [name for name, column in schema.columns.items() if column.type.startswith("timestamp without")]
     assert without == []
 
@@ -408,7 +408,7 @@ async def test_the_script_checks_applies_and_says_so(services: Services, tmp_pat
 
 @pytest.mark.gen_test
 async def test_the_script_quotes_no_address_that_it_cannot_read(tmp_path: Path) -> None:
-    """What follows an unescaped / is no password any more, and what is before it no port."""
+    """An unescaped / ends the password, and the text before it is no valid port."""
     odd = [f"postgres://mimu:{word}@127.0.0.1:1/mimu" for word in ("canary/x", "canary#x", "canary[x", "can,ary/x")]
     odd.append("postgres://mimu:canary@127.0.0.1:1/mimu?sslmode=odd")
     *unreadable, unknown = await asyncio.gather(*(migrate(tmp_path, dsn) for dsn in odd))

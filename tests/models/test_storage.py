@@ -59,7 +59,7 @@ def test_no_path_is_made_of_anything_but_a_key(key: str, tmp_path: Path) -> None
         LocalStorage(tmp_path).path(key)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no priority per thread")
 @pytest.mark.gen_test
 async def test_threads_that_hash_and_sync_come_after_the_loop(tmp_path: Path) -> None:
     def niceness() -> int:
@@ -118,7 +118,7 @@ def test_the_settings_say_which_storage(tmp_path: Path) -> None:
         ({}, []),
     ],
 )
-def test_what_is_wrong_with_the_settings_is_said(changed: dict[str, str], faults: list[str]) -> None:
+def test_faults_of_the_settings_are_reported(changed: dict[str, str], faults: list[str]) -> None:
     given = {name: value for name, value in {"MIMU_ENV": "development", **S3, **changed}.items() if value}
     said: tuple[str, ...] = ()
     try:

@@ -13,7 +13,7 @@ from tests.running import Services, connected, place
 
 
 class Explaining:
-    """A database that tells the plans of statements instead of running them."""
+    """A database that returns the plans of statements instead of running them."""
 
     def __init__(self, db: Database) -> None:
         self._db, self.plans = db, list[str]()

@@ -1,4 +1,4 @@
-"""The one mechanism of all sweeps: batches that shrink around what is wrong, and runs that end in time."""
+"""The common mechanism of all sweeps: batches shrink around bad rows, and runs end in time."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from plugins.calls.tally import ENDS
 from tests import canaries
 from tests.monitoring.live import DASHBOARD, FOLDER, Seen, live, program, queries
 from tests.running import ROOT, Services
-from tests.test_docs import part, told
+from tests.test_docs import listed_errors, part
 from tests.test_links import anchors
 
 MONITORING, RUNBOOK = ROOT / "docs/monitoring.md", ROOT / "docs/runbook.md"
@@ -58,7 +58,7 @@ def test_names_and_units_are_those_of_the_field(seen: Seen) -> None:
 
 
 def families(text: str) -> dict[str, str]:
-    """Types by names, as /metrics tells them."""
+    """The type of each metric in /metrics, by name."""
     return dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
 
 
@@ -85,8 +85,8 @@ def test_metrics_are_described_with_their_labels_and_their_kind(seen: Seen) -> N
         assert words.startswith(f"{kind}") == (kind in ("histogram", "summary")), name
 
 
-def test_no_label_has_a_value_of_somebody(seen: Seen) -> None:
-    """Ids, addresses and paths would make a series each, and tell who does what."""
+def test_no_label_has_a_value_of_a_user(seen: Seen) -> None:
+    """Ids, addresses and paths would create a series each, and reveal who does what."""
     for name, labels in seen.samples.items():
         for label, values in labels.items():
             assert len(values) < 60, (name, label)
@@ -103,7 +103,7 @@ def test_the_version_that_is_shown_is_that_of_the_package() -> None:
     assert setup["metadata"]["version"] == VERSION
 
 
-def test_statements_are_told_apart_by_what_is_counted() -> None:
+def test_metrics_count_every_kind_of_statement() -> None:
     assert {*OPERATIONS, "OTHER"} == set(vitals.OPERATIONS)
 
 
@@ -119,8 +119,8 @@ def closed(seen: Seen) -> dict[str, set[str]]:
     """What the labels that are matched by value may be."""
     return {
         "handler": set(seen.handlers),
-        "status": {str(status) for status in told().values()},
-        "code": {*told(), *map(str, (hub.GOING_AWAY, hub.SESSION_ENDED, hub.SLOW, hub.REPLACED, hub.FLOOD))},
+        "status": {str(status) for status in listed_errors().values()},
+        "code": {*listed_errors(), *map(str, (hub.GOING_AWAY, hub.SESSION_ENDED, hub.SLOW, hub.REPLACED, hub.FLOOD))},
         "way": set(metrics.WAYS),
         "cause": set(vitals.CAUSES),
         "fault": {fault for faults in reasons.FAULTS.values() for fault in faults},
@@ -160,7 +160,7 @@ def faults(expr: str, seen: Seen) -> list[str]:
     [
         'sum(mimu_nonsense_total{job="mimu"})',
         'mimu_redis_up{job="mimu",cause="x"}',
-        'sum by (nobody) (mimu_redis_up{job="mimu"})',
+        'sum by (nonsense) (mimu_redis_up{job="mimu"})',
         'rate(mimu_http_requests_total{job="mimu",status="599"}[5m])',
         'rate(mimu_http_requests_total{job="mimu",handler!~"Upload|Nonsense"}[5m])',
         "sum(mimu_redis_up)",
@@ -219,7 +219,7 @@ def test_every_panel_names_what_a_server_shows(seen: Seen) -> None:
 
 
 def test_every_panel_shows_something_when_something_has_happened(seen: Seen) -> None:
-    quiet = re.compile(r"ALERTS|changes\(process_start_time_seconds")  # nothing is wrong, and nobody was started again
+    quiet = re.compile(r"ALERTS|changes\(process_start_time_seconds")  # no alert fires, and no process restarted
     empty = [query for query, answer in seen.answers.items() if not answer and not quiet.search(query)]
     assert empty == []
 

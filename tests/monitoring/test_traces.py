@@ -32,8 +32,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
 
 
-def told(collector: Collector, *people: Account) -> None:
-    """Nothing secret has gone out, and nobody's name."""
+def assert_no_leak(collector: Collector, *people: Account) -> None:
+    """No secret and no name of an account was exported."""
     everything = b"".join(collector.bodies).decode("latin-1")
     assert not canaries.escaped(everything)
     for person in people:
@@ -42,7 +42,7 @@ def told(collector: Collector, *people: Account) -> None:
 
 
 @pytest.mark.gen_test
-async def test_a_request_is_told_with_its_statements(services: Services, log: io.StringIO) -> None:
+async def test_a_request_is_traced_with_its_statements(services: Services, log: io.StringIO) -> None:
     async with collecting() as collector:
         async with town(services, people=2, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url) as made:
             alice, bob = made.people
@@ -70,19 +70,19 @@ async def test_a_request_is_told_with_its_statements(services: Services, log: io
                 assert statement.attributes["db.operation.name"] == "SELECT"
                 assert str(statement.attributes["code.function.name"]).startswith("models.")
                 assert statement.name == f"SELECT {statement.attributes['code.function.name']}"
-            # An address that is none of ours is not told, nor a method that a client made up.
+            # Unknown paths and methods that a client invents are not exported.
             assert (await alice.get("/nowhere/secret-path")).status == 404
             await ask(alice.url, "FANTASY", "/users/me", token=alice.token)
             lost = await collector.expect("GET", http__response__status_code=404)
             assert "http.route" not in lost.attributes
-        told(collector, alice, bob)
+        assert_no_leak(collector, alice, bob)
         assert collector.kinds == {"application/x-protobuf"}
         assert not any(b"secret-path" in body or b"FANTASY" in body for body in collector.bodies)
     assert "traces_collector_away" not in log.getvalue()
 
 
 @pytest.mark.gen_test
-async def test_a_message_is_told_from_frame_to_commit(services: Services) -> None:
+async def test_a_message_is_traced_from_frame_to_commit(services: Services) -> None:
     async with collecting() as collector:
         async with town(services, people=2, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url) as made:
             alice, bob = made.people
@@ -104,7 +104,7 @@ async def test_a_message_is_told_from_frame_to_commit(services: Services) -> Non
             await say(alice, group)
             request = await collector.expect("POST /chats/{id}/messages")
             await until(lambda: any(child.name == "journal commit" for child in collector.children(request)))
-        told(collector, alice, bob)
+        assert_no_leak(collector, alice, bob)
         assert not any(group["id"].encode() in body for body in collector.bodies)
 
 
@@ -122,7 +122,7 @@ async def test_messages_that_share_a_commit_are_all_linked_to_it(services: Servi
             commits = collector.named("journal commit")
             assert sum(span.attributes["mimu.batch.messages"] for span in commits) == 20
             assert len(commits) < 20
-        told(collector, alice, bob)
+        assert_no_leak(collector, alice, bob)
 
 
 @pytest.mark.gen_test
@@ -147,14 +147,14 @@ async def test_a_slow_frame_holds_its_statements_and_its_refusal(services: Servi
             [statement] = collector.children(failed)
             assert statement.status == ERROR
             assert statement.attributes["db.response.status_code"] == "42P01"
-        told(collector, alice, bob)
+        assert_no_leak(collector, alice, bob)
         assert not any(b"elsewhere" in body or b"does not exist" in body for body in collector.bodies)
     [line] = [line for line in json_lines(log.getvalue()) if line["event"] == "frame_failed"]
     assert line["trace_id"] == failed.trace
 
 
 @pytest.mark.gen_test
-async def test_a_push_is_told_without_its_token(services: Services, tmp_path: Path) -> None:
+async def test_a_push_is_traced_without_its_token(services: Services, tmp_path: Path) -> None:
     async with collecting() as collector:
         async with pushing(services, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url) as (made, world):
             alice, bob = made.people
@@ -169,7 +169,7 @@ async def test_a_push_is_told_without_its_token(services: Services, tmp_path: Pa
                 "mimu.push.outcome": "sent",
                 "http.response.status_code": 200,
             }
-        told(collector, alice, bob)
+        assert_no_leak(collector, alice, bob)
 
 
 @pytest.mark.gen_test
@@ -187,7 +187,7 @@ async def test_a_trace_is_taken_on_from_a_trusted_proxy_only(services: Services,
 
 
 @pytest.mark.gen_test
-async def test_a_line_of_the_log_bears_the_trace_of_its_request(services: Services, log: io.StringIO) -> None:
+async def test_a_line_of_the_log_has_the_trace_of_its_request(services: Services, log: io.StringIO) -> None:
     async with collecting() as collector, town(services, people=1, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url) as made:
         [alice] = made.people
         await made.sql("ALTER TABLE call_sessions RENAME TO elsewhere")
@@ -208,7 +208,7 @@ async def test_the_usual_sampler_decides(services: Services, monkeypatch: pytest
 
 
 @pytest.mark.gen_test
-async def test_a_collector_that_is_away_harms_nobody_and_is_told_once(
+async def test_an_unreachable_collector_delays_no_request_and_is_logged_once(
     services: Services, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3")  # seconds until the exporter gives a batch up
@@ -286,5 +286,5 @@ def test_another_protocol_is_refused() -> None:
         ("/health", "/health"),
     ],
 )
-def test_a_route_is_told_without_what_is_in_it(pattern: str, shown: str) -> None:
+def test_a_route_is_traced_without_its_parameters(pattern: str, shown: str) -> None:
     assert template(pattern) == shown

@@ -34,7 +34,7 @@ MOST = 300.0  # seconds that a scenario may take; beyond it something hangs
 
 
 async def play(name: str, given: argparse.Namespace) -> Figures:
-    """One scenario, on a stage of its own."""
+    """Run one scenario on a new stage."""
     folder = Path(tempfile.mkdtemp(prefix="mimu-nemesis-", dir=given.folder or memory()))
     folder.chmod(0o755)  # PostgreSQL runs as an ordinary user when we are root
     try:

@@ -14,7 +14,7 @@ SLACK = 2.0
 
 
 async def hung(trial: Trial) -> None:
-    """8. A server hangs behind nginx: the other one is asked, and nothing is done twice."""
+    """8. A server hangs behind nginx: the other one gets the requests, and nothing is done twice."""
     one, _ = trial.stage.instances
     writer, front = trial.clients[0].user, trial.stage.front
     one.freeze()

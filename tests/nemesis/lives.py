@@ -30,7 +30,7 @@ SELECT (SELECT count(*) FROM messages WHERE position < base AND created_at > $1)
 
 
 class Bench:
-    """A stage, and what was found on it."""
+    """A stage and its findings."""
 
     def __init__(self, theatre: Stage, figures: Figures) -> None:
         self.stage, self.figures = theatre, figures
@@ -142,7 +142,7 @@ async def _becomes(bench: Bench, url: str, part: str, state: str) -> float:
 
 
 async def _full_disk(bench: Bench) -> None:
-    """Fill the disk of a PostgreSQL of its own, up to the last byte."""
+    """Fill the disk of a separate PostgreSQL, up to the last byte."""
     with _small_disk(bench.stage.folder / "small") as disk:
         if disk is None:
             bench.figures.notes.append("no small disk can be mounted here: a full one was not tried")

@@ -1,4 +1,4 @@
-"""All kinds of faults at random, for as many minutes as are given."""
+"""All kinds of faults at random, for the given number of minutes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ FAULTS: tuple[Scenario, ...] = (
 
 
 def mixed(minutes: float) -> Scenario:
-    """Faults for so many minutes, each kind before one comes twice; the last one is finished."""
+    """Cause faults for so many minutes, every kind before any repeats, and finish the last one."""
 
     async def scenario(trial: Trial) -> None:
         ends, done, left = time.monotonic() + 60 * minutes, Counter[str](), list[Scenario]()

@@ -54,8 +54,8 @@ async def replaced(trial: Trial) -> None:
 
 
 async def _is_left_alone(trial: Trial, former: Machine) -> None:
-    """Nothing is written to a former primary, and nobody stays connected to it."""
-    await asyncio.sleep(4)  # who was connected when it froze has been sent away
+    """Nothing is written to a former primary, and no server stays connected to it."""
+    await asyncio.sleep(4)  # connections from before the freeze have been closed
     connection = await former.connect()
     try:
         rows, lingered, held = await connection.fetchval(_WRITES), set(), dict[tuple[str, int], float]()
@@ -96,7 +96,7 @@ async def _post(trial: Trial) -> tuple[User, str, Any]:
                 if send is not None:
                     [(message_id, seq)] = send.places
                     return actor.client.user, chat, {"id": message_id, "seq": seq}
-    raise AssertionError("nobody may write")
+    raise AssertionError("no client may write")
 
 
 async def silent(trial: Trial) -> None:

@@ -120,7 +120,7 @@ class Stage:
 
     @contextlib.asynccontextmanager
     async def beside(self, name: str, dsn: str, redis: str = "") -> AsyncIterator[Instance]:
-        """One more instance, which has never run before, with hosts of its own choosing."""
+        """One more instance, which has never run before, with other hosts."""
         instance = Instance(Place(dsn, redis or self.place.redis), self.folder / name)
         await instance.start()
         try:

@@ -28,7 +28,7 @@ HOST = "127.0.0.1"
 PATIENCE = 10.0  # seconds to come up; it takes about 0.1
 RELAY_PORTS = 200  # a call takes two, so this is room for a whole test run
 
-# Lines of a base configuration that say where it listens, whom it serves and where it writes: ours say it instead.
+# Lines of a base configuration about listeners, users and files: ours replace them.
 REPLACED = re.compile(
     r"(alt-)?(tls-)?listening-(ip|port|device)|relay-(ip|device)|external-ip|(min|max)-port|no-(tls|dtls|udp|tcp|cli)"
     r"|cert|pkey(-pwd)?|dh-file|use-auth-secret|static-auth-secret|realm|(no|allow)-loopback-peers|cli-\w+"
@@ -76,7 +76,7 @@ async def running_coturn(
 ) -> AsyncIterator[Coturn]:
     """Run turnserver with the lines of `base`; skip the test where there is no turnserver.
 
-    With `loopback` it relays to this machine, as the phones need; without, whom it relays to is for `base` to say.
+    With `loopback` it relays to this machine, as the phones need; without, `base` decides where it relays to.
     It speaks TLS only where `tls` says how.
     """
     program = shutil.which("turnserver")
@@ -185,7 +185,7 @@ def _allocate(port: int) -> bool:
 
 
 async def _settle(coturn: Coturn) -> None:
-    """Allocate once as somebody: coturn makes its database for the first, and refuses whoever comes meanwhile."""
+    """Allocate once as somebody: coturn creates its database for the first user and refuses others meanwhile."""
     server, turn = (HOST, coturn.port), coturn.credentials("somebody")
     transport, client = await asyncio.get_running_loop().create_datagram_endpoint(
         lambda: TurnClientUdpProtocol(server, turn["username"], turn["credential"], 60, 60), remote_addr=server

@@ -88,7 +88,7 @@ class Line:
             raise AssertionError(f"{self._name} waited {timeout} s for {kind} {fields}; came: {kinds}") from None
 
     def came(self, kind: str, **fields: object) -> list[Json]:
-        """The frames of that type that have come and that nobody has taken."""
+        """The frames of that type that have arrived and were not taken yet."""
         wanted = {"type": kind, **fields}
         return [frame for frame in self._frames if all(frame.get(name) == value for name, value in wanted.items())]
 

@@ -71,7 +71,7 @@ class Heard:
         del self.samples[:-RATE]
 
     def tells(self, pitch: int, other: int) -> bool:
-        """Whether the tone `pitch` stands out, and `other` doesn't: one hears the peer, not oneself."""
+        """True if the tone `pitch` stands out and `other` doesn't: a phone hears its peer, not its own tone."""
         return self.power(pitch) > CLEARLY * self.power(other)
 
     def power(self, pitch: int) -> float:

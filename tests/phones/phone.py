@@ -13,7 +13,7 @@ from tests.phones.line import PATIENCE, Disconnected, Line, Refused
 from tests.phones.media import Leg
 from tests.phones.signal_protocol import BundleRefused, Json, Signal, b64, unb64
 
-TELLING = 12  # characters that a line must have, to be told from chance when it is looked for
+TELLING = 12  # characters of the shortest line that a search cannot find by chance
 
 
 class Phone:
@@ -29,7 +29,7 @@ class Phone:
         self.access_token = ""
         self.refresh_token = ""
         self.said = {password}
-        """Every plaintext and every secret of this phone: what nobody may find on the server."""
+        """Every plaintext and every secret of this phone: none of it may be found on the server."""
         self.signalled: list[str] = []
         """The encrypted payloads of calls, which outlive nothing but the ringing."""
         self.posted: list[str] = []
@@ -127,7 +127,7 @@ class Phone:
         return await self._open_line().expect(kind, timeout, **fields)
 
     def came(self, kind: str, **fields: object) -> list[Json]:
-        """The frames of that type that have come and that nobody has taken."""
+        """The frames of that type that have arrived and were not taken yet."""
         return self._open_line().came(kind, **fields)
 
     async def encrypt(self, peer: Json, message: Json) -> str:

@@ -21,7 +21,7 @@ class Signal(Protocol):
         """The key fields of `POST /auth/register`."""
 
     async def known_as(self, user_id: str) -> None:
-        """Tell the device who it is, once the server has said so; both ends bind their sessions to the names."""
+        """Set the device's address after the registration; both ends bind their sessions to the names."""
 
     def has_session(self, peer: str) -> bool: ...
 
@@ -53,7 +53,7 @@ def fingerprint(identity_key: bytes) -> str:
 
 
 def raw_key(key: bytes) -> bytes:
-    """The 32 bytes of a Curve25519 key that may bear Signal's type byte 0x05."""
+    """The 32 bytes of a Curve25519 key that may have Signal's type byte 0x05."""
     if len(key) == 33 and key[0] == 5:
         return key[1:]
     if len(key) != 32:

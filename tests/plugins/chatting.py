@@ -88,7 +88,7 @@ async def say(by: Account, where: Json | str, text: str = "hello, world", **more
 
 
 async def read(by: Account, where: Json | str, seq: int) -> Json:
-    """Read a chat up to there; the watermarks and what is unread."""
+    """Read a chat up to a seq. Returns the watermarks and the unread count."""
     answer = await by.post(f"/chats/{of(where)}/receipts", {"read_seq": seq})
     assert answer.status == 200, answer.text
     marks: Json = answer.json
@@ -96,7 +96,7 @@ async def read(by: Account, where: Json | str, seq: int) -> Json:
 
 
 async def seen(by: Account, where: Json | str) -> Json:
-    """A chat as somebody sees it."""
+    """A chat as a user sees it."""
     answer = await by.get(f"/chats/{of(where)}")
     assert answer.status == 200, answer.text
     found: Json = answer.json
@@ -134,8 +134,8 @@ def link(answer: Answer) -> str | None:
 
 
 async def patiently(ask: Callable[[], Awaitable[Answer]]) -> Answer:
-    """The answer of a server that is not too busy to give one: many who want one chat's lock wait for each other, and
-    on a slow machine the last of them are told to come back."""
+    """Repeat a request until the answer is not 503: many requests for one chat's lock wait for each other, and on a
+    slow machine the server rejects the last of them as busy."""
     for _ in range(50):
         if (answer := await ask()).status != 503:
             return answer

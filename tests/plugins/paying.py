@@ -33,7 +33,7 @@ MOODS = ("good", "down", "away", "hang", "page", "cut", "empty", "list", "text",
 
 
 class Providers:
-    """What the providers know, and how they feel. ``asked`` has the path of each request."""
+    """The payments and the state of the fake providers. ``asked`` has the path of each request."""
 
     def __init__(self) -> None:
         self.intents: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""People whose phones are reached by pushes, for tests: a town beside the providers, and what phones register."""
+"""Users whose phones receive pushes, for tests: a town with fake providers, and the tokens of the phones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accounts and sessions: what is checked, what is answered, and what happens under races."""
+"""Accounts and sessions: validation, answers and races."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ async def test_a_hundred_refreshes_at_once_are_one_rotation(services: Services, 
 
 
 @pytest.mark.gen_test
-async def test_losing_redis_logs_nobody_out(services: Services) -> None:
+async def test_losing_redis_logs_no_user_out(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account().register(server.url)
         await server.app.redis.flushdb()
@@ -282,7 +282,7 @@ async def test_no_other_proof_resets_anything(services: Services) -> None:
 
 @pytest.mark.gen_test
 @pytest.mark.usefixtures("real_argon2")
-async def test_more_logins_than_can_be_hashed_soon_are_told_to_come_back(services: Services) -> None:
+async def test_logins_that_would_wait_too_long_for_a_hash_get_503(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account().register(server.url)
         answers = await asyncio.gather(*(alice.login() for _ in range(120)))
@@ -463,7 +463,7 @@ async def test_a_password_is_the_same_from_every_keyboard(services: Services) ->
 
 @pytest.mark.gen_test
 @pytest.mark.usefixtures("real_argon2")
-async def test_both_forms_of_a_password_are_tried_for_who_does_not_exist(services: Services) -> None:
+async def test_both_forms_of_a_password_are_tried_for_an_unknown_user(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         passwords = server.app.passwords
         real = await passwords.hash("right password")

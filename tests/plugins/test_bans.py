@@ -75,7 +75,7 @@ async def test_a_restriction_outlasts_leaving_and_removal(services: Services, ki
 
 
 @pytest.mark.gen_test
-async def test_who_was_removed_comes_back_by_no_invite_from_before(services: Services) -> None:
+async def test_a_removed_user_cannot_return_by_an_earlier_invite(services: Services) -> None:
     async with town(services, 2, people=3) as made:
         alice, bob, carol = made.people
         group = await chat(alice, bob, carol)
@@ -88,10 +88,10 @@ async def test_who_was_removed_comes_back_by_no_invite_from_before(services: Ser
         dave = await made.newcomer()
         assert await join(dave, before) == (200, "member"), "the invite stays open to others"
         assert await join(bob, await invite(alice, group)) == (200, "member")
-        # Who leaves by themselves may come back by any.
+        # A user who left may come back by any invite.
         assert (await bob.delete(f"{people_of(group)}/{bob.user_id}")).status == 204
         assert await join(bob, before) == (200, "member")
-        # Who was removed may be added.
+        # A removed user may be added.
         assert (await alice.delete(f"{people_of(group)}/{bob.user_id}")).status == 204
         assert (await alice.post(people_of(group), {"public_id": bob.public_id})).status == 201
 
@@ -147,7 +147,7 @@ async def test_an_invite_that_an_older_server_left_behind_opens_nothing(services
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_who_is_banned_comes_back_by_nothing_until_it_is_lifted(services: Services, servers: int) -> None:
+async def test_a_banned_user_cannot_return_until_the_ban_is_lifted(services: Services, servers: int) -> None:
     async with town(services, servers, people=3) as made:
         alice, bob, carol = made.people
         group = await chat(alice, bob, carol)
@@ -177,7 +177,7 @@ async def test_who_is_banned_comes_back_by_nothing_until_it_is_lifted(services: 
 
 
 @pytest.mark.gen_test
-async def test_who_may_ban_whom(services: Services) -> None:
+async def test_a_ban_needs_a_higher_role(services: Services) -> None:
     async with town(services, people=6) as made:
         alice, bob, carol, dave, eve, stranger = made.people
         group = await chat(alice, bob, carol, dave, eve)
@@ -185,21 +185,21 @@ async def test_who_may_ban_whom(services: Services) -> None:
         for admin in (bob, carol):
             assert (await alice.put(f"{people_of(group)}/{admin.user_id}", {"role": "admin"})).status == 200
 
-        async def bans(by: Account, whom: str) -> int:
-            return (await by.delete(f"{people_of(group)}/{whom}?ban=true")).status
+        async def ban(by: Account, user_id: str) -> int:
+            return (await by.delete(f"{people_of(group)}/{user_id}?ban=true")).status
 
-        assert await bans(dave, eve.user_id) == await bans(dave, stranger.user_id) == 403
-        assert await bans(bob, alice.user_id) == await bans(bob, carol.user_id) == 403
-        assert await bans(alice, alice.user_id) == await bans(bob, bob.user_id) == 409
-        assert await bans(stranger, dave.user_id) == 404
-        assert await bans(bob, str(uuid4())) == 404
+        assert await ban(dave, eve.user_id) == await ban(dave, stranger.user_id) == 403
+        assert await ban(bob, alice.user_id) == await ban(bob, carol.user_id) == 403
+        assert await ban(alice, alice.user_id) == await ban(bob, bob.user_id) == 409
+        assert await ban(stranger, dave.user_id) == 404
+        assert await ban(bob, str(uuid4())) == 404
         for who, status in ((dave, 403), (stranger, 404)):
             assert (await who.get(f"{path}/bans")).status == status
             assert (await who.delete(f"{path}/bans/{eve.user_id}")).status == status
-        # Who has left just before, or has never been there, can be banned as well; the restriction stays beside it.
+        # Former participants and outsiders can be banned as well; a ban does not change the role of "restricted".
         assert (await alice.put(f"{people_of(group)}/{eve.user_id}", {"role": "restricted"})).status == 200
         assert (await eve.delete(f"{people_of(group)}/{eve.user_id}")).status == 204
-        assert await bans(bob, eve.user_id) == await bans(bob, stranger.user_id) == 204
+        assert await ban(bob, eve.user_id) == await ban(bob, stranger.user_id) == 204
         assert [one["user_id"] for one in (await carol.get(f"{path}/bans")).json] == [stranger.user_id, eve.user_id]
         found = await pages(carol, f"{path}/bans?limit=1")
         assert [one["user_id"] for page in found for one in page] == [stranger.user_id, eve.user_id]
@@ -235,7 +235,7 @@ async def test_a_chat_has_so_many_bans_and_a_removal_works_beyond_them(services:
 
 
 @pytest.mark.gen_test
-async def test_a_ban_beside_joins_leaves_nobody_inside_who_is_banned(services: Services) -> None:
+async def test_a_ban_beside_joins_leaves_no_banned_user_in_the_chat(services: Services) -> None:
     async with town(services, 2, people=9) as made:
         alice, *guests = made.people
         group = await chat(alice)
@@ -307,7 +307,7 @@ async def test_previews_count_with_joins(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_is_remembered_goes_with_the_chat_and_with_the_account(services: Services) -> None:
+async def test_bans_are_deleted_with_the_chat_and_with_the_account(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         group, other = await chat(alice, bob, carol), await chat(alice, carol)

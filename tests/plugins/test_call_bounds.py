@@ -1,4 +1,4 @@
-"""How much calls may let wait, and that nobody is kept from opening a socket by it."""
+"""Bounds of what calls queue; the queue never keeps a user from opening a socket."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ async def test_many_strangers_cannot_keep_a_victim_from_opening_a_socket_nor_a_c
 
 
 @pytest.mark.gen_test
-async def test_a_call_of_who_was_blocked_meanwhile_greets_no_socket(services: Services) -> None:
+async def test_a_new_socket_receives_no_call_of_a_user_blocked_meanwhile(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice, bob = await Account().register(server.url), await Account().register(server.url)
         async with alice.socket() as a:
@@ -135,7 +135,7 @@ async def test_a_call_of_who_was_blocked_meanwhile_greets_no_socket(services: Se
 
 
 @pytest.mark.gen_test
-async def test_what_waits_is_kept_again_after_redis_has_forgotten_the_script(services: Services) -> None:
+async def test_pending_offers_are_stored_again_after_redis_lost_the_script(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice, bob = await Account().register(server.url), await Account().register(server.url)
         async with alice.socket() as a:

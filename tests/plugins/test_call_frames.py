@@ -1,4 +1,4 @@
-"""Frames of calls: their fields, hangups, answers that wait, and what acks say of somebody's presence."""
+"""Frames of calls: their fields, hangups, queued answers, and presence in acks."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ async def test_every_frame_of_a_call_has_the_same_fields(services: Services, ser
             async with alice.socket() as late:
                 await ring()
                 await late.silent(0)
-        # What one side said is passed on to the other, and to nobody else.
+        # The server passes a payload on to the other side only.
         assert {payload for kind, _, _, payload in heard if kind != "call_hangup"} == {PAYLOAD}
         with_payload = {(reason, to) for kind, reason, to, payload in heard if kind == "call_hangup" and payload}
         assert with_payload == {("busy", alice.public_id), ("cancelled", bob.public_id), ("failed", alice.public_id)}
@@ -143,7 +143,7 @@ async def test_every_frame_of_a_call_has_the_same_fields(services: Services, ser
 
 @pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_an_answer_waits_for_a_caller_who_is_away(services: Services, servers: int) -> None:
+async def test_an_answer_is_queued_for_an_absent_caller(services: Services, servers: int) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice, bob = await Account().register(one.url), await Account().register((one, two)[servers - 1].url)
         call_id = str(uuid4())
@@ -163,7 +163,7 @@ async def test_an_answer_waits_for_a_caller_who_is_away(services: Services, serv
                 again = await b.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD)
                 assert (again["repeated"], again["delivered"]) == (True, True)
                 await a.silent()
-                # Who beats has it, so it waits no longer for others of the caller's.
+                # A heartbeat shows that the caller has the answer, so it is no longer queued for its other devices.
                 assert (await a.send("call_heartbeat", call_id=call_id))["type"] == "ack"
                 while servers == 1 and await one.app.redis.keys("call:answer:*"):
                     await asyncio.sleep(0.01)
@@ -177,7 +177,7 @@ async def test_an_answer_waits_for_a_caller_who_is_away(services: Services, serv
 
 @pytest.mark.gen_test
 async def test_an_answer_that_an_old_socket_took_reaches_the_new_one(services: Services) -> None:
-    """A phone changes its network: its old socket is still open here, and nobody reads it."""
+    """A phone changes its network: its old socket is still open on the server, but the client no longer reads it."""
     async with pair(services) as (alice, bob, a, b):
         call_id = str(uuid4())
         await a.send("call_offer", **offer(bob, call_id))
@@ -207,7 +207,7 @@ async def test_a_heartbeat_before_the_answer_came_does_not_drop_it(services: Ser
 
 
 @pytest.mark.gen_test
-async def test_a_socket_hears_all_that_happened_during_its_greeting(services: Services) -> None:
+async def test_a_socket_receives_every_event_that_happened_during_its_greeting(services: Services) -> None:
     async with pair(services) as (_, bob, a, b):
         call_id = str(uuid4())
         await a.send("call_offer", **offer(bob, call_id))
@@ -258,7 +258,7 @@ async def _gone(hub: Hub, account: Account) -> None:
 
 @pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("hide", ["nobody", "contacts", "block", "blocked"])
-async def test_delivered_is_said_to_those_only_who_may_see_presence(services: Services, hide: str) -> None:
+async def test_only_users_who_may_see_the_presence_learn_of_the_delivery(services: Services, hide: str) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice, bob = await Account().register(server.url), await Account().register(server.url)
         async with alice.socket() as a:
@@ -283,7 +283,7 @@ async def test_delivered_is_said_to_those_only_who_may_see_presence(services: Se
 
 
 @pytest.mark.gen_test
-async def test_an_answer_is_delivered_in_secret_to_a_caller_who_hides(services: Services) -> None:
+async def test_the_ack_does_not_show_that_a_hidden_caller_received_the_answer(services: Services) -> None:
     async with pair(services) as (alice, bob, a, b):
         await alice.put("/users/me", {"settings": {"privacy": {"last_seen": "nobody"}}})
         call_id = str(uuid4())

@@ -1,4 +1,4 @@
-"""Races in calls: two things happen at the same instant on two instances, often, and all agree on what was."""
+"""Races in calls: two frames arrive at the same instant on two instances, and all clients agree on the outcome."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Pair:
         return call_id
 
     async def hang_up(self, call_id: str) -> None:
-        """End a call, and hear that it is over wherever others than the one who ended it are told."""
+        """End a call, and expect call_hangup on every socket that receives it."""
         assert (await self.a[0].send("call_hangup", call_id=call_id))["type"] == "ack"
         await self.both(self.b, "call_hangup", call_id=call_id)
 
@@ -81,7 +81,7 @@ async def pairs(services: Services) -> AsyncIterator[tuple[Place, list[Pair]]]:
 
 
 async def race(services: Services, round_of: Callable[[Pair, Place], Awaitable[str]]) -> dict[str, int]:
-    """Run the rounds; how often each outcome was. Afterwards nothing is left that somebody should not have heard."""
+    """Run the rounds and count the outcomes. Afterwards no socket has an unexpected frame."""
     outcomes: dict[str, int] = {}
     async with pairs(services) as (shared, made):
 
@@ -174,7 +174,7 @@ async def test_glare(services: Services) -> None:
         assert (offers[loser]["code"], offers[loser]["call_id"]) == ("glare", ids[winner])
         await pair.both((pair.b, pair.a)[winner], "call_offer", call_id=ids[winner])
         assert await live(shared, pair) == [ids[winner]]
-        # Who lost answers the call that won: they talk.
+        # The loser answers the call that won.
         caller, callee = ((pair.a, pair.b), (pair.b, pair.a))[winner]
         payload = b64(ids[winner].encode())
         answer = await callee[0].send("call_answer", call_id=ids[winner], encrypted_payload=payload)

@@ -89,9 +89,9 @@ async def test_a_call_from_offer_to_hangup(services: Services, servers: int) -> 
 
 
 @pytest.mark.gen_test
-async def test_who_hangs_up_when_decides_what_the_call_was(services: Services) -> None:
+async def test_the_end_reason_depends_on_who_hangs_up_and_when(services: Services) -> None:
     async with pair(services) as (alice, bob, a, b):
-        for who, reason, told, status in (
+        for who, reason, shown, status in (
             (a, "hangup", "cancelled", "missed"),
             (b, "declined", "declined", "rejected"),
             (b, "busy", "busy", "rejected"),
@@ -103,9 +103,9 @@ async def test_who_hangs_up_when_decides_what_the_call_was(services: Services) -
             await b.expect("call_offer")
             assert (await who.send("call_hangup", call_id=call_id, reason=reason))["status"] == status
             other = b if who is a else a
-            assert (await other.expect("call_hangup"))["reason"] == told
+            assert (await other.expect("call_hangup"))["reason"] == shown
             entry = (await alice.get(f"/calls/{call_id}")).json
-            assert (entry["status"], entry["end_reason"]) == (status, told)
+            assert (entry["status"], entry["end_reason"]) == (status, shown)
 
 
 @pytest.mark.gen_test
@@ -124,8 +124,8 @@ async def test_other_events_are_refused_and_change_nothing(services: Services) -
             assert (await a.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD))["code"] == "invalid_state"
             assert (await b.send("call_heartbeat", call_id=call_id))["code"] == "invalid_state"
             assert (await m.send("call_offer", **offer(bob, call_id)))["code"] == "call_id_conflict"
-            nobody = Account(user_id=str(uuid4()))
-            assert (await a.send("call_offer", **offer(nobody, str(uuid4()))))["code"] == "user_not_found"
+            unknown_user = Account(user_id=str(uuid4()))
+            assert (await a.send("call_offer", **offer(unknown_user, str(uuid4()))))["code"] == "user_not_found"
             assert (await a.send("call_offer", **offer(alice, str(uuid4()))))["code"] == "cannot_call_self"
             assert (await alice.get(f"/calls/{call_id}")).json["status"] == "ringing"
             await m.silent()
@@ -183,7 +183,7 @@ async def test_several_devices_ring_and_the_first_answer_wins(services: Services
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_of_answer_and_hangup_at_once_exactly_one_wins(services: Services, servers: int) -> None:
+async def test_exactly_one_of_a_simultaneous_answer_and_hangup_wins(services: Services, servers: int) -> None:
     async with pair(services, servers) as (alice, bob, a, b):
         outcomes = set()
         for _ in range(20):
@@ -195,26 +195,26 @@ async def test_of_answer_and_hangup_at_once_exactly_one_wins(services: Services,
                 b.send("call_answer", call_id=call_id, encrypted_payload=PAYLOAD),
             )
             assert hung["type"] == "ack"
-            told = (await b.expect("call_hangup"))["reason"]
+            reason = (await b.expect("call_hangup"))["reason"]
             if answered["type"] == "ack":  # the answer came first, then the hangup ended an accepted call
-                assert told == "hangup"
+                assert reason == "hangup"
                 await a.expect("call_answer")
             else:
-                assert (answered["code"], told) == ("invalid_state", "cancelled")
+                assert (answered["code"], reason) == ("invalid_state", "cancelled")
             entry = (await bob.get(f"/calls/{call_id}")).json
             assert entry == {
                 **(await alice.get(f"/calls/{call_id}")).json,
                 "direction": "incoming",
                 "peer": entry["peer"],
             }
-            assert entry["end_reason"] == told
-            outcomes.add(told)
+            assert entry["end_reason"] == reason
+            outcomes.add(reason)
         await a.silent()
         await b.silent()
 
 
 @pytest.mark.gen_test
-async def test_an_unanswered_call_is_missed_once_whoever_sweeps(services: Services) -> None:
+async def test_only_one_instance_ends_an_unanswered_call_as_missed(services: Services) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice, bob = await Account().register(one.url), await Account().register(two.url)
         async with alice.socket() as a, bob.socket() as b:
@@ -290,7 +290,7 @@ async def test_a_ring_whose_instance_died_is_ended_by_another(services: Services
 
 
 @pytest.mark.gen_test
-async def test_after_the_ring_nobody_rings_or_answers_although_nobody_has_ended_it_yet(services: Services) -> None:
+async def test_a_call_past_its_ring_time_neither_rings_nor_is_answered_before_it_is_ended(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice, bob = await Account().register(server.url), await Account().register(server.url)
         async with alice.socket() as a, bob.socket() as b:
@@ -341,7 +341,7 @@ async def test_a_heartbeat_of_either_keeps_a_call_alive(services: Services) -> N
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_a_callee_who_opens_a_socket_in_time_gets_all_of_it_in_order_and_once(
+async def test_a_callee_who_connects_in_time_receives_every_frame_in_order_and_once(
     services: Services, servers: int
 ) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
@@ -374,7 +374,7 @@ async def test_a_callee_who_opens_a_socket_in_time_gets_all_of_it_in_order_and_o
 
 
 @pytest.mark.gen_test
-async def test_a_device_that_wakes_on_another_instance_while_it_rings_hears_all_that_the_first_one_did(
+async def test_a_device_that_connects_elsewhere_during_the_ring_receives_the_same_frames(
     services: Services,
 ) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
@@ -406,7 +406,7 @@ async def _send_all(socket: Socket, call_id: str, payloads: list[str]) -> None:
 
 
 @pytest.mark.gen_test
-async def test_nobody_fills_the_database_with_offers(services: Services) -> None:
+async def test_call_offers_are_rate_limited(services: Services) -> None:
     limits = {"RATE_LIMITS": "on", "RATE_LIMIT_OFFERS": "2/hour"}
     async with place(services) as shared, serving(shared, **limits) as server:
         alice, bob = await Account().register(server.url), await Account().register(server.url)
@@ -494,7 +494,7 @@ async def test_a_socket_that_opens_while_an_offer_is_being_kept_rings_once(
 
 
 @pytest.mark.gen_test
-async def test_what_waits_vanishes_with_the_call(services: Services) -> None:
+async def test_pending_offers_are_deleted_with_the_call(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice, bob = await Account().register(server.url), await Account().register(server.url)
         call_id = str(uuid4())
@@ -514,7 +514,7 @@ async def test_what_waits_vanishes_with_the_call(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_was_not_kept_yet_vanishes_too_when_another_instance_ends_the_call(
+async def test_unstored_offers_are_dropped_when_another_instance_ends_the_call(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:

@@ -1,4 +1,4 @@
-"""Accounts and chats: what blocks keep from a chat, and what is left of whoever erases their account."""
+"""Accounts and chats: what a block hides in a chat, and what an erased account leaves in it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_a_block_ends_posting_in_a_direct_chat_at_once_either_way_round(se
 
 
 @pytest.mark.gen_test
-async def test_who_has_blocked_somebody_is_not_drawn_into_chats_by_them(services: Services) -> None:
+async def test_a_blocked_user_cannot_bring_the_blocker_into_chats(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         assert (await alice.put(f"/users/{bob.public_id}/block", {})).status == 204
@@ -127,7 +127,7 @@ async def test_an_erased_account_leaves_its_chats_and_its_messages_lose_its_name
         assert [m["sender_id"] for m in await history(bob, pair)] == [None]
         assert (await seen(bob, pair))["peer"] is None
         assert found[reply["id"]]["reply_to"] == posted["id"]
-        # A chat in which nobody is left ends.
+        # A chat without participants is deleted.
         [row] = await made.sql("SELECT deleted_at FROM chat_threads WHERE type = 'cloud'")
         assert row["deleted_at"] is not None
         # The others go on, and the new owner rules.
@@ -153,7 +153,7 @@ async def test_only_admins_inherit_and_of_those_the_first_who_came(services: Ser
         await erased(carol)
         assert roles(await seen(bob, group)) == {**left, dave.user_id: "owner"}
         await erased(dave)
-        assert roles(await seen(bob, group)) == left, "nobody becomes owner who was let in to write or to read"
+        assert roles(await seen(bob, group)) == left, "members and restricted users do not become owner"
         assert (await bob.put(f"/chats/{group['id']}", {"title": "Mine"})).status == 403
         assert (await bob.delete(f"/chats/{group['id']}")).status == 403
         assert (await say(bob, group))["seq"] > 0
@@ -183,7 +183,7 @@ async def test_a_channel_without_admins_has_only_readers_from_then_on(services: 
 
 
 @pytest.mark.gen_test
-async def test_all_of_a_chat_who_erase_their_accounts_at_once(services: Services) -> None:
+async def test_several_participants_can_erase_their_accounts_at_once(services: Services) -> None:
     async with town(services, 2, people=6) as made:
         alice, bob, *others = made.people
         group = await chat(alice, bob, *others)
@@ -199,7 +199,7 @@ async def test_all_of_a_chat_who_erase_their_accounts_at_once(services: Services
 
 
 @pytest.mark.gen_test
-async def test_who_made_a_chat_can_go_while_others_change_it(services: Services) -> None:
+async def test_the_creator_can_leave_a_chat_while_others_change_it(services: Services) -> None:
     """PostgreSQL asks for the row of who made it when a chat's row is written for the second time in a transaction."""
     async with town(services, people=2) as made:
         alice, bob = made.people
@@ -220,10 +220,10 @@ async def test_who_made_a_chat_can_go_while_others_change_it(services: Services)
 
 
 @pytest.mark.gen_test
-async def test_others_hear_of_a_departure_though_the_erasure_fails_later(
+async def test_others_receive_a_departure_even_if_the_erasure_fails_later(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each chat is left by a commit of its own, and the frame follows that commit."""
+    """Each chat is left in its own transaction, and the frame follows its commit."""
 
     async def fail(*_: object) -> None:
         raise Unavailable

@@ -39,7 +39,9 @@ async def deletes(who: Account, pair: Json) -> None:
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("by_maker", [True, False], ids=["by its maker", "by the other"])
-async def test_a_direct_chat_goes_for_oneself_only(services: Services, servers: int, by_maker: bool) -> None:
+async def test_deleting_a_direct_chat_leaves_it_to_the_other_user(
+    services: Services, servers: int, by_maker: bool
+) -> None:
     async with town(services, servers, people=2) as made:
         maker, other = made.people
         pair = await chat(maker, other, kind="direct")
@@ -55,7 +57,7 @@ async def test_a_direct_chat_goes_for_oneself_only(services: Services, servers: 
             heard = await socket.expect("account_changed", SECONDS)
             assert heard == {"type": "account_changed", "what": "chat", "chat_id": pair["id"]}
 
-        # The other one keeps everything, and can't tell.
+        # The other user keeps everything and notices nothing.
         await b.silent()
         assert await seen(bob, pair) == before
         assert [m["id"] for m in await history(bob, pair)] == [m["id"] for m in posted[::-1]]
@@ -184,7 +186,7 @@ async def test_asking_for_the_chat_gives_the_same(services: Services, who_asks: 
 
 
 @pytest.mark.gen_test
-async def test_both_may_delete_it_and_one_s_own_message_brings_it_back(services: Services) -> None:
+async def test_both_users_may_delete_the_chat_and_an_own_message_brings_it_back(services: Services) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         pair = await chat(alice, bob, kind="direct")
@@ -201,7 +203,7 @@ async def test_both_may_delete_it_and_one_s_own_message_brings_it_back(services:
 
 
 @pytest.mark.gen_test
-async def test_a_block_does_not_let_somebody_erase_what_the_other_keeps(services: Services) -> None:
+async def test_a_block_lets_neither_user_erase_messages_of_the_other(services: Services) -> None:
     async with town(services, people=2) as made:
         abuser, victim = made.people
         pair = await chat(abuser, victim, kind="direct")
@@ -228,7 +230,7 @@ async def test_a_secret_chat_ends_for_both_by_its_owner(services: Services) -> N
 @pytest.mark.gen_test
 @pytest.mark.parametrize("deleted_first", [True, False])
 async def test_a_deleted_chat_ends_when_the_other_account_goes(services: Services, deleted_first: bool) -> None:
-    """Nobody is left then who could ever see what is in it."""
+    """No account is left that could read it."""
     async with town(services, people=2) as made:
         alice, bob = made.people
         pair = await chat(alice, bob, kind="direct")

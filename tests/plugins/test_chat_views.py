@@ -1,4 +1,4 @@
-"""One's own view of a chat: hidden, archived, muted, marked as unread, and who is shown in the list."""
+"""A user's view of a chat: hidden, archived, muted, marked as unread, and the users shown in the list."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def view_of(entry: Json) -> Json:
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_a_view_is_one_s_own_and_one_s_devices_are_notified(services: Services, servers: int) -> None:
+async def test_a_view_belongs_to_one_user_and_its_devices_are_notified(services: Services, servers: int) -> None:
     async with town(services, servers, people=3) as made:
         alice, bob, carol = made.people
         group = await chat(alice, bob)
@@ -133,7 +133,7 @@ async def test_a_mark_as_unread_ends_with_the_next_read_receipt(services: Servic
 
 
 @pytest.mark.gen_test
-async def test_a_muted_chat_wakes_nobody_until_the_time(services: Services) -> None:
+async def test_a_muted_chat_sends_no_push_until_the_mute_ends(services: Services) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         group, other = await chat(alice, bob), await chat(alice, bob)
@@ -159,7 +159,7 @@ async def test_a_muted_chat_wakes_nobody_until_the_time(services: Services) -> N
         assert await muted() == [False, True]
 
 
-# Who is shown in the list ---------------------------------------------------------------------------------------------
+# Users shown in the list ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.gen_test

@@ -31,7 +31,7 @@ TYPES = ("direct", "group", "channel", "secret", "cloud")
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_each_type_is_made_told_and_seen_by_both(services: Services, servers: int) -> None:
+async def test_each_type_is_created_and_both_users_receive_and_see_it(services: Services, servers: int) -> None:
     async with town(services, servers, people=2) as made:
         alice, bob = made.people
         sockets = await made.sockets(alice, bob)
@@ -62,7 +62,7 @@ async def test_each_type_is_made_told_and_seen_by_both(services: Services, serve
 
 
 @pytest.mark.gen_test
-async def test_what_can_not_be_made(services: Services) -> None:
+async def test_invalid_chats_are_refused(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         both, himself = [bob.public_id, carol.public_id], [alice.public_id]
@@ -90,14 +90,14 @@ async def test_what_can_not_be_made(services: Services) -> None:
             answer = await alice.post("/chats", {"type": "group", **more})
             assert (answer.status, answer.fields()) == (400, [name]), more
         assert (await alice.get("/chats")).json == []
-        # Names count without regard to case; who is named twice takes part once, and oneself takes part anyway.
+        # Names ignore case, a name given twice counts once, and the creator takes part anyway.
         names = [bob.public_id.upper(), bob.public_id, alice.public_id]
         twice = (await alice.post("/chats", {"type": "group", "participants": names})).json
         assert roles(twice) == {alice.user_id: "owner", bob.user_id: "member"}
 
 
 @pytest.mark.gen_test
-async def test_a_cloud_of_one_s_own(services: Services) -> None:
+async def test_a_cloud_chat_has_one_participant(services: Services) -> None:
     async with town(services, people=1) as made:
         [alice] = made.people
         notes = await chat(alice, kind="cloud")
@@ -109,7 +109,9 @@ async def test_a_cloud_of_one_s_own(services: Services) -> None:
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_a_pair_has_one_direct_chat_whoever_asks_and_how_often(services: Services, servers: int) -> None:
+async def test_a_pair_has_one_direct_chat_after_any_number_of_requests_by_either(
+    services: Services, servers: int
+) -> None:
     async with town(services, servers, people=2) as made:
         alice, bob = made.people
         sockets = await made.sockets(alice, bob)
@@ -126,7 +128,7 @@ async def test_a_pair_has_one_direct_chat_whoever_asks_and_how_often(services: S
         assert (again.status, again.json["id"], again.json["title"]) == (200, chat_id, None)
         # A secret chat is a new one each time.
         assert (await chat(alice, bob, kind="secret"))["id"] != (await chat(alice, bob, kind="secret"))["id"]
-        # Nobody comes in or goes, and there is one owner for good.
+        # The participants and the owner never change.
         carol = await made.newcomer()
         for by in (alice, bob):
             for answer in (
@@ -263,7 +265,7 @@ async def test_a_group_holds_1024_and_no_more(services: Services) -> None:
         everybody = [person["user_id"] for page in found for person in page]
         assert (len(found), len(everybody), len(set(everybody))) == (4, 1024, 1024)
         assert len((await seen(bob, group))["participants"]) == 1024
-        # Everybody is told, those who come online as well.
+        # All participants receive the message, also those who come online later.
         [b] = await made.sockets(bob)
         posted = await say(alice, group)
         assert (await b.expect("message_new", SECONDS))["seq"] == posted["seq"]
@@ -272,7 +274,7 @@ async def test_a_group_holds_1024_and_no_more(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_who_takes_no_part_is_told_that_there_is_nothing(services: Services) -> None:
+async def test_an_outsider_gets_404_for_everything_in_a_chat(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         for kind in TYPES:
@@ -294,8 +296,8 @@ async def test_who_takes_no_part_is_told_that_there_is_nothing(services: Service
                 ):
                     assert (answer.status, answer.code) == (404, "not_found"), kind
             assert (await carol.delete(f"/messages/{posted['id']}")).status == 404
-        nobody = Account(url=alice.url)
-        assert (await nobody.get("/chats")).status == 401
+        anonymous = Account(url=alice.url)
+        assert (await anonymous.get("/chats")).status == 401
 
 
 @pytest.mark.gen_test
@@ -324,7 +326,7 @@ async def test_a_chat_s_avatar_is_judged_as_a_user_s(services: Services) -> None
 
 
 @pytest.mark.gen_test
-async def test_a_file_that_becomes_a_chat_s_avatar_can_be_read_by_who_is_in_it(services: Services) -> None:
+async def test_participants_can_read_a_file_that_becomes_the_avatar_of_their_chat(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         first, second, theirs = [await shared(who, b"a picture") for who in (alice, alice, bob)]

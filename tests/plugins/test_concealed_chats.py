@@ -88,7 +88,7 @@ async def test_a_chat_made_with_a_blocker_is_seen_by_its_maker_only(
 
 
 @pytest.mark.gen_test
-async def test_what_was_sent_while_blocked_is_never_shown_and_later_is(services: Services) -> None:
+async def test_messages_sent_while_blocked_are_never_shown_and_later_ones_are(services: Services) -> None:
     async with town(services, people=2) as made:
         victim, mallory = made.people
         await block(victim, mallory)
@@ -113,13 +113,13 @@ async def test_what_was_sent_while_blocked_is_never_shown_and_later_is(services:
         assert (await victim.put(f"/messages/{before['id']}/reactions/{HEART}", None)).status == 404
         events = (await synced(victim, since))["events"]
         assert [(event["type"], event["seq"]) for event in events] == [("message_new", later["seq"])]
-        # What is done to the earlier one later shows no more than that something happened.
+        # A later change of the earlier message shows only that something happened.
         await mallory.put(f"/messages/{before['id']}", {"encrypted_payload": "BBBB"})
         assert (await v.expect("hidden"))["seq"] == later["seq"] + 1
         await mallory.put(f"/chats/{where['id']}", {"title": "threat"})
         assert (await v.expect("hidden"))["seq"] == later["seq"] + 2
         assert (await seen(victim, where))["title"] is None
-        # Who describes the chat anew begins with what they saw.
+        # A new description of the chat begins with what its author saw.
         assert (await victim.put(f"/chats/{where['id']}", {"title": "ours"})).status == 200
         shown = await seen(mallory, where)
         assert (shown["title"], shown["avatar_url"]) == ("ours", None)
@@ -197,7 +197,7 @@ async def test_rows_of_older_servers_are_judged_by_what_was_written(services: Se
 
 @pytest.mark.gen_test
 async def test_a_block_beside_a_new_chat_and_messages_never_shows_later_ones(services: Services) -> None:
-    """Whichever comes first, on two servers: what is stored after the block is shown to its sender only."""
+    """In either order, on two servers: a message stored after the block is shown only to its sender."""
     async with town(services, 2, people=8) as made:
         victim, *strangers = made.people
         v = await made.socket(victim)
@@ -238,7 +238,7 @@ async def test_accounts_go_as_from_any_chat_that_was_not_answered(services: Serv
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("kind", ["direct", "secret"])
-async def test_marks_of_who_blocks_stand_still_and_do_not_vanish(services: Services, kind: str) -> None:
+async def test_receipts_of_a_blocker_stop_and_do_not_vanish(services: Services, kind: str) -> None:
     async with town(services, people=2) as made:
         victim, mallory = made.people
         where = await chat(mallory, victim, kind=kind)

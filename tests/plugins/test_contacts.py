@@ -110,7 +110,7 @@ async def test_a_blocked_caller_rings_into_the_void(services: Services, servers:
 
 
 async def presence(viewer: Account, of: Account) -> tuple[bool, bool]:
-    """Whether the viewer sees them online, in the profile and in the search."""
+    """Return is_online of a user as the viewer sees it, in the profile and in the search."""
     profile = (await viewer.get(f"/users/{of.public_id}")).json
     [found] = (await viewer.get(f"/users/search?q={of.public_id}")).json
     assert (profile["last_seen"] is not None) == profile["is_online"]
@@ -118,7 +118,7 @@ async def presence(viewer: Account, of: Account) -> tuple[bool, bool]:
 
 
 @pytest.mark.gen_test
-async def test_who_sees_ones_presence(services: Services) -> None:
+async def test_the_settings_decide_who_sees_the_presence(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice, bob, carol = [await Account().register(server.url) for _ in range(3)]
         db = server.app.db
@@ -136,19 +136,19 @@ async def test_who_sees_ones_presence(services: Services) -> None:
             assert await presence(alice, alice) == seen
             await allow("contacts")
             assert await presence(bob, alice) == hidden
-            # Whom Alice verified is her contact; who verified her is not.
+            # A user that Alice verified is her contact; a user that verified her is not.
             await carol.post(f"/users/{alice.public_id}/verify", _verification(alice))
             assert await presence(carol, alice) == hidden
             await alice.post(f"/users/{bob.public_id}/verify", _verification(bob))
             assert await presence(bob, alice) == seen
-            # Nor does a chat make anybody a contact, whoever made it or wrote in it, but whom Alice wrote to is one.
+            # A chat makes no contact of the other user, even if they write in it. It does when Alice writes to them.
             chat = (await carol.post("/chats", {"type": "direct", "participants": [alice.public_id]})).json
             assert await presence(carol, alice) == hidden
             assert (await _write(carol, chat["id"])).status == 201
             assert await presence(carol, alice) == hidden
             assert (await _write(alice, chat["id"])).status == 201
             assert await presence(carol, alice) == seen
-            # Across a block nobody sees the other, whichever way it is.
+            # A block hides both users from each other.
             await allow("everyone")
             await alice.put(f"/users/{bob.public_id}/block", {})
             assert await presence(bob, alice) == hidden
@@ -166,8 +166,8 @@ async def _write(account: Account, chat_id: str) -> Answer:
 
 
 @pytest.mark.gen_test
-async def test_contacts_are_made_by_what_one_did_oneself(services: Services) -> None:
-    """By calling somebody, or answering their call, and not by being called; also in a group nobody is met."""
+async def test_only_own_actions_make_a_contact(services: Services) -> None:
+    """Calling a user or answering their call makes a contact. A received call or a shared group does not."""
     async with place(services) as shared, serving(shared) as server:
         alice, bob, carol, dave = [await Account().register(server.url) for _ in range(4)]
         db = server.app.db

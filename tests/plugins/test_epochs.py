@@ -22,7 +22,7 @@ async def test_servers_that_start_at_once_begin_one_epoch(services: Services) ->
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("part", [0, 1, 2, 3], ids=["cluster", "timeline", "database", "table"])
-async def test_whatever_brings_a_database_back_is_noticed(services: Services, part: int) -> None:
+async def test_every_restore_of_a_database_is_noticed(services: Services, part: int) -> None:
     """Also by servers that run, as after a standby took over."""
     async with place(services) as shared, serving(shared) as server:
         alice, bob = Account(one_time=2), await Account(one_time=1).register(server.url)
@@ -47,7 +47,7 @@ async def test_whatever_brings_a_database_back_is_noticed(services: Services, pa
 
 
 @pytest.mark.gen_test
-async def test_who_has_none_left_is_told_and_who_never_had_any_is_not(services: Services) -> None:
+async def test_only_a_user_whose_prekeys_ran_out_receives_prekeys_low(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice, bob = await Account(one_time=1).register(server.url), await Account(one_time=0).register(server.url)
         async with bob.socket() as quiet, alice.socket() as socket:

@@ -1,4 +1,4 @@
-"""What an erased account leaves behind: nobody takes its name, its keys or its subscriptions over."""
+"""Erased accounts: no other user can take over their name, keys or subscriptions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_an_identity_key_is_taken_for_who_has_only_its_public_half(service
         await cleanup.clean(server.app.db, Retention())
         assert await server.app.db.value("SELECT count(*) FROM signed_prekeys") == 1
         await erase(victim)
-        thief = Account(identity=victim.identity)  # who has a bundle, and signs with a key of their own
+        thief = Account(identity=victim.identity)  # has a bundle, but signs with another key
         replayed = Account(identity=victim.identity, signing=victim.signing)
         for body in (
             thief.body(),
@@ -74,7 +74,7 @@ async def test_an_identity_key_is_taken_for_who_has_only_its_public_half(service
 
 
 @pytest.mark.gen_test
-async def test_who_registers_while_an_account_is_erased_comes_too_late(services: Services) -> None:
+async def test_registrations_during_an_erasure_cannot_take_its_name_or_key(services: Services) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         for _ in range(5):
             alice = await Account().register(one.url)
@@ -100,7 +100,7 @@ async def test_tombstones_are_swept(services: Services) -> None:
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("replays", [False, True])
-async def test_subscriptions_stay_with_who_bought_them(services: Services, replays: bool) -> None:
+async def test_subscriptions_stay_with_their_buyer(services: Services, replays: bool) -> None:
     """Somebody with the public keys alone registers them when they are as new, even with what bundles showed."""
     async with place(services) as shared, serving(shared) as server:
         victim = await Account().register(server.url)

@@ -1,4 +1,4 @@
-"""Invitations into chats of many: who is asked, what they see, and what the others notice."""
+"""Invitations into groups: who gets one, what the invited user sees, and what the others notice."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.plugins.test_concealed_chats import block, cursor, synced, unblock
 from tests.running import Services
 
 
-async def asks(who: Account, whom: str | None = "requests") -> None:
-    assert (await who.put("/users/me", {"settings": {"privacy": {"add": whom}}})).status == 200
+async def asks(who: Account, setting: str | None = "requests") -> None:
+    assert (await who.put("/users/me", {"settings": {"privacy": {"add": setting}}})).status == 200
 
 
 async def add(by: Account, where: Json, who: Account, **more: str) -> Json:
@@ -99,7 +99,7 @@ async def test_a_declined_invitation_looks_unanswered_until_it_is_withdrawn(serv
         assert await seen(alice, group) == before
         body = {"public_id": bob.public_id}
         assert (await alice.post(f"/chats/{group['id']}/participants", body)).status == 409
-        # Withdrawn and made again it still is declined, and nobody can tell.
+        # An invitation that is withdrawn and sent again is still declined, and the others cannot see it.
         path = f"/chats/{group['id']}/participants/{bob.user_id}"
         assert (await alice.delete(path)).status == 204
         assert (await a.expect("participant_removed"))["user_id"] == bob.user_id
@@ -154,7 +154,7 @@ async def test_the_setting_decides_and_contacts_are_added(services: Services, wi
 
 
 @pytest.mark.gen_test
-async def test_who_is_blocked_invites_without_being_noticed(services: Services) -> None:
+async def test_the_blocker_notices_no_invitation_of_a_blocked_user(services: Services) -> None:
     async with town(services, people=3) as made:
         victim, mallory, bystander = made.people
         await block(victim, mallory)
@@ -174,7 +174,7 @@ async def test_who_is_blocked_invites_without_being_noticed(services: Services) 
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("first", ["together", "blocker", "blocked", "by a link"])
-async def test_a_helper_brings_nobody_together_with_whom_they_blocked(services: Services, first: str) -> None:
+async def test_a_helper_cannot_bring_users_together_across_a_block(services: Services, first: str) -> None:
     async with town(services, 2, people=4) as made:
         helper, victim, mallory, other = made.people
         await block(victim, mallory)
@@ -214,7 +214,7 @@ async def test_a_helper_brings_nobody_together_with_whom_they_blocked(services: 
 
 
 @pytest.mark.gen_test
-async def test_who_takes_part_by_themselves_stays(services: Services) -> None:
+async def test_users_who_joined_by_themselves_stay_though_a_blocked_user_comes_in(services: Services) -> None:
     async with town(services, people=5) as made:
         helper, maker, writer, joined, mallory = made.people
         for one in (maker, writer, joined):
@@ -228,7 +228,7 @@ async def test_who_takes_part_by_themselves_stays(services: Services) -> None:
         await say(mallory, group)
         for one in (maker, writer, joined):
             assert len(await history(one, group)) >= 1
-        # Joining a chat with somebody whom one has blocked is one's own act.
+        # Users may join a chat with somebody they have blocked.
         assert (await joined.delete(f"/chats/{group['id']}/participants/{joined.user_id}")).status == 204
         assert (await joined.post("/chats/join", {"token": token})).status == 200
 
@@ -318,7 +318,9 @@ async def test_invitations_count_against_the_size_of_a_chat(
         token = (await alice.post(f"/chats/{group['id']}/invites", {})).json["token"]
         assert (await dave.post("/chats/join", {"token": token})).status == 409
         await decline(bob)
-        assert (await dave.post("/chats/join", {"token": token})).status == 409, "nobody can tell that bob declined"
+        assert (await dave.post("/chats/join", {"token": token})).status == 409, (
+            "the others cannot see that bob declined"
+        )
         assert (await carol.post(f"/chats/{group['id']}/accept", {})).status == 200
         assert (await alice.delete(f"/chats/{group['id']}/participants/{bob.user_id}")).status == 204
         assert (await dave.post("/chats/join", {"token": token})).status == 200
@@ -381,7 +383,7 @@ async def test_readers_of_a_channel_learn_nothing_of_invitations(services: Servi
 
 
 @pytest.mark.gen_test
-async def test_an_invitation_ends_with_the_chat_and_outlives_who_made_it(services: Services) -> None:
+async def test_an_invitation_ends_with_the_chat_and_outlives_its_creator(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         await asks(bob)

@@ -37,7 +37,7 @@ async def test_an_invite_lets_in_and_is_listed_without_its_token(services: Servi
         assert token not in str(await made.sql("SELECT * FROM chat_invites"))
         assert (await carol.get(path)).status == 404
         assert (await bob.get(path)).status == 403
-        # Who left may come again, which is another use.
+        # A user who left may join again, which is another use.
         assert (await bob.delete(f"/chats/{group['id']}/participants/{bob.user_id}")).status == 204
         assert (await bob.post("/chats/join", {"token": token})).status == 200
         assert [invite["uses"] for invite in (await alice.get(path)).json] == [2]
@@ -45,7 +45,7 @@ async def test_an_invite_lets_in_and_is_listed_without_its_token(services: Servi
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_of_twenty_who_come_at_once_exactly_so_many_get_in(services: Services, servers: int) -> None:
+async def test_exactly_max_uses_of_twenty_simultaneous_guests_join(services: Services, servers: int) -> None:
     async with town(services, servers, people=21) as made:
         alice, *guests = made.people
         group = await chat(alice)
@@ -82,7 +82,7 @@ async def test_the_same_guest_twenty_times_at_once_is_one_use(services: Services
 
 
 @pytest.mark.gen_test
-async def test_one_that_is_over_withdrawn_or_unknown_lets_nobody_in(services: Services) -> None:
+async def test_an_expired_revoked_or_unknown_invite_is_refused(services: Services) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         group, other = await chat(alice), await chat(alice)
@@ -104,7 +104,7 @@ async def test_one_that_is_over_withdrawn_or_unknown_lets_nobody_in(services: Se
 
 
 @pytest.mark.gen_test
-async def test_who_may_invite_how_and_how_often(services: Services) -> None:
+async def test_admins_may_invite_within_the_limits(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         group = await chat(alice, bob, carol)

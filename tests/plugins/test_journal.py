@@ -1,4 +1,4 @@
-"""The journal is shared fairly: whoever posts much fills a share of it, and waits behind nobody else's cost."""
+"""The journal is shared fairly: a busy account fills only its share, and does not wait for the work of others."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ async def test_editing(services: Services, servers: int) -> None:
         again = {"encrypted_payload": NEW, "message_type": "image", "metadata": {"m": 2}}
         assert (await bob.put(path, again)).json["message_type"] == "image"
         await everyone_hears(sockets, "message_edited", seq=4)
-        # Nobody else edits it, not even the owner.
+        # No other user may edit it, not even the owner.
         for who, status in ((alice, 403), (carol, 403), (stranger, 404), (Account(url=alice.url), 401)):
             assert (await who.put(path, {"encrypted_payload": NEW})).status == status
         assert (await bob.put(f"/messages/{uuid4()}", {"encrypted_payload": NEW})).status == 404
@@ -106,7 +106,7 @@ async def test_deleting_erases_it_for_everybody(services: Services, servers: int
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("kind", ["direct", "secret", "channel", "cloud"])
-async def test_who_deletes_in_other_chats(services: Services, kind: str) -> None:
+async def test_the_kind_of_chat_decides_who_may_delete(services: Services, kind: str) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         here = await chat(alice, bob, kind=kind)
@@ -114,7 +114,7 @@ async def test_who_deletes_in_other_chats(services: Services, kind: str) -> None
         assert (await bob.delete(f"/messages/{by_alice['id']}")).status == 403
         if kind != "channel":
             by_bob = await say(bob, here)
-            # In a chat of two nobody governs.
+            # A chat of two has no administrators.
             assert (await alice.delete(f"/messages/{by_bob['id']}")).status == (204 if kind == "cloud" else 403)
         assert (await alice.delete(f"/messages/{by_alice['id']}")).status == 204
 
@@ -262,7 +262,7 @@ async def test_a_message_with_a_time_goes_when_it_has_come(services: Services, s
 
 
 @pytest.mark.gen_test
-async def test_what_has_expired_is_shown_nowhere_before_it_is_erased(
+async def test_expired_messages_are_hidden_before_they_are_erased(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     erase, waits = Messages.expire, asyncio.Event()
@@ -319,7 +319,7 @@ async def test_in_a_secret_chat_a_message_is_erased_once_it_was_delivered(servic
         first, second = await say(alice, secret, "a first secret"), await say(alice, secret, "a second secret")
         own = await say(bob, secret, "a secret of Bob's")
         path = f"/chats/{secret['id']}/receipts"
-        # One's own are not delivered by what oneself has received.
+        # A receipt does not mark the sender's own messages as delivered.
         assert (await alice.post(path, {"delivered_seq": 3})).status == 200
         assert [m["id"] for m in await history(bob, secret)] == [own["id"], second["id"], first["id"]]
         assert (await bob.post(path, {"delivered_seq": first["seq"]})).json["unread_count"] == 1

@@ -1,4 +1,4 @@
-"""Message ids: in the order of time, and nothing that tells of the ids of others."""
+"""Message ids: in the order of time, and random, so that an id reveals nothing about others."""
 
 from __future__ import annotations
 

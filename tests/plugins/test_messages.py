@@ -1,4 +1,4 @@
-"""Messages: posted once, whoever asks how often; what they may refer to and bear; who hears of them; history."""
+"""Messages: repeated requests post once; references and sizes; recipients; history."""
 
 from __future__ import annotations
 
@@ -154,13 +154,13 @@ async def test_a_repetition_is_known_also_when_what_it_refers_to_is_gone(service
         for gone in (asked, forwarded):
             assert (await bob.delete(f"/messages/{gone['id']}")).status == 204
         again = await alice.post(path, body)
-        assert (again.status, again.json) == (200, first.json), "else she posts it anew, and it is there twice"
+        assert (again.status, again.json) == (200, first.json), "else she posts it again, and the chat has it twice"
         new = await alice.post(path, {**body, "client_id": str(uuid4())})
         assert (new.status, new.fields()) == (400, ["reply_to", "forwarded_from"])
 
 
 @pytest.mark.gen_test
-async def test_what_a_message_may_refer_to(services: Services) -> None:
+async def test_a_message_refers_only_to_messages_its_sender_sees(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         group, other, theirs = await chat(alice, bob), await chat(alice, bob), await chat(bob, carol)
@@ -191,7 +191,7 @@ async def test_what_a_message_may_refer_to(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_a_message_may_bear(services: Services) -> None:
+async def test_the_fields_of_a_message_are_bounded(services: Services) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         pair = await chat(alice, bob, kind="direct")
@@ -262,7 +262,7 @@ async def test_history_in_pages_both_ways(services: Services) -> None:
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_who_may_post_what_nobody_and_strangers_are_told(services: Services, servers: int) -> None:
+async def test_the_role_decides_who_may_post_and_outsiders_get_404_or_401(services: Services, servers: int) -> None:
     async with town(services, servers, people=4) as made:
         alice, bob, carol, stranger = made.people
         channel, group = await chat(alice, bob, kind="channel"), await chat(alice, bob, carol)
@@ -272,11 +272,11 @@ async def test_who_may_post_what_nobody_and_strangers_are_told(services: Service
             for who, socket, status in zip(made.people, sockets, statuses, strict=True):
                 answer = await who.post(f"/chats/{where['id']}/messages", message())
                 assert answer.status == status, answer.text
-                told = await socket.send("message_send", chat_id=where["id"], **message())
-                assert told.get("code") == {201: None, 403: "forbidden", 404: "not_found"}[status]
-        nobody = Account(url=alice.url)
-        assert (await nobody.post(f"/chats/{group['id']}/messages", message())).status == 401
-        assert (await nobody.get(f"/chats/{group['id']}/messages")).status == 401
+                ack = await socket.send("message_send", chat_id=where["id"], **message())
+                assert ack.get("code") == {201: None, 403: "forbidden", 404: "not_found"}[status]
+        anonymous = Account(url=alice.url)
+        assert (await anonymous.post(f"/chats/{group['id']}/messages", message())).status == 401
+        assert (await anonymous.get(f"/chats/{group['id']}/messages")).status == 401
         # As soon as the role is another one, everywhere.
         await alice.put(f"/chats/{group['id']}/participants/{carol.user_id}", {"role": "member"})
         assert (await sockets[2].send("message_send", chat_id=group["id"], **message()))["type"] == "ack"

@@ -41,7 +41,7 @@ async def test_a_block_ends_what_two_write_to_each_other_on_every_instance(servi
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_who_has_no_key_does_not_keep_an_inbox_shut(services: Services) -> None:
+async def test_senders_without_the_key_do_not_use_up_the_limit_of_an_inbox(services: Services) -> None:
     limits = {"RATE_LIMITS": "on", "RATE_LIMIT_SEALED_INBOX": "2/minute", "RATE_LIMIT_SEALED": "100/minute"}
     async with place(services) as shared, serving(shared, **limits) as one:
         bob = await Account(one_time=0).register(one.url)
@@ -58,7 +58,7 @@ async def test_who_has_no_key_does_not_keep_an_inbox_shut(services: Services) ->
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_the_socket_hears_of_an_inbox_that_is_made(services: Services) -> None:
+async def test_the_socket_receives_a_new_inbox(services: Services) -> None:
     async with place(services) as shared, serving(shared) as one:
         bob = await Account(one_time=0).register(one.url)
         async with bob.socket() as socket:

@@ -169,7 +169,7 @@ async def test_a_message_or_a_chat_that_comes_often_counts_each_time(services: S
 
 @pytest.mark.gen_test
 async def test_deletions_are_part_of_pages(services: Services) -> None:
-    """Direct chats that one deletes for oneself: each is told, however few a page may have."""
+    """A user deletes direct chats: every deletion is in a page, however small the pages are."""
     async with town(services, people=1) as made:
         [alice] = made.people
         cursor = await cursor_of(alice)

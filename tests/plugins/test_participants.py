@@ -1,4 +1,4 @@
-"""Who takes part in a chat: roles, the one owner, coming, going, and what is seen of the time between."""
+"""Participants of a chat: roles, the single owner, joining, leaving, and access to the time between."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROLES = ("owner", "admin", "member", "restricted")
 
 
 async def ranked(made: Town, kind: str = "group") -> tuple[Json, dict[str, Account]]:
-    """A chat with somebody of each role, and two more of each but owners to whom things are done."""
+    """A chat with a user of each role, and two more of each role except owner as targets of the requests."""
     owner, *others = made.people
     here = await chat(owner, *others, kind=kind)
     cast = {"owner": owner}
@@ -30,7 +30,7 @@ async def ranked(made: Town, kind: str = "group") -> tuple[Json, dict[str, Accou
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("kind", ["group", "channel", "cloud"])
-async def test_who_may_what(services: Services, kind: str) -> None:
+async def test_each_role_gets_its_statuses(services: Services, kind: str) -> None:
     """Statuses for the owner, an admin, a member and a restricted one."""
     async with town(services, people=7) as made:
         here, cast = await ranked(made, kind)
@@ -53,17 +53,17 @@ async def test_who_may_what(services: Services, kind: str) -> None:
         await each("200 200 403 403", "GET", f"{path}/invites")
         await each("200 200 200 200", "POST", f"{path}/receipts", {"read_seq": 1})
         await each("204 204 204 403", "PUT", f"/messages/{posted['id']}/reactions/%F0%9F%91%8D", {})
-        # Roles: nobody changes who is not below them, and only the owner makes admins and owners.
+        # Roles: users change only those below them, and only the owner makes admins and owners.
         for role, expected in (
             ("member", {"admin": "200 403 403 403", "member": "200 200 403 403", "restricted": "200 200 403 403"}),
             ("restricted", {"admin": "200 403 403 403", "member": "200 200 403 403", "restricted": "200 200 403 403"}),
             ("admin", {"admin": "200 200 403 403", "member": "200 403 403 403", "restricted": "200 403 403 403"}),
         ):
-            for of_whom, statuses in expected.items():
+            for target, statuses in expected.items():
                 for by, status in zip(ROLES, statuses.split(), strict=True):
-                    answer = await cast[by].put(f"{path}/participants/{others[of_whom]}", {"role": role})
-                    assert answer.status == int(status), (by, of_whom, role, answer.text)
-                    back = await owner.put(f"{path}/participants/{others[of_whom]}", {"role": of_whom})
+                    answer = await cast[by].put(f"{path}/participants/{others[target]}", {"role": role})
+                    assert answer.status == int(status), (by, target, role, answer.text)
+                    back = await owner.put(f"{path}/participants/{others[target]}", {"role": target})
                     assert back.status == 200
         for by in ROLES[1:]:
             assert (await cast[by].put(f"{path}/participants/{owner.user_id}", {"role": "member"})).status == 403
@@ -85,12 +85,12 @@ async def test_who_may_what(services: Services, kind: str) -> None:
         assert (await owner.post(f"{path}/participants", {"public_id": cast["member"].public_id})).status == 409
         assert (await owner.post(f"{path}/participants", {"public_id": "nobody_here"})).fields() == ["public_id"]
         assert (await owner.post(f"{path}/participants", {"public_id": "abc", "role": "owner"})).fields() == ["role"]
-        for of_whom, statuses in (("admin", "204 403 403 403"), ("member", "204 204 403 403")):
+        for target, statuses in (("admin", "204 403 403 403"), ("member", "204 204 403 403")):
             for by, status in reversed(list(zip(ROLES, statuses.split(), strict=True))):
-                answer = await cast[by].delete(f"{path}/participants/{others[of_whom]}")
-                assert answer.status == int(status), (by, of_whom, answer.text)
+                answer = await cast[by].delete(f"{path}/participants/{others[target]}")
+                assert answer.status == int(status), (by, target, answer.text)
                 if answer.status == 204:
-                    body = {"public_id": cast[f"{of_whom} 2"].public_id, "role": of_whom}
+                    body = {"public_id": cast[f"{target} 2"].public_id, "role": target}
                     assert (await owner.post(f"{path}/participants", body)).status == 201
         assert (await owner.delete(f"{path}/participants/{uuid4()}")).status == 404
         for by in ROLES[1:]:
@@ -148,7 +148,9 @@ async def test_handing_over_to_many_at_once_leaves_one_owner(services: Services)
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "removed"])
-async def test_who_goes_hears_of_it_and_nothing_after(services: Services, servers: int, leaves: bool) -> None:
+async def test_a_user_who_leaves_receives_that_event_and_nothing_afterwards(
+    services: Services, servers: int, leaves: bool
+) -> None:
     async with town(services, servers, people=3) as made:
         alice, bob, carol = made.people
         group = await chat(alice, bob, carol)
@@ -188,7 +190,7 @@ async def test_who_goes_hears_of_it_and_nothing_after(services: Services, server
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("kind", ["group", "channel", "cloud"])
-async def test_what_somebody_sees_who_comes_back(services: Services, kind: str) -> None:
+async def test_a_user_who_returns_sees_what_the_kind_of_chat_allows(services: Services, kind: str) -> None:
     """Of a group nothing from before they came; a channel and a cloud are read from their beginning."""
     async with town(services, people=2) as made:
         alice, bob = made.people

@@ -138,22 +138,22 @@ async def test_good(services: Services, method: str, tier: str) -> None:
 
 @pytest.mark.gen_test(timeout=120)
 @pytest.mark.parametrize("method", METHODS)
-async def test_what_is_not_paid_for_is_one_answer_and_stores_nothing(services: Services, method: str) -> None:
+async def test_every_unpaid_purchase_gets_the_same_error_and_stores_nothing(services: Services, method: str) -> None:
     async with shop(services) as it:
-        told = set()
+        messages = set()
         for row, payment in UNPAID[method].items():
             found = payment(it)
             proof = found if isinstance(found, str) else await found
             answer = await buy(it.owner, purchase(it.owner, new_prid(), method, proof))
             assert (answer.status, answer.code) == (402, "payment_required"), (row, answer.text)
-            told.add(answer.json["message"])
+            messages.add(answer.json["message"])
             assert await stored(it.server) == (0, 0, 0), row
-        assert len(told) == 1
+        assert len(messages) == 1
         assert (await it.owner.get("/users/me")).json["tier"] == "free"
 
 
 def test_the_table_has_all_rows_for_all_providers() -> None:
-    """{good, reused, provider down, timeout} have tests of their own, for each provider."""
+    """{good, reused, provider down, timeout} have separate tests for each provider."""
     for rows in UNPAID.values():
         assert {"unpaid", "wrong amount", "wrong tier", "refunded", "garbage"} <= rows.keys()
 
@@ -254,7 +254,7 @@ async def test_a_provider_that_stumbles_once_is_asked_again(services: Services, 
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("method", ["stripe", "crypto"])
-async def test_nobody_listens_where_the_provider_should_be(services: Services, method: str) -> None:
+async def test_a_closed_port_of_a_provider_is_an_outage(services: Services, method: str) -> None:
     nowhere = {"STRIPE_BASE_URL": "http://127.0.0.1:9", "BTCPAY_BASE_URL": "http://127.0.0.1:9"}
     async with shop(services, **nowhere) as it:
         answer = await buy(it.owner, purchase(it.owner, new_prid(), method, await it.paid(method)))

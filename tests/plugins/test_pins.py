@@ -34,7 +34,7 @@ async def pinned(by: Account, where: Json | str) -> list[Json]:
 
 
 async def ids(by: Account, where: Json | str) -> list[str]:
-    """The pinned messages that somebody sees."""
+    """The pinned messages that a user sees."""
     return [one["message"]["id"] for one in await pinned(by, where)]
 
 
@@ -133,7 +133,7 @@ async def test_in_a_chat_of_two_both_pin_until_a_block(services: Services, kind:
 
 
 @pytest.mark.gen_test
-async def test_a_chat_with_oneself_has_pins(services: Services) -> None:
+async def test_a_cloud_chat_has_pins(services: Services) -> None:
     async with town(services, people=1) as home:
         [alice] = home.people
         notes = await chat(alice, kind="cloud")
@@ -165,7 +165,7 @@ async def test_a_blocker_who_never_accepted_the_chat_sees_nothing_of_pins(servic
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_who_joined_later_sees_no_pin_of_a_message_from_before(services: Services, servers: int) -> None:
+async def test_a_later_participant_sees_no_pin_of_an_earlier_message(services: Services, servers: int) -> None:
     async with town(services, servers=servers, people=3) as home:
         alice, bob, late = home.people
         group = await chat(alice, bob)
@@ -204,7 +204,7 @@ async def test_who_joined_later_sees_no_pin_of_a_message_from_before(services: S
 
 
 @pytest.mark.gen_test
-async def test_a_direct_chat_deleted_for_oneself_comes_back_without_its_pins(services: Services) -> None:
+async def test_a_direct_chat_that_one_side_deleted_comes_back_without_its_pins(services: Services) -> None:
     async with town(services, people=2) as home:
         alice, bob = home.people
         where = await chat(alice, bob, kind="direct")
@@ -222,7 +222,7 @@ async def test_a_direct_chat_deleted_for_oneself_comes_back_without_its_pins(ser
 
 
 @pytest.mark.gen_test
-async def test_who_left_sees_no_pins(services: Services) -> None:
+async def test_a_former_participant_sees_no_pins(services: Services) -> None:
     async with town(services, people=2) as home:
         alice, bob = home.people
         where = await chat(alice, bob, kind="channel")

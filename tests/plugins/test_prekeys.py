@@ -71,7 +71,7 @@ async def test_a_hundred_fetches_of_fifty_keys_get_fifty_different_ones(services
 
 
 @pytest.mark.gen_test
-async def test_ones_own_fetch_spends_nothing(services: Services) -> None:
+async def test_a_fetch_of_the_own_bundle_uses_up_no_prekey(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account(one_time=2).register(server.url)
         for _ in range(3):
@@ -80,7 +80,7 @@ async def test_ones_own_fetch_spends_nothing(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_the_owner_hears_when_few_are_left(services: Services) -> None:
+async def test_the_owner_is_notified_when_few_prekeys_are_left(services: Services) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice, bob = await Account(one_time=11).register(one.url), await Account().register(one.url)
         path = f"/users/{alice.public_id}/prekeys"
@@ -253,7 +253,7 @@ async def test_rotations_at_once_leave_one_current_key(services: Services) -> No
 
 
 @pytest.mark.gen_test
-async def test_nobody_fills_the_disk_with_prekeys(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_prekeys_of_an_account_are_limited(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plugins.prekeys.prekeys.MAX_UNUSED", 7)
     async with place(services) as shared, serving(shared) as server:
         alice = await Account(one_time=5).register(server.url)

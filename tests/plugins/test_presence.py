@@ -90,7 +90,9 @@ async def test_arrivals_and_leavings_at_once_end_in_the_truth(services: Services
 
 
 @pytest.mark.gen_test
-async def test_who_comes_while_we_are_taken_for_dead_is_online_after_the_next_beat(services: Services) -> None:
+async def test_users_of_an_instance_that_counted_as_dead_are_online_after_its_next_heartbeat(
+    services: Services,
+) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice, bob = await Account().register(server.url), await Account().register(server.url)
         await server.app.db.execute("DELETE FROM instances")

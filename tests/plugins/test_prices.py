@@ -1,4 +1,4 @@
-"""Prices and providers in the settings: what is taken, and what a server does not start with."""
+"""Prices and providers in the settings: accepted values, and those that keep a server from starting."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ NO_PRICES = """4.99; 4,99 EUR/30 days; 4.99 eur/30 days; 4.999 EUR/30 days; 0 EU
 
 
 @pytest.mark.parametrize("text", re.split(r";\s", NO_PRICES))
-def test_what_is_no_price(text: str) -> None:
+def test_an_invalid_price_is_refused(text: str) -> None:
     with pytest.raises(SettingsError) as refused:
         read(TIER_PREMIUM_PRICE=text)
     [fault] = refused.value.faults
     assert fault.startswith("TIER_PREMIUM_PRICE: ")
 
 
-def test_what_is_whole() -> None:
+def test_complete_settings_are_accepted() -> None:
     assert read().prices == {}
     assert list(read(TIER_ULTRA_PRICE="9 EUR/30 days").prices) == ["ultra"], "without a provider it is only shown"
     given = read(**STRIPE, **BTCPAY, TIER_PREMIUM_PRICE="5 EUR/30 days", TIER_ULTRA_PRICE="5 USD/30 days")
@@ -80,7 +80,7 @@ def test_what_is_whole() -> None:
         ({"PAYMENT_TIMEOUT_SECONDS": "60"}, ["PAYMENT_TIMEOUT_SECONDS"]),
     ],
 )
-def test_what_a_server_does_not_start_with(given: dict[str, str], names: list[str]) -> None:
+def test_incomplete_settings_keep_the_server_from_starting(given: dict[str, str], names: list[str]) -> None:
     with pytest.raises(SettingsError) as refused:
         read(**given)
     assert [fault.partition(":")[0] for fault in refused.value.faults] == names

@@ -1,4 +1,4 @@
-"""Pushes: who is woken, by what, when, and what a provider gets to see."""
+"""Pushes: their recipients, causes and times, and the data a provider sees."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def offer(to: Any, **more: str) -> dict[str, str]:
 
 
 async def ring(socket: Socket, to: Any, delivered: bool | None = False) -> str:
-    """Call somebody who is away; the call's id."""
+    """Call an absent user. Returns the call's id."""
     body = offer(to)
     ack = await socket.send("call_offer", **body)
     assert (ack["type"], ack["delivered"]) == ("ack", delivered)
@@ -36,7 +36,7 @@ async def ring(socket: Socket, to: Any, delivered: bool | None = False) -> str:
 
 
 @pytest.mark.gen_test
-async def test_a_message_wakes_every_device_of_who_is_away(services: Services, tmp_path: Path) -> None:
+async def test_a_message_is_pushed_to_every_device_of_an_absent_user(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path, people=3) as (made, world):
         alice, bob, carol = made.people
         group = await chat(alice, bob, carol)
@@ -87,7 +87,7 @@ async def test_two_devices_have_no_name_of_a_chat_in_common(services: Services, 
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("where", [0, 1], ids=["here", "on another instance"])
-async def test_who_has_a_socket_open_is_not_woken(services: Services, tmp_path: Path, where: int) -> None:
+async def test_a_user_with_an_open_socket_receives_no_push(services: Services, tmp_path: Path, where: int) -> None:
     async with pushing(services, tmp_path, servers=2) as (made, world):
         alice, bob = made.people
         group = await chat(alice, bob)
@@ -104,7 +104,7 @@ async def test_who_has_a_socket_open_is_not_woken(services: Services, tmp_path: 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("way", ["socket", "sync"])
 @pytest.mark.parametrize("where", [0, 1], ids=["here", "on another instance"])
-async def test_whoever_looks_within_the_second_is_not_woken(
+async def test_a_client_that_fetches_within_the_second_receives_no_push(
     services: Services, tmp_path: Path, way: str, where: int
 ) -> None:
     async with pushing(services, tmp_path, servers=2) as (made, world):
@@ -135,7 +135,7 @@ async def test_a_message_that_meets_a_closing_socket_is_pushed(services: Service
 
 
 @pytest.mark.gen_test
-async def test_blocked_senders_and_muted_chats_wake_nobody(services: Services, tmp_path: Path) -> None:
+async def test_blocked_senders_and_muted_chats_send_no_push(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path, people=3) as (made, world):
         alice, bob, mallory = made.people
         group, loud = await chat(alice, bob, mallory), await chat(alice, bob)
@@ -158,7 +158,7 @@ async def test_blocked_senders_and_muted_chats_wake_nobody(services: Services, t
 
 
 @pytest.mark.gen_test
-async def test_nobody_is_woken_for_what_they_do_not_want(services: Services, tmp_path: Path) -> None:
+async def test_the_settings_decide_which_pushes_are_sent(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
         group = await chat(alice, bob)
@@ -189,7 +189,7 @@ async def test_nobody_is_woken_for_what_they_do_not_want(services: Services, tmp
 
 
 @pytest.mark.gen_test
-async def test_who_left_the_chat_meanwhile_is_not_woken(services: Services, tmp_path: Path) -> None:
+async def test_a_user_who_left_the_chat_meanwhile_receives_no_push(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
         group = await chat(alice, bob)
@@ -224,7 +224,9 @@ async def falls_silent(made: Town, person: Account) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_a_silent_socket_was_told_is_pushed_when_it_is_given_up(services: Services, tmp_path: Path) -> None:
+async def test_unacknowledged_frames_are_pushed_when_a_silent_socket_is_closed(
+    services: Services, tmp_path: Path
+) -> None:
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
         caller = await made.socket(alice)
@@ -246,7 +248,7 @@ async def test_what_a_silent_socket_was_told_is_pushed_when_it_is_given_up(servi
 
 
 @pytest.mark.gen_test
-async def test_who_has_another_socket_has_missed_nothing(services: Services, tmp_path: Path) -> None:
+async def test_a_silent_socket_causes_no_push_while_another_one_is_alive(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path, servers=2) as (made, world):
         alice, bob = made.people
         await registered(bob, "fcm")
@@ -261,7 +263,7 @@ async def test_who_has_another_socket_has_missed_nothing(services: Services, tmp
 
 
 @pytest.mark.gen_test
-async def test_a_call_wakes_at_once_and_its_end_is_told(services: Services, tmp_path: Path) -> None:
+async def test_a_call_and_its_end_are_pushed_at_once(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
         socket = await made.socket(alice)
@@ -328,7 +330,9 @@ async def test_a_phone_wakes_by_a_push_and_answers_within_the_ring(services: Ser
 
 
 @pytest.mark.gen_test
-async def test_a_device_that_did_not_come_is_told_when_another_answers(services: Services, tmp_path: Path) -> None:
+async def test_a_device_that_did_not_connect_is_notified_when_another_answers(
+    services: Services, tmp_path: Path
+) -> None:
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
         caller = await made.socket(alice)
@@ -374,7 +378,7 @@ async def test_a_call_that_is_over_before_it_was_pushed_is_not(services: Service
 
 
 @pytest.mark.gen_test
-async def test_who_runs_out_of_prekeys_is_told(services: Services, tmp_path: Path) -> None:
+async def test_a_user_without_prekeys_is_notified(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
         await registered(bob, "apns")
@@ -400,7 +404,7 @@ async def test_a_push_tells_what_happened_and_an_id_and_nothing_else(services: S
     """Of every kind, to every provider: the data, and all that a provider gets besides."""
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
-        title, text, name = "A title that is secret", "what nobody may read", "Alice in person"
+        title, text, name = "A title that is secret", "what no provider may read", "Alice in person"
         assert (await alice.put("/users/me", {"display_name": name})).status == 200
         for provider in ("apns", "apns_voip", "fcm"):
             await registered(bob, provider)

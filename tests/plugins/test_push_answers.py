@@ -52,7 +52,9 @@ async def test_a_provider_that_asks_for_time_gets_it(
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_what_fails_is_tried_again_ever_more_seldom(services: Services, tmp_path: Path, provider: str) -> None:
+async def test_failed_pushes_are_retried_at_growing_intervals(
+    services: Services, tmp_path: Path, provider: str
+) -> None:
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
         mailbox = await device(bob, world, provider)
@@ -149,7 +151,7 @@ async def test_a_token_that_was_registered_again_since_is_kept(services: Service
         ("webpush", Reply(301, headers={"location": "https://127.0.0.1:1/"})),
     ],
 )
-async def test_what_is_refused_is_not_tried_again_and_nothing_is_forgotten(
+async def test_a_rejected_push_is_not_retried_and_its_token_is_kept(
     services: Services, tmp_path: Path, provider: str, reply: Reply
 ) -> None:
     async with pushing(services, tmp_path) as (made, world):
@@ -206,11 +208,11 @@ async def test_google_is_asked_for_a_token_once_and_again_when_it_has_ended(serv
 
 
 @pytest.mark.gen_test(timeout=90)
-async def test_an_outage_of_a_provider_is_nobody_else_s(
+async def test_an_outage_of_a_provider_affects_nothing_else(
     services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sockets, the other providers, and this server's health; the provider itself is left alone, and what it missed
-    arrives when it is back, once for each chat."""
+    """Sockets, the other providers and the server's health work on. The server pauses its requests to the provider and
+    sends the missed pushes when the provider is back, one for each chat."""
     monkeypatch.setattr(breaker, "MAX_PAUSE", 8.0)
     async with pushing(services, tmp_path, people=3) as (made, world):
         alice, bob, carol = made.people
@@ -244,7 +246,7 @@ async def test_an_outage_of_a_provider_is_nobody_else_s(
 
 
 @pytest.mark.gen_test
-async def test_what_was_seen_meanwhile_is_not_pushed_after_an_outage(services: Services, tmp_path: Path) -> None:
+async def test_messages_seen_during_an_outage_are_not_pushed_after_it(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
         await registered(bob, "apns")

@@ -104,7 +104,7 @@ async def test_ports_of_other_services_are_not_dialled(port: int, may: bool) -> 
 
 
 @pytest.mark.gen_test
-async def test_a_subscription_to_a_private_address_reaches_nobody(services: Services, tmp_path: Path) -> None:
+async def test_a_subscription_to_a_private_address_receives_nothing(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path, PUSH_ALLOW_PRIVATE="false") as (made, world):
         alice, bob = made.people
         await subscribed(bob, world)

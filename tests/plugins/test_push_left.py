@@ -1,4 +1,4 @@
-"""Pushes are about what is left: not about what was read, deleted or settled before they are due."""
+"""Pushes are sent only for pending messages, not for those read, deleted or settled before the push is due."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ ENDS = [
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
-async def test_what_is_over_before_its_push_is_not_pushed(services: Services, tmp_path: Path, end: Any) -> None:
+async def test_a_message_that_is_gone_before_its_push_is_not_pushed(
+    services: Services, tmp_path: Path, end: Any
+) -> None:
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
         group = await chat(alice, bob)
@@ -106,7 +108,7 @@ async def test_older_messages_that_were_decided_on_are_no_reason(services: Servi
 
 
 @pytest.mark.gen_test
-async def test_one_s_own_messages_and_those_of_others_are_told_apart(services: Services, tmp_path: Path) -> None:
+async def test_after_a_deletion_own_messages_alone_send_no_push(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
         group = await chat(alice, bob)

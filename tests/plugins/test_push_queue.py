@@ -77,7 +77,7 @@ async def asked(world: World, times: int) -> None:
 
 
 @pytest.mark.gen_test(timeout=120)
-async def test_what_a_dead_instance_had_taken_is_sent_by_another(services: Services, tmp_path: Path) -> None:
+async def test_jobs_that_a_dead_instance_claimed_are_sent_by_another(services: Services, tmp_path: Path) -> None:
     async with (
         place(services) as shared,
         providers(tmp_path) as world,
@@ -110,7 +110,7 @@ async def test_a_server_that_stops_leaves_what_waits(services: Services, tmp_pat
 
 
 @pytest.mark.gen_test
-async def test_what_is_no_job_is_set_aside(services: Services, tmp_path: Path) -> None:
+async def test_an_invalid_job_is_set_aside(services: Services, tmp_path: Path) -> None:
     rubbish: list[bytes] = [b"", b"null", b"[]", b'["message_new"]', b"\xff\xfe", b'[1,"a",2,3,4,5,6,7]']
     for raw in rubbish:
         with pytest.raises(Poison):
@@ -135,7 +135,7 @@ async def test_what_is_no_job_is_set_aside(services: Services, tmp_path: Path) -
 
 
 @pytest.mark.gen_test
-async def test_a_job_that_nobody_finishes_is_set_aside(
+async def test_a_job_that_no_server_finishes_is_set_aside(
     services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lane, "ABANDONED", 0.3)
@@ -213,7 +213,7 @@ async def test_one_user_has_a_share_of_the_queue(
 
 
 @pytest.mark.gen_test
-async def test_who_does_not_look_is_pushed_to_ever_more_seldom(services: Services, tmp_path: Path) -> None:
+async def test_users_who_do_not_read_receive_pushes_at_growing_intervals(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
         await registered(bob, "fcm")

@@ -81,7 +81,7 @@ async def test_a_second_server_is_asked_in_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.gen_test(timeout=90)
-async def test_names_without_an_answer_keep_nobody_else_waiting(
+async def test_names_without_an_answer_delay_no_other_push(
     services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten devices of one account, each at a name whose servers never answer, in many chats: pushes and calls of others
@@ -123,10 +123,8 @@ async def test_names_without_an_answer_keep_nobody_else_waiting(
 
 
 @pytest.mark.gen_test(timeout=90)
-async def test_a_server_that_accepts_and_says_nothing_keeps_nobody_else_waiting(
-    services: Services, tmp_path: Path
-) -> None:
-    """Ten devices of one account at hosts of its own that take a connection and are silent."""
+async def test_a_server_that_accepts_and_never_answers_delays_no_other_push(services: Services, tmp_path: Path) -> None:
+    """Ten devices of one account, each at a host of the account that accepts a connection and sends nothing."""
     taken: list[asyncio.StreamWriter] = []
 
     async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""Push tokens: whose they are, how many there may be, and when they go."""
+"""Push tokens: their owners, their number, and their removal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_a_token_is_registered_once_shown_and_removed(services: Services) 
         first, again = await alice.put("/push/tokens", body), await alice.put("/push/tokens", body)
         assert (first.status, again.status) == (201, 200)
         assert first.json["id"] == again.json["id"]
-        assert body["token"] not in first.text, "it is not told again"
+        assert body["token"] not in first.text, "the answer does not repeat the token"
         [shown] = await listed(alice)
         assert shown == again.json
         assert shown == {
@@ -69,7 +69,7 @@ async def test_the_same_token_of_another_account_is_left_alone(services: Service
 
 
 @pytest.mark.gen_test
-async def test_of_more_than_ten_the_one_goes_that_was_registered_longest_ago(services: Services) -> None:
+async def test_an_eleventh_token_replaces_the_oldest(services: Services) -> None:
     async with town(services, people=1) as made:
         [alice] = made.people
         bodies = [apns() for _ in range(11)]
@@ -122,7 +122,7 @@ async def test_a_token_moves_to_the_session_that_registers_it(services: Services
 
 
 @pytest.mark.gen_test
-async def test_what_is_no_token_is_refused(services: Services) -> None:
+async def test_an_invalid_token_is_refused(services: Services) -> None:
     good = Device().subscription("https://push.example.org")
     curve = base64.b64encode(b"\x04" + bytes(64)).decode()
     async with town(services, people=1) as made:
@@ -153,7 +153,7 @@ async def test_what_is_no_token_is_refused(services: Services) -> None:
 
 
 @pytest.mark.gen_test
-async def test_who_may_not_know_of_keys_and_who_may(services: Services, tmp_path: Path) -> None:
+async def test_the_owner_sees_every_token_and_the_vapid_key(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path, people=1) as (made, world):
         [alice] = made.people
         for provider in ("apns", "apns_voip", "fcm"):
@@ -167,7 +167,7 @@ async def test_who_may_not_know_of_keys_and_who_may(services: Services, tmp_path
 
 
 @pytest.mark.gen_test
-async def test_settings_are_what_was_said_last(services: Services) -> None:
+async def test_the_last_settings_count(services: Services) -> None:
     async with town(services, people=1) as made:
         [alice] = made.people
         usual = {"kinds": ["message_new", "call_offer", "prekeys_low"], "quiet_hours": None, "muted_chats": []}

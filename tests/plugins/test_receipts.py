@@ -30,7 +30,7 @@ def plain(marks: Iterable[Json]) -> list[Mark]:
 
 
 async def listed(who: Account, where: Json | str) -> dict[str, tuple[int, int]]:
-    """The marks that somebody sees in a chat."""
+    """The receipts that a user sees in a chat."""
     answer = await who.get(f"/chats/{of(where)}/receipts")
     assert answer.status == 200, answer.text
     return {user_id: (delivered, read_) for user_id, delivered, read_ in plain(answer.json)}
@@ -177,7 +177,7 @@ async def test_no_mark_crosses_a_block(services: Services, servers: int, kind: s
 
 @pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_in_a_large_group_only_the_poster_and_oneself_see_a_mark(services: Services, servers: int) -> None:
+async def test_in_a_large_group_only_the_sender_and_the_reader_see_a_receipt(services: Services, servers: int) -> None:
     async with town(services, servers, people=4) as made:
         alice, bob, carol, dave = made.people
         here = await chat(*made.people)
@@ -208,7 +208,7 @@ async def test_in_a_large_group_only_the_poster_and_oneself_see_a_mark(services:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_in_a_channel_marks_are_for_one_s_own_devices(services: Services) -> None:
+async def test_receipts_in_a_channel_go_to_the_readers_own_devices(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, _ = made.people
         here = await chat(*made.people, kind="channel")
@@ -230,7 +230,7 @@ async def test_in_a_channel_marks_are_for_one_s_own_devices(services: Services) 
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_who_was_removed_gets_no_mark_that_was_waiting(services: Services) -> None:
+async def test_a_removed_user_receives_no_queued_receipt(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         here = await chat(*made.people)
@@ -426,7 +426,7 @@ async def test_receipts_that_older_servers_stored_as_events_keep_their_places(se
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_its_sender_sees_who_has_read_a_message(services: Services) -> None:
+async def test_the_sender_sees_the_readers_of_a_message(services: Services) -> None:
     async with town(services, people=4) as made:
         alice, bob, carol, dave = made.people
         here = await chat(*made.people)

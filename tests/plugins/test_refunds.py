@@ -1,4 +1,4 @@
-"""Refunds and disputes: what Stripe's webhook says, whether it was Stripe, and what is lost by it."""
+"""Refunds and disputes: events of Stripe's webhook, their signatures, and the subscriptions they end."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def dispute(intent: str, status: str) -> dict[str, Any]:
         ("payment_intent.succeeded", {}, "active"),
     ],
 )
-async def test_what_an_event_does(services: Services, kind: str, found: Any, status: str) -> None:
+async def test_each_event_of_stripe_has_its_effect(services: Services, kind: str, found: Any, status: str) -> None:
     async with place(services) as shared, providing() as providers, serving(shared, **providers.settings) as server:
         alice = await Account().register(server.url)
         intent, prid = providers.intent(), new_prid()
@@ -128,7 +128,7 @@ async def test_events_that_name_no_payment_of_ours_are_taken_and_do_nothing(serv
 
 @pytest.mark.gen_test
 async def test_a_payment_that_went_back_before_it_was_used_buys_nothing(services: Services) -> None:
-    """Also when the provider was asked just before: what is spent is judged by the statement that enters a purchase."""
+    """Also if the provider confirmed it just before: the statement that stores a purchase checks the refund again."""
     async with place(services) as shared, providing() as providers, serving(shared, **providers.settings) as server:
         alice = await Account().register(server.url)
         intent = providers.intent()
@@ -146,10 +146,10 @@ async def test_a_refund_that_races_with_the_purchase_wins(services: Services) ->
         for _ in range(20):
             intent = providers.intent()
             body = purchase(alice, new_prid(), "stripe", intent)
-            bought, told = await asyncio.gather(
+            bought, refunded = await asyncio.gather(
                 buy(alice, body), tell(server, "charge.refunded", charge(providers, intent, **WHOLE))
             )
-            assert (bought.status in (201, 402), told.status) == (True, 204), bought.text
+            assert (bought.status in (201, 402), refunded.status) == (True, 204), bought.text
             assert (await alice.get("/users/me")).json["tier"] == "free"
 
 
@@ -178,15 +178,15 @@ async def test_time_that_was_paid_back_is_not_had_through_a_renewal(services: Se
             }
 
         assert await ends() == {0: 30, 1: 60, 2: 70, 3: 100}
-        # Ten days later the first one goes back: the twenty that were left of it are nobody's.
+        # Ten days later the first one is refunded: its remaining twenty days are lost.
         await server.app.db.execute(
             """UPDATE subscriptions SET starts_at = starts_at - interval '10 days',
                                         expires_at = expires_at - interval '10 days'"""
         )
         async with alice.socket() as socket:
             assert (await tell(server, "charge.refunded", charge(providers, first, **WHOLE))).status == 204
-            told = {(await socket.expect("subscription_updated"))["status"] for _ in range(3)}
-            assert told == {"cancelled", "active"}
+            statuses = {(await socket.expect("subscription_updated"))["status"] for _ in range(3)}
+            assert statuses == {"cancelled", "active"}
         assert await ends() == {1: 30, 2: 40, 3: 90}
         # One in the middle, of which nothing was used, takes all of its time.
         assert (await tell(server, "charge.refunded", charge(providers, second, **WHOLE))).status == 204
@@ -194,7 +194,7 @@ async def test_time_that_was_paid_back_is_not_had_through_a_renewal(services: Se
 
 
 @pytest.mark.gen_test
-async def test_what_is_over_loses_nothing_more(services: Services) -> None:
+async def test_an_expired_subscription_loses_no_more_time(services: Services) -> None:
     async with place(services) as shared, providing() as providers, serving(shared, **providers.settings) as server:
         alice = await Account().register(server.url)
         intent, prids = providers.intent(), [new_prid(), new_prid()]

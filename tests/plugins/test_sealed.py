@@ -1,4 +1,4 @@
-"""Sealed sender: messages to an inbox whose key one knows; the server learns, keeps and logs nothing of who sends."""
+"""Sealed sender: messages to an inbox by its key; the server learns, stores and logs nothing about the sender."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ async def test_an_inbox_counts_fades_and_is_its_owners_to_clear(services: Servic
 
 
 @pytest.mark.gen_test
-async def test_an_inbox_that_was_deleted_can_be_opened_anew(services: Services) -> None:
+async def test_a_deleted_inbox_can_be_opened_again(services: Services) -> None:
     async with town(services, people=1) as made:
         [bob] = made.people
         chat_id = await inbox(made, bob)

@@ -67,7 +67,7 @@ async def database(services: Services) -> AsyncIterator[tuple[Database, asyncpg.
 
 
 def judge(ids: list[str], q: str, limit: int, answer: list[str]) -> None:
-    """Whether the search may answer so."""
+    """Assert that the search may return these results."""
     matches = sorted((public_id for public_id in ids if q.lower() in public_id.lower()), key=str.lower)
     beginning = [public_id for public_id in matches if public_id.lower().startswith(q.lower())]
     rest = [public_id for public_id in matches if public_id not in beginning]

@@ -1,4 +1,4 @@
-"""A stranger who is blocked, one who is not answered, and one who is blocked in the midst of it see the same."""
+"""A blocked stranger, an unanswered one, and one who is blocked in between see the same."""
 
 from __future__ import annotations
 
@@ -156,8 +156,8 @@ async def _groups(notes: Notes, stranger: Account, helper: Account, target: Acco
 @pytest.mark.gen_test(timeout=120)
 @pytest.mark.parametrize("servers", [1, 2])
 async def test_a_block_shows_nothing_that_silence_does_not(services: Services, servers: int) -> None:
-    """Of somebody who shows their presence to nobody and wants to be asked, as all three do here: who shows more of
-    themselves is seen to show it no longer."""
+    """All three users here hide their presence and are added by request only. A user who shows more is seen to show it
+    no longer."""
     async with town(services, servers, people=9) as made:
         found = {}
         for number, blocks in enumerate(("never", "before", "meanwhile")):

@@ -1,4 +1,4 @@
-"""Subscriptions: bought once by whoever holds the owner's key, found again, prolonged, and over when they are over."""
+"""Subscriptions: bought once with the owner's signature, restored, extended and expired."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def near(found: datetime, wanted: datetime) -> bool:
     return abs(found - wanted) < timedelta(seconds=20)
 
 
-# Who may buy ----------------------------------------------------------------------------------------------------------
+# Purchases ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.gen_test
@@ -46,32 +46,32 @@ async def test_only_the_owner_s_signature_buys_and_every_other_is_one_answer(ser
     async with place(services) as shared, providing() as providers, serving(shared, **providers.settings) as server:
         alice = await Account().register(server.url)
         mallory = await Account().register(server.url)
-        nobody = Account(url=server.url)
+        unregistered = Account(url=server.url)
         prid, proof = new_prid(), providers.intent()
         good = purchase(alice, prid, "stripe", proof)
         other = new_prid()
-        told = set()
+        messages = set()
         for body in (
-            purchase(nobody, prid, "stripe", proof),  # no such fingerprint
+            purchase(unregistered, prid, "stripe", proof),  # no such fingerprint
             {**good, "signature": purchase(mallory, prid, "stripe", proof)["signature"]},  # somebody else's
             {**good, "user_fingerprint": mallory.fingerprint},
             {**good, "subscription_tier": "ultra"},
             {**good, "prid_hash": hashed(other)},
             {**good, "signature": b64(alice.signing.sign(f"mimu-sub-validate-v1|{prid}".encode()).signature)},
             {**good, "signature": b64(bytes(64))},
-            {**purchase(nobody, prid, "crypto", "no such invoice at all")},  # before the payment is looked at
+            {**purchase(unregistered, prid, "crypto", "no such invoice at all")},  # before the payment is looked at
         ):
             answer = await buy(alice, body)
             assert (answer.status, answer.code) == (403, "invalid_signature"), answer.text
-            told.add(answer.json["message"])
-        assert len(told) == 1
+            messages.add(answer.json["message"])
+        assert len(messages) == 1
         assert providers.asked == []
         assert await stored(server) == (0, 0, 0)
         assert (await buy(alice, good)).status == 201
 
 
 @pytest.mark.gen_test
-async def test_what_a_purchase_must_look_like(services: Services) -> None:
+async def test_invalid_fields_of_a_purchase_are_refused(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account().register(server.url)
         good = purchase(alice, new_prid(), "voucher", await voucher(server))
@@ -248,7 +248,7 @@ async def test_restore_gives_what_is_paid_for_by_the_fingerprint_as_it_is_stored
 
 
 @pytest.mark.gen_test
-async def test_they_outlive_the_account_for_who_comes_back_with_the_same_key(services: Services) -> None:
+async def test_subscriptions_outlive_the_account_for_a_user_with_the_same_key(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account().register(server.url)
         prid = new_prid()
@@ -315,7 +315,7 @@ async def test_validate_says_yes_to_the_owner_and_one_no_to_everything_else(serv
 
 
 @pytest.mark.gen_test
-async def test_what_is_on_offer_is_public(services: Services) -> None:
+async def test_the_offers_are_public(services: Services) -> None:
     async with place(services) as shared:
         async with serving(shared) as server:
             assert (await ask(server.url, "GET", "/subscriptions/tiers")).json == [
@@ -449,7 +449,7 @@ async def test_nothing_that_is_stored_or_logged_links_a_subscription_to_a_user(s
         rows = await server.app.db.value("SELECT string_agg(t::text, '|') FROM subscriptions t")
         for plain in (prid, *providers.intents, *providers.invoices):
             assert plain not in rows
-        # The log: nobody, and nothing of a purchase; not even that it was made.
+        # The log names no user and no purchase, not even that one was made.
         lines = log.getvalue()
         for known in (
             *secret,

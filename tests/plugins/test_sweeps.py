@@ -1,4 +1,4 @@
-"""The sweeps of a running server: a bad row holds up none of the others of its kind, and what is done costs nothing."""
+"""The sweeps of a running server: a bad row delays no other row, and finished rows cost nothing."""
 
 from __future__ import annotations
 

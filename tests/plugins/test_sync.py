@@ -1,4 +1,4 @@
-"""``/sync``: all that has happened since a cursor, in pages, whoever came, went and deleted meanwhile; odd cursors."""
+"""``/sync``: all events since a cursor, in pages, while participants join, leave and delete; invalid cursors."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def what(events: list[Json], where: Json | None = None) -> list[tuple[Any, ...]]
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_what_sockets_are_told_is_what_sync_tells(services: Services, servers: int) -> None:
+async def test_sockets_and_sync_deliver_the_same_events(services: Services, servers: int) -> None:
     async with town(services, servers, people=3) as made:
         alice, bob, carol = made.people
         cursor = await cursor_of(bob)
@@ -74,10 +74,10 @@ async def test_what_sockets_are_told_is_what_sync_tells(services: Services, serv
         later = await say(bob, group)
         kinds = "chat_created message_new reaction_added reaction_removed participant_added participant_role"
         kinds += " chat_updated message_edited participant_removed message_new"
-        told = [await b.expect(kind, SECONDS, seq=seq) for seq, kind in enumerate(kinds.split(), 1)]
+        frames = [await b.expect(kind, SECONDS, seq=seq) for seq, kind in enumerate(kinds.split(), 1)]
         events, cursor = await caught_up(bob, cursor)
         assert what(events) == [(kind, seq) for seq, kind in enumerate(kinds.split(), 1)]
-        for event, frame in zip(events, told, strict=True):
+        for event, frame in zip(events, frames, strict=True):
             if event["type"] in ("chat_created", "chat_updated"):  # the chat as it is now
                 assert event["chat"]["title"] == "Carol's"
                 event["chat"] = frame["chat"]
@@ -117,7 +117,7 @@ async def test_pages_of_any_length_tell_all_of_many_chats_once_and_in_order(serv
 
 
 @pytest.mark.gen_test
-async def test_what_comes_while_one_turns_the_pages_is_not_missed(services: Services) -> None:
+async def test_events_that_arrive_between_pages_are_not_missed(services: Services) -> None:
     async with town(services, 2, people=2) as made:
         alice, bob = made.people
         cursor = await cursor_of(bob)
@@ -140,7 +140,7 @@ async def test_what_comes_while_one_turns_the_pages_is_not_missed(services: Serv
 
 
 @pytest.mark.gen_test
-async def test_who_is_removed_and_comes_back_is_told_what_was_theirs_to_see(services: Services) -> None:
+async def test_a_user_who_was_removed_and_comes_back_syncs_what_they_may_see(services: Services) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         group = await chat(alice, bob)
@@ -165,7 +165,7 @@ async def test_who_is_removed_and_comes_back_is_told_what_was_theirs_to_see(serv
 
 
 @pytest.mark.gen_test
-async def test_of_a_deleted_chat_its_end_is_told(services: Services) -> None:
+async def test_sync_returns_the_end_of_a_deleted_chat(services: Services) -> None:
     async with town(services, people=3) as made:
         alice, bob, carol = made.people
         group, other = await chat(alice, bob, carol), await chat(alice, bob)
@@ -181,7 +181,7 @@ async def test_of_a_deleted_chat_its_end_is_told(services: Services) -> None:
                 assert what(events, other) == [("message_new", 2)]
                 [end] = [event for event in events if event["type"] == "chat_deleted"]
                 assert end["chat"]["id"] == group["id"]
-        # Who was removed before has still to hear of that: for her phone the chat would go on for ever.
+        # A user removed before that still needs the removal: otherwise her phone would show the chat for ever.
         for luck in (None, random.Random(1)):
             assert what((await caught_up(carol, cursors[carol.public_id], luck))[0]) == [("participant_removed", 3)]
 
@@ -236,7 +236,7 @@ async def test_a_cursor_that_is_too_old_or_of_another_life_of_the_database(servi
             assert (answer.status, answer.code) == (410, "cursor_expired")
         for fine in (good, replace(good, made=int(time.time()) - 30 * days + 600), replace(good, made=2**32 - 1)):
             assert (await ask(bob, fine.text())).status == 200
-        # A database that was restored elsewhere begins a new epoch; then all begin anew.
+        # A database that was restored elsewhere begins a new epoch; then every client starts from the beginning.
         await made.sql("UPDATE sync_epoch SET epoch = gen_random_uuid()")
         assert (await ask(bob, good.text())).status == 410
         assert (await ask(bob, await cursor_of(bob))).status == 200
@@ -282,8 +282,8 @@ async def test_another_s_cursor_tells_nothing_of_theirs(services: Services) -> N
         cursor = await cursor_of(alice)
         await say(alice, theirs)
         await say(carol, mine)
-        told, _ = await caught_up(stranger, cursor)  # what is new to Alice may be more or less than to the stranger
-        assert {event["chat_id"] for event in told} == {mine["id"]}
+        events, _ = await caught_up(stranger, cursor)  # Alice's cursor may hold more or fewer events
+        assert {event["chat_id"] for event in events} == {mine["id"]}
         forged = Cursor.read(cursor)
         for odd in (
             replace(forged, since=0),
@@ -293,13 +293,13 @@ async def test_another_s_cursor_tells_nothing_of_theirs(services: Services) -> N
             for luck in (None, random.Random(2)):
                 events, _ = await caught_up(stranger, odd.text(), luck)
                 assert {event["chat_id"] for event in events} <= {mine["id"]}
-        nobody = Account(url=alice.url)
-        assert (await ask(nobody, cursor)).status == 401
+        anonymous = Account(url=alice.url)
+        assert (await ask(anonymous, cursor)).status == 401
 
 
 @pytest.mark.gen_test
 async def test_the_largest_cursor_that_is_given_is_taken(services: Services) -> None:
-    """In the middle of a walk it bears two lists of chats."""
+    """In the middle of a walk the cursor has two lists of chats."""
     async with town(services, people=1) as made:
         [bob] = made.people
         present = Cursor.read(await cursor_of(bob))

@@ -50,7 +50,7 @@ async def test_the_others_hear_it_and_not_too_often(
 
 
 @pytest.mark.gen_test
-async def test_in_a_channel_nobody_hears_it(services: Services) -> None:
+async def test_a_channel_sends_no_typing_frames(services: Services) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         channel = await chat(alice, bob, kind="channel")
@@ -64,7 +64,9 @@ async def test_in_a_channel_nobody_hears_it(services: Services) -> None:
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("change", ["removed", "deleted", "restricted", "blocked"])
-async def test_who_may_no_more_neither_types_nor_hears_it(services: Services, servers: int, change: str) -> None:
+async def test_a_user_who_lost_access_neither_sends_nor_receives_typing(
+    services: Services, servers: int, change: str
+) -> None:
     """Whatever another instance remembers of the chat."""
     async with town(services, servers, people=4) as made:
         alice, bob, carol, dave = made.people

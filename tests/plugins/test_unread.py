@@ -1,4 +1,4 @@
-"""Unread counts: exact, whatever is posted, read, deleted and expires, and whoever comes and goes."""
+"""Unread counts stay exact while messages are posted, read, deleted and expire, and users join and leave."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_posting_reading_and_deleting(services: Services, servers: int) ->
         by_bob = [await say(bob, group, f"of Bob {n}") for n in range(3)]  # 6 7 8
         assert [await unread(who, group) for who in made.people] == [3, 4, 7]
 
-        # Others' and one's own, unread by oneself.
+        # Messages of others and own ones, not read yet.
         assert (await alice.delete(f"/messages/{by_alice[1]['id']}")).status == 204
         assert [await unread(who, group) for who in made.people] == [3, 3, 6]
         assert (await bob.delete(f"/messages/{by_bob[0]['id']}")).status == 204
@@ -48,19 +48,19 @@ async def test_posting_reading_and_deleting(services: Services, servers: int) ->
         # A receipt in the middle: 2 4 | 5 7 8.
         assert (await read(carol, group, 4))["unread_count"] == 3
         assert (await read(bob, group, 4))["unread_count"] == 1
-        # At the place of a deleted one, and of one's own: nothing more is read.
+        # A receipt at a deleted message, or at an own one, reads nothing more.
         assert (await read(bob, group, 3))["unread_count"] == 1
         assert (await read(carol, group, by_bob[0]["seq"]))["unread_count"] == 2  # 5 was before it
         assert [await unread(who, group) for who in made.people] == [2, 1, 2]
 
-        # One that was read goes: nobody's count changes.
+        # Deleting a message that all have read changes no count.
         assert (await alice.delete(f"/messages/{by_alice[0]['id']}")).status == 204
         assert [await unread(who, group) for who in made.people] == [2, 1, 2]
         assert (await read(alice, group, 10**9))["unread_count"] == 0
         assert (await bob.delete(f"/messages/{by_bob[2]['id']}")).status == 204
         assert [await unread(who, group) for who in made.people] == [0, 1, 1]
 
-        # Who joins later begins at nothing.
+        # A later participant begins with none unread.
         dave = await made.newcomer()
         body = {"public_id": dave.public_id}
         assert (await alice.post(f"/chats/{group['id']}/participants", body)).status == 201
@@ -73,7 +73,7 @@ async def test_posting_reading_and_deleting(services: Services, servers: int) ->
 
 
 @pytest.mark.gen_test
-async def test_many_who_post_at_once_are_counted_each(services: Services) -> None:
+async def test_simultaneous_posts_are_all_counted(services: Services) -> None:
     async with town(services, 2, people=4) as made:
         group = await chat(*made.people)
         path = f"/chats/{group['id']}/messages"
@@ -98,7 +98,7 @@ async def test_many_who_post_at_once_are_counted_each(services: Services) -> Non
 
 
 @pytest.mark.gen_test
-async def test_over_blocks_of_what_is_gone(services: Services) -> None:
+async def test_unread_counts_stay_exact_across_blocks_of_deleted_messages(services: Services) -> None:
     """What is gone is kept in blocks of 4,096 messages, by number."""
     async with town(services, people=2) as made:
         alice, bob = made.people
@@ -133,7 +133,7 @@ class Model:
     """What there should be: messages that are there by seq, and how far each has read since they came."""
 
     last: int = 1
-    sent: dict[int, tuple[str, int, bool]] = field(default_factory=dict)  # seq: id, by whom, to expire
+    sent: dict[int, tuple[str, int, bool]] = field(default_factory=dict)  # seq: id, sender, True if it expires
     marks: dict[int, int] = field(default_factory=lambda: dict.fromkeys(range(PEOPLE), 0))
     joined: dict[int, int] = field(default_factory=lambda: dict.fromkeys(range(PEOPLE), 1))
 
@@ -199,7 +199,7 @@ async def live(made: Town, steps: list[tuple[str, int, int]]) -> None:
 
 @contextlib.contextmanager
 def background(services: Services, people: int) -> Iterator[Callable[[Callable[[Town], Coroutine[Any, Any, T]]], T]]:
-    """A town in a thread of its own, where the work of each example is done."""
+    """A town in a separate thread, where each example runs."""
     loop, ready, ended = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
     found: list[Town] = []
 
@@ -224,7 +224,7 @@ def background(services: Services, people: int) -> Iterator[Callable[[Callable[[
 
 
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
-def test_whatever_happens_the_count_is_that_of_a_simple_model(services: Services) -> None:
+def test_the_count_always_equals_that_of_a_simple_model(services: Services) -> None:
     with background(services, PEOPLE) as at:
 
         @seed(7)

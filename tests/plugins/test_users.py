@@ -1,4 +1,4 @@
-"""Users: search, profiles, and what one changes of oneself."""
+"""Users: search, profiles, and changes to one's profile and settings."""
 
 from __future__ import annotations
 

@@ -31,12 +31,12 @@ async def react(by: Account, posted: Json, emoji: str = THUMB) -> None:
     await ok(by.put(f"/messages/{posted['id']}/reactions/{emoji}", {}))
 
 
-async def add(by: Account, where: Json, whom: Account, role: str = "member") -> None:
-    await ok(by.post(f"/chats/{where['id']}/participants", {"public_id": whom.public_id, "role": role}))
+async def add(by: Account, where: Json, who: Account, role: str = "member") -> None:
+    await ok(by.post(f"/chats/{where['id']}/participants", {"public_id": who.public_id, "role": role}))
 
 
-async def remove(by: Account, where: Json, whom: Account) -> None:
-    await ok(by.delete(f"/chats/{where['id']}/participants/{whom.user_id}"))
+async def remove(by: Account, where: Json, who: Account) -> None:
+    await ok(by.delete(f"/chats/{where['id']}/participants/{who.user_id}"))
 
 
 def hidden(events: list[Json]) -> list[tuple[int, int]]:
@@ -46,11 +46,11 @@ def hidden(events: list[Json]) -> list[tuple[int, int]]:
     return [(e["seq"], e.get("to_seq", e["seq"])) for e in events if e["type"] == "hidden"]
 
 
-# Who has left ---------------------------------------------------------------------------------------------------------
+# Former participants --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.gen_test
-async def test_who_was_removed_sees_nothing_of_what_happened_afterwards(services: Services) -> None:
+async def test_a_removed_user_sees_nothing_of_later_events(services: Services) -> None:
     async with town(services, people=4) as made:
         alice, bob, carol, dave = made.people
         cursor = await cursor_of(bob)
@@ -82,18 +82,18 @@ async def test_who_was_removed_sees_nothing_of_what_happened_afterwards(services
             assert "after" not in str(events) and "🎉" not in str(events) and dave.user_id not in str(events)
             # What was edited, deleted or has expired since is not known as it was. All else is, reactions too.
             assert hidden(events) == [(2, 3), (5, 5), (9, 9)]
-            told = {event["seq"]: event for event in events}
-            assert max(told) == 13 and told[13]["type"] == "participant_removed"
-            assert (told[6]["type"], told[6]["reason"]) == ("message_deleted", "deleted")
+            after = {event["seq"]: event for event in events}
+            assert max(after) == 13 and after[13]["type"] == "participant_removed"
+            assert (after[6]["type"], after[6]["reason"]) == ("message_deleted", "deleted")
             before = {event["seq"]: event for event in as_it_was}
-            for event in (told[4], before[4]):  # in whichever order
+            for event in (after[4], before[4]):  # in whichever order
                 event["message"]["reactions"].sort(key=str)
-            assert len(told[4]["message"]["reactions"]) == 2
+            assert len(after[4]["message"]["reactions"]) == 2
             for seq in (4, 6, 7, 8, 11, 12):
-                assert told[seq] == before[seq]
-            created, updated = told[1]["chat"], told[10]["chat"]
+                assert after[seq] == before[seq]
+            created, updated = after[1]["chat"], after[10]["chat"]
             assert (created["title"], updated["title"]) == ("before", "still before")
-            for event in (told[1], told[10]):
+            for event in (after[1], after[10]):
                 assert event["chat"]["settings"] == {"then": True}
                 assert event["chat"]["participant_count"] == 3
                 assert event["chat"]["updated_at"] == event["created_at"]
@@ -103,7 +103,7 @@ async def test_who_was_removed_sees_nothing_of_what_happened_afterwards(services
 
 
 @pytest.mark.gen_test
-async def test_a_chat_whose_past_was_not_kept_is_hidden_from_who_has_left(services: Services) -> None:
+async def test_a_chat_without_its_past_is_hidden_from_former_participants(services: Services) -> None:
     """An older version wrote the event."""
     async with town(services, people=2) as made:
         alice, bob = made.people
@@ -115,13 +115,15 @@ async def test_a_chat_whose_past_was_not_kept_is_hidden_from_who_has_left(servic
         assert what((await caught_up(bob, cursor))[0]) == [("hidden", 1), ("participant_removed", 2)]
 
 
-# Who came later -------------------------------------------------------------------------------------------------------
+# Later participants ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("many", [False, True])
-async def test_who_came_later_sees_nothing_of_an_older_message(services: Services, servers: int, many: bool) -> None:
+async def test_a_later_participant_sees_nothing_of_an_older_message(
+    services: Services, servers: int, many: bool
+) -> None:
     async with town(services, servers, people=3) as made:
         alice, bob, carol = made.people
         group = await chat(alice, bob)
@@ -174,7 +176,7 @@ async def test_who_came_later_sees_nothing_of_an_older_message(services: Service
 
 
 @pytest.mark.gen_test
-async def test_who_came_back_sees_two_stays_each_by_its_bounds(services: Services) -> None:
+async def test_a_user_who_returned_sees_both_stays_within_their_bounds(services: Services) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         cursor = await cursor_of(bob)
@@ -202,7 +204,7 @@ async def test_who_came_back_sees_two_stays_each_by_its_bounds(services: Service
 
 
 @pytest.mark.gen_test
-async def test_in_clouds_and_channels_who_comes_later_sees_all(services: Services) -> None:
+async def test_later_participants_of_clouds_and_channels_see_all_messages(services: Services) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         for kind in ("cloud", "channel"):
@@ -260,7 +262,7 @@ async def test_readers_of_a_channel_do_not_see_each_other(services: Services, se
             assert {event["seq"] for event in events if event["type"] != "hidden"} == seqs
         assert hidden(events) == [(4, 5), (7, 9), (11, 11)]
         assert other.user_id not in str(events)
-        # Who is no admin any more sees what a reader sees, and who has left no more than that.
+        # A former admin sees the same as a reader, and a former participant no more than that.
         events, _ = await caught_up(admin, cursors[admin.public_id])
         assert {event["seq"] for event in events if event["type"] != "hidden"} == {3, 10, 12}
         events, _ = await caught_up(other, late)
@@ -269,7 +271,7 @@ async def test_readers_of_a_channel_do_not_see_each_other(services: Services, se
 
 
 @pytest.mark.gen_test
-async def test_reactions_in_a_channel_are_ones_own_and_counts(services: Services) -> None:
+async def test_a_channel_shows_own_reactions_and_counts(services: Services) -> None:
     async with town(services, people=3) as made:
         owner, reader, other = made.people
         news = await chat(owner, reader, other, kind="channel")
@@ -290,8 +292,8 @@ async def test_reactions_in_a_channel_are_ones_own_and_counts(services: Services
                 assert [r["emoji"] for r in one["reactions"]] == own
                 assert {r["user_id"] for r in one["reactions"]} <= {who.user_id}
                 assert one["reaction_counts"] == counts
-        [told] = [event for event in (await caught_up(reader, cursor))[0] if event["type"] == "message_new"]
-        assert told["message"] == (await history(reader, news))[0]
+        [new] = [event for event in (await caught_up(reader, cursor))[0] if event["type"] == "message_new"]
+        assert new["message"] == (await history(reader, news))[0]
         group = await chat(owner, reader)
         await react(reader, await say(owner, group))
         [shown] = await history(owner, group)
@@ -302,7 +304,7 @@ async def test_reactions_in_a_channel_are_ones_own_and_counts(services: Services
 
 
 @pytest.mark.gen_test
-async def test_what_has_expired_counts_nowhere_even_before_it_is_erased(services: Services) -> None:
+async def test_expired_messages_count_nowhere_even_before_they_are_erased(services: Services) -> None:
     async with town(services, people=2) as made:
         alice, bob = made.people
         group = await chat(alice, bob)

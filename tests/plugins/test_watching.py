@@ -1,4 +1,4 @@
-"""presence_subscribe: told of comings and goings, on every instance, by those alone who let one see them."""
+"""presence_subscribe: presence frames on every instance, only of users that show their presence to the subscriber."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.running import Services, place, serving
 
 @pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("servers", [1, 2])
-async def test_who_watches_is_told_at_once_and_of_each_change(services: Services, servers: int) -> None:
+async def test_a_subscriber_receives_the_presence_at_once_and_each_change(services: Services, servers: int) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice = await Account(one_time=0).register(one.url)
         bob = await Account(one_time=0).register(one.url)
@@ -42,7 +42,7 @@ async def test_who_watches_is_told_at_once_and_of_each_change(services: Services
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_who_hides_or_has_blocked_is_not_told_of(services: Services) -> None:
+async def test_a_subscriber_receives_nothing_of_users_that_hide_or_block(services: Services) -> None:
     async with place(services) as shared, serving(shared) as one:
         alice, bob, carol = [await Account(one_time=0).register(one.url) for _ in range(3)]
         hidden = {"settings": {"privacy": {"last_seen": "nobody"}}}
@@ -79,7 +79,9 @@ async def _taken_back(watcher: Socket, of: Account) -> None:
 @pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("by", ["block", "blocked", "setting", "verification"])
-async def test_what_hides_somebody_is_taken_back_from_open_sockets(services: Services, servers: int, by: str) -> None:
+async def test_a_change_that_hides_a_user_ends_the_presence_frames_of_open_sockets(
+    services: Services, servers: int, by: str
+) -> None:
     async with place(services) as shared, serving(shared) as one, serving(shared) as two:
         alice, bob = [await Account(one_time=0).register(one.url) for _ in range(2)]
         verification = f"/users/{alice.public_id}/verify"

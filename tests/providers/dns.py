@@ -15,7 +15,7 @@ import dns.rrset
 
 
 class Names(asyncio.DatagramProtocol):
-    """``known``: addresses by name; a name without any doesn't exist. Whoever asks for another one waits for ever."""
+    """``known``: addresses by name; a name without any doesn't exist. A query for another name never gets an answer."""
 
     def __init__(self, known: Mapping[str, Sequence[str]]) -> None:
         self.known = {f"{name}.": addresses for name, addresses in known.items()}

@@ -33,7 +33,7 @@ SUBJECT = "mailto:ops@example.org"
 
 @dataclass(frozen=True)
 class Got:
-    """A push that a provider took: for whom, what the app gets, and what the provider saw besides."""
+    """A push that a provider accepted: its token, the data for the app, and everything else the provider saw."""
 
     token: str
     data: dict[str, str]
@@ -48,7 +48,7 @@ class Got:
 
 
 class Mailbox:
-    """What a provider took, in order. ``answers`` are given to the next requests instead of its own yes."""
+    """The pushes that a provider accepted, in order. The next requests get ``answers`` first, then success."""
 
     def __init__(self) -> None:
         self.got: list[Got] = []
@@ -259,7 +259,7 @@ class PushService(Mailbox):
 
 @dataclass
 class World:
-    """All three of them, and what a server must be told to use them."""
+    """All three providers, and the settings for a server that uses them."""
 
     apple: Apple
     google: Google

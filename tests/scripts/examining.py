@@ -21,7 +21,7 @@ class Found:
             assert (finding.state in ("good", "skipped")) == (not finding.do), f"what is to be done? {finding}"
 
     def __getitem__(self, which: tuple[str, str]) -> Finding:
-        """What is said of a part; if it is much, the worst of it."""
+        """The finding about a part; of several, the worst one."""
         found = [finding for name, finding in self.all if (name, finding.part) == which]
         assert found, f"nothing of {which} in {self.all}"
         return max(found, key=lambda finding: ("skipped", "good", "weak", "wrong").index(finding.state))

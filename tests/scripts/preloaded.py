@@ -1,7 +1,7 @@
-"""Scripts that are forked from a process which has imported what they share, instead of started anew.
+"""Scripts forked from a process that has imported their common modules, instead of started in a new interpreter.
 
 A new interpreter spends half a second of a processor on those imports, and the tests run some hundreds of scripts. Each
-of them is a process of its own all the same, with its own environment, output and exit code.
+of them is a separate process all the same, with its own environment, output and exit code.
 """
 
 from __future__ import annotations

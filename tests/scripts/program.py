@@ -18,7 +18,7 @@ from tests.waiting import WAIT
 
 @dataclass(frozen=True)
 class Ended:
-    """How a script ended, and what it said."""
+    """The exit code and output of a script."""
 
     code: int
     out: str

@@ -58,12 +58,12 @@ async def test_a_rotation_by_root_leaves_the_servers_user_its_files(home: Path) 
 async def test_root_makes_no_data_folder_of_a_production(home: Path) -> None:
     given = {"MIMU_DATA_DIR": str(home / "missing"), **SECRETS}
     done = await script(None, "rotate_keys", "jwt", **given)
-    assert (done.code, "root must not make it" in done.err) == (78, True)
+    assert (done.code, "root must not create it" in done.err) == (78, True)
     assert not (home / "missing").exists()
 
 
 @pytest.mark.gen_test
-async def test_what_root_has_left_is_named_with_its_owner(home: Path) -> None:
+async def test_files_of_root_are_reported_with_their_owner(home: Path) -> None:
     given = {"MIMU_DATA_DIR": str(home / "data"), **SECRETS}
     (home / "data" / "secrets").mkdir(mode=0o700)
     done = await script(None, "rotate_keys", "jwt", **given)

@@ -126,7 +126,7 @@ async def test_a_server_that_went_back_in_time(services: Services, tmp_path: Pat
             assert (made["verified"], made["files"]["count"], made["lost"]) == (True, 3, [])
             assert await db.fetchval("SELECT count(*) FROM pg_database WHERE datname LIKE 'mimu_verify%'") == 0
 
-        # What nobody who restores the backup may undo.
+        # Restoring the backup must not undo this.
         after = await bundle(bob, alice)
         assert (after["one_time_prekey"]["key_id"], after["kyber_prekey"]["key_id"]) == (2, 2)
         await people.write("four", "five", "six")
@@ -140,10 +140,10 @@ async def test_a_server_that_went_back_in_time(services: Services, tmp_path: Pat
     async with place(services) as new:
         ended = await restore(new, made["backup"], **of(tmp_path / "new"))
         assert ended.code == 0, ended.err
-        told = ended.json
-        assert (told["files"], told["sessions_ended"], told["due"]) == (3, 2, [])
+        report = ended.json
+        assert (report["files"], report["sessions_ended"], report["due"]) == (3, 2, [])
         async with serving(new, **of(tmp_path / "new")) as server:
-            # Tokens from before end, also those of people whom this database never knew.
+            # Tokens from before the restore are revoked, also those of accounts that are not in the backup.
             for token in (stale, other.token):
                 assert (await ask(server.url, "GET", "/users/me", token=token)).status == 401
             await people.log_in(server)
@@ -153,12 +153,12 @@ async def test_a_server_that_went_back_in_time(services: Services, tmp_path: Pat
             gone = await ask(server.url, "GET", f"/sync?cursor={cursor}", token=bob.token)
             assert (gone.status, gone.code) == (410, "cursor_expired")
             async with alice.socket() as socket:
-                assert socket.ready["epoch"] == told["epoch"] != epoch
+                assert socket.ready["epoch"] == report["epoch"] != epoch
                 assert (await socket.expect("prekeys_low"))["remaining"] == 0
             given = await bundle(bob, alice)
             assert given["one_time_prekey"] is None
             assert given["kyber_prekey"]["key_id"] == 9
-            # Whether it had been handed out or not: an id that was known is refused, as ever.
+            # A known id is refused as always, also one that was never handed out.
             for key_id in (1, 2, 3, 4):
                 assert (await upload(alice, key_id)).status == 409
             for key_id in (1, 2, 3):
@@ -169,7 +169,7 @@ async def test_a_server_that_went_back_in_time(services: Services, tmp_path: Pat
             async with alice.socket() as socket:
                 await socket.silent(0.2)
 
-            # Who is ahead sends again: what is there stays as it is, what was lost comes anew, and nothing twice.
+            # Clients that are ahead send again: stored messages stay, lost ones are stored, and none is stored twice.
             again = [dict(one) for one in people.sent]
             for _ in range(2):
                 for one in again:
@@ -184,7 +184,7 @@ async def test_a_server_that_went_back_in_time(services: Services, tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    # Not tmp_path: its parents are closed to the user whom PostgreSQL runs as when the tests run as root.
+    # Not tmp_path: when the tests run as root, the user of PostgreSQL cannot enter its parents.
     path = Path(tempfile.mkdtemp(prefix="mimu-"))
     path.chmod(0o755)
     yield path
@@ -213,13 +213,13 @@ def made(services: Services, folder: Path) -> Made:
             await people.move_in(server)
             await bundle(people.bob, people.alice)
             await people.write("one", "two")
-            told = await backup(old, folder / "backups", **of(folder / "old"))
+            report = await backup(old, folder / "backups", **of(folder / "old"))
             shown, password = address(old.dsn)
             plain = folder / "plain.dump"
             dump = await find("pg_dump", 16)
             command = [dump, "--format=custom", "--no-owner", f"--file={plain}", f"--dbname={shown}"]
             await asyncio.to_thread(subprocess.run, command, env={**os.environ, **password}, check=True)
-        return Made(Path(told["backup"]), people, plain)
+        return Made(Path(report["backup"]), people, plain)
 
     with contextlib.closing(asyncio.new_event_loop()) as loop:
         return loop.run_until_complete(make())
@@ -227,7 +227,7 @@ def made(services: Services, folder: Path) -> Made:
 
 @pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("which", ["ours", "a plain dump"])
-async def test_who_restores_by_hand_hands_out_no_prekey_either(
+async def test_a_restore_with_pg_restore_hands_out_no_used_prekey(
     services: Services, made: Made, tmp_path: Path, which: str
 ) -> None:
     async with place(services) as new:
@@ -261,7 +261,7 @@ async def test_who_restores_by_hand_hands_out_no_prekey_either(
 @pytest.mark.parametrize(
     "name", ["manifest.json", "files.sha256", "database/toc.dat", "a table", "a file", "a file that is gone"]
 )
-def test_what_is_damaged_is_refused_by_its_name(made: Made, tmp_path: Path, name: str) -> None:
+def test_a_damaged_backup_is_refused_with_the_name_of_the_part(made: Made, tmp_path: Path, name: str) -> None:
     copy = made.copy(tmp_path)
     verify(copy, Manifest.read(copy), lambda _: None)  # it is good
     whole = sorted(path for path in copy.rglob("*") if path.is_file())
@@ -280,7 +280,7 @@ def test_what_is_damaged_is_refused_by_its_name(made: Made, tmp_path: Path, name
         verify(copy, Manifest.read(copy), lambda _: None)
 
 
-def test_what_is_not_finished_is_no_backup(made: Made, tmp_path: Path) -> None:
+def test_an_unfinished_backup_is_refused(made: Made, tmp_path: Path) -> None:
     copy = made.copy(tmp_path)
     (copy / "manifest.json").unlink()
     with pytest.raises(BackupError, match="not a finished backup"):
@@ -300,7 +300,7 @@ async def test_a_restore_asks_and_refuses_before_it_changes_anything(
         broken = made.copy(tmp_path)
         with (broken / "files.sha256").open("a") as file:
             file.write("\n")
-        damaged, checked, unconfirmed, nobody = await asyncio.gather(
+        damaged, checked, unconfirmed, without_path = await asyncio.gather(
             restore(new, broken, **home),
             script(None, "restore", str(made.path), "--check", "--json"),
             script(new, "restore", str(made.path), given="y\n", **home),
@@ -312,7 +312,7 @@ async def test_a_restore_asks_and_refuses_before_it_changes_anything(
         )
         assert (checked.code, checked.json["rows"]["users"], checked.json["files"]) == (0, 2, 3)
         assert (unconfirmed.code, "not confirmed; nothing was changed" in unconfirmed.err) == (1, True)
-        assert nobody.code == 2
+        assert without_path.code == 2
         assert await migrations.ready(new.dsn) == []
 
         async with serving(new, **home) as server:
@@ -364,7 +364,9 @@ async def test_a_look_at_a_backup_touches_nothing_else(services: Services, made:
 
 @pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("what", ["backup", "--settle"])
-async def test_who_comes_while_it_asks_is_seen(services: Services, made: Made, tmp_path: Path, what: str) -> None:
+async def test_a_server_that_starts_during_the_question_is_noticed(
+    services: Services, made: Made, tmp_path: Path, what: str
+) -> None:
     """A supervisor starts a server again, while the operator reads the question."""
     async with place(services) as shared:
         home = {**shared.environment, **of(tmp_path / "home")}
@@ -453,8 +455,8 @@ async def test_a_backup_that_is_killed_leaves_none(services: Services, tmp_path:
         assert [path.name for path in output.glob("mimu-*")] == []
         ended = await restore(shared, unfinished, **home)
         assert (ended.code, "not a finished backup" in ended.err) == (1, True)
-        told = await backup(shared, output, "--without-keys", **home)
-        assert sorted(path.name for path in output.iterdir()) == [".lock", Path(told["backup"]).name]
+        report = await backup(shared, output, "--without-keys", **home)
+        assert sorted(path.name for path in output.iterdir()) == [".lock", Path(report["backup"]).name]
 
 
 @pytest.mark.gen_test(timeout=60)
@@ -495,7 +497,7 @@ async def test_old_backups_go_and_files_are_stored_once(services: Services, tmp_
         assert (await alice.delete(f"/files/{first}")).status == 204
         two = await backup(shared, output, "--keep", "2", **of(home))
         assert (two["files"]["count"], two["files"]["linked"], two["removed"]) == (2, 1, [])
-        # One that the storage has lost is told, and its row doesn't come back without its bytes.
+        # A file that the storage has lost is reported, and its row is not restored without its bytes.
         async with connected(shared) as db:
             key = await db.fetchval("SELECT storage_key FROM files WHERE id = $1", third)
         (home / "files" / key[:2] / key).unlink()
@@ -503,7 +505,7 @@ async def test_old_backups_go_and_files_are_stored_once(services: Services, tmp_
         three = await backup(shared, output, "--keep", "2", code=3, **of(home))
         assert (three["lost"], three["files"]["count"], three["removed"]) == ([key], 1, [one["backup"]])
         left = {path.name for path in output.iterdir()} - {".lock", "something of the operator's"}
-        assert left == {Path(told[what]).name for told in (two, three) for what in ("backup", "keys")}
+        assert left == {Path(report[what]).name for report in (two, three) for what in ("backup", "keys")}
         size = Path(three["keys"]).stat()
         assert size.st_mode & 0o777 == 0o600
         assert Path(three["backup"]).stat().st_mode & 0o777 == 0o700
@@ -518,7 +520,7 @@ async def test_old_backups_go_and_files_are_stored_once(services: Services, tmp_
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_rots_in_one_backup_is_copied_anew_by_the_next(services: Services, tmp_path: Path) -> None:
+async def test_a_file_damaged_in_one_backup_is_copied_again_by_the_next(services: Services, tmp_path: Path) -> None:
     output, safe, home = tmp_path / "backups", tmp_path / "safe", tmp_path / "home"
     async with place(services) as shared, serving(shared, **of(home)) as server:
         alice = await Account(one_time=0).register(server.url)
@@ -544,14 +546,14 @@ async def test_secrets_are_apart(services: Services, made: Made, tmp_path: Path)
     (home / "secrets" / "keyring.json").write_text(json.dumps({"turn": [{"secret": "t" * 40}]}))
     async with place(services) as shared:
         named = {**of(home), "VAPID_PRIVATE_KEY_FILE": str(vapid)}
-        told = await backup(shared, tmp_path / "backups", "--keys", str(tmp_path / "safe"), **named)
-        archive = Path(told["keys"])
+        report = await backup(shared, tmp_path / "backups", "--keys", str(tmp_path / "safe"), **named)
+        archive = Path(report["keys"])
         assert archive.parent == tmp_path / "safe"
         with tarfile.open(archive) as tar:
             assert sorted(tar.getnames()) == ["SHA256SUMS", "VAPID_PRIVATE_KEY_FILE", "keyring.json", "settings.env"]
         # Nowhere else: not in what is backed up every night to wherever that goes.
         secret_ones = [shared.environment["JWT_SECRET"].encode(), b"t" * 40, b"BEGIN PRIVATE KEY"]
-        for path in Path(told["backup"]).rglob("*"):
+        for path in Path(report["backup"]).rglob("*"):
             assert not path.is_file() or not [one for one in secret_ones if one in path.read_bytes()]
 
         elsewhere = tmp_path / "elsewhere"
@@ -560,9 +562,9 @@ async def test_secrets_are_apart(services: Services, made: Made, tmp_path: Path)
         raw[600] ^= 1
         damaged = tmp_path / "damaged.tar"
         damaged.write_bytes(raw)
-        refused = await restore(shared, told["backup"], "--keys", str(damaged), **settings)
+        refused = await restore(shared, report["backup"], "--keys", str(damaged), **settings)
         assert (refused.code, elsewhere.exists()) == (1, False)
-        ended = await restore(shared, told["backup"], "--keys", str(archive), **settings)
+        ended = await restore(shared, report["backup"], "--keys", str(archive), **settings)
         assert ended.code == 0, ended.err
         folder = elsewhere / "secrets"
         assert (folder / "jwt_secret").read_text() == shared.environment["JWT_SECRET"]
@@ -599,22 +601,22 @@ async def test_the_embedded_database_beside_its_server_and_without_it(folder: Pa
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_was_put_back_by_other_means_is_settled_by_hand(services: Services, tmp_path: Path) -> None:
-    """A snapshot of the disk: nothing in the database tells that it is back."""
+async def test_a_restored_snapshot_is_settled_by_hand(services: Services, tmp_path: Path) -> None:
+    """A snapshot of the disk: nothing in the database shows that it was restored."""
     async with place(services) as shared:
         async with serving(shared, **of(tmp_path)) as server:
             alice, bob = await Account(one_time=2).register(server.url), await Account().register(server.url)
             async with alice.socket() as socket:
                 epoch = socket.ready["epoch"]
-        told = await script(shared, "restore", "--settle", "--yes", "--json", **of(tmp_path))
-        assert (told.code, told.json["prekeys_withdrawn"], told.json["sessions_ended"]) == (0, 7, 2)
+        settled = await script(shared, "restore", "--settle", "--yes", "--json", **of(tmp_path))
+        assert (settled.code, settled.json["prekeys_withdrawn"], settled.json["sessions_ended"]) == (0, 7, 2)
         async with serving(shared, **of(tmp_path)) as server:
             alice.url = bob.url = server.url
             assert (await alice.get("/users/me")).status == 401
             assert ((await alice.login()).status, (await bob.login()).status) == (200, 200)
             assert (await bundle(bob, alice))["one_time_prekey"] is None
             async with alice.socket() as socket:
-                assert socket.ready["epoch"] == told.json["epoch"] != epoch
+                assert socket.ready["epoch"] == settled.json["epoch"] != epoch
 
 
 @pytest.mark.gen_test

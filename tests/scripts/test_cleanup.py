@@ -185,7 +185,7 @@ async def test_prekeys_go_and_their_ids_stay_refused(services: Services) -> None
 
 
 @pytest.mark.gen_test
-async def test_what_is_noted_grows_with_each_cleanup_and_goes_with_the_account(services: Services) -> None:
+async def test_recorded_key_ids_grow_with_each_cleanup_and_are_deleted_with_the_account(services: Services) -> None:
     async with place(services) as shared, connected(shared) as db:
         alice = await user(db)
         for ids in (range(10, 20), range(20, 30), range(5, 10)):
@@ -344,7 +344,7 @@ async def test_a_dry_run_counts_and_changes_nothing(services: Services) -> None:
         ]
         assert text.err == "", "no progress where there is no terminal"
 
-        # What was foretold is done, in batches.
+        # The same rows are removed in batches.
         done = await script(shared, "cleanup", "--json")
         assert done.json == {"removed": {**NOTHING, **due}}
         again = await script(shared, "cleanup")
@@ -358,18 +358,20 @@ async def test_a_batch_is_a_transaction_of_a_thousand_rows(services: Services) -
         alice = await user(db)
         await one_time(db, alice, range(3000), 31)
         await session(db, alice, used=8, revoked=8, spent=1500)
-        told: list[tuple[int, int]] = []
+        reports: list[tuple[int, int]] = []
         seen: list[Any] = []
         async with Database(shared.dsn, 2).open() as own:
             removed = await cleanup.clean(
                 own,
                 Retention(),
-                report=lambda so_far: told.append((so_far["one_time_prekeys"], so_far.get("spent_refresh_tokens", 0))),
+                report=lambda so_far: reports.append(
+                    (so_far["one_time_prekeys"], so_far.get("spent_refresh_tokens", 0))
+                ),
             )
             seen = await db.fetch("SELECT xmin::text FROM spent_prekeys")
         assert (removed["one_time_prekeys"], removed["sessions"], removed["spent_refresh_tokens"]) == (3000, 1, 1500)
         # In turn, so that neither waits for the other; the session goes when its tokens have gone.
-        assert told == [(1000, 0), (1000, 1000), (2000, 1000), (2000, 1500), (3000, 1500), (3000, 1500)]
+        assert reports == [(1000, 0), (1000, 1000), (2000, 1000), (2000, 1500), (3000, 1500), (3000, 1500)]
         assert len(seen) == 1
 
 
@@ -386,12 +388,12 @@ async def test_two_at_once_share_the_work(services: Services) -> None:
         together = {table: sum(part[table] for part in parts) for table in NOTHING}
         assert together == {**NOTHING, "one_time_prekeys": 12000, "sessions": 20, "spent_refresh_tokens": 2000}
         noted = await db.fetch("SELECT DISTINCT key_ids::text FROM spent_prekeys")
-        assert [row[0] for row in noted] == ["{[0,600)}"], "whoever noted them, no id is missing"
+        assert [row[0] for row in noted] == ["{[0,600)}"], "no id is missing, whichever run recorded it"
 
 
 @pytest.mark.gen_test
-async def test_it_waits_for_nobody(services: Services) -> None:
-    """Rows and users that a request holds are left for the next time."""
+async def test_it_does_not_wait_for_locks(services: Services) -> None:
+    """Rows and users that a request has locked are left for the next run."""
     async with place(services) as shared, connected(shared) as db, connected(shared) as other:
         alice, bob, carol, dave = owners = [await user(db, name) for name in ("alice", "bob", "carol", "dave")]
         for owner in owners:
@@ -621,7 +623,7 @@ async def fill_chats(db: Any, user_id: Any, rows: int) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_sync_tells_no_more_goes_and_what_it_tells_stays(services: Services) -> None:
+async def test_events_older_than_the_sync_retention_are_deleted_and_newer_ones_stay(services: Services) -> None:
     async with place(services) as shared, serving(shared, SYNC_RETENTION_DAYS="10") as server, connected(shared) as db:
         alice, bob = [await Account(one_time=0).register(server.url) for _ in range(2)]
         chats, cursor = [], (await bob.get("/sync")).json["cursor"]
@@ -639,16 +641,16 @@ async def test_what_sync_tells_no_more_goes_and_what_it_tells_stays(services: Se
         kept = await db.fetch(
             "SELECT encrypted_payload, metadata, seq < 0 AS gone FROM messages WHERE chat_id = $1", ended
         )
-        # Who posted them may ask again: they are known by their client_id, and nothing else of them is kept.
+        # Their sender may repeat the request: only the client_id of such a message is kept.
         assert [tuple(row) for row in kept] == [(b"", '{"reason": "deleted"}', True)] * 2
         assert await db.fetchval(
             "SELECT array_agg(type::text ORDER BY seq) FROM chat_events WHERE chat_id = $1", ended
         ) == [
-            "participant_removed",  # for Bob, who was not there any more to hear of the end
+            "participant_removed",  # for Bob, who had left before the chat was deleted
             "chat_deleted",
         ]
-        told = (await bob.get(f"/sync?cursor={cursor}")).json["events"]
-        assert [event["type"] for event in told if event["chat_id"] == ended] == ["participant_removed"]
+        events = (await bob.get(f"/sync?cursor={cursor}")).json["events"]
+        assert [event["type"] for event in events if event["chat_id"] == ended] == ["participant_removed"]
 
         for table, moment in (("chat_events", "created_at"), ("chat_departures", "left_at")):
             await db.execute(f"UPDATE {table} SET {moment} = now() - interval '12 days' WHERE chat_id <> $1", fresh)
@@ -735,7 +737,7 @@ async def test_on_a_terminal_it_shows_how_far_it_is(services: Services) -> None:
     ids=["missing", "no address", "two", "out of range", "no number"],
 )
 async def test_wrong_settings_end_it_with_78(services: Services, settings: dict[str, str], faults: list[str]) -> None:
-    nowhere = Place("postgres://mimu:never-told@127.0.0.1:1/mimu", services.redis)
+    nowhere = Place("postgres://mimu:never-shown@127.0.0.1:1/mimu", services.redis)
     ended = await script(nowhere, "cleanup", **settings)
     assert (ended.code, ended.out) == (78, "")
     lines = ended.err.splitlines()
@@ -745,9 +747,9 @@ async def test_wrong_settings_end_it_with_78(services: Services, settings: dict[
 
 
 @pytest.mark.gen_test
-async def test_what_fails_ends_it_with_1(services: Services) -> None:
+async def test_a_failure_exits_with_1(services: Services) -> None:
     async with place(services) as shared:
-        away = await script(Place("postgres://mimu:never-told@127.0.0.1:1/mimu", shared.redis), "cleanup")
+        away = await script(Place("postgres://mimu:never-shown@127.0.0.1:1/mimu", shared.redis), "cleanup")
         lacking = await script(Place(services.dsn, shared.redis), "cleanup")
         refused = await script(Place(shared.dsn.replace("mimu:", "mimu:not-"), shared.redis), "cleanup", "--dry-run")
     for ended in (away, lacking, refused):

@@ -36,7 +36,7 @@ async def test_they_find_the_services_of_the_server_that_runs_here(folder: Path)
                 ended = await script(None, *words, MIMU_DATA_DIR=str(folder / "var"))
                 assert (ended.code, ended.err) == (0, ""), words
                 assert ended.out
-            # The server is told by its own Valkey: without it, it would notice within ten seconds.
+            # The server learns it through its own Valkey; without that it would notice within ten seconds.
             await socket.expect("closed", code=4401)
 
 

@@ -179,7 +179,7 @@ async def test_exit_codes(services: Services, tmp_path: Path) -> None:
         ["--loud"],
     ],
 )
-def test_what_makes_no_sense_is_refused(words: list[str]) -> None:
+def test_invalid_arguments_are_refused(words: list[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         doctor.parse(words)
     assert refused.value.code == 2
@@ -209,8 +209,8 @@ async def _embedded(folder_: Path) -> None:
 
 
 @pytest.mark.gen_test
-async def test_who_does_not_answer_is_given_up_and_hides_nobody(services: Services, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes connections, and nobody comes for them
+async def test_a_service_that_does_not_answer_times_out_and_hides_no_other(services: Services, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts connections, the program does not
         await _given_up(services, tmp_path, silent.getsockname()[1])
 
 
@@ -304,7 +304,7 @@ S3 = {
         ({"STRIPE_BASE_URL": "https://stripe.mimu.test"}, "addresses", "weak"),
     ],
 )
-async def test_what_no_server_refuses_and_nobody_should_leave(
+async def test_weak_settings_that_the_server_accepts_are_found(
     changed: dict[str, str], part: str | None, state: str
 ) -> None:
     given = {name: value for name, value in {**PRODUCTION, **changed}.items() if value}
@@ -353,7 +353,7 @@ async def test_the_env_file_is_closed_to_others_and_names_what_there_is(tmp_path
 
 
 @pytest.mark.gen_test
-async def test_a_keyring_that_cant_be_read_is_said_and_hides_nobody(tmp_path: Path) -> None:
+async def test_an_unreadable_keyring_is_reported_and_hides_no_other_fault(tmp_path: Path) -> None:
     keyring = tmp_path / "keyring.json"
     keyring.write_text("{")
     found = await examine({**PRODUCTION, "KEYRING_FILE": str(keyring)}, "settings,keyring")
@@ -384,7 +384,7 @@ def test_open_files_are_counted(limit: int, state: str) -> None:
     assert done.stdout.strip() == state, done.stderr
 
 
-def test_of_a_server_that_runs_its_own_limit_counts(tmp_path: Path) -> None:
+def test_the_limit_of_a_running_server_counts(tmp_path: Path) -> None:
     (tmp_path / "server.py").write_text("import time; print('up', flush=True); time.sleep(60)")
     command = ["sh", "-c", 'ulimit -n 600 && exec "$@"', "sh", sys.executable, "server.py"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as process:

@@ -49,7 +49,7 @@ Plant = Callable[[Installation], contextlib.AbstractAsyncContextManager[Planted]
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault, how it is planted, and what is to be said of it."""
+    """A fault, how to plant it, and the expected finding."""
 
     name: str
     plant: Plant
@@ -80,7 +80,7 @@ def with_mode(path: Callable[[Installation], list[Path]], mode: int) -> Plant:
 
 
 def with_line(line: str, old: str, new: str) -> Plant:
-    """Another nginx, in whose configuration a line (``proxy_read_timeout {}``) says something else."""
+    """Another nginx with one changed line (``proxy_read_timeout {}``) in its configuration."""
 
     @contextlib.asynccontextmanager
     async def plant(here: Installation) -> AsyncIterator[Planted]:
@@ -110,7 +110,7 @@ def with_sql(spoil: str, mend: str, *, superuser: bool = False) -> Plant:
 
 
 def with_redis(*command: str, options: tuple[str, ...] = ()) -> Plant:
-    """Another Valkey, to which something was said."""
+    """Another Valkey on which a command was run."""
 
     @contextlib.asynccontextmanager
     async def plant(here: Installation) -> AsyncIterator[Planted]:
@@ -326,7 +326,7 @@ FAULTS = [
 
 
 def missed(fault: Fault, found: Found) -> str | None:
-    """What is wrong with what was found; None when it is as it should be."""
+    """The difference between the findings and the expected one; None if there is none."""
     named = [one for examination, one in found.all if (examination, one.part) == (fault.examination, fault.part)]
     for one in named:
         if one.state in ("weak", "wrong") and fault.says in one.says and fault.do in one.do:
@@ -335,7 +335,7 @@ def missed(fault: Fault, found: Found) -> str | None:
 
 
 def complaints(found: Found) -> dict[tuple[str, str], str]:
-    """What is said against a good installation, but for what this machine is like."""
+    """The findings about a good installation, without those about this machine."""
     bad = {key: says for key, says in found.bad().items() if key not in MACHINE}
     return {key: says for key, says in bad.items() if key not in SLOW or found[key].state == "wrong"}
 

@@ -62,7 +62,7 @@ def test_nginx_is_read_as_nginx_reads_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["http {", "}", "a", "{ }", "a 'b;", "include nginx.conf;"])
-def test_what_nginx_would_not_take_is_said_to_be_unread(text: str, tmp_path: Path) -> None:
+def test_a_malformed_nginx_file_is_reported_as_unreadable(text: str, tmp_path: Path) -> None:
     (tmp_path / "nginx.conf").write_text(text)
     with pytest.raises(nginx_conf.Malformed):
         nginx_conf.read(tmp_path / "nginx.conf")

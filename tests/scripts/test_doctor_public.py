@@ -121,7 +121,7 @@ async def test_a_socket_is_opened_with_an_account(services: Services, trusted: P
 async def test_certificates(days: int, name: str, state: str, words: str, trusted: Path) -> None:
     names = [name or "127.0.0.1"]
     _, context = certified(trusted, ends=datetime.timedelta(days=days, hours=1), names=names, alpn="http/1.1")
-    if not name:  # of an authority that nobody knows
+    if not name:  # of an unknown authority
         certified(trusted)
     async with proxying(free_port(), context, Proxy()) as proxy:
         said = await examine({}, "public", url=proxy.url)
@@ -156,7 +156,7 @@ async def pages(**routes: type[RequestHandler]) -> AsyncIterator[str]:
 
 
 @pytest.mark.gen_test
-async def test_what_answers_may_be_ill_or_another() -> None:
+async def test_an_unhealthy_server_and_another_program_are_distinguished() -> None:
     async with pages(health=Page) as url:
         said = await examine({}, "public", url=url)
         assert said["public", "health"].says == "What answers there (200) is not Mimu."
@@ -173,7 +173,7 @@ async def test_what_answers_may_be_ill_or_another() -> None:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_who_answers_a_byte_at_a_time_keeps_nobody() -> None:
+async def test_a_server_that_answers_a_byte_at_a_time_times_out() -> None:
     ended = asyncio.Event()
     dripping: set[asyncio.Task[None] | None] = set()
 
@@ -201,7 +201,7 @@ async def test_who_answers_a_byte_at_a_time_keeps_nobody() -> None:
 
 
 @pytest.mark.gen_test
-async def test_who_leaves_out_the_s_is_sent_to_https() -> None:
+async def test_plain_http_must_redirect_to_https() -> None:
     async with pages() as url:
         assert (await public.redirected(f"{url}/")).state == "good"
         assert (await public.redirected(f"{url}/plain")).says == "Requests without TLS are answered (200)."

@@ -38,7 +38,7 @@ def elsewhere(dsn: str, **parts: str) -> str:
 
 
 @pytest.mark.gen_test
-async def test_a_database_that_is_out_of_reach_is_said_why(services: Services, tmp_path: Path) -> None:
+async def test_the_reason_of_an_unreachable_database_is_reported(services: Services, tmp_path: Path) -> None:
     async with place(services) as shared:
         for changed, words in (
             ({"password": "wrong-" + secrets.token_hex(8)}, "rejects the user or the password"),
@@ -105,7 +105,7 @@ async def test_faults_of_a_database(services: Services, monkeypatch: pytest.Monk
 
 
 @pytest.mark.gen_test
-async def test_an_empty_database_is_said_to_be_empty(services: Services) -> None:
+async def test_an_empty_database_is_reported_as_empty(services: Services) -> None:
     async with place(services) as shared:
         connection = await asyncpg.connect(shared.dsn)
         await connection.execute("DROP TABLE schema_migrations, instances CASCADE")
@@ -195,7 +195,7 @@ async def test_faults_of_the_local_disk(tmp_path: Path) -> None:
 
 @pytest.mark.gen_test
 @pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED whose folder it is: only root gives folders away")
-async def test_a_folder_of_somebody_elses_is_told(tmp_path: Path) -> None:
+async def test_a_folder_of_another_user_is_reported(tmp_path: Path) -> None:
     files = tmp_path / "files"
     files.mkdir(mode=0o700)
     os.chown(files, 10001, 10001)

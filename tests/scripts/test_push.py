@@ -42,10 +42,10 @@ async def test_the_key_is_made_once_and_a_server_takes_it(services: Services, tm
 async def test_a_push_is_sent_and_the_answer_explained(services: Services, tmp_path: Path) -> None:
     async with pushing(services, tmp_path, people=1) as (made, world):
         [alice] = made.people
-        nobody = await script(made.shared, "push_test", "nobody_at_all")
-        assert (nobody.code, nobody.err) == (1, "there is no such user\n")
+        unknown = await script(made.shared, "push_test", "no_such_user")
+        assert (unknown.code, unknown.err) == (1, "there is no such user\n")
         none = await script(made.shared, "push_test", alice.public_id)
-        assert (none.code, none.err) == (1, "they have no device registered\n")
+        assert (none.code, none.err) == (1, "the user has no registered device\n")
 
         await registered(alice, "apns")
         await subscribed(alice, world)
@@ -82,9 +82,9 @@ async def test_without_a_server_that_pushes_it_says_so(services: Services) -> No
         assert "none has a key for fcm" in ended.err
 
 
-def test_all_that_is_wrong_with_the_keys_is_said_at_once(tmp_path: Path) -> None:
+def test_all_faults_of_the_keys_are_reported_at_once(tmp_path: Path) -> None:
     bad = tmp_path / "bad.pem"
-    bad.write_text("-----BEGIN PRIVATE KEY-----\nwhat nobody may read\n-----END PRIVATE KEY-----\n")
+    bad.write_text("-----BEGIN PRIVATE KEY-----\nwhat no error may show\n-----END PRIVATE KEY-----\n")
     place = Place("postgresql://nowhere/mimu", "redis://nowhere")
     wrong = {
         "APNS_KEY_FILE": str(tmp_path / "missing.p8"),
@@ -96,7 +96,7 @@ def test_all_that_is_wrong_with_the_keys_is_said_at_once(tmp_path: Path) -> None
     with pytest.raises(SettingsError) as caught:
         server.configure({**place.environment, **wrong})
     assert sorted(fault.partition(":")[0] for fault in caught.value.faults) == sorted(wrong)
-    assert "nobody" not in str(caught.value)
+    assert "no error" not in str(caught.value)
 
 
 def test_a_key_needs_what_belongs_to_it(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from models.postgres.fitness import takes_writes
 from tests import canaries
 from tests.deploy.nginx import folder
 from tests.deploy.relay import free_port
-from tests.deploy.test_turn_files import NOBODY
+from tests.deploy.test_turn_files import UNPRIVILEGED_UID
 from tests.providers.certificates import certified
 from tests.running import ROOT, Place, Services, inherited, place
 from tests.scripts.examining import examine
@@ -40,7 +40,7 @@ from tests.waiting import WAIT
 
 
 async def started(*words: str, **settings: str) -> tuple[int, str]:
-    """``python server.py`` with these settings: its exit code, and what it said."""
+    """Run ``python server.py`` with these settings. Returns its exit code and its output."""
     given = {**inherited("PATH"), "PYTHONDONTWRITEBYTECODE": "1", **settings}
     command = (sys.executable, "server.py", "--env-file", os.devnull, *words)
     process = await asyncio.create_subprocess_exec(
@@ -61,10 +61,10 @@ async def started(*words: str, **settings: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("connect_timeout=3", "connect_timeout is a word of libpq"),
-        ("sslmode=verify-full&sslrootcert=system", "sslrootcert=system is libpq's"),
+        ("connect_timeout=3", "connect_timeout is a parameter of libpq"),
+        ("sslmode=verify-full&sslrootcert=system", "sslrootcert=system works only with libpq"),
         ("sslmode=verify-ca", "sslmode=verify-ca needs sslrootcert=FILE"),
-        ("sslmode=verify-full&sslrootcert=/nowhere/ca.pem", "sslrootcert names a file that is not there"),
+        ("sslmode=verify-full&sslrootcert=/nowhere/ca.pem", "sslrootcert names a file that does not exist"),
         ("sslmode=sure", "sslmode must be one of"),
         ("application_name=x&sslmode=require&search_path=public", None),
     ],
@@ -85,8 +85,8 @@ def test_an_address_of_postgresql_is_judged_before_it_is_used(
         ("redis://:hush@a:6379,b:6379/0", "several hosts"),
         ("redis://host/cache", "the number of a database"),
         ("redis://host/0?tls=yes", "a parameter that the client does not know"),
-        ("redis://host/0?ssl_ca_certs=/etc/ca.pem", "is for rediss://"),
-        ("rediss://host/0?ssl_ca_certs=/nowhere/ca.pem", "names a file that is not there"),
+        ("redis://host/0?ssl_ca_certs=/etc/ca.pem", "needs TLS"),
+        ("rediss://host/0?ssl_ca_certs=/nowhere/ca.pem", "names a file that does not exist"),
         ("rediss://host/0?ssl_cert_reqs=maybe", "must be one of"),
         ("redis://host/0?socket_timeout=soon", "must be a number"),
         ("redis://:a,b@host:6379/3?socket_timeout=1.5", None),
@@ -109,7 +109,7 @@ async def test_check_config_names_the_setting_and_not_the_password() -> None:
     }
     code, said = await started("--check-config", **given)
     assert code == 78
-    assert "DATABASE_URL: connect_timeout is a word of libpq" in said
+    assert "DATABASE_URL: connect_timeout is a parameter of libpq" in said
     assert "REDIS_URL: it names several hosts" in said
 
 
@@ -128,7 +128,11 @@ async def pgbouncer(shared: Place) -> AsyncIterator[str]:
             f"[databases]\n{parts.path[1:]} = {there}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
             "auth_type = any\nunix_socket_dir =\n"
         )
-        become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if os.geteuid() == 0 else []
+        become = (
+            ["setpriv", f"--reuid={UNPRIVILEGED_UID}", f"--regid={UNPRIVILEGED_UID}", "--clear-groups"]
+            if os.geteuid() == 0
+            else []
+        )
         process = subprocess.Popen([*become, program, "-q", str(ini)], stderr=subprocess.DEVNULL)
         try:
             async with asyncio.timeout(WAIT):
@@ -143,7 +147,7 @@ async def pgbouncer(shared: Place) -> AsyncIterator[str]:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_pgbouncer_refuses_is_named(services: Services, tmp_path: Path) -> None:
+async def test_a_rejection_by_pgbouncer_is_named(services: Services, tmp_path: Path) -> None:
     async with place(services) as shared, pgbouncer(shared) as dsn:
         given = {**shared.environment, "DATABASE_URL": dsn, "MIMU_DATA_DIR": str(tmp_path), "MIMU_ENV": "development"}
         found = (await examine(given, "database")).bad()

@@ -1,4 +1,4 @@
-"""Rotation of secrets beside running servers: nobody is logged out, and the old secret ends in time."""
+"""Rotation of secrets beside running servers: no user is logged out, and the old secret expires in time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def reload(server: Server) -> None:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_a_rotation_logs_nobody_out(services: Services, tmp_path: Path) -> None:
+async def test_a_rotation_logs_no_user_out(services: Services, tmp_path: Path) -> None:
     file = {"KEYRING_FILE": str(tmp_path / "keyring.json")}
     async with place(services) as shared, serving(shared, **file) as one, serving(shared, **file) as two:
         alice = await Account().register(one.url)
@@ -48,13 +48,13 @@ async def test_a_rotation_logs_nobody_out(services: Services, tmp_path: Path) ->
         async with alice.socket() as socket:
             result = script("rotate_keys", "jwt", "--delay", "5", "--json", **environment)
             assert result.returncode == 0, result.stderr
-            told = json.loads(result.stdout)["keys"]
+            listed = json.loads(result.stdout)["keys"]
             # One server has read the file, the other not yet: both go on with the old secret.
             reload(one)
-            assert kid((await _login(one, alice))["access_token"]) == told[1]["kid"]
+            assert kid((await _login(one, alice))["access_token"]) == listed[1]["kid"]
             reload(two)
             async with asyncio.timeout(WAIT):
-                while kid((fresh := await _login(one, alice))["access_token"]) != told[0]["kid"]:
+                while kid((fresh := await _login(one, alice))["access_token"]) != listed[0]["kid"]:
                     await asyncio.sleep(0.2)
             for url in (one.url, two.url):
                 for token in (alice.token, fresh["access_token"]):
@@ -139,7 +139,7 @@ def test_rotation_says_what_it_would_do_and_what_is_wrong(tmp_path: Path) -> Non
     assert "Traceback" not in broken.stderr
 
 
-def test_the_rendered_coturn_configuration_bears_both_secrets(tmp_path: Path) -> None:
+def test_the_rendered_coturn_configuration_has_both_secrets(tmp_path: Path) -> None:
     settings = {"MIMU_DATA_DIR": str(tmp_path), "TURN_SECRET": "t" * 40}
     output = tmp_path / "turnserver.conf"
     assert script("turnserver_conf", "--output", str(output), **settings).returncode == 0

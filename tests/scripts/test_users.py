@@ -78,15 +78,15 @@ async def test_show_tells_what_helps_and_nothing_secret(services: Services) -> N
                     await asyncio.sleep(0.02)
             shown = await script(shared, "users", "show", alice.public_id.upper(), "--json")
         assert (shown.code, shown.err) == (0, "")
-        told = shown.json
-        assert set(told) == {
+        account = shown.json
+        assert set(account) == {
             *("user_id", "public_id", "created_at", "is_online", "last_seen", "suspended_at", "sessions"),
             *("one_time_prekeys", "kyber_prekeys", "signed_prekey_created_at"),
         }
-        assert (told["user_id"], told["public_id"]) == (alice.user_id, alice.public_id)
-        assert (told["is_online"], told["suspended_at"]) == (True, None)
-        assert (told["one_time_prekeys"], told["kyber_prekeys"]) == (3, 0)
-        assert {(session["platform"], session["client_version"]) for session in told["sessions"]} == {
+        assert (account["user_id"], account["public_id"]) == (alice.user_id, alice.public_id)
+        assert (account["is_online"], account["suspended_at"]) == (True, None)
+        assert (account["one_time_prekeys"], account["kyber_prekeys"]) == (3, 0)
+        assert {(session["platform"], session["client_version"]) for session in account["sessions"]} == {
             (None, None),
             ("ios", "1.2.3"),
         }
@@ -130,27 +130,27 @@ async def test_a_suspended_account_is_out_at_once_and_can_not_come_back(services
         for url in (one.url, two.url):
             for device in (alice, tablet):
                 assert (await ask(url, "GET", "/users/me", token=device.token)).status == 401
-                told = await refresh(device, url)
-                assert (told.status, told.code) == (403, "account_suspended")
+                answer = await refresh(device, url)
+                assert (answer.status, answer.code) == (403, "account_suspended")
             assert (await ask(url, "GET", "/users/me", token=bob.token)).status == 200
         alice.refresh_token = spent
         assert (await refresh(alice)).code == "account_suspended"
         alice.refresh_token = spent[:32] + "0" * 64
         assert ((await refresh(alice)).status, (await refresh(alice)).code) == (401, "unauthorized")
 
-        # Login tells it to who knows the password, and to nobody else.
-        told = await alice.login()
-        assert (told.status, told.code) == (403, "account_suspended")
+        # Login shows the suspension only with the right password.
+        answer = await alice.login()
+        assert (answer.status, answer.code) == (403, "account_suspended")
         wrong = Account(alice.public_id, "a wrong password", url=one.url)
         guessed = await wrong.login()
         assert (guessed.status, guessed.code) == (401, "invalid_credentials")
-        stranger = await Account("u_nobody", "a wrong password", url=one.url).login()
+        stranger = await Account("u_unknown", "a wrong password", url=one.url).login()
         same = [json.dumps({**answer.json, "request_id": ""}) for answer in (guessed, stranger)]
         assert same[0] == same[1]
 
-        # So does a reset to who has the keys; it changes nothing.
-        told = await reset(alice, "another password")
-        assert (told.status, told.code) == (403, "account_suspended")
+        # A reset shows it only with the right keys; it changes nothing.
+        answer = await reset(alice, "another password")
+        assert (answer.status, answer.code) == (403, "account_suspended")
         forger = Account(identity=alice.identity, url=one.url)
         assert (await reset(forger, "another password")).code == "invalid_proof"
         assert (
@@ -177,19 +177,19 @@ async def test_a_suspended_account_is_out_at_once_and_can_not_come_back(services
 
 
 @pytest.mark.gen_test
-async def test_whoever_signs_in_during_a_suspension_is_not_left_in(services: Services) -> None:
+async def test_a_login_during_a_suspension_leaves_no_session(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server, connected(shared) as db:
         alice = await Account().register(server.url)
         # The password is right and checked, and then the suspension comes: the login waits for it.
-        told = None
-        while told is None or told.status == 503:  # on a busy machine it may wait for longer than a request may
+        answer = None
+        while answer is None or answer.status == 503:  # on a busy machine it may wait for longer than a request may
             async with db.transaction():
                 await db.execute("UPDATE users SET suspended_at = now()")
                 login = asyncio.create_task(alice.login())
                 await waiting(db)
-            told = await login
+            answer = await login
             await db.execute("UPDATE users SET suspended_at = NULL")
-        assert (told.status, told.code) == (403, "account_suspended")
+        assert (answer.status, answer.code) == (403, "account_suspended")
 
         # The other way round the suspension waits for the login, and ends its session.
         async with Database(shared.dsn, 2).open() as own, own.transaction():
@@ -238,7 +238,7 @@ async def test_ending_sessions_signs_out_everywhere_and_login_is_open(services: 
 
 
 @pytest.mark.gen_test
-@pytest.mark.parametrize("redis", ["", "redis://:never-told@127.0.0.1:1/0"], ids=["unset", "away"])
+@pytest.mark.parametrize("redis", ["", "redis://:never-shown@127.0.0.1:1/0"], ids=["unset", "away"])
 async def test_without_redis_servers_ask_the_database(services: Services, redis: str) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account().register(server.url)
@@ -305,11 +305,11 @@ async def test_a_dry_run_foretells_and_changes_nothing(services: Services) -> No
 
         before = await contents()
         async with alice.socket() as socket:
-            foretold = {}
+            dry_runs = {}
             for command in CHANGES:
                 dry = await script(shared, "users", command, alice.public_id, "--dry-run", "--json")
                 assert (dry.code, dry.err) == (0, "")
-                foretold[command] = dry.json
+                dry_runs[command] = dry.json
             await socket.silent(0.2)
         async with asyncio.timeout(WAIT):  # presence is written a moment after the socket closes
             while await db.fetchval("SELECT is_online FROM users"):
@@ -317,26 +317,26 @@ async def test_a_dry_run_foretells_and_changes_nothing(services: Services) -> No
         after = await contents()
         assert before[1:] == after[1:]
         assert await db.fetchval("SELECT suspended_at FROM users") is None
-        told = {command: (said["changed"], said["sessions_ended"]) for command, said in foretold.items()}
-        assert told == {
+        outcomes = {command: (said["changed"], said["sessions_ended"]) for command, said in dry_runs.items()}
+        assert outcomes == {
             "suspend": (True, 2),
             "unsuspend": (False, 0),
             "end-sessions": (True, 2),
             "delete": (True, 2),
         }
-        # And so it comes.
+        # The commands do the same without --dry-run.
         for command in ("suspend", "unsuspend"):
             done = await script(shared, "users", command, alice.public_id, "--json")
-            foreseen = {"suspend": foretold["suspend"], "unsuspend": {**foretold["unsuspend"], "changed": True}}[
+            expected = {"suspend": dry_runs["suspend"], "unsuspend": {**dry_runs["unsuspend"], "changed": True}}[
                 command
             ]
-            assert {"dry_run": True, **done.json} == foreseen
+            assert {"dry_run": True, **done.json} == expected
 
 
 @pytest.mark.gen_test
-async def test_what_names_nobody_ends_with_1_and_wrong_usage_with_2(services: Services) -> None:
+async def test_an_unknown_user_exits_with_1_and_wrong_usage_with_2(services: Services) -> None:
     async with place(services) as shared:
-        for name in ("u_nobody", "a", "Алиса", "a'; DROP TABLE users; --", "x" * 1000, "%", "with\nline"):
+        for name in ("u_unknown", "a", "Алиса", "a'; DROP TABLE users; --", "x" * 1000, "%", "with\nline"):
             both = (script(shared, "users", command, name) for command in ("show", "suspend"))
             for ended in await asyncio.gather(*both):
                 assert (ended.code, ended.out, ended.err) == (1, "", "there is no such user\n"), name
@@ -363,14 +363,14 @@ async def test_settings_and_outages(services: Services) -> None:
     async with place(services) as shared:
         for settings, names in (
             ({"DATABASE_URL": ""}, ["DATABASE_URL"]),
-            ({"DATABASE_URL": "mysql://root:never-told@h/x", "REDIS_URL": "http://h"}, ["DATABASE_URL", "REDIS_URL"]),
-            ({"DATABASE_URL": "postgres://mimu:never#told@h:99999/x"}, ["DATABASE_URL"]),
+            ({"DATABASE_URL": "mysql://root:never-shown@h/x", "REDIS_URL": "http://h"}, ["DATABASE_URL", "REDIS_URL"]),
+            ({"DATABASE_URL": "postgres://mimu:never#shown@h:99999/x"}, ["DATABASE_URL"]),
         ):
             wrong = await script(shared, "users", "show", "alice", **settings)
             assert (wrong.code, wrong.out) == (78, "")
             assert [line.partition(":")[0] for line in wrong.err.splitlines()] == names
             assert "never" not in wrong.err
-        closed = "postgres://mimu:never-told@127.0.0.1:1/mimu"
+        closed = "postgres://mimu:never-shown@127.0.0.1:1/mimu"
         for dsn in (closed, services.dsn, shared.dsn.replace("mimu:", "mimu:not-")):
             failed = await script(shared, "users", "suspend", "alice", DATABASE_URL=dsn)
             assert (failed.code, failed.out) == (1, "")

@@ -74,7 +74,7 @@ async def test_revoked_codes_buy_nothing(services: Services) -> None:
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_what_was_used_stays_used_unless_it_is_cancelled(services: Services) -> None:
+async def test_a_used_voucher_stays_used_unless_it_is_cancelled(services: Services) -> None:
     async with place(services) as shared, serving(shared) as server:
         alice = await Account().register(server.url)
         [code] = (await script(shared, "vouchers", "create", "--tier", "ultra", "--days", "7", "--json")).json
@@ -136,10 +136,10 @@ async def test_wrong_usage_and_what_is_not_there(services: Services) -> None:
         assert (await script(shared, "vouchers", "revoke", "--batch", "nothing")).code == 1
         ended = await script(shared, "vouchers", "list", "--code", given="7Q2KD-0M3HX-V8TNB-4R6CW")
         assert (ended.code, ended.out) == (1, "")
-        assert "mistyped" in ended.err
+        assert "typing errors" in ended.err
         said = await script(None, "vouchers", "--help")
         assert all(word in said.out for word in ("create", "list", "revoke", "DATABASE_URL", "78"))
-        failed = await script(shared, "vouchers", "list", DATABASE_URL="postgres://mimu:never-told@127.0.0.1:1/mimu")
+        failed = await script(shared, "vouchers", "list", DATABASE_URL="postgres://mimu:never-shown@127.0.0.1:1/mimu")
         assert (failed.code, failed.out, failed.err[:7]) == (1, "", "failed:")
 
 

@@ -40,7 +40,7 @@ async def valkey(folder: Path, *options: str) -> AsyncIterator[tuple[str, Redis]
         yield f"redis://:{password}@127.0.0.1:{port}/0", redis
     finally:
         await redis.aclose()
-        process.kill()  # told to end while it rewrites its file, it stays, and is not asked again
+        process.kill()  # SIGTERM during a rewrite of its file is ignored once and for all
         process.wait(10)
 
 

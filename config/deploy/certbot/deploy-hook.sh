@@ -1,12 +1,13 @@
 #!/bin/sh
-# Give a new certificate to nginx and coturn. certbot runs it after each renewal, once it lies in
+# Install a new certificate for nginx and coturn. certbot runs this after each renewal, if it is in
 # /etc/letsencrypt/renewal-hooks/deploy; by hand: sh deploy-hook.sh /etc/letsencrypt/live/mimu.example.org
 set -eu
 from=${RENEWED_LINEAGE:-${1:?usage: deploy-hook.sh FOLDER}}
 to=${MIMU_TLS_DIR:-/etc/mimu/tls}
 compose=${MIMU_COMPOSE_DIR:-/opt/mimu}/docker-compose.yml
 
-# A copy, for certbot's folder is root's alone. coturn reads it as its own user (10001 in its container), nginx as root.
+# A copy, because only root can read certbot's folder. coturn reads it as its own user (10001 in its container), nginx
+# as root.
 reader=10001
 if id -u turnserver >/dev/null 2>&1; then reader=turnserver; fi
 install -d -m 0755 "$to"
@@ -15,7 +16,7 @@ for name in fullchain.pem privkey.pem; do
     mv "$to/$name.new" "$to/$name"
 done
 
-# Neither ends a connection by it: nginx starts new workers, coturn reads the files again.
+# This ends no connection: nginx starts new workers, coturn reads the files again.
 if command -v docker >/dev/null 2>&1 && [ -n "$(docker compose -f "$compose" ps -q nginx 2>/dev/null)" ]; then
     docker compose -f "$compose" kill --signal HUP nginx
     docker compose -f "$compose" kill --signal USR2 coturn

@@ -6,7 +6,7 @@ set -eu
 to=${1:?usage: NGINX_HOST=mimu.example.org sh render.sh FOLDER}
 from=$(dirname "$0")
 
-# The public name of the server, and that of its files if they are in S3 or MinIO; both stand in one certificate.
+# The public name of the server, and that of its files if they are in S3 or MinIO; one certificate is for both.
 : "${NGINX_HOST:?the public name of the server, as mimu.example.org}"
 : "${NGINX_FILES_HOST=}"
 # Folder with fullchain.pem and privkey.pem. Without them only port 80 is served, for certbot to get them.
@@ -29,7 +29,7 @@ export NGINX_HOST NGINX_FILES_HOST NGINX_TLS NGINX_ACME NGINX_SERVER_A NGINX_SER
     NGINX_ACCESS_LOG NGINX_ERROR_LOG NGINX_IPV6
 
 render() {
-    # Only ours: nginx has variables of its own.
+    # Only these names: $ also begins nginx's variables.
     names=$(grep -o '\${NGINX_[A-Z0-9_]*}' "$from/$1.template" | sort -u | tr '\n' ' ')
     envsubst "$names" <"$from/$1.template" >"$2.part"
     mv "$2.part" "$2" # nginx never reads half of it

@@ -1,4 +1,4 @@
-"""Examples of what is no feature's."""
+"""Examples of the routes that belong to no feature."""
 
 from __future__ import annotations
 
