@@ -94,7 +94,7 @@ def test_what_is_no_archive_of_keys_is_refused(tmp_path: Path) -> None:
 def test_a_key_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     values = {"APNS_KEY_FILE": str(tmp_path / "absent.p8")}
     with pytest.raises(BackupError, match=r"APNS_KEY_FILE: .*absent\.p8 can't be read: No such file"):
-        keys.gathered(development(tmp_path), values)
+        keys.collect(development(tmp_path), values)
 
 
 def test_another_secret_is_replaced_only_by_force(tmp_path: Path) -> None:
@@ -104,10 +104,10 @@ def test_another_secret_is_replaced_only_by_force(tmp_path: Path) -> None:
     core = development(tmp_path)
     contents = {keys.KEYRING: b"{}", keys.SETTINGS: b"JWT_SECRET=another\n"}
     with pytest.raises(BackupError, match="jwt_secret exists and differs"):
-        keys.put_back(core, {}, contents, force=False)
+        keys.restore(core, {}, contents, force=False)
     assert [path.name for path in folder.iterdir()] == ["jwt_secret"]
     assert (folder / "jwt_secret").read_text() == SECRET
-    keys.put_back(core, {}, contents, force=True)
+    keys.restore(core, {}, contents, force=True)
     assert (folder / "jwt_secret").read_text() == "another"
     assert (folder / "keyring.json").read_text() == "{}"
 
@@ -119,7 +119,7 @@ def test_settings_of_a_production_are_left_to_its_operator(tmp_path: Path) -> No
         "APNS_KEY_FILE": b"a key",
         keys.SETTINGS: f"JWT_SECRET={'b' * 32}\nTURN_SECRET={SECRET}\n".encode(),
     }
-    lines = keys.put_back(core, {**values, "APNS_KEY_FILE": str(key)}, contents, force=False)
+    lines = keys.restore(core, {**values, "APNS_KEY_FILE": str(key)}, contents, force=False)
     kept = tmp_path / "secrets" / "settings.env"
     # The server has the present TURN_SECRET, and the place of the key, already.
     assert lines == [
@@ -142,7 +142,7 @@ async def test_one_restore_at_a_time(services: Services) -> None:
                 async with restoring.target(shared.dsn):
                     raise AssertionError("a second restore began")
         async with restoring.target(shared.dsn) as target:
-            assert await target.holds() is None  # migrated, and without accounts
+            assert await target.contents() is None  # migrated, and without accounts
 
 
 @pytest.mark.gen_test
@@ -151,6 +151,6 @@ async def test_what_others_keep_in_the_database_is_not_overlooked(services: Serv
         async with connected(shared) as db:
             await db.execute("DROP TABLE schema_migrations; CREATE SCHEMA others; CREATE TABLE others.users (id int)")
         async with restoring.target(shared.dsn) as target:
-            held = await target.holds()
+            held = await target.contents()
     assert held is not None
     assert held.endswith(" tables and other objects that are not Mimu's")
