@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.beside import beside
 from tests.client import Account
 from tests.plugins.chatting import Town, chat, read, say
 from tests.plugins.pushing import pushing, registered
@@ -71,7 +72,7 @@ ENDS = [
 
 
 @pytest.mark.gen_test
-@pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
+@beside("end", ENDS)
 async def test_what_is_over_before_its_push_is_not_pushed(services: Services, tmp_path: Path, end: Any) -> None:
     async with pushing(services, tmp_path) as (made, world):
         alice, bob = made.people
