@@ -90,7 +90,8 @@ async def place(services: Services) -> AsyncIterator[Place]:
     try:
         if not await _has_template(admin):
             await _make_template(services, admin)
-        await admin.execute(f"CREATE DATABASE {name} TEMPLATE template_mimu")
+        # As files: through the WAL, which is the default, it takes PostgreSQL almost twice as long.
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE template_mimu STRATEGY FILE_COPY")
         await redis.flushdb()
         yield Place(_database(services.dsn, name), redis_url)
     finally:
@@ -151,7 +152,7 @@ async def serving(place: Place, **settings: str) -> AsyncIterator[Server]:
         async with connections.kept(running.url):
             with conformance.knowing(running.url, document_of(running)):
                 yield running
-        assert not canaries.escaped(running.app.metrics.exposition().decode()), "a metric bears a secret"
+        assert not canaries.escaped(" ".join(canaries.labels(running.app.metrics.registry))), "a metric has a secret"
 
 
 def document_of(running: Server) -> bytes:
