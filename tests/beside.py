@@ -27,8 +27,8 @@ async def turn() -> AsyncIterator[None]:
 def beside(names: str | Sequence[str], values: Iterable[Any]) -> Callable[[Test], Test]:
     """Run a test once for each value, as ``pytest.mark.parametrize`` does, but all of them at the same time.
 
-    Several of these decorators multiply. A case has a folder in ``tmp_path`` for itself, and shares every other fixture.
-    Each case runs to its end, and a failure says which case it is.
+    Several of these decorators multiply. A case has a folder in ``tmp_path`` for itself, and shares every other
+    fixture. Each case runs to its end, and a failure says which case it is.
     """
     single = isinstance(names, str)
     fields = (names,) if isinstance(names, str) else tuple(names)

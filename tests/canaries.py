@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _planted: set[str] = set()
 
@@ -25,8 +25,8 @@ def escaped(text: str) -> list[str]:
 
 def labels(registry: CollectorRegistry) -> Iterator[str]:
     """The values of all labels: the only texts of a metric that come from a request. Rendering it would take longer."""
-    for collector in set(registry._names_to_collectors.values()):
-        if not hasattr(collector, "_labelnames"):  # it finds its values when it is read
+    for collector in registry._collector_to_names:
+        if not isinstance(collector, (Counter, Gauge, Histogram)):  # it finds its values when it is read
             for family in collector.collect():
                 yield from (value for sample in family.samples for value in sample.labels.values())
         elif collector._labelnames:
