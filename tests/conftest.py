@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import json
 import logging
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis import utils as redis_utils
 
 from config import logs
 from config.threads import run_only_when_idle
@@ -36,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # which there is none while other tests run: a registration took up to a second.
     passwords.ARGON2 = CHEAP
     passwords.run_only_when_idle = compression.run_only_when_idle = lambda: None
+    # Each client of Redis looks its own version up in the files of the package.
+    redis_utils.get_lib_version = functools.cache(redis_utils.get_lib_version)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ the tests check every frame that any socket receives against them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NotRequired, get_args, get_type_hints
 from uuid import UUID
@@ -85,6 +86,7 @@ def chat_changed(chat_id: UUID) -> AccountChanged:
     return {"type": "account_changed", "what": "chat", "chat_id": chat_id}
 
 
+@functools.cache
 def kinds(frame: type) -> tuple[str, ...]:
     """The values of ``type`` that a frame may have."""
     return get_args(get_type_hints(frame)["type"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from itertools import product
 
 import pytest
 
@@ -11,14 +12,18 @@ from tests.e2e.people import MAKES, two_phones
 from tests.phones.line import Refused
 from tests.phones.phone import Phone
 from tests.phones.signal_protocol import BundleRefused, Json
+from tests.thorough import THOROUGH
 from tests.waiting import WAIT
 
 ALICE_HUMS, BOB_HUMS = 440, 880  # hertz
 NOTE, REPLY = "a note that only Bob may read", "a reply that only Alice may read"
 
 
-@pytest.mark.parametrize("servers", [1, 2])
-@pytest.mark.parametrize("make", MAKES)
+# Each make and each number of servers; in ``make test-thorough`` each with each.
+JOURNEYS = list(product(MAKES, [1, 2])) if THOROUGH else list(zip(MAKES, [1, 2], strict=True))
+
+
+@pytest.mark.parametrize(("make", "servers"), JOURNEYS)
 def test_two_people_call_each_other(stage: StageOf, make: str, servers: int) -> None:
     async def journey() -> None:
         async with stage(servers) as set_up, two_phones(set_up.urls, make) as (alice, bob):

@@ -14,6 +14,7 @@ from handlers import metrics
 from handlers.metrics import Metrics
 from models.postgres.statements import Watch, Watched, operation
 from server import Server
+from tests import canaries
 from tests.client import ask
 from tests.plugins.chatting import chat, message, town
 from tests.running import Services, periodic, place, serving
@@ -100,6 +101,17 @@ async def test_a_sample_lasts_from_the_event_until_the_write() -> None:
     await asyncio.sleep(0.001)
     assert value(counted, "mimu_delivery_duration_seconds_count", way="group") == 2
     assert value(counted, "mimu_delivery_duration_seconds_count", way="user") == 1
+
+
+@pytest.mark.gen_test
+async def test_the_tests_see_every_label(services: Services) -> None:
+    """A test's server is searched for secrets by its labels alone: they are all that its exposition has."""
+    async with place(services) as home, serving(home) as running:
+        await ask(running.url, "GET", "/health")
+        seen = set(canaries.labels(running.app.metrics.registry))
+        shown = re.findall(r'[{,](\w+)="([^"]*)"', running.app.metrics.exposition().decode())
+        assert {value for name, value in shown if name != "le"} <= seen
+        assert len(seen) > 50
 
 
 def test_the_number_of_frame_types_is_bounded() -> None:

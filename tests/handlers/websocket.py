@@ -41,8 +41,31 @@ async def received(reader: asyncio.StreamReader) -> tuple[int, bytes]:
         first, size = await reader.readexactly(2)
         if size == 126:
             size = int.from_bytes(await reader.readexactly(2))
+        elif size == 127:
+            size = int.from_bytes(await reader.readexactly(8))
         assert first & 0xF0 == 0x80
         return first & 0x0F, await reader.readexactly(size)
+
+
+@contextlib.asynccontextmanager
+async def handshake(
+    port: int, *headers: str
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]]:
+    """An open connection, and the head of the answer to its handshake."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    key = base64.b64encode(os.urandom(16)).decode()
+    head = "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    head += f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
+    head += "".join(f"{header}\r\n" for header in headers)
+    writer.write(f"{head}\r\n".encode())
+    answer = await reader.readuntil(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 101")
+    try:
+        yield reader, writer, answer
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 @contextlib.asynccontextmanager
@@ -50,22 +73,10 @@ async def upgraded(
     server: Server, account: Account, *headers: str
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]]:
     """A connection whose ``ready`` has come, and the head of the answer to its handshake."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    key = base64.b64encode(os.urandom(16)).decode()
-    head = "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    head += f"Authorization: Bearer {account.token}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
-    head += "".join(f"{header}\r\n" for header in headers)
-    writer.write(f"{head}\r\n".encode())
-    answer = await reader.readuntil(b"\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 101")
-    opcode, payload = await received(reader)
-    assert (opcode, json.loads(payload)["type"]) == (TEXT, "ready")
-    try:
+    async with handshake(server.port, f"Authorization: Bearer {account.token}", *headers) as (reader, writer, answer):
+        opcode, payload = await received(reader)
+        assert (opcode, json.loads(payload)["type"]) == (TEXT, "ready")
         yield reader, writer, answer
-    finally:
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
 
 
 @contextlib.asynccontextmanager

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from tests.beside import beside
 from tests.client import Account, Socket, ask
 from tests.plugins.chatting import Town, chat, say
 from tests.plugins.pushing import pushing, registered, subscribed
@@ -86,7 +87,7 @@ async def test_two_devices_have_no_name_of_a_chat_in_common(services: Services, 
 
 
 @pytest.mark.gen_test
-@pytest.mark.parametrize("where", [0, 1], ids=["here", "on another instance"])
+@beside("where", [0, 1])  # here, and on another instance
 async def test_a_user_with_an_open_socket_receives_no_push(services: Services, tmp_path: Path, where: int) -> None:
     async with pushing(services, tmp_path, servers=2) as (made, world):
         alice, bob = made.people
@@ -102,8 +103,8 @@ async def test_a_user_with_an_open_socket_receives_no_push(services: Services, t
 
 
 @pytest.mark.gen_test
-@pytest.mark.parametrize("way", ["socket", "sync"])
-@pytest.mark.parametrize("where", [0, 1], ids=["here", "on another instance"])
+@beside("way", ["socket", "sync"])
+@beside("where", [0, 1])  # here, and on another instance
 async def test_a_client_that_fetches_within_the_second_receives_no_push(
     services: Services, tmp_path: Path, way: str, where: int
 ) -> None:

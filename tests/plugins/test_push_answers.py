@@ -10,6 +10,7 @@ import pytest
 
 from plugins.push import breaker
 from plugins.push.providers import client as provider_client
+from tests.beside import beside
 from tests.client import Account, ask
 from tests.plugins.chatting import Town, chat, message, say
 from tests.plugins.pushing import pushing, registered, subscribed
@@ -34,8 +35,8 @@ async def tokens(made: Town) -> int:
 
 
 @pytest.mark.gen_test
-@pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("status", [429, 503])
+@beside("provider", PROVIDERS)
+@beside("status", [429, 503])
 async def test_a_provider_that_asks_for_time_gets_it(
     services: Services, tmp_path: Path, provider: str, status: int
 ) -> None:
@@ -51,7 +52,7 @@ async def test_a_provider_that_asks_for_time_gets_it(
 
 
 @pytest.mark.gen_test
-@pytest.mark.parametrize("provider", PROVIDERS)
+@beside("provider", PROVIDERS)
 async def test_failed_pushes_are_retried_at_growing_intervals(
     services: Services, tmp_path: Path, provider: str
 ) -> None:
@@ -68,8 +69,8 @@ async def test_failed_pushes_are_retried_at_growing_intervals(
 
 
 @pytest.mark.gen_test
-@pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("broken", ["reset", "goaway", "drop", "garbage", "silence"])
+@beside("provider", PROVIDERS)
+@beside("broken", ["reset", "goaway", "drop", "garbage", "silence"])
 async def test_an_answer_that_breaks_off_is_asked_for_again(
     services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str, broken: str
 ) -> None:
@@ -84,7 +85,7 @@ async def test_an_answer_that_breaks_off_is_asked_for_again(
 
 
 @pytest.mark.gen_test
-@pytest.mark.parametrize(
+@beside(
     ("provider", "reply"),
     [
         ("apns", Reply(410, {"reason": "Unregistered", "timestamp": 4_000_000_000_000 - 1})),
@@ -93,7 +94,6 @@ async def test_an_answer_that_breaks_off_is_asked_for_again(
         ("webpush", Reply(410)),
         ("webpush", Reply(404)),
     ],
-    ids=["apns", "apns without a time", "fcm", "webpush 410", "webpush 404"],
 )
 async def test_a_token_that_is_gone_is_forgotten(
     services: Services, tmp_path: Path, provider: str, reply: Reply
@@ -140,7 +140,7 @@ async def test_a_token_that_was_registered_again_since_is_kept(services: Service
 
 
 @pytest.mark.gen_test
-@pytest.mark.parametrize(
+@beside(
     ("provider", "reply"),
     [
         ("apns", Reply(400, {"reason": "BadDeviceToken"})),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.beside import beside
 from tests.client import Account
 from tests.plugins.chatting import Town, chat, read, say
 from tests.plugins.pushing import pushing, registered
@@ -71,7 +72,7 @@ ENDS = [
 
 
 @pytest.mark.gen_test
-@pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
+@beside("end", ENDS)
 async def test_a_message_that_is_gone_before_its_push_is_not_pushed(
     services: Services, tmp_path: Path, end: Any
 ) -> None:

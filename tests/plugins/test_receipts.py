@@ -16,6 +16,7 @@ import pytest
 from plugins.messages import marks as coalescing
 from plugins.messages import sync as pages_of_sync
 from plugins.messages.cursor import Cursor
+from tests.beside import beside
 from tests.client import Account, Socket
 from tests.plugins.chatting import SECONDS, Json, Town, chat, crowd, link, of, patiently, read, say, seen, town
 from tests.running import Services
@@ -70,7 +71,7 @@ async def large(made: Town, here: Json) -> list[UUID]:
 
 
 @pytest.mark.gen_test(timeout=60)
-@pytest.mark.parametrize("servers", [1, 2])
+@beside("servers", [1, 2])
 async def test_marks_only_grow_and_reach_everybody(services: Services, servers: int) -> None:
     async with town(services, servers, people=3) as made:
         alice, bob, carol = made.people
@@ -115,7 +116,7 @@ async def test_marks_only_grow_and_reach_everybody(services: Services, servers: 
 
 
 @pytest.mark.gen_test(timeout=60)
-@pytest.mark.parametrize("servers", [1, 2])
+@beside("servers", [1, 2])
 async def test_a_quiet_chat_gets_a_frame_at_once_and_a_busy_one_each_two_seconds(
     services: Services, servers: int
 ) -> None:
@@ -150,8 +151,8 @@ async def test_a_quiet_chat_gets_a_frame_at_once_and_a_busy_one_each_two_seconds
 
 
 @pytest.mark.gen_test(timeout=60)
-@pytest.mark.parametrize("servers", [1, 2])
-@pytest.mark.parametrize("kind", ["direct", "group"])
+@beside("servers", [1, 2])
+@beside("kind", ["direct", "group"])
 async def test_no_mark_crosses_a_block(services: Services, servers: int, kind: str) -> None:
     async with town(services, servers, people=2) as made:
         alice, bob = made.people
@@ -176,7 +177,7 @@ async def test_no_mark_crosses_a_block(services: Services, servers: int, kind: s
 
 
 @pytest.mark.gen_test(timeout=60)
-@pytest.mark.parametrize("servers", [1, 2])
+@beside("servers", [1, 2])
 async def test_in_a_large_group_only_the_sender_and_the_reader_see_a_receipt(services: Services, servers: int) -> None:
     async with town(services, servers, people=4) as made:
         alice, bob, carol, dave = made.people
