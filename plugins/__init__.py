@@ -125,10 +125,12 @@ class Timer:
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """What a feature is made of. ``sends`` are the types of frames that it sends (handlers/wire/frames.py); ``welcome``
-    is called with each socket that opens, after ``ready``."""
+    """What a feature is made of. ``guide`` is its page for client developers, in docs/; ``sends`` are the types of
+    frames that it sends (handlers/wire/frames.py); ``welcome`` is called with each socket that opens, after
+    ``ready``."""
 
     name: str
+    guide: str = ""
     routes: tuple[Route, ...] = ()
     events: Mapping[str, Event] = field(default_factory=dict)
     sends: tuple[type, ...] = ()

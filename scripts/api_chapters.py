@@ -19,24 +19,6 @@ FRAME = frozenset(("type", "id"))
 EVENT = frozenset(("type", "chat_id", "seq", "created_at"))
 UNITS = (("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1))
 
-# What tells how a client uses them.
-GUIDES = {
-    "auth": "clients.md",
-    "calls": "calls.md",
-    "chats": "messaging.md#chats",
-    "contacts": "messaging.md#blocks",
-    "files": "files.md",
-    "messages": "messaging.md",
-    "pins": "messaging.md#pinned-messages",
-    "prekeys": "messaging.md#encryption",
-    "presence": "messaging.md#presence",
-    "push": "push.md",
-    "subscriptions": "subscriptions.md",
-    "turn": "calls.md#turn",
-    "users": "clients.md",
-}
-
-
 CHAT_EVENTS = """\
 Changes of a chat come over sockets, and again from [`GET /sync`](#get-sync), in one form: `type`, `chat_id`, `seq`,
 `created_at`, and the fields of the event. In each chat `seq` is 1, 2, 3, … without a gap, the same for all who take
@@ -53,12 +35,13 @@ their place, and across a block they come as `hidden`. Nothing makes new ones; t
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """A feature with what it says of itself, and the types of frames that it takes and sends."""
+    """A feature with what it says of itself, the types of frames that it takes and sends, and its page in docs/."""
 
     name: str
     words: str
     takes: Collection[str] = ()
     sends: Collection[str] = ()
+    guide: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +130,7 @@ class Chapters:
 
     def feature(self, feature: Feature) -> Iterator[str]:
         """A feature's routes, and its frames."""
-        name, guide = feature.name, GUIDES.get(feature.name, "")
+        name, guide = feature.name, feature.guide
         own = [one for one in self._operations() if name in one[2]["tags"] and one[0] != "/ws"]
         taken, sent = sorted(feature.takes), self._grouped(feature.sends)
         also = f" How a client uses it: [{guide.partition('#')[0]}]({guide})." if guide else ""

@@ -121,7 +121,7 @@ def features(plugins: list[Plugin], document: dict[str, Any]) -> list[Feature]:
         if plugin.name in words or plugin.events or plugin.sends:
             own = paragraph((sys.modules[f"plugins.{plugin.name}"].__doc__ or "").partition("\n\n")[0])
             about = words.get(plugin.name, re.sub(r"\s*\([^()]*\)", "", own))
-            found.append(Feature(plugin.name, about, plugin.events, by_kind(plugin.sends)))
+            found.append(Feature(plugin.name, about, plugin.events, by_kind(plugin.sends), plugin.guide))
     taken = document["paths"]["/ws"]["get"]["x-frames"].keys() - {kind for one in found for kind in one.takes}
     return [*sorted(found, key=lambda one: one.name), Feature(HOUSE, words[HOUSE], taken, by_kind(SENT))]
 

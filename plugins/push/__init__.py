@@ -34,6 +34,7 @@ from plugins.push.tokens import Tokens
 
 log = structlog.get_logger(__name__)
 
+GUIDE = "push.md"
 JUDGE_BATCH = 200  # jobs judged in one step
 MAX_PUSHES = 64  # pushes in progress to one provider; at 50 ms each that is 1,280 a second
 MAX_CALL_PUSHES = 32  # the same for calls, which have separate lanes so that they never queue behind messages
@@ -121,7 +122,7 @@ def setup(app: App, settings: Settings) -> Plugin:
         lambda: sum(lane.poisoned for lane in lanes),
     )
     if not providers:
-        return Plugin("push", routes=routes, lifespan=_idle)
+        return Plugin("push", guide=GUIDE, routes=routes, lifespan=_idle)
 
     missed = MissedActivity(app.db, app.hub, queue)
     judge = Judge(app.db, app.hub, queue, providers.keys(), tally)
@@ -151,6 +152,7 @@ def setup(app: App, settings: Settings) -> Plugin:
 
     return Plugin(
         "push",
+        guide=GUIDE,
         routes=routes,
         periodic=(Every(15, measure, "push_queue"),),
         lifespan=lifespan,
