@@ -14,6 +14,27 @@ from plugins.push.payload import Push
 # accepted.
 ProviderOutcome = Literal["sent", "gone", "later", "refused"]
 
+# Our own reasons, which any provider's push may have.
+EXPLAINED: Mapping[str, str] = {
+    "PrivateAddress": "The endpoint's name leads to a private address, and nothing is sent there.",
+    "ConnectError": "The provider can't be reached: is there a firewall, or a certificate of an unknown authority?",
+    "ConnectTimeout": "The provider can't be reached in time.",
+    "TimeoutError": "The provider did not answer in time.",
+}
+BY_STATUS = {
+    200: "Taken. If nothing arrives, look at the app, and at whether the device may show it.",
+    201: "Taken. If nothing arrives, look at the distributor or browser.",
+    400: "The provider finds the push malformed.",
+    401: "The provider does not take our signature or token.",
+    403: "The push service does not take our key: did the app subscribe with the one of GET /push/vapid?",
+    404: "The provider does not know the token any more.",
+    410: "The provider does not know the token any more.",
+    413: "The provider finds the push too large.",
+    429: "The provider receives too many requests.",
+    500: "The provider made a mistake.",
+    503: "The provider is overloaded or being repaired.",
+}
+
 
 class Verdict(NamedTuple):
     """The result of one push. ``reason`` is a word that the provider documents, or ours; ``after`` the pause in seconds
@@ -32,11 +53,18 @@ class Provider(Protocol):
     """Sends to one provider. Raises one of client.Failed when it can't be reached."""
 
     named_by_users: bool  # users name its hosts, which may be anything
+    explained: Mapping[str, str]  # what its reasons mean, for operators
 
     def place(self, device: Row) -> str:
         """Return the destination of a device's pushes, for which failures are counted."""
 
     async def send(self, device: Row, push: Push) -> Verdict: ...
+
+
+def explain(verdict: Verdict, explained: Mapping[str, str]) -> str:
+    """Say in a sentence what a verdict means, by the provider's reason, else by its status."""
+    words = explained.get(verdict.reason) or EXPLAINED.get(verdict.reason) or BY_STATUS.get(verdict.status)
+    return words or "That is not an answer that its documentation explains."
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
