@@ -14,6 +14,7 @@ from config.findings import Examination
 from config.settings import Core, Section
 from config.values import Rate, RateLimit, WebAddress, needs
 from handlers.http.base import ID
+from handlers.redis_service import REDIS_ERRORS
 from plugins import App, Every, Plugin
 from plugins.push import examination, http
 from plugins.push.breaker import Breaker
@@ -27,7 +28,7 @@ from plugins.push.providers.webpush import WebPush, public_key
 from plugins.push.queue.judge import Judge
 from plugins.push.queue.lane import Lane, running
 from plugins.push.queue.missed import MissedActivity
-from plugins.push.queue.queue import JUDGE, JUDGE_NOW, REDIS_ERRORS, Queue, stream
+from plugins.push.queue.queue import JUDGE, JUDGE_NOW, Queue, stream
 from plugins.push.queue.tally import Tally
 from plugins.push.sender import Sender
 from plugins.push.tokens import Tokens
