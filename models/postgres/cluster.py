@@ -351,7 +351,8 @@ class Cluster:
     def _end_behind(self, _: Mark | None, fence: Mark) -> None:
         """End the connections that the fence has left behind, also those in use."""
         for connection, opened in list(self._open.items()):
-            if behind(opened.mark, fence) is not None:
+            # A closed one is still here until the next turn of the loop, as the one that has begun an epoch is.
+            if not connection.is_closed() and behind(opened.mark, fence) is not None:
                 log.warning("database_connection_ended", host=str(opened.host), timeline=opened.mark.timeline)
                 connection.terminate()
 
