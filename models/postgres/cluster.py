@@ -2,8 +2,9 @@
 
 asyncpg tries the hosts of a URL one after another within a single timeout, and takes the first that lets it in. A host
 that is silent (frozen, or cut off: it sends no reset) uses up that timeout each time, and a former primary that came
-back lets everybody in. So each host is asked by itself here, within its own time; each connection is asked who it is
-before anybody uses it; and when the database has moved, connections to where it was are ended at once.
+back lets everybody in. So each host is asked by itself, within its own time (models/postgres/election.py); each
+connection is asked who it is before anybody uses it; and when the database has moved, connections to where it was are
+ended at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -22,19 +22,17 @@ import asyncpg
 import structlog
 from redis.asyncio import Redis
 
-from models.postgres.fence import REASONS, Fence, Mark, Reason, behind
-from models.postgres.hosts import Host, HostAway, HostRefused, describe, dial, hosts, named, no_host
+from models.postgres.election import HOST_SECONDS, Election, Vouched, ask
+from models.postgres.fence import REASONS, REFUSED, Fence, Mark, Reason, behind
+from models.postgres.hosts import Host, HostRefused, describe, dial, hosts, named
 from models.postgres.identity import Identity, identify
 
 log = structlog.get_logger(__name__)
 
-HOST_SECONDS = 0.5  # for one of several hosts to let us in, while a request waits; others are asked then
-ELECTION_SECONDS = 2.0  # for any host to say that it is the database; no request waits so long, its successors do
 PAUSE = 0.2  # seconds between two elections that came to nothing
 SILENT = 3  # statements without an answer, one after another, after which the hosts are asked who is there
 LOG_EVERY = 60.0  # seconds between two lines on the same host for the same reason
 WATCH_SECONDS = 3  # between two looks at all hosts; a former primary that thaws is left after as long
-ASKING = {"application_name": "mimu-hosts", "statement_timeout": "5000"}
 
 Settle = Callable[["Cluster", Host], Coroutine[Any, Any, None]]
 _ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
@@ -53,19 +51,6 @@ class _Open(NamedTuple):
     mark: Mark
 
 
-class _Vouched(NamedTuple):
-    """The server that was the database when all hosts were asked: one that has started since may have been replaced
-    while it was away, and gets no connection before they are asked again."""
-
-    host: Host
-    started: datetime
-    timeline: int
-
-    @classmethod
-    def of(cls, host: Host, seen: Identity) -> _Vouched:
-        return cls(host, seen.started, seen.timeline)
-
-
 class Cluster:
     def __init__(self, dsn: str, fence: Fence | None = None, *, quiet: bool = False) -> None:
         """``quiet`` logs nothing of hosts: what a script prints is its own."""
@@ -74,7 +59,7 @@ class Cluster:
         self.fence = fence or Fence()
         self.fence.moved.append(self._end_behind)
         self.current: Host | None = None  # the host that was the database last
-        self._vouched: _Vouched | None = None
+        self._vouched: Vouched | None = None
         # Begins a new epoch where one is due; until it is done no connection is given out. Without it all are.
         self.settle: Settle | None = None
         # All of them from the beginning, so that a first refusal shows as a change.
@@ -139,11 +124,11 @@ class Cluster:
         """Let a connection in, or raise HostRefused. The fence moves to what is newer, and an epoch is begun where one
         is due: what is stored before would be counted by the former."""
         seen = await identify(connection)
-        if len(self.hosts) > 1 and not seen.standby and self._vouched != _Vouched.of(host, seen):
+        if len(self.hosts) > 1 and not seen.standby and self._vouched != Vouched.of(host, seen):
             if limit is not None and not limit.expired():
                 limit.reschedule(None)
             await self.elect()
-            if self._vouched != _Vouched.of(host, seen):  # another one, or an election that was under way before
+            if self._vouched != Vouched.of(host, seen):  # another one, or an election that was under way before
                 raise HostRefused(f"{host}: has started or was promoted since all hosts were asked")
         due = not seen.settled and not seen.standby and self.settle is not None
         if due or self.fence.judge(seen) == "diverged":
@@ -166,7 +151,7 @@ class Cluster:
         reason = self.fence.judge(seen)
         if reason is not None:
             self._note_refusal(host, reason, seen)
-            raise HostRefused(f"{host}: {_WORDS[reason]}")
+            raise HostRefused(f"{host}: {REFUSED[reason]}")
 
     def _note_refusal(self, host: Host, reason: Reason, seen: Identity) -> None:
         self.refused[str(host), reason] += 1
@@ -225,97 +210,22 @@ class Cluster:
         self._failed = (time.monotonic() + PAUSE, error) if isinstance(error, OSError) else None
 
     async def _elect(self) -> Host:
-        asked = {asyncio.create_task(self.ask(host)): host for host in self.hosts}
-        found: list[tuple[Host, Identity]] = []
-        errors: dict[Host, Exception] = {}
-        ends = time.monotonic() + ELECTION_SECONDS
-        reading = asyncio.create_task(self.fence.read())  # what other instances have seen
-        waiting = set(asked)
-        try:
-            while waiting and time.monotonic() < ends:
-                # Each gets the time of a host. Once there is a database, the silent are not waited for any longer.
-                seconds = min(HOST_SECONDS, ends - time.monotonic())
-                done, waiting = await asyncio.wait(waiting, timeout=max(0, seconds), return_when=asyncio.ALL_COMPLETED)
-                standbys = [asked[task] for task in done if await self._hear(asked[task], task, found, errors)]
-                if found and not self._may_be_replaced(found):
-                    break
-                # A standby may be promoted while a silent host is waited for.
-                if waiting:
-                    again = {asyncio.create_task(self.ask(host, HOST_SECONDS)): host for host in standbys}
-                    asked |= again
-                    waiting |= set(again)
-            await reading
-        finally:
-            for task in (*waiting, reading):
-                task.cancel()
-        for task in waiting:
-            errors.setdefault(asked[task], HostAway(f"{asked[task]}: TimeoutError: no answer in time"))
-        found = [one for one in found if not self._behind(*one, errors)]
-        said = sorted(errors.items(), key=lambda error: self.hosts.index(error[0]))
-        if not found:
-            raise no_host(said)
-        host, seen = max(found, key=lambda one: self._rank(*one))
+        election = Election(self.dsn, self.hosts, self.fence, self._vouched, self.current, self._note_refusal)
+        host, seen = await election.hold()
         if self.fence.sees(seen):  # from now on, and not only once its epoch has begun
             self._advance = asyncio.create_task(self.fence.load())
-        for other, theirs in found:
+        for other, theirs in election.found:
             if other != host:
                 reason = behind(Mark.of(theirs), Mark.of(seen))
                 if reason is not None:  # else it is one host by two names, or a twin that the next epoch tells apart
                     self._note_refusal(other, reason, theirs)
-        self._vouched = _Vouched.of(host, seen)
-        self._choose(host, said)
+        self._vouched = Vouched.of(host, seen)
+        self._choose(host, election.said)
         return host
 
-    def _may_be_replaced(self, found: Sequence[tuple[Host, Identity]]) -> bool:
-        """True if the newest of the primaries may have been replaced by a host that has not answered yet: if it has
-        started again on the timeline that it had before."""
-        host, seen = max(found, key=lambda one: self._rank(*one))
-        known, mark = self._vouched, self.fence.mark
-        if known is None:
-            return mark is not None and seen.timeline <= mark.timeline
-        return seen.timeline <= known.timeline and known != _Vouched.of(host, seen)
-
-    async def ask(self, host: Host, seconds: float = ELECTION_SECONDS) -> Identity:
+    async def ask(self, host: Host, seconds: float) -> Identity:
         """Ask a host who it is, over a connection for that. Raises HostAway and errors of PostgreSQL."""
-        connection = await dial(self.dsn, host, timeout=seconds, command_timeout=seconds, server_settings=ASKING)
-        try:
-            with named(host):
-                return await identify(connection)
-        finally:
-            connection.terminate()
-
-    async def _hear(
-        self,
-        host: Host,
-        task: asyncio.Task[Identity],
-        found: list[tuple[Host, Identity]],
-        errors: dict[Host, Exception],
-    ) -> bool:
-        """Take what a host has said; whether it is a standby."""
-        error = task.exception()
-        if error is not None:
-            errors[host] = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
-            return False
-        seen = task.result()
-        if self.fence.judge(seen) == "diverged":
-            await self.fence.load()  # another instance may have begun an epoch there
-        if not self._behind(host, seen, errors):
-            found.append((host, seen))
-        return seen.standby
-
-    def _behind(self, host: Host, seen: Identity, errors: dict[Host, Exception]) -> bool:
-        """Judge a host by where the fence stands now; True if it may not be used, which is noted."""
-        reason = self.fence.judge(seen)
-        if reason is not None:
-            self._note_refusal(host, reason, seen)
-            errors[host] = HostRefused(f"{host}: {_WORDS[reason]}")
-        return reason is not None
-
-    def _rank(self, host: Host, seen: Identity) -> tuple[bool, int, bool, bool, int]:
-        mark = self.fence.mark
-        same = mark is not None and mark.epoch == seen.epoch
-        ours = mark is None or mark.system == seen.system
-        return ours, seen.timeline, same and seen.settled, host == self.current, -self.hosts.index(host)
+        return await ask(self.dsn, host, seconds)
 
     def _choose(self, host: Host, errors: Sequence[tuple[Host, Exception]]) -> None:
         former, self.current = self.current, host
@@ -364,14 +274,6 @@ class Cluster:
         mark = self.fence.mark
         refused = sum(number for (_, reason), number in self.refused.items() if reason != "standby")
         return Standing(str(self.current or self.hosts[0]), mark.timeline if mark else 0, refused)
-
-
-_WORDS: dict[Reason, str] = {
-    "standby": "is a standby",
-    "older": "is on an older timeline than the database that was in use: a former primary",
-    "foreign": "is another database than the one that was in use (if that is right: scripts.restore --settle)",
-    "diverged": "is a second primary beside the one in use, with other data since they parted",
-}
 
 
 def name_of(dsn: str) -> str:
