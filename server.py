@@ -21,9 +21,10 @@ import uvloop
 from redis.exceptions import RedisError
 
 import plugins
-from config import embedded, logs, reasons, secrets, supervisor, tracing
+from config import embedded, logs, reasons, supervisor, tracing
+from config.configuration import read_sections
 from config.keyring import KeyringFile
-from config.settings import Core, Section, SettingsError, environment, load
+from config.settings import Core, Section, SettingsError, environment
 from config.values import Rate
 from config.version import VERSION
 from handlers import vitals
@@ -36,9 +37,10 @@ from handlers.limits.ledger import Ledger
 from handlers.limits.rates import Limits
 from handlers.metrics import Metrics
 from handlers.passwords import Passwords
+from handlers.redis_service import redis_client
 from handlers.reference import page as docs
 from handlers.revocations import Revocations
-from handlers.sockets.bus import Bus, redis_client
+from handlers.sockets.bus import Bus
 from handlers.sockets.delivery import Delivery
 from handlers.sockets.hub import Hub, Peer
 from handlers.sockets.socket import Event, SocketHandler, auth_event
@@ -89,33 +91,9 @@ def configure(values: Mapping[str, str], *, make_secrets: bool = True) -> Config
     except LookupError as error:
         faults.append(str(error.args[0]))
         features = plugins.discover()
-    wanted: dict[str, type[Section]] = {"": Core, **{name: module.Settings for name, module in features.items()}}
-    secret_names = [
-        field.upper() for section in wanted.values() for field in section.model_fields if field.endswith("_secret")
-    ]
-    complete = dict(values)
-    production = values.get("MIMU_ENV") == "production"
-    if production:
-        faults += secrets.faults({name: values.get(name) for name in secret_names})
-        if values.get("RATE_LIMITS", "on") == "off":
-            faults.append("RATE_LIMITS: off is for tests and benchmarks, not for production")
-        if "*" in values.get("CORS_ALLOW_ORIGINS", ""):
-            faults.append("CORS_ALLOW_ORIGINS: * is not allowed in production; name the origins")
-    else:
-        folder = Path(values.get("MIMU_DATA_DIR", "var")) / "secrets"
-        for name in secret_names:
-            if not complete.get(name):
-                complete[name] = secrets.keep(folder, name.lower()) if make_secrets else "-" * secrets.MINIMUM
-    try:
-        sections = load(wanted, complete)
-    except SettingsError as error:
-        faults += error.faults
-    faults += tracing.faults(values)
-    if faults:
-        raise SettingsError(list(dict.fromkeys(faults)))  # several features may read the same setting
-    core = sections.pop("")
-    assert isinstance(core, Core)
-    return Configuration(core, sections, features)
+    sections = {name: module.Settings for name, module in features.items()}
+    core, read = read_sections(values, sections, faults, make_secrets=make_secrets)
+    return Configuration(core, read, features)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,14 @@ class Reason(NamedTuple):
     do: str
 
 
+class Unfit(Exception):
+    """A service answers, but can't be used. The text is the cause, ``reason`` the known fault, if any."""
+
+    def __init__(self, why: str | Reason) -> None:
+        super().__init__(why if isinstance(why, str) else " ".join(why))
+        self.reason = None if isinstance(why, str) else why
+
+
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error and its causes."""
     for _ in range(MAX_CAUSES):

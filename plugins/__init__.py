@@ -125,10 +125,11 @@ class Timer:
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """The parts of a feature. ``sends`` has the types of frames that it sends (handlers/wire/frames.py); ``welcome`` is
-    called with each socket that opens, after ``ready``."""
+    """The parts of a feature. ``guide`` is its page for client developers, in docs/; ``sends`` has the types of frames
+    that it sends (handlers/wire/frames.py); ``welcome`` is called with each socket that opens, after ``ready``."""
 
     name: str
+    guide: str = ""
     routes: tuple[Route, ...] = ()
     events: Mapping[str, Event] = field(default_factory=dict)
     sends: tuple[type, ...] = ()

@@ -19,24 +19,6 @@ FRAME = frozenset(("type", "id"))
 EVENT = frozenset(("type", "chat_id", "seq", "created_at"))
 UNITS = (("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1))
 
-# Where the documents explain how a client uses each feature.
-GUIDES = {
-    "auth": "clients.md",
-    "calls": "calls.md",
-    "chats": "messaging.md#chats",
-    "contacts": "messaging.md#blocks",
-    "files": "files.md",
-    "messages": "messaging.md",
-    "pins": "messaging.md#pinned-messages",
-    "prekeys": "messaging.md#encryption",
-    "presence": "messaging.md#presence",
-    "push": "push.md",
-    "subscriptions": "subscriptions.md",
-    "turn": "calls.md#turn",
-    "users": "clients.md",
-}
-
-
 CHAT_EVENTS = """\
 The server sends changes of a chat over sockets, and again in [`GET /sync`](#get-sync), in one form: `type`, `chat_id`,
 `seq`, `created_at`, and the fields of the event. In each chat `seq` is 1, 2, 3, … without a gap, the same for all
@@ -54,12 +36,13 @@ blocked one another they are `hidden`. The server makes no new ones; the last of
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """A feature with its description, and the types of frames that it accepts and sends."""
+    """A feature with its description, the types of frames that it accepts and sends, and its page in docs/."""
 
     name: str
     words: str
     accepts: Collection[str] = ()
     sends: Collection[str] = ()
+    guide: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +131,7 @@ class Chapters:
 
     def feature(self, feature: Feature) -> Iterator[str]:
         """Yield the chapter of a feature: its routes and its frames."""
-        name, guide = feature.name, GUIDES.get(feature.name, "")
+        name, guide = feature.name, feature.guide
         own = [one for one in self._operations() if name in one[2]["tags"] and one[0] != "/ws"]
         accepts, sends = sorted(feature.accepts), self._grouped(feature.sends)
         also = f" How a client uses it: [{guide.partition('#')[0]}]({guide})." if guide else ""

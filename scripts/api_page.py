@@ -121,7 +121,7 @@ def features(plugins: list[Plugin], document: dict[str, Any]) -> list[Feature]:
         if plugin.name in words or plugin.events or plugin.sends:
             own = paragraph((sys.modules[f"plugins.{plugin.name}"].__doc__ or "").partition("\n\n")[0])
             about = words.get(plugin.name, re.sub(r"\s*\([^()]*\)", "", own))
-            result.append(Feature(plugin.name, about, plugin.events, by_kind(plugin.sends)))
+            result.append(Feature(plugin.name, about, plugin.events, by_kind(plugin.sends), plugin.guide))
     others = document["paths"]["/ws"]["get"]["x-frames"].keys() - {kind for each in result for kind in each.accepts}
     return [*sorted(result, key=lambda each: each.name), Feature(HOUSE, words[HOUSE], others, by_kind(SENT))]
 

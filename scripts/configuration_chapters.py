@@ -1,17 +1,20 @@
 """Chapters of the settings: their order and headings in the documents for operators.
 
 The ``description`` of a field in the code explains the setting; ``python -m scripts.configuration_page`` writes
-config/env.example and docs/configuration.md from both.
+config/env.example and docs/configuration.md from both. Most chapters take settings by the beginning of their names, so
+that a new setting needs no line here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 
 class Chapter(NamedTuple):
-    """A heading, a sentence on all its settings, and their names. ``first``: operators fill these in, so env.example
-    does not comment them out."""
+    """A heading, a sentence on all its settings, and patterns of their names. ``first``: operators fill these in, so
+    env.example does not comment them out."""
 
     title: str
     about: str
@@ -19,7 +22,7 @@ class Chapter(NamedTuple):
     first: bool = False
 
     @property
-    def settings(self) -> list[str]:
+    def patterns(self) -> list[str]:
         return self.names.split()
 
 
@@ -35,63 +38,72 @@ CHAPTERS = (
         "",
         "HOST PORT MIMU_ENV LOG_LEVEL PLUGINS_DISABLED DATABASE_MAX_CONNECTIONS ANSWER_BYTES SHUTDOWN_SECONDS",
     ),
-    Chapter("Access tokens", "", "JWT_PREVIOUS_SECRETS KEYRING_FILE JWT_EXPIRATION_HOURS REFRESH_GRACE_SECONDS"),
-    Chapter("Encryption keys of clients", "", "SIGNAL_PROFILE"),
-    Chapter("Calls", "TURN_HOST and TURN_SECRET are at the top.", "TURN_USERNAME TURN_PORT TURN_TLS_PORT"),
-    Chapter(
-        "Files",
-        "Without S3_ENDPOINT files are kept in MIMU_DATA_DIR/files.",
-        "S3_ENDPOINT S3_PUBLIC_ENDPOINT S3_BUCKET S3_REGION S3_PATH_STYLE S3_CREATE_BUCKET S3_ACCESS_KEY "
-        "S3_SECRET_KEY FILES_PUBLIC_URL",
-    ),
+    Chapter("Access tokens", "", "JWT_PREVIOUS_SECRETS KEYRING_FILE JWT_* REFRESH_*"),
+    Chapter("Encryption keys of clients", "", "SIGNAL_*"),
+    Chapter("Calls", "TURN_HOST and TURN_SECRET are at the top.", "TURN_*"),
+    Chapter("Files", "Without S3_ENDPOINT files are kept in MIMU_DATA_DIR/files.", "S3_* FILES_*"),
     Chapter(
         "Tiers",
         "What a user may store, such as 50MiB or 1GiB. Change them to fit your disks and prices.",
-        "TIER_FREE_FILE_BYTES TIER_FREE_TOTAL_BYTES TIER_PREMIUM_FILE_BYTES TIER_PREMIUM_TOTAL_BYTES "
-        "TIER_ULTRA_FILE_BYTES TIER_ULTRA_TOTAL_BYTES",
+        "TIER_*_BYTES",
     ),
     Chapter(
         "Subscriptions",
         "Prices, and the providers that confirm payments. Vouchers need none of these.",
-        "STRIPE_SECRET_KEY STRIPE_WEBHOOK_KEY STRIPE_BASE_URL BTCPAY_BASE_URL BTCPAY_STORE_ID BTCPAY_API_KEY "
-        "PAYMENT_TIMEOUT_SECONDS TIER_PREMIUM_PRICE TIER_ULTRA_PRICE",
+        "STRIPE_* BTCPAY_* PAYMENT_* TIER_*_PRICE",
     ),
     Chapter(
         "Push",
         "A provider without a key is off. docs/push.md has the steps for each of them.",
-        "APNS_KEY_FILE APNS_KEY_ID APNS_TEAM_ID APNS_TOPIC APNS_BASE_URL FCM_SERVICE_ACCOUNT_FILE FCM_BASE_URL "
-        "VAPID_PRIVATE_KEY_FILE VAPID_SUBJECT PUSH_CA_FILE PUSH_ALLOW_PRIVATE",
+        "APNS_* FCM_* VAPID_* PUSH_*",
     ),
     Chapter(
         "Who may connect",
         "TRUSTED_PROXIES is at the top.",
-        "CORS_ALLOW_ORIGINS MIN_CLIENT_VERSION METRICS_ALLOW AVATAR_ALLOWED_HOSTS",
+        "CORS_* MIN_CLIENT_VERSION METRICS_ALLOW AVATAR_*",
     ),
     Chapter(
         "Rate limits",
         "A number per time, such as 5/15 minutes or 3/hour. Raise one if honest users get 429 from it.",
-        "RATE_LIMITS RATE_LIMIT_REGISTER RATE_LIMIT_REGISTER_FAILED RATE_LIMIT_AVAILABLE RATE_LIMIT_LOGIN "
-        "RATE_LIMIT_REFRESH RATE_LIMIT_REFRESH_UNKNOWN RATE_LIMIT_DELETE RATE_LIMIT_RESET_PASSWORD "
-        "RATE_LIMIT_RESET_CHALLENGE RATE_LIMIT_SEARCH RATE_LIMIT_BUNDLE RATE_LIMIT_BUNDLES RATE_LIMIT_PREKEY_UPLOAD "
-        "RATE_LIMIT_OFFERS CALL_WAITING_BYTES RATE_LIMIT_PURCHASE RATE_LIMIT_VALIDATE RATE_LIMIT_TURN "
-        "RATE_LIMIT_CHATS RATE_LIMIT_CHAT_CHANGES RATE_LIMIT_CHAT_VIEWS RATE_LIMIT_PARTICIPANTS RATE_LIMIT_JOIN "
-        "RATE_LIMIT_MESSAGES RATE_LIMIT_PINS RATE_LIMIT_RECEIPTS RATE_LIMIT_SYNC RATE_LIMIT_PUSH RATE_LIMIT_PRESENCE "
-        "RATE_LIMIT_SEALED RATE_LIMIT_SEALED_INBOX RATE_LIMIT_FILES RATE_LIMIT_SOCKETS",
+        "RATE_LIMITS RATE_LIMIT_* CALL_WAITING_BYTES",
     ),
     Chapter(
         "Budgets",
         "What one account may use, whatever it does with it. Each is above what the heaviest honest client needs.",
-        "BUDGET_REQUESTS BUDGET_FRAMES BUDGET_BYTES_IN BUDGET_BYTES_OUT BUDGET_TRANSFER BUDGET_ROWS BUDGET_FANOUT "
-        "BUDGET_ADDRESS_TIMES ACCOUNT_SHARE",
+        "BUDGET_* ACCOUNT_SHARE",
     ),
     Chapter(
         "Retention",
         "Whole days. Shorten them to keep less, lengthen them if your users or your law need more.",
-        "PREKEY_RETENTION_DAYS SESSION_RETENTION_DAYS CALL_RETENTION_DAYS SYNC_RETENTION_DAYS "
-        "SUBSCRIPTION_RETENTION_DAYS",
+        "*_RETENTION_DAYS",
     ),
-    Chapter("Traces", "", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    Chapter("Traces", "", "OTEL_*"),
 )
+
+
+def sort_into_chapters(readers: Mapping[str, Iterable[str]]) -> list[tuple[Chapter, list[str]]]:
+    """Return the chapters that have settings, each with their names. ``readers`` has, for each setting, the features
+    that read it, or ``core``.
+
+    A setting is in the chapter that names it, else in the first one with a matching pattern, else in the chapter of its
+    first reader: "Server" for the core, or one with the feature's name as its title, which is added if it is missing.
+    """
+    listed = {pattern for chapter in CHAPTERS for pattern in chapter.patterns}
+    result: dict[str, list[str]] = {chapter.title: [] for chapter in CHAPTERS}
+    remaining = list(readers)
+    for chapter in CHAPTERS:
+        for pattern in chapter.patterns:
+            matching = [
+                name for name in remaining if name == pattern or (name not in listed and fnmatchcase(name, pattern))
+            ]
+            result[chapter.title] += matching
+            remaining = [name for name in remaining if name not in matching]
+    for name in remaining:
+        reader = next(iter(readers[name]))
+        result.setdefault("Server" if reader == "core" else reader.capitalize(), []).append(name)
+    by_title = {chapter.title: chapter for chapter in CHAPTERS}
+    return [(by_title.get(title, Chapter(title, "", "")), names) for title, names in result.items() if names]
+
 
 # Variables of docker-compose.yml that the server does not read.
 COMPOSE = """\

@@ -12,7 +12,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -29,50 +29,7 @@ from models.database import Database, Row
 from scripts import command
 
 REPLY_TIMEOUT = 20  # seconds; a server gives a provider 12
-
-# By the provider's reason, else by its status.
-BY_REASON = {
-    "BadDeviceToken": "The token is not of this environment: a development build registers with environment sandbox.",
-    "DeviceTokenNotForTopic": "The token belongs to another app than APNS_TOPIC names.",
-    "TopicDisallowed": "The key may not be used for the app that APNS_TOPIC names.",
-    "BadTopic": "APNS_TOPIC is not a bundle id.",
-    "InvalidProviderToken": "Apple rejects the key: see APNS_KEY_FILE, APNS_KEY_ID and APNS_TEAM_ID.",
-    "ExpiredProviderToken": "Apple says that our token is too old: is this machine's clock right?",
-    "Unregistered": "The app was removed from the device, or the token was renewed.",
-    "TooManyProviderTokenUpdates": "Too many servers use the key at once, each with other tokens.",
-    "TooManyRequests": "Too many pushes to this one device.",
-    "UNREGISTERED": "The app was removed from the device, or the token was renewed.",
-    "SENDER_ID_MISMATCH": "The token belongs to another Firebase project than the service account.",
-    "INVALID_ARGUMENT": "The token is not an FCM token.",
-    "PERMISSION_DENIED": "The service account may not send messages in this project.",
-    "THIRD_PARTY_AUTH_ERROR": "Firebase has no valid key of Apple's for this app.",
-    "TokenEndpointRefused": "Google issues no access token: is the service account's key deleted, or the clock wrong?",
-    "TokenEndpointUnreachable": "Google's token endpoint can't be reached from the server.",
-    "PrivateAddress": "The endpoint's name resolves to a private address, where the server sends nothing.",
-    "Subscription": "Nothing can be encrypted with the subscription's keys, or signed for its URL.",
-    "ConnectError": "The provider can't be reached: is there a firewall, or a certificate of an unknown authority?",
-    "ConnectTimeout": "The provider can't be reached in time.",
-    "TimeoutError": "The provider did not answer in time.",
-}
-BY_STATUS = {
-    200: "Accepted. If nothing arrives, check the app, and if the device allows its notifications.",
-    201: "Accepted. If nothing arrives, check the distributor or browser.",
-    400: "The provider rejects the push as malformed.",
-    401: "The provider rejects our signature or token.",
-    403: "The push service rejects our key: did the app subscribe with the one of GET /push/vapid?",
-    404: "The token is no longer valid.",
-    410: "The token is no longer valid.",
-    413: "The provider rejects the push as too large.",
-    429: "The provider receives too many requests.",
-    500: "The provider has an internal error.",
-    503: "The provider is overloaded or under maintenance.",
-}
-
-
-def explain(verdict: Mapping[str, Any]) -> str:
-    """Explain a verdict in a sentence."""
-    words = BY_REASON.get(verdict["reason"]) or BY_STATUS.get(verdict["status"])
-    return words or "The provider's documentation does not explain this answer."
+OLDER_SERVER = "The server that sent it has an older version, and does not explain the answer."
 
 
 async def run(options: argparse.Namespace, core: Core) -> int:
@@ -96,16 +53,16 @@ async def run(options: argparse.Namespace, core: Core) -> int:
             f"not sent within {REPLY_TIMEOUT} s: no server runs, or none has a key for {chosen['provider']}"
         )
     if options.json:
-        print(json.dumps({"token_id": str(chosen["id"]), **verdict, "explanation": explain(verdict)}))
+        print(json.dumps({"token_id": str(chosen["id"]), **verdict}))
     else:
         answer = f"{verdict['status']} {verdict['reason']}".strip() if verdict["status"] else verdict["reason"]
         print(f"{verdict['provider']}, after {verdict['milliseconds']} ms: {answer} ({verdict['outcome']})")
-        print(explain(verdict))
+        print(verdict["explanation"])
     return 0 if verdict["outcome"] == "sent" else command.FAILED
 
 
 async def _send(redis: Redis, user_id: UUID, token_id: UUID) -> dict[str, Any] | None:
-    """Queue a push, and wait for the verdict. Returns None if no server has sent it."""
+    """Queue a push, and wait for the verdict with its explanation. Returns None if no server has sent it."""
     seconds, micros = await redis.time()
     reply = f"push:test:{uuid4()}"
     job = channels.push_test(user_id, token_id, seconds * 1000 + micros // 1000, REPLY_TIMEOUT, reply)
@@ -113,7 +70,7 @@ async def _send(redis: Redis, user_id: UUID, token_id: UUID) -> dict[str, Any] |
     if await redis.xadd(channels.PUSH_NOW, {"job": job}, nomkstream=True) is None:
         return None
     answer: Any = await redis.blpop([reply], timeout=REPLY_TIMEOUT)
-    return json.loads(answer[1]) if answer else None
+    return {"explanation": OLDER_SERVER, **json.loads(answer[1])} if answer else None
 
 
 def _print_tokens(options: argparse.Namespace, rows: Sequence[Row]) -> None:

@@ -17,7 +17,7 @@ from uuid import UUID
 import pytest
 
 from config import settings
-from handlers.sockets.bus import redis_client
+from handlers.redis_service import redis_client
 from models.database import Database, Unavailable
 from models.postgres import migrations
 from models.postgres.cluster import Cluster, fenced

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -254,3 +254,117 @@ def test_modules_that_a_document_runs_exist() -> None:
             file = place.with_suffix(".py") if place.with_suffix(".py").exists() else place / "__main__.py"
             assert file.exists(), f"{name_of(document)} runs {module}"
             ast.parse(file.read_text())
+
+
+# Names in the code ----------------------------------------------------------------------------------------------------
+
+CODE_ROOMS = ("config", "handlers", "models", "plugins", "scripts", "server", "tests")
+# Names in capitals and small letters that are others': of Python and its libraries, headers, systemd, Linux, phones.
+FOREIGN = {
+    *("TypedDict", "WebSocketProtocol13", "RateLimit", "LimitNOFILE", "WatchdogSec", "VmHWM"),
+    *("DisconnectCause", "ConnectionService", "IsolateNameServer", "LibSignalClient", "WebSocket"),
+}
+_NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?:[ (\[=:].*)?", re.DOTALL)
+_CAMEL = re.compile(r"[A-Z][a-z]+[A-Z]\w*")
+
+
+class Code:
+    """The names that our code declares: of each module, and of each class with the classes that it builds on."""
+
+    def __init__(self, files: Iterable[tuple[str, str]]) -> None:
+        """``files`` are names of modules, and their text."""
+        self.modules: dict[str, set[str]] = {}
+        self.members: dict[str, set[str]] = {}
+        self._bases: dict[str, set[str]] = {}
+        for module, text in files:
+            tree = ast.parse(text)
+            self.modules[module] = set(_declared(tree.body))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ClassDef):
+                    own = _declared(part for part in ast.walk(node) if isinstance(part, ast.stmt) and part is not node)
+                    self.members.setdefault(node.name, set()).update(own)
+                    bases = (ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases)
+                    self._bases.setdefault(node.name, set()).update(bases)
+
+    def has_member(self, kind: str, name: str, *heirs: str) -> bool:
+        """True if a class, or one of ours that it builds on, has a member."""
+        bases = [base for base in self._bases[kind] if base in self.members and base not in (kind, *heirs)]
+        return name in self.members[kind] or any(self.has_member(base, name, kind, *heirs) for base in bases)
+
+    def lacks(self, name: str) -> bool:
+        """True if a name looks like one of ours and is none."""
+        first, *rest = name.split(".")
+        if first in self.members:
+            return bool(rest) and not self.has_member(first, rest[0])
+        if first not in CODE_ROOMS or not rest:
+            return not rest and bool(_CAMEL.fullmatch(name)) and name not in FOREIGN
+        parts = [first, *rest]
+        module = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in self.modules), 0)
+        inside = parts[module:]
+        if not module or not inside:
+            return not module
+        if inside[0] not in self.modules[".".join(parts[:module])]:
+            return True
+        return len(inside) > 1 and inside[0] in self.members and not self.has_member(inside[0], inside[1])
+
+
+def _declared(statements: Iterable[ast.stmt]) -> Iterator[str]:
+    """The names of functions, classes, variables and attributes of ``self``."""
+    for statement in statements:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield statement.name
+        elif isinstance(statement, ast.Assign | ast.AnnAssign):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            for target in targets:
+                for one in target.elts if isinstance(target, ast.Tuple) else [target]:
+                    yield ast.unparse(one).removeprefix("self.")
+
+
+def names(text: str) -> Iterator[str]:
+    """The dotted names, and single ones, that stand in code type."""
+    for found in _CODE.finditer(text):
+        if (name := _NAME.fullmatch(found[2].strip())) and not PLACE.fullmatch(name[1]):
+            yield name[1]
+
+
+@pytest.fixture(scope="module")
+def code() -> Code:
+    paths = [ROOT / "server.py", *(path for room in CODE_ROOMS for path in (ROOT / room).rglob("*.py"))]
+    dotted = (".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths)
+    return Code(zip(dotted, (path.read_text() for path in paths), strict=True))
+
+
+def test_names_in_the_code_that_a_document_mentions_exist(code: Code) -> None:
+    alerts = set(re.findall(r"alert: (\w+)", (ROOT / "config/deploy/prometheus/alerts.yml").read_text()))
+    missing = [
+        f"{name_of(document)}: {name}"
+        for document in DOCUMENTS
+        if document.name != "CHANGELOG.md"
+        for name in names(prose(document))
+        if code.lacks(name) and name not in alerts
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [
+        ("models.calls.ring", False),
+        ("models.calls.rang", True),
+        ("models.chats", False),
+        ("models.chat", True),
+        ("models.calls.Call.status", False),
+        ("models.calls.Call.told", True),
+        ("Owner.run", False),
+        ("Heir.run", False),
+        ("Heir.kept", False),
+        ("Heir.walk", True),
+        ("JournalOfAll", True),
+        ("TypedDict", False),
+        ("example.org", False),
+    ],
+)
+def test_names_that_are_gone_are_noticed(name: str, lacking: bool) -> None:
+    calls = "class Call:\n    status: str\n\nasync def ring(): ...\n"
+    others = "class Owner:\n    def run(self):\n        self.kept = 1\n\nclass Heir(Owner): ...\n"
+    assert Code([("models.chats", ""), ("models.calls", calls), ("plugins.x", others)]).lacks(name) is lacking

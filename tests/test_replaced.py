@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from handlers.sockets.bus import redis_client
+from handlers.redis_service import redis_client
 from models.database import Database, Unavailable
 from models.postgres.cluster import Cluster, fenced
 from models.postgres.epochs import Epoch

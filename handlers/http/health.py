@@ -11,15 +11,15 @@ from uuid import UUID
 import structlog
 from pydantic import ConfigDict, with_config
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError, ResponseError
 from typing_extensions import TypedDict
 
 from config import hosts, reasons
-from config.reasons import Reason
+from config.reasons import Unfit
 from handlers.http.base import ApiHandler
 from handlers.http.site import Check
 from handlers.limits.rates import within
 from handlers.metrics import CONTENT_TYPE
+from handlers.redis_service import takes_writes
 from handlers.wire import errors
 from handlers.wire.costs import MONITORS
 from handlers.wire.operations import Answer, operation
@@ -31,15 +31,6 @@ ChosenHost = Callable[[], hosts.DatabaseHost | None]
 CHECK_TIMEOUT = 2.0  # seconds; a service that answers later is unhealthy
 CACHE_SECONDS = 2.0  # for which the result of a write is reused
 LOG_INTERVAL = 60.0  # seconds between two log lines about a check that still fails for the same reason
-KEY_SECONDS = 60  # until Redis expires the test key
-
-
-class Unfit(Exception):
-    """A service answers, but can't be used. The text is the cause, ``reason`` the known fault, if any."""
-
-    def __init__(self, why: str | Reason) -> None:
-        super().__init__(why if isinstance(why, str) else " ".join(why))
-        self.reason = None if isinstance(why, str) else why
 
 
 class CachedCheck:
@@ -112,7 +103,7 @@ def services(
 ) -> dict[str, Check]:
     """Return the checks of PostgreSQL (``answers``, and ``writes`` with a cached result) and of Redis, which is only
     healthy while ``is_subscribed`` returns True."""
-    written, kept = CachedCheck(writes), CachedCheck(lambda: redis_takes_writes(redis, instance_id))
+    written, kept = CachedCheck(writes), CachedCheck(lambda: takes_writes(redis, instance_id))
 
     async def database() -> None:
         await answers()
@@ -125,21 +116,6 @@ def services(
             raise Unfit("the subscriptions are down")
 
     return {"database": database, "redis": cache}
-
-
-async def redis_takes_writes(redis: Redis, instance_id: UUID) -> None:
-    """Write a key that expires, and check the kind and role of the Redis server. Raises Unfit, RedisError."""
-    if not await redis.set(f"health:{instance_id}", b"1", ex=KEY_SECONDS):
-        raise Unfit("Redis did not keep a key")
-    try:
-        greeting = await redis.execute_command("HELLO")  # type: ignore[no-untyped-call]
-    except (NoPermissionError, ResponseError):
-        return  # HELLO is not permitted; the write succeeded
-    fields = greeting if isinstance(greeting, dict) else dict(zip(greeting[::2], greeting[1::2], strict=False))
-    if fields.get(b"mode") == b"cluster":
-        raise Unfit(reasons.CLUSTER)
-    if fields.get(b"role") in (b"slave", b"replica"):
-        raise Unfit(reasons.LOSING_REPLICA)
 
 
 class DatabaseHost(TypedDict):

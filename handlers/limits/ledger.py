@@ -17,7 +17,6 @@ from weakref import WeakValueDictionary
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from config.settings import Budgets
 from config.values import Rate
@@ -32,6 +31,7 @@ from handlers.limits.share import (
     WaitTotals,
 )
 from handlers.metrics import Metrics
+from handlers.redis_service import REDIS_ERRORS
 from handlers.wire.costs import BYTE_KINDS, BYTES_IN, FANOUT, FRAMES, KINDS, REQUESTS, ROWS, Cost
 from handlers.wire.errors import RateLimited
 
@@ -314,7 +314,7 @@ class Ledger:
         try:
             async with asyncio.timeout(REDIS_TIMEOUT):
                 ahead = await self._script(keys=[f"budget:{account.key}" for account in accounts], args=arguments)
-        except (RedisError, OSError, TimeoutError) as error:
+        except REDIS_ERRORS as error:
             # Nothing is lost: the next settlement of each account sends how far ahead it is.
             log.warning("budgets_not_settled", accounts=len(accounts), cause=type(error).__name__)
             return False

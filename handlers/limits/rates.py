@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from config.values import Network, Rate
+from handlers.redis_service import REDIS_ERRORS
 from handlers.wire.errors import RateLimited
 
 log = structlog.get_logger(__name__)
@@ -120,7 +120,7 @@ class Limits:
                         keys=[bucket], args=[int(interval * 1e6), rate.count - (1 if cost == 0 else 0), cost]
                     )
                 return int(wait) / 1e6, int(ahead) / 1e6
-            except (RedisError, OSError, TimeoutError):
+            except REDIS_ERRORS:
                 # Retry in a second: else each request would wait for Redis while it is down.
                 self._away_until = time.monotonic() + 1
                 log.warning("limits_counted_locally")

@@ -13,12 +13,9 @@ import structlog
 from prometheus_client import Histogram
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.maint_notifications import MaintNotificationsConfig
 
 from handlers.metrics import SECONDS, Metrics
+from handlers.redis_service import REDIS_ERRORS
 from handlers.tasks import Worker, ended
 
 log = structlog.get_logger(__name__)
@@ -32,28 +29,6 @@ REDIS_TIMEOUT = 1.0  # seconds for one answer, after which Redis counts as down
 PING_SECONDS = 1.0  # of silence before a ping; after three unanswered pings the connection is replaced
 RETRY_SECONDS = 0.5  # between attempts to reconnect
 ECHO_SECONDS = 5.0  # between messages to ourselves, which measure the latency through Redis
-_REDIS_ERRORS = (RedisError, OSError, TimeoutError)
-
-
-@contextlib.asynccontextmanager
-async def redis_client(url: str) -> AsyncIterator[Redis]:
-    """A Redis client that closes when the block ends. It connects at its first command, and reconnects when needed.
-
-    The client does not retry, because the caller decides what to do while Redis is down. It does not subscribe to
-    maintenance notifications, which only Redis's cloud sends: with them the client believes that connections are open
-    which Redis closed when it died, and loses the first message after its return.
-    """
-    redis = Redis.from_url(
-        url,
-        socket_connect_timeout=1,
-        socket_timeout=2,
-        retry=Retry(NoBackoff(), 0),
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
-    )
-    try:
-        yield redis
-    finally:
-        await redis.aclose()
 
 
 class Bus:
@@ -248,7 +223,7 @@ class Bus:
         while True:
             try:
                 await self._receive()
-            except _REDIS_ERRORS as error:
+            except REDIS_ERRORS as error:
                 log.warning("bus_down", cause=type(error).__name__)
             except Exception:
                 log.exception("bus_failed")

@@ -2,8 +2,9 @@
 
 asyncpg tries the hosts of a URL one after another within a single timeout, and uses the first that accepts it. A silent
 host (frozen, or cut off without a reset) uses up that timeout each time, and a former primary that came back accepts
-connections. So this module queries each host separately, with a timeout for each; it identifies each connection before
-it is used; and when another host becomes the database, it ends the connections to the former one at once.
+connections. So an election queries each host separately, with a timeout for each (models/postgres/election.py); this
+module identifies each connection before it is used; and when another host becomes the database, it ends the connections
+to the former one at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -23,19 +23,17 @@ import structlog
 from redis.asyncio import Redis
 
 from config.hosts import DatabaseHost
-from models.postgres.fence import REASONS, Fence, Mark, Reason, behind
-from models.postgres.hosts import Host, HostAway, HostRefused, describe, dial, hosts, named, no_host
+from models.postgres.election import ELECTION_SECONDS, HOST_SECONDS, Election, Vouched, identify_host
+from models.postgres.fence import REASONS, REFUSED, Fence, Mark, Reason, behind
+from models.postgres.hosts import Host, HostRefused, describe, dial, hosts, named
 from models.postgres.identity import Identity, identify
 
 log = structlog.get_logger(__name__)
 
-HOST_SECONDS = 0.5  # for one of several hosts to accept a connection, while a request waits; then all are queried
-ELECTION_SECONDS = 2.0  # for any host to identify as the database; one request does not wait so long, later ones do
 PAUSE = 0.2  # seconds after a failed election before the next one
 SILENT = 3  # consecutive statements without an answer after which the hosts are queried
 LOG_EVERY = 60.0  # seconds between two lines on the same host for the same reason
 WATCH_SECONDS = 3  # between two checks of all hosts; also the longest use of a former primary that thaws
-SETTINGS = {"application_name": "mimu-hosts", "statement_timeout": "5000"}
 
 Settle = Callable[["Cluster", Host], Coroutine[Any, Any, None]]
 _ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
@@ -46,19 +44,6 @@ class _Open(NamedTuple):
     mark: Mark
 
 
-class _Vouched(NamedTuple):
-    """The server that the last election chose. If it has started again since, a standby may have replaced it in the
-    meantime, so it is not used before another election."""
-
-    host: Host
-    started: datetime
-    timeline: int
-
-    @classmethod
-    def of(cls, host: Host, seen: Identity) -> _Vouched:
-        return cls(host, seen.started, seen.timeline)
-
-
 class Cluster:
     def __init__(self, dsn: str, fence: Fence | None = None, *, quiet: bool = False) -> None:
         """``quiet`` logs nothing about hosts, for scripts, which print their own messages."""
@@ -67,7 +52,7 @@ class Cluster:
         self.fence = fence or Fence()
         self.fence.moved.append(self._end_behind)
         self.current: Host | None = None  # the host that was the database last
-        self._vouched: _Vouched | None = None
+        self._vouched: Vouched | None = None
         # Begins a new epoch if one is due; ``connect`` returns no connection before that. None: begin none.
         self.settle: Settle | None = None
         # All combinations from the beginning, so that a first refusal shows as an increase.
@@ -132,11 +117,11 @@ class Cluster:
         """Accept a connection, or raise HostRefused. Moves the fence to a newer database, and begins an epoch if one is
         due, since rows stored before that would belong to the former epoch."""
         seen = await identify(connection)
-        if len(self.hosts) > 1 and not seen.standby and self._vouched != _Vouched.of(host, seen):
+        if len(self.hosts) > 1 and not seen.standby and self._vouched != Vouched.of(host, seen):
             if limit is not None and not limit.expired():
                 limit.reschedule(None)
             await self.elect()
-            if self._vouched != _Vouched.of(host, seen):  # another host was elected, or the election had begun earlier
+            if self._vouched != Vouched.of(host, seen):  # another host was elected, or the election had begun earlier
                 raise HostRefused(f"{host}: has started or was promoted since the last election")
         due = not seen.settled and not seen.standby and self.settle is not None
         if due or self.fence.judge(seen) == "diverged":
@@ -159,7 +144,7 @@ class Cluster:
         reason = self.fence.judge(seen)
         if reason is not None:
             self._note_refusal(host, reason, seen)
-            raise HostRefused(f"{host}: {_WORDS[reason]}")
+            raise HostRefused(f"{host}: {REFUSED[reason]}")
 
     def _note_refusal(self, host: Host, reason: Reason, seen: Identity) -> None:
         self.refused[str(host), reason] += 1
@@ -218,97 +203,22 @@ class Cluster:
         self._failed = (time.monotonic() + PAUSE, error) if isinstance(error, OSError) else None
 
     async def _elect(self) -> Host:
-        queries = {asyncio.create_task(self.identify_host(host)): host for host in self.hosts}
-        found: list[tuple[Host, Identity]] = []
-        errors: dict[Host, Exception] = {}
-        ends = time.monotonic() + ELECTION_SECONDS
-        reading = asyncio.create_task(self.fence.read())  # where other instances have moved it
-        waiting = set(queries)
-        try:
-            while waiting and time.monotonic() < ends:
-                # Each query gets HOST_SECONDS. Once the database is found, silent hosts are not waited for.
-                seconds = min(HOST_SECONDS, ends - time.monotonic())
-                done, waiting = await asyncio.wait(waiting, timeout=max(0, seconds), return_when=asyncio.ALL_COMPLETED)
-                standbys = [queries[task] for task in done if await self._collect(queries[task], task, found, errors)]
-                if found and not self._may_be_replaced(found):
-                    break
-                # A standby may be promoted while we wait for a silent host.
-                if waiting:
-                    again = {asyncio.create_task(self.identify_host(host, HOST_SECONDS)): host for host in standbys}
-                    queries |= again
-                    waiting |= set(again)
-            await reading
-        finally:
-            for task in (*waiting, reading):
-                task.cancel()
-        for task in waiting:
-            errors.setdefault(queries[task], HostAway(f"{queries[task]}: TimeoutError: no answer in time"))
-        found = [one for one in found if not self._behind(*one, errors)]
-        ordered = sorted(errors.items(), key=lambda error: self.hosts.index(error[0]))
-        if not found:
-            raise no_host(ordered)
-        host, seen = max(found, key=lambda one: self._rank(*one))
+        election = Election(self.dsn, self.hosts, self.fence, self._vouched, self.current, self._note_refusal)
+        host, seen = await election.hold()
         if self.fence.sees(seen):  # at once, before its epoch has begun
             self._advance = asyncio.create_task(self.fence.load())
-        for other, theirs in found:
+        for other, theirs in election.found:
             if other != host:
                 reason = behind(Mark.of(theirs), Mark.of(seen))
                 if reason is not None:  # else one host has two names, or it is a copy, which the next epoch shows
                     self._note_refusal(other, reason, theirs)
-        self._vouched = _Vouched.of(host, seen)
-        self._choose(host, ordered)
+        self._vouched = Vouched.of(host, seen)
+        self._choose(host, election.errors)
         return host
-
-    def _may_be_replaced(self, found: Sequence[tuple[Host, Identity]]) -> bool:
-        """True if the newest of the primaries may have been replaced by a host that has not answered yet: if it has
-        started again on the timeline that it had before."""
-        host, seen = max(found, key=lambda one: self._rank(*one))
-        known, mark = self._vouched, self.fence.mark
-        if known is None:
-            return mark is not None and seen.timeline <= mark.timeline
-        return seen.timeline <= known.timeline and known != _Vouched.of(host, seen)
 
     async def identify_host(self, host: Host, seconds: float = ELECTION_SECONDS) -> Identity:
         """Identify a host, over a separate connection. Raises HostAway and errors of PostgreSQL."""
-        connection = await dial(self.dsn, host, timeout=seconds, command_timeout=seconds, server_settings=SETTINGS)
-        try:
-            with named(host):
-                return await identify(connection)
-        finally:
-            connection.terminate()
-
-    async def _collect(
-        self,
-        host: Host,
-        task: asyncio.Task[Identity],
-        found: list[tuple[Host, Identity]],
-        errors: dict[Host, Exception],
-    ) -> bool:
-        """Add the identity of a host to ``found``, or its error to ``errors``. Returns True if it is a standby."""
-        error = task.exception()
-        if error is not None:
-            errors[host] = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
-            return False
-        seen = task.result()
-        if self.fence.judge(seen) == "diverged":
-            await self.fence.load()  # another instance may have begun an epoch there
-        if not self._behind(host, seen, errors):
-            found.append((host, seen))
-        return seen.standby
-
-    def _behind(self, host: Host, seen: Identity, errors: dict[Host, Exception]) -> bool:
-        """True if the fence rejects a host now; then the refusal is counted and added to ``errors``."""
-        reason = self.fence.judge(seen)
-        if reason is not None:
-            self._note_refusal(host, reason, seen)
-            errors[host] = HostRefused(f"{host}: {_WORDS[reason]}")
-        return reason is not None
-
-    def _rank(self, host: Host, seen: Identity) -> tuple[bool, int, bool, bool, int]:
-        mark = self.fence.mark
-        same = mark is not None and mark.epoch == seen.epoch
-        ours = mark is None or mark.system == seen.system
-        return ours, seen.timeline, same and seen.settled, host == self.current, -self.hosts.index(host)
+        return await identify_host(self.dsn, host, seconds)
 
     def _choose(self, host: Host, errors: Sequence[tuple[Host, Exception]]) -> None:
         former, self.current = self.current, host
@@ -344,7 +254,8 @@ class Cluster:
     def _end_behind(self, _: Mark | None, fence: Mark) -> None:
         """End the connections that are behind the fence, also those in use."""
         for connection, opened in list(self._open.items()):
-            if behind(opened.mark, fence) is not None:
+            # A closed one is still here until the next turn of the loop, as the one that has begun an epoch is.
+            if not connection.is_closed() and behind(opened.mark, fence) is not None:
                 log.warning("database_connection_ended", host=str(opened.host), timeline=opened.mark.timeline)
                 connection.terminate()
 
@@ -356,14 +267,6 @@ class Cluster:
         mark = self.fence.mark
         refused = sum(number for (_, reason), number in self.refused.items() if reason != "standby")
         return DatabaseHost(str(self.current or self.hosts[0]), mark.timeline if mark else 0, refused)
-
-
-_WORDS: dict[Reason, str] = {
-    "standby": "is a standby",
-    "older": "is on an older timeline than the database that was in use: a former primary",
-    "foreign": "is another database than the one that was in use (if that is right: scripts.restore --settle)",
-    "diverged": "is a second primary beside the one in use, and their data have diverged",
-}
 
 
 def name_of(dsn: str) -> str:

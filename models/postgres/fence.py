@@ -33,6 +33,12 @@ log = structlog.get_logger(__name__)
 
 Reason = Literal["standby", "older", "foreign", "diverged"]
 REASONS: tuple[Reason, ...] = ("standby", "older", "foreign", "diverged")
+REFUSED: dict[Reason, str] = {
+    "standby": "is a standby",
+    "older": "is on an older timeline than the database that was in use: a former primary",
+    "foreign": "is another database than the one that was in use (if that is right: scripts.restore --settle)",
+    "diverged": "is a second primary beside the one in use, with other data since they parted",
+}
 REDIS_SECONDS = 0.3  # a connection to PostgreSQL may wait for it
 # Seconds for which a server may use the fence that it has read from Redis. A former primary may still answer: so a
 # server that finds the new one waits this long before it answers from it, and no client sees the new state, then the

@@ -7,6 +7,8 @@ bodies have separate threads, so that a request with a short response never wait
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import http.client
 import random
 import ssl
@@ -28,6 +30,7 @@ THREADS = 8  # for short requests, and as many for large bodies
 BLOCK = 256 * 1024
 LARGEST = 32 << 20  # bytes of an answer that are read
 AGAIN = (408, 429, 500, 502, 503, 504)
+FAILED = (OSError, http.client.HTTPException)  # no response came, or it is not HTTP
 _RANDOM = random.SystemRandom()  # peers see these delays: Python's own generator would give its state away
 
 
@@ -83,12 +86,11 @@ class Requests:
             pause, last = FIRST_PAUSE, time.monotonic() + LAST_TRY
             for left in reversed(range(tries)):
                 try:
-                    url = self._signer.sign(method, key, SIGNED_SECONDS, query=query)
-                    answer = self._once(method, url, headers or {}, body, patience)
+                    answer = self._send(method, key, query, body, headers or {}, patience)
                     if answer.status not in AGAIN:
                         return answer
                     cause = str(answer.status)
-                except (OSError, http.client.HTTPException) as error:
+                except FAILED as error:
                     cause = type(error).__name__
                 if left and time.monotonic() < last:
                     time.sleep(pause * _RANDOM.uniform(0.5, 1.5))
@@ -100,10 +102,31 @@ class Requests:
         threads = self._bulk if bulk else self._threads
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(threads, send))
 
-    def _once(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | Part, patience: float
+    async def try_once(
+        self,
+        method: str,
+        key: str,
+        query: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        *,
+        headers: Mapping[str, str] | None = None,
+        patience: float = TIMEOUT,
     ) -> S3Response:
-        parts = urlsplit(url)
+        """Send a request a single time, and return whatever response comes, to find out why S3 can't be used. Raises
+        one of FAILED."""
+        send = functools.partial(self._send, method, key, query, body, headers or {}, patience)
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, send))
+
+    def _send(
+        self,
+        method: str,
+        key: str,
+        query: Mapping[str, str] | None,
+        body: bytes | Part,
+        headers: Mapping[str, str],
+        patience: float,
+    ) -> S3Response:
+        parts = urlsplit(self._signer.sign(method, key, SIGNED_SECONDS, query=query))
         connection = self._connection(parts.netloc, min(CONNECT, patience))
         try:
             connection.connect()
@@ -114,10 +137,11 @@ class Requests:
             for name, value in {**headers, "Content-Length": str(length)}.items():
                 connection.putheader(name, value)
             connection.endheaders()
-            if isinstance(body, Part):
-                _send(connection, body)
-            elif body:
-                connection.send(body)
+            with contextlib.suppress(ConnectionError):  # S3 may reject a body, and close before it is sent
+                if isinstance(body, Part):
+                    _send_part(connection, body)
+                elif body:
+                    connection.send(body)
             answer = connection.getresponse()
             return S3Response(answer.status, answer.headers, _read(answer))
         finally:
@@ -129,7 +153,7 @@ class Requests:
         return http.client.HTTPSConnection(host, timeout=patience, context=self._secure, blocksize=BLOCK)
 
 
-def _send(connection: http.client.HTTPConnection, part: Part) -> None:
+def _send_part(connection: http.client.HTTPConnection, part: Part) -> None:
     part.file.seek(part.start)
     left = part.length
     while left > 0:

@@ -56,8 +56,8 @@ class S3Storage:
             return Signer(endpoint, settings.s3_bucket, settings.s3_region, access, secret, style)
 
         self._public = signer(settings.s3_public_endpoint or settings.s3_endpoint)
-        self._requests = Requests(signer(settings.s3_endpoint))
-        self.multipart, self.objects = Multipart(self._requests), Objects(self._requests)
+        self.requests = Requests(signer(settings.s3_endpoint))
+        self.multipart, self.objects = Multipart(self.requests), Objects(self.requests)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -74,7 +74,7 @@ class S3Storage:
 
     async def close(self) -> None:
         """Wait for the requests under way, and end the threads that send them."""
-        await self._requests.close()
+        await self.requests.close()
 
     async def check(self) -> None:
         if time.monotonic() - self._checked_at > CHECK_LIFE:

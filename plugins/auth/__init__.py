@@ -58,6 +58,7 @@ def setup(app: App, settings: Settings) -> Plugin:
 
     return Plugin(
         name="auth",
+        guide="clients.md",
         routes=(
             (
                 "/auth/register",

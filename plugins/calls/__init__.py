@@ -72,6 +72,7 @@ def setup(app: App, settings: Settings) -> Plugin:
 
     return Plugin(
         name="calls",
+        guide="calls.md",
         routes=(
             ("/calls", http.Calls, {"history": history}),
             ("/calls/([0-9a-fA-F-]{36})", http.Call, {"history": history}),

@@ -8,11 +8,11 @@ from datetime import timedelta
 from uuid import UUID
 
 import structlog
-from redis.exceptions import RedisError
 
 from config.values import Rate
 from handlers.alerts import Alerts
 from handlers.limits.rates import Limits
+from handlers.redis_service import REDIS_ERRORS
 from handlers.sockets.bus import Bus
 from handlers.sockets.hub import Hub, Peer, last_of
 from models import calls
@@ -27,7 +27,6 @@ from plugins.calls.tally import Tally
 log = structlog.get_logger(__name__)
 
 CHANNEL = "calls:news"  # every instance subscribes: calls that were answered or have ended
-REDIS_ERRORS = (RedisError, OSError, TimeoutError)
 SLACK = 0.1  # seconds after the ring's end, because PostgreSQL's clock decides
 
 

@@ -15,8 +15,9 @@ from uuid import UUID
 import orjson
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError
 
+from handlers.redis_service import REDIS_ERRORS
 from handlers.sockets.hub import Hub, Peer
 from handlers.tasks import Worker
 from handlers.wire.shapes import encode
@@ -31,7 +32,6 @@ QUEUE, QUEUE_BYTES = (
     16 << 20,
 )  # changes that are not written yet, and their bytes; the oldest beyond it are dropped
 BATCH, BATCH_BYTES = 256, 1 << 20  # changes in one pipeline
-REDIS_ERRORS = (RedisError, OSError, TimeoutError)
 
 # Bytes that one ring, one user and all users together may store. A frame takes some 400 bytes besides its payload.
 RING_BYTES = 256 * 1024  # payloads of a ring; an offer of 10 KiB and 100 candidates of 600 bytes are 70 KiB

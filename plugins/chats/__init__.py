@@ -58,6 +58,7 @@ def setup(app: App, settings: Settings) -> Plugin:
     looking = {"invites": invites, "rate": settings.rate_limit_join}
     return Plugin(
         name="chats",
+        guide="messaging.md#chats",
         routes=(
             ("/chats", http.ChatsHandler, made),
             ("/chats/join", http.JoinHandler, joining),

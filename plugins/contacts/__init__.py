@@ -17,6 +17,7 @@ def setup(app: App, settings: Settings) -> Plugin:
     arguments = {"contacts": Contacts(app.db, app.alerts, app.hub)}
     return Plugin(
         name="contacts",
+        guide="messaging.md#blocks",
         routes=(
             ("/users/me/verifications", http.Verifications, arguments),
             ("/users/me/blocks", http.Blocks, arguments),

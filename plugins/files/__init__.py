@@ -49,6 +49,7 @@ def setup(app: App, settings: Settings) -> Plugin:
     announcing = {"files": files, "rate": settings.rate_limit_files, "address": settings.files_public_url}
     return Plugin(
         name="files",
+        guide="files.md",
         routes=(
             ("/files", http.FilesHandler, announcing),
             ("/files/usage", http.FileUsageHandler, {"files": files}),

@@ -53,6 +53,7 @@ def setup(app: App, settings: Settings) -> Plugin:
 
     return Plugin(
         name="messages",
+        guide="messaging.md",
         routes=(
             (f"/chats/{ID}/messages", http.ChatMessages, by_user),
             (f"/chats/{ID}/receipts", http.Receipt, {"receipts": receipts, "rate": settings.rate_limit_receipts}),

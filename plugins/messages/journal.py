@@ -23,9 +23,9 @@ from handlers.sockets.delivery import Delivery
 from handlers.tasks import Worker
 from handlers.wire.errors import ApiError, Forbidden, NotFound, Unavailable
 from handlers.wire.shapes import b64
-from models.chats import messages
+from models.chats import messages, posting
 from models.chats.access import Access, View
-from models.chats.messages import Post, Posted
+from models.chats.posting import Post, Posted
 from models.database import COMMAND_SECONDS, Database
 from models.database import Unavailable as DatabaseUnavailable
 
@@ -182,7 +182,7 @@ class Journal:
         began = time.monotonic()
         try:
             with self._traces.batch([entry.context for entry in batch]):
-                found = await messages.post(self._db, [entry.post for entry in batch])
+                found = await posting.post(self._db, [entry.post for entry in batch])
         except DatabaseUnavailable:
             for entry in batch:
                 entry.refused(Unavailable())

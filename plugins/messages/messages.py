@@ -11,12 +11,12 @@ from asyncpg import LockNotAvailableError
 
 from handlers.sockets.hub import Peer
 from handlers.wire.errors import Conflict, Fault, Forbidden, InvalidRequest, NotFound
-from models.chats import chat_list, expiry, messages
+from models.chats import chat_list, expiry, messages, posting
 from models.chats.access import Access, View
 from models.chats.changes import ChatChanges
 from models.chats.events import Change
 from models.chats.message_row import message_fields
-from models.chats.messages import Posted
+from models.chats.posting import Posted
 from models.database import Database, Row, Unavailable
 from models.sweeps import UNWATCHED, RowsFailed, Sweep, Sweeper, Watch
 from plugins.messages import shapes
@@ -29,8 +29,8 @@ A = TypeVar("A")
 NO_CHAT, NO_MESSAGE = "There is no such chat.", "There is no such message."
 
 
-def _post(user_id: UUID, chat_id: UUID, request: shapes.Post, access: int) -> messages.Post:
-    return messages.Post(
+def _post(user_id: UUID, chat_id: UUID, request: shapes.Post, access: int) -> posting.Post:
+    return posting.Post(
         new_id(),
         chat_id,
         user_id,
@@ -46,7 +46,7 @@ def _post(user_id: UUID, chat_id: UUID, request: shapes.Post, access: int) -> me
     )
 
 
-def check_repetition(post: messages.Post, posted: Posted) -> tuple[Posted, bool]:
+def check_repetition(post: posting.Post, posted: Posted) -> tuple[Posted, bool]:
     """The place of a message, and True if it was posted before. Raises Conflict if that was another message."""
     if posted.payload_hash is None:
         return posted, False
@@ -55,7 +55,7 @@ def check_repetition(post: messages.Post, posted: Posted) -> tuple[Posted, bool]
     return posted, True
 
 
-def _ack(post: messages.Post, posted: Posted) -> shapes.Sent:
+def _ack(post: posting.Post, posted: Posted) -> shapes.Sent:
     posted, repeated = check_repetition(post, posted)
     answer: shapes.Sent = {
         "message_id": str(posted.id),
@@ -100,7 +100,7 @@ class Messages:
         user_id: UUID,
         chat_id: UUID,
         request: shapes.Post,
-        answer: Callable[[messages.Post, Posted], A],
+        answer: Callable[[posting.Post, Posted], A],
         skip: str = "",
     ) -> A:
         """Store a message. One that was stored before gets the same response again, even if the sender has lost their
@@ -108,7 +108,7 @@ class Messages:
         try:
             view, reply_to_seq = await self._check(user_id, chat_id, request)
         except (NotFound, Forbidden, InvalidRequest):
-            stored = await messages.find_stored(self._db, user_id, request.client_id)
+            stored = await posting.find_stored(self._db, user_id, request.client_id)
             if stored is None:
                 raise
             return answer(_post(user_id, chat_id, request, 0), stored)

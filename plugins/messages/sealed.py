@@ -9,7 +9,7 @@ from config.values import Rate
 from handlers.limits.rates import Limits
 from handlers.wire.errors import NotFound, Unauthorized
 from handlers.wire.shapes import unb64
-from models.chats import messages, sealed
+from models.chats import posting, sealed
 from models.chats.access import Access
 from models.database import Database
 from plugins.messages.ids import new_id, payload_hash
@@ -40,7 +40,7 @@ class Inboxes:
         view = await self._access.view(row["sealed_chat_id"])
         if view is None or not view.live:
             raise NotFound("This inbox is closed.")
-        post = messages.Post(
+        post = posting.Post(
             new_id(),
             row["sealed_chat_id"],
             None,

@@ -21,6 +21,7 @@ def setup(app: App, settings: Settings) -> Plugin:
     by_user = {"pins": Pins(app.db, app.changes), "rate": settings.rate_limit_pins}
     return Plugin(
         name="pins",
+        guide="messaging.md#pinned-messages",
         routes=((f"/chats/{ID}/pins", http.PinsHandler, by_user), (f"/messages/{ID}/pin", http.PinHandler, by_user)),
         sends=(PinEvent,),
     )

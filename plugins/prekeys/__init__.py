@@ -35,6 +35,7 @@ def setup(app: App, settings: Settings) -> Plugin:
     )
     return Plugin(
         name="prekeys",
+        guide="messaging.md#encryption",
         routes=(
             ("/users/me/prekeys", http.Supply, {"prekeys": prekeys, "rate": settings.rate_limit_prekey_upload}),
             (f"/users/{USER}/prekeys", http.Bundle, {"prekeys": prekeys}),

@@ -44,6 +44,7 @@ def setup(app: App, settings: Settings) -> Plugin:
 
     return Plugin(
         name="presence",
+        guide="messaging.md#presence",
         events={
             "presence_subscribe": Event(
                 Subscribe, subscriptions.subscribe, cost=READS, limits={"rate_limit_presence": "user"}

@@ -14,6 +14,7 @@ from config.findings import Examination
 from config.settings import Core, Section
 from config.values import Rate, RateLimit, WebAddress, needs
 from handlers.http.base import ID
+from handlers.redis_service import REDIS_ERRORS
 from plugins import App, Every, Plugin
 from plugins.push import examination, http
 from plugins.push.breaker import Breaker
@@ -27,13 +28,14 @@ from plugins.push.providers.webpush import WebPush, public_key
 from plugins.push.queue.judge import Judge
 from plugins.push.queue.lane import Lane, running
 from plugins.push.queue.missed import MissedActivity
-from plugins.push.queue.queue import JUDGE, JUDGE_NOW, REDIS_ERRORS, Queue, stream
+from plugins.push.queue.queue import JUDGE, JUDGE_NOW, Queue, stream
 from plugins.push.queue.tally import Tally
 from plugins.push.sender import Sender
 from plugins.push.tokens import Tokens
 
 log = structlog.get_logger(__name__)
 
+GUIDE = "push.md"
 JUDGE_BATCH = 200  # jobs judged in one step
 MAX_PUSHES = 64  # pushes in progress to one provider; at 50 ms each that is 1,280 a second
 MAX_CALL_PUSHES = 32  # the same for calls, which have separate lanes so that they never queue behind messages
@@ -121,7 +123,7 @@ def setup(app: App, settings: Settings) -> Plugin:
         lambda: sum(lane.poisoned for lane in lanes),
     )
     if not providers:
-        return Plugin("push", routes=routes, lifespan=_idle)
+        return Plugin("push", guide=GUIDE, routes=routes, lifespan=_idle)
 
     missed = MissedActivity(app.db, app.hub, queue)
     judge = Judge(app.db, app.hub, queue, providers.keys(), tally)
@@ -151,6 +153,7 @@ def setup(app: App, settings: Settings) -> Plugin:
 
     return Plugin(
         "push",
+        guide=GUIDE,
         routes=routes,
         periodic=(Every(15, measure, "push_queue"),),
         lifespan=lifespan,

@@ -22,7 +22,7 @@ from plugins.push.breaker import Breaker
 from plugins.push.payload import Push, data, opaque
 from plugins.push.providers.apns import silent
 from plugins.push.providers.client import Failed, PrivateAddress
-from plugins.push.providers.outcomes import Provider, Verdict
+from plugins.push.providers.outcomes import Provider, Verdict, explain
 from plugins.push.queue.jobs import HANGUP_LIFE, Job, Poison
 from plugins.push.queue.lane import Lane
 from plugins.push.queue.queue import Entry, Outcome, Queue
@@ -193,6 +193,7 @@ class Sender:
             "outcome": verdict.outcome,
             "status": verdict.status,
             "reason": verdict.reason,
+            "explanation": explain(verdict, self._providers[device["provider"]].explained),
             "milliseconds": self._queue.now() - job.raised,
         }
         pipeline = self._redis.pipeline(transaction=True)

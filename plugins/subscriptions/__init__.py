@@ -46,6 +46,7 @@ def setup(app: App, settings: Settings) -> Plugin:
     shared = {"subscriptions": subscriptions}
     return Plugin(
         name="subscriptions",
+        guide="subscriptions.md",
         routes=(
             ("/subscriptions/tiers", http.Offers, shared),
             ("/subscriptions/purchase", http.Purchases, {**shared, "rate": settings.rate_limit_purchase}),

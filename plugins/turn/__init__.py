@@ -99,6 +99,7 @@ def setup(app: App, settings: Settings) -> Plugin:
     turn = Turn(settings, app.keyrings.ring("turn", [settings.turn_secret.get_secret_value()]))
     return Plugin(
         name="turn",
+        guide="calls.md#turn",
         routes=(("/calls/turn-credentials", Credentials, {"turn": turn, "rate": settings.rate_limit_turn}),),
     )
 

@@ -30,6 +30,7 @@ def setup(app: App, settings: Settings) -> Plugin:
     )
     return Plugin(
         name="users",
+        guide="clients.md",
         routes=(
             ("/users/search", http.Search, {"users": users, "rate": settings.rate_limit_search}),
             ("/users/me", http.Me, {"users": users, "rate": settings.rate_limit_delete}),

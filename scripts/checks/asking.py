@@ -84,12 +84,12 @@ def _ask(
             connection.send(body)
         own = str(connection.sock.getsockname()[0])
         answer = connection.getresponse()
-        ahead = _ahead(answer.headers.get("Date"), moment, time.time())
+        ahead = seconds_ahead(answer.headers.get("Date"), moment, time.time())
         read = b"" if answer.status == 101 else answer.read(MAX_BODY)
         return HttpResponse(answer.status, answer.headers, read, time.monotonic() - begun, ahead, own)
 
 
-def _ahead(date: str | None, before: float, after: float) -> float | None:
+def seconds_ahead(date: str | None, before: float, after: float) -> float | None:
     """Return the seconds by which a Date header, which has whole seconds, is ahead of the time it was made."""
     try:
         moment = email.utils.parsedate_to_datetime(date or "")

@@ -8,6 +8,7 @@ import re
 import secrets
 import ssl
 import stat
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -16,14 +17,13 @@ from config.settings import Core
 from config.storage import StorageSettings
 from models.storage import Busy, Link, PendingUpload, StorageAway, StorageFull, new_key
 from models.storage.local import LocalStorage
+from models.storage.requests import FAILED, S3Response
 from models.storage.s3 import S3Storage
-from models.storage.sigv4 import Signer
-from scripts.checks.asking import Failed, HttpResponse, ask
+from scripts.checks.asking import HTTP_TIMEOUT, Failed, HttpResponse, ask, seconds_ahead
 from scripts.checks.disk import room
 
 SIZE = 100_000  # bytes of the test file
 RANGE = (1_000, 2_999)  # of its bytes, the first and the last
-SIGNED_SECONDS = 60
 
 DISK = ("folder", "owner", "round trip", "room")
 BUCKET = (
@@ -121,18 +121,8 @@ class _Bucket:
     """Checks of a bucket with a test file, as the server and as a client."""
 
     def __init__(self, settings: StorageSettings, spool: Path, origins: tuple[str, ...]) -> None:
-        assert settings.s3_endpoint and settings.s3_access_key and settings.s3_secret_key
         self._settings, self._origins = settings, origins
         self._storage = S3Storage(settings, spool)
-        secret = settings.s3_secret_key.get_secret_value()
-        self._signer = Signer(
-            settings.s3_endpoint,
-            settings.s3_bucket,
-            settings.s3_region,
-            settings.s3_access_key,
-            secret,
-            settings.s3_path_style,
-        )
 
     async def look(self) -> AsyncIterator[Finding]:
         key, content = new_key(), secrets.token_bytes(SIZE)
@@ -149,17 +139,16 @@ class _Bucket:
 
     async def _ask(
         self, method: str, key: str, body: bytes = b"", query: Mapping[str, str] | None = None, **headers: str
-    ) -> HttpResponse:
-        """Send a request, signed as the server does, to S3_ENDPOINT. Raises one of Failed."""
-        return await ask(
-            self._signer.sign(method, key, SIGNED_SECONDS, query=query), method, headers=headers, body=body
-        )
+    ) -> S3Response:
+        """Send a request to S3_ENDPOINT as the server does, but once. Raises one of FAILED."""
+        return await self._storage.requests.try_once(method, key, query, body, headers=headers, patience=HTTP_TIMEOUT)
 
     async def _reachable(self) -> AsyncIterator[Finding]:
         try:
+            moment = time.time()
             # GET, because the response to a HEAD has no reason.
             answer = await self._ask("GET", "", query={"list-type": "2", "max-keys": "1"})
-        except Failed as error:
+        except FAILED as error:
             says = f"S3_ENDPOINT can't be reached ({type(error).__name__})."
             yield wrong("reachable", says, "Check that it runs, and check firewalls.")
             raise StopExamination("S3 can't be reached") from None
@@ -167,7 +156,8 @@ class _Bucket:
         if answer.status == 404 and self._settings.s3_create_bucket:
             yield good("reachable", f"The bucket {bucket} does not exist yet; the server makes it when it starts.")
             raise StopExamination("the bucket does not exist")
-        skew = [] if answer.ahead is None else [clock("clock", answer.ahead, "S3")]
+        ahead = seconds_ahead(answer.headers.get("Date"), moment, time.time())
+        skew = [] if ahead is None else [clock("clock", ahead, "S3")]
         if answer.status != 200:
             yield wrong("reachable", *_refused(answer, bucket))
             for finding in skew:  # it may be why
@@ -188,7 +178,7 @@ class _Bucket:
                 piece = await self._ask("GET", key, Range=f"bytes={first}-{last}")
             finally:
                 gone = await self._ask("DELETE", key)
-        except Failed as error:
+        except FAILED as error:
             return wrong("round trip", f"S3 closed the connection ({type(error).__name__}).", "See the log of S3.")
         if got.body != content or piece.status != 206 or piece.body != content[first : last + 1]:
             return wrong("round trip", "The object read differs from the one written.", "Check for a proxy before S3.")
@@ -199,7 +189,7 @@ class _Bucket:
     async def _listed(self) -> Finding:
         try:
             answer = await self._ask("GET", "", query={"list-type": "2", "prefix": f"tails/{new_key()}/"})
-        except Failed as error:
+        except FAILED as error:
             return wrong("list", f"S3 closed the connection ({type(error).__name__}).", "See the log of S3.")
         if answer.status != 200:
             return wrong(
@@ -288,7 +278,7 @@ def _kind(error: BaseException) -> str:
     return "untrusted certificate" if isinstance(error, ssl.SSLCertVerificationError) else type(error).__name__
 
 
-def _refused(answer: HttpResponse, bucket: str) -> tuple[str, str]:
+def _refused(answer: HttpResponse | S3Response, bucket: str) -> tuple[str, str]:
     """Explain an error of S3 by its documented code; the rest of the response may quote what was signed."""
     found = re.search(rb"<Code>([A-Za-z]{1,64})</Code>", answer.body)
     code = found[1].decode() if found else ""

@@ -173,7 +173,7 @@ async def test_an_error_of_sql_on_a_socket_is_logged_with_the_id_of_its_handshak
     lines = {str(line["event"]): line for line in json_lines(log.getvalue())}
     failed, refused = lines["frame_failed"], lines["message_not_stored"]
     assert (failed["sqlstate"], failed["statement"]) == ("42P01", "models.calls.ring")
-    assert (refused["sqlstate"], refused["statement"]) == ("23514", "models.chats.messages.post")
+    assert (refused["sqlstate"], refused["statement"]) == ("23514", "models.chats.posting.post")
     assert failed["request_id"]
     assert refused["request_id"]
     assert failed["request_id"] != refused["request_id"]

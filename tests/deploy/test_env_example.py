@@ -60,7 +60,7 @@ def test_every_setting_is_explained() -> None:
 
 
 def test_operators_fill_in_the_first_settings_and_keep_the_other_defaults() -> None:
-    assert re.findall(r"(?m)^([A-Z0-9_]+)=", EXAMPLE.read_text()) == CHAPTERS[0].settings
+    assert re.findall(r"(?m)^([A-Z0-9_]+)=", EXAMPLE.read_text()) == CHAPTERS[0].patterns
     assert [chapter.first for chapter in CHAPTERS] == [True, *[False] * (len(CHAPTERS) - 1)]
 
 

@@ -94,6 +94,31 @@ class Recorder:
             found.append(person)
         return found[0], found[1]
 
+    async def group(self, owner: Account) -> str:
+        """The id of a group of the owner and Bob."""
+        # Alone at first: people who came at the same moment are listed by their ids, which are others in each run.
+        fields = {"type": "group", "title": "Walking on Sunday"}
+        answer = await self.ask("POST", "/chats", fields, {"id": "walking on Sunday"}, by=owner)
+        chat: str = answer.json["id"]
+        await self.ask("POST", f"/chats/{chat}/participants", {"public_id": "bob"}, by=owner)
+        return chat
+
+    def message(self) -> Json:
+        """The fields of a message that disappears after a week."""
+        return {
+            "client_id": self.made("first message"),
+            "encrypted_payload": b64(b"what only the two of them can read"),
+            "message_type": "signal",
+            "expires_in": 604800,
+        }
+
+    async def post(self, chat: str, message: Json, by: Account) -> Json:
+        """Post the first message of a chat. Returns the answer."""
+        names = {"id": "the first message's own id"}
+        answer = await self.ask("POST", f"/chats/{chat}/messages", message, names, by=by)
+        posted: Json = answer.json
+        return posted
+
     def made(self, name: str) -> str:
         """An id that an app would have made by chance."""
         own = str(uuid5(NAMESPACE, name))

@@ -14,7 +14,8 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from handlers.http.health import LOG_INTERVAL, CachedCheck, Examiner, Unfit
+from config.reasons import Unfit
+from handlers.http.health import LOG_INTERVAL, CachedCheck, Examiner
 from handlers.http.health import services as checks_of
 from models.postgres.fitness import SPACE_CHECK
 from server import Server

@@ -11,6 +11,7 @@ import pytest
 
 from handlers.wire import errors
 from models.database import Database, Unavailable
+from models.postgres.epochs import Epoch
 from models.postgres.outages import outages
 from server import OUTAGES
 from tests.running import Services, json_lines, place
@@ -112,3 +113,15 @@ async def test_after_commit_callbacks_see_the_committed_rows(services: Services)
             assert len(done) == 2
             with pytest.raises(AssertionError):
                 database.after_commit(partial(look, "in no transaction"))
+
+
+@pytest.mark.gen_test
+async def test_the_first_epoch_of_a_database_ends_no_connection(services: Services, log: io.StringIO) -> None:
+    """The connection that has begun it is closed by then, and its end is no news for operators."""
+    async with place(services) as where:
+        database = Database(where.dsn)
+        Epoch(database)
+        async with database.open():
+            assert await database.value("SELECT 1") == 1
+    events = {line["event"] for line in json_lines(log.getvalue())}
+    assert ("sync_epoch_begun" in events, "database_connection_ended" in events) == (True, False)

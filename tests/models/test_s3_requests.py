@@ -95,6 +95,21 @@ async def test_a_passing_trouble_is_asked_again_and_a_refusal_is_not(
 
 
 @pytest.mark.gen_test
+async def test_a_request_that_looks_for_the_cause_is_sent_once(fake: Fake) -> None:
+    asked = requests(fake.server_port)
+    fake.answers = [Answered(503, b"<Code>SlowDown</Code>")]
+    answer = await asked.try_once("PUT", "name", body=b"bytes", headers={"Range": "bytes=0-1"})
+    assert (answer.status, answer.body, len(fake.seen)) == (503, b"<Code>SlowDown</Code>", 1)
+    await asked.close()
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and nothing listens there
+        asked = requests(silent.getsockname()[1])
+        with pytest.raises(ConnectionRefusedError):
+            await asked.try_once("GET", "", {"list-type": "2"})
+    await asked.close()
+
+
+@pytest.mark.gen_test
 async def test_a_range_that_is_not_what_was_asked_for_is_no_data(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "FIRST_PAUSE", 0.001)
     asked = requests(fake.server_port)

@@ -99,7 +99,7 @@ async def test_a_message_is_traced_from_frame_to_commit(services: Services) -> N
             assert commit.links == {frame.id}
             assert commit.attributes == {"mimu.batch.messages": 1}
             [statement] = collector.children(commit)
-            assert statement.attributes["code.function.name"] == "models.chats.messages.post"
+            assert statement.attributes["code.function.name"] == "models.chats.posting.post"
             # Over HTTP likewise.
             await say(alice, group)
             request = await collector.expect("POST /chats/{id}/messages")

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from models.chats import messages
+from models.chats import posting
 from plugins.messages import journal
 from tests.client import b64
 from tests.plugins.chatting import Town, town
@@ -26,10 +26,10 @@ class Commits:
         self.senders: list[list[UUID | None]] = []
         self.gate = asyncio.Event()
         self.gate.set()
-        self._post = messages.post
-        monkeypatch.setattr(messages, "post", self.post)
+        self._post = posting.post
+        monkeypatch.setattr(posting, "post", self.post)
 
-    async def post(self, db: Any, posts: Sequence[messages.Post]) -> Any:
+    async def post(self, db: Any, posts: Sequence[posting.Post]) -> Any:
         self.senders.append([post.sender_id for post in posts])
         await self.gate.wait()
         return await self._post(db, posts)

@@ -11,6 +11,7 @@ import pytest
 
 import server
 from config.settings import SettingsError
+from plugins.push.providers import apns, fcm, outcomes, webpush
 from tests.plugins.chatting import town
 from tests.plugins.pushing import pushing, registered, subscribed
 from tests.providers.http2 import Reply
@@ -53,6 +54,7 @@ async def test_a_push_is_sent_and_the_answer_explained(services: Services, tmp_p
         socket = await made.socket(alice)  # a test is sent to who is there, too
         sent = await script(made.shared, "push_test", alice.public_id.upper(), "--json")
         assert (sent.code, sent.json["provider"], sent.json["outcome"], sent.json["status"]) == (0, "fcm", "sent", 200)
+        assert sent.json["explanation"].startswith("Taken.")
         assert (await world.google.expect("test")).data == {"type": "test"}
 
         world.google.answers.append(Google.error(404, "UNREGISTERED", "NOT_FOUND"))
@@ -111,3 +113,14 @@ def test_a_key_needs_what_belongs_to_it(tmp_path: Path) -> None:
         "APNS_TOPIC",
         "VAPID_SUBJECT",
     }
+
+
+def test_reasons_are_explained_by_their_provider() -> None:
+    own = {"TokenEndpointRefused", "TokenEndpointUnreachable"}
+    assert apns.EXPLAINED.keys() <= apns.WORDS
+    assert fcm.EXPLAINED.keys() - own <= fcm.WORDS
+    bad_token = outcomes.Verdict("refused", 400, "BadDeviceToken")
+    assert "sandbox" in outcomes.explain(bad_token, apns.EXPLAINED)
+    assert outcomes.explain(bad_token, fcm.EXPLAINED) == outcomes.BY_STATUS[400]
+    assert "firewall" in outcomes.explain(outcomes.Verdict("later", 0, "ConnectError"), fcm.EXPLAINED)
+    assert "documentation" in outcomes.explain(outcomes.Verdict("refused", 418), webpush.EXPLAINED)

@@ -24,7 +24,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from config import embedded, reasons, urls
-from handlers.http.health import Unfit
+from config.reasons import Unfit
 from models import database
 from models.database import Database, Unavailable
 from models.postgres import migrations, pool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -32,6 +33,18 @@ WORDS = frozenset(
         *("ServiceUnavailable", "Shutdown"),
     )
 )
+# What the operator should know of some of them.
+EXPLAINED: Mapping[str, str] = {
+    "BadDeviceToken": "The token is not of this environment: a development build registers with environment sandbox.",
+    "DeviceTokenNotForTopic": "The token belongs to another app than APNS_TOPIC names.",
+    "TopicDisallowed": "The key may not be used for the app that APNS_TOPIC names.",
+    "BadTopic": "APNS_TOPIC is not a bundle id.",
+    "InvalidProviderToken": "Apple rejects the key: see APNS_KEY_FILE, APNS_KEY_ID and APNS_TEAM_ID.",
+    "ExpiredProviderToken": "Apple says that our token is too old: is this machine's clock right?",
+    "Unregistered": "The app was removed from the device, or the token was renewed.",
+    "TooManyProviderTokenUpdates": "Too many servers use the key at once, each with other tokens.",
+    "TooManyRequests": "Too many pushes to this one device.",
+}
 
 
 class Identity(NamedTuple):
@@ -46,6 +59,7 @@ class Identity(NamedTuple):
 
 class Apns:
     named_by_users = False
+    explained = EXPLAINED
 
     def __init__(self, client: ProviderClient, identity: Identity) -> None:
         self._client, self._identity = client, identity

@@ -32,6 +32,16 @@ WORDS = frozenset(
         "RESOURCE_EXHAUSTED",
     )
 )
+# What the operator should know of some of them, and of our own.
+EXPLAINED: Mapping[str, str] = {
+    "UNREGISTERED": "The app was removed from the device, or the token was renewed.",
+    "SENDER_ID_MISMATCH": "The token belongs to another Firebase project than the service account.",
+    "INVALID_ARGUMENT": "The token is not an FCM token.",
+    "PERMISSION_DENIED": "The service account may not send messages in this project.",
+    "THIRD_PARTY_AUTH_ERROR": "Firebase has no valid key of Apple's for this app.",
+    "TokenEndpointRefused": "Google issues no access token: is the service account's key deleted, or the clock wrong?",
+    "TokenEndpointUnreachable": "Google's token endpoint can't be reached from the server.",
+}
 
 
 class _NoToken(Exception):
@@ -44,6 +54,7 @@ class _NoToken(Exception):
 
 class Fcm:
     named_by_users = False
+    explained = EXPLAINED
 
     def __init__(self, client: ProviderClient, account: Account, base_url: str) -> None:
         self._client, self._account, self._base = client, account, base_url

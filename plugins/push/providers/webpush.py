@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import http_ece
@@ -20,10 +21,14 @@ from plugins.push.providers.vapid import public_point
 SIZE = 128  # bytes of every payload before encryption; the largest has some 75
 LIFE = 12 * 3600  # seconds that a signature is valid; RFC 8292 allows a day
 MAX_ORIGINS = 1_000  # push services whose signature is remembered
+EXPLAINED: Mapping[str, str] = {
+    "Subscription": "Nothing can be encrypted with the subscription's keys, or signed for its URL.",
+}
 
 
 class WebPush:
     named_by_users = True
+    explained = EXPLAINED
 
     def __init__(self, client: ProviderClient, key: ec.EllipticCurvePrivateKey, subject: str) -> None:
         self._client, self._vapid, self._subject = client, Vapid02(key), subject

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import structlog
 
 from config.reasons import redis_code
+from handlers.redis_service import REDIS_ERRORS
 from handlers.tasks import ended
-from plugins.push.queue.queue import REDIS_ERRORS, Entry, Queue
+from plugins.push.queue.queue import Entry, Queue
 
 log = structlog.get_logger(__name__)
 

@@ -13,12 +13,13 @@ from uuid import UUID
 import structlog
 
 from handlers.alerts import Listener
+from handlers.redis_service import REDIS_ERRORS
 from handlers.sockets.hub import Hub, Peer
 from handlers.tasks import Worker, ended
 from models import calls, push
 from models.database import Database, Unavailable
 from plugins.push.queue.jobs import LIFE, Job
-from plugins.push.queue.queue import REDIS_ERRORS, Occurrence, Queue
+from plugins.push.queue.queue import Occurrence, Queue
 
 log = structlog.get_logger(__name__)
 
@@ -175,8 +176,6 @@ class MissedActivity(Listener):
             log.warning("push_not_queued", cause=type(error).__name__)
             self._writer.wake()
             await asyncio.sleep(RETRY)
-        except Exception:
-            log.exception("push_gathering_failed")
 
     async def _flush_seen(self) -> None:
         seen, opened, self._seen, self._opened = self._seen, self._opened, {}, {}

@@ -18,10 +18,11 @@ from uuid import UUID
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from config import channels
 from config.reasons import redis_code
+from handlers.redis_service import REDIS_ERRORS
 from handlers.tasks import Worker, ended
 from plugins.push.queue import scripts
 from plugins.push.queue.jobs import Job
@@ -41,8 +42,6 @@ DUE_BATCH = 500  # jobs that become due in one step
 SETTLE_BATCH = 64  # entries that are outcome in one step
 BLOCK = 1_000  # ms that a read waits for an entry; less than the client's timeout
 REDIS_TIMEOUT = 1.0  # seconds after which Redis counts as away
-
-REDIS_ERRORS = (RedisError, OSError, TimeoutError)
 
 
 class Entry(NamedTuple):

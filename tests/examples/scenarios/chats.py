@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from tests.client import b64
 from tests.examples.recorder import Recorder
 
 
 async def play(recorder: Recorder) -> None:
     tell = recorder.ask
     alice, bob = await recorder.people()
-    # Alone at first: people who came at the same moment are listed by their ids, which are others in each run.
-    group = {"type": "group", "title": "Walking on Sunday"}
-    chat = (await tell("POST", "/chats", group, {"id": "walking on Sunday"}, by=alice)).json["id"]
-    await tell("POST", f"/chats/{chat}/participants", {"public_id": "bob"}, by=alice)
-    message = {
-        "client_id": recorder.made("first message"),
-        "encrypted_payload": b64(b"what only the two of them can read"),
-        "message_type": "signal",
-        "expires_in": 604800,
-    }
-    await tell("POST", f"/chats/{chat}/messages", message, {"id": "the first message's own id"}, by=alice)
+    chat = await recorder.group(alice)
+    await recorder.post(chat, recorder.message(), by=alice)
     await tell("GET", "/chats", by=bob)
     await tell("GET", f"/chats/{chat}", by=bob)
     await tell("PUT", f"/chats/{chat}", {"title": "Walking on Saturday"}, by=alice)

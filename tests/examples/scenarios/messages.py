@@ -11,17 +11,9 @@ async def play(recorder: Recorder) -> None:
     alice, bob = await recorder.people()
     await bob.put("/users/me", {"sealed_access_key": b64(b"k" * 16)})
     cursor = (await tell("GET", "/sync", by=alice)).json["cursor"]
-    group = {"type": "group", "title": "Walking on Sunday"}
-    chat = (await tell("POST", "/chats", group, {"id": "walking on Sunday"}, by=alice)).json["id"]
-    await tell("POST", f"/chats/{chat}/participants", {"public_id": "bob"}, by=alice)
-    message = {
-        "client_id": recorder.made("first message"),
-        "encrypted_payload": b64(b"what only the two of them can read"),
-        "message_type": "signal",
-        "expires_in": 604800,
-    }
-    own_id = {"id": "the first message's own id"}
-    posted = (await tell("POST", f"/chats/{chat}/messages", message, own_id, by=alice)).json
+    chat = await recorder.group(alice)
+    message = recorder.message()
+    posted = await recorder.post(chat, message, by=alice)
     await tell("POST", f"/chats/{chat}/messages", {**message, "encrypted_payload": b64(b"another")}, by=alice)
     await tell("PUT", f"/messages/{posted['id']}/reactions/%F0%9F%91%8D", by=bob)
     await tell("GET", f"/chats/{chat}/messages", by=bob)
