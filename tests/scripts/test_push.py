@@ -54,7 +54,7 @@ async def test_a_push_is_sent_and_the_answer_explained(services: Services, tmp_p
         socket = await made.socket(alice)  # a test is sent to who is there, too
         sent = await script(made.shared, "push_test", alice.public_id.upper(), "--json")
         assert (sent.code, sent.json["provider"], sent.json["outcome"], sent.json["status"]) == (0, "fcm", "sent", 200)
-        assert sent.json["explanation"].startswith("Taken.")
+        assert sent.json["explanation"].startswith("Accepted.")
         assert (await world.google.expect("test")).data == {"type": "test"}
 
         world.google.answers.append(Google.error(404, "UNREGISTERED", "NOT_FOUND"))
