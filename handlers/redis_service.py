@@ -43,13 +43,13 @@ async def redis_client(url: str) -> AsyncIterator[Redis]:
 async def takes_writes(redis: Redis, instance_id: UUID) -> None:
     """Write a key that expires, and check the kind and role of the Redis server. Raises Unfit, RedisError."""
     if not await redis.set(f"health:{instance_id}", b"1", ex=KEY_SECONDS):
-        raise Unfit("Redis did not keep what it was given")
+        raise Unfit("Redis did not keep a key")
     try:
         greeting = await redis.execute_command("HELLO")  # type: ignore[no-untyped-call]
     except (NoPermissionError, ResponseError):
         return  # HELLO is not permitted; the write succeeded
-    said = greeting if isinstance(greeting, dict) else dict(zip(greeting[::2], greeting[1::2], strict=False))
-    if said.get(b"mode") == b"cluster":
+    fields = greeting if isinstance(greeting, dict) else dict(zip(greeting[::2], greeting[1::2], strict=False))
+    if fields.get(b"mode") == b"cluster":
         raise Unfit(reasons.CLUSTER)
-    if said.get(b"role") in (b"slave", b"replica"):
+    if fields.get(b"role") in (b"slave", b"replica"):
         raise Unfit(reasons.LOSING_REPLICA)

@@ -37,7 +37,7 @@ REFUSED: dict[Reason, str] = {
     "standby": "is a standby",
     "older": "is on an older timeline than the database that was in use: a former primary",
     "foreign": "is another database than the one that was in use (if that is right: scripts.restore --settle)",
-    "diverged": "is a second primary beside the one in use, with other data since they parted",
+    "diverged": "is a second primary beside the one in use, and their data have diverged",
 }
 REDIS_SECONDS = 0.3  # a connection to PostgreSQL may wait for it
 # Seconds for which a server may use the fence that it has read from Redis. A former primary may still answer: so a

@@ -33,7 +33,7 @@ WORDS = frozenset(
         *("ServiceUnavailable", "Shutdown"),
     )
 )
-# What the operator should know of some of them.
+# The meaning of some of them, for operators.
 EXPLAINED: Mapping[str, str] = {
     "BadDeviceToken": "The token is not of this environment: a development build registers with environment sandbox.",
     "DeviceTokenNotForTopic": "The token belongs to another app than APNS_TOPIC names.",

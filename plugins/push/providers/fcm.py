@@ -32,7 +32,7 @@ WORDS = frozenset(
         "RESOURCE_EXHAUSTED",
     )
 )
-# What the operator should know of some of them, and of our own.
+# The meaning of some of them, and of our own, for operators.
 EXPLAINED: Mapping[str, str] = {
     "UNREGISTERED": "The app was removed from the device, or the token was renewed.",
     "SENDER_ID_MISMATCH": "The token belongs to another Firebase project than the service account.",

@@ -62,7 +62,7 @@ class Provider(Protocol):
 
 
 def explain(verdict: Verdict, explained: Mapping[str, str]) -> str:
-    """Say in a sentence what a verdict means, by the provider's reason, else by its status."""
+    """Explain a verdict in a sentence, by the provider's reason, else by its status."""
     words = explained.get(verdict.reason) or EXPLAINED.get(verdict.reason) or BY_STATUS.get(verdict.status)
     return words or "The provider's documentation does not explain this answer."
 
