@@ -455,6 +455,11 @@ async def test_the_example_of_a_feature_is_one(services: Services) -> None:
 # Form ----------------------------------------------------------------------------------------------------------------
 
 
+def test_the_architecture_page_names_every_feature() -> None:
+    [row] = re.findall(r"(?m)^\| a folder for each \|(.*)\|$", (ROOT / "docs/architecture.md").read_text())
+    assert set(re.findall(r"`(\w+)(?:\.py)?`", row)) == set(plugins.discover())
+
+
 @pytest.mark.parametrize("room", ["config", "handlers", "models"])
 def test_the_architecture_page_has_every_file_of_the_shared_folders(room: str) -> None:
     """Each table of a folder begins with its name. A file without a folder lies in that of the file before it."""

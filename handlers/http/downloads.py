@@ -13,7 +13,7 @@ from tornado.iostream import StreamClosedError
 
 from handlers.http.base import ApiHandler
 from handlers.wire.errors import ApiError
-from handlers.wire.operations import Header
+from handlers.wire.operations import Answer, Header
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +26,7 @@ REQUEST_HEADERS = (
     Header("If-Range", "The tag of the copy that you are resuming. If it is another one, you receive the whole file."),
 )
 ETAG_HEADERS = (Header("ETag", "The tag of these bytes.", required=True),)
+NOT_MODIFIED = Answer(words="Not modified: `If-None-Match` has its ETag.", headers=ETAG_HEADERS)
 FILE_HEADERS = (*ETAG_HEADERS, Header("Accept-Ranges", "`bytes`", required=True))
 PART_HEADERS = (*FILE_HEADERS, Header("Content-Range", "Which bytes, of how many in all.", required=True))
 

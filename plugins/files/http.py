@@ -9,8 +9,8 @@ from uuid import UUID
 from config.values import Rate
 from handlers.http.base import ApiHandler
 from handlers.http.downloads import (
-    ETAG_HEADERS,
     FILE_HEADERS,
+    NOT_MODIFIED,
     PART_HEADERS,
     REQUEST_HEADERS,
     DownloadHandler,
@@ -136,7 +136,7 @@ class FileContentHandler(DownloadHandler):
             ),
             206: Answer(words="The requested range.", headers=PART_HEADERS, media="application/octet-stream"),
             302: Answer(words="A redirect, with S3.", headers=(LOCATION,)),
-            304: Answer(words="Not modified: `If-None-Match` has its ETag.", headers=ETAG_HEADERS),
+            304: NOT_MODIFIED,
         },
         refuses=(NotFound, RangeNotSatisfiable),
         headers=REQUEST_HEADERS,
@@ -181,7 +181,7 @@ class FileDownloadHandler(DownloadHandler):
         {
             200: Answer(words="The whole file.", headers=FILE_HEADERS, media="application/octet-stream"),
             206: Answer(words="The requested range.", headers=PART_HEADERS, media="application/octet-stream"),
-            304: Answer(words="Not modified: `If-None-Match` has its ETag.", headers=ETAG_HEADERS),
+            304: NOT_MODIFIED,
         },
         refuses=(Forbidden, NotFound, RangeNotSatisfiable),
         headers=REQUEST_HEADERS,

@@ -20,7 +20,7 @@ from plugins.push.providers.vapid import public_point
 
 SIZE = 128  # bytes of every payload before encryption; the largest has some 75
 LIFE = 12 * 3600  # seconds that a signature is valid; RFC 8292 allows a day
-MAX_ORIGINS = 1_000  # push services whose signature is remembered
+MAX_ORIGINS = 1_000  # push services whose Authorization header is cached
 EXPLAINED: Mapping[str, str] = {
     "Subscription": "Nothing can be encrypted with the subscription's keys, or signed for its URL.",
 }
@@ -32,7 +32,7 @@ class WebPush:
 
     def __init__(self, client: ProviderClient, key: ec.EllipticCurvePrivateKey, subject: str) -> None:
         self._client, self._vapid, self._subject = client, Vapid02(key), subject
-        self._signatures: OrderedDict[str, tuple[float, str]] = OrderedDict()  # origin: creation time, header
+        self._authorizations: OrderedDict[str, tuple[float, str]] = OrderedDict()  # origin: creation time, header
 
     def place(self, device: Row) -> str:
         return str(urlsplit(device["token"]).netloc.lower())
@@ -40,7 +40,7 @@ class WebPush:
     async def send(self, device: Row, push: Push) -> Verdict:
         endpoint = device["token"]
         try:
-            signature = self._signature(endpoint)
+            authorization = self._authorization(endpoint)
             body = http_ece.encrypt(
                 padded(push.data, SIZE),
                 private_key=ec.generate_private_key(ec.SECP256R1()),
@@ -51,7 +51,7 @@ class WebPush:
         except (VapidException, http_ece.ECEException):  # py_vapid signs no origin with an IPv6 address in brackets
             return Verdict("refused", 0, "Subscription")
         headers = {
-            "authorization": signature,
+            "authorization": authorization,
             "content-encoding": "aes128gcm",
             "content-type": "application/octet-stream",
             "ttl": str(max(0, push.expires - int(time.time()))),
@@ -61,17 +61,17 @@ class WebPush:
         answer = await self._client.post(endpoint, headers, body, guarded=True)
         return _verdict(answer.status, retry_after(answer.headers))
 
-    def _signature(self, endpoint: str) -> str:
+    def _authorization(self, endpoint: str) -> str:
         """Return the Authorization header. A push service keeps the same one for half of its life."""
         parts, now = urlsplit(endpoint), time.time()
         origin = f"https://{parts.netloc.lower().removesuffix(':443')}"
-        made = self._signatures.get(origin)
+        made = self._authorizations.get(origin)
         if made is None or made[0] < now - LIFE / 2:
             claims = {"aud": origin, "exp": int(now) + LIFE, "sub": self._subject}
             made = now, str(self._vapid.sign(claims)["Authorization"])
-            self._signatures[origin] = made
-            if len(self._signatures) > MAX_ORIGINS:
-                self._signatures.popitem(last=False)
+            self._authorizations[origin] = made
+            if len(self._authorizations) > MAX_ORIGINS:
+                self._authorizations.popitem(last=False)
         return made[1]
 
 
