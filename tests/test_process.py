@@ -209,7 +209,9 @@ def test_an_env_file_that_can_not_be_read_is_not_taken_for_an_empty_one(
 @pytest.mark.gen_test(timeout=60)
 async def test_a_database_that_lacks_migrations_is_refused(services: Services, tmp_path: Path) -> None:
     async with place(services) as shared:
-        environment = {**inherited("PATH"), **shared.environment, "DATABASE_URL": services.dsn}
+        # In its own folder, because a fence that another run left in the shared one would reject this database first.
+        own = {"DATABASE_URL": services.dsn, "MIMU_DATA_DIR": str(tmp_path)}
+        environment = {**inherited("PATH"), **shared.environment, **own}
         process = await asyncio.create_subprocess_exec(
             sys.executable, str(ROOT / "server.py"), env=environment, stderr=asyncio.subprocess.PIPE, cwd=ROOT
         )
